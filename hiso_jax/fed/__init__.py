@@ -1,0 +1,44 @@
+"""The federation: rounds, populations, the scalar log, and the loop around them."""
+
+from hiso_jax.fed.aggregate import Aggregate, mean
+from hiso_jax.fed.cohort import permute, sample_cohort
+from hiso_jax.fed.config import ConfigError, SimulationConfig
+from hiso_jax.fed.evaluation import first_at_target, make_evaluate
+from hiso_jax.fed.keys import cohort_key, data_key, init_key, round_key
+from hiso_jax.fed.ledger import Ledger, Records, load, replay
+from hiso_jax.fed.population import Population, dirichlet, iid, shards
+from hiso_jax.fed.round import RoundRecord, make_round
+from hiso_jax.fed.simulation import Evaluation, Progress, Result, Simulation
+from hiso_jax.fed.task import Task
+from hiso_jax.fed.traffic import Traffic
+
+__all__ = [
+    "Aggregate",
+    "ConfigError",
+    "Evaluation",
+    "Ledger",
+    "Population",
+    "Progress",
+    "Records",
+    "Result",
+    "RoundRecord",
+    "Simulation",
+    "SimulationConfig",
+    "Task",
+    "Traffic",
+    "cohort_key",
+    "data_key",
+    "dirichlet",
+    "first_at_target",
+    "iid",
+    "init_key",
+    "load",
+    "make_evaluate",
+    "make_round",
+    "mean",
+    "permute",
+    "replay",
+    "round_key",
+    "sample_cohort",
+    "shards",
+]

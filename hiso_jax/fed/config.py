@@ -1,0 +1,90 @@
+"""The numbers of a simulation, checked where they are set."""
+
+import math
+from dataclasses import dataclass
+
+import optax
+
+from hiso_jax.zo import Method
+
+
+class ConfigError(ValueError):
+    """An option that cannot be used, by its name, and what would be valid."""
+
+    def __init__(self, option: str, message: str) -> None:
+        """``option`` is the name of the field; ``message`` completes the sentence that begins with it."""
+        self.option, self.message = option, message
+        super().__init__(f"{option} {message}")
+
+
+def at_least(option: str, value: float, minimum: float) -> None:
+    """Refuse a value below ``minimum``.
+
+    Raises:
+      ConfigError: it is.
+    """
+    if value < minimum:
+        raise ConfigError(option, f"must be at least {minimum}, got {value}")
+
+
+def positive(option: str, value: float) -> None:
+    """Refuse a value that is not a positive finite number.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(option, f"must be a positive finite number, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationConfig:
+    """The numbers of a :class:`hiso_jax.fed.Simulation`.
+
+    Attributes:
+      rounds: how many rounds to run, R.
+      cohort: clients per round, C.
+      local_steps: local steps a client takes in a round, K.
+      perturbations: perturbations per local step, P.
+      mu: the smoothing radius μ of the finite differences.
+      method: forward or central differences.
+      batch_size: examples per local step, drawn with replacement from the client's own.
+      seed: the seed of everything random in the run, 0 ≤ seed < 2³¹.
+      eval_every: rounds between evaluations.
+      local_learning_rate: η of the clients' own steps, a number or a schedule over rounds; required when K > 1.
+      rounds_per_dispatch: rounds per dispatch; None adapts it to about half a second, up to ``eval_every``. The
+        result does not depend on it.
+      client_chunk: diverged clients (K > 1) evaluated at a time, see :func:`hiso_jax.fed.make_round`.
+    """
+
+    rounds: int = 1000
+    cohort: int = 10
+    local_steps: int = 1
+    perturbations: int = 5
+    mu: float = 1e-3
+    method: Method = "forward"
+    batch_size: int = 32
+    seed: int = 0
+    eval_every: int = 50
+    local_learning_rate: optax.ScalarOrSchedule | None = None
+    rounds_per_dispatch: int | None = None
+    client_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ConfigError: naming the first option out of range.
+        """
+        for option in ("rounds", "cohort", "local_steps", "perturbations", "batch_size", "eval_every"):
+            at_least(option, getattr(self, option), 1)
+        for option in ("rounds_per_dispatch", "client_chunk"):
+            if getattr(self, option) is not None:
+                at_least(option, getattr(self, option), 1)
+        positive("mu", self.mu)
+        if self.method not in ("forward", "central"):
+            raise ConfigError("method", f"must be forward or central, got {self.method}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError("seed", f"must be at least 0 and below 2^31, got {self.seed}")
+        if isinstance(self.local_learning_rate, int | float):
+            positive("local_learning_rate", self.local_learning_rate)

@@ -1,0 +1,45 @@
+"""Metrics of a model over a whole data split, and the rounds at which a target is reached."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+EVALUATION_CHUNK = 512
+
+
+def make_evaluate(
+    metrics: Callable[[PyTree, PyTree], Mapping[str, Array]], chunk: int = EVALUATION_CHUNK
+) -> Callable[[PyTree, PyTree], dict[str, Float[Array, ""]]]:
+    """A jit-able ``(params, data) → {name: mean over the examples}``, ``chunk`` examples at a time.
+
+    The last chunk is padded and the padding dropped, so every example counts once.
+
+    Args:
+      metrics: ``(params, batch) → {name: [B]}``.
+      chunk: how many examples to evaluate at once.
+    """
+
+    def evaluate(params: PyTree, data: PyTree) -> dict[str, Float[Array, ""]]:
+        examples = jax.tree.leaves(data)[0].shape[0]
+        size = min(chunk, examples)
+        chunks = -(-examples // size)
+
+        def stack(array: Array) -> Array:
+            padding = [(0, chunks * size - examples)] + [(0, 0)] * (array.ndim - 1)
+            return jnp.pad(array, padding, mode="edge").reshape(chunks, size, *array.shape[1:])
+
+        values = lax.map(lambda batch: dict(metrics(params, batch)), jax.tree.map(stack, data))
+        return {name: value.reshape(-1)[:examples].astype(jnp.float32).mean() for name, value in values.items()}
+
+    return evaluate
+
+
+def first_at_target(values: Sequence[float], target: float) -> int | None:
+    """The index of the first evaluation whose mean with the next two is at least ``target``, or None."""
+    for i in range(len(values) - 2):
+        if sum(values[i : i + 3]) / 3 >= target:
+            return i
+    return None

@@ -1,0 +1,35 @@
+"""The keys of a run: one seed key, from which every round's directions, data and cohort are derived."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Key
+
+DATA_STREAM = 0xDA7A0001
+COHORT_STREAM = 0xC0480001
+INIT_STREAM = 0x81140001
+
+
+def round_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
+    """The key of a round's directions: fold_in(seed_key, r), 0 ≤ r < 2³¹."""
+    return jax.random.fold_in(seed_key, round_number)
+
+
+def _stream(seed_key: Key[Array, ""], stream: int) -> Key[Array, ""]:
+    # Streams lie above 2³¹ and rounds below, so that no stream is a round.
+    return jax.random.fold_in(seed_key, jnp.uint32(stream))
+
+
+def data_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
+    """The key of a round's batches, apart from every key of its directions."""
+    return jax.random.fold_in(_stream(seed_key, DATA_STREAM), round_number)
+
+
+def cohort_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
+    """The key of a round's cohort."""
+    return jax.random.fold_in(_stream(seed_key, COHORT_STREAM), round_number)
+
+
+def init_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key of the initial parameters."""
+    return _stream(seed_key, INIT_STREAM)

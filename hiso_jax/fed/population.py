@@ -1,0 +1,154 @@
+"""Who holds which data: populations of clients as offsets into one permuted index array."""
+
+import heapq
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from hiso_jax.fed.cohort import sample_cohort
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Population:
+    """A partition of a task's training examples among clients.
+
+    Attributes:
+      indices: example numbers, grouped by client, int32 [examples].
+      offsets: client i holds ``indices[offsets[i]:offsets[i + 1]]``, int32 [clients + 1].
+    """
+
+    indices: Any
+    offsets: Any
+
+    @property
+    def num_clients(self) -> int:
+        """N, the number of clients."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def sizes(self) -> Int[Array, "N"]:
+        """How many examples each client holds."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def cohort(self, key: Key[Array, ""], size: int) -> Int[Array, "C"]:
+        """The ``size`` distinct clients of the round whose cohort key is ``key``."""
+        return sample_cohort(key, self.num_clients, size)
+
+    def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
+        """Example numbers drawn uniformly with replacement from each client's own, int32 [C, *shape].
+
+        A client's draw depends on the key and the client alone, not on its place in the cohort.
+        """
+
+        def draw(client: Int[Array, ""]) -> Int[Array, "..."]:
+            start, end = self.offsets[client], self.offsets[client + 1]
+            places = jax.random.randint(jax.random.fold_in(key, client), shape, start, end)
+            return self.indices[places]
+
+        return jax.vmap(draw)(clients)
+
+
+def _check(examples: int, clients: int) -> None:
+    if clients < 1:
+        raise ValueError(f"clients must be at least 1, got {clients}")
+    if clients > examples:
+        raise ValueError(
+            f"clients must be at most the number of training examples, {examples}, "
+            f"so that none is left without data; got {clients}"
+        )
+
+
+def _from_owners(owners: Int[np.ndarray, "n"], clients: int) -> Population:
+    """The population in which example i belongs to client ``owners[i]``; nothing is lost by construction.
+
+    An empty client takes one example from the client that holds the most.
+    """
+    counts = np.bincount(owners, minlength=clients)
+    empty = np.flatnonzero(counts == 0)
+    if empty.size:
+        holdings = [list(part) for part in np.split(np.argsort(owners, kind="stable"), np.cumsum(counts)[:-1])]
+        richest = [(-count, client) for client, count in enumerate(counts) if count > 1]
+        heapq.heapify(richest)
+        for client in empty:
+            negative, donor = richest[0]
+            owners[holdings[donor].pop()] = client
+            heapq.heapreplace(richest, (negative + 1, donor))
+        counts = np.bincount(owners, minlength=clients)
+    indices = np.argsort(owners, kind="stable").astype(np.int32)
+    return Population(indices, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+
+
+def iid(examples: int, clients: int, *, seed: int = 0) -> Population:
+    """Examples dealt at random, in shares that differ by at most one.
+
+    Args:
+      examples: the number of training examples n.
+      clients: N ≤ n.
+      seed: of the shuffle.
+
+    Raises:
+      ValueError: N < 1 or N > n.
+    """
+    _check(examples, clients)
+    owners = np.empty(examples, np.int64)
+    owners[np.random.default_rng(seed).permutation(examples)] = np.arange(examples) % clients
+    return _from_owners(owners, clients)
+
+
+def dirichlet(labels: Int[np.ndarray, "n"], clients: int, *, alpha: float, seed: int = 0) -> Population:
+    """Each label's examples split among clients in proportions drawn from Dirichlet(α) (Hsu et al., arXiv 1909.06335).
+
+    Args:
+      labels: the label of every training example.
+      clients: N ≤ n.
+      alpha: concentration α > 0; small means clients that hold few labels, large approaches i.i.d.
+      seed: of the proportions and the shuffle.
+
+    Raises:
+      ValueError: N < 1, N > n, or α not positive and finite.
+    """
+    _check(len(labels), clients)
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be a positive finite number, got {alpha}")
+    rng = np.random.default_rng(seed)
+    owners = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        cuts = np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1] * len(members)
+        owners[members] = np.searchsorted(cuts, np.arange(len(members)), side="right")
+    return _from_owners(owners, clients)
+
+
+def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int = 2, seed: int = 0) -> Population:
+    """Examples sorted by label, cut into equal shards and dealt at random (McMahan et al., arXiv 1602.05629).
+
+    Args:
+      labels: the label of every training example.
+      clients: N ≤ n.
+      shards_per_client: how many shards each client is dealt, and so about how many labels it sees.
+      seed: of the deal.
+
+    Raises:
+      ValueError: N < 1, N > n, or ``shards_per_client`` < 1.
+    """
+    _check(len(labels), clients)
+    if shards_per_client < 1:
+        raise ValueError(f"shards_per_client must be at least 1, got {shards_per_client}")
+    rng = np.random.default_rng(seed)
+    count = clients * shards_per_client
+    shuffled = rng.permutation(len(labels))
+    by_label = shuffled[np.argsort(np.asarray(labels)[shuffled], kind="stable")]
+    deal = rng.permutation(count) % clients
+    owners = np.empty(len(labels), np.int64)
+    owners[by_label] = deal[np.arange(len(labels)) * count // len(labels)]
+    return _from_owners(owners, clients)
+
+
+def place(population: Population) -> Population:
+    """The same population with its arrays on the device."""
+    return jax.tree.map(jnp.asarray, population)

@@ -1,0 +1,6 @@
+"""Models as pure functions; no training code."""
+
+from hiso_jax.models.functional import Model, functional
+from hiso_jax.models.vision import cnn, mlp
+
+__all__ = ["Model", "cnn", "functional", "mlp"]

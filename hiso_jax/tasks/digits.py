@@ -1,0 +1,43 @@
+"""The UCI 8×8 handwritten digits, shipped inside the package: the embedded default."""
+
+from importlib.resources import files
+from typing import Literal
+
+import numpy as np
+
+from hiso_jax.models import cnn, mlp
+from hiso_jax.tasks.classification import Classification
+
+TEST_EXAMPLES = 360
+TARGET = 0.90
+
+
+def digits(model: Literal["mlp", "cnn"] = "mlp") -> Classification:
+    """1,437 training and 360 test images of 8×8 pixels in 10 classes (see ``data/README.md``).
+
+    Args:
+      model: ``"mlp"`` (one hidden layer of 32, 2,410 parameters) or ``"cnn"`` (3×3×8 and 3×3×16 convolutions,
+        1,898 parameters).
+
+    Raises:
+      ValueError: an unknown model.
+    """
+    if model == "mlp":
+        network = mlp(side=8, hidden=32)
+    elif model == "cnn":
+        network = cnn(side=8, kernel=3, features=(8, 16))
+    else:
+        raise ValueError(f"model must be mlp or cnn for digits, got {model}")
+    with files("hiso_jax.tasks").joinpath("data/digits.npz").open("rb") as file, np.load(file) as arrays:
+        images, labels = arrays["image"], arrays["label"]
+    inputs = (images.astype(np.float32) / 16 - 0.5)[..., None]
+    order = np.random.default_rng(0).permutation(len(labels))
+    test, train = order[:TEST_EXAMPLES], order[TEST_EXAMPLES:]
+    return Classification(
+        model_init=network.init,
+        model_apply=network.apply,
+        train={"input": inputs[train], "label": labels[train]},
+        test={"input": inputs[test], "label": labels[test]},
+        name="digits",
+        target=TARGET,
+    )

@@ -1,0 +1,120 @@
+"""MNIST (LeCun, Cortes, Burges) from local IDX files or the datasets hub."""
+
+import gzip
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from hiso_jax.models import cnn, mlp
+from hiso_jax.tasks.classification import Classification
+
+TARGET = 0.80
+HUB_NAME = "ylecun/mnist"
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+# The training set's own mean and standard deviation, in units of the largest pixel value.
+MEAN, DEVIATION = 0.1307, 0.3081
+
+
+def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
+    """The array in an IDX file of unsigned bytes, plain or gzip-compressed.
+
+    Layout: two zero bytes, a type byte (0x08), the number of axes, each axis' length as a big-endian uint32, then
+    the values.
+
+    Raises:
+      ValueError: the file is missing, not of this layout, or shorter or longer than its header says.
+    """
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except FileNotFoundError:
+        raise ValueError(f"no such IDX file: {path}") from None
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
+    axes = content[3]
+    start = 4 + 4 * axes
+    shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
+    expected = start + int(np.prod(shape, dtype=np.int64))
+    if len(content) < start or len(content) != expected:
+        raise ValueError(f"{path} is truncated or damaged: {len(content)} bytes where its header says {expected}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"data_dir must hold {name} or {name}.gz; {folder} has neither")
+
+
+def _from_files(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    splits = {}
+    for split, (image_name, label_name) in FILES.items():
+        images, labels = read_idx(_find(folder, image_name)), read_idx(_find(folder, label_name))
+        if images.shape != (len(labels), 28, 28) or labels.ndim != 1 or (labels.size and labels.max() > 9):
+            raise ValueError(
+                f"{folder} does not hold MNIST: {image_name} has shape {images.shape}, {label_name} {labels.shape}"
+            )
+        splits[split] = {"input": images[..., None], "label": labels.astype(np.int32)}
+    return splits
+
+
+def _from_hub() -> dict[str, dict[str, np.ndarray]]:
+    import datasets
+
+    try:
+        loaded: Any = datasets.load_dataset(HUB_NAME)
+    except Exception as error:
+        # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
+        raise ValueError(
+            f"MNIST could not be loaded from the hub ({type(error).__name__}); "
+            "set data_dir to a folder with its four IDX files"
+        ) from error
+    splits = {}
+    for split in FILES:
+        rows = loaded[split].with_format("numpy")
+        splits[split] = {
+            "input": np.stack([np.asarray(image, np.uint8) for image in rows["image"]])[..., None],
+            "label": np.asarray(rows["label"]).astype(np.int32),
+        }
+    return splits
+
+
+def mnist(data_dir: str | Path | None = None, model: Literal["cnn", "mlp"] = "cnn") -> Classification:
+    """MNIST, 60,000 training and 10,000 test images, kept as bytes and standardised on the device.
+
+    Args:
+      data_dir: a folder with the four IDX files, gzip-compressed or not; None loads from the ``datasets`` hub.
+      model: ``"cnn"`` (5×5×16, 5×5×32, linear; 28,938 parameters) or ``"mlp"`` (one hidden layer of 32).
+
+    Raises:
+      ValueError: an unknown model, or data that is missing, truncated or not MNIST.
+    """
+    if model == "cnn":
+        network = cnn(side=28, kernel=5, features=(16, 32))
+    elif model == "mlp":
+        network = mlp(side=28, hidden=32)
+    else:
+        raise ValueError(f"model must be cnn or mlp for mnist, got {model}")
+
+    def apply(params: PyTree, images: UInt8[Array, "B 28 28 1"]) -> Float[Array, "B 10"]:
+        return network.apply(params, (images.astype(jnp.float32) / 255 - MEAN) / DEVIATION)
+
+    splits = _from_hub() if data_dir is None else _from_files(Path(data_dir))
+    return Classification(
+        model_init=network.init,
+        model_apply=apply,
+        train=splits["train"],
+        test=splits["test"],
+        name="mnist",
+        target=TARGET,
+    )

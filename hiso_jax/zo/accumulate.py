@@ -1,0 +1,58 @@
+"""Scalars → ascent direction Δ: the one function behind every update and every replay (HiSo, Algorithm 1, line 12)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree, Shaped
+
+from hiso_jax.zo.directions import Sampler, direction, perturbation_key, working_dtype
+
+
+def pin(x: Array) -> Array:
+    """Round ``x`` to its own dtype: nothing to the value, a wall to the compiler.
+
+    A run and a replay put the same formula into different programs, where XLA may or may not contract a product
+    and a sum into one fused multiply-add, and the last bit parts. ``lax.reduce_precision`` at the dtype's own
+    precision stands between the two and survives compilation; ``lax.optimization_barrier`` is dropped on CPU.
+    """
+    info = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, info.nexp, info.nmant)
+
+
+@partial(jax.jit, static_argnames="sampler")
+def accumulate(
+    round_key: Key[Array, ""],
+    scalars: Float[Array, "P"],
+    params: PyTree[Shaped[Array, "..."]],
+    *,
+    step: int | Array = 0,
+    curvature: PyTree[Shaped[Array, "..."]] | None = None,
+    sampler: Sampler | None = None,
+) -> PyTree[Shaped[Array, "..."]]:
+    """Δ_k = (1/P) Σ_p ĝ_{k,p} z_{k,p}, rebuilt from the round key, one direction at a time.
+
+    The same arguments give the same bits in whatever program the call stands (on one backend and jaxlib).
+
+    Args:
+      round_key: the key of the round.
+      scalars: ĝ_k, the aggregated scalars of step k, [P].
+      params: the trainable parameters; only their shapes and dtypes are read.
+      step: local step k.
+      curvature: H_r, in the structure of ``params``; None means H = 1.
+      sampler: the family of raw perturbations; None means gaussian.
+
+    Returns:
+      Δ_k in the structure of ``params``, in promote_types(leaf dtype, float32).
+    """
+    num_perturbations = scalars.shape[0]
+
+    def body(total: PyTree, term: tuple[Array, Array]) -> tuple[PyTree, None]:
+        index, weight = term
+        z = direction(perturbation_key(round_key, step, index), params, curvature, sampler)
+        return jax.tree.map(lambda a, u: pin(a + pin(weight.astype(u.dtype) * u)), total, z), None
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params)
+    terms = (jnp.arange(num_perturbations), scalars / num_perturbations)
+    return lax.scan(body, zero, terms)[0]

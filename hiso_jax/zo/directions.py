@@ -1,0 +1,107 @@
+"""Keys → raw perturbations → search directions z = H^{-1/2} ⊙ u (HiSo, arXiv 2506.02370, Algorithm 1).
+
+Everything here is made leaf by leaf: a direction is never needed whole, and a leaf's numbers depend on nothing
+but its key, so that any party, device or layer can make just the part that it holds.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Key, PyTree, Shaped
+
+Sampler = Callable[[Any, Sequence[int], Any], Array]
+"""A family of raw perturbations: (leaf key, shape, dtype) → u with E[u uᵀ] = I."""
+
+
+def gaussian(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
+    """Standard normal perturbations, the family of MeZO, DeComFL and HiSo."""
+    return jax.random.normal(key, shape, dtype)
+
+
+def rademacher(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
+    """Random signs ±1 (SPSA, Spall 1992): made of integers, hence the same on every backend.
+
+    The signs are unpacked 32 to a random word, where ``jax.random.rademacher`` spends a word on each.
+    """
+    size = math.prod(shape)
+    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return (1 - 2 * bits.astype(jnp.int8)).reshape(-1)[:size].reshape(shape).astype(dtype)
+
+
+def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
+    """Uniform on the sphere of radius √d_leaf, so that E[u uᵀ] = I holds leaf by leaf."""
+    normal = jax.random.normal(key, shape, dtype)
+    return normal * (math.sqrt(math.prod(shape)) / jnp.linalg.norm(normal.reshape(-1)))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Directions:
+    """Which directions an optimizer state expects; a pytree without leaves, so it travels inside the state.
+
+    Attributes:
+      sampler: the family of raw perturbations.
+      shaped: whether the raw perturbations are shaped by a curvature (HiSo) or used as they are (DeComFL).
+    """
+
+    sampler: Sampler
+    shaped: bool
+
+
+def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
+    """The key of perturbation ``index`` of local step ``step``: two nested ``jax.random.fold_in``.
+
+    Args:
+      round_key: the key of the round, a typed scalar key.
+      step: local step k, 0 ≤ k < K.
+      index: perturbation p, 0 ≤ p < P.
+    """
+    return jax.random.fold_in(jax.random.fold_in(round_key, step), index)
+
+
+def working_dtype(leaf: Array) -> jnp.dtype:
+    """The dtype of draws, curvature and updates of ``leaf``: promote_types(leaf dtype, float32)."""
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def direction(
+    key: Key[Array, ""],
+    params: PyTree[Shaped[Array, "..."]],
+    curvature: PyTree[Shaped[Array, "..."]] | None = None,
+    sampler: Sampler | None = None,
+) -> PyTree[Shaped[Array, "..."]]:
+    """One search direction z = H^{-1/2} ⊙ u (HiSo, Algorithm 1, line 6), in the structure of ``params``.
+
+    Args:
+      key: a perturbation key; leaf i of ``jax.tree.leaves(params)`` draws from ``fold_in(key, i)``.
+      params: the trainable parameters; only their shapes and dtypes are read.
+      curvature: H in the structure of ``params``, or None for H = 1.
+      sampler: the family of raw perturbations; None means :func:`gaussian`.
+
+    Returns:
+      z with the shapes of ``params``, in :func:`working_dtype`.
+    """
+    draw = gaussian if sampler is None else sampler
+    leaves, treedef = jax.tree.flatten(params)
+    raw = [
+        draw(jax.random.fold_in(key, i), leaf.shape, working_dtype(leaf)).astype(working_dtype(leaf))
+        for i, leaf in enumerate(leaves)
+    ]
+    if curvature is not None:
+        # A division by a square root, both correctly rounded, and not rsqrt, which backends approximate: with
+        # H = 1 it returns u to the last bit, so HiSo at decay 1 is DeComFL exactly.
+        raw = [u / jnp.sqrt(h) for u, h in zip(raw, treedef.flatten_up_to(curvature), strict=True)]
+    return jax.tree.unflatten(treedef, raw)
+
+
+def perturb(
+    params: PyTree[Shaped[Array, "..."]], z: PyTree[Shaped[Array, "..."]], scale: ArrayLike
+) -> PyTree[Shaped[Array, "..."]]:
+    """``params + scale · z``, added in the wider dtype and then cast to the parameters' own."""
+    return jax.tree.map(lambda x, u: (x.astype(u.dtype) + scale * u).astype(x.dtype), params, z)
