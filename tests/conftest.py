@@ -11,7 +11,7 @@ settings.register_profile("repo", deadline=None, max_examples=25, derandomize=Tr
 settings.load_profile("repo")
 
 
-@pytest.fixture()
+@pytest.fixture
 def x64() -> Iterator[None]:
     """Double precision for one test."""
     with jax.enable_x64(True):

@@ -2,10 +2,10 @@
 
 from hiso_jax.fed.aggregate import Aggregate, mean
 from hiso_jax.fed.cohort import permute, sample_cohort
-from hiso_jax.fed.config import ConfigError, SimulationConfig
+from hiso_jax.fed.config import SimulationConfig
 from hiso_jax.fed.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.keys import cohort_key, data_key, init_key, round_key
-from hiso_jax.fed.ledger import Ledger, Records, load, replay
+from hiso_jax.fed.ledger import Ledger, Records, load, replay, save
 from hiso_jax.fed.population import Population, dirichlet, iid, shards
 from hiso_jax.fed.round import RoundRecord, make_round
 from hiso_jax.fed.simulation import Evaluation, Progress, Result, Simulation
@@ -14,7 +14,6 @@ from hiso_jax.fed.traffic import Traffic
 
 __all__ = [
     "Aggregate",
-    "ConfigError",
     "Evaluation",
     "Ledger",
     "Population",
@@ -40,5 +39,6 @@ __all__ = [
     "replay",
     "round_key",
     "sample_cohort",
+    "save",
     "shards",
 ]

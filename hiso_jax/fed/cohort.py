@@ -48,9 +48,7 @@ def permute(key: Key[Array, ""], index: Int[Array, "..."], size: int) -> Int[Arr
 
     # The network permutes the next power of two; a value that lands outside walks on until it is inside.
     inside = encrypt(index.astype(jnp.uint32))
-    inside = lax.while_loop(
-        lambda x: jnp.any(x >= size), lambda x: jnp.where(x >= size, encrypt(x), x), inside
-    )
+    inside = lax.while_loop(lambda x: jnp.any(x >= size), lambda x: jnp.where(x >= size, encrypt(x), x), inside)
     return inside.astype(jnp.int32)
 
 

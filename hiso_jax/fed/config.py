@@ -8,33 +8,24 @@ import optax
 from hiso_jax.zo import Method
 
 
-class ConfigError(ValueError):
-    """An option that cannot be used, by its name, and what would be valid."""
-
-    def __init__(self, option: str, message: str) -> None:
-        """``option`` is the name of the field; ``message`` completes the sentence that begins with it."""
-        self.option, self.message = option, message
-        super().__init__(f"{option} {message}")
-
-
 def at_least(option: str, value: float, minimum: float) -> None:
     """Refuse a value below ``minimum``.
 
     Raises:
-      ConfigError: it is.
+      ValueError: it is, in a sentence that begins with ``option``.
     """
     if value < minimum:
-        raise ConfigError(option, f"must be at least {minimum}, got {value}")
+        raise ValueError(f"{option} must be at least {minimum}, got {value}")
 
 
 def positive(option: str, value: float) -> None:
     """Refuse a value that is not a positive finite number.
 
     Raises:
-      ConfigError: it is not.
+      ValueError: it is not.
     """
     if not (math.isfinite(value) and value > 0):
-        raise ConfigError(option, f"must be a positive finite number, got {value}")
+        raise ValueError(f"{option} must be a positive finite number, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +43,12 @@ class SimulationConfig:
       seed: the seed of everything random in the run, 0 ≤ seed < 2³¹.
       eval_every: rounds between evaluations.
       local_learning_rate: η of the clients' own steps, a number or a schedule over rounds; required when K > 1.
-      rounds_per_dispatch: rounds per dispatch; None adapts it to about half a second, up to ``eval_every``. The
-        result does not depend on it.
-      client_chunk: diverged clients (K > 1) evaluated at a time, see :func:`hiso_jax.fed.make_round`.
+      rounds_per_dispatch: rounds run by one call to the device; None adapts it to about half a second, at most from
+        one evaluation to the next. The result does not depend on it.
+      client_chunk: clients evaluated at a time once they have diverged (K > 1); None means 1 on CPU, else all.
     """
 
-    rounds: int = 1000
+    rounds: int = 1500
     cohort: int = 10
     local_steps: int = 1
     perturbations: int = 5
@@ -74,7 +65,7 @@ class SimulationConfig:
         """Check every range.
 
         Raises:
-          ConfigError: naming the first option out of range.
+          ValueError: naming the first option out of range.
         """
         for option in ("rounds", "cohort", "local_steps", "perturbations", "batch_size", "eval_every"):
             at_least(option, getattr(self, option), 1)
@@ -83,8 +74,8 @@ class SimulationConfig:
                 at_least(option, getattr(self, option), 1)
         positive("mu", self.mu)
         if self.method not in ("forward", "central"):
-            raise ConfigError("method", f"must be forward or central, got {self.method}")
+            raise ValueError(f"method must be forward or central, got {self.method}")
         if not 0 <= self.seed < 2**31:
-            raise ConfigError("seed", f"must be at least 0 and below 2^31, got {self.seed}")
+            raise ValueError(f"seed must be at least 0 and below 2^31, got {self.seed}")
         if isinstance(self.local_learning_rate, int | float):
             positive("local_learning_rate", self.local_learning_rate)

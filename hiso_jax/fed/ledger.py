@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.round import RoundRecord, server_update
 
+FORMAT = 1
+
 
 class Records(NamedTuple):
     """The rounds of a run, in order: with its initial parameters and its ``tx``, all that rebuilds it.
@@ -43,8 +45,6 @@ class Records(NamedTuple):
 class Ledger:
     """The growing log of a run, held in memory and written at its end or at an interrupt."""
 
-    FORMAT = 1
-
     def __init__(self, seed_key: Key[Array, ""]) -> None:
         """An empty log of the run whose seed key is ``seed_key``."""
         self.seed_key = seed_key
@@ -65,22 +65,22 @@ class Ledger:
             raise ValueError("the ledger is empty: no round has been run")
         return Records(self.seed_key, *(np.concatenate(column) for column in zip(*self._blocks, strict=True)))
 
-    def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write the log and the configuration of its run as an npz without pickled objects."""
-        records = self.records
-        columns = {name: value for name, value in records._asdict().items() if name != "seed_key"}
-        np.savez(
-            path,
-            format=np.int32(self.FORMAT),
-            config=np.array(json.dumps(dict(config))),
-            prng_impl=np.array(str(jax.random.key_impl(self.seed_key))),
-            seed_key_data=np.asarray(jax.random.key_data(self.seed_key)),
-            **columns,
-        )
+
+def save(records: Records, path: Path, config: Mapping[str, Any]) -> None:
+    """Write the records and the configuration of their run as an npz without pickled objects."""
+    columns = {name: value for name, value in records._asdict().items() if name != "seed_key"}
+    np.savez(
+        path,
+        format=np.int32(FORMAT),
+        config=np.array(json.dumps(dict(config))),
+        prng_impl=np.array(str(jax.random.key_impl(records.seed_key))),
+        seed_key_data=np.asarray(jax.random.key_data(records.seed_key)),
+        **columns,
+    )
 
 
 def load(path: Path) -> tuple[Records, dict[str, Any]]:
-    """Read what :meth:`Ledger.save` wrote: the records and the configuration.
+    """Read what :func:`save` wrote: the records and the configuration.
 
     Raises:
       ValueError: the file is not such a log.
@@ -88,13 +88,14 @@ def load(path: Path) -> tuple[Records, dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             config = json.loads(str(file["config"]))
-            key_data: UInt32[np.ndarray, "..."] = file["seed_key_data"]
+            key_data: UInt32[np.ndarray, ...] = file["seed_key_data"]
             seed_key = jax.random.wrap_key_data(jnp.asarray(key_data), impl=str(file["prng_impl"]))
             columns = [file[name] for name in Records._fields if name != "seed_key"]
-            if int(file["format"]) != Ledger.FORMAT:
-                raise ValueError(f"{path} has ledger format {int(file['format'])}; this version reads {Ledger.FORMAT}")
-    except (KeyError, OSError, EOFError, BadZipFile) as error:
+            version = int(file["format"])
+    except (KeyError, OSError, EOFError, ValueError, BadZipFile) as error:
         raise ValueError(f"{path} is not a ledger written by hiso-jax: {error}") from error
+    if version != FORMAT:
+        raise ValueError(f"{path} has ledger format {version}; this version reads {FORMAT}")
     return Records(seed_key, *columns), config
 
 
@@ -137,9 +138,9 @@ def replay(
         raise ValueError(f"rounds_per_dispatch must be at least 1, got {rounds_per_dispatch}")
     tx = optax.with_extra_args_support(tx)
     state = tx.init(params)
-    entries = (records.round, records.aggregate, records.valid.any(1))
+    entries = (records.round, records.aggregate, np.any(records.valid, axis=1))
     size = rounds_per_dispatch or max(len(records.round), 1)
     for begin in range(0, len(records.round), size):
-        block = tuple(jnp.asarray(column[begin : begin + size]) for column in entries)
-        params, state = _replay_block(params, state, records.seed_key, block, tx=tx)
+        number, aggregate, any_valid = (jnp.asarray(column[begin : begin + size]) for column in entries)
+        params, state = _replay_block(params, state, records.seed_key, (number, aggregate, any_valid), tx=tx)
     return params, state

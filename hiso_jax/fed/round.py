@@ -12,11 +12,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hiso_jax.fed.aggregate import Aggregate, mean
-from hiso_jax.zo import Method, check_estimator, direction, perturb, perturbation_key, working_dtype, zo_state
-from hiso_jax.zo import scan_perturbations as scan
+from hiso_jax.zo import (
+    Method,
+    check_estimator,
+    direction,
+    perturb,
+    perturbation_key,
+    scan_perturbations,
+    working_dtype,
+    zo_state,
+)
 
 
 class RoundRecord(NamedTuple):
@@ -60,23 +68,43 @@ def server_update(
     return lax.cond(any_valid, apply, lambda operands: operands, (params, state))
 
 
-def _client_losses(task_loss: Callable, params: PyTree, batch: PyTree) -> Float[Array, "C"]:
-    """Each client's mean loss at shared parameters; ``batch`` is [C, B, ...], evaluated as one flat batch."""
-    clients, size = jax.tree.leaves(batch)[0].shape[:2]
-    losses = task_loss(params, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch))
-    if losses.shape != (clients * size,):
-        raise ValueError(
-            f"a federated task's loss must be per example, shape ({clients * size},) here; got {losses.shape}"
-        )
-    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)).reshape(clients, size).mean(1)
+def _mean_loss(task_loss: Callable, params: PyTree, examples: PyTree, clients: int = 1) -> Float[Array, "C"]:
+    """The mean loss of each of ``clients`` consecutive, equal parts of ``examples``, in float32 or wider."""
+    count = jax.tree.leaves(examples)[0].shape[0]
+    losses = task_loss(params, examples)
+    if losses.shape != (count,):
+        raise ValueError(f"a federated task's loss must be per example, shape ({count},) here; got {losses.shape}")
+    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)).reshape(clients, -1).mean(1)
 
 
-def _each_client(function: Callable, chunk: int | None) -> Callable:
-    """Run ``function`` for every client along the leading axis of its argument, ``chunk`` clients at a time."""
-    if chunk == 1:
-        # Not a batch of one: a vmap over one client already makes convolutions grouped.
-        return lambda xs: lax.map(function, xs)
-    return lambda xs: lax.map(function, xs, batch_size=chunk) if chunk else jax.vmap(function)(xs)
+def _at_server(task_loss: Callable, params: PyTree, batch: PyTree) -> Callable[[PyTree, Any], Float[Array, "C"]]:
+    """Client losses at shared parameters moved along a direction; ``batch`` [C, B, ...] is evaluated flat."""
+    clients = jax.tree.leaves(batch)[0].shape[0]
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch)
+    return lambda z, scale: _mean_loss(task_loss, params if z is None else perturb(params, z, scale), flat, clients)
+
+
+def _at_clients(
+    task_loss: Callable, local: PyTree, batch: PyTree, chunk: int | None
+) -> Callable[[PyTree, Any], Float[Array, "C"]]:
+    """Client losses at the clients' own parameters ``local`` [C, ...], all moved along the same direction."""
+
+    def evaluate(z: PyTree, scale: Any) -> Float[Array, "C"]:
+        def one(client: tuple[PyTree, PyTree]) -> Float[Array, ""]:
+            params, examples = client
+            return _mean_loss(task_loss, params if z is None else perturb(params, z, scale), examples)[0]
+
+        if chunk is None:
+            return jax.vmap(one)((local, batch))
+        # Not a batch of one where one client is asked for: even that vmap makes convolutions grouped.
+        return lax.map(one, (local, batch), batch_size=None if chunk == 1 else chunk)
+
+    return evaluate
+
+
+def _add_outer(deltas: PyTree, z: PyTree, scalars: Float[Array, "C"]) -> PyTree:
+    """Add each client's scalar times the shared direction to its own Σ_p g_p z_p, [C, ...]."""
+    return jax.tree.map(lambda d, u: d + jnp.tensordot(scalars.astype(u.dtype), u, 0), deltas, z)
 
 
 def make_round(
@@ -121,56 +149,51 @@ def make_round(
         raise ValueError(f"local_steps is {local_steps}: the clients' own steps need local_learning_rate")
     server = optax.with_extra_args_support(tx)
 
+    def rate_at(rounds: Int[Array, ""]) -> Any:
+        return local_learning_rate(rounds) if callable(local_learning_rate) else local_learning_rate
+
+    def estimate(evaluate: Callable, direction_at: Callable, deltas: PyTree | None) -> tuple[PyTree, Array, Array]:
+        return scan_perturbations(
+            evaluate,
+            direction_at,
+            num_perturbations=num_perturbations,
+            mu=mu,
+            method=method,
+            fold=_add_outer if local_steps > 1 else lambda carry, z, scalars: carry,
+            init=deltas,
+        )
+
     def run(
         params: PyTree, state: optax.OptState, batches: PyTree, mask: Bool[Array, "C"], round_key: Key[Array, ""]
     ) -> tuple[PyTree, optax.OptState, RoundRecord]:
         head = zo_state(state)
-        clients = mask.shape[0]
         chunk = client_chunk or (1 if jax.default_backend() == "cpu" else None)
 
         def direction_at(step: int | Array) -> Callable[[Array], PyTree]:
-            return lambda p: direction(
-                perturbation_key(round_key, step, p), params, head.curvature, head.directions.sampler
+            return lambda index: direction(
+                perturbation_key(round_key, step, index), params, head.curvature, head.directions.sampler
             )
 
-        def add(deltas: PyTree, z: PyTree, scalars: Float[Array, "C"]) -> PyTree:
-            """Each client's own Σ_p g_p z_p, [C, ...]."""
-            return jax.tree.map(lambda d, u: d + jnp.tensordot(scalars.astype(u.dtype), u, 0), deltas, z)
+        def move(x: Array, delta: Array) -> Array:
+            return (x - rate_at(head.rounds) / num_perturbations * delta).astype(x.dtype)
 
-        estimate: dict[str, Any] = {"num_perturbations": num_perturbations, "mu": mu, "method": method}
-        first = jax.tree.map(lambda a: a[:, 0], batches)
-        at_server = lambda z, scale: _client_losses(  # noqa: E731
-            task_loss, params if z is None else perturb(params, z, scale), first
-        )
-        if local_steps == 1:
-            _, losses, scalars = scan(at_server, direction_at(0), **estimate)
-            all_scalars = scalars.T[:, None]
-        else:
-            rate = local_learning_rate(head.rounds) if callable(local_learning_rate) else local_learning_rate
-            zero = jax.tree.map(lambda x: jnp.zeros((clients, *x.shape), working_dtype(x)), params)
-            move = lambda x, d: (x - (rate / num_perturbations) * d).astype(x.dtype)  # noqa: E731
+        def local_step(local: PyTree, inputs: tuple[Array, PyTree]) -> tuple[PyTree, Float[Array, "P C"]]:
+            step, batch = inputs
+            deltas, _, scalars = estimate(_at_clients(task_loss, local, batch, chunk), direction_at(step), zero)
+            return jax.tree.map(move, local, deltas), scalars
 
-            def local_step(local: PyTree, step_and_batch: tuple[Array, PyTree]) -> tuple[PyTree, Array]:
-                step, batch = step_and_batch
+        # With one local step nobody moves, and there is no [C, ...] copy of the parameters.
+        shape = mask.shape if local_steps > 1 else None
+        zero = shape and jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape), working_dtype(x)), params)
+        by_step = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), batches)
+        first, later = (jax.tree.map(lambda a, part=part: a[part], by_step) for part in (0, slice(1, None)))
+        deltas, losses, scalars = estimate(_at_server(task_loss, params, first), direction_at(0), zero)
+        steps = scalars[None]
+        if local_steps > 1:
+            local = jax.tree.map(lambda x, delta: move(x[None], delta), params, deltas)
+            steps = jnp.concatenate([steps, lax.scan(local_step, local, (jnp.arange(1, local_steps), later))[1]])
 
-                def at_clients(z: PyTree, scale: Any) -> Float[Array, "C"]:
-                    def one(client: tuple[PyTree, PyTree]) -> Array:
-                        x, examples = client
-                        here = x if z is None else perturb(x, z, scale)
-                        losses = task_loss(here, examples)
-                        return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)).mean()
-
-                    return _each_client(one, chunk)((local, batch))
-
-                deltas, _, scalars = scan(at_clients, direction_at(step), fold=add, init=zero, **estimate)
-                return jax.tree.map(move, local, deltas), scalars.T
-
-            deltas, losses, scalars = scan(at_server, direction_at(0), fold=add, init=zero, **estimate)
-            local = jax.tree.map(lambda x, d: move(x[None], d), params, deltas)
-            later = jax.tree.map(lambda a: jnp.moveaxis(a[:, 1:], 1, 0), batches)
-            _, rest = lax.scan(local_step, local, (jnp.arange(1, local_steps), later))
-            all_scalars = jnp.concatenate([scalars.T[:, None], jnp.moveaxis(rest, 0, 1)], 1)
-
+        all_scalars = jnp.transpose(steps, (2, 0, 1))
         valid = mask & jnp.isfinite(all_scalars).all((1, 2))
         combined = aggregate(all_scalars, valid)
         params, state = server_update(server, params, state, combined, valid.any(), round_key)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -184,16 +184,14 @@ class Simulation:
     ) -> tuple[RunState, tuple[Int[Array, "R C"], RoundRecord]]:
         """Rounds begin ≤ r < end in one program; its length is fixed, and rounds past ``end`` do nothing."""
         config = self.config
-        mask: Bool[Array, "C"] = jnp.ones(config.cohort, bool)
+        mask: Bool[Array, C] = jnp.ones(config.cohort, bool)
 
         def live(carry: RunState, number: Array) -> tuple[RunState, tuple[Array, RoundRecord]]:
             clients = population.cohort(cohort_key(seed_key, number), config.cohort)
             shape = (config.local_steps, config.batch_size)
             examples = population.sample(data_key(seed_key, number), clients, shape)
             batches = jax.tree.map(lambda a: a[examples], train)
-            params, state, record = self._round(
-                carry.params, carry.state, batches, mask, round_key(seed_key, number)
-            )
+            params, state, record = self._round(carry.params, carry.state, batches, mask, round_key(seed_key, number))
             monitor = monitoring.watch(carry.monitor, number, record, mask, params, state)
             return RunState(params, state, monitor), (clients, record)
 
@@ -228,9 +226,7 @@ class Simulation:
         # The carry is donated to each dispatch, so the parameters kept for the result are a copy.
         carry = RunState(jax.tree.map(jnp.copy, initial), state, monitoring.start())
         checkpoint_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((initial, state)))
-        traffic = Traffic(
-            self._population.num_clients, config.local_steps * config.perturbations, checkpoint_bytes
-        )
+        traffic = Traffic(self._population.num_clients, config.local_steps * config.perturbations, checkpoint_bytes)
         ledger = Ledger(self._seed_key)
 
         before = time.perf_counter()
@@ -270,9 +266,7 @@ class Simulation:
             next_evaluation = min(config.rounds, (done // config.eval_every + 1) * config.eval_every)
             end = min(done + length, next_evaluation)
             before = time.perf_counter()
-            carry, (cohorts, record) = jax.block_until_ready(
-                dispatch(carry, jnp.int32(done), jnp.int32(end), *inputs)
-            )
+            carry, (cohorts, record) = jax.block_until_ready(dispatch(carry, jnp.int32(done), jnp.int32(end), *inputs))
             elapsed = time.perf_counter() - before
             run_seconds += elapsed
             if (flag := int(carry.monitor.diverged_at)) != monitoring.NEVER:

@@ -1,5 +1,7 @@
 """Small image classifiers: a multi-layer perceptron and convolutional networks."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -30,15 +32,15 @@ class PooledConv(nnx.Conv):
     CPU, it takes a quarter of the time of the convolution and the pool (``benchmarks/README.md``).
     """
 
-    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 features"]:
-        """``max_pool(conv(images) + bias, 2×2)``; H and W even."""
-        batch, height, width, channels = images.shape
+    def __call__(self, inputs: Float[Array, "B H W C"], out_sharding: Any = None) -> Float[Array, "B H/2 W/2 features"]:
+        """``max_pool(conv(inputs) + bias, 2×2)``; H and W even."""
+        batch, height, width, channels = inputs.shape
         kernel = self.kernel[...]
         size, features = kernel.shape[0], kernel.shape[-1]
         shifts = [(i, j) for i in range(2) for j in range(2)]
         copies = jnp.stack([jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i, j in shifts], 3)
         border = size // 2
-        padded = jnp.pad(images, ((0, 0), (border, border), (border, border), (0, 0)))
+        padded = jnp.pad(inputs, ((0, 0), (border, border), (border, border), (0, 0)))
         offsets = [(i, j) for i in range(size + 1) for j in range(size + 1)]
         patches = jnp.concatenate([padded[:, i : i + height - 1 : 2, j : j + width - 1 : 2] for i, j in offsets], -1)
         rows = patches.reshape(-1, (size + 1) ** 2 * channels)

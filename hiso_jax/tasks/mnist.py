@@ -57,7 +57,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _from_files(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    splits = {}
+    splits: dict[str, dict[str, np.ndarray]] = {}
     for split, (image_name, label_name) in FILES.items():
         images, labels = read_idx(_find(folder, image_name)), read_idx(_find(folder, label_name))
         if images.shape != (len(labels), 28, 28) or labels.ndim != 1 or (labels.size and labels.max() > 9):
@@ -79,7 +79,7 @@ def _from_hub() -> dict[str, dict[str, np.ndarray]]:
             f"MNIST could not be loaded from the hub ({type(error).__name__}); "
             "set data_dir to a folder with its four IDX files"
         ) from error
-    splits = {}
+    splits: dict[str, dict[str, np.ndarray]] = {}
     for split in FILES:
         rows = loaded[split].with_format("numpy")
         splits[split] = {

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, Shaped

@@ -67,4 +67,3 @@ def assert_trees_identical(one, other):
         assert a.shape == b.shape, where
         differing = int((a.reshape(-1).view(np.uint8) != b.reshape(-1).view(np.uint8)).sum())
         assert differing == 0, f"{where}: {differing} bytes differ"
-

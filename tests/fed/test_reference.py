@@ -49,9 +49,7 @@ def test_trajectory_of_the_published_implementation(name, x64):
     rate = ref["learning_rate"]
     if ref["algorithm"] == "hiso":
         update = ref["curvature_update"]
-        tx = hiso_jax.hiso(
-            rate, decay=ref["curvature_decay"], eps=0.0, curvature_update=update, sampler=sampler
-        )
+        tx = hiso_jax.hiso(rate, decay=ref["curvature_decay"], eps=0.0, curvature_update=update, sampler=sampler)
     else:
         tx = hiso_jax.decomfl(rate, sampler=sampler)
     run = jax.jit(
@@ -71,9 +69,7 @@ def test_trajectory_of_the_published_implementation(name, x64):
     for r in range(rounds):
         cohort = jnp.array(ref["cohorts"][r])
         batches = jnp.broadcast_to(cohort[:, None, None], (len(cohort), steps, 1))
-        params, state, record = run(
-            params, state, batches, jnp.ones(len(cohort), bool), fed.round_key(seed_key, r)
-        )
+        params, state, record = run(params, state, batches, jnp.ones(len(cohort), bool), fed.round_key(seed_key, r))
         pairs = {
             "client_scalars": record.scalars,
             "global_scalars": record.aggregate,

@@ -1,0 +1,105 @@
+"""``hiso-jax compare``: several methods from one start on one data set, in one table."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from hiso_jax import fed
+from hiso_jax.cli import exit_codes
+from hiso_jax.cli.experiment import build_population, build_simulation, build_task, learning_rate
+from hiso_jax.cli.interrupt import stop_on_interrupt
+from hiso_jax.cli.options import Compare
+from hiso_jax.cli.plots import curves
+from hiso_jax.cli.progress import Display, human_bytes
+from hiso_jax.cli.report import append_evaluation, config_of, create_directory, summarise, write_json
+
+NEVER = "—"
+
+
+def compare(options: Compare, console: Console) -> int:
+    """Run every method with every seed, write the directory, print the table, and return the exit code.
+
+    Methods with the same seed share their initial parameters, their partition, their cohorts and their batches.
+
+    Raises:
+      ValueError: the options name data or a directory that cannot be used; nothing has been written then.
+    """
+    given = options.learning_rate or (None,) * len(options.algorithms)
+    given = given * len(options.algorithms) if len(given) == 1 else given
+    rates = {name: learning_rate(options, name, rate) for name, rate in zip(options.algorithms, given, strict=True)}
+    seeds = range(options.seed, options.seed + options.seeds)
+    with exit_codes.refusing():
+        task = build_task(options)
+        populations = {seed: build_population(options, task, seed) for seed in seeds}
+        directory = create_directory(options, f"{options.task}-compare")
+    target = task.target if options.target is None else options.target
+    config = {**config_of(options), "learning_rate": rates, "target": target}
+    write_json(directory / "config.json", config)
+    summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in rates}
+    histories: dict[str, list[list[fed.Evaluation]]] = {name: [] for name in rates}
+    interrupted = False
+    for seed in seeds:
+        for name, rate in rates.items():
+            if not interrupted:
+                begin = time.perf_counter()
+                display = Display(console, f"{name} seed {seed}")
+                keep = partial(append_evaluation, directory, algorithm=name, seed=seed)
+                simulation = build_simulation(options, task, populations[seed], name, rate, seed, (display, keep))
+                with display, stop_on_interrupt(simulation.stop):
+                    result = simulation.run()
+                wall = time.perf_counter() - begin
+                interrupted = result.interrupted
+                if not interrupted:
+                    histories[name].append(result.metrics)
+                    summaries[name].append(summarise(options.task, name, rate, seed, target, result, wall))
+    write_json(directory / "comparison.json", {"config": config, "runs": summaries})
+    finished = {name: runs for name, runs in histories.items() if runs}
+    if finished:
+        title = f"{options.task}: {options.clients} clients, {options.cohort} a round, {options.schedule} rate"
+        curves(finished, directory / "curves.png", title=title, target=target)
+        console.print(table(summaries, target))
+    console.print(f"written to {directory}", soft_wrap=True, highlight=False)
+    if interrupted:
+        console.print("interrupted: the table holds the finished runs", soft_wrap=True)
+        return exit_codes.INTERRUPTED
+    return exit_codes.DONE
+
+
+def table(summaries: dict[str, list[dict[str, Any]]], target: float | None) -> Table:
+    """One row a method: final accuracy, and what it took to the shared target; mean ± spread over seeds."""
+    view = Table(title=None if target is None else f"to a test accuracy of {target:g}", title_justify="left")
+    view.add_column("method")
+    for column in ("learning rate", "accuracy", "rounds", "forward passes", "bytes"):
+        view.add_column(column, justify="right")
+    for name, runs in summaries.items():
+        if not runs:
+            continue
+        diverged = sum(run["diverged_at_round"] is not None for run in runs)
+        accuracy = _mean_and_spread([run["accuracy"] for run in runs], lambda value: f"{value:.4f}")
+        view.add_row(
+            name,
+            f"{runs[0]['learning_rate']:g}",
+            f"{accuracy}, {diverged} of {len(runs)} diverged" if diverged else accuracy,
+            _to_target(runs, "rounds_to_target", lambda value: f"{value:.0f}"),
+            _to_target(runs, "forward_passes_to_target", lambda value: f"{value:.3g}"),
+            _to_target(runs, "bytes_to_target", human_bytes),
+        )
+    return view
+
+
+def _mean_and_spread(values: Sequence[float], show: Callable[[float], str]) -> str:
+    mean = show(float(np.mean(values)))
+    return f"{mean} ± {show(float(np.std(values, ddof=1)))}" if len(values) > 1 else mean
+
+
+def _to_target(runs: list[dict[str, Any]], figure: str, show: Callable[[float], str]) -> str:
+    reached = [run[figure] for run in runs if run[figure] is not None]
+    if len(reached) < len(runs):
+        # A mean over the seeds that got there would flatter the method.
+        return f"{NEVER} ({len(reached)} of {len(runs)} seeds)" if reached else NEVER
+    return _mean_and_spread(reached, show)

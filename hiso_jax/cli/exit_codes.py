@@ -1,0 +1,22 @@
+"""What the commands return to the shell, and the error behind bad usage."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+DONE = 0
+USAGE = 2
+DIVERGED = 3
+INTERRUPTED = 130
+
+
+class UsageError(Exception):
+    """The command cannot be carried out as given; its message is one sentence for the user."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """While a command is being set up: a ValueError speaks of what the user asked for."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,84 @@
+"""Options → task, population, optimizer and simulation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import optax
+
+from hiso_jax import fed, tasks, zo
+from hiso_jax.cli.options import Experiment
+from hiso_jax.tasks import Classification
+
+SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "sphere": zo.sphere}
+
+# Chosen on a validation split at the defaults of `hiso-jax run`; see benchmarks/README.md.
+LEARNING_RATES = {
+    ("digits", "hiso"): 0.01,
+    ("digits", "decomfl"): 0.03,
+    ("mnist", "hiso"): 0.01,
+    ("mnist", "decomfl"): 0.003,
+}
+
+
+def build_task(options: Experiment) -> Classification:
+    """The task, its data loaded."""
+    if options.task == "digits":
+        return tasks.digits(options.model or "mlp")
+    return tasks.mnist(options.data_dir, options.model or "cnn")
+
+
+def build_population(options: Experiment, task: Classification, seed: int) -> fed.Population:
+    """The partition of the task's training examples."""
+    labels, clients = task.train["label"], options.clients
+    if options.partition == "iid":
+        return fed.iid(len(labels), clients, seed=seed)
+    if options.partition == "shards":
+        return fed.shards(labels, clients, shards_per_client=options.shards_per_client, seed=seed)
+    return fed.dirichlet(labels, clients, alpha=options.alpha, seed=seed)
+
+
+def learning_rate(options: Experiment, algorithm: str, given: float | None) -> float:
+    """The rate asked for, or the one tuned for the task and the algorithm."""
+    return LEARNING_RATES[options.task, algorithm] if given is None else given
+
+
+def build_schedule(options: Experiment, rate: float) -> optax.ScalarOrSchedule:
+    """The learning rate over the rounds."""
+    if options.schedule == "cosine":
+        return optax.cosine_decay_schedule(rate, options.rounds)
+    if options.schedule == "linear":
+        return optax.linear_schedule(rate, 0.0, options.rounds)
+    return rate
+
+
+def build_optimizer(
+    options: Experiment, algorithm: str, schedule: optax.ScalarOrSchedule
+) -> optax.GradientTransformationExtraArgs:
+    """The server's rule: a zeroth-order head, then whatever of optax the options ask for."""
+    sampler = SAMPLERS[options.sampler]
+    if algorithm == "hiso":
+        head = zo.scale_by_hiso(
+            decay=options.curvature_decay, curvature_update=options.curvature_update, sampler=sampler
+        )
+    else:
+        head = zo.scale_by_zo(sampler=sampler)
+    decay = [optax.add_decayed_weights(options.weight_decay)] if options.weight_decay else []
+    momentum = [optax.trace(options.momentum)] if options.momentum else []
+    return optax.chain(head, *decay, *momentum, optax.scale_by_learning_rate(schedule))
+
+
+def build_simulation(
+    options: Experiment,
+    task: Classification,
+    population: fed.Population,
+    algorithm: str,
+    rate: float,
+    seed: int,
+    callbacks: Sequence[Callable[[fed.Progress], None]],
+) -> fed.Simulation:
+    """The simulation of one method with one seed."""
+    schedule = build_schedule(options, rate)
+    numbers = {field.name: getattr(options, field.name) for field in fields(fed.SimulationConfig)}
+    config = fed.SimulationConfig(**{**numbers, "seed": seed, "local_learning_rate": schedule})
+    tx = build_optimizer(options, algorithm, schedule)
+    return fed.Simulation(task, tx, population, config, callbacks=callbacks)

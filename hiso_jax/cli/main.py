@@ -1,0 +1,73 @@
+"""The command ``hiso-jax``: parse, run, and answer trouble with one line and an exit code."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import tyro
+from rich.console import Console
+
+from hiso_jax.cli import exit_codes
+from hiso_jax.cli.compare import compare
+from hiso_jax.cli.options import OPTION_NAMES, Compare, Run
+from hiso_jax.cli.run import run
+
+PROGRAM = "hiso-jax"
+ABOUT = "Scalar-only federated zeroth-order fine-tuning: simulate it, and measure which method is better."
+Command = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Compare, tyro.conf.subcommand("compare")]
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"{PROGRAM}: error: {name_option(message)}", file=sys.stderr)
+    raise SystemExit(exit_codes.USAGE)
+
+
+def name_option(message: str) -> str:
+    """A sentence that begins with the name of an option, with the option as it is typed."""
+    first, _, rest = message.partition(" ")
+    return f"--{first.replace('_', '-')} {rest}" if first in OPTION_NAMES else message
+
+
+def one_line(report: str) -> str:
+    """The message in tyro's boxed error report: what stands between its title and the first rule."""
+    lines = [re.sub(r"^[\s│]+|[\s│]+$", "", line) for line in report.splitlines()]
+    body: list[str] = []
+    for line in lines:
+        if line.startswith("─") and body:
+            break
+        if line and line[0] not in "╭╰─":
+            body.append(line)
+    return re.sub(r"^Error parsing (\w+: )?", "", " ".join(body))
+
+
+def parse(arguments: Sequence[str]) -> Run | Compare:
+    """The command in ``arguments``; exits with code 2 and one line if there is none, and with 0 after --help."""
+    report = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(report):
+            return tyro.cli(Command, prog=PROGRAM, description=ABOUT, args=arguments)
+    except SystemExit as ending:
+        if ending.code:
+            _fail(one_line(report.getvalue()))
+        raise
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the console script; ends the process with an exit code of ``exit_codes``."""
+    command = parse(sys.argv[1:] if arguments is None else arguments)
+    console = Console()
+    try:
+        code = run(command, console) if isinstance(command, Run) else compare(command, console)
+    except exit_codes.UsageError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted before the rounds in flight were done", file=sys.stderr)
+        code = exit_codes.INTERRUPTED
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The options of the commands: dataclasses from which tyro makes the command line."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from hiso_jax.fed import SimulationConfig
+from hiso_jax.fed.config import at_least, positive
+
+
+def _comma_separated(convert: type, metavar: str) -> Any:
+    """A tyro rule for a list given as one comma-separated word."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: tuple(convert(item.strip()) for item in words[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: ["None" if value is None else ",".join(map(str, value))],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(SimulationConfig):
+    """What ``run`` and ``compare`` share.
+
+    Attributes:
+      task: digits (embedded) or mnist (needs --data-dir, or a hub).
+      model: mlp or cnn; by default mlp for digits and cnn for mnist.
+      data_dir: folder with the four MNIST IDX files, gzip-compressed or not; without it the datasets hub is asked.
+      clients: clients in the population, N.
+      partition: how the training examples are dealt to the clients: Dirichlet over labels, i.i.d., or label shards.
+      alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
+      shards_per_client: label shards dealt to each client in the shards partition.
+      schedule: how the learning rate runs over the rounds: constant, or decaying to zero.
+      sampler: family of raw perturbations.
+      curvature_decay: weight γ that HiSo's curvature keeps in each round; 1 is DeComFL.
+      curvature_update: advance the curvature by the last local step of a round, or by all of them.
+      weight_decay: decoupled weight decay on the server, added to the ascent direction; 0 is none.
+      momentum: heavy-ball momentum on the server; 0 is none. Like everything on the server it costs no byte.
+      target: accuracy whose first reaching is reported; by default the task's own.
+      out: directory to write, which must not exist; by default a new one under runs/.
+    """
+
+    task: Literal["digits", "mnist"] = "digits"
+    model: Literal["mlp", "cnn"] | None = None
+    data_dir: Path | None = None
+    clients: int = 100
+    partition: Literal["dirichlet", "iid", "shards"] = "dirichlet"
+    alpha: float = 0.5
+    shards_per_client: int = 2
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    sampler: Literal["gaussian", "rademacher", "sphere"] = "gaussian"
+    curvature_decay: float = 0.95
+    curvature_update: Literal["last", "all"] = "last"
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    target: float | None = None
+    out: Path | None = None
+    # The clients follow the server's rate at each round.
+    local_learning_rate: tyro.conf.Suppress[Any] = None
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
+        at_least("clients", self.clients, 1)
+        at_least("shards_per_client", self.shards_per_client, 1)
+        positive("alpha", self.alpha)
+        if self.cohort > self.clients:
+            raise ValueError(f"cohort must be at most the number of clients, {self.clients}, got {self.cohort}")
+        for option, upper in (("curvature_decay", 1), ("momentum", 1), ("weight_decay", float("inf"))):
+            value = getattr(self, option)
+            if not 0 <= value <= upper or value == float("inf"):
+                bounds = "a finite number ≥ 0" if upper == float("inf") else "between 0 and 1"
+                raise ValueError(f"{option} must be {bounds}, got {value}")
+        if self.target is not None and not 0 < self.target <= 1:
+            raise ValueError(f"target must be an accuracy above 0 and at most 1, got {self.target}")
+        if self.out is not None and self.out.exists():
+            raise ValueError(f"out must be a directory that does not exist yet; {self.out} does")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Experiment):
+    """Run one method and write its run directory: config, metrics, ledger, summary and curves.
+
+    Attributes:
+      algorithm: hiso (curvature-shaped directions) or decomfl (isotropic directions).
+      learning_rate: learning rate η; by default one tuned for the task and the algorithm.
+    """
+
+    algorithm: Literal["hiso", "decomfl"] = "hiso"
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
+        if self.learning_rate is not None:
+            positive("learning_rate", self.learning_rate)
+
+
+ALGORITHMS = ("hiso", "decomfl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Experiment):
+    """Run several methods from the same start on the same data and print one table.
+
+    Attributes:
+      algorithms: methods to compare, of hiso and decomfl.
+      learning_rate: one rate for all methods, or one for each in their order; by default each method's own.
+      seeds: how many seeds to run for each method, counted up from --seed.
+    """
+
+    algorithms: Annotated[tuple[str, ...], _comma_separated(str, "A,B,…")] = ALGORITHMS
+    learning_rate: Annotated[tuple[float, ...] | None, _comma_separated(float, "X,Y,…")] = None
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
+        at_least("seeds", self.seeds, 1)
+        for name in self.algorithms:
+            if name not in ALGORITHMS:
+                raise ValueError(f"algorithms must be a comma-separated list of {', '.join(ALGORITHMS)}; got {name!r}")
+        if len(set(self.algorithms)) != len(self.algorithms):
+            raise ValueError(f"algorithms must not repeat, got {','.join(self.algorithms)}")
+        for rate in self.learning_rate or ():
+            positive("learning_rate", rate)
+        if self.learning_rate is not None and len(self.learning_rate) not in (1, len(self.algorithms)):
+            raise ValueError(
+                f"learning_rate must be one rate or one for each of the {len(self.algorithms)} algorithms, "
+                f"got {len(self.learning_rate)}"
+            )
+
+
+OPTION_NAMES = frozenset(field.name for command in (Run, Compare) for field in fields(command))
