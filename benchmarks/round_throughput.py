@@ -121,7 +121,7 @@ def measure_time(arguments, steps, cohort):
     if steps == 1:
         layouts["distinct"] = {}
     times = defaultdict(list)
-    for kind, choices in layouts.items():
+    for choices in layouts.values():
         for function, inputs in choices.values():
             jax.block_until_ready(function(*inputs))
     # Short enough to take turns with the evaluations, long enough that a dispatch's overhead is no matter.

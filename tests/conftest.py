@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,8 +13,36 @@ settings.register_profile("repo", deadline=None, max_examples=25, derandomize=Tr
 settings.load_profile("repo")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Share compiled programs among tests and workers: many build the same simulation."""
+    cache = getattr(config, "workerinput", {}).get("compilation_cache")
+    if cache is None:
+        directory = tempfile.TemporaryDirectory(prefix="hiso-jax-tests-")
+        config.add_cleanup(directory.cleanup)
+        cache = directory.name
+    config.stash[CACHE] = cache
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+CACHE = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Tell an xdist worker where the cache is."""
+    node.workerinput["compilation_cache"] = node.config.stash[CACHE]
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).parent.parent

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, Key, UInt32
 
-# Small domains need many rounds to be uniform over permutations; a round costs a few integer operations.
-FEISTEL_ROUNDS = 12
+# Small domains need many rounds: over all orders of 5 values 12 rounds are visibly uneven, 18 barely, 24 no more.
+FEISTEL_ROUNDS = 24
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
@@ -37,13 +37,16 @@ def permute(key: Key[Array, ""], index: Int[Array, "..."], size: int) -> Int[Arr
     bits = (size - 1).bit_length()
     low_bits = bits - bits // 2
     low_mask, high_mask = jnp.uint32((1 << low_bits) - 1), jnp.uint32((1 << (bits // 2)) - 1)
-    round_words = jax.random.bits(key, (FEISTEL_ROUNDS, 2), jnp.uint32)
+    round_words = jax.random.bits(key, (FEISTEL_ROUNDS // 2, 2, 2), jnp.uint32)
+
+    def two_rounds(halves: tuple[Array, Array], words: UInt32[Array, "2 2"]) -> tuple[tuple[Array, Array], None]:
+        high, low = halves
+        low ^= _mix(_mix(high ^ words[0, 0]) ^ words[0, 1]) & low_mask
+        high ^= _mix(_mix(low ^ words[1, 0]) ^ words[1, 1]) & high_mask
+        return (high, low), None
 
     def encrypt(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-        high, low = x >> low_bits, x & low_mask
-        for i in range(0, FEISTEL_ROUNDS, 2):
-            low ^= _mix(_mix(high ^ round_words[i, 0]) ^ round_words[i, 1]) & low_mask
-            high ^= _mix(_mix(low ^ round_words[i + 1, 0]) ^ round_words[i + 1, 1]) & high_mask
+        (high, low), _ = lax.scan(two_rounds, (x >> low_bits, x & low_mask), round_words)
         return (high << low_bits) | low
 
     # The network permutes the next power of two; a value that lands outside walks on until it is inside.

@@ -44,11 +44,11 @@ class Population:
 
         A client's draw depends on the key and the client alone, not on its place in the cohort.
         """
+        indices, offsets = jnp.asarray(self.indices), jnp.asarray(self.offsets)
 
         def draw(client: Int[Array, ""]) -> Int[Array, "..."]:
-            start, end = self.offsets[client], self.offsets[client + 1]
-            places = jax.random.randint(jax.random.fold_in(key, client), shape, start, end)
-            return self.indices[places]
+            own = jax.random.randint(jax.random.fold_in(key, client), shape, offsets[client], offsets[client + 1])
+            return indices[own]
 
         return jax.vmap(draw)(clients)
 

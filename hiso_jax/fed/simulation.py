@@ -282,8 +282,9 @@ class Simulation:
                 fitting = int(DISPATCH_SECONDS * len(numbers) / elapsed)
                 length = max(1, min(self._dispatch_length, 2 * length, fitting))
             done = end
-            ended = done == config.rounds or diverged_at is not None or self._stop
-            tell(take_evaluation() if ended or done == next_evaluation else None)
+            tell(take_evaluation() if done == next_evaluation else None)
+        if history[-1].round != done:
+            tell(take_evaluation())
 
         return Result(
             records=ledger.records if done else None,

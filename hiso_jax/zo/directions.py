@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Key, PyTree, Shaped
 
+from hiso_jax.zo.pin import pin
+
 Sampler = Callable[[Any, Sequence[int], Any], Array]
 """A family of raw perturbations: (leaf key, shape, dtype) → u with E[u uᵀ] = I."""
 
@@ -91,15 +93,16 @@ def direction(
     """
     draw = gaussian if sampler is None else sampler
     leaves = jax.tree.leaves(params)
-    raw = [
-        draw(jax.random.fold_in(key, i), leaf.shape, working_dtype(leaf)).astype(working_dtype(leaf))
+    # Pinned: XLA would move the constant factors of a draw into the products it later enters, here and not there.
+    z = [
+        pin(draw(jax.random.fold_in(key, i), leaf.shape, working_dtype(leaf)).astype(working_dtype(leaf)))
         for i, leaf in enumerate(leaves)
     ]
     if curvature is not None:
-        # A division by a square root, both correctly rounded, and not rsqrt, which backends approximate: with
-        # H = 1 it returns u to the last bit, so HiSo at decay 1 is DeComFL exactly.
-        raw = [u / jnp.sqrt(h) for u, h in zip(raw, jax.tree.leaves(curvature), strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(params), raw)
+        # A square root and a division, each correctly rounded, so that H = 1 returns u to the last bit and HiSo at
+        # decay 1 is DeComFL exactly. Without the inner pin XLA makes of them u · rsqrt(h), which is approximate.
+        z = [pin(u / pin(jnp.sqrt(h))) for u, h in zip(z, jax.tree.leaves(curvature), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), z)
 
 
 def perturb(

@@ -15,8 +15,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from hiso_jax.zo.accumulate import accumulate, pin
+from hiso_jax.zo.accumulate import accumulate
 from hiso_jax.zo.directions import Directions, Sampler, gaussian, working_dtype
+from hiso_jax.zo.pin import pin
 
 CurvatureUpdate = Literal["last", "all"]
 

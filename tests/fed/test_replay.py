@@ -36,7 +36,7 @@ def test_replay_is_exact(steps, perturbations):
     dispatched = run(tx, steps=steps, perturbations=perturbations, per_dispatch=1)
     for result in (scanned, dispatched):
         assert result.rounds == ROUNDS
-        for replay_dispatch in (None, 1, 7):
+        for replay_dispatch in (None, 1, 8):
             rebuilt = fed.replay(result.initial_params, tx, result.records, rounds_per_dispatch=replay_dispatch)
             assert_trees_identical((result.params, result.state), rebuilt)
 

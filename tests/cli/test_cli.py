@@ -1,0 +1,224 @@
+"""The commands, as a user meets them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import fed, tasks
+from hiso_jax.cli.main import main
+
+SMALL = ["--rounds", "12", "--clients", "20", "--cohort", "4", "--perturbations", "2", "--eval-every", "4"]
+
+
+def call(capsys, *arguments):
+    """(exit code, stdout, stderr) of the command."""
+    with pytest.raises(SystemExit) as ending:
+        main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return ending.value.code, output.out, output.err
+
+
+def test_run_writes_a_complete_directory(capsys, tmp_path):
+    out = tmp_path / "run"
+    code, text, errors = call(capsys, "run", *SMALL, "--learning-rate", "0.02", "--out", out)
+    assert (code, errors) == (0, "")
+    assert "round 12/12" in text
+    assert str(out) in text
+    names = {path.name for path in out.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "ledger.npz", "summary.json", "curves.png"}
+
+    summary = json.loads((out / "summary.json").read_text())
+    expected = {
+        "task": "digits",
+        "algorithm": "hiso",
+        "rounds": 12,
+        "forward_passes": 12 * 4 * 3,
+        "bytes_paper_convention": 12 * 8 * 2,
+        "device_count": 1,
+        "target": 0.9,
+        "rounds_to_target": None,
+        "diverged_at_round": None,
+    }
+    assert {name: summary[name] for name in expected} == expected
+    for name in ("accuracy", "loss", "rounds_per_second", "compile_seconds", "wall_seconds", "jax_version", "device"):
+        assert summary[name], name
+    for name in ("bytes_up_per_client", "bytes_down_per_client"):
+        assert summary[name] > 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [0, 4, 8, 12]
+    assert rows[-1]["accuracy"] == summary["accuracy"]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ledger_of_a_run_rebuilds_its_parameters(capsys, tmp_path):
+    from hiso_jax.cli.report import params_sha256
+
+    out = tmp_path / "run"
+    call(capsys, "run", *SMALL, "--learning-rate", "0.02", "--momentum", "0.5", "--seed", "5", "--out", out)
+    records, config = fed.load(out / "ledger.npz")
+    assert (config["seed"], config["learning_rate"]) == (5, 0.02)
+    import jax
+    import optax
+
+    tx = optax.chain(hiso_jax.scale_by_hiso(), optax.trace(0.5), optax.scale_by_learning_rate(0.02))
+    initial = tasks.digits().init(fed.init_key(jax.random.key(5)))
+    params, _ = fed.replay(initial, tx, records)
+    assert params_sha256(params) == json.loads((out / "summary.json").read_text())["params_sha256"]
+
+
+def test_the_default_run_learns_the_digits(capsys, tmp_path):
+    """The README's main job: defaults only, 100 clients, 10 a round, Dirichlet(0.5)."""
+    code, _, _ = call(capsys, "run", "--out", tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert code == 0
+    assert summary["accuracy"] >= 0.90
+    assert summary["rounds_to_target"] is not None
+
+
+def test_every_option_of_the_optimizer_runs(capsys, tmp_path):
+    options = ["--schedule", "cosine", "--weight-decay", "5e-4", "--momentum", "0.9", "--curvature-update", "all"]
+    options += ["--sampler", "rademacher", "--method", "central", "--local-steps", "2", "--partition", "shards"]
+    code, _, errors = call(capsys, "run", *SMALL, *options, "--model", "cnn", "--out", tmp_path / "run")
+    assert (code, errors) == (0, "")
+
+
+def test_compare_prints_one_table_to_a_shared_target(capsys, tmp_path):
+    out = tmp_path / "comparison"
+    code, text, errors = call(
+        capsys,
+        "compare",
+        *("--rounds", "200", "--clients", "20", "--cohort", "4", "--eval-every", "20", "--seeds", "2"),
+        *("--algorithms", "hiso,decomfl", "--learning-rate", "0.02,0.0001", "--target", "0.5", "--out", out),
+    )
+    assert (code, errors) == (0, "")
+    lines = [line for line in text.splitlines() if "│" in line]
+    hiso, decomfl = (next(line for line in lines if line.split("│")[1].strip() == n) for n in ("hiso", "decomfl"))
+    assert "±" in hiso
+    assert "—" not in hiso
+    assert decomfl.count("—") == 3
+    runs = json.loads((out / "comparison.json").read_text())["runs"]
+    assert [run["seed"] for run in runs["hiso"]] == [0, 1]
+    assert {run["target"] for method in runs.values() for run in method} == {0.5}
+    # The same start and the same data for every method.
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    starts = {(row["algorithm"], row["seed"]): row["accuracy"] for row in rows if row["round"] == 0}
+    assert starts["hiso", 0] == starts["decomfl", 0] != starts["hiso", 1]
+    assert (out / "curves.png").exists()
+
+
+def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
+    out = tmp_path / "run"
+    code, text, _ = call(capsys, "run", *SMALL, "--learning-rate", "1e6", "--out", out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert code == 3
+    assert f"diverged at round {summary['diverged_at_round']}" in text
+    assert summary["rounds"] == summary["diverged_at_round"] + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--cohort", "101"], "--cohort must be at most the number of clients, 100, got 101"),
+        (["run", "--perturbations", "0"], "--perturbations must be at least 1, got 0"),
+        (["run", "--local-steps", "-1"], "--local-steps must be at least 1, got -1"),
+        (["run", "--mu", "0"], "--mu must be a positive finite number, got 0.0"),
+        (["run", "--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["run", "--rounds", "many"], "--rounds: invalid literal for int() with base 10: 'many'"),
+        (["run", "--task", "cifar"], "invalid choice 'cifar' for argument '--task'"),
+        (["run", "--algorithm", "adam"], "invalid choice 'adam' for argument '--algorithm'"),
+        (["run", "--sampler", "cauchy"], "invalid choice 'cauchy' for argument '--sampler'"),
+        (["run", "--model", "vit"], "invalid choice 'vit' for argument '--model'"),
+        (["run", "--learning-rate", "nan"], "--learning-rate must be a positive finite number, got nan"),
+        (["run", "--learning-rate", "inf"], "--learning-rate must be a positive finite number, got inf"),
+        (["run", "--learning-rate", "-1"], "--learning-rate must be a positive finite number, got -1.0"),
+        (["run", "--clients", "1438"], "--clients must be at most the number of training examples, 1437"),
+        (["run", "--alpha", "0"], "--alpha must be a positive finite number, got 0.0"),
+        (["run", "--momentum", "2"], "--momentum must be between 0 and 1, got 2.0"),
+        (["run", "--weight-decay", "inf"], "--weight-decay must be a finite number"),
+        (["run", "--target", "90"], "--target must be an accuracy above 0 and at most 1, got 90.0"),
+        (["run", "--seed", "-1"], "--seed must be at least 0"),
+        (["run", "--round", "3"], "--round"),
+        (["run", "--mu"], "--mu"),
+        (["compare", "--algorithms", "hiso,adam"], "--algorithms must be a comma-separated list of hiso, decomfl"),
+        (["compare", "--algorithms", "hiso,hiso"], "--algorithms must not repeat"),
+        (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["compare", "--learning-rate", "1,2,3"], "--learning-rate must be one rate or one for each of the 2"),
+        (["compare", "--learning-rate", "1,x"], "--learning-rate: could not convert string to float: 'x'"),
+        (["compare", "--learning-rate", "0.1,nan"], "--learning-rate must be a positive finite number, got nan"),
+        (["train"], "train"),
+        ([], "run, compare"),
+    ],
+)
+def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, text, errors = call(capsys, *arguments)
+    assert (code, text) == (2, "")
+    assert errors.count("\n") == 1
+    assert errors.startswith("hiso-jax: error: ")
+    assert sentence in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_directory_is_not_touched(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for command in ("run", "compare"):
+        code, _, errors = call(capsys, command, "--out", tmp_path)
+        assert code == 2
+        assert errors == f"hiso-jax: error: --out must be a directory that does not exist yet; {tmp_path} does\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, _, errors = call(capsys, "run", *SMALL, "--out", tmp_path / "file" / "run")
+    assert code == 2
+    assert errors.startswith("hiso-jax: error: --out cannot be made")
+
+
+def test_missing_and_truncated_mnist_are_one_line(capsys, tmp_path):
+    code, _, errors = call(capsys, "run", "--task", "mnist", "--data-dir", tmp_path, "--out", tmp_path / "run")
+    assert code == 2
+    assert errors.startswith("hiso-jax: error: --data-dir must hold train-images-idx3-ubyte")
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, 0, 0]))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"")
+    code, _, errors = call(capsys, "run", "--task", "mnist", "--data-dir", tmp_path, "--out", tmp_path / "run")
+    assert code == 2
+    assert "train-images-idx3-ubyte is truncated or damaged" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_every_option(capsys):
+    for command, option in (("run", "--algorithm"), ("compare", "--algorithms")):
+        code, text, _ = call(capsys, command, "--help")
+        assert code == 0
+        for name in (option, "--task", "--clients", "--schedule", "--curvature-decay", "--out"):
+            assert name in text
+        assert "local-learning-rate" not in text
+
+
+def test_interrupt_saves_what_was_done(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "hiso_jax.cli.main", "run", "--rounds", "1000000", "--out", str(out)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    text, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted after" in text
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["interrupted"]
+    records, _ = fed.load(out / "ledger.npz")
+    np.testing.assert_array_equal(records.round, np.arange(summary["rounds"]))
+    assert summary["rounds"] >= 100

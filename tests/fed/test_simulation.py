@@ -1,0 +1,147 @@
+"""The loop around the rounds."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import fed
+from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+
+SETTINGS = {"rounds": 30, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 10}
+
+
+def simulation(task=None, rate=0.02, callbacks=(), **settings):
+    config = fed.SimulationConfig(**{**SETTINGS, **settings})
+    return fed.Simulation(task or linear_task(), hiso_jax.hiso(rate), digits_population(), config, callbacks=callbacks)
+
+
+def test_history_records_and_accounting():
+    told = []
+    result = simulation(callbacks=[told.append], rounds=25, local_steps=2, local_learning_rate=0.02).run()
+    assert [row.round for row in result.metrics] == [0, 10, 20, 25]
+    assert result.metrics[-1].metrics["loss"] < result.metrics[0].metrics["loss"]
+    assert [p.evaluation.round for p in told if p.evaluation] == [0, 10, 20, 25]
+    assert result.records.scalars.shape == (25, 4, 2, 2)
+    np.testing.assert_array_equal(result.records.round, np.arange(25))
+    seed_key = jax.random.key(0)
+    for r in (0, 24):
+        np.testing.assert_array_equal(result.records.cohort[r], fed.sample_cohort(fed.cohort_key(seed_key, r), 12, 4))
+    # C·K·(P + 1) a round.
+    assert result.forward_passes == 25 * 4 * 2 * 3
+    assert result.traffic["bytes_up"] == 25 * 4 * (8 + 16)
+    assert result.traffic["bytes_paper_convention"] == 25 * 8 * 4
+    assert not result.interrupted
+    assert result.diverged_at is None
+
+
+def test_central_differences_count_their_pairs():
+    result = simulation(rounds=4, method="central").run()
+    assert result.forward_passes == 4 * 2 * 4 * 2
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another():
+    one, same, other = (simulation(seed=seed).run() for seed in (3, 3, 4))
+    assert_trees_identical((one.params, one.state, one.records[1:]), (same.params, same.state, same.records[1:]))
+    assert (one.records.cohort != other.records.cohort).any()
+    assert (one.records.scalars != other.records.scalars).any()
+
+
+def test_evaluation_counts_every_example_once():
+    task = linear_task()
+    params = task.init(jax.random.key(0))
+    whole = {name: float(value.mean()) for name, value in task.metrics(params, task.test).items()}
+    test = jax.tree.map(jnp.asarray, dict(task.test))
+    for chunk in (1, 7, 360, 512):
+        values = jax.jit(fed.make_evaluate(task.metrics, chunk))(params, test)
+        for name, value in values.items():
+            np.testing.assert_allclose(value, whole[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "target", "index"),
+    [
+        ([0.1, 0.9, 0.1, 0.8, 0.9, 0.9, 0.95], 0.8, 3),
+        ([0.95, 0.8, 0.95], 0.9, 0),
+        ([0.1, 0.95, 0.95], 0.9, None),
+        ([], 0.5, None),
+    ],
+)
+def test_a_target_must_hold_for_three_evaluations(values, target, index):
+    assert fed.first_at_target(values, target) == index
+
+
+@pytest.mark.parametrize("per_dispatch", [None, 1, 4])
+def test_a_rate_far_too_high_diverges_and_the_state_stays_as_it_was_then(per_dispatch):
+    result = simulation(rate=1e6, rounds_per_dispatch=per_dispatch).run()
+    assert result.diverged_at is not None
+    assert result.rounds == result.diverged_at + 1 < 30
+    assert len(result.records.round) == result.rounds
+    rebuilt = fed.replay(result.initial_params, hiso_jax.hiso(1e6), result.records)
+    assert_trees_identical((result.params, result.state), rebuilt)
+
+
+def test_loss_above_its_ceiling_for_three_rounds_is_divergence():
+    """A loss that grows with the rounds, without any non-finite number."""
+    result = simulation(rate=3.0, rounds=200).run()
+    losses, initial = result.records.loss, result.records.loss[0]
+    ceiling = max(10 * initial, initial + 10)
+    if result.diverged_at is None:
+        assert not any((losses[i : i + 3] > ceiling).all() for i in range(len(losses) - 2))
+    else:
+        finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
+        assert finite
+        assert (losses[-3:] > ceiling).all()
+
+
+def test_ten_rounds_without_a_valid_client_are_divergence():
+    base = linear_task()
+    broken = dataclasses.replace(base, model_apply=lambda params, x: base.model_apply(params, x) * jnp.nan)
+    result = simulation(broken).run()
+    assert result.diverged_at == 9
+    assert not result.records.valid.any()
+    assert_trees_identical(result.params, result.initial_params)
+
+
+def test_stop_ends_the_run_and_keeps_what_was_done():
+    def stop(progress):
+        if progress.round >= 7:
+            run.stop()
+
+    run = simulation(callbacks=[stop], rounds_per_dispatch=1)
+    result = run.run()
+    assert result.interrupted
+    assert result.rounds == 7
+    assert result.metrics[-1].round == 7
+    rebuilt = fed.replay(result.initial_params, hiso_jax.hiso(0.02), result.records)
+    assert_trees_identical((result.params, result.state), rebuilt)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"cohort": 13}, "cohort must be at most the number of clients, 12, got 13"),
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"local_steps": 0}, "local_steps must be at least 1, got 0"),
+        ({"perturbations": -1}, "perturbations must be at least 1, got -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"mu": 0.0}, "mu must be a positive finite number, got 0.0"),
+        ({"mu": float("inf")}, "mu must be a positive finite number, got inf"),
+        ({"method": "sideways"}, "method must be forward or central, got sideways"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"local_learning_rate": float("nan")}, "local_learning_rate must be a positive finite number, got nan"),
+        ({"local_steps": 2}, "need local_learning_rate"),
+        ({"rounds_per_dispatch": 0}, "rounds_per_dispatch must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        simulation(**settings)
+
+
+def test_a_population_of_other_data_is_refused():
+    with pytest.raises(ValueError, match="population names example 4999; the task has 1437 training examples"):
+        fed.Simulation(linear_task(), hiso_jax.hiso(0.1), fed.iid(5000, 10), fed.SimulationConfig(cohort=2))

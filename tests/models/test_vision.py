@@ -1,0 +1,61 @@
+"""The image models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiso_jax import models, tasks
+
+
+def size(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+
+
+def test_parameter_counts():
+    assert size(models.cnn(side=28, kernel=5, features=(16, 32))) == 28_938
+    assert size(models.mlp(side=8)) == 2_410
+    assert size(models.cnn(side=8, kernel=3, features=(8, 16))) == 1_898
+
+
+@pytest.mark.parametrize(("side", "kernel", "features"), [(28, 5, (16, 32)), (8, 3, (8, 16))])
+def test_cnn_is_plain_convolutions_relus_and_pools(side, kernel, features, x64):
+    model = models.cnn(side=side, kernel=kernel, features=features)
+    params = model.init(jax.random.key(1))
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), params)
+    images = jax.random.normal(jax.random.key(3), (5, side, side, 1))
+
+    def plain(x, layer):
+        x = jax.lax.conv_general_dilated(x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return nnx.max_pool(nnx.relu(x + layer["bias"]), (2, 2), (2, 2))
+
+    hidden = plain(plain(images, params["conv1"]), params["conv2"]).reshape(5, -1)
+    expected = hidden @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(model.apply(params, images), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_init_depends_on_its_key_alone():
+    model = models.mlp(side=8)
+    one, same, other = (model.init(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert jnp.array_equal(one["hidden"]["kernel"], same["hidden"]["kernel"])
+    assert not jnp.array_equal(one["hidden"]["kernel"], other["hidden"]["kernel"])
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_digits_task(model):
+    task = tasks.digits(model)
+    assert (len(task.train["label"]), len(task.test["label"])) == (1437, 360)
+    together = np.concatenate([task.train["input"], task.test["input"]]).reshape(1797, -1)
+    assert together.min() == -0.5
+    assert together.max() == 0.5
+    batch = jax.tree.map(lambda a: a[:7], dict(task.test))
+    params = task.init(jax.random.key(0))
+    metrics = task.metrics(params, batch)
+    assert metrics["accuracy"].shape == task.loss(params, batch).shape == (7,)
+    np.testing.assert_allclose(metrics["loss"], task.loss(params, batch))
+
+
+def test_unknown_models_are_refused():
+    with pytest.raises(ValueError, match="model must be mlp or cnn for digits, got vit"):
+        tasks.digits("vit")

@@ -1,0 +1,47 @@
+"""Tasks from arrays."""
+
+import jax
+import numpy as np
+import pytest
+
+from hiso_jax import tasks
+
+
+def make(train, test):
+    return tasks.Classification(lambda key: {}, lambda params, x: x, train, test)
+
+
+def split(inputs, labels):
+    return {"input": np.zeros((inputs, 3)), "label": np.zeros(labels, int)}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "sentence"),
+    [
+        ({"x": 1}, split(2, 2), 'train must have the entries "input" and "label"'),
+        (split(2, 2), split(2, 3), "test must have as many inputs as labels"),
+        (split(0, 0), split(2, 2), "at least one, got 0 and 0"),
+    ],
+)
+def test_malformed_splits_are_refused(train, test, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make(train, test)
+
+
+def test_hold_out_moves_training_examples_and_leaves_the_test_split_alone():
+    task = tasks.digits()
+    held = task.hold_out(200, seed=1)
+    assert (len(held.train["label"]), len(held.test["label"])) == (1237, 200)
+    before = np.sort(task.train["input"].reshape(1437, -1), axis=0)
+    after = np.sort(np.concatenate([held.train["input"], held.test["input"]]).reshape(1437, -1), axis=0)
+    np.testing.assert_array_equal(before, after)
+    with pytest.raises(ValueError, match="examples must be at least 1 and below 1437, got 1437"):
+        task.hold_out(1437)
+
+
+def test_loss_is_the_cross_entropy():
+    task = make(split(2, 2), split(2, 2))
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]))
+    batch = {"input": jax.numpy.asarray(logits), "label": np.array([0, 1])}
+    np.testing.assert_allclose(task.loss({}, batch), -np.log([0.7, 0.1]), rtol=1e-6)
+    np.testing.assert_array_equal(task.metrics({}, batch)["accuracy"], [1.0, 0.0])

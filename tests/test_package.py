@@ -1,0 +1,53 @@
+"""The package as a whole: what importing it costs, and that what its pages show runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+
+import hiso_jax
+
+MODULES = [module.name for module in pkgutil.walk_packages(hiso_jax.__path__, "hiso_jax.")]
+
+
+def test_import_is_light():
+    heavy = ["transformers", "datasets", "matplotlib", "torch", "flax", "rich", "tyro"]
+    code = f"import sys, hiso_jax; print([name for name in {heavy} if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_the_command_line_imports_what_draws_and_downloads_only_when_needed():
+    code = "import sys, hiso_jax.cli.main; print([n for n in ('matplotlib', 'datasets') if n in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_public_names_exist():
+    for name in ("hiso_jax", "hiso_jax.zo", "hiso_jax.fed", "hiso_jax.tasks", "hiso_jax.models"):
+        module = importlib.import_module(name)
+        for public in module.__all__:
+            assert hasattr(module, public), f"{name}.{public}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    # zo.scalars, zo.step and zo.accumulate are functions as attributes: the modules are in sys.modules.
+    importlib.import_module(name)
+    failed, _ = doctest.testmod(sys.modules[name])
+    assert failed == 0
+
+
+def python_blocks(repository):
+    return re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+
+
+def test_readme_examples_run(repository, capsys):
+    blocks = python_blocks(repository)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
