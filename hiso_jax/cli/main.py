@@ -5,6 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
+from itertools import dropwhile, takewhile
 from typing import Annotated, NoReturn
 
 import tyro
@@ -32,15 +33,14 @@ def name_option(message: str) -> str:
 
 
 def one_line(report: str) -> str:
-    """The message in tyro's boxed error report: what stands between its title and the first rule."""
-    lines = [re.sub(r"^[\s│]+|[\s│]+$", "", line) for line in report.splitlines()]
-    body: list[str] = []
-    for line in lines:
-        if line.startswith("─") and body:
-            break
-        if line and line[0] not in "╭╰─":
-            body.append(line)
-    return re.sub(r"^Error parsing (\w+: )?", "", " ".join(body))
+    """The message in tyro's boxed error report: what stands between its title and the next rule."""
+    # The box is drawn in Unicode or, where the terminal cannot show that, with blanks and ASCII rules.
+    lines = [line.strip("╭╮╰╯│─ ") for line in report.splitlines()]
+    texts = ["" if set(line) <= {"-"} else line for line in lines]
+    after_title = texts[1:] if texts and texts[0] else texts[2:]
+    body = takewhile(bool, dropwhile(lambda text: not text, after_title))
+    message = re.sub(r"^Error parsing (\w+: )?", "", " ".join(body))
+    return f"{message} (see --help for what is valid)" if message.startswith("Unrecognized") else message
 
 
 def parse(arguments: Sequence[str]) -> Run | Compare:
