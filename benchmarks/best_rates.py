@@ -56,12 +56,8 @@ class Arguments:
 
 
 def run(arguments: Arguments, task: tasks.Classification, method: str, schedule: str, rate: float) -> fed.Result:
-    population = fed.dirichlet(
-        task.train["label"], arguments.clients, alpha=arguments.alpha, seed=arguments.seed
-    )
-    config = fed.SimulationConfig(
-        rounds=arguments.rounds, cohort=arguments.cohort, seed=arguments.seed, eval_every=25
-    )
+    population = fed.dirichlet(task.train["label"], arguments.clients, alpha=arguments.alpha, seed=arguments.seed)
+    config = fed.SimulationConfig(rounds=arguments.rounds, cohort=arguments.cohort, seed=arguments.seed, eval_every=25)
     tx = METHODS[method](SCHEDULES[schedule](rate, arguments.rounds))
     return fed.Simulation(task, tx, population, config).run()
 

@@ -11,12 +11,12 @@ from hiso_jax.tasks import Classification
 
 SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "sphere": zo.sphere}
 
-# Chosen on a validation split at the defaults of `hiso-jax run`; see benchmarks/README.md.
+# The best constant rates of benchmarks/best_rates.py, chosen on a validation split; see benchmarks/README.md.
 LEARNING_RATES = {
     ("digits", "hiso"): 0.01,
     ("digits", "decomfl"): 0.03,
-    ("mnist", "hiso"): 0.01,
-    ("mnist", "decomfl"): 0.003,
+    ("mnist", "hiso"): 0.001,
+    ("mnist", "decomfl"): 0.001,
 }
 
 

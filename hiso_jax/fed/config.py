@@ -44,7 +44,7 @@ class SimulationConfig:
       eval_every: rounds between evaluations.
       local_learning_rate: η of the clients' own steps, a number or a schedule over rounds; required when K > 1.
       rounds_per_dispatch: rounds run by one call to the device; None adapts it to about half a second, at most from
-        one evaluation to the next. The result does not depend on it.
+        one evaluation to the next, with one program, so that the result does not depend on how it went.
       client_chunk: clients evaluated at a time once they have diverged (K > 1); None means 1 on CPU, else all.
     """
 

@@ -1,4 +1,4 @@
-"""Scalars → ascent direction Δ: the one function behind every update and every replay (HiSo, Algorithm 1, line 12)."""
+"""Scalars → ascent direction Δ: the one function behind every update and every replay (HiSo, Algorithm 1)."""
 
 from functools import partial
 

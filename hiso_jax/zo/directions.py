@@ -80,7 +80,7 @@ def direction(
     curvature: PyTree[Shaped[Array, "..."]] | None = None,
     sampler: Sampler | None = None,
 ) -> PyTree[Shaped[Array, "..."]]:
-    """One search direction z = H^{-1/2} ⊙ u (HiSo, Algorithm 1, line 6), in the structure of ``params``.
+    """One search direction z = H^{-1/2} ⊙ u (HiSo, Algorithm 1), in the structure of ``params``.
 
     Args:
       key: a perturbation key; leaf i of ``jax.tree.leaves(params)`` draws from ``fold_in(key, i)``.

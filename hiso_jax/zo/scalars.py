@@ -1,4 +1,4 @@
-"""Losses → scalars: forward and central differences along shared directions (HiSo, Algorithm 1, line 8)."""
+"""Losses → scalars: forward and central differences along shared directions (HiSo, Algorithm 1)."""
 
 import math
 from collections.abc import Callable

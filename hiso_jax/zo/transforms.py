@@ -160,7 +160,7 @@ def scale_by_hiso(
     """Turn a round's scalars into Σ_k Δ_k, its directions shaped by a learned diagonal curvature H.
 
     z = H_r^{-1/2} ⊙ u, Δ_k = (1/P) Σ_p ĝ_{k,p} z_{k,p}, and after the round
-    H_{r+1} = γ H_r + (1 − γ)(Δ² + ε), H₀ = 1 (HiSo, arXiv 2506.02370, Algorithm 1 and equation for H).
+    H_{r+1} = γ H_r + (1 − γ)(Δ² + ε), H₀ = 1 (HiSo, arXiv 2506.02370, Algorithm 1).
 
     Args:
       decay: γ, the weight kept by H, in [0, 1]; 1 leaves H untouched, which is :func:`scale_by_zo`.

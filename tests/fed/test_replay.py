@@ -36,13 +36,15 @@ def test_replay_is_exact(steps, perturbations):
     dispatched = run(tx, steps=steps, perturbations=perturbations, per_dispatch=1)
     for result in (scanned, dispatched):
         assert result.rounds == ROUNDS
-        for replay_dispatch in (None, 1, 8):
+        for replay_dispatch in (None, 1):
             rebuilt = fed.replay(result.initial_params, tx, result.records, rounds_per_dispatch=replay_dispatch)
             assert_trees_identical((result.params, result.state), rebuilt)
 
 
-@pytest.mark.parametrize("name", ["hiso-all", "decomfl", "momentum", "adam"])
-@pytest.mark.parametrize(("steps", "perturbations"), [(1, 1), (3, 5)])
+# Without the pins of zo, and the conditional around the server's update, momentum at P = 1 parts.
+@pytest.mark.parametrize(
+    ("name", "steps", "perturbations"), [("hiso-all", 3, 5), ("decomfl", 1, 1), ("momentum", 1, 1), ("adam", 3, 2)]
+)
 def test_replay_is_exact_through_any_chain(name, steps, perturbations):
     tx = optimizers()[name]
     for per_dispatch in (None, 1):
