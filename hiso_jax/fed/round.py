@@ -159,6 +159,7 @@ def make_round(
             num_perturbations=num_perturbations,
             mu=mu,
             method=method,
+            # With one local step nobody moves, and there is no [C, ...] copy of the parameters.
             fold=_add_outer if local_steps > 1 else lambda carry, z, scalars: carry,
             init=deltas,
         )
@@ -182,15 +183,15 @@ def make_round(
             deltas, _, scalars = estimate(_at_clients(task_loss, local, batch, chunk), direction_at(step), zero)
             return jax.tree.map(move, local, deltas), scalars
 
-        # With one local step nobody moves, and there is no [C, ...] copy of the parameters.
-        shape = mask.shape if local_steps > 1 else None
-        zero = shape and jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape), working_dtype(x)), params)
-        by_step = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), batches)
-        first, later = (jax.tree.map(lambda a, part=part: a[part], by_step) for part in (0, slice(1, None)))
+        zero = None
+        if local_steps > 1:
+            zero = jax.tree.map(lambda x: jnp.zeros((*mask.shape, *x.shape), working_dtype(x)), params)
+        first = jax.tree.map(lambda a: a[:, 0], batches)
         deltas, losses, scalars = estimate(_at_server(task_loss, params, first), direction_at(0), zero)
         steps = scalars[None]
         if local_steps > 1:
             local = jax.tree.map(lambda x, delta: move(x[None], delta), params, deltas)
+            later = jax.tree.map(lambda a: jnp.moveaxis(a[:, 1:], 1, 0), batches)
             steps = jnp.concatenate([steps, lax.scan(local_step, local, (jnp.arange(1, local_steps), later))[1]])
 
         all_scalars = jnp.transpose(steps, (2, 0, 1))

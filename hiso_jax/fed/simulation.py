@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from hiso_jax.fed import monitor as monitoring
 from hiso_jax.fed.config import SimulationConfig
@@ -184,7 +184,7 @@ class Simulation:
     ) -> tuple[RunState, tuple[Int[Array, "R C"], RoundRecord]]:
         """Rounds begin ≤ r < end in one program; its length is fixed, and rounds past ``end`` do nothing."""
         config = self.config
-        mask: Bool[Array, C] = jnp.ones(config.cohort, bool)
+        mask = jnp.ones(config.cohort, bool)
 
         def live(carry: RunState, number: Array) -> tuple[RunState, tuple[Array, RoundRecord]]:
             clients = population.cohort(cohort_key(seed_key, number), config.cohort)
@@ -204,7 +204,7 @@ class Simulation:
             active = (number < end) & (carry.monitor.diverged_at == monitoring.NEVER)
             return lax.cond(active, live, idle, carry, number)
 
-        return lax.scan(step, carry, begin + jnp.arange(self._dispatch_length))
+        return lax.scan(step, carry, begin + jnp.arange(self._dispatch_length, dtype=jnp.int32))
 
     @property
     def _dispatch_length(self) -> int:

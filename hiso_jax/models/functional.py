@@ -24,6 +24,8 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """The pure functions of the module that ``build`` makes; the module must hold parameters only."""
     graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
+    # One program, so that a key gives the same bits wherever it is called from, and starts sooner than op by op.
+    @jax.jit
     def init(key: Key[Array, ""]) -> PyTree:
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
 

@@ -50,6 +50,17 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert (one.records.scalars != other.records.scalars).any()
 
 
+def test_it_runs_in_double_precision(x64):
+    base = linear_task()
+
+    def init(key):
+        return jax.tree.map(lambda x: x.astype(jnp.float64), base.model_init(key))
+
+    result = simulation(dataclasses.replace(base, model_init=init), rounds=3, rounds_per_dispatch=3).run()
+    assert result.records.scalars.dtype == np.float64
+    assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {jnp.dtype(jnp.float64)}
+
+
 def test_evaluation_counts_every_example_once():
     task = linear_task()
     params = task.init(jax.random.key(0))
