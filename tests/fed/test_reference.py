@@ -1,4 +1,4 @@
-"""The published implementation's trajectories, reproduced through the public API in float64 (DESIGN section 2)."""
+"""The published implementation's trajectories, reproduced through the public API in float64."""
 
 import json
 from pathlib import Path

@@ -17,7 +17,7 @@ def params_of(dtype=jnp.float32):
 
 
 def by_the_formulas(scalars, curvature, key, params, sampler, decay, eps, update):
-    """Σ_k Δ_k and the next H, written from DESIGN section 2 in NumPy float64."""
+    """Σ_k Δ_k and the next H, written from the formulas in NumPy float64."""
     steps, perturbations = scalars.shape
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
     h = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(curvature)]
@@ -57,7 +57,7 @@ def test_update_follows_the_formulas(update, steps, perturbations, sampler, x64)
 
 
 def test_expectation_of_squared_direction():
-    """E[Δ²] = ∇ᵀH⁻¹∇ / (P H) + (1 + 1/P) ∇² / H² for exact directional derivatives (DESIGN section 2)."""
+    """E[Δ²] = ∇ᵀH⁻¹∇ / (P H) + (1 + 1/P) ∇² / H² for exact directional derivatives."""
     gradient, h, perturbations = jnp.array([1.0, -2.0, 0.5]), jnp.array([1.0, 4.0, 0.5]), 3
 
     def squared(key):
