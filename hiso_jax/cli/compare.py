@@ -75,7 +75,7 @@ def table(summaries: dict[str, list[dict[str, Any]]], target: float | None) -> T
     """One row a method: final accuracy, and what it took to the shared target; mean ± spread over seeds."""
     title = None if target is None else f"rounds, forward passes and bytes to a test accuracy of {target:g}"
     # Narrow enough for 80 columns.
-    view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     view.add_column("method", no_wrap=True)
     for column in ("rate", "accuracy", "rounds", "forward passes", "bytes"):
         view.add_column(column, justify="right", no_wrap=True)

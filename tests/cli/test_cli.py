@@ -99,7 +99,7 @@ def test_compare_prints_one_table_to_a_shared_target(capsys, tmp_path):
     )
     assert (code, errors) == (0, "")
     table = text[text.index("to a test accuracy of 0.5") :].splitlines()
-    hiso, decomfl = (next(line for line in table if line.startswith(f"{name} ")) for name in ("hiso", "decomfl"))
+    hiso, decomfl = (next(line for line in table if line.split()[:1] == [name]) for name in ("hiso", "decomfl"))
     assert "±" in hiso
     assert "—" not in hiso
     assert decomfl.count("—") == 3
