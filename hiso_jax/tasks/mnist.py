@@ -1,6 +1,7 @@
 """MNIST (LeCun, Cortes, Burges) from local IDX files or the datasets hub."""
 
 import gzip
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,13 +72,15 @@ def _from_files(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 def _from_hub() -> dict[str, dict[str, np.ndarray]]:
     import datasets
 
+    # The client logs each of its retries; the one sentence below says it all.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         loaded: Any = datasets.load_dataset(HUB_NAME)
     except Exception as error:
         # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
         raise ValueError(
-            f"MNIST could not be loaded from the hub ({type(error).__name__}); "
-            "set data_dir to a folder with its four IDX files"
+            "data_dir must name a folder with MNIST's four IDX files where the hub is out of reach; "
+            f"loading {HUB_NAME} gave {type(error).__name__}"
         ) from error
     splits: dict[str, dict[str, np.ndarray]] = {}
     for split in FILES:
