@@ -28,7 +28,7 @@ def compare(options: Compare, console: Console) -> int:
     Methods with the same seed share their initial parameters, their partition, their cohorts and their batches.
 
     Raises:
-      ValueError: the options name data or a directory that cannot be used; nothing has been written then.
+      UsageError: the options name data or a directory that cannot be used; nothing has been written then.
     """
     given = options.learning_rate or (None,) * len(options.algorithms)
     given = given * len(options.algorithms) if len(given) == 1 else given
