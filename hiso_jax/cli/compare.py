@@ -1,7 +1,7 @@
 """``hiso-jax compare``: several methods from one start on one data set, in one table."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,13 @@ from rich.table import Table
 
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import build_population, build_simulation, build_task, learning_rate
+from hiso_jax.cli.experiment import build_population, build_simulation, build_task, is_virtual, virtual_note
 from hiso_jax.cli.interrupt import stop_on_interrupt
 from hiso_jax.cli.options import Compare
 from hiso_jax.cli.plots import curves
-from hiso_jax.cli.progress import Display, human_bytes
+from hiso_jax.cli.progress import Display, human_bytes, human_count, human_seconds
 from hiso_jax.cli.report import append_evaluation, config_of, create_directory, summarise, write_json
-
-NEVER = "—"
+from hiso_jax.cli.sweep import NEVER, Tuning, report, spread
 
 
 def compare(options: Compare, console: Console) -> int:
@@ -30,27 +29,40 @@ def compare(options: Compare, console: Console) -> int:
     Raises:
       UsageError: the options name data or a directory that cannot be used; nothing has been written then.
     """
-    given = options.learning_rate or (None,) * len(options.algorithms)
-    given = given * len(options.algorithms) if len(given) == 1 else given
-    rates = {name: learning_rate(options, name, rate) for name, rate in zip(options.algorithms, given, strict=True)}
     seeds = range(options.seed, options.seed + options.seeds)
     with exit_codes.refusing():
         task = build_task(options)
         populations = {seed: build_population(options, task, seed) for seed in seeds}
+        tuning = Tuning(options, task) if options.learning_rate is None else None
+        options.participation()
         directory = create_directory(options, f"{options.task}-compare")
     target = task.target if options.target is None else options.target
-    config = {**config_of(options), "learning_rate": rates, "target": target}
+    config = {**config_of(options), "target": target}
     write_json(directory / "config.json", config)
+    if is_virtual(options, task):
+        console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
+    if tuning is None:
+        given = options.learning_rate or ()
+        rates = dict(
+            zip(options.algorithms, given * len(options.algorithms) if len(given) == 1 else given, strict=True)
+        )
+        interrupted = False
+    else:
+        results = {name: tuning.sweep(name, None, console) for name in options.algorithms}
+        report(results, tuning.target, directory, console)
+        rates = {name: result.best(tuning.target).learning_rate for name, result in results.items()}
+        interrupted = any(result.interrupted for result in results.values())
+    write_json(directory / "config.json", {**config, "learning_rate": rates})
     summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in rates}
     histories: dict[str, list[list[fed.Evaluation]]] = {name: [] for name in rates}
-    interrupted = False
     for seed in seeds:
         for name, rate in rates.items():
             if not interrupted:
                 begin = time.perf_counter()
                 display = Display(console, f"{name} seed {seed}")
                 keep = partial(append_evaluation, directory, algorithm=name, seed=seed)
-                simulation = build_simulation(options, task, populations[seed], name, rate, seed, (display, keep))
+                simulation = build_simulation(options, task, populations[seed], name, rate, seed)
+                simulation.callbacks = (display, keep)
                 with display, stop_on_interrupt(simulation.stop):
                     result = simulation.run()
                 wall = time.perf_counter() - begin
@@ -73,31 +85,27 @@ def compare(options: Compare, console: Console) -> int:
 
 def table(summaries: dict[str, list[dict[str, Any]]], target: float | None) -> Table:
     """One row a method: final accuracy, and what it took to the shared target; mean ± spread over seeds."""
-    title = None if target is None else f"rounds, forward passes and bytes to a test accuracy of {target:g}"
+    title = None if target is None else f"what it took to test accuracy {target:g} (time: simulated)"
     # Narrow enough for 80 columns.
     view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     view.add_column("method", no_wrap=True)
-    for column in ("rate", "accuracy", "rounds", "forward passes", "bytes"):
+    for column in ("rate", "accuracy", "rounds", "passes", "bytes", "time"):
         view.add_column(column, justify="right", no_wrap=True)
     for name, runs in summaries.items():
         if not runs:
             continue
         diverged = sum(run["diverged_at_round"] is not None for run in runs)
-        accuracy = _mean_and_spread([run["accuracy"] for run in runs], lambda value: f"{value:.4f}")
+        accuracy = spread(np.array([run["accuracy"] for run in runs]), lambda value: f"{value:.4f}")
         view.add_row(
             name,
             f"{runs[0]['learning_rate']:g}",
             f"{accuracy}, {diverged} of {len(runs)} diverged" if diverged else accuracy,
             _to_target(runs, "rounds_to_target", lambda value: f"{value:.0f}"),
-            _to_target(runs, "forward_passes_to_target", lambda value: f"{value:,.0f}"),
+            _to_target(runs, "forward_passes_to_target", human_count),
             _to_target(runs, "bytes_to_target", human_bytes),
+            _to_target(runs, "simulated_seconds_to_target", human_seconds),
         )
     return view
-
-
-def _mean_and_spread(values: Sequence[float], show: Callable[[float], str]) -> str:
-    mean = show(float(np.mean(values)))
-    return f"{mean} ± {show(float(np.std(values, ddof=1)))}" if len(values) > 1 else mean
 
 
 def _to_target(runs: list[dict[str, Any]], figure: str, show: Callable[[float], str]) -> str:
@@ -105,4 +113,4 @@ def _to_target(runs: list[dict[str, Any]], figure: str, show: Callable[[float], 
     if len(reached) < len(runs):
         # A mean over the seeds that got there would flatter the method.
         return f"{NEVER} ({len(reached)} of {len(runs)} seeds)" if reached else NEVER
-    return _mean_and_spread(reached, show)
+    return spread(np.array(reached), show)

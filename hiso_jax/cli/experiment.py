@@ -1,12 +1,14 @@
 """Options → task, population, optimizer and simulation."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import optax
+from jax.sharding import Mesh
 
 from hiso_jax import fed, tasks, zo
 from hiso_jax.cli.options import Experiment
+from hiso_jax.fed.population import Clients
 from hiso_jax.tasks import Classification
 
 SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "sphere": zo.sphere}
@@ -27,9 +29,36 @@ def build_task(options: Experiment) -> Classification:
     return tasks.mnist(options.data_dir, options.model or "cnn")
 
 
-def build_population(options: Experiment, task: Classification, seed: int) -> fed.Population:
-    """The partition of the task's training examples."""
+def is_virtual(options: Experiment, task: Classification) -> bool:
+    """Whether the clients draw from the shared pool, since there are more of them than examples or by request."""
+    return options.virtual or options.clients > len(task.train["label"])
+
+
+def virtual_note(options: Experiment, task: Classification) -> str:
+    """What to tell the user of virtual clients."""
+    fewest, most = options.client_examples
+    return (
+        f"{options.clients:,} virtual clients: each draws its own {fewest} to {most} examples from the pool of "
+        f"{len(task.train['label']):,}"
+    )
+
+
+def build_population(options: Experiment, task: Classification, seed: int) -> Clients:
+    """The population: a partition of the task's training examples, or virtual clients.
+
+    Raises:
+      ValueError: more clients than examples, and label shards asked for.
+    """
     labels, clients = task.train["label"], options.clients
+    if is_virtual(options, task):
+        if options.partition == "shards":
+            raise ValueError(
+                f"clients must be at most the number of training examples, {len(labels)}, for label shards; "
+                f"got {clients}"
+            )
+        alpha = options.alpha if options.partition == "dirichlet" else None
+        fewest, most = options.client_examples
+        return fed.virtual(labels, clients, alpha=alpha, sizes=(fewest, most), seed=seed)
     if options.partition == "iid":
         return fed.iid(len(labels), clients, seed=seed)
     if options.partition == "shards":
@@ -42,8 +71,8 @@ def learning_rate(options: Experiment, algorithm: str, given: float | None) -> f
     return LEARNING_RATES[options.task, algorithm] if given is None else given
 
 
-def build_schedule(options: Experiment, rate: float) -> optax.ScalarOrSchedule:
-    """The learning rate over the rounds."""
+def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:
+    """The learning rate over the rounds; ``rate`` may be traced."""
     if options.schedule == "cosine":
         return optax.cosine_decay_schedule(rate, options.rounds)
     if options.schedule == "linear":
@@ -67,18 +96,23 @@ def build_optimizer(
     return optax.chain(head, *decay, *momentum, optax.scale_by_learning_rate(schedule))
 
 
+def simulation_config(options: Experiment, seed: int) -> fed.SimulationConfig:
+    """The numbers of one run, without the clients' learning rate."""
+    numbers = {field.name: getattr(options, field.name) for field in fields(fed.SimulationConfig)}
+    return fed.SimulationConfig(**{**numbers, "seed": seed})
+
+
 def build_simulation(
     options: Experiment,
     task: Classification,
-    population: fed.Population,
+    population: Clients,
     algorithm: str,
     rate: float,
     seed: int,
-    callbacks: Sequence[Callable[[fed.Progress], None]],
+    mesh: Mesh | None = None,
 ) -> fed.Simulation:
     """The simulation of one method with one seed."""
     schedule = build_schedule(options, rate)
-    numbers = {field.name: getattr(options, field.name) for field in fields(fed.SimulationConfig)}
-    config = fed.SimulationConfig(**{**numbers, "seed": seed, "local_learning_rate": schedule})
+    config = replace(simulation_config(options, seed), local_learning_rate=schedule)
     tx = build_optimizer(options, algorithm, schedule)
-    return fed.Simulation(task, tx, population, config, callbacks=callbacks)
+    return fed.Simulation(task, tx, population, config, mesh=mesh, participation=options.participation())

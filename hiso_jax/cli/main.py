@@ -13,12 +13,17 @@ from rich.console import Console
 
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.compare import compare
-from hiso_jax.cli.options import OPTION_NAMES, Compare, Run
+from hiso_jax.cli.options import OPTION_NAMES, Compare, Run, Sweep
 from hiso_jax.cli.run import run
+from hiso_jax.cli.sweep import sweep
 
 PROGRAM = "hiso-jax"
 ABOUT = "Scalar-only federated zeroth-order fine-tuning: simulate it, and measure which method is better."
-Command = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Compare, tyro.conf.subcommand("compare")]
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+)
 
 
 def _fail(message: str) -> NoReturn:
@@ -43,7 +48,7 @@ def one_line(report: str) -> str:
     return f"{message} (see --help for what is valid)" if message.startswith("Unrecognized") else message
 
 
-def parse(arguments: Sequence[str]) -> Run | Compare:
+def parse(arguments: Sequence[str]) -> Run | Sweep | Compare:
     """The command in ``arguments``; exits with code 2 and one line if there is none, and with 0 after --help."""
     report = io.StringIO()
     try:
@@ -60,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command = parse(sys.argv[1:] if arguments is None else arguments)
     console = Console()
     try:
-        code = run(command, console) if isinstance(command, Run) else compare(command, console)
+        if isinstance(command, Run):
+            code = run(command, console)
+        else:
+            code = sweep(command, console) if isinstance(command, Sweep) else compare(command, console)
     except exit_codes.UsageError as error:
         _fail(str(error))
     except KeyboardInterrupt:

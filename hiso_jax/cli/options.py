@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from hiso_jax.cli.devices import Devices
+from hiso_jax.cli.presence import Presence
 from hiso_jax.fed import SimulationConfig
 from hiso_jax.fed.config import at_least, positive
 
@@ -22,15 +24,18 @@ def _comma_separated(convert: type, metavar: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(SimulationConfig):
-    """What ``run`` and ``compare`` share.
+class Experiment(SimulationConfig, Presence):
+    """What all commands share.
 
     Attributes:
       task: digits (embedded) or mnist (needs --data-dir, or a hub).
       model: mlp or cnn; by default mlp for digits and cnn for mnist.
       data_dir: folder with the four MNIST IDX files, gzip-compressed or not; without it the datasets hub is asked.
-      clients: clients in the population, N.
+      clients: clients in the population, N; above the number of training examples they are virtual.
       partition: how the training examples are dealt to the clients: Dirichlet over labels, i.i.d., or label shards.
+      virtual: clients that exist as a key and draw their examples from the shared pool, by a label mixture of their
+        own (dirichlet) or the pool's (iid); any number of them.
+      client_examples: fewest and most examples that a virtual client holds, log-uniform in between.
       alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
       shards_per_client: label shards dealt to each client in the shards partition.
       schedule: how the learning rate runs over the rounds: constant, or decaying to zero.
@@ -48,6 +53,8 @@ class Experiment(SimulationConfig):
     data_dir: Path | None = None
     clients: int = 100
     partition: Literal["dirichlet", "iid", "shards"] = "dirichlet"
+    virtual: bool = False
+    client_examples: Annotated[tuple[int, ...], _comma_separated(int, "MIN,MAX")] = (16, 256)
     alpha: float = 0.5
     shards_per_client: int = 2
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -71,6 +78,12 @@ class Experiment(SimulationConfig):
         at_least("clients", self.clients, 1)
         at_least("shards_per_client", self.shards_per_client, 1)
         positive("alpha", self.alpha)
+        self.check_presence()
+        if len(self.client_examples) != 2 or not 1 <= self.client_examples[0] <= self.client_examples[1]:
+            given = ",".join(map(str, self.client_examples))
+            raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most, got {given}")
+        if self.virtual and self.partition == "shards":
+            raise ValueError("partition must be dirichlet or iid for virtual clients, got shards")
         if self.cohort > self.clients:
             raise ValueError(f"cohort must be at most the number of clients, {self.clients}, got {self.cohort}")
         for option, upper in (("curvature_decay", 1), ("momentum", 1), ("weight_decay", float("inf"))):
@@ -80,12 +93,10 @@ class Experiment(SimulationConfig):
                 raise ValueError(f"{option} must be {bounds}, got {value}")
         if self.target is not None and not 0 < self.target <= 1:
             raise ValueError(f"target must be an accuracy above 0 and at most 1, got {self.target}")
-        if self.out is not None and self.out.exists():
-            raise ValueError(f"out must be a directory that does not exist yet; {self.out} does")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Experiment):
+class Run(Experiment, Devices):
     """Run one method and write its run directory: config, metrics, ledger, summary and curves.
 
     Attributes:
@@ -103,26 +114,30 @@ class Run(Experiment):
           ValueError: naming the first option out of range.
         """
         super().__post_init__()
+        self.check_devices()
         if self.learning_rate is not None:
             positive("learning_rate", self.learning_rate)
 
 
 ALGORITHMS = ("hiso", "decomfl")
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Experiment):
-    """Run several methods from the same start on the same data and print one table.
+class Grid(Experiment):
+    """What ``sweep`` and ``compare`` share.
 
     Attributes:
-      algorithms: methods to compare, of hiso and decomfl.
-      learning_rate: one rate for all methods, or one for each in their order; by default each method's own.
+      algorithms: methods, of hiso and decomfl.
+      learning_rates: learning rates to try with every method.
       seeds: how many seeds to run for each method, counted up from --seed.
+      validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
     """
 
     algorithms: Annotated[tuple[str, ...], _comma_separated(str, "A,B,…")] = ALGORITHMS
-    learning_rate: Annotated[tuple[float, ...] | None, _comma_separated(float, "X,Y,…")] = None
+    learning_rates: Annotated[tuple[float, ...], _comma_separated(float, "X,Y,…")] = RATES
     seeds: int = 1
+    validation: int | None = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -137,6 +152,53 @@ class Compare(Experiment):
                 raise ValueError(f"algorithms must be a comma-separated list of {', '.join(ALGORITHMS)}; got {name!r}")
         if len(set(self.algorithms)) != len(self.algorithms):
             raise ValueError(f"algorithms must not repeat, got {','.join(self.algorithms)}")
+        _check_grid("learning_rates", self.learning_rates)
+
+
+def _check_grid(option: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        positive(option, value)
+    if len(set(values)) != len(values):
+        raise ValueError(f"{option} must not repeat, got {','.join(map(str, values))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Grid):
+    """Try a grid of learning rates × seeds (× mu) as one program and say which setting is best on a validation split.
+
+    Attributes:
+      mus: smoothing radii to try; by default --mu alone.
+    """
+
+    mus: Annotated[tuple[float, ...] | None, _comma_separated(float, "X,Y,…")] = None
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
+        _check_grid("mus", self.mus or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Grid):
+    """Tune several methods on one grid, run each at its best rate from the same start, and print one table.
+
+    Attributes:
+      learning_rate: do not tune: one rate for all methods, or one for each in their order.
+    """
+
+    learning_rate: Annotated[tuple[float, ...] | None, _comma_separated(float, "X,Y,…")] = None
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
         for rate in self.learning_rate or ():
             positive("learning_rate", rate)
         if self.learning_rate is not None and len(self.learning_rate) not in (1, len(self.algorithms)):
@@ -146,4 +208,4 @@ class Compare(Experiment):
             )
 
 
-OPTION_NAMES = frozenset(field.name for command in (Run, Compare) for field in fields(command))
+OPTION_NAMES = frozenset(field.name for command in (Run, Sweep, Compare) for field in fields(command))

@@ -1,7 +1,8 @@
-"""Pictures of runs: loss and accuracy against rounds and against bytes."""
+"""Pictures of runs and sweeps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,46 @@ from hiso_jax import fed
 
 Histories = Mapping[str, Sequence[Sequence[fed.Evaluation]]]
 SPREAD_OPACITY = 0.18
+
+
+def _figure(width: float, height: float) -> Any:
+    # Not pyplot: it keeps global state and picks a window system.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, path: Path) -> None:
+    """Draw final accuracy and rounds to the target against the learning rate, a line per method and μ.
+
+    Points are means over the seeds, bars one standard deviation; a rate that did not reach the target with every
+    seed has no point on the right.
+    """
+    figure = _figure(9.6, 3.8)
+    ends, soon = figure.subplots(1, 2, sharex=True)
+    for name, result in results.items():
+        first = None if target is None else result.rounds_to(target)
+        for m, mu in enumerate(result.mus):
+            label = f"{name}, mu {mu:g}" if len(result.mus) > 1 else name
+            for axis, values in ((ends, result.final()), (soon, first)):
+                if values is not None:
+                    runs = values[:, m]
+                    mean = np.where(np.isfinite(runs).all(0), runs.mean(0), np.nan)
+                    bars = np.where(np.isfinite(mean), np.where(np.isfinite(runs), runs, 0).std(0), np.nan)
+                    axis.errorbar(result.learning_rates, mean, bars, label=label, marker="o", markersize=4, capsize=2)
+    ends.set_ylabel("final validation accuracy")
+    soon.set_ylabel("rounds to the target" if target is None else f"rounds to accuracy {target:g}")
+    for axis in (ends, soon):
+        axis.set_xscale("log")
+        axis.set_xlabel("learning rate")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    soon.set_ylim(bottom=0)
+    ends.legend(frameon=False)
+    figure.savefig(path, dpi=120)
 
 
 def curves(histories: Histories, path: Path, *, title: str, target: float | None = None) -> None:
@@ -21,12 +62,7 @@ def curves(histories: Histories, path: Path, *, title: str, target: float | None
       title: of the picture.
       target: an accuracy to mark.
     """
-    # Not pyplot: it keeps global state and picks a window system.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(9.6, 6.4)
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     for name, runs in histories.items():
         length = min(len(run) for run in runs)

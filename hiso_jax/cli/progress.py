@@ -21,6 +21,11 @@ def human_bytes(count: float) -> str:
     return f"{count:.0f} {UNITS[power]}" if power == 0 else f"{count:.3g} {UNITS[power]}"
 
 
+def human_count(count: float) -> str:
+    """``count`` with a unit of thousands, three significant digits."""
+    return human_bytes(count).removesuffix("B").replace(" ", "")
+
+
 def human_seconds(seconds: float) -> str:
     """``seconds`` as h:mm:ss, or as seconds below a minute."""
     if not math.isfinite(seconds):
@@ -28,6 +33,8 @@ def human_seconds(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
+    if whole >= 172_800:
+        return f"{seconds / 86_400:.3g} days"
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 

@@ -86,6 +86,20 @@ def reached(result: fed.Result, target: float | None) -> fed.Evaluation | None:
     return None if index is None else result.metrics[index]
 
 
+def sharding(result: fed.Result) -> dict[str, Any]:
+    """How many devices took part, and how the cohort and the parameters were split over them."""
+    shards = result.mesh_shape.get("clients", 1)
+    cohort = sum(result.attendance.values()) // max(result.rounds, 1)
+    each = -(-cohort // shards)
+    return {
+        "device_count": math.prod(result.mesh_shape.values()),
+        "process_count": jax.process_count(),
+        "mesh": {"clients": shards, "model": result.mesh_shape.get("model", 1)},
+        "cohort_per_device": each,
+        "cohort_padding": each * shards - cohort,
+    }
+
+
 def summarise(
     task: str, algorithm: str, rate: float, seed: int, target: float | None, result: fed.Result, wall: float
 ) -> dict[str, Any]:
@@ -103,6 +117,7 @@ def summarise(
         "rounds_to_target": at_target.round if at_target else None,
         "bytes_to_target": at_target.bytes_up + at_target.bytes_down if at_target else None,
         "forward_passes_to_target": at_target.forward_passes if at_target else None,
+        "simulated_seconds_to_target": at_target.simulated_seconds if at_target else None,
         "diverged_at_round": result.diverged_at,
         "interrupted": result.interrupted,
         "rounds_per_second": result.rounds / result.run_seconds if result.run_seconds else 0.0,
@@ -110,8 +125,10 @@ def summarise(
         "wall_seconds": wall,
         **result.traffic,
         "forward_passes": result.forward_passes,
+        "simulated_seconds": result.simulated_seconds,
+        "attendance": {**result.attendance, "invalid": result.invalid},
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,
-        "device_count": 1,
+        **sharding(result),
         "params_sha256": params_sha256(result.params),
     }

@@ -4,39 +4,67 @@ import time
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import build_population, build_simulation, build_task, learning_rate
+from hiso_jax.cli.experiment import (
+    build_population,
+    build_simulation,
+    build_task,
+    is_virtual,
+    learning_rate,
+    virtual_note,
+)
 from hiso_jax.cli.interrupt import stop_on_interrupt
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.plots import curves
-from hiso_jax.cli.progress import Display, human_bytes
-from hiso_jax.cli.report import append_evaluation, config_of, create_directory, summarise, write_json
+from hiso_jax.cli.progress import Display, human_bytes, human_seconds
+from hiso_jax.cli.report import (
+    append_evaluation,
+    config_of,
+    create_directory,
+    params_sha256,
+    summarise,
+    write_json,
+)
+from hiso_jax.fed.mesh import agree
 
 
 def run(options: Run, console: Console) -> int:
     """Run, write the run directory, and return the exit code.
 
+    Of several processes only the first prints and writes; each ends with the same parameters, and says so.
+
     Raises:
-      UsageError: the options name data or a directory that cannot be used; nothing has been written then.
+      UsageError: the options name devices, data or a directory that cannot be used; nothing has been written then.
     """
     begin = time.perf_counter()
     rate = learning_rate(options, options.algorithm, options.learning_rate)
     with exit_codes.refusing():
+        options.join()
+        mesh = options.mesh()
         task = build_task(options)
         population = build_population(options, task, options.seed)
-        directory = create_directory(options, f"{options.task}-{options.algorithm}")
+        simulation = build_simulation(options, task, population, options.algorithm, rate, options.seed, mesh)
+        directory = _claim_directory(options, mesh)
+    if directory is None:
+        with stop_on_interrupt(simulation.stop):
+            result = simulation.run()
+        own = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"{own}: after {result.rounds} rounds the parameters have SHA-256 {params_sha256(result.params)}")
+        return _exit_code(result)
+
     target = task.target if options.target is None else options.target
     config = {**config_of(options), "learning_rate": rate, "target": target}
     write_json(directory / "config.json", config)
-    display, keep = (
-        Display(console, f"{options.task} {options.algorithm}"),
-        partial(append_evaluation, directory),
-    )
-    simulation = build_simulation(options, task, population, options.algorithm, rate, options.seed, (display, keep))
+    if is_virtual(options, task):
+        console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
+    display = Display(console, f"{options.task} {options.algorithm}")
+    simulation.callbacks = (display, partial(append_evaluation, directory))
     with display, stop_on_interrupt(simulation.stop):
         result = simulation.run()
     summary = summarise(
@@ -53,16 +81,41 @@ def run(options: Run, console: Console) -> int:
             f"diverged at round {result.diverged_at}: the learning rate {rate:g} is probably too high",
             soft_wrap=True,
         )
-        return exit_codes.DIVERGED
-    if result.interrupted:
+    elif result.interrupted:
         console.print(f"interrupted after {result.rounds} rounds; what was done is in {directory}", soft_wrap=True)
-        return exit_codes.INTERRUPTED
-    return exit_codes.DONE
+    return _exit_code(result)
+
+
+def _exit_code(result: fed.Result) -> int:
+    if result.diverged_at is not None:
+        return exit_codes.DIVERGED
+    return exit_codes.INTERRUPTED if result.interrupted else exit_codes.DONE
+
+
+def _claim_directory(options: Run, mesh: Mesh | None) -> Path | None:
+    """The run directory, made by the first process; None in the others, and an error in all if it cannot be made."""
+    directory, trouble = None, None
+    if jax.process_index() == 0:
+        try:
+            directory = create_directory(options, f"{options.task}-{options.algorithm}")
+        except ValueError as error:
+            trouble = error
+    (made,) = agree(mesh, trouble is None)
+    if not made:
+        raise trouble or ValueError("out cannot be made by the first process")
+    return directory
 
 
 def _print(console: Console, summary: dict, directory: Path) -> None:
     reached = summary["rounds_to_target"]
     at_target = f"at round {reached}" if reached is not None else "not reached"
+    attendance = summary["attendance"]
+    missing = ", ".join(f"{attendance[name]} {name}" for name in ("absent", "dropped", "late", "invalid"))
+    per_device = f"{summary['cohort_per_device']} clients a round each"
+    if summary["cohort_padding"]:
+        per_device += f" ({summary['cohort_padding']} of them padding)"
+    shards = summary["mesh"]["model"]
+    split = f", parameters in {shards} parts" if shards > 1 else ""
     rows = {
         "test accuracy": f"{summary['accuracy']:.4f}" if np.isfinite(summary["accuracy"]) else "—",
         "test loss": f"{summary['loss']:.4f}",
@@ -72,8 +125,13 @@ def _print(console: Console, summary: dict, directory: Path) -> None:
         "bytes a client": f"up {human_bytes(summary['bytes_up_per_client'])}, "
         f"down {human_bytes(summary['bytes_down_per_client'])} "
         f"(paper's convention: {human_bytes(summary['bytes_paper_convention'])})",
+        "attendance": f"{attendance['reported']} reports, {missing}",
+        "simulated time": human_seconds(summary["simulated_seconds"]),
+        "devices": f"{summary['device_count']} {summary['device']}: {per_device}{split}",
         "written to": str(directory),
     }
+    if not any(attendance[name] for name in ("absent", "dropped", "late", "invalid")):
+        del rows["attendance"]
     width = max(map(len, rows))
     for name, value in rows.items():
         console.print(f"  {name:<{width}}  {value}", soft_wrap=True, highlight=False)

@@ -4,18 +4,40 @@ from hiso_jax.fed.aggregate import Aggregate, mean
 from hiso_jax.fed.cohort import permute, sample_cohort
 from hiso_jax.fed.config import SimulationConfig
 from hiso_jax.fed.evaluation import first_at_target, make_evaluate
+from hiso_jax.fed.execution import Execution
+from hiso_jax.fed.fleet import Fleet, LogNormal
 from hiso_jax.fed.keys import cohort_key, data_key, init_key, round_key
 from hiso_jax.fed.ledger import Ledger, Records, load, replay, save
+from hiso_jax.fed.mesh import make_mesh
+from hiso_jax.fed.participation import (
+    Bernoulli,
+    ClientRates,
+    Diurnal,
+    Participation,
+    Trace,
+    UniformRates,
+    load_trace,
+)
 from hiso_jax.fed.population import Population, dirichlet, iid, shards
 from hiso_jax.fed.round import RoundRecord, make_round
 from hiso_jax.fed.simulation import Evaluation, Progress, Result, Simulation
+from hiso_jax.fed.sweep import Best, SweepResult, sweep
 from hiso_jax.fed.task import Task
 from hiso_jax.fed.traffic import Traffic
+from hiso_jax.fed.virtual import VirtualPopulation, virtual
 
 __all__ = [
     "Aggregate",
+    "Bernoulli",
+    "Best",
+    "ClientRates",
+    "Diurnal",
     "Evaluation",
+    "Execution",
+    "Fleet",
     "Ledger",
+    "LogNormal",
+    "Participation",
     "Population",
     "Progress",
     "Records",
@@ -23,8 +45,12 @@ __all__ = [
     "RoundRecord",
     "Simulation",
     "SimulationConfig",
+    "SweepResult",
     "Task",
+    "Trace",
     "Traffic",
+    "UniformRates",
+    "VirtualPopulation",
     "cohort_key",
     "data_key",
     "dirichlet",
@@ -32,7 +58,9 @@ __all__ = [
     "iid",
     "init_key",
     "load",
+    "load_trace",
     "make_evaluate",
+    "make_mesh",
     "make_round",
     "mean",
     "permute",
@@ -41,4 +69,6 @@ __all__ = [
     "sample_cohort",
     "save",
     "shards",
+    "sweep",
+    "virtual",
 ]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import optax
 
@@ -45,7 +46,10 @@ class SimulationConfig:
       local_learning_rate: η of the clients' own steps, a number or a schedule over rounds; required when K > 1.
       rounds_per_dispatch: rounds run by one call to the device; None adapts it to about half a second, at most from
         one evaluation to the next, with one program, so that the result does not depend on how it went.
-      client_chunk: clients evaluated at a time once they have diverged (K > 1); None means 1 on CPU, else all.
+      weighting: whether the clients of a cohort count alike in its mean, or by how many examples they hold.
+      client_chunk: diverged clients (K > 1) evaluated together: 1 is one by one; a number above 1 also bounds how
+        many clients are in memory at a time. None chooses by backend, model and memory.
+      memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
     """
 
     rounds: int = 1500
@@ -59,7 +63,9 @@ class SimulationConfig:
     eval_every: int = 50
     local_learning_rate: optax.ScalarOrSchedule | None = None
     rounds_per_dispatch: int | None = None
+    weighting: Literal["uniform", "examples"] = "uniform"
     client_chunk: int | None = None
+    memory_budget: int | None = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -69,12 +75,14 @@ class SimulationConfig:
         """
         for option in ("rounds", "cohort", "local_steps", "perturbations", "batch_size", "eval_every"):
             at_least(option, getattr(self, option), 1)
-        for option in ("rounds_per_dispatch", "client_chunk"):
+        for option in ("rounds_per_dispatch", "client_chunk", "memory_budget"):
             if getattr(self, option) is not None:
                 at_least(option, getattr(self, option), 1)
         positive("mu", self.mu)
         if self.method not in ("forward", "central"):
             raise ValueError(f"method must be forward or central, got {self.method}")
+        if self.weighting not in ("uniform", "examples"):
+            raise ValueError(f"weighting must be uniform or examples, got {self.weighting}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be at least 0 and below 2^31, got {self.seed}")
         if isinstance(self.local_learning_rate, int | float):

@@ -5,13 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
+
+from hiso_jax.fed.mesh import CLIENTS
 
 EVALUATION_CHUNK = 512
 
 
 def make_evaluate(
-    metrics: Callable[[PyTree, PyTree], Mapping[str, Array]], chunk: int = EVALUATION_CHUNK
+    metrics: Callable[[PyTree, PyTree], Mapping[str, Array]],
+    chunk: int = EVALUATION_CHUNK,
+    mesh: Mesh | None = None,
 ) -> Callable[[PyTree, PyTree], dict[str, Float[Array, ""]]]:
     """A jit-able ``(params, data) → {name: mean over the examples}``, ``chunk`` examples at a time.
 
@@ -20,6 +25,7 @@ def make_evaluate(
     Args:
       metrics: ``(params, batch) → {name: [B]}``.
       chunk: how many examples to evaluate at once.
+      mesh: splits each chunk over its axis ``clients``.
     """
 
     def evaluate(params: PyTree, data: PyTree) -> dict[str, Float[Array, ""]]:
@@ -31,7 +37,12 @@ def make_evaluate(
             padding = [(0, chunks * size - examples)] + [(0, 0)] * (array.ndim - 1)
             return jnp.pad(array, padding, mode="edge").reshape(chunks, size, *array.shape[1:])
 
-        values = lax.map(lambda batch: dict(metrics(params, batch)), jax.tree.map(stack, data))
+        def evaluate_chunk(batch: PyTree) -> dict[str, Array]:
+            if mesh is not None and size % mesh.shape[CLIENTS] == 0:
+                batch = lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(CLIENTS)))
+            return dict(metrics(params, batch))
+
+        values = lax.map(evaluate_chunk, jax.tree.map(stack, data))
         return {name: value.reshape(-1)[:examples].astype(jnp.float32).mean() for name, value in values.items()}
 
     return evaluate

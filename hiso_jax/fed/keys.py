@@ -8,6 +8,8 @@ from jaxtyping import Array, Key
 DATA_STREAM = 0xDA7A0001
 COHORT_STREAM = 0xC0480001
 INIT_STREAM = 0x81140001
+PRESENCE_STREAM = 0xA77E0001
+TRAITS_STREAM = 0xFA170001
 
 
 def round_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
@@ -33,3 +35,13 @@ def cohort_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, 
 def init_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
     """The key of the initial parameters."""
     return _stream(seed_key, INIT_STREAM)
+
+
+def presence_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
+    """The key of who shows up in a round and who drops out of it."""
+    return jax.random.fold_in(_stream(seed_key, PRESENCE_STREAM), round_number)
+
+
+def traits_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key of what clients are throughout a run: how fast, in which time zone, how often available."""
+    return _stream(seed_key, TRAITS_STREAM)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree, UInt32
 
 from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.round import RoundRecord, server_update
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Records(NamedTuple):
@@ -26,7 +26,8 @@ class Records(NamedTuple):
     Attributes:
       seed_key: the run's seed key.
       round: round numbers, [R].
-      cohort: the clients of each round, [R, C].
+      cohort: the clients invited to each round, [R, C].
+      attendance: what became of them, ABSENT, DROPPED, LATE or REPORTED, int8 [R, C].
       scalars: [R, C, K, P].
       valid: [R, C].
       aggregate: what was applied, [R, K, P].
@@ -36,6 +37,7 @@ class Records(NamedTuple):
     seed_key: Key[Array, ""]
     round: Int[np.ndarray, "R"]
     cohort: Int[np.ndarray, "R C"]
+    attendance: Int8[np.ndarray, "R C"]
     scalars: Float[np.ndarray, "R C K P"]
     valid: Bool[np.ndarray, "R C"]
     aggregate: Float[np.ndarray, "R K P"]
@@ -50,9 +52,15 @@ class Ledger:
         self.seed_key = seed_key
         self._blocks: list[tuple[np.ndarray, ...]] = []
 
-    def append(self, rounds: Int[np.ndarray, "R"], cohorts: Int[np.ndarray, "R C"], record: RoundRecord) -> None:
+    def append(
+        self,
+        rounds: Int[np.ndarray, "R"],
+        cohorts: Int[np.ndarray, "R C"],
+        attendance: Int8[np.ndarray, "R C"],
+        record: RoundRecord,
+    ) -> None:
         """Append a block of rounds; the fields of ``record`` have a leading axis R."""
-        self._blocks.append((rounds, cohorts, *(np.asarray(field) for field in record)))
+        self._blocks.append((rounds, cohorts, attendance, *(np.asarray(field) for field in record)))
 
     @property
     def records(self) -> Records:

@@ -1,15 +1,30 @@
-"""Who holds which data: populations of clients as offsets into one permuted index array."""
+"""Who holds which data: a task's examples dealt to clients, as offsets into one permuted index array."""
 
 import heapq
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from hiso_jax.fed.cohort import sample_cohort
+
+class Clients(Protocol):
+    """What a run needs to know of a population: :class:`Population` and ``VirtualPopulation`` have it."""
+
+    @property
+    def num_clients(self) -> int:
+        """N, the number of clients."""
+
+    def check(self, examples: int) -> None:
+        """Raise a ValueError if it cannot belong to ``examples`` training examples."""
+
+    def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:
+        """How many examples each of ``clients`` holds."""
+
+    def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
+        """Example numbers drawn uniformly with replacement from each client's own, int32 [C, *shape]."""
 
 
 @jax.tree_util.register_dataclass
@@ -35,9 +50,23 @@ class Population:
         """How many examples each client holds."""
         return self.offsets[1:] - self.offsets[:-1]
 
-    def cohort(self, key: Key[Array, ""], size: int) -> Int[Array, "C"]:
-        """The ``size`` distinct clients of the round whose cohort key is ``key``."""
-        return sample_cohort(key, self.num_clients, size)
+    def check(self, examples: int) -> None:
+        """Refuse a population of other data than ``examples`` training examples.
+
+        Raises:
+          ValueError: it names an example beyond them.
+        """
+        held = np.asarray(self.indices)
+        if held.size and (held.min() < 0 or held.max() >= examples):
+            raise ValueError(
+                f"population names example {max(held.max(), held.min(), key=abs)}; "
+                f"the task has {examples} training examples"
+            )
+
+    def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:
+        """How many examples each of ``clients`` holds."""
+        offsets = jnp.asarray(self.offsets)
+        return offsets[clients + 1] - offsets[clients]
 
     def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
         """Example numbers drawn uniformly with replacement from each client's own, int32 [C, *shape].
@@ -71,12 +100,14 @@ def _from_owners(owners: Int[np.ndarray, "n"], clients: int) -> Population:
     counts = np.bincount(owners, minlength=clients)
     empty = np.flatnonzero(counts == 0)
     if empty.size:
-        holdings = [list(part) for part in np.split(np.argsort(owners, kind="stable"), np.cumsum(counts)[:-1])]
-        richest = [(-count, client) for client, count in enumerate(counts) if count > 1]
+        order, ends = np.argsort(owners, kind="stable"), np.cumsum(counts)
+        donors = np.flatnonzero(counts > 1)
+        richest = list(zip(-counts[donors], donors, strict=True))
         heapq.heapify(richest)
         for client in empty:
             negative, donor = richest[0]
-            owners[holdings[donor].pop()] = client
+            ends[donor] -= 1
+            owners[order[ends[donor]]] = client
             heapq.heapreplace(richest, (negative + 1, donor))
         counts = np.bincount(owners, minlength=clients)
     indices = np.argsort(owners, kind="stable").astype(np.int32)
@@ -147,8 +178,3 @@ def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int
     owners = np.empty(len(labels), np.int64)
     owners[by_label] = deal[np.arange(len(labels)) * count // len(labels)]
     return _from_owners(owners, clients)
-
-
-def place(population: Population) -> Population:
-    """The same population with its arrays on the device."""
-    return jax.tree.map(jnp.asarray, population)

@@ -3,36 +3,39 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
-from jaxtyping import Array, Int, Key, PyTree
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from hiso_jax.fed import monitor as monitoring
 from hiso_jax.fed.config import SimulationConfig
+from hiso_jax.fed.dispatch import (
+    Inputs,
+    RunState,
+    checkpoint_bytes,
+    forward_passes_per_client,
+    make_dispatch,
+    newcomers,
+)
 from hiso_jax.fed.evaluation import make_evaluate
-from hiso_jax.fed.keys import cohort_key, data_key, init_key, round_key
+from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import Ledger, Records
-from hiso_jax.fed.population import Population, place
-from hiso_jax.fed.round import RoundRecord, make_round
+from hiso_jax.fed.mesh import agree, check_mesh, gather, param_shardings, put, replicated, state_shardings
+from hiso_jax.fed.participation import REPORTED, STATUS_NAMES, Participation
+from hiso_jax.fed.population import Clients
+from hiso_jax.fed.round import make_round
 from hiso_jax.fed.task import Task
 from hiso_jax.fed.traffic import Traffic
 
 # A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
 DISPATCH_SECONDS = 0.5
-
-
-class RunState(NamedTuple):
-    """All that a run carries from round to round on the device."""
-
-    params: PyTree
-    state: optax.OptState
-    monitor: monitoring.Monitor
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Evaluation:
       bytes_up, bytes_down: totals over all clients so far.
       forward_passes: client-loss evaluations so far.
       seconds: time spent in rounds so far, without compilation and evaluation.
+      simulated_seconds: the time the rounds would have taken the clients; None without a fleet.
     """
 
     round: int
@@ -55,6 +59,7 @@ class Evaluation:
     bytes_down: int
     forward_passes: int
     seconds: float
+    simulated_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,13 @@ class Result:
       diverged_at: the number of the round at which it diverged, counted from 0, or None.
       interrupted: whether it was stopped before its last round.
       traffic: totals and means of the bytes sent, see :meth:`Traffic.summary`.
-      forward_passes: client-loss evaluations.
+      forward_passes: client-loss evaluations, of every client that came.
       compile_seconds: time spent compiling.
       run_seconds: time spent in rounds, without compilation and evaluation.
+      simulated_seconds: the time the rounds would have taken the clients; None without a fleet.
+      attendance: how many of the invited were absent, dropped out, were late and reported.
+      invalid: how many reports held a non-finite scalar and were left out.
+      mesh_shape: devices along each axis of the mesh; empty without one.
     """
 
     records: Records | None
@@ -100,6 +109,10 @@ class Result:
     forward_passes: int
     compile_seconds: float
     run_seconds: float
+    simulated_seconds: float | None
+    attendance: dict[str, int]
+    invalid: int
+    mesh_shape: dict[str, int]
 
 
 def _examples(data: PyTree) -> int:
@@ -112,13 +125,16 @@ class Simulation:
     Args:
       task: the model, its loss and its data, see :class:`hiso_jax.fed.Task`.
       tx: an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``.
-      population: who holds which training examples.
+      population: who holds which training examples, a ``Population`` or a ``VirtualPopulation``.
       config: the run's numbers.
+      mesh: devices to split the cohort over, along the mesh's axis ``clients``, and the parameters, along its axis
+        ``model``, see :func:`hiso_jax.fed.make_mesh`; it may span processes. None is one device.
+      participation: who shows up, and how fast they are; None means everybody, without a clock.
       callbacks: each is called with a :class:`Progress` after every dispatch.
 
     Raises:
-      ValueError: a cohort larger than the population, an index outside the training data, or K > 1 without
-        ``local_learning_rate``.
+      ValueError: a cohort larger than the population, an index outside the training data, K > 1 without
+        ``local_learning_rate``, or a mesh without an axis ``clients``.
 
     Example:
       >>> import hiso_jax
@@ -135,29 +151,28 @@ class Simulation:
         self,
         task: Task,
         tx: optax.GradientTransformation,
-        population: Population,
+        population: Clients,
         config: SimulationConfig,
         *,
+        mesh: Mesh | None = None,
+        participation: Participation | None = None,
         callbacks: Sequence[Callable[[Progress], None]] = (),
     ) -> None:
-        """Place the data on the device and build, but not yet compile, the programs of the run."""
+        """Place the data on the devices and build, but not yet compile, the programs of the run."""
         if config.cohort > population.num_clients:
             raise ValueError(
                 f"cohort must be at most the number of clients, {population.num_clients}, got {config.cohort}"
             )
-        held, examples = np.asarray(population.indices), _examples(task.train)
-        if held.size and (held.min() < 0 or held.max() >= examples):
-            raise ValueError(
-                f"population names example {max(held.max(), held.min(), key=abs)}; "
-                f"the task has {examples} training examples"
-            )
+        population.check(_examples(task.train))
         self.task, self.config, self.callbacks = task, config, tuple(callbacks)
         self.tx = optax.with_extra_args_support(tx)
-        self._population = place(population)
-        self._train = jax.tree.map(jnp.asarray, task.train)
-        self._test = jax.tree.map(jnp.asarray, task.test)
+        self.mesh = None if mesh is None else check_mesh(mesh)
         self._seed_key = jax.random.key(config.seed)
-        self._round = make_round(
+        participation = Participation() if participation is None else participation
+        self._has_clock = participation.fleet is not None
+        self._inputs = self._place(Inputs(self._seed_key, task.train, population, participation))
+        self._test = self._place(task.test)
+        run_round = make_round(
             task.loss,
             self.tx,
             local_steps=config.local_steps,
@@ -166,79 +181,73 @@ class Simulation:
             method=config.method,
             local_learning_rate=config.local_learning_rate,
             client_chunk=config.client_chunk,
+            memory_budget=config.memory_budget,
+            mesh=self.mesh,
         )
+        self._dispatch_length = min(config.rounds_per_dispatch or config.eval_every, config.rounds)
+        self._dispatch = make_dispatch(run_round, config, self._dispatch_length)
         self._stop = False
 
     def stop(self) -> None:
         """Ask a running :meth:`run` to end after the dispatch in flight; what it has done is kept."""
         self._stop = True
 
-    def _dispatch(
-        self,
-        carry: RunState,
-        begin: Int[Array, ""],
-        end: Int[Array, ""],
-        seed_key: Key[Array, ""],
-        train: PyTree,
-        population: Population,
-    ) -> tuple[RunState, tuple[Int[Array, "R C"], RoundRecord]]:
-        """Rounds begin ≤ r < end in one program; its length is fixed, and rounds past ``end`` do nothing."""
-        config = self.config
-        mask = jnp.ones(config.cohort, bool)
+    def _place(self, tree: PyTree) -> PyTree:
+        """On the device, or repeated on every device of the mesh."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        return put(tree, replicated(self.mesh, tree))
 
-        def live(carry: RunState, number: Array) -> tuple[RunState, tuple[Array, RoundRecord]]:
-            clients = population.cohort(cohort_key(seed_key, number), config.cohort)
-            shape = (config.local_steps, config.batch_size)
-            examples = population.sample(data_key(seed_key, number), clients, shape)
-            batches = jax.tree.map(lambda a: a[examples], train)
-            params, state, record = self._round(carry.params, carry.state, batches, mask, round_key(seed_key, number))
-            monitor = monitoring.watch(carry.monitor, number, record, mask, params, state)
-            return RunState(params, state, monitor), (clients, record)
+    def _start(self, initial: PyTree) -> tuple[RunState, Any]:
+        """The state of a run that has not begun, and where it lives."""
+        newcomer = newcomers(self._inputs.population.num_clients)
+        start = RunState(initial, self.tx.init(initial), monitoring.start(), newcomer)
+        if self.mesh is None:
+            # The carry is donated to each dispatch, so the parameters kept for the result are a copy.
+            return start._replace(params=jax.tree.map(jnp.copy, initial)), None
+        shardings = replicated(self.mesh, start)._replace(
+            params=param_shardings(self.mesh, initial),
+            state=state_shardings(self.mesh, initial, start.state),
+        )
+        return put(start, shardings), shardings
 
-        outputs = jax.eval_shape(live, carry, begin)[1]
-
-        def idle(carry: RunState, number: Array) -> tuple[RunState, tuple[Array, RoundRecord]]:
-            return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)
-
-        def step(carry: RunState, number: Array) -> tuple[RunState, tuple[Array, RoundRecord]]:
-            active = (number < end) & (carry.monitor.diverged_at == monitoring.NEVER)
-            return lax.cond(active, live, idle, carry, number)
-
-        return lax.scan(step, carry, begin + jnp.arange(self._dispatch_length, dtype=jnp.int32))
-
-    @property
-    def _dispatch_length(self) -> int:
-        return min(self.config.rounds_per_dispatch or self.config.eval_every, self.config.rounds)
-
-    @property
-    def forward_passes_per_round(self) -> int:
-        """Client-loss evaluations of one round: C·K·(P+1) forward, 2·C·K·P central."""
-        config = self.config
-        each = config.perturbations + 1 if config.method == "forward" else 2 * config.perturbations
-        return config.cohort * config.local_steps * each
+    def _compile(self, carry: RunState, shardings: Any) -> tuple[Callable, Callable]:
+        """The program of a dispatch and the program of an evaluation."""
+        zero = self._place(jnp.int32(0))
+        outputs = None
+        if self.mesh is not None:
+            logs = jax.eval_shape(self._dispatch, carry, zero, zero, self._inputs)[1]
+            outputs = shardings, replicated(self.mesh, logs)
+        with jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext():
+            dispatch = jax.jit(self._dispatch, donate_argnums=0, out_shardings=outputs)
+            evaluate = jax.jit(make_evaluate(self.task.metrics, mesh=self.mesh))
+            return (
+                dispatch.lower(carry, zero, zero, self._inputs).compile(),
+                evaluate.lower(carry.params, self._test).compile(),
+            )
 
     def run(self) -> Result:
         """Run to the last round, to divergence, or until :meth:`stop`."""
         config = self.config
         self._stop = False
         initial = self.task.init(init_key(self._seed_key))
-        state = self.tx.init(initial)
-        # The carry is donated to each dispatch, so the parameters kept for the result are a copy.
-        carry = RunState(jax.tree.map(jnp.copy, initial), state, monitoring.start())
-        checkpoint_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((initial, state)))
-        traffic = Traffic(self._population.num_clients, config.local_steps * config.perturbations, checkpoint_bytes)
+        carry, shardings = self._start(initial)
+        scalars = config.local_steps * config.perturbations
+        traffic = Traffic(scalars, checkpoint_bytes(carry.params, carry.state))
         ledger = Ledger(self._seed_key)
+        each = forward_passes_per_client(config)
 
         before = time.perf_counter()
-        zero = jnp.int32(0)
-        inputs = (self._seed_key, self._train, self._population)
-        dispatch = jax.jit(self._dispatch, donate_argnums=0).lower(carry, zero, zero, *inputs).compile()
-        evaluate = jax.jit(make_evaluate(self.task.metrics)).lower(initial, self._test).compile()
+        dispatch, evaluate = self._compile(carry, shardings)
         compile_seconds = time.perf_counter() - before
 
-        done, run_seconds, diverged_at = 0, 0.0, None
+        done, run_seconds, simulated_seconds, diverged_at, invalid = 0, 0.0, 0.0, None, 0
+        statuses = np.zeros(REPORTED + 1, np.int64)
         history: list[Evaluation] = []
         losses: list[float] = []
+
+        def clock() -> float | None:
+            return simulated_seconds if self._has_clock else None
 
         def take_evaluation() -> Evaluation:
             row = Evaluation(
@@ -247,8 +256,9 @@ class Simulation:
                 metrics={name: float(value) for name, value in evaluate(carry.params, self._test).items()},
                 bytes_up=traffic.bytes_up,
                 bytes_down=traffic.bytes_down,
-                forward_passes=done * self.forward_passes_per_round,
+                forward_passes=traffic.visits * each,
                 seconds=run_seconds,
+                simulated_seconds=clock(),
             )
             history.append(row)
             losses.clear()
@@ -262,21 +272,27 @@ class Simulation:
 
         tell(take_evaluation())
         length = self._dispatch_length if config.rounds_per_dispatch else 1
-        while done < config.rounds and diverged_at is None and not self._stop:
+        while done < config.rounds and diverged_at is None:
             next_evaluation = min(config.rounds, (done // config.eval_every + 1) * config.eval_every)
-            end = min(done + length, next_evaluation)
+            # Each process has its own clock and its own signals: process 0's decide.
+            end, stopping = agree(self.mesh, min(done + length, next_evaluation), self._stop)
+            if stopping:
+                break
+            bounds = self._place((np.int32(done), np.int32(end)))
             before = time.perf_counter()
-            carry, (cohorts, record) = jax.block_until_ready(dispatch(carry, jnp.int32(done), jnp.int32(end), *inputs))
+            carry, log = jax.block_until_ready(dispatch(carry, *bounds, self._inputs))
             elapsed = time.perf_counter() - before
             run_seconds += elapsed
             if (flag := int(carry.monitor.diverged_at)) != monitoring.NEVER:
                 diverged_at, end = flag, flag + 1
             numbers = np.arange(done, end, dtype=np.int32)
-            kept = jax.tree.map(lambda column: np.asarray(column)[: len(numbers)], (cohorts, record))  # noqa: B023
-            ledger.append(numbers, *kept)
-            for number, participants in zip(numbers, kept[0], strict=True):
-                traffic.add_round(int(number), participants)
-            losses += kept[1].loss.tolist()
+            log = jax.tree.map(lambda column: np.asarray(column)[: len(numbers)], log)  # noqa: B023
+            ledger.append(numbers, log.clients, log.attendance, log.record)
+            traffic.add(numbers, log.attendance, log.synced_to)
+            statuses += np.bincount(log.attendance.reshape(-1), minlength=len(statuses))
+            invalid += int(np.count_nonzero((log.attendance == REPORTED) & ~log.record.valid))
+            simulated_seconds += float(log.seconds.sum(dtype=np.float64))
+            losses += log.record.loss.tolist()
             if config.rounds_per_dispatch is None:
                 # At most double: the first dispatches are slow for reasons that pass.
                 fitting = int(DISPATCH_SECONDS * len(numbers) / elapsed)
@@ -286,17 +302,23 @@ class Simulation:
         if history[-1].round != done:
             tell(take_evaluation())
 
+        # As a program on one device wants them: a replay, a save.
+        params, state = (carry.params, carry.state) if self.mesh is None else gather((carry.params, carry.state))
         return Result(
             records=ledger.records if done else None,
             metrics=history,
             initial_params=initial,
-            params=carry.params,
-            state=carry.state,
+            params=params,
+            state=state,
             rounds=done,
             diverged_at=diverged_at,
             interrupted=done < config.rounds and diverged_at is None,
             traffic=traffic.summary(),
-            forward_passes=done * self.forward_passes_per_round,
+            forward_passes=traffic.visits * each,
             compile_seconds=compile_seconds,
             run_seconds=run_seconds,
+            simulated_seconds=clock(),
+            attendance=dict(zip(STATUS_NAMES, statuses.tolist(), strict=True)),
+            invalid=invalid,
+            mesh_shape={} if self.mesh is None else dict(self.mesh.shape),
         )

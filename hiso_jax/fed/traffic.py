@@ -1,58 +1,75 @@
-"""The bytes of a run, exactly and by the paper's convention, counted on the host."""
+"""The bytes of a run, exactly and by the paper's convention.
 
-from dataclasses import dataclass, field
+Down: an 8-byte header, 8 bytes for the seed once per client, and 4·K·P for each round that the client missed since
+it last came (a newcomer missed them all), at most a checkpoint. Up: an 8-byte header and 4·K·P.
+"""
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int, Int8
+
+from hiso_jax.fed.participation import ABSENT, DROPPED
 
 HEADER_BYTES = 8
 SEED_BYTES = 8
 SCALAR_BYTES = 4
+NEVER_CAME = -1
+
+
+def upload_bytes(scalars: int) -> int:
+    """What a client sends in a round of ``scalars`` = K·P scalars."""
+    return HEADER_BYTES + SCALAR_BYTES * scalars
+
+
+def download_bytes(round_number: Any, synced_to: Any, scalars: int, checkpoint_bytes: int, xp: Any = np) -> Any:
+    """What a client must be sent to take part in a round.
+
+    Args:
+      round_number: r.
+      synced_to: the round at which it last came, before which it knows all; NEVER_CAME for a newcomer.
+      scalars: K·P.
+      checkpoint_bytes: the size of parameters and optimizer state.
+      xp: numpy, in which integers of 64 bits are exact, or jax.numpy, which has float32 for the clock.
+    """
+    missed = (round_number - xp.maximum(synced_to, 0)).astype(np.int64 if xp is np else np.float32)
+    catch_up = xp.minimum(missed * (SCALAR_BYTES * scalars), checkpoint_bytes)
+    return HEADER_BYTES + SEED_BYTES * (synced_to == NEVER_CAME) + catch_up
 
 
 @dataclass
 class Traffic:
-    """Counts what clients and server send, with the catch-up of clients that were absent.
-
-    Down: an 8-byte header, 8 bytes for the seed once per client, and 4·K·P for each round that the client missed
-    since it last took part (a newcomer missed them all), at most a checkpoint. Up: an 8-byte header and 4·K·P.
+    """Running totals over all clients.
 
     Attributes:
-      clients: N, the population.
       scalars: K·P, scalars per client and round.
       checkpoint_bytes: the size of parameters and optimizer state, in bytes.
-      bytes_up, bytes_down: totals over all clients, in bytes.
+      bytes_up, bytes_down: in bytes. A client that drops out has downloaded; one that is late has also sent.
+      rounds: rounds counted.
+      participants: distinct clients that ever came.
+      visits: how often a client came, over all rounds.
     """
 
-    clients: int
     scalars: int
     checkpoint_bytes: int
     bytes_up: int = 0
     bytes_down: int = 0
     rounds: int = 0
-    _synced_to: Int[np.ndarray, "N"] = field(init=False, repr=False)
-    _seen: Bool[np.ndarray, "N"] = field(init=False, repr=False)
+    participants: int = 0
+    visits: int = 0
 
-    def __post_init__(self) -> None:
-        self._synced_to = np.zeros(self.clients, np.int32)
-        self._seen = np.zeros(self.clients, np.bool_)
-
-    def add_round(self, round_number: int, participants: Int[np.ndarray, "C"]) -> None:
-        """Count one round in which the distinct ``participants`` take part."""
-        payload = SCALAR_BYTES * self.scalars
-        missed = round_number - self._synced_to[participants].astype(np.int64)
-        catch_up = np.minimum(missed * payload, self.checkpoint_bytes).sum()
-        newcomers = np.count_nonzero(~self._seen[participants])
-        self.bytes_down += int(HEADER_BYTES * len(participants) + SEED_BYTES * newcomers + catch_up)
-        self.bytes_up += (HEADER_BYTES + payload) * len(participants)
-        self._synced_to[participants] = round_number
-        self._seen[participants] = True
-        self.rounds += 1
-
-    @property
-    def participants(self) -> int:
-        """How many distinct clients have taken part."""
-        return int(np.count_nonzero(self._seen))
+    def add(
+        self, rounds: Int[np.ndarray, "R"], attendance: Int8[np.ndarray, "R C"], synced_to: Int[np.ndarray, "R C"]
+    ) -> None:
+        """Count some rounds: what became of the invited, and where each stood when it was invited."""
+        came, sent = attendance != ABSENT, (attendance != ABSENT) & (attendance != DROPPED)
+        down = download_bytes(rounds[:, None], synced_to, self.scalars, self.checkpoint_bytes)
+        self.bytes_down += int(down[came].sum())
+        self.bytes_up += upload_bytes(self.scalars) * int(np.count_nonzero(sent))
+        self.participants += int(np.count_nonzero(came & (synced_to == NEVER_CAME)))
+        self.visits += int(np.count_nonzero(came))
+        self.rounds += len(rounds)
 
     def summary(self) -> dict[str, float]:
         """Totals, means per distinct participant and the paper's figure (rounds × 2·K·P·4), in bytes."""
@@ -63,4 +80,5 @@ class Traffic:
             "bytes_up_per_client": self.bytes_up / distinct,
             "bytes_down_per_client": self.bytes_down / distinct,
             "bytes_paper_convention": self.rounds * 2 * SCALAR_BYTES * self.scalars,
+            "participants": self.participants,
         }

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.zo.directions import Sampler, direction, perturb, perturbation_key
@@ -14,7 +15,7 @@ Method = Literal["forward", "central"]
 Carry = TypeVar("Carry")
 
 
-def check_estimator(num_perturbations: int, mu: float, method: str) -> None:
+def check_estimator(num_perturbations: int, mu: ArrayLike, method: str) -> None:
     """Refuse an estimator that cannot exist.
 
     Raises:

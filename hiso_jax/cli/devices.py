@@ -1,0 +1,88 @@
+"""The devices of a run: on this machine, or shared by the processes of a job."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from hiso_jax import fed
+from hiso_jax.fed.config import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """Which devices a run is split over.
+
+    Attributes:
+      devices: devices to split each round's cohort over, of all processes together; by default one, or all those of
+        several processes. Where there is no accelerator, that many virtual CPU devices are made.
+      model_shards: devices that the parameters are split over, for models too large for one; divides the devices.
+      distributed: join the other processes of the job, as SLURM, Kubernetes, a TPU pod or Open MPI describe it.
+      coordinator: address host:port of process 0, to join processes by hand.
+      process_id: number of this process, counted from 0.
+      num_processes: how many processes there are.
+    """
+
+    devices: int | None = None
+    model_shards: int = 1
+    distributed: bool = False
+    coordinator: str | None = None
+    process_id: int | None = None
+    num_processes: int | None = None
+
+    def check_devices(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        if self.devices is not None:
+            at_least("devices", self.devices, 1)
+        at_least("model_shards", self.model_shards, 1)
+        by_hand = (self.coordinator, self.process_id, self.num_processes)
+        if any(given is not None for given in by_hand):
+            if None in by_hand:
+                raise ValueError("coordinator, process_id and num_processes must be given together")
+            if ":" not in str(self.coordinator):
+                raise ValueError(f"coordinator must be an address host:port, got {self.coordinator}")
+            at_least("num_processes", self.num_processes or 0, 1)
+            if not 0 <= (self.process_id or 0) < (self.num_processes or 0):
+                raise ValueError(
+                    f"process_id must be at least 0 and below num_processes, {self.num_processes}, "
+                    f"got {self.process_id}"
+                )
+
+    def join(self) -> None:
+        """Make virtual devices if asked for some, and join the job's processes; before anything touches a device.
+
+        Raises:
+          ValueError: the others cannot be found.
+        """
+        if self.devices is not None and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            # Without effect once the devices have been looked at; asking for too many is then answered by name.
+            with contextlib.suppress(RuntimeError):
+                jax.config.update("jax_num_cpu_devices", -(-self.devices // (self.num_processes or 1)))
+        if self.distributed or self.coordinator is not None:
+            try:
+                jax.distributed.initialize(self.coordinator, self.num_processes, self.process_id)
+            except (RuntimeError, ValueError) as error:
+                option = "coordinator" if self.coordinator else "distributed"
+                raise ValueError(f"{option} led to no other process: {str(error).splitlines()[0]}") from error
+
+    def mesh(self) -> Mesh | None:
+        """The mesh that the options describe; None for one device.
+
+        Raises:
+          ValueError: there are not so many devices, or the shards do not divide them.
+        """
+        if self.devices is None and self.model_shards == 1 and jax.process_count() == 1:
+            return None
+        mesh = fed.make_mesh(self.devices, model=self.model_shards)
+        if len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
+            raise ValueError(
+                f"devices must be enough for each of the {jax.process_count()} processes to have one, "
+                f"got {self.devices}"
+            )
+        return mesh

@@ -1,0 +1,89 @@
+"""The options for who shows up and how fast they are, and what is built from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hiso_jax import fed
+from hiso_jax.fed.config import positive
+from hiso_jax.fed.participation import Availability
+
+BYTES_PER_MEGABIT = 1e6 / 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presence:
+    """Availability, dropout, deadline, and the simulated clock.
+
+    Attributes:
+      availability: which invited clients come: all; each with one probability (bernoulli); each with its own
+        (per-client); by the time of day (diurnal); as recorded (trace).
+      availability_rate: mean probability that a client comes; for bernoulli, per-client and diurnal.
+      availability_spread: per-client rates are uniform within this distance of the mean.
+      rounds_per_day: period of diurnal availability; each client has its own time zone.
+      trace: .npy or .csv file of 0s and 1s, a line a round, a column a client; both start again at their end.
+      dropout: probability that a client that came leaves in mid-round and sends nothing.
+      deadline: simulated seconds after which a client's scalars no longer count; by default never.
+      forward_seconds: simulated clock: median seconds in which a client evaluates its loss on one batch.
+      forward_spread: standard deviation of its logarithm over the clients.
+      downlink_mbps: simulated clock: median megabits a second from server to client.
+      uplink_mbps: simulated clock: median megabits a second from client to server.
+      bandwidth_spread: standard deviation of their logarithms over the clients.
+    """
+
+    availability: Literal["always", "bernoulli", "per-client", "diurnal", "trace"] = "always"
+    availability_rate: float = 0.8
+    availability_spread: float = 0.2
+    rounds_per_day: float = 100.0
+    trace: Path | None = None
+    dropout: float = 0.0
+    deadline: float | None = None
+    forward_seconds: float = 0.1
+    forward_spread: float = 0.5
+    downlink_mbps: float = 20.0
+    uplink_mbps: float = 5.0
+    bandwidth_spread: float = 0.5
+
+    def check_presence(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        for option in ("availability_rate", "availability_spread", "dropout"):
+            if not 0 <= getattr(self, option) <= 1:
+                raise ValueError(f"{option} must be between 0 and 1, got {getattr(self, option)}")
+        for option in ("rounds_per_day", "forward_seconds", "downlink_mbps", "uplink_mbps"):
+            positive(option, getattr(self, option))
+        if self.deadline is not None:
+            positive("deadline", self.deadline)
+        for option in ("forward_spread", "bandwidth_spread"):
+            if not 0 <= getattr(self, option) < float("inf"):
+                raise ValueError(f"{option} must be a finite number ≥ 0, got {getattr(self, option)}")
+        if (self.availability == "trace") != (self.trace is not None):
+            raise ValueError(
+                f"trace must be given with availability trace and only then; availability is {self.availability}"
+            )
+
+    def participation(self) -> fed.Participation:
+        """The rules that the options describe.
+
+        Raises:
+          ValueError: the trace cannot be read.
+        """
+        rate, spread = self.availability_rate, self.availability_spread
+        availability: Availability | None = None
+        if self.availability == "bernoulli":
+            availability = fed.Bernoulli(rate)
+        elif self.availability == "per-client":
+            availability = fed.UniformRates(max(0.0, rate - spread), min(1.0, rate + spread))
+        elif self.availability == "diurnal":
+            availability = fed.Diurnal(rate, period=self.rounds_per_day)
+        elif self.trace is not None:
+            availability = fed.load_trace(self.trace)
+        fleet = fed.Fleet(
+            forward_seconds=fed.LogNormal(self.forward_seconds, self.forward_spread),
+            downlink=fed.LogNormal(self.downlink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),
+            uplink=fed.LogNormal(self.uplink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),
+        )
+        return fed.Participation(availability, self.dropout or None, fleet, self.deadline)

@@ -1,0 +1,171 @@
+"""What the clients of a cohort do in a round: their scalars (HiSo, arXiv 2506.02370, Algorithm 1).
+
+Shapes: C clients, K local steps, P perturbations, B examples a batch. At step 0 every client stands at the server's
+parameters, so many clients' examples are one flat batch through one shared set of perturbed weights. From step 1 on
+the clients have their own parameters, [C, ...].
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from hiso_jax.fed.execution import Execution, in_pieces
+from hiso_jax.zo import Method, Sampler, direction, perturb, perturbation_key, scan_perturbations, working_dtype
+
+
+class Estimator(NamedTuple):
+    """How a client measures: the settings of its scalars.
+
+    Attributes:
+      loss: ``(params, batch) → [B]``.
+      local_steps: K.
+      num_perturbations: P.
+      mu: the smoothing radius μ.
+      method: forward or central differences.
+    """
+
+    loss: Callable[[PyTree, Any], Float[Array, "B"]]
+    local_steps: int
+    num_perturbations: int
+    mu: Any
+    method: Method
+
+
+class Server(NamedTuple):
+    """What every client of the round knows.
+
+    Attributes:
+      params: x_r.
+      curvature: H_r, or None for H = 1.
+      round_key: from which the directions are made.
+      local_learning_rate: η of the clients' own steps in this round.
+      examples: the training examples if the batches are given as numbers into them, else None.
+    """
+
+    params: PyTree
+    curvature: PyTree | None
+    round_key: Key[Array, ""]
+    local_learning_rate: Any
+    examples: PyTree | None
+
+
+def mean_losses(task_loss: Callable, params: PyTree, examples: PyTree, clients: int = 1) -> Float[Array, "C"]:
+    """The mean loss of each of ``clients`` consecutive, equal parts of ``examples``, in float32 or wider."""
+    count = jax.tree.leaves(examples)[0].shape[0]
+    losses = task_loss(params, examples)
+    if losses.shape != (count,):
+        raise ValueError(f"a federated task's loss must be per example, shape ({count},) here; got {losses.shape}")
+    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)).reshape(clients, -1).mean(1)
+
+
+def fetch(examples: PyTree | None, batches: PyTree) -> PyTree:
+    """The batches themselves, or the examples they number."""
+    return batches if examples is None else jax.tree.map(lambda a: a[batches], examples)
+
+
+def _at_server(estimator: Estimator, server: Server, batch: PyTree, size: int) -> Callable[[PyTree, Any], Array]:
+    """Client losses [C] at shared parameters moved along a direction; ``batch`` [C, B, ...] is evaluated flat."""
+
+    def evaluate(z: PyTree, scale: Any) -> Float[Array, "C"]:
+        params = server.params if z is None else perturb(server.params, z, scale)
+
+        def piece(part: PyTree) -> Float[Array, "c"]:
+            data = fetch(server.examples, part)
+            clients = jax.tree.leaves(data)[0].shape[0]
+            return mean_losses(
+                estimator.loss, params, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), data), clients
+            )
+
+        return in_pieces(piece, batch, size)
+
+    return evaluate
+
+
+def _at_clients(
+    estimator: Estimator, server: Server, local: PyTree, batch: PyTree, size: int
+) -> Callable[[PyTree, Any], Array]:
+    """Client losses [C] at the clients' own parameters ``local`` [C, ...], all moved along the same direction."""
+
+    def evaluate(z: PyTree, scale: Any) -> Float[Array, "C"]:
+        def one(client: tuple[PyTree, PyTree]) -> Float[Array, ""]:
+            params, part = client
+            data = fetch(server.examples, part)
+            return mean_losses(estimator.loss, params if z is None else perturb(params, z, scale), data)[0]
+
+        # Not a vmap of one where one client is asked for: even that makes convolutions grouped.
+        if size == 1:
+            return lax.map(one, (local, batch))
+        return in_pieces(jax.vmap(one), (local, batch), size)
+
+    return evaluate
+
+
+def _add_outer(deltas: PyTree, z: PyTree, scalars: Float[Array, "C"]) -> PyTree:
+    """Add each client's scalar times the shared direction to its own Σ_p g_p z_p, [C, ...]."""
+    return jax.tree.map(lambda d, u: d + jnp.tensordot(scalars.astype(u.dtype), u, 0), deltas, z)
+
+
+def client_scalars(
+    estimator: Estimator, sampler: Sampler, execution: Execution, server: Server, batches: PyTree
+) -> tuple[Float[Array, "C K P"], Float[Array, "C"]]:
+    """The scalars of every client, and its loss where the round began.
+
+    Args:
+      estimator: how to measure.
+      sampler: the family of raw perturbations.
+      execution: how many clients to take through memory at a time.
+      server: what the clients know.
+      batches: [C, K, B, ...] examples, or int32 [C, K, B] numbers of ``server.examples``.
+    """
+
+    def direction_at(step: int | Array) -> Callable[[Array], PyTree]:
+        return lambda index: direction(
+            perturbation_key(server.round_key, step, index), server.params, server.curvature, sampler
+        )
+
+    def estimate(evaluate: Callable, step: int | Array, deltas: PyTree | None) -> tuple[PyTree, Array, Array]:
+        return scan_perturbations(
+            evaluate,
+            direction_at(step),
+            num_perturbations=estimator.num_perturbations,
+            mu=estimator.mu,
+            method=estimator.method,
+            # With one local step nobody moves, and there is no [C, ...] copy of the parameters.
+            fold=(lambda carry, z, scalars: carry) if deltas is None else _add_outer,
+            init=deltas,
+        )
+
+    def first_step(batches: PyTree, deltas: PyTree | None) -> tuple[PyTree, Array, Array]:
+        first = jax.tree.map(lambda a: a[:, 0], batches)
+        return estimate(_at_server(estimator, server, first, execution.flat), 0, deltas)
+
+    def move(x: Array, delta: Array) -> Array:
+        step = server.local_learning_rate / estimator.num_perturbations
+        return (x - step * delta).astype(x.dtype)
+
+    def all_steps(batches: PyTree) -> tuple[Float[Array, "c K P"], Float[Array, "c"]]:
+        clients = jax.tree.leaves(batches)[0].shape[0]
+        zero = jax.tree.map(lambda x: jnp.zeros((clients, *x.shape), working_dtype(x)), server.params)
+
+        def local_step(local: PyTree, inputs: tuple[Int[Array, ""], PyTree]) -> tuple[PyTree, Float[Array, "P c"]]:
+            step, batch = inputs
+            evaluate = _at_clients(estimator, server, local, batch, execution.together)
+            deltas, _, scalars = estimate(evaluate, step, zero)
+            return jax.tree.map(move, local, deltas), scalars
+
+        deltas, losses, scalars = first_step(batches, zero)
+        local = jax.tree.map(lambda x, delta: move(x[None], delta), server.params, deltas)
+        later = jax.tree.map(lambda a: jnp.moveaxis(a[:, 1:], 1, 0), batches)
+        _, rest = lax.scan(local_step, local, (jnp.arange(1, estimator.local_steps), later))
+        return jnp.transpose(jnp.concatenate([scalars[None], rest]), (2, 0, 1)), losses
+
+    if estimator.local_steps == 1:
+        # The directions outside and the clients inside: however many pieces, a direction is made once.
+        _, losses, scalars = first_step(batches, None)
+        return scalars.T[:, None], losses
+    # The clients outside: their own parameters exist for one piece of the cohort at a time.
+    return in_pieces(all_steps, batches, execution.stream)

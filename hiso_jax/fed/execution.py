@@ -1,0 +1,147 @@
+"""How a cohort goes through memory: all its clients at once, some at a time, or one by one.
+
+The result is the same up to rounding; speed and memory are not. Measured on 2 CPU cores (``benchmarks/README.md``):
+a vmap over diverged clients turns convolutions into grouped ones and takes two to three times as long as a map over
+the clients, while matrix products are as fast either way; a flat batch of more than a few hundred images leaves the
+cache. On accelerators the widest layout that fits the memory is taken.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jaxtyping import PyTree
+
+# On CPU: examples in one flat batch, and diverged clients of a model without convolutions in one vmap.
+CPU_FLAT_EXAMPLES = 512
+CPU_TOGETHER = 8
+# The share of a device's memory that a cohort may take beside the parameters and the data.
+DEVICE_SHARE = 0.25
+HOST_SHARE = 0.125
+JAXPRS = (ClosedJaxpr, Jaxpr)
+
+
+class Execution(NamedTuple):
+    """How many clients are run through memory at a time.
+
+    Attributes:
+      flat: clients evaluated as one flat batch while all stand at the server's parameters (local step 0).
+      stream: clients whose own parameters exist at the same time (K > 1).
+      together: of those, the clients evaluated in one vmap; 1 maps over them one by one.
+    """
+
+    flat: int
+    stream: int
+    together: int
+
+
+def in_pieces(function: Callable[[PyTree], PyTree], inputs: PyTree, size: int) -> PyTree:
+    """``function`` over ``inputs`` [C, ...], at most ``size`` rows at a time, its outputs [C, ...] joined.
+
+    The pieces are of equal length; the last is filled with copies of the last row, whose outputs are dropped.
+    """
+    count = jax.tree.leaves(inputs)[0].shape[0]
+    if size >= count:
+        return function(inputs)
+    pieces = -(-count // size)
+    length = -(-count // pieces)
+
+    def cut(array: jax.Array) -> jax.Array:
+        filled = jnp.pad(array, [(0, pieces * length - count)] + [(0, 0)] * (array.ndim - 1), mode="edge")
+        return filled.reshape(pieces, length, *array.shape[1:])
+
+    outputs = lax.map(function, jax.tree.map(cut, inputs))
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], outputs)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for nested in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, JAXPRS)):
+            if isinstance(nested, JAXPRS):
+                yield from _equations(getattr(nested, "jaxpr", nested))
+
+
+def _bytes(atoms: list[Any]) -> int:
+    return sum(atom.aval.size * atom.aval.dtype.itemsize for atom in atoms if hasattr(atom.aval, "dtype"))
+
+
+def _shapes(tree: PyTree, rows: int) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), tree)
+
+
+def evaluation_bytes(loss: Callable[[PyTree, PyTree], Any], params: PyTree, examples: PyTree, rows: int) -> int:
+    """About how much memory ``rows`` more examples cost one evaluation of ``loss``.
+
+    The inputs and outputs of its largest operation, twice, for 2·rows examples less those for rows: what does not
+    grow with the batch (the weights) drops out.
+    """
+
+    def largest(count: int) -> int:
+        jaxpr = jax.make_jaxpr(loss)(params, _shapes(examples, count)).jaxpr
+        return max((_bytes([*equation.invars, *equation.outvars]) for equation in _equations(jaxpr)), default=0)
+
+    return 2 * max(largest(2 * rows) - largest(rows), 1)
+
+
+def has_convolution(loss: Callable[[PyTree, PyTree], Any], params: PyTree, examples: PyTree) -> bool:
+    """Whether an evaluation of ``loss`` convolves."""
+    jaxpr = jax.make_jaxpr(loss)(params, _shapes(examples, 2)).jaxpr
+    return any(equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr))
+
+
+def memory_budget() -> int:
+    """The bytes a cohort may take on one device, unless told otherwise."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return int(DEVICE_SHARE * limit)
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(HOST_SHARE * host / jax.local_device_count())
+
+
+def plan(
+    loss: Callable[[PyTree, PyTree], Any],
+    params: PyTree,
+    examples: PyTree,
+    batch_size: int,
+    *,
+    client_chunk: int | None = None,
+    budget: int | None = None,
+) -> Execution:
+    """The execution for a model and a machine.
+
+    Args:
+      loss: the task's ``(params, batch) → [B]``.
+      params: parameters; only shapes and dtypes are read, here and below.
+      examples: examples with a leading axis of any length.
+      batch_size: examples per client and local step.
+      client_chunk: diverged clients evaluated together, 1 for one by one; a number above 1 also bounds the clients
+        whose batches and own parameters exist at the same time. None chooses by backend, model and budget.
+      budget: bytes that the cohort may take; None means :func:`memory_budget`.
+    """
+    budget = memory_budget() if budget is None else budget
+    cpu = jax.default_backend() == "cpu"
+    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    batch = batch_size * _bytes_of_rows(examples) + evaluation_bytes(loss, params, examples, batch_size)
+    flat = max(1, budget // batch)
+    if cpu:
+        flat = max(1, min(flat, CPU_FLAT_EXAMPLES // batch_size))
+    # A diverged client has its parameters and their next move; one being evaluated has a moved copy, too.
+    stream, together = max(1, budget // 2 // (2 * own + batch)), max(1, budget // 2 // (own + batch))
+    if client_chunk is None:
+        if cpu:
+            together = 1 if has_convolution(loss, params, examples) else min(together, CPU_TOGETHER)
+    elif client_chunk == 1:
+        together = 1
+    else:
+        flat, stream, together = min(flat, client_chunk), client_chunk, client_chunk
+    return Execution(flat, stream, together)
+
+
+def _bytes_of_rows(examples: PyTree) -> int:
+    return sum(leaf.size // leaf.shape[0] * leaf.dtype.itemsize for leaf in jax.tree.leaves(examples))

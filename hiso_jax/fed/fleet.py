@@ -1,0 +1,67 @@
+"""How fast the clients are: the simulated clock's model of their computers and their networks."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LogNormal:
+    """A positive quantity that differs from client to client: median · exp(spread · normal).
+
+    Attributes:
+      median: > 0.
+      spread: standard deviation of the logarithm; 0 makes all clients alike.
+    """
+
+    median: Any
+    spread: Any = 0.0
+
+    def __post_init__(self) -> None:
+        """Check what can be checked.
+
+        Raises:
+          ValueError: a median that is not positive and finite, or a negative spread.
+        """
+        if isinstance(self.median, int | float) and not (math.isfinite(self.median) and self.median > 0):
+            raise ValueError(f"median must be a positive finite number, got {self.median}")
+        if isinstance(self.spread, int | float) and not (math.isfinite(self.spread) and self.spread >= 0):
+            raise ValueError(f"spread must be a finite number ≥ 0, got {self.spread}")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Fleet:
+    """The clients' speeds; each client's own are drawn once, from its key.
+
+    Attributes:
+      forward_seconds: seconds for one evaluation of a client's loss on one batch.
+      downlink: bytes a second from the server.
+      uplink: bytes a second to it.
+    """
+
+    forward_seconds: LogNormal
+    downlink: LogNormal
+    uplink: LogNormal
+
+    def seconds(
+        self,
+        traits_key: Key[Array, ""],
+        clients: Int[Array, "C"],
+        bytes_down: Float[Array, "C"],
+        bytes_up: float,
+        forward_passes: float,
+    ) -> Float[Array, "C"]:
+        """How long each client takes to download, to compute and to upload, in seconds."""
+        normals = jax.vmap(lambda client: jax.random.normal(jax.random.fold_in(traits_key, client), (3,)))(clients)
+
+        def own(quantity: LogNormal, index: int) -> Float[Array, "C"]:
+            return quantity.median * jnp.exp(quantity.spread * normals[:, index])
+
+        compute = forward_passes * own(self.forward_seconds, 0)
+        return bytes_down / own(self.downlink, 1) + compute + bytes_up / own(self.uplink, 2)

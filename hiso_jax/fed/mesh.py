@@ -1,0 +1,159 @@
+"""Many devices, on one machine or many: a mesh with an axis ``clients`` and, for large models, an axis ``model``.
+
+The cohort is split over ``clients``; parameters, curvature and everything the server does are repeated there, each
+device making the directions it needs, so that only [C, K, P] scalars and [C] losses cross it. Along ``model`` the
+parameters themselves are split, and with them the curvature and each direction: the partitioner gives every device
+its own part of a draw, the same numbers whatever the mesh.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+CLIENTS = "clients"
+MODEL = "model"
+
+
+def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
+    """A mesh of clients × model.
+
+    Args:
+      devices: which devices, or how many of those there are; None means all, of all processes.
+      model: over how many devices the parameters are split; the cohort is split over the rest.
+
+    Raises:
+      ValueError: more devices than there are, or a number that ``model`` does not divide.
+    """
+    present = jax.devices()
+    if devices is None or isinstance(devices, int):
+        count = len(present) if devices is None else devices
+        if not 1 <= count <= len(present):
+            raise ValueError(f"devices must be between 1 and the number present, {len(present)}, got {count}")
+        devices = present[:count]
+    if model < 1 or len(devices) % model:
+        raise ValueError(f"model_shards must divide the number of devices, {len(devices)}, got {model}")
+    grid = np.array(devices).reshape(len(devices) // model, model)
+    return Mesh(grid, (CLIENTS, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def check_mesh(mesh: Mesh) -> Mesh:
+    """The same mesh with an axis ``clients`` and only axes that are known here, left to the partitioner.
+
+    Raises:
+      ValueError: it has no axis ``clients``, or one that is neither ``clients`` nor ``model``.
+    """
+    if CLIENTS not in mesh.axis_names or not set(mesh.axis_names) <= {CLIENTS, MODEL}:
+        raise ValueError(f"mesh must have an axis 'clients' and may have an axis 'model', got axes {mesh.axis_names}")
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def over_clients(function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None) -> Callable[[PyTree, PyTree], PyTree]:
+    """``function(shared, rows [C, ...]) → rows [C, ...]`` with the rows split over the axis ``clients``.
+
+    A number of rows that the axis does not divide is filled with copies of the last, whose outputs are dropped.
+    """
+    if mesh is None:
+        return function
+    shards = mesh.shape[CLIENTS]
+
+    def split(shared: PyTree, rows: PyTree) -> PyTree:
+        count = jax.tree.leaves(rows)[0].shape[0]
+        filling = -count % shards
+        rows = jax.tree.map(lambda a: jnp.pad(a, [(0, filling)] + [(0, 0)] * (a.ndim - 1), mode="edge"), rows)
+        # Not check_vma: the scans inside begin from zeros that no device has touched yet.
+        outputs = jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(P(), P(CLIENTS)),
+            out_specs=P(CLIENTS),
+            axis_names={CLIENTS},
+            check_vma=False,
+        )(shared, rows)
+        # Every device needs every client's scalars: an aggregate may be a median.
+        outputs = lax.with_sharding_constraint(outputs, NamedSharding(mesh, P()))
+        return jax.tree.map(lambda a: a[:count], outputs)
+
+    return split
+
+
+def repeated(function: Callable[..., PyTree], mesh: Mesh | None) -> Callable[..., PyTree]:
+    """``function``, done by every device along ``clients`` for itself: the program that a single device would run."""
+    if mesh is None:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), axis_names={CLIENTS}, check_vma=False)
+
+
+def _param_spec(shape: tuple[int, ...], shards: int) -> P:
+    """The longest axis that ``shards`` divides is split, the first of equals."""
+    divisible = [axis for axis, length in enumerate(shape) if length % shards == 0 and length]
+    if shards == 1 or not divisible:
+        return P()
+    longest = max(divisible, key=lambda axis: shape[axis])
+    return P(*(MODEL if axis == longest else None for axis in range(len(shape))))
+
+
+def param_shardings(mesh: Mesh, params: PyTree) -> PyTree:
+    """Where each parameter lives: split over ``model`` along its longest axis that the mesh divides."""
+    shards = mesh.shape.get(MODEL, 1)
+    return jax.tree.map(lambda x: NamedSharding(mesh, _param_spec(x.shape, shards)), params)
+
+
+def state_shardings(mesh: Mesh, params: PyTree, state: PyTree) -> PyTree:
+    """Where an optimizer's state lives: what has the structure and shapes of the parameters is split as they are."""
+    structure, shardings = jax.tree.structure(params), param_shardings(mesh, params)
+    shapes = [x.shape for x in jax.tree.leaves(params)]
+
+    def is_like_params(node: Any) -> bool:
+        leaves, own_structure = jax.tree.flatten(node)
+        same = own_structure == structure  # type: ignore[operator]
+        return same and [jnp.shape(x) for x in leaves] == shapes
+
+    def of(node: Any) -> PyTree:
+        return shardings if is_like_params(node) else jax.tree.map(lambda _: NamedSharding(mesh, P()), node)
+
+    return jax.tree.map(of, state, is_leaf=is_like_params)
+
+
+def replicated(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Shardings that repeat every leaf of ``tree`` on every device."""
+    return jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
+
+
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Host or single-device arrays, equal in every process, onto the mesh."""
+
+    def place(x: Any, sharding: NamedSharding) -> jax.Array:
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            data = place(jax.random.key_data(x), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def gather(tree: PyTree) -> PyTree:
+    """Every leaf whole on this process's first device, as a program on one device wants it."""
+
+    def whole(x: jax.Array) -> jax.Array:
+        if not x.is_fully_replicated:
+            mesh = x.sharding.mesh  # type: ignore[attr-defined]
+            x = jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, P()))(x)
+        return jax.device_put(x.addressable_data(0), jax.local_devices()[0])
+
+    return jax.tree.map(whole, tree)
+
+
+def agree(mesh: Mesh | None, *numbers: int) -> tuple[int, ...]:
+    """Process 0's numbers, in every process of a mesh: clocks and signals differ, programs must not."""
+    if mesh is None or jax.process_count() == 1:
+        return numbers
+    return tuple(int(x) for x in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)))

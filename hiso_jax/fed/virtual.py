@@ -1,0 +1,129 @@
+"""Populations of any size: clients that exist as a key, drawing their examples from a shared pool."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+_MIXTURE, _SIZE, _EXAMPLES = range(3)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VirtualPopulation:
+    """N clients, none of which is stored: what client i holds is a function of its key, fold_in(key, i).
+
+    Its label mixture is drawn from a Dirichlet, its size log-uniformly, and its j-th example, j < size, by label
+    and then from the examples of the pool that have the label. Two clients may hold the same example.
+
+    Attributes:
+      key: of all clients.
+      pool: example numbers sorted by label, int32 [examples].
+      offsets: label l is at ``pool[offsets[l]:offsets[l + 1]]``, int32 [labels + 1].
+      concentration: the Dirichlet's parameters, [labels]; None gives every client the pool's own mixture.
+      sizes: the smallest and the largest number of examples of a client, [2].
+      num_clients: N.
+    """
+
+    key: Any
+    pool: Any
+    offsets: Any
+    concentration: Any
+    sizes: Any
+    num_clients: int = field(metadata={"static": True})
+
+    def check(self, examples: int) -> None:
+        """Refuse a population of other data than ``examples`` training examples.
+
+        Raises:
+          ValueError: it names an example beyond them.
+        """
+        largest = int(np.max(self.pool))
+        if largest >= examples:
+            raise ValueError(f"population names example {largest}; the task has {examples} training examples")
+
+    def _size(self, client_key: Key[Array, ""]) -> Int[Array, ""]:
+        low, high = jnp.log(jnp.asarray(self.sizes, jnp.float32) + jnp.array([0.0, 1.0]))
+        drawn = jnp.exp(jax.random.uniform(jax.random.fold_in(client_key, _SIZE), minval=low, maxval=high))
+        return jnp.clip(drawn.astype(jnp.int32), self.sizes[0], self.sizes[1])
+
+    def _label_bounds(self, client_key: Key[Array, ""]) -> Float[Array, "L"]:
+        """The cumulative label mixture of a client."""
+        counts = (self.offsets[1:] - self.offsets[:-1]).astype(jnp.float32)
+        if self.concentration is None:
+            mixture = counts
+        else:
+            # A Dirichlet as normalised gammas, in logarithms: at small α every gamma may underflow.
+            logs = jax.random.loggamma(jax.random.fold_in(client_key, _MIXTURE), jnp.asarray(self.concentration))
+            mixture = jnp.where(counts > 0, jnp.exp(logs - logs.max()), 0)
+        bounds = jnp.cumsum(mixture)
+        return bounds / bounds[-1]
+
+    def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:
+        """How many examples each of ``clients`` holds."""
+        return jax.vmap(lambda client: self._size(jax.random.fold_in(self.key, client)))(clients)
+
+    def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
+        """Example numbers drawn uniformly with replacement from each client's own, int32 [C, *shape].
+
+        A client's draw depends on the key and the client alone, not on its place in the cohort.
+        """
+        offsets = jnp.asarray(self.offsets)
+
+        def draw(client: Int[Array, ""]) -> Int[Array, "..."]:
+            own = jax.random.fold_in(self.key, client)
+            bounds, examples_key = self._label_bounds(own), jax.random.fold_in(own, _EXAMPLES)
+
+            def example(slot: Int[Array, ""]) -> Int[Array, ""]:
+                which, where = jax.random.uniform(jax.random.fold_in(examples_key, slot), (2,))
+                label = jnp.minimum(jnp.sum(which >= bounds), len(bounds) - 1)
+                begin, count = offsets[label], offsets[label + 1] - offsets[label]
+                # A uniform float may round up to the count itself.
+                return jnp.asarray(self.pool)[begin + jnp.minimum((where * count).astype(jnp.int32), count - 1)]
+
+            slots = jax.random.randint(jax.random.fold_in(key, client), shape, 0, self._size(own))
+            return jax.vmap(example)(slots.reshape(-1)).reshape(shape)
+
+        return jax.vmap(draw)(clients)
+
+
+def virtual(
+    labels: Int[np.ndarray, "n"],
+    clients: int,
+    *,
+    alpha: float | None = None,
+    sizes: tuple[int, int] = (16, 256),
+    seed: int = 0,
+) -> VirtualPopulation:
+    """A population of any size over a task's training examples, in memory that does not grow with it.
+
+    Args:
+      labels: the label of every training example.
+      clients: N, 1 ≤ N < 2³¹.
+      alpha: concentration α > 0 of the clients' label mixtures, Dirichlet(α·L·p) for L labels of frequencies p, so
+        that balanced labels give Dirichlet(α, …, α); None gives every client the mixture p.
+      sizes: the fewest and the most examples that a client holds; log-uniform in between.
+      seed: of all clients.
+
+    Raises:
+      ValueError: N, α or the sizes out of range.
+    """
+    if not 1 <= clients < 2**31:
+        raise ValueError(f"clients must be at least 1 and below 2^31, got {clients}")
+    if alpha is not None and not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be a positive finite number, got {alpha}")
+    if not 1 <= sizes[0] <= sizes[1]:
+        raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most, got {sizes[0]},{sizes[1]}")
+    labels = np.asarray(labels)
+    _, counts = np.unique(labels, return_counts=True)
+    return VirtualPopulation(
+        key=jax.random.key(seed),
+        pool=np.argsort(labels, kind="stable").astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        concentration=None if alpha is None else (alpha * counts / counts.mean()).astype(np.float32),
+        sizes=np.array(sizes, np.int32),
+        num_clients=clients,
+    )
