@@ -26,6 +26,7 @@ class Estimator(NamedTuple):
       num_perturbations: P.
       mu: the smoothing radius μ.
       method: forward or central differences.
+      draw: ``(source, rows [C, ...]) → int32 [C, K, B]`` if the clients draw their own batches, else None.
     """
 
     loss: Callable[[PyTree, Any], Float[Array, "B"]]
@@ -33,6 +34,7 @@ class Estimator(NamedTuple):
     num_perturbations: int
     mu: Any
     method: Method
+    draw: Callable[[PyTree, PyTree], Int[Array, "C K B"]] | None
 
 
 class Server(NamedTuple):
@@ -43,7 +45,8 @@ class Server(NamedTuple):
       curvature: H_r, or None for H = 1.
       round_key: from which the directions are made.
       local_learning_rate: η of the clients' own steps in this round.
-      examples: the training examples if the batches are given as numbers into them, else None.
+      examples: the training examples if the batches are numbers into them, else None.
+      source: what ``Estimator.draw`` draws those numbers from.
     """
 
     params: PyTree
@@ -51,6 +54,7 @@ class Server(NamedTuple):
     round_key: Key[Array, ""]
     local_learning_rate: Any
     examples: PyTree | None
+    source: PyTree | None
 
 
 def mean_losses(task_loss: Callable, params: PyTree, examples: PyTree, clients: int = 1) -> Float[Array, "C"]:
@@ -110,7 +114,7 @@ def _add_outer(deltas: PyTree, z: PyTree, scalars: Float[Array, "C"]) -> PyTree:
 
 
 def client_scalars(
-    estimator: Estimator, sampler: Sampler, execution: Execution, server: Server, batches: PyTree
+    estimator: Estimator, sampler: Sampler, execution: Execution, server: Server, rows: PyTree
 ) -> tuple[Float[Array, "C K P"], Float[Array, "C"]]:
     """The scalars of every client, and its loss where the round began.
 
@@ -119,8 +123,10 @@ def client_scalars(
       sampler: the family of raw perturbations.
       execution: how many clients to take through memory at a time.
       server: what the clients know.
-      batches: [C, K, B, ...] examples, or int32 [C, K, B] numbers of ``server.examples``.
+      rows: the clients' batches, [C, K, B, ...] examples; or what ``estimator.draw`` draws them for, [C, ...].
     """
+    # Numbers of examples, not the examples: four bytes each, however large the cohort.
+    batches = rows if estimator.draw is None else estimator.draw(server.source, rows)
 
     def direction_at(step: int | Array) -> Callable[[Array], PyTree]:
         return lambda index: direction(

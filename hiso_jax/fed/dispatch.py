@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int8, Key, PyTree
 
 from hiso_jax.fed import monitor as monitoring
 from hiso_jax.fed.cohort import sample_cohort
 from hiso_jax.fed.config import SimulationConfig
 from hiso_jax.fed.keys import cohort_key, data_key, presence_key, round_key, traits_key
+from hiso_jax.fed.mesh import repeated
 from hiso_jax.fed.participation import ABSENT, REPORTED, Participation, attend
 from hiso_jax.fed.population import Clients
 from hiso_jax.fed.round import Round, RoundRecord
@@ -90,10 +92,21 @@ def checkpoint_bytes(params: PyTree, state: optax.OptState) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state)))
 
 
-def make_dispatch(run_round: Round, config: SimulationConfig, length: int) -> Dispatch:
+def draw_batches(config: SimulationConfig) -> Callable[[tuple[Clients, Key[Array, ""]], Int[Array, "C"]], Array]:
+    """How clients draw the batches of a round: ``((population, data key), clients) → int32 [C, K, B]``."""
+    return lambda source, clients: source[0].sample(source[1], clients, (config.local_steps, config.batch_size))
+
+
+def make_dispatch(run_round: Round, config: SimulationConfig, length: int, mesh: Mesh | None = None) -> Dispatch:
     """A program for up to ``length`` rounds: ``(carry, begin, end, inputs) → (carry, RoundLog [length, ...])``.
 
     Rounds begin ≤ r < end are run; the length is fixed, and rounds past ``end`` or past divergence do nothing.
+
+    Args:
+      run_round: of ``make_round`` with ``draw=draw_batches(config)``.
+      config: the run's numbers.
+      length: the most rounds of one call.
+      mesh: the round's.
     """
     scalars = config.local_steps * config.perturbations
 
@@ -117,14 +130,13 @@ def make_dispatch(run_round: Round, config: SimulationConfig, length: int) -> Di
         run: tuple[PyTree, Any, monitoring.Monitor], number: Array, clients: Array, status: Array, inputs: Inputs
     ) -> tuple[tuple[PyTree, Any, monitoring.Monitor], RoundRecord]:
         params, state, monitor = run
-        shape = (config.local_steps, config.batch_size)
-        examples = inputs.population.sample(data_key(inputs.seed_key, number), clients, shape)
         reported = status == REPORTED
         weights = reported.astype(jnp.float32)
         if config.weighting == "examples":
             weights *= inputs.population.sizes_of(clients)
+        data = inputs.train, (inputs.population, data_key(inputs.seed_key, number))
         key = round_key(inputs.seed_key, number)
-        params, state, record = run_round(params, state, examples, weights, key, inputs.train)
+        params, state, record = run_round(params, state, clients, weights, key, data)
         return (params, state, monitoring.watch(monitor, number, record, reported, params, state)), record
 
     def dispatch(
@@ -157,4 +169,4 @@ def make_dispatch(run_round: Round, config: SimulationConfig, length: int) -> Di
 
         return lax.scan(step, carry, begin + jnp.arange(length, dtype=jnp.int32))
 
-    return dispatch
+    return repeated(dispatch, mesh)

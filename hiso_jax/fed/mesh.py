@@ -55,10 +55,36 @@ def check_mesh(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
-def over_clients(function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None) -> Callable[[PyTree, PyTree], PyTree]:
-    """``function(shared, rows [C, ...]) → rows [C, ...]`` with the rows split over the axis ``clients``.
+def _is_repeated() -> bool:
+    """Whether the program being traced is already one that every device along ``clients`` runs for itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(CLIENTS) == AxisType.Manual
 
-    A number of rows that the axis does not divide is filled with copies of the last, whose outputs are dropped.
+
+def repeated(function: Callable[..., PyTree], mesh: Mesh | None) -> Callable[..., PyTree]:
+    """``function``, run by every device along ``clients`` for itself: the program that a single device would run.
+
+    Left to the partitioner, loops over the cohort would be split, too, and communicate at every turn. Inside,
+    :func:`over_clients` splits what is to be split.
+    """
+
+    def run(*arguments: PyTree) -> PyTree:
+        if mesh is None or _is_repeated():
+            return function(*arguments)
+        # Not check_vma: scans begin from zeros that no device has touched yet.
+        everywhere = jax.shard_map(
+            function, mesh=mesh, in_specs=P(), out_specs=P(), axis_names={CLIENTS}, check_vma=False
+        )
+        return everywhere(*arguments)
+
+    return run
+
+
+def over_clients(function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None) -> Callable[[PyTree, PyTree], PyTree]:
+    """``function(shared, rows [C, ...]) → outputs [C, ...]``, each device taking its part of the rows.
+
+    The outputs are gathered: every device needs every client's scalars, since an aggregate may be a median. A
+    number of rows that the devices do not divide is filled with copies of the last, whose outputs are dropped.
     """
     if mesh is None:
         return function
@@ -66,29 +92,17 @@ def over_clients(function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None
 
     def split(shared: PyTree, rows: PyTree) -> PyTree:
         count = jax.tree.leaves(rows)[0].shape[0]
-        filling = -count % shards
-        rows = jax.tree.map(lambda a: jnp.pad(a, [(0, filling)] + [(0, 0)] * (a.ndim - 1), mode="edge"), rows)
-        # Not check_vma: the scans inside begin from zeros that no device has touched yet.
-        outputs = jax.shard_map(
-            function,
-            mesh=mesh,
-            in_specs=(P(), P(CLIENTS)),
-            out_specs=P(CLIENTS),
-            axis_names={CLIENTS},
-            check_vma=False,
-        )(shared, rows)
-        # Every device needs every client's scalars: an aggregate may be a median.
-        outputs = lax.with_sharding_constraint(outputs, NamedSharding(mesh, P()))
-        return jax.tree.map(lambda a: a[:count], outputs)
+        each = -(-count // shards)
+        begin = lax.axis_index(CLIENTS) * each
+
+        def own(array: jax.Array) -> jax.Array:
+            filled = jnp.pad(array, [(0, each * shards - count)] + [(0, 0)] * (array.ndim - 1), mode="edge")
+            return lax.dynamic_slice_in_dim(filled, begin, each)
+
+        outputs = function(shared, jax.tree.map(own, rows))
+        return jax.tree.map(lambda a: lax.all_gather(a, CLIENTS, tiled=True)[:count], outputs)
 
     return split
-
-
-def repeated(function: Callable[..., PyTree], mesh: Mesh | None) -> Callable[..., PyTree]:
-    """``function``, done by every device along ``clients`` for itself: the program that a single device would run."""
-    if mesh is None:
-        return function
-    return jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), axis_names={CLIENTS}, check_vma=False)
 
 
 def _param_spec(shape: tuple[int, ...], shards: int) -> P:

@@ -1,7 +1,6 @@
 """One round of scalar-only federated learning as one pure function (HiSo, arXiv 2506.02370, Algorithm 1)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -73,14 +72,16 @@ def make_round(
     client_chunk: int | None = None,
     memory_budget: int | None = None,
     mesh: Mesh | None = None,
+    draw: Callable[[PyTree, PyTree], Int[Array, "C K B"]] | None = None,
 ) -> Round:
     """One round as a pure function: ``(params, state, batches, mask, round_key) → (params, state, RoundRecord)``.
 
     ``batches`` is a pytree of [C, K, B, ...] arrays, ``mask`` [C] says which clients take part (numbers instead of
-    booleans are their weights in the aggregate), and ``state`` is ``tx.init(params)``. With a sixth argument,
-    ``examples``, ``batches`` is int32 [C, K, B] and numbers them, so that a cohort's data never exists whole. A
-    client with a non-finite scalar is left out of the round; without a valid client the parameters and the state
-    stay as they were.
+    booleans are their weights in the aggregate), and ``state`` is ``tx.init(params)``. A client with a non-finite
+    scalar is left out of the round; without a valid client the parameters and the state stay as they were.
+
+    With ``draw`` a cohort's data never exists whole: ``batches`` then is a pytree of rows [C, ...], say the clients'
+    numbers, and the round takes a sixth argument ``(examples, source)``. Each device draws for its own clients.
 
     Args:
       task_loss: ``(params, batch) → float [B]``, the loss of each example.
@@ -97,6 +98,7 @@ def make_round(
       memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
       mesh: a mesh with an axis ``clients``, over which the cohort is split, and perhaps ``model``; see
         :func:`hiso_jax.fed.make_mesh`.
+      draw: ``(source, rows [C, ...]) → int32 [C, K, B]``, the numbers of the examples in the rows' batches.
 
     Raises:
       ValueError: K, P, μ or the method out of range, or K > 1 without ``local_learning_rate``; at the call, a loss
@@ -108,16 +110,20 @@ def make_round(
     if local_steps > 1 and local_learning_rate is None:
         raise ValueError(f"local_steps is {local_steps}: the clients' own steps need local_learning_rate")
     optimizer = optax.with_extra_args_support(tx)
-    estimator = Estimator(task_loss, local_steps, num_perturbations, mu, method)
+    estimator = Estimator(task_loss, local_steps, num_perturbations, mu, method, draw)
 
     def rate_at(rounds: Int[Array, ""]) -> Any:
         rate = local_learning_rate(rounds) if callable(local_learning_rate) else local_learning_rate
         return 0.0 if rate is None else rate
 
-    def execution_for(params: PyTree, batches: PyTree, examples: PyTree | None) -> Execution:
-        one = jax.eval_shape(lambda e, b: fetch(e, jax.tree.map(lambda a: a[0, 0], b)), examples, batches)
-        size = jax.tree.leaves(one)[0].shape[0]
-        return plan(task_loss, params, one, size, client_chunk=client_chunk, budget=memory_budget)
+    def execution_for(server: Server, rows: PyTree) -> Execution:
+        def one_batch(server: Server, rows: PyTree) -> PyTree:
+            batches = rows if draw is None else draw(server.source, rows)
+            return fetch(server.examples, jax.tree.map(lambda a: a[0, 0], batches))
+
+        batch = jax.eval_shape(one_batch, server, rows)
+        size = jax.tree.leaves(batch)[0].shape[0]
+        return plan(task_loss, server.params, batch, size, client_chunk=client_chunk, budget=memory_budget)
 
     def run(
         params: PyTree,
@@ -125,21 +131,21 @@ def make_round(
         batches: PyTree,
         mask: Bool[Array, "C"] | Float[Array, "C"],
         round_key: Key[Array, ""],
-        examples: PyTree | None = None,
+        data: tuple[PyTree, PyTree] | None = None,
     ) -> tuple[PyTree, optax.OptState, RoundRecord]:
         head = zo_state(state)
-        execution = execution_for(params, batches, examples)
+        examples, source = (None, None) if data is None else data
+        server = Server(params, head.curvature, round_key, rate_at(head.rounds), examples, source)
+        execution = execution_for(server, batches)
 
         def measure(server: Server, batches: PyTree) -> tuple[Float[Array, "C K P"], Float[Array, "C"]]:
             return client_scalars(estimator, head.directions.sampler, execution, server, batches)
 
-        server = Server(params, head.curvature, round_key, rate_at(head.rounds), examples)
         scalars, losses = over_clients(measure, mesh)(server, batches)
         valid = (mask > 0) & jnp.isfinite(scalars).all((1, 2))
         combined = aggregate(scalars, jnp.where(valid, mask, 0).astype(scalars.dtype))
-        update = repeated(partial(server_update, optimizer), mesh)
-        params, state = update(params, state, combined, valid.any(), round_key)
+        params, state = server_update(optimizer, params, state, combined, valid.any(), round_key)
         loss = jnp.where(valid, losses, 0).sum() / valid.sum()
         return params, state, RoundRecord(scalars, valid, combined, loss)
 
-    return run
+    return repeated(run, mesh)

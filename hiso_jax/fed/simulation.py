@@ -20,6 +20,7 @@ from hiso_jax.fed.dispatch import (
     Inputs,
     RunState,
     checkpoint_bytes,
+    draw_batches,
     forward_passes_per_client,
     make_dispatch,
     newcomers,
@@ -183,9 +184,10 @@ class Simulation:
             client_chunk=config.client_chunk,
             memory_budget=config.memory_budget,
             mesh=self.mesh,
+            draw=draw_batches(config),
         )
         self._dispatch_length = min(config.rounds_per_dispatch or config.eval_every, config.rounds)
-        self._dispatch = make_dispatch(run_round, config, self._dispatch_length)
+        self._dispatch = make_dispatch(run_round, config, self._dispatch_length, self.mesh)
         self._stop = False
 
     def stop(self) -> None:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from hiso_jax.fed import monitor as monitoring
 from hiso_jax.fed.config import SimulationConfig, positive
-from hiso_jax.fed.dispatch import Inputs, RunState, checkpoint_bytes, make_dispatch
+from hiso_jax.fed.dispatch import Inputs, RunState, checkpoint_bytes, draw_batches, make_dispatch
 from hiso_jax.fed.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.execution import evaluation_bytes, has_convolution, memory_budget
 from hiso_jax.fed.keys import init_key
@@ -216,6 +216,7 @@ def sweep(
             local_learning_rate=local_learning_rate(rate),
             client_chunk=config.client_chunk,
             memory_budget=max(1, budget // side_by_side),
+            draw=draw_batches(config),
         )
         inputs = Inputs(seed_key, train, population, participation)
         carry, _ = make_dispatch(run_round, config, length)(carry, begin, end, inputs)

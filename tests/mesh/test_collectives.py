@@ -1,0 +1,81 @@
+"""Only scalars cross the clients' axis, whatever the size of the model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import fed, tasks
+from hiso_jax.fed.mesh import check_mesh
+from tests.mesh.hlo import collectives
+
+ROUNDS, COHORT, STEPS, PERTURBATIONS, WIDTH = 3, 6, 2, 5, 16_384
+
+
+def wide_task():
+    digits = tasks.digits()
+
+    def init(key):
+        return {"hidden": 0.1 * jax.random.normal(key, (64, WIDTH)), "output": jnp.zeros((WIDTH, 10))}
+
+    def apply(params, images):
+        return jnp.tanh(images.reshape(len(images), -1) @ params["hidden"]) @ params["output"]
+
+    return tasks.Classification(init, apply, digits.train, digits.test)
+
+
+def compiled(mesh):
+    task = wide_task()
+    config = fed.SimulationConfig(
+        rounds=ROUNDS,
+        cohort=COHORT,
+        local_steps=STEPS,
+        perturbations=PERTURBATIONS,
+        batch_size=4,
+        eval_every=ROUNDS,
+        local_learning_rate=0.01,
+    )
+    population = fed.iid(len(task.train["label"]), 20)
+    simulation = fed.Simulation(task, hiso_jax.hiso(0.01), population, config, mesh=mesh)
+    initial = task.init(jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(initial)) >= 10**6
+    dispatch, _ = simulation._compile(*simulation._start(initial))
+    return dispatch.as_text()
+
+
+def test_only_scalars_cross_the_clients(mesh):
+    text = compiled(mesh)
+    clients, model = mesh.shape["clients"], mesh.shape["model"]
+    found = collectives(text, mesh.size)
+    crossing = [c for c in found if any(len({device // model for device in group}) > 1 for group in c.groups)]
+    if clients == 1:
+        assert crossing == []
+        return
+    padded = COHORT + -COHORT % clients
+    # The scalars [C, K, P] and the losses [C], once a round.
+    expected = ROUNDS * 4 * padded * (STEPS * PERTURBATIONS + 1)
+    assert sum(c.count * c.bytes for c in crossing) == expected
+    assert {c.kind for c in crossing} == {"all-gather"}
+
+
+def test_a_direction_is_made_in_parts(mesh):
+    """No device draws more than its own part of the largest parameter."""
+    text, model = compiled(mesh), mesh.shape["model"]
+    shapes = {tuple(map(int, dims.split(","))) for dims in __import__("re").findall(r"u32\[([\d,]+)\]", text)}
+    assert max(np.prod(shape) for shape in shapes) == 64 * WIDTH // model
+    between = [c for c in collectives(text, mesh.size) if any(len({d // model for d in g}) == 1 for g in c.groups)]
+    # Along model, sums of activations only: nothing as large as a part of a parameter.
+    assert all(c.bytes < 4 * 64 * WIDTH // model // 2 for c in between)
+
+
+def test_meshes_that_cannot_be_are_refused(mesh):
+    with pytest.raises(ValueError, match="devices must be between 1 and the number present, 8, got 9"):
+        fed.make_mesh(9)
+    with pytest.raises(ValueError, match="model_shards must divide the number of devices, 8, got 3"):
+        fed.make_mesh(8, model=3)
+    other = jax.make_mesh((8,), ("data",))
+    with pytest.raises(ValueError, match=r"mesh must have an axis 'clients' .* got axes \('data',\)"):
+        check_mesh(other)
+    # JAX's own default of explicit axes is taken, too.
+    assert check_mesh(jax.make_mesh((8,), ("clients",))).axis_types == (jax.sharding.AxisType.Auto,)

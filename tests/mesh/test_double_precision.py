@@ -1,0 +1,39 @@
+"""In double precision sharded and unsharded runs stay together for fifty rounds."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import hiso_jax
+from hiso_jax import fed
+from tests.fed.problems import digits_population, linear_task
+
+
+def run(mesh):
+    base = linear_task()
+    init = lambda key: jax.tree.map(lambda x: x.astype(jnp.float64), base.model_init(key))  # noqa: E731
+    train = {"input": base.train["input"].astype(np.float64), "label": base.train["label"]}
+    task = dataclasses.replace(base, model_init=init, train=train)
+    config = fed.SimulationConfig(
+        rounds=50, cohort=6, perturbations=2, batch_size=8, eval_every=50, rounds_per_dispatch=50
+    )
+    return fed.Simulation(task, hiso_jax.hiso(0.02), digits_population(), config, mesh=mesh).run()
+
+
+@functools.cache
+def unsharded():
+    return run(None)
+
+
+def test_fifty_rounds_in_double_precision(mesh, x64):
+    result, alone = run(mesh), unsharded()
+    assert result.rounds == 50
+    for one, other, start in zip(
+        *(jax.tree.leaves(tree) for tree in (result.params, alone.params, alone.initial_params)), strict=True
+    ):
+        assert one.dtype == np.float64
+        np.testing.assert_allclose(one, other, atol=1e-8)
+        assert np.abs(np.asarray(other) - np.asarray(start)).max() > 1e-2
