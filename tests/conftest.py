@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,10 @@ import jax
 import pytest
 from hypothesis import settings
 
+# The workers fill the cores; splitting each program's code generation over them as well only costs. Read when a test
+# first touches a device.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_parallel_codegen_split_count=1"
+
 # Compilation makes the first example of a property slow; that says nothing about the property.
 settings.register_profile("repo", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("repo")
@@ -15,12 +20,14 @@ settings.load_profile("repo")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Share compiled programs among tests and workers: many build the same simulation."""
-    cache = getattr(config, "workerinput", {}).get("compilation_cache")
+    # Processes that a test starts find it in their environment.
+    cache = getattr(config, "workerinput", {}).get("compilation_cache") or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if cache is None:
         directory = tempfile.TemporaryDirectory(prefix="hiso-jax-tests-")
         config.add_cleanup(directory.cleanup)
         cache = directory.name
-    config.stash[CACHE] = cache
+    config.stash[CACHE] = os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

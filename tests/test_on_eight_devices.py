@@ -9,13 +9,24 @@ import sys
 
 import pytest
 
+FILES = ["test_sharded.py", "test_double_precision.py", "test_collectives.py"]
 
-@pytest.mark.parametrize("file", ["test_sharded.py", "test_double_precision.py", "test_collectives.py"])
-def test_on_eight_devices(repository, file):
+
+def run(repository, *arguments):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/mesh/{file}"]
-    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=500)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_on_eight_devices(repository, file):
+    run(repository, f"tests/mesh/{file}")
+
+
+@pytest.mark.slow
+def test_on_every_mesh(repository):
+    run(repository, "tests/mesh", "-m", "slow")

@@ -99,18 +99,21 @@ def table(summaries: dict[str, list[dict[str, Any]]], target: float | None) -> T
         view.add_row(
             name,
             f"{runs[0]['learning_rate']:g}",
-            f"{accuracy}, {diverged} of {len(runs)} diverged" if diverged else accuracy,
+            f"diverged ({diverged} of {len(runs)})" if diverged else accuracy,
             _to_target(runs, "rounds_to_target", lambda value: f"{value:.0f}"),
-            _to_target(runs, "forward_passes_to_target", human_count),
-            _to_target(runs, "bytes_to_target", human_bytes),
-            _to_target(runs, "simulated_seconds_to_target", human_seconds),
+            # All three follow the rounds, and so does their spread.
+            _to_target(runs, "forward_passes_to_target", human_count, with_spread=False),
+            _to_target(runs, "bytes_to_target", human_bytes, with_spread=False),
+            _to_target(runs, "simulated_seconds_to_target", human_seconds, with_spread=False),
         )
     return view
 
 
-def _to_target(runs: list[dict[str, Any]], figure: str, show: Callable[[float], str]) -> str:
-    reached = [run[figure] for run in runs if run[figure] is not None]
+def _to_target(
+    runs: list[dict[str, Any]], figure: str, show: Callable[[float], str], *, with_spread: bool = True
+) -> str:
+    reached = np.array([run[figure] for run in runs if run[figure] is not None])
     if len(reached) < len(runs):
         # A mean over the seeds that got there would flatter the method.
-        return f"{NEVER} ({len(reached)} of {len(runs)} seeds)" if reached else NEVER
-    return spread(np.array(reached), show)
+        return f"{NEVER} ({len(reached)} of {len(runs)})" if len(reached) and with_spread else NEVER
+    return spread(reached if with_spread else reached.mean(keepdims=True), show)

@@ -44,7 +44,7 @@ class Devices:
         by_hand = (self.coordinator, self.process_id, self.num_processes)
         if any(given is not None for given in by_hand):
             if None in by_hand:
-                raise ValueError("coordinator, process_id and num_processes must be given together")
+                raise ValueError("coordinator must be given with process_id and num_processes, and they with it")
             if ":" not in str(self.coordinator):
                 raise ValueError(f"coordinator must be an address host:port, got {self.coordinator}")
             at_least("num_processes", self.num_processes or 0, 1)

@@ -19,8 +19,9 @@ from hiso_jax.fed.participation import (
     load_trace,
 )
 from hiso_jax.fed.population import Population, dirichlet, iid, shards
+from hiso_jax.fed.result import Evaluation, Progress, Result
 from hiso_jax.fed.round import RoundRecord, make_round
-from hiso_jax.fed.simulation import Evaluation, Progress, Result, Simulation
+from hiso_jax.fed.simulation import Simulation
 from hiso_jax.fed.sweep import Best, SweepResult, sweep
 from hiso_jax.fed.task import Task
 from hiso_jax.fed.traffic import Traffic

@@ -125,8 +125,9 @@ def client_scalars(
       server: what the clients know.
       rows: the clients' batches, [C, K, B, ...] examples; or what ``estimator.draw`` draws them for, [C, ...].
     """
-    # Numbers of examples, not the examples: four bytes each, however large the cohort.
-    batches = rows if estimator.draw is None else estimator.draw(server.source, rows)
+
+    def batches_of(rows: PyTree) -> PyTree:
+        return rows if estimator.draw is None else estimator.draw(server.source, rows)
 
     def direction_at(step: int | Array) -> Callable[[Array], PyTree]:
         return lambda index: direction(
@@ -153,7 +154,8 @@ def client_scalars(
         step = server.local_learning_rate / estimator.num_perturbations
         return (x - step * delta).astype(x.dtype)
 
-    def all_steps(batches: PyTree) -> tuple[Float[Array, "c K P"], Float[Array, "c"]]:
+    def all_steps(rows: PyTree) -> tuple[Float[Array, "c K P"], Float[Array, "c"]]:
+        batches = batches_of(rows)
         clients = jax.tree.leaves(batches)[0].shape[0]
         zero = jax.tree.map(lambda x: jnp.zeros((clients, *x.shape), working_dtype(x)), server.params)
 
@@ -170,8 +172,9 @@ def client_scalars(
         return jnp.transpose(jnp.concatenate([scalars[None], rest]), (2, 0, 1)), losses
 
     if estimator.local_steps == 1:
-        # The directions outside and the clients inside: however many pieces, a direction is made once.
-        _, losses, scalars = first_step(batches, None)
+        # The directions outside and the clients inside: however many pieces, a direction is made once. What is kept
+        # of the whole cohort is the numbers of its examples, four bytes each.
+        _, losses, scalars = first_step(in_pieces(batches_of, rows, execution.stream), None)
         return scalars.T[:, None], losses
     # The clients outside: their own parameters exist for one piece of the cohort at a time.
-    return in_pieces(all_steps, batches, execution.stream)
+    return in_pieces(all_steps, rows, execution.stream)

@@ -49,9 +49,15 @@ def permute(key: Key[Array, ""], index: Int[Array, "..."], size: int) -> Int[Arr
         (high, low), _ = lax.scan(two_rounds, (x >> low_bits, x & low_mask), round_words)
         return (high << low_bits) | low
 
-    # The network permutes the next power of two; a value that lands outside walks on until it is inside.
-    inside = encrypt(index.astype(jnp.uint32))
-    inside = lax.while_loop(lambda x: jnp.any(x >= size), lambda x: jnp.where(x >= size, encrypt(x), x), inside)
+    # The network permutes the next power of two; a value that lands outside walks on until it is inside. All begin
+    # outside, so that the network stands in the program once: it takes longer to compile than to run.
+    def walk(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, outside = carry
+        x = jnp.where(outside, encrypt(x), x)
+        return x, x >= size
+
+    start = index.astype(jnp.uint32)
+    inside, _ = lax.while_loop(lambda carry: carry[1].any(), walk, (start, jnp.ones(start.shape, bool)))
     return inside.astype(jnp.int32)
 
 

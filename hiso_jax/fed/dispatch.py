@@ -142,28 +142,28 @@ def make_dispatch(run_round: Round, config: SimulationConfig, length: int, mesh:
     def dispatch(
         carry: RunState, begin: Int[Array, ""], end: Int[Array, ""], inputs: Inputs
     ) -> tuple[RunState, RoundLog]:
-        checkpoint = checkpoint_bytes(carry.params, carry.state)
+        # Jitted, so that each is traced once, for the branch that runs it and the shapes of the branch that does not.
+        inviting, living = jax.jit(partial(invite, checkpoint_bytes(carry.params, carry.state))), jax.jit(live)
 
         def blank(function: Callable, *arguments: Any) -> PyTree:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *arguments))
 
         def step(carry: RunState, number: Array) -> tuple[RunState, RoundLog]:
             # Apart from the round's own conditional: in a sweep divergence differs between settings, this does not.
-            invited = partial(invite, checkpoint, carry.synced_to, number, inputs)
-            clients, status, stood, seconds = lax.cond(number < end, invited, lambda: blank(invited))
+            asked = carry.synced_to, number, inputs
+            clients, status, stood, seconds = lax.cond(number < end, inviting, lambda *a: blank(inviting, *a), *asked)
             came = (number < end) & (status != ABSENT)
             synced_to = carry.synced_to
             if synced_to is not None:
                 # Outside any conditional, so that N numbers are changed in place and never copied.
                 synced_to = synced_to.at[jnp.where(came, clients, len(synced_to))].set(number, mode="drop")
-            run = carry.params, carry.state, carry.monitor
-            run, record = lax.cond(
+            run = (carry.params, carry.state, carry.monitor), number, clients, status, inputs
+            (params, state, monitor), record = lax.cond(
                 (number < end) & (carry.monitor.diverged_at == monitoring.NEVER),
-                lambda run: live(run, number, clients, status, inputs),
-                lambda run: (run, blank(lambda: live(run, number, clients, status, inputs)[1])),
-                run,
+                living,
+                lambda *a: (a[0], blank(living, *a)[1]),
+                *run,
             )
-            params, state, monitor = run
             carry = RunState(params, state, monitor, synced_to)
             return carry, RoundLog(clients, status, stood, seconds, record)
 

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,93 +26,17 @@ from hiso_jax.fed.dispatch import (
 )
 from hiso_jax.fed.evaluation import make_evaluate
 from hiso_jax.fed.keys import init_key
-from hiso_jax.fed.ledger import Ledger, Records
+from hiso_jax.fed.ledger import Ledger
 from hiso_jax.fed.mesh import agree, check_mesh, gather, param_shardings, put, replicated, state_shardings
 from hiso_jax.fed.participation import REPORTED, STATUS_NAMES, Participation
 from hiso_jax.fed.population import Clients
+from hiso_jax.fed.result import Evaluation, Progress, Result
 from hiso_jax.fed.round import make_round
 from hiso_jax.fed.task import Task
 from hiso_jax.fed.traffic import Traffic
 
 # A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
 DISPATCH_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One row of a run's history, taken after ``round`` rounds.
-
-    Attributes:
-      round: how many rounds have been run.
-      train_loss: the mean cohort loss of the rounds since the row before; NaN at the start.
-      metrics: the task's metrics, means over its test split.
-      bytes_up, bytes_down: totals over all clients so far.
-      forward_passes: client-loss evaluations so far.
-      seconds: time spent in rounds so far, without compilation and evaluation.
-      simulated_seconds: the time the rounds would have taken the clients; None without a fleet.
-    """
-
-    round: int
-    train_loss: float
-    metrics: dict[str, float]
-    bytes_up: int
-    bytes_down: int
-    forward_passes: int
-    seconds: float
-    simulated_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What callbacks are told after every dispatch; ``evaluation`` is set if one was just made."""
-
-    round: int
-    rounds: int
-    train_loss: float
-    seconds: float
-    bytes_total: int
-    evaluation: Evaluation | None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run leaves behind.
-
-    Attributes:
-      records: the scalar log of its rounds; None if it ran no round.
-      metrics: the evaluations, in order.
-      initial_params: the parameters it began with.
-      params: the final parameters.
-      state: the final optimizer state.
-      rounds: how many rounds were run.
-      diverged_at: the number of the round at which it diverged, counted from 0, or None.
-      interrupted: whether it was stopped before its last round.
-      traffic: totals and means of the bytes sent, see :meth:`Traffic.summary`.
-      forward_passes: client-loss evaluations, of every client that came.
-      compile_seconds: time spent compiling.
-      run_seconds: time spent in rounds, without compilation and evaluation.
-      simulated_seconds: the time the rounds would have taken the clients; None without a fleet.
-      attendance: how many of the invited were absent, dropped out, were late and reported.
-      invalid: how many reports held a non-finite scalar and were left out.
-      mesh_shape: devices along each axis of the mesh; empty without one.
-    """
-
-    records: Records | None
-    metrics: list[Evaluation]
-    initial_params: PyTree
-    params: PyTree
-    state: optax.OptState
-    rounds: int
-    diverged_at: int | None
-    interrupted: bool
-    traffic: dict[str, float]
-    forward_passes: int
-    compile_seconds: float
-    run_seconds: float
-    simulated_seconds: float | None
-    attendance: dict[str, int]
-    invalid: int
-    mesh_shape: dict[str, int]
 
 
 def _examples(data: PyTree) -> int:

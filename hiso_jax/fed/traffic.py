@@ -33,8 +33,10 @@ def download_bytes(round_number: Any, synced_to: Any, scalars: int, checkpoint_b
       checkpoint_bytes: the size of parameters and optimizer state.
       xp: numpy, in which integers of 64 bits are exact, or jax.numpy, which has float32 for the clock.
     """
-    missed = (round_number - xp.maximum(synced_to, 0)).astype(np.int64 if xp is np else np.float32)
-    catch_up = xp.minimum(missed * (SCALAR_BYTES * scalars), checkpoint_bytes)
+    exact = xp is np
+    missed = (round_number - xp.maximum(synced_to, 0)).astype(np.int64 if exact else np.float32)
+    # As floats on the device: a checkpoint of two gigabytes is beyond its integers.
+    catch_up = xp.minimum(missed * (SCALAR_BYTES * scalars), checkpoint_bytes if exact else float(checkpoint_bytes))
     return HEADER_BYTES + SEED_BYTES * (synced_to == NEVER_CAME) + catch_up
 
 

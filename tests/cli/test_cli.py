@@ -1,5 +1,6 @@
 """The commands, as a user meets them."""
 
+import io
 import json
 import os
 import signal
@@ -9,9 +10,11 @@ import time
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import hiso_jax
 from hiso_jax import fed, tasks
+from hiso_jax.cli.compare import table
 from hiso_jax.cli.main import main
 
 SMALL = ["--rounds", "12", "--clients", "20", "--cohort", "4", "--perturbations", "2", "--eval-every", "4"]
@@ -42,6 +45,11 @@ def test_run_writes_a_complete_directory(capsys, tmp_path):
         "forward_passes": 12 * 4 * 3,
         "bytes_paper_convention": 12 * 8 * 2,
         "device_count": 1,
+        "process_count": 1,
+        "mesh": {"clients": 1, "model": 1},
+        "cohort_per_device": 4,
+        "cohort_padding": 0,
+        "attendance": {"absent": 0, "dropped": 0, "late": 0, "reported": 48, "invalid": 0},
         "target": 0.9,
         "rounds_to_target": None,
         "diverged_at_round": None,
@@ -89,28 +97,90 @@ def test_every_option_of_the_optimizer_runs(capsys, tmp_path):
     assert (code, errors) == (0, "")
 
 
-def test_compare_prints_one_table_to_a_shared_target(capsys, tmp_path):
+# The same grid for both commands, so that the second finds its program compiled.
+GRID = ["--rounds", "120", "--clients", "20", "--cohort", "4", "--eval-every", "20", "--perturbations", "2"]
+GRID += ["--learning-rates", "0.0001,0.02,1000", "--seeds", "2", "--target", "0.2"]
+
+
+def test_compare_tunes_every_method_on_one_grid_and_prints_one_table(capsys, tmp_path):
     out = tmp_path / "comparison"
-    code, text, errors = call(
-        capsys,
-        "compare",
-        *("--rounds", "200", "--clients", "20", "--cohort", "4", "--eval-every", "20", "--seeds", "2"),
-        *("--algorithms", "hiso,decomfl", "--learning-rate", "0.02,0.0001", "--target", "0.5", "--out", out),
-    )
+    code, text, errors = call(capsys, "compare", *GRID, "--out", out)
     assert (code, errors) == (0, "")
-    table = text[text.index("to a test accuracy of 0.5") :].splitlines()
-    hiso, decomfl = (next(line for line in table if line.split()[:1] == [name]) for name in ("hiso", "decomfl"))
-    assert "±" in hiso
-    assert "—" not in hiso
-    assert decomfl.count("—") == 3
+    sweep = json.loads((out / "sweep.json").read_text())
+    for name in ("hiso", "decomfl"):
+        assert sweep[name]["best"]["learning_rate"] == 0.02
+        assert f"{name}: best at rate 0.02, accuracy 0.2 after" in text
     runs = json.loads((out / "comparison.json").read_text())["runs"]
+    assert {run["learning_rate"] for method in runs.values() for run in method} == {0.02}
+    assert json.loads((out / "config.json").read_text())["learning_rate"] == {"hiso": 0.02, "decomfl": 0.02}
     assert [run["seed"] for run in runs["hiso"]] == [0, 1]
-    assert {run["target"] for method in runs.values() for run in method} == {0.5}
+    assert {run["target"] for method in runs.values() for run in method} == {0.2}
     # The same start and the same data for every method.
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     starts = {(row["algorithm"], row["seed"]): row["accuracy"] for row in rows if row["round"] == 0}
     assert starts["hiso", 0] == starts["decomfl", 0] != starts["hiso", 1]
     assert (out / "curves.png").exists()
+    shown = text[text.index("what it took to test accuracy 0.2") :].splitlines()
+    assert [line.split()[0] for line in shown if line.startswith((" hiso", " decomfl"))] == ["hiso", "decomfl"]
+    assert max(map(len, shown[:-1])) <= 80
+
+
+def test_the_table_does_not_flatter_a_method_that_misses_the_target():
+    def ran(rounds, accuracy, diverged=None):
+        scale = None if rounds is None else rounds
+        figures = ("rounds", "forward_passes", "bytes", "simulated_seconds")
+        reached = {f"{figure}_to_target": scale for figure in figures}
+        return {**reached, "learning_rate": 0.01, "accuracy": accuracy, "diverged_at_round": diverged}
+
+    runs = {
+        "always": [ran(100, 0.9), ran(300, 0.8)],
+        "sometimes": [ran(100, 0.9), ran(None, 0.5)],
+        "never": [ran(None, 0.1, diverged=7), ran(None, 0.3)],
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(runs, 0.85))
+    rows = {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
+    assert "200 ± 141" in rows["always"]
+    assert "0.8500 ± 0.0707" in rows["always"]
+    assert rows["sometimes"].count("—") == 4
+    assert "— (1 of 2)" in rows["sometimes"]
+    assert rows["never"].count("—") == 4
+    assert "diverged (1 of 2)" in rows["never"]
+
+
+def test_sweep_tries_the_grid_and_names_the_best(capsys, tmp_path):
+    out = tmp_path / "sweep"
+    code, text, errors = call(capsys, "sweep", *GRID, "--algorithms", "hiso", "--out", out)
+    assert (code, errors) == (0, "")
+    assert "hiso: best at rate 0.02, accuracy 0.2 after" in text
+    rows = [line.split() for line in text.splitlines() if line.startswith(" hiso ")]
+    assert [row[1] for row in rows] == ["0.0001", "0.02", "1000"]
+    assert [row[-1] == "best" for row in rows] == [False, True, False]
+    assert rows[2][-3:] == ["2", "of", "2"]
+    kept = json.loads((out / "sweep.json").read_text())["hiso"]
+    assert np.shape(kept["accuracy"]) == (2, 1, 3, 7)
+    assert {path.name for path in out.iterdir()} == {"config.json", "sweep.json", "sweep.png"}
+
+
+def test_who_shows_up_is_told_in_the_summary(capsys, tmp_path):
+    options = ["--availability", "diurnal", "--dropout", "0.2", "--deadline", "0.3", "--weighting", "examples"]
+    code, text, errors = call(capsys, "run", *SMALL, *options, "--out", tmp_path / "run")
+    assert (code, errors) == (0, "")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    attendance = summary["attendance"]
+    assert sum(attendance.values()) == 48
+    assert min(attendance[name] for name in ("absent", "dropped", "late", "reported")) > 0
+    assert f"{attendance['reported']} reports, {attendance['absent']} absent, {attendance['dropped']} dropped" in text
+    assert 0 < summary["simulated_seconds"] <= 12 * 0.3 + 1e-3
+    assert summary["forward_passes"] == (48 - attendance["absent"]) * 3
+
+
+def test_more_clients_than_examples_are_virtual_and_it_says_so(capsys, tmp_path):
+    options = ["--clients", "1000000", "--client-examples", "5,20", "--out", tmp_path / "run"]
+    code, text, errors = call(capsys, "run", *SMALL[:-2], *options)
+    assert (code, errors) == (0, "")
+    note = "1,000,000 virtual clients: each draws its own 5 to 20 examples from the pool of 1,437"
+    assert note in text
 
 
 def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
@@ -138,7 +208,41 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--learning-rate", "nan"], "--learning-rate must be a positive finite number, got nan"),
         (["run", "--learning-rate", "inf"], "--learning-rate must be a positive finite number, got inf"),
         (["run", "--learning-rate", "-1"], "--learning-rate must be a positive finite number, got -1.0"),
-        (["run", "--clients", "1438"], "--clients must be at most the number of training examples, 1437"),
+        (["run", "--clients", "1438", "--partition", "shards"], "--clients must be at most the number of training"),
+        (["run", "--virtual", "--partition", "shards"], "--partition must be dirichlet or iid for virtual clients"),
+        (["run", "--client-examples", "9,3"], "--client-examples must be two numbers 1 ≤ fewest ≤ most, got 9,3"),
+        (["run", "--client-examples", "9"], "--client-examples must be two numbers"),
+        (["run", "--clients", "0"], "--clients must be at least 1, got 0"),
+        (["run", "--client-chunk", "0"], "--client-chunk must be at least 1, got 0"),
+        (["run", "--memory-budget", "0"], "--memory-budget must be at least 1, got 0"),
+        (["run", "--weighting", "size"], "invalid choice 'size' for argument '--weighting'"),
+        (["run", "--availability-rate", "1.5"], "--availability-rate must be between 0 and 1, got 1.5"),
+        (["run", "--availability", "trace"], "--trace must be given with availability trace and only then"),
+        (["run", "--availability", "trace", "--trace", "no.csv"], "--trace must be a .npy or .csv file of 0s and 1s"),
+        (["run", "--dropout", "-1"], "--dropout must be between 0 and 1, got -1.0"),
+        (["run", "--deadline", "0"], "--deadline must be a positive finite number, got 0.0"),
+        (["run", "--uplink-mbps", "0"], "--uplink-mbps must be a positive finite number, got 0.0"),
+        (["run", "--bandwidth-spread", "-1"], "--bandwidth-spread must be a finite number ≥ 0, got -1.0"),
+        (["run", "--devices", "0"], "--devices must be at least 1, got 0"),
+        (["run", "--devices", "1000"], "--devices must be between 1 and the number present"),
+        (
+            ["run", "--devices", "1", "--model-shards", "2"],
+            "--model-shards must divide the number of devices, 1, got 2",
+        ),
+        (["run", "--coordinator", "localhost:1"], "--coordinator must be given with process_id and num_processes"),
+        (
+            ["run", "--coordinator", "here", "--process-id", "0", "--num-processes", "2"],
+            "--coordinator must be an address host:port, got here",
+        ),
+        (
+            ["run", "--coordinator", "localhost:1", "--process-id", "2", "--num-processes", "2"],
+            "--process-id must be at least 0 and below num_processes, 2, got 2",
+        ),
+        (["sweep", "--learning-rates", "0.1,0.1"], "--learning-rates must not repeat"),
+        (["sweep", "--learning-rates", "0.1,-1"], "--learning-rates must be a positive finite number, got -1.0"),
+        (["sweep", "--mus", "0"], "--mus must be a positive finite number, got 0.0"),
+        (["sweep", "--validation", "1437"], "--validation must be at least 1 and below 1437"),
+        (["sweep", "--learning-rate", "0.1"], "--learning-rate"),
         (["run", "--alpha", "0"], "--alpha must be a positive finite number, got 0.0"),
         (["run", "--momentum", "2"], "--momentum must be between 0 and 1, got 2.0"),
         (["run", "--weight-decay", "inf"], "--weight-decay must be a finite number"),
@@ -153,7 +257,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["compare", "--learning-rate", "1,x"], "--learning-rate: could not convert string to float: 'x'"),
         (["compare", "--learning-rate", "0.1,nan"], "--learning-rate must be a positive finite number, got nan"),
         (["train"], "train"),
-        ([], "run, compare"),
+        ([], "run, sweep, compare"),
     ],
 )
 def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, arguments, sentence):
@@ -168,7 +272,7 @@ def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, argumen
 
 def test_an_existing_directory_is_not_touched(capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
-    for command in ("run", "compare"):
+    for command in ("run", "sweep", "compare"):
         code, _, errors = call(capsys, command, "--out", tmp_path)
         assert code == 2
         assert errors == f"hiso-jax: error: --out must be a directory that does not exist yet; {tmp_path} does\n"

@@ -28,30 +28,38 @@ def run(tx, *, steps, perturbations, per_dispatch, task=None):
     return fed.Simulation(task or linear_task(), tx, digits_population(), config).run()
 
 
+def check(tx, *, per_dispatch, **settings):
+    result = run(tx, per_dispatch=per_dispatch, **settings)
+    assert result.rounds == ROUNDS
+    for replay_dispatch in (None, 1):
+        rebuilt = fed.replay(result.initial_params, tx, result.records, rounds_per_dispatch=replay_dispatch)
+        assert_trees_identical((result.params, result.state), rebuilt)
+
+
 @pytest.mark.parametrize("perturbations", [1, 2, 5])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_replay_is_exact(steps, perturbations):
-    tx = optimizers()["hiso"]
-    scanned = run(tx, steps=steps, perturbations=perturbations, per_dispatch=None)
-    dispatched = run(tx, steps=steps, perturbations=perturbations, per_dispatch=1)
-    for result in (scanned, dispatched):
-        assert result.rounds == ROUNDS
-        for replay_dispatch in (None, 1):
-            rebuilt = fed.replay(result.initial_params, tx, result.records, rounds_per_dispatch=replay_dispatch)
-            assert_trees_identical((result.params, result.state), rebuilt)
+def test_replay_of_a_scanned_run_is_exact(steps, perturbations):
+    check(optimizers()["hiso"], steps=steps, perturbations=perturbations, per_dispatch=None)
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("steps", "perturbations"),
+    [(1, 1), (3, 5), *(pytest.param(*case, marks=slow) for case in [(1, 2), (1, 5), (3, 1), (3, 2)])],
+)
+def test_replay_of_a_run_dispatched_round_by_round_is_exact(steps, perturbations):
+    check(optimizers()["hiso"], steps=steps, perturbations=perturbations, per_dispatch=1)
 
 
 # Without the pins of zo, and the conditional around the server's update, momentum at P = 1 parts.
 @pytest.mark.parametrize(
     ("name", "steps", "perturbations"), [("hiso-all", 3, 5), ("decomfl", 1, 1), ("momentum", 1, 1), ("adam", 3, 2)]
 )
-def test_replay_is_exact_through_any_chain(name, steps, perturbations):
-    tx = optimizers()[name]
-    for per_dispatch in (None, 1):
-        result = run(tx, steps=steps, perturbations=perturbations, per_dispatch=per_dispatch)
-        for replay_dispatch in (None, 1):
-            rebuilt = fed.replay(result.initial_params, tx, result.records, rounds_per_dispatch=replay_dispatch)
-            assert_trees_identical((result.params, result.state), rebuilt)
+@pytest.mark.parametrize("per_dispatch", [None, pytest.param(1, marks=slow)])
+def test_replay_is_exact_through_any_chain(name, steps, perturbations, per_dispatch):
+    check(optimizers()[name], steps=steps, perturbations=perturbations, per_dispatch=per_dispatch)
 
 
 @pytest.mark.parametrize("per_dispatch", [None, 1])

@@ -106,9 +106,9 @@ def test_a_round_without_a_valid_client_changes_nothing():
 
 def test_ways_of_running_diverged_clients_agree(x64):
     _, _, (_, _, one_by_one) = one_round(2, client_chunk=1)
-    for chunk in (3, CLIENTS):
-        _, _, (_, _, record) = one_round(2, client_chunk=chunk)
-        np.testing.assert_allclose(record.scalars, one_by_one.scalars, rtol=1e-7)
+    # In pieces of three and one, filled up to two of two.
+    _, _, (_, _, record) = one_round(2, client_chunk=3)
+    np.testing.assert_allclose(record.scalars, one_by_one.scalars, rtol=1e-7)
 
 
 def test_the_local_rate_may_be_a_schedule_over_rounds():

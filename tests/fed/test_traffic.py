@@ -1,36 +1,72 @@
 """Bytes, counted by hand."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from hiso_jax import fed
+from hiso_jax.fed.participation import ABSENT, DROPPED, LATE, REPORTED
+from hiso_jax.fed.traffic import NEVER_CAME, download_bytes
+
+
+def count(traffic, synced_to, number, cohort, attendance=None):
+    """One round, with ``synced_to`` [N] kept as a run keeps it."""
+    cohort = np.array(cohort)
+    attendance = np.full(len(cohort), REPORTED) if attendance is None else np.array(attendance)
+    traffic.add(np.array([number]), attendance[None].astype(np.int8), synced_to[cohort][None])
+    synced_to[cohort[attendance != ABSENT]] = number
+
+
+def newcomers(clients):
+    return np.full(clients, NEVER_CAME, np.int32)
 
 
 def test_bytes_of_a_small_run():
-    traffic = fed.Traffic(clients=5, scalars=6, checkpoint_bytes=10**9)
-    traffic.add_round(0, np.array([0, 1]))
+    traffic, synced_to = fed.Traffic(scalars=6, checkpoint_bytes=10**9), newcomers(5)
+    count(traffic, synced_to, 0, [0, 1])
     # Two newcomers who have missed nothing: header and seed each.
     assert (traffic.bytes_down, traffic.bytes_up) == (2 * 16, 2 * (8 + 24))
-    traffic.add_round(1, np.array([1, 2]))
+    count(traffic, synced_to, 1, [1, 2])
     # Client 1 missed round 0's aggregate (it sent scalars, but the mean is news); client 2 is new and missed it too.
     assert traffic.bytes_down == 32 + (8 + 24) + (16 + 24)
-    traffic.add_round(4, np.array([0, 2]))
+    count(traffic, synced_to, 4, [0, 2])
     assert traffic.bytes_down == 104 + (8 + 4 * 24) + (8 + 3 * 24)
     summary = traffic.summary()
     assert summary["bytes_down"] == 288
     assert summary["bytes_up"] == 6 * 32
     assert summary["bytes_down_per_client"] == 288 / 3
     assert summary["bytes_up_per_client"] == 192 / 3
+    assert summary["participants"] == 3
+
+
+def test_who_does_not_report_falls_behind_and_pays_for_it():
+    traffic, synced_to = fed.Traffic(scalars=5, checkpoint_bytes=10**9), newcomers(4)
+    count(traffic, synced_to, 0, [0, 1, 2, 3], [REPORTED, ABSENT, DROPPED, LATE])
+    # The absent get nothing; who drops out has downloaded; who is late has also sent.
+    assert (traffic.bytes_down, traffic.bytes_up) == (3 * 16, 2 * 28)
+    assert (traffic.participants, traffic.visits) == (3, 3)
+    count(traffic, synced_to, 5, [0, 1, 2, 3])
+    # Three missed rounds 0 to 4; so did the newcomer, who also needs the seed.
+    assert traffic.bytes_down == 48 + 3 * (8 + 5 * 20) + (16 + 5 * 20)
+    assert traffic.bytes_up == 56 + 4 * 28
+    assert (traffic.participants, traffic.visits) == (4, 7)
 
 
 def test_catch_up_costs_at_most_a_checkpoint():
-    traffic = fed.Traffic(clients=2, scalars=5, checkpoint_bytes=100)
-    traffic.add_round(1000, np.array([1]))
+    traffic = fed.Traffic(scalars=5, checkpoint_bytes=100)
+    count(traffic, newcomers(2), 1000, [1])
     assert traffic.bytes_down == 8 + 8 + 100
 
 
+def test_many_missed_rounds_of_many_scalars_do_not_overflow():
+    synced_to = np.array([[NEVER_CAME]], np.int32)
+    assert download_bytes(np.array([[10**6]], np.int32), synced_to, 10**4, 10**12) == 16 + 4 * 10**10
+    on_device = download_bytes(jnp.int32(10**6), jnp.asarray(synced_to), 10**4, 10**12, jnp)
+    np.testing.assert_allclose(on_device, 16 + 4 * 10**10, rtol=1e-6)
+
+
 def test_the_papers_convention_gives_the_papers_figure():
-    traffic = fed.Traffic(clients=2, scalars=5, checkpoint_bytes=10**6)
+    traffic, synced_to = fed.Traffic(scalars=5, checkpoint_bytes=10**6), newcomers(2)
     for number in range(1500):
-        traffic.add_round(number, np.array([number % 2]))
+        count(traffic, synced_to, number, [number % 2])
     # 58.59 KB (of 1024 bytes) after 1,500 rounds at P = 5 (HiSo, arXiv 2506.02370).
     assert round(traffic.summary()["bytes_paper_convention"] / 1024, 2) == 58.59

@@ -6,9 +6,10 @@ import pytest
 from hiso_jax import fed
 
 SHAPES = {"1": (1, 1), "2": (2, 1), "4": (4, 1), "8": (8, 1), "2x4": (8, 4)}
+FAST = ("8", "2x4")
 
 
-@pytest.fixture(params=SHAPES)
+@pytest.fixture(params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES])
 def mesh(request):
     """A mesh of clients, or of clients × model."""
     if jax.device_count() < 8:

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import hiso_jax
 from hiso_jax import fed
@@ -28,6 +29,9 @@ def unsharded():
     return run(None)
 
 
+@pytest.mark.parametrize(
+    "mesh", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("1", "2", "4", "8")), "2x4"], indirect=True
+)
 def test_fifty_rounds_in_double_precision(mesh, x64):
     result, alone = run(mesh), unsharded()
     assert result.rounds == 50

@@ -1,0 +1,116 @@
+"""How many clients are in memory at a time: the choice, the pieces, and that it changes nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hiso_jax
+from hiso_jax import fed, tasks
+from hiso_jax.fed import execution
+from hiso_jax.fed.execution import evaluation_bytes, has_convolution, in_pieces, plan
+from tests.fed.problems import linear_task
+
+
+@given(rows=st.integers(1, 30), size=st.integers(1, 35))
+def test_pieces_are_the_whole(rows, size):
+    inputs = {"a": jnp.arange(rows), "b": jnp.arange(3 * rows).reshape(rows, 3)}
+    seen = []
+
+    def function(piece):
+        seen.append(len(piece["a"]))
+        return piece["a"] * 2, piece["b"].sum(1)
+
+    doubled, sums = in_pieces(function, inputs, size)
+    np.testing.assert_array_equal(doubled, 2 * inputs["a"])
+    np.testing.assert_array_equal(sums, inputs["b"].sum(1))
+    assert max(seen) <= max(size, 1)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_the_estimate_of_memory_is_safe_and_not_wild(model):
+    """At least what XLA allocates for 256 examples more, and less than eight times that."""
+    task = tasks.digits(model)
+    params, train = task.init(jax.random.key(0)), dict(task.train)
+
+    def allocated(rows):
+        batch = jax.tree.map(lambda a: a[:rows], train)
+        return jax.jit(task.loss).lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert 1 <= evaluation_bytes(task.loss, params, train, 256) / (allocated(512) - allocated(256)) < 8
+
+
+def planned(model="mlp", backend="cpu", budget=10**9, chunk=None, monkeypatch=None):
+    monkeypatch.setattr(execution.jax, "default_backend", lambda: backend)
+    task = tasks.digits(model)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    return plan(task.loss, params, dict(task.train), 32, client_chunk=chunk, budget=budget)
+
+
+def test_the_choice_follows_backend_model_budget_and_the_user(monkeypatch):
+    choose = lambda **settings: planned(monkeypatch=monkeypatch, **settings)  # noqa: E731
+    assert has_convolution(tasks.digits("cnn").loss, tasks.digits("cnn").init(jax.random.key(0)), tasks.digits().train)
+    assert choose(model="cnn").together == 1
+    assert choose(model="mlp").together == execution.CPU_TOGETHER
+    assert choose(model="cnn", backend="gpu").together > 1000
+    small, large = (choose(backend="gpu", budget=budget) for budget in (10**6, 10**8))
+    for one, hundred in zip(small, large, strict=True):
+        assert 50 * one < hundred < 200 * one
+    assert choose(backend="gpu", budget=1) == (1, 1, 1)
+    assert choose(model="cnn", chunk=256)[1:] == (256, 256)
+    one_by_one = choose(chunk=1)
+    assert one_by_one.together == 1
+    assert one_by_one.stream > 1000
+
+
+def scalars(steps, clients=23, **settings):
+    task, tx = linear_task(), hiso_jax.hiso(0.01)
+    params = task.init(jax.random.key(0))
+    numbers = jax.random.randint(jax.random.key(1), (clients, steps, 4), 0, 1437)
+    batches = jax.tree.map(lambda a: jnp.asarray(a)[numbers], dict(task.train))
+    run = fed.make_round(
+        task.loss, tx, local_steps=steps, num_perturbations=2, mu=1e-3, local_learning_rate=0.01, **settings
+    )
+    mask = jnp.ones(clients, bool)
+    return jax.jit(run)(params, tx.init(params), batches, mask, jax.random.key(2))[2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings"), [(1, {"memory_budget": 1}), (3, {"client_chunk": 4}), (3, {"memory_budget": 1})]
+)
+def test_a_cohort_in_pieces_measures_the_same(steps, settings):
+    whole, pieces = scalars(steps, client_chunk=23), scalars(steps, **settings)
+    tolerance = 8 * 2**-23 * float(whole.loss) / 1e-3
+    # Later steps start where the first led, so that they part a little more.
+    np.testing.assert_allclose(pieces.scalars[:, 0], whole.scalars[:, 0], atol=tolerance)
+    np.testing.assert_allclose(pieces.scalars, whole.scalars, atol=4 * tolerance)
+    assert np.abs(whole.scalars).mean() > 20 * tolerance
+
+
+def test_ten_thousand_diverged_clients_in_bounded_memory():
+    """What XLA allocates for a cohort of 10,000 in chunks of 256, beside that of 1,000: the scalars, and no more."""
+
+    def allocated(clients):
+        task, tx = linear_task(), hiso_jax.hiso(0.01)
+        params = task.init(jax.random.key(0))
+        population = fed.virtual(task.train["label"], 10**6)
+        config = fed.SimulationConfig(cohort=clients, local_steps=3, local_learning_rate=0.01)
+        run = fed.make_round(
+            task.loss,
+            tx,
+            local_steps=3,
+            num_perturbations=2,
+            mu=1e-3,
+            local_learning_rate=0.01,
+            client_chunk=256,
+            draw=fed.dispatch.draw_batches(config),
+        )
+        data = jax.tree.map(jnp.asarray, dict(task.train)), (population, jax.random.key(1))
+        arguments = params, tx.init(params), jnp.arange(clients), jnp.ones(clients), jax.random.key(2), data
+        return jax.jit(run).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    grown = allocated(10_000) - allocated(1000)
+    # Per client 3·2 scalars, twice, and small change. Its parameters would take 2·2,600 bytes, its examples 24,576.
+    assert grown < 9000 * 300

@@ -1,0 +1,118 @@
+"""A grid of runs as one program is the same runs, and its best is the shared-target metric's."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import fed
+from hiso_jax.fed import monitor
+from tests.fed.problems import linear_task
+
+RATES, SEEDS, MUS = (0.005, 0.02, 1e6), (0, 3), (1e-3, 1e-4)
+CONFIG = fed.SimulationConfig(rounds=24, cohort=4, local_steps=2, perturbations=2, batch_size=8, eval_every=10)
+
+
+def populations(task):
+    return [fed.dirichlet(task.train["label"], 12, alpha=0.5, seed=seed) for seed in SEEDS]
+
+
+def double(task):
+    base = task.model_init
+    train = {"input": task.train["input"].astype(np.float64), "label": task.train["label"]}
+    init = lambda key: jax.tree.map(lambda x: x.astype(jnp.float64), base(key))  # noqa: E731
+    return dataclasses.replace(task, model_init=init, train=train)
+
+
+def run(task, budget, **settings):
+    config = dataclasses.replace(CONFIG, memory_budget=budget)
+    grid = {"learning_rates": RATES, "seeds": SEEDS, "mus": MUS}
+    return fed.sweep(task, hiso_jax.hiso, populations(task), config, **grid, **settings)
+
+
+def test_every_setting_is_the_run_it_stands_for(x64):
+    task, told = double(linear_task()), []
+    side_by_side = run(task, 2**40, callback=lambda done, rounds: told.append((done, rounds)))
+    assert told == [(0, 24), (10, 24), (20, 24), (24, 24)]
+    assert not side_by_side.interrupted
+    np.testing.assert_array_equal(side_by_side.rounds, [0, 10, 20, 24])
+    assert side_by_side.metrics["loss"].shape == (2, 2, 3, 4)
+    assert (side_by_side.diverged_at[:, :, 2] >= 0).all()
+    assert (side_by_side.diverged_at[:, :, :2] == monitor.NEVER).all()
+    assert (side_by_side.final()[:, :, 2] == 0).all()
+
+    in_turn = run(task, 1)
+    np.testing.assert_array_equal(in_turn.diverged_at, side_by_side.diverged_at)
+    kept = np.s_[:, :, :2]
+    np.testing.assert_allclose(in_turn.metrics["loss"][kept], side_by_side.metrics["loss"][kept], rtol=1e-6)
+
+    # The clients' own steps follow the grid's rate, too.
+    own = dataclasses.replace(CONFIG, seed=SEEDS[1], mu=MUS[1], local_learning_rate=RATES[1])
+    alone = fed.Simulation(task, hiso_jax.hiso(RATES[1]), populations(task)[1], own).run()
+    losses = [row.metrics["loss"] for row in alone.metrics]
+    # Rates and μ of a grid are float32.
+    np.testing.assert_allclose(side_by_side.metrics["loss"][1, 1, 1], losses, rtol=1e-5)
+
+    done = []
+    stopped = run(task, 2**40, callback=lambda now, rounds: done.append(now), should_stop=lambda: done[-1] >= 10)
+    assert stopped.interrupted
+    np.testing.assert_array_equal(stopped.rounds, [0, 10])
+    np.testing.assert_array_equal(stopped.metrics["loss"], side_by_side.metrics["loss"][..., :2])
+
+
+def made_up(accuracy, diverged=None, rates=(0.1, 0.2, 0.3)):
+    accuracy = np.array(accuracy, float)[:, None]
+    return fed.SweepResult(
+        seeds=tuple(range(len(accuracy))),
+        mus=(1e-3,),
+        learning_rates=rates,
+        rounds=np.arange(accuracy.shape[-1]) * 10,
+        metrics={"accuracy": accuracy},
+        diverged_at=np.full(accuracy.shape[:3], -1) if diverged is None else np.array(diverged)[:, None],
+        interrupted=False,
+        compile_seconds=0.0,
+        run_seconds=0.0,
+    )
+
+
+def test_the_best_reaches_the_target_soonest_with_every_seed():
+    slow, fast, high = [0.1, 0.5, 0.9, 0.9, 0.9], [0.1, 0.9, 0.9, 0.9, 0.9], [0.1, 0.1, 0.97, 0.97, 0.97]
+    result = made_up([[slow, fast, high], [slow, fast, high]])
+    best = result.best(0.85)
+    assert (best.learning_rate, best.rounds_to_target, best.at_edge) == (0.2, 10, False)
+    assert best.final == pytest.approx(0.9)
+    # A setting that misses it with one seed, or diverges, does not count.
+    result = made_up([[slow, fast, high], [slow, slow[:2] * 2 + [0.2], high]])
+    assert result.best(0.85).learning_rate == 0.3
+    result = made_up([[slow, fast, high]], diverged=[[-1, 30, 30]])
+    assert result.best(0.85).learning_rate == 0.1
+    np.testing.assert_array_equal(result.rounds_to(0.85), [[[20, math.inf, math.inf]]])
+
+
+def test_without_a_target_the_highest_end_is_best():
+    result = made_up([[[0.1, 0.5], [0.1, 0.6], [0.1, 0.7]], [[0.1, 0.6], [0.1, 0.7], [0.1, 0.3]]])
+    assert result.best(None).learning_rate == 0.2
+    unreached = result.best(0.95)
+    assert (unreached.learning_rate, unreached.rounds_to_target) == (0.2, None)
+    assert made_up([[[0.1, 0.5], [0.1, 0.6], [0.1, 0.7]]]).best(None).at_edge
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"learning_rates": ()}, "learning_rates must name at least one value"),
+        ({"learning_rates": (0.1, -1.0)}, "learning_rates must be a positive finite number, got -1.0"),
+        ({"mus": (0.0,)}, "mus must be a positive finite number, got 0.0"),
+        ({"seeds": (1, 2, 3)}, "populations must be one for each of the 3 seeds, got 2"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused(settings, sentence):
+    task = linear_task()
+    with pytest.raises(ValueError, match=sentence):
+        fed.sweep(
+            task, hiso_jax.hiso, populations(task), CONFIG, **({"learning_rates": (0.1,), "seeds": SEEDS} | settings)
+        )
