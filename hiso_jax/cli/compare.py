@@ -41,6 +41,8 @@ def compare(options: Compare, console: Console) -> int:
     write_json(directory / "config.json", config)
     if is_virtual(options, task):
         console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
+    elif tuning is not None and is_virtual(options, tuning.task):
+        console.print(f"tuning with {virtual_note(options, tuning.task)}", soft_wrap=True, highlight=False)
     if tuning is None:
         given = options.learning_rate or ()
         rates = dict(
@@ -48,7 +50,7 @@ def compare(options: Compare, console: Console) -> int:
         )
         interrupted = False
     else:
-        results = {name: tuning.sweep(name, None, console) for name in options.algorithms}
+        results = tuning.sweep_all(None, console)
         report(results, tuning.target, directory, console)
         rates = {name: result.best(tuning.target).learning_rate for name, result in results.items()}
         interrupted = any(result.interrupted for result in results.values())

@@ -16,8 +16,8 @@ class Devices:
     """Which devices a run is split over.
 
     Attributes:
-      devices: devices to split each round's cohort over, of all processes together; by default one, or all those of
-        several processes. Where there is no accelerator, that many virtual CPU devices are made.
+      devices: devices to split each round's cohort over, of all processes together and as many of each; by default
+        one, or all those of several processes. Where there is no accelerator, virtual CPU devices are made.
       model_shards: devices that the parameters are split over, for models too large for one; divides the devices.
       distributed: join the other processes of the job, as SLURM, Kubernetes, a TPU pod or Open MPI describe it.
       coordinator: address host:port of process 0, to join processes by hand.
@@ -79,10 +79,4 @@ class Devices:
         """
         if self.devices is None and self.model_shards == 1 and jax.process_count() == 1:
             return None
-        mesh = fed.make_mesh(self.devices, model=self.model_shards)
-        if len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
-            raise ValueError(
-                f"devices must be enough for each of the {jax.process_count()} processes to have one, "
-                f"got {self.devices}"
-            )
-        return mesh
+        return fed.make_mesh(self.devices, model=self.model_shards)

@@ -79,9 +79,9 @@ class Experiment(SimulationConfig, Presence):
         at_least("shards_per_client", self.shards_per_client, 1)
         positive("alpha", self.alpha)
         self.check_presence()
-        if len(self.client_examples) != 2 or not 1 <= self.client_examples[0] <= self.client_examples[1]:
+        if len(self.client_examples) != 2 or not 1 <= self.client_examples[0] <= self.client_examples[1] < 2**31:
             given = ",".join(map(str, self.client_examples))
-            raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most, got {given}")
+            raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most < 2^31, got {given}")
         if self.virtual and self.partition == "shards":
             raise ValueError("partition must be dirichlet or iid for virtual clients, got shards")
         if self.cohort > self.clients:

@@ -19,8 +19,9 @@ class Presence:
       availability: which invited clients come: all; each with one probability (bernoulli); each with its own
         (per-client); by the time of day (diurnal); as recorded (trace).
       availability_rate: mean probability that a client comes; for bernoulli, per-client and diurnal.
-      availability_spread: per-client rates are uniform within this distance of the mean.
-      rounds_per_day: period of diurnal availability; each client has its own time zone.
+      availability_spread: per-client rates are uniform within this distance of the mean, or what fits [0, 1].
+      rounds_per_day: period of diurnal availability, a wave from twice the mean, at most 1, to as far below it; each
+        client has its own time zone.
       trace: .npy or .csv file of 0s and 1s, a line a round, a column a client; both start again at their end.
       dropout: probability that a client that came leaves in mid-round and sends nothing.
       deadline: simulated seconds after which a client's scalars no longer count; by default never.
@@ -71,14 +72,17 @@ class Presence:
         Raises:
           ValueError: the trace cannot be read.
         """
-        rate, spread = self.availability_rate, self.availability_spread
+        # As wide as leaves the mean what it is said to be.
+        rate = self.availability_rate
+        spread = min(self.availability_spread, rate, 1 - rate)
+        amplitude = min(1.0, 1 / rate - 1) if rate else 0.0
         availability: Availability | None = None
         if self.availability == "bernoulli":
             availability = fed.Bernoulli(rate)
         elif self.availability == "per-client":
-            availability = fed.UniformRates(max(0.0, rate - spread), min(1.0, rate + spread))
+            availability = fed.UniformRates(rate - spread, rate + spread)
         elif self.availability == "diurnal":
-            availability = fed.Diurnal(rate, period=self.rounds_per_day)
+            availability = fed.Diurnal(rate, amplitude, self.rounds_per_day)
         elif self.trace is not None:
             availability = fed.load_trace(self.trace)
         fleet = fed.Fleet(

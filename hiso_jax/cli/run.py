@@ -1,8 +1,10 @@
 """``hiso-jax run``: one method, one run directory."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -31,7 +33,11 @@ from hiso_jax.cli.report import (
     summarise,
     write_json,
 )
-from hiso_jax.fed.mesh import agree
+from hiso_jax.fed.mesh import all_processes
+from hiso_jax.fed.population import Clients
+from hiso_jax.tasks import Classification
+
+T = TypeVar("T")
 
 
 def run(options: Run, console: Console) -> int:
@@ -46,11 +52,11 @@ def run(options: Run, console: Console) -> int:
     rate = learning_rate(options, options.algorithm, options.learning_rate)
     with exit_codes.refusing():
         options.join()
-        mesh = options.mesh()
-        task = build_task(options)
-        population = build_population(options, task, options.seed)
-        simulation = build_simulation(options, task, population, options.algorithm, rate, options.seed, mesh)
-        directory = _claim_directory(options, mesh)
+        mesh, task, population = _together(lambda: _ingredients(options))
+        simulation = _together(
+            lambda: build_simulation(options, task, population, options.algorithm, rate, options.seed, mesh)
+        )
+        directory = _together(lambda: _directory(options))
     if directory is None:
         with stop_on_interrupt(simulation.stop):
             result = simulation.run()
@@ -86,24 +92,35 @@ def run(options: Run, console: Console) -> int:
     return _exit_code(result)
 
 
+def _together(step: Callable[[], T]) -> T:
+    """``step()``, unless it fails in any process: one that gave up alone would leave the others waiting."""
+    value, trouble = None, None
+    try:
+        value = step()
+    except ValueError as error:
+        trouble = error
+    if not all_processes(trouble is None):
+        raise trouble or ValueError("another process could not begin, and says why")
+    return cast(T, value)
+
+
+def _ingredients(options: Run) -> tuple[Mesh | None, Classification, Clients]:
+    mesh, task = options.mesh(), build_task(options)
+    options.participation()
+    return mesh, task, build_population(options, task, options.seed)
+
+
+def _directory(options: Run) -> Path | None:
+    """The run directory, made by the first process; None in the others."""
+    if jax.process_index() != 0:
+        return None
+    return create_directory(options, f"{options.task}-{options.algorithm}")
+
+
 def _exit_code(result: fed.Result) -> int:
     if result.diverged_at is not None:
         return exit_codes.DIVERGED
     return exit_codes.INTERRUPTED if result.interrupted else exit_codes.DONE
-
-
-def _claim_directory(options: Run, mesh: Mesh | None) -> Path | None:
-    """The run directory, made by the first process; None in the others, and an error in all if it cannot be made."""
-    directory, trouble = None, None
-    if jax.process_index() == 0:
-        try:
-            directory = create_directory(options, f"{options.task}-{options.algorithm}")
-        except ValueError as error:
-            trouble = error
-    (made,) = agree(mesh, trouble is None)
-    if not made:
-        raise trouble or ValueError("out cannot be made by the first process")
-    return directory
 
 
 def _print(console: Console, summary: dict, directory: Path) -> None:

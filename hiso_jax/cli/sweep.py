@@ -53,6 +53,15 @@ class Tuning:
         self.populations: list[Clients] = [build_population(options, self.task, seed) for seed in self.seeds]
         self.participation = options.participation()
 
+    def sweep_all(self, mus: tuple[float, ...] | None, console: Console) -> dict[str, fed.SweepResult]:
+        """Run the grid of every method, up to an interrupt."""
+        results: dict[str, fed.SweepResult] = {}
+        for algorithm in self.options.algorithms:
+            results[algorithm] = self.sweep(algorithm, mus, console)
+            if results[algorithm].interrupted:
+                break
+        return results
+
     def sweep(self, algorithm: str, mus: tuple[float, ...] | None, console: Console) -> fed.SweepResult:
         """Run the grid of one method, showing how far it is."""
         options, stopped = self.options, False
@@ -96,11 +105,7 @@ def sweep(options: Sweep, console: Console) -> int:
     write_json(directory / "config.json", {**config_of(options), "target": tuning.target})
     if is_virtual(options, tuning.task):
         console.print(virtual_note(options, tuning.task), soft_wrap=True, highlight=False)
-    results: dict[str, fed.SweepResult] = {}
-    for algorithm in options.algorithms:
-        results[algorithm] = tuning.sweep(algorithm, options.mus, console)
-        if results[algorithm].interrupted:
-            break
+    results = tuning.sweep_all(options.mus, console)
     report(results, tuning.target, directory, console)
     console.print(f"written to {directory}", soft_wrap=True, highlight=False)
     if any(result.interrupted for result in results.values()):

@@ -110,7 +110,8 @@ def _at_clients(
 
 def _add_outer(deltas: PyTree, z: PyTree, scalars: Float[Array, "C"]) -> PyTree:
     """Add each client's scalar times the shared direction to its own Σ_p g_p z_p, [C, ...]."""
-    return jax.tree.map(lambda d, u: d + jnp.tensordot(scalars.astype(u.dtype), u, 0), deltas, z)
+    # Not as a matrix product, which accelerators would round to fewer bits.
+    return jax.tree.map(lambda d, u: d + jnp.expand_dims(scalars.astype(u.dtype), range(1, d.ndim)) * u, deltas, z)
 
 
 def client_scalars(

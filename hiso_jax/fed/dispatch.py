@@ -149,7 +149,8 @@ def make_dispatch(run_round: Round, config: SimulationConfig, length: int, mesh:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *arguments))
 
         def step(carry: RunState, number: Array) -> tuple[RunState, RoundLog]:
-            # Apart from the round's own conditional: in a sweep divergence differs between settings, this does not.
+            # Apart from the round's own conditional, and ``end`` apart from divergence: in a sweep settings diverge
+            # one by one and the conditional becomes a selection, but the end is the same for all.
             asked = carry.synced_to, number, inputs
             clients, status, stood, seconds = lax.cond(number < end, inviting, lambda *a: blank(inviting, *a), *asked)
             came = (number < end) & (status != ABSENT)
@@ -158,12 +159,14 @@ def make_dispatch(run_round: Round, config: SimulationConfig, length: int, mesh:
                 # Outside any conditional, so that N numbers are changed in place and never copied.
                 synced_to = synced_to.at[jnp.where(came, clients, len(synced_to))].set(number, mode="drop")
             run = (carry.params, carry.state, carry.monitor), number, clients, status, inputs
-            (params, state, monitor), record = lax.cond(
-                (number < end) & (carry.monitor.diverged_at == monitoring.NEVER),
-                living,
-                lambda *a: (a[0], blank(living, *a)[1]),
-                *run,
-            )
+
+            def idle(*arguments: Any) -> tuple[Any, RoundRecord]:
+                return arguments[0], blank(living, *arguments)[1]
+
+            def unless_diverged(*arguments: Any) -> tuple[Any, RoundRecord]:
+                return lax.cond(carry.monitor.diverged_at == monitoring.NEVER, living, idle, *arguments)
+
+            (params, state, monitor), record = lax.cond(number < end, unless_diverged, idle, *run)
             carry = RunState(params, state, monitor, synced_to)
             return carry, RoundLog(clients, status, stood, seconds, record)
 

@@ -112,6 +112,7 @@ def plan(
     *,
     client_chunk: int | None = None,
     budget: int | None = None,
+    model_shards: int = 1,
 ) -> Execution:
     """The execution for a model and a machine.
 
@@ -123,10 +124,11 @@ def plan(
       client_chunk: diverged clients evaluated together, 1 for one by one; a number above 1 also bounds the clients
         whose batches and own parameters exist at the same time. None chooses by backend, model and budget.
       budget: bytes that the cohort may take; None means :func:`memory_budget`.
+      model_shards: devices that the parameters are split over.
     """
     budget = memory_budget() if budget is None else budget
     cpu = jax.default_backend() == "cpu"
-    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) // model_shards
     batch = batch_size * _bytes_of_rows(examples) + evaluation_bytes(loss, params, examples, batch_size)
     flat = max(1, budget // batch)
     if cpu:

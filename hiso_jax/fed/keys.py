@@ -10,6 +10,7 @@ COHORT_STREAM = 0xC0480001
 INIT_STREAM = 0x81140001
 PRESENCE_STREAM = 0xA77E0001
 TRAITS_STREAM = 0xFA170001
+POPULATION_STREAM = 0xB0B00001
 
 
 def round_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
@@ -45,3 +46,8 @@ def presence_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array
 def traits_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
     """The key of what clients are throughout a run: how fast, in which time zone, how often available."""
     return _stream(seed_key, TRAITS_STREAM)
+
+
+def population_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key of virtual clients: what they hold, apart from every key of the rounds of the same seed."""
+    return _stream(seed_key, POPULATION_STREAM)

@@ -95,15 +95,15 @@ def load(path: Path) -> tuple[Records, dict[str, Any]]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            version = int(file["format"])
+            if version != FORMAT:
+                raise ValueError(f"ledger format {version}; this version reads {FORMAT}")
             config = json.loads(str(file["config"]))
             key_data: UInt32[np.ndarray, ...] = file["seed_key_data"]
             seed_key = jax.random.wrap_key_data(jnp.asarray(key_data), impl=str(file["prng_impl"]))
             columns = [file[name] for name in Records._fields if name != "seed_key"]
-            version = int(file["format"])
     except (KeyError, OSError, EOFError, ValueError, BadZipFile) as error:
-        raise ValueError(f"{path} is not a ledger written by hiso-jax: {error}") from error
-    if version != FORMAT:
-        raise ValueError(f"{path} has ledger format {version}; this version reads {FORMAT}")
+        raise ValueError(f"{path} is not a ledger that can be read here: {error}") from error
     return Records(seed_key, *columns), config
 
 

@@ -26,18 +26,24 @@ def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, model: int =
     """A mesh of clients × model.
 
     Args:
-      devices: which devices, or how many of those there are; None means all, of all processes.
+      devices: which devices, or how many, the same number of each process; None means all of them.
       model: over how many devices the parameters are split; the cohort is split over the rest.
 
     Raises:
-      ValueError: more devices than there are, or a number that ``model`` does not divide.
+      ValueError: more devices than there are, or a number that ``model`` or the processes do not divide.
     """
     present = jax.devices()
     if devices is None or isinstance(devices, int):
         count = len(present) if devices is None else devices
         if not 1 <= count <= len(present):
             raise ValueError(f"devices must be between 1 and the number present, {len(present)}, got {count}")
-        devices = present[:count]
+        processes = jax.process_count()
+        if count % processes:
+            raise ValueError(f"devices must be a multiple of the number of processes, {processes}, got {count}")
+        own = [[device for device in present if device.process_index == index] for index in range(processes)]
+        if min(map(len, own)) < count // processes:
+            raise ValueError(f"devices must be at most {processes * min(map(len, own))}, as many of each process")
+        devices = [device for devices in own for device in devices[: count // processes]]
     if model < 1 or len(devices) % model:
         raise ValueError(f"model_shards must divide the number of devices, {len(devices)}, got {model}")
     grid = np.array(devices).reshape(len(devices) // model, model)
@@ -155,15 +161,22 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 def gather(tree: PyTree) -> PyTree:
-    """Every leaf whole on this process's first device, as a program on one device wants it."""
+    """Every leaf whole in this process's memory, one after the other: all together may not fit a device."""
 
-    def whole(x: jax.Array) -> jax.Array:
+    def whole(x: jax.Array) -> np.ndarray:
         if not x.is_fully_replicated:
             mesh = x.sharding.mesh  # type: ignore[attr-defined]
             x = jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, P()))(x)
-        return jax.device_put(x.addressable_data(0), jax.local_devices()[0])
+        return np.asarray(x.addressable_data(0))
 
     return jax.tree.map(whole, tree)
+
+
+def all_processes(ready: bool) -> bool:
+    """Whether every process is ready; each waits for the others' answer."""
+    if jax.process_count() == 1:
+        return ready
+    return bool(np.all(multihost_utils.process_allgather(np.array(ready))))
 
 
 def agree(mesh: Mesh | None, *numbers: int) -> tuple[int, ...]:

@@ -61,8 +61,11 @@ class ClientRates:
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a rate outside [0, 1]."""
-        if isinstance(self.rates, np.ndarray) and not ((self.rates >= 0) & (self.rates <= 1)).all():
-            raise ValueError("rates must all be between 0 and 1")
+        if isinstance(self.rates, list | tuple | np.ndarray):
+            rates = np.asarray(self.rates, np.float32)
+            if rates.ndim != 1 or not ((rates >= 0) & (rates <= 1)).all():
+                raise ValueError("rates must be one number between 0 and 1 for each client")
+            object.__setattr__(self, "rates", rates)
 
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
         """See :class:`Availability`."""
@@ -142,11 +145,9 @@ def load_trace(path: Path) -> Trace:
     except (OSError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"trace must be a .npy or .csv file of 0s and 1s, rounds × clients: {reason}") from error
-    if table.ndim != 2 or not table.size or not np.isin(table, (0, 1)).all():
-        raise ValueError(
-            f"trace must hold 0s and 1s only, rounds × clients; {path} has shape {table.shape} "
-            f"and values from {table.min(initial=0)} to {table.max(initial=0)}"
-        )
+    rectangle = isinstance(table, np.ndarray) and table.ndim == 2 and table.size
+    if not rectangle or table.dtype.kind not in "biuf" or not np.isin(table, (0, 1)).all():
+        raise ValueError(f"trace must hold 0s and 1s only, rounds × clients; {path} holds something else")
     return Trace(table.astype(np.bool_))
 
 

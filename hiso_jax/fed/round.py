@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from hiso_jax.fed.aggregate import Aggregate, mean
 from hiso_jax.fed.clients import Estimator, Server, client_scalars, fetch
 from hiso_jax.fed.execution import Execution, plan
-from hiso_jax.fed.mesh import over_clients, repeated
+from hiso_jax.fed.mesh import MODEL, over_clients, repeated
 from hiso_jax.zo import Method, check_estimator, zo_state
 
 
@@ -123,7 +123,16 @@ def make_round(
 
         batch = jax.eval_shape(one_batch, server, rows)
         size = jax.tree.leaves(batch)[0].shape[0]
-        return plan(task_loss, server.params, batch, size, client_chunk=client_chunk, budget=memory_budget)
+        shards = 1 if mesh is None else mesh.shape.get(MODEL, 1)
+        return plan(
+            task_loss,
+            server.params,
+            batch,
+            size,
+            client_chunk=client_chunk,
+            budget=memory_budget,
+            model_shards=shards,
+        )
 
     def run(
         params: PyTree,

@@ -25,18 +25,21 @@ from hiso_jax.fed.dispatch import (
     newcomers,
 )
 from hiso_jax.fed.evaluation import make_evaluate
+from hiso_jax.fed.execution import memory_budget
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import Ledger
-from hiso_jax.fed.mesh import agree, check_mesh, gather, param_shardings, put, replicated, state_shardings
+from hiso_jax.fed.mesh import MODEL, agree, check_mesh, gather, param_shardings, put, replicated, state_shardings
 from hiso_jax.fed.participation import REPORTED, STATUS_NAMES, Participation
 from hiso_jax.fed.population import Clients
 from hiso_jax.fed.result import Evaluation, Progress, Result
 from hiso_jax.fed.round import make_round
 from hiso_jax.fed.task import Task
 from hiso_jax.fed.traffic import Traffic
+from hiso_jax.zo import sphere, zo_state
 
 # A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
 DISPATCH_SECONDS = 0.5
+MEBIBYTE = 2**20
 
 
 def _examples(data: PyTree) -> int:
@@ -92,10 +95,21 @@ class Simulation:
         self.tx = optax.with_extra_args_support(tx)
         self.mesh = None if mesh is None else check_mesh(mesh)
         self._seed_key = jax.random.key(config.seed)
+        if self.mesh is not None and self.mesh.shape.get(MODEL, 1) > 1:
+            state = jax.eval_shape(lambda key: self.tx.init(task.init(key)), self._seed_key)
+            if zo_state(state).directions.sampler is sphere:
+                raise ValueError(
+                    "model_shards must be 1 with the sampler sphere: split norms are sums in another order"
+                )
         participation = Participation() if participation is None else participation
+        rates = getattr(participation.availability, "rates", None)
+        if rates is not None and len(rates) != population.num_clients:
+            raise ValueError(f"rates must be one for each of {population.num_clients} clients, got {len(rates)}")
         self._has_clock = participation.fleet is not None
         self._inputs = self._place(Inputs(self._seed_key, task.train, population, participation))
         self._test = self._place(task.test)
+        # One budget for all processes, so that their programs are one.
+        budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
         run_round = make_round(
             task.loss,
             self.tx,
@@ -105,7 +119,7 @@ class Simulation:
             method=config.method,
             local_learning_rate=config.local_learning_rate,
             client_chunk=config.client_chunk,
-            memory_budget=config.memory_budget,
+            memory_budget=budget,
             mesh=self.mesh,
             draw=draw_batches(config),
         )
@@ -126,15 +140,27 @@ class Simulation:
     def _start(self, initial: PyTree) -> tuple[RunState, Any]:
         """The state of a run that has not begun, and where it lives."""
         newcomer = newcomers(self._inputs.population.num_clients)
-        start = RunState(initial, self.tx.init(initial), monitoring.start(), newcomer)
         if self.mesh is None:
             # The carry is donated to each dispatch, so the parameters kept for the result are a copy.
-            return start._replace(params=jax.tree.map(jnp.copy, initial)), None
-        shardings = replicated(self.mesh, start)._replace(
-            params=param_shardings(self.mesh, initial),
-            state=state_shardings(self.mesh, initial, start.state),
-        )
-        return put(start, shardings), shardings
+            params = jax.tree.map(jnp.copy, initial)
+            return RunState(params, self.tx.init(initial), monitoring.start(), newcomer), None
+        state = jax.eval_shape(self.tx.init, initial)
+        own = param_shardings(self.mesh, initial), state_shardings(self.mesh, initial, state)
+        rest = put((monitoring.start(), newcomer), replicated(self.mesh, (monitoring.start(), newcomer)))
+        params = put(initial, own[0])
+        # Made where it lives: a curvature is as large as the parameters.
+        state = jax.jit(self.tx.init, out_shardings=own[1])(params)
+        return RunState(params, state, *rest), RunState(*own, *replicated(self.mesh, rest))
+
+    def _initial(self) -> PyTree:
+        """The initial parameters, in this process's memory if there is a mesh: a device may not hold them whole."""
+        key = init_key(self._seed_key)
+        if self.mesh is None:
+            return self.task.init(key)
+        if self.mesh.shape.get(MODEL, 1) == 1:
+            return jax.tree.map(np.asarray, self.task.init(key))
+        shapes = jax.eval_shape(self.task.init, key)
+        return gather(jax.jit(self.task.init, out_shardings=param_shardings(self.mesh, shapes))(self._place(key)))
 
     def _compile(self, carry: RunState, shardings: Any) -> tuple[Callable, Callable]:
         """The program of a dispatch and the program of an evaluation."""
@@ -155,7 +181,7 @@ class Simulation:
         """Run to the last round, to divergence, or until :meth:`stop`."""
         config = self.config
         self._stop = False
-        initial = self.task.init(init_key(self._seed_key))
+        initial = self._initial()
         carry, shardings = self._start(initial)
         scalars = config.local_steps * config.perturbations
         traffic = Traffic(scalars, checkpoint_bytes(carry.params, carry.state))
@@ -227,7 +253,6 @@ class Simulation:
         if history[-1].round != done:
             tell(take_evaluation())
 
-        # As a program on one device wants them: a replay, a save.
         params, state = (carry.params, carry.state) if self.mesh is None else gather((carry.params, carry.state))
         return Result(
             records=ledger.records if done else None,

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from hiso_jax.fed.keys import population_key
+
 _MIXTURE, _SIZE, _EXAMPLES = range(3)
 
 
@@ -115,12 +117,12 @@ def virtual(
         raise ValueError(f"clients must be at least 1 and below 2^31, got {clients}")
     if alpha is not None and not 0 < alpha < float("inf"):
         raise ValueError(f"alpha must be a positive finite number, got {alpha}")
-    if not 1 <= sizes[0] <= sizes[1]:
-        raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most, got {sizes[0]},{sizes[1]}")
+    if not 1 <= sizes[0] <= sizes[1] < 2**31:
+        raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most < 2^31, got {sizes[0]},{sizes[1]}")
     labels = np.asarray(labels)
     _, counts = np.unique(labels, return_counts=True)
     return VirtualPopulation(
-        key=jax.random.key(seed),
+        key=population_key(jax.random.key(seed)),
         pool=np.argsort(labels, kind="stable").astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
         concentration=None if alpha is None else (alpha * counts / counts.mean()).astype(np.float32),

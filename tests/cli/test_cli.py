@@ -210,7 +210,11 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--learning-rate", "-1"], "--learning-rate must be a positive finite number, got -1.0"),
         (["run", "--clients", "1438", "--partition", "shards"], "--clients must be at most the number of training"),
         (["run", "--virtual", "--partition", "shards"], "--partition must be dirichlet or iid for virtual clients"),
-        (["run", "--client-examples", "9,3"], "--client-examples must be two numbers 1 ≤ fewest ≤ most, got 9,3"),
+        (
+            ["run", "--client-examples", "9,3"],
+            "--client-examples must be two numbers 1 ≤ fewest ≤ most < 2^31, got",
+        ),
+        (["run", "--client-examples", "1,3000000000"], "--client-examples must be two numbers"),
         (["run", "--client-examples", "9"], "--client-examples must be two numbers"),
         (["run", "--clients", "0"], "--clients must be at least 1, got 0"),
         (["run", "--client-chunk", "0"], "--client-chunk must be at least 1, got 0"),

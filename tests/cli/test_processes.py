@@ -72,4 +72,4 @@ def test_a_directory_in_the_way_stops_every_process(tmp_path):
     texts = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], texts
     assert f"--out must be a directory that does not exist yet; {out} does" in texts[0][1]
-    assert "hiso-jax: error: --out cannot be made by the first process" in texts[1][1]
+    assert "hiso-jax: error: another process could not begin, and says why" in texts[1][1]

@@ -83,6 +83,7 @@ def test_a_trace_is_followed_and_starts_again(tmp_path):
         ("trace.csv", "1,0\n1\n", "trace must be a .npy or .csv file of 0s and 1s"),
         ("trace.csv", "1,2\n", "trace must hold 0s and 1s only"),
         ("trace.csv", "yes,no\n", "trace must be a .npy or .csv file"),
+        ("trace.csv", "", "trace must"),
         ("trace.npy", "not an array", "trace must be a .npy or .csv file"),
     ],
 )
@@ -135,7 +136,7 @@ def test_dropping_out_of_a_round():
     ("make", "sentence"),
     [
         (lambda: fed.Bernoulli(1.5), "availability_rate must be between 0 and 1, got 1.5"),
-        (lambda: fed.ClientRates(np.array([0.5, 2.0])), "rates must all be between 0 and 1"),
+        (lambda: fed.ClientRates(np.array([0.5, 2.0])), "rates must be one number between 0 and 1 for each client"),
         (lambda: fed.Diurnal(0.5, period=0.0), "rounds_per_day must be a positive finite number, got 0.0"),
         (lambda: fed.Participation(dropout=-0.1), "dropout must be between 0 and 1, got -0.1"),
         (lambda: fed.Participation(deadline=1.0), "deadline needs a fleet"),
@@ -147,6 +148,13 @@ def test_dropping_out_of_a_round():
 def test_rules_that_cannot_be_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_rates_must_be_one_for_each_client():
+    rules = fed.Participation(fed.ClientRates([0.5] * 11))
+    with pytest.raises(ValueError, match="rates must be one for each of 12 clients, got 11"):
+        config = fed.SimulationConfig(cohort=4)
+        fed.Simulation(linear_task(), hiso_jax.hiso(0.02), digits_population(), config, participation=rules)
 
 
 def run(rate, rounds):

@@ -1,5 +1,6 @@
 """Replaying the recorded scalars rebuilds the run bit for bit, however either was dispatched."""
 
+import numpy as np
 import pytest
 
 from hiso_jax import fed
@@ -82,5 +83,11 @@ def test_saved_ledger_replays_the_run(tmp_path):
 def test_a_file_that_is_no_ledger_is_refused(tmp_path, content):
     path = tmp_path / "ledger.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="not a ledger"):
+    with pytest.raises(ValueError, match="not a ledger that can be read here"):
         fed.load(path)
+
+
+def test_another_format_is_named(tmp_path):
+    np.savez(tmp_path / "ledger.npz", format=np.int32(1))
+    with pytest.raises(ValueError, match="ledger format 1; this version reads 2"):
+        fed.load(tmp_path / "ledger.npz")

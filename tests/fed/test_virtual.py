@@ -44,6 +44,12 @@ def test_mixtures_are_dirichlet_around_the_pools():
     np.testing.assert_allclose(counts[None].var(0)[:4], p * (1 - p) / 64, rtol=0.2)
 
 
+def test_clients_share_no_key_with_the_rounds_of_the_same_seed():
+    key = fed.virtual(LABELS, 10).key
+    assert not (jax.random.key_data(key) == jax.random.key_data(jax.random.key(0))).all()
+    assert (jax.random.key_data(key) == jax.random.key_data(fed.keys.population_key(jax.random.key(0)))).all()
+
+
 def test_sizes_are_log_uniform():
     sizes = np.asarray(fed.virtual(LABELS, 10**6, sizes=(8, 512)).sizes_of(jnp.arange(20_000)))
     assert (sizes.min(), sizes.max()) == (8, 512)
@@ -56,7 +62,7 @@ def test_sizes_are_log_uniform():
         ({"clients": 0}, "clients must be at least 1"),
         ({"clients": 2**31}, r"clients must be at least 1 and below 2\^31, got 2147483648"),
         ({"alpha": 0.0}, "alpha must be a positive finite number"),
-        ({"sizes": (0, 5)}, "client_examples must be two numbers 1 ≤ fewest ≤ most, got 0,5"),
+        ({"sizes": (0, 5)}, r"client_examples must be two numbers 1 ≤ fewest ≤ most < 2\^31, got 0,5"),
         ({"sizes": (6, 5)}, "client_examples must be two numbers"),
     ],
 )

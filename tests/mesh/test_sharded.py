@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 import hiso_jax
 from hiso_jax import fed
@@ -62,3 +63,10 @@ def test_large_parameters_are_split_over_model(mesh):
     own = fed.mesh.state_shardings(mesh, params, state)
     assert jax.tree.map(lambda x: x.spec, own[0].curvature) == jax.tree.map(lambda x: x.spec, where)
     assert own[0].rounds.is_fully_replicated
+
+
+@pytest.mark.parametrize("mesh", ["2x4"], indirect=True)
+def test_spheres_are_not_split(mesh):
+    tx = hiso_jax.hiso(0.02, sampler=hiso_jax.sphere)
+    with pytest.raises(ValueError, match="model_shards must be 1 with the sampler sphere"):
+        fed.Simulation(linear_task(), tx, digits_population(), fed.SimulationConfig(cohort=5), mesh=mesh)
