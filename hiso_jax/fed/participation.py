@@ -1,6 +1,7 @@
 """Who shows up: availability, dropout in mid-round, and stragglers behind a deadline."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -141,7 +142,8 @@ def load_trace(path: Path) -> Trace:
     """
     try:
         binary = path.suffix == ".npy"
-        table = np.load(path, allow_pickle=False) if binary else np.loadtxt(path, delimiter=",", ndmin=2)
+        with warnings.catch_warnings(action="ignore"):  # of an empty file, which is refused below
+            table = np.load(path, allow_pickle=False) if binary else np.loadtxt(path, delimiter=",", ndmin=2)
     except (OSError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"trace must be a .npy or .csv file of 0s and 1s, rounds × clients: {reason}") from error

@@ -152,8 +152,8 @@ def test_rules_that_cannot_be_are_refused(make, sentence):
 
 def test_rates_must_be_one_for_each_client():
     rules = fed.Participation(fed.ClientRates([0.5] * 11))
+    config = fed.SimulationConfig(cohort=4)
     with pytest.raises(ValueError, match="rates must be one for each of 12 clients, got 11"):
-        config = fed.SimulationConfig(cohort=4)
         fed.Simulation(linear_task(), hiso_jax.hiso(0.02), digits_population(), config, participation=rules)
 
 
