@@ -37,7 +37,10 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
             for axis, values in ((ends, result.final()), (soon, first)):
                 if values is not None:
                     runs = values[:, m]
-                    mean = np.where(np.isfinite(runs).all(0), runs.mean(0), np.nan)
+                    reached = np.isfinite(runs).all(0)
+                    if not reached.any():
+                        continue
+                    mean = np.where(reached, runs.mean(0), np.nan)
                     bars = np.where(np.isfinite(mean), np.where(np.isfinite(runs), runs, 0).std(0), np.nan)
                     axis.errorbar(result.learning_rates, mean, bars, label=label, marker="o", markersize=4, capsize=2)
     ends.set_ylabel("final validation accuracy")
@@ -47,7 +50,9 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
         axis.set_xlabel("learning rate")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    soon.set_ylim(bottom=0)
+    soon.set_ylim(0, max(1, *(result.rounds[-1] for result in results.values())))
+    if not soon.containers:
+        soon.text(0.5, 0.5, "no setting reached it with every seed", transform=soon.transAxes, ha="center", color="0.4")
     ends.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
