@@ -89,6 +89,7 @@ def test_a_cohort_in_pieces_measures_the_same(steps, settings):
     assert np.abs(whole.scalars).mean() > 20 * tolerance
 
 
+@pytest.mark.slow
 def test_ten_thousand_diverged_clients_in_bounded_memory():
     """What XLA allocates for a cohort of 10,000 in chunks of 256, beside that of 1,000: the scalars, and no more."""
 

@@ -48,7 +48,7 @@ slow = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("steps", "perturbations"),
-    [(1, 1), (3, 5), *(pytest.param(*case, marks=slow) for case in [(1, 2), (1, 5), (3, 1), (3, 2)])],
+    [(1, 1), *(pytest.param(*case, marks=slow) for case in [(1, 2), (1, 5), (3, 1), (3, 2), (3, 5)])],
 )
 def test_replay_of_a_run_dispatched_round_by_round_is_exact(steps, perturbations):
     check(optimizers()["hiso"], steps=steps, perturbations=perturbations, per_dispatch=1)
