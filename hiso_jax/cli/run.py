@@ -106,6 +106,7 @@ def _together(step: Callable[[], T]) -> T:
 
 def _ingredients(options: Run) -> tuple[Mesh | None, Classification, Clients]:
     mesh, task = options.mesh(), build_task(options)
+    # Files are read here, where one process may fail alone: building the simulation, the processes already talk.
     options.participation()
     return mesh, task, build_population(options, task, options.seed)
 

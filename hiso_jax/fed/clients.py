@@ -175,7 +175,8 @@ def client_scalars(
     if estimator.local_steps == 1:
         # The directions outside and the clients inside: however many pieces, a direction is made once. What is kept
         # of the whole cohort is the numbers of its examples, four bytes each.
-        _, losses, scalars = first_step(in_pieces(batches_of, rows, execution.stream), None)
+        batches = rows if estimator.draw is None else in_pieces(batches_of, rows, execution.stream)
+        _, losses, scalars = first_step(batches, None)
         return scalars.T[:, None], losses
     # The clients outside: their own parameters exist for one piece of the cohort at a time.
     return in_pieces(all_steps, rows, execution.stream)

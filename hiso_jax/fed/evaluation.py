@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
+from hiso_jax.fed.execution import filled
 from hiso_jax.fed.mesh import CLIENTS
 
 EVALUATION_CHUNK = 512
@@ -33,16 +34,15 @@ def make_evaluate(
         size = min(chunk, examples)
         chunks = -(-examples // size)
 
-        def stack(array: Array) -> Array:
-            padding = [(0, chunks * size - examples)] + [(0, 0)] * (array.ndim - 1)
-            return jnp.pad(array, padding, mode="edge").reshape(chunks, size, *array.shape[1:])
+        whole = filled(data, chunks * size)
+        stacked = jax.tree.map(lambda a: a.reshape(chunks, size, *a.shape[1:]), whole)
 
         def evaluate_chunk(batch: PyTree) -> dict[str, Array]:
             if mesh is not None and size % mesh.shape[CLIENTS] == 0:
                 batch = lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(CLIENTS)))
             return dict(metrics(params, batch))
 
-        values = lax.map(evaluate_chunk, jax.tree.map(stack, data))
+        values = lax.map(evaluate_chunk, stacked)
         return {name: value.reshape(-1)[:examples].astype(jnp.float32).mean() for name, value in values.items()}
 
     return evaluate

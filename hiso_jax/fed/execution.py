@@ -39,6 +39,15 @@ class Execution(NamedTuple):
     together: int
 
 
+def filled(tree: PyTree, rows: int) -> PyTree:
+    """``tree`` [C, ...] with copies of its last row up to ``rows`` ≥ C."""
+
+    def fill(array: jax.Array) -> jax.Array:
+        return jnp.pad(array, [(0, rows - array.shape[0])] + [(0, 0)] * (array.ndim - 1), mode="edge")
+
+    return jax.tree.map(fill, tree)
+
+
 def in_pieces(function: Callable[[PyTree], PyTree], inputs: PyTree, size: int) -> PyTree:
     """``function`` over ``inputs`` [C, ...], at most ``size`` rows at a time, its outputs [C, ...] joined.
 
@@ -49,12 +58,8 @@ def in_pieces(function: Callable[[PyTree], PyTree], inputs: PyTree, size: int) -
         return function(inputs)
     pieces = -(-count // size)
     length = -(-count // pieces)
-
-    def cut(array: jax.Array) -> jax.Array:
-        filled = jnp.pad(array, [(0, pieces * length - count)] + [(0, 0)] * (array.ndim - 1), mode="edge")
-        return filled.reshape(pieces, length, *array.shape[1:])
-
-    outputs = lax.map(function, jax.tree.map(cut, inputs))
+    whole = filled(inputs, pieces * length)
+    outputs = lax.map(function, jax.tree.map(lambda a: a.reshape(pieces, length, *a.shape[1:]), whole))
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], outputs)
 
 

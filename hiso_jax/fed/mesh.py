@@ -3,7 +3,8 @@
 The cohort is split over ``clients``; parameters, curvature and everything the server does are repeated there, each
 device making the directions it needs, so that only [C, K, P] scalars and [C] losses cross it. Along ``model`` the
 parameters themselves are split, and with them the curvature and each direction: the partitioner gives every device
-its own part of a draw, the same numbers whatever the mesh.
+its own part of a Gaussian draw, the same numbers whatever the mesh. What sums over a split parameter (a clipped global
+norm, say) sums in another order, and may part from a single device in the last bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
+
+from hiso_jax.fed.execution import filled
 
 CLIENTS = "clients"
 MODEL = "model"
@@ -101,11 +104,8 @@ def over_clients(function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None
         each = -(-count // shards)
         begin = lax.axis_index(CLIENTS) * each
 
-        def own(array: jax.Array) -> jax.Array:
-            filled = jnp.pad(array, [(0, each * shards - count)] + [(0, 0)] * (array.ndim - 1), mode="edge")
-            return lax.dynamic_slice_in_dim(filled, begin, each)
-
-        outputs = function(shared, jax.tree.map(own, rows))
+        whole = filled(rows, each * shards)
+        outputs = function(shared, jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, begin, each), whole))
         return jax.tree.map(lambda a: lax.all_gather(a, CLIENTS, tiled=True)[:count], outputs)
 
     return split
@@ -148,7 +148,10 @@ def replicated(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def put(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Host or single-device arrays, equal in every process, onto the mesh."""
+    """Host or single-device arrays, equal in every process, onto the mesh.
+
+    Not by ``jax.device_put``, which has the processes send each other every array to see that they are equal.
+    """
 
     def place(x: Any, sharding: NamedSharding) -> jax.Array:
         if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
@@ -162,14 +165,7 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
 
 def gather(tree: PyTree) -> PyTree:
     """Every leaf whole in this process's memory, one after the other: all together may not fit a device."""
-
-    def whole(x: jax.Array) -> np.ndarray:
-        if not x.is_fully_replicated:
-            mesh = x.sharding.mesh  # type: ignore[attr-defined]
-            x = jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, P()))(x)
-        return np.asarray(x.addressable_data(0))
-
-    return jax.tree.map(whole, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def all_processes(ready: bool) -> bool:

@@ -183,6 +183,15 @@ class Participation:
             if isinstance(self.deadline, int | float) and not (math.isfinite(self.deadline) and self.deadline > 0):
                 raise ValueError(f"deadline must be a positive finite number of seconds, got {self.deadline}")
 
+    def check(self, clients: int) -> None:
+        """Refuse rules for another population than one of ``clients`` clients.
+
+        Raises:
+          ValueError: rates that are not one for each of them.
+        """
+        if isinstance(self.availability, ClientRates) and len(self.availability.rates) != clients:
+            raise ValueError(f"rates must be one for each of {clients} clients, got {len(self.availability.rates)}")
+
 
 class Attendance(NamedTuple):
     """What became of a cohort.

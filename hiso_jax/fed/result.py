@@ -51,7 +51,7 @@ class Result:
     Attributes:
       records: the scalar log of its rounds; None if it ran no round.
       metrics: the evaluations, in order.
-      initial_params: the parameters it began with.
+      initial_params: the parameters it began with; these three are in host memory if there was a mesh.
       params: the final parameters.
       state: the final optimizer state.
       rounds: how many rounds were run.

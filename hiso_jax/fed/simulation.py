@@ -42,6 +42,10 @@ DISPATCH_SECONDS = 0.5
 MEBIBYTE = 2**20
 
 
+def _on_host(log: PyTree, rounds: int) -> PyTree:
+    return jax.tree.map(lambda column: np.asarray(column)[:rounds], log)
+
+
 def _examples(data: PyTree) -> int:
     return jax.tree.leaves(data)[0].shape[0]
 
@@ -61,7 +65,8 @@ class Simulation:
 
     Raises:
       ValueError: a cohort larger than the population, an index outside the training data, K > 1 without
-        ``local_learning_rate``, or a mesh without an axis ``clients``.
+        ``local_learning_rate``, rates of other clients than the population's, a mesh without an axis ``clients``,
+        or parameters split over ``model`` with the sampler ``sphere``.
 
     Example:
       >>> import hiso_jax
@@ -102,9 +107,7 @@ class Simulation:
                     "model_shards must be 1 with the sampler sphere: split norms are sums in another order"
                 )
         participation = Participation() if participation is None else participation
-        rates = getattr(participation.availability, "rates", None)
-        if rates is not None and len(rates) != population.num_clients:
-            raise ValueError(f"rates must be one for each of {population.num_clients} clients, got {len(rates)}")
+        participation.check(population.num_clients)
         self._has_clock = participation.fleet is not None
         self._inputs = self._place(Inputs(self._seed_key, task.train, population, participation))
         self._test = self._place(task.test)
@@ -237,7 +240,7 @@ class Simulation:
             if (flag := int(carry.monitor.diverged_at)) != monitoring.NEVER:
                 diverged_at, end = flag, flag + 1
             numbers = np.arange(done, end, dtype=np.int32)
-            log = jax.tree.map(lambda column: np.asarray(column)[: len(numbers)], log)  # noqa: B023
+            log = _on_host(log, len(numbers))
             ledger.append(numbers, log.clients, log.attendance, log.record)
             traffic.add(numbers, log.attendance, log.synced_to)
             statuses += np.bincount(log.attendance.reshape(-1), minlength=len(statuses))

@@ -182,9 +182,10 @@ def sweep(
             raise ValueError(f"{option} must name at least one value")
     if len(populations) != len(seeds) or not seeds:
         raise ValueError(f"populations must be one for each of the {len(seeds)} seeds, got {len(populations)}")
+    participation = Participation() if participation is None else participation
     for population in populations:
         population.check(jax.tree.leaves(task.train)[0].shape[0])
-    participation = Participation() if participation is None else participation
+        participation.check(population.num_clients)
     length = min(config.eval_every, config.rounds)
     seed_keys = [jax.random.key(seed) for seed in seeds]
     initials = [task.init(init_key(key)) for key in seed_keys]

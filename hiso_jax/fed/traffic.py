@@ -19,12 +19,12 @@ NEVER_CAME = -1
 
 
 def upload_bytes(scalars: int) -> int:
-    """What a client sends in a round of ``scalars`` = K·P scalars."""
+    """What a client sends in a round of ``scalars`` = K·P scalars, in bytes."""
     return HEADER_BYTES + SCALAR_BYTES * scalars
 
 
 def download_bytes(round_number: Any, synced_to: Any, scalars: int, checkpoint_bytes: int, xp: Any = np) -> Any:
-    """What a client must be sent to take part in a round.
+    """What a client must be sent to take part in a round, in bytes, in the shape of ``synced_to``.
 
     Args:
       round_number: r.

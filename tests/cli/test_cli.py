@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -16,6 +17,7 @@ import hiso_jax
 from hiso_jax import fed, tasks
 from hiso_jax.cli.compare import table
 from hiso_jax.cli.main import main
+from hiso_jax.cli.options import Run
 
 SMALL = ["--rounds", "12", "--clients", "20", "--cohort", "4", "--perturbations", "2", "--eval-every", "4"]
 
@@ -72,7 +74,6 @@ def test_the_ledger_of_a_run_rebuilds_its_parameters(capsys, tmp_path):
     call(capsys, "run", *SMALL, "--learning-rate", "0.02", "--momentum", "0.5", "--seed", "5", "--out", out)
     records, config = fed.load(out / "ledger.npz")
     assert (config["seed"], config["learning_rate"]) == (5, 0.02)
-    import jax
     import optax
 
     tx = optax.chain(hiso_jax.scale_by_hiso(), optax.trace(0.5), optax.scale_by_learning_rate(0.02))
@@ -123,6 +124,7 @@ def test_compare_tunes_every_method_on_one_grid_and_prints_one_table(capsys, tmp
     shown = text[text.index("what it took to test accuracy 0.2") :].splitlines()
     assert [line.split()[0] for line in shown if line.startswith((" hiso", " decomfl"))] == ["hiso", "decomfl"]
     assert max(map(len, shown[:-1])) <= 80
+    assert "…" not in "".join(shown[:-1])
 
 
 def test_the_table_does_not_flatter_a_method_that_misses_the_target():
@@ -173,6 +175,16 @@ def test_who_shows_up_is_told_in_the_summary(capsys, tmp_path):
     assert f"{attendance['reported']} reports, {attendance['absent']} absent, {attendance['dropped']} dropped" in text
     assert 0 < summary["simulated_seconds"] <= 12 * 0.3 + 1e-3
     assert summary["forward_passes"] == (48 - attendance["absent"]) * 3
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.8, 1.0])
+def test_the_mean_availability_is_what_was_asked_for(rate):
+    """No probability leaves [0, 1], where clipping would move the mean."""
+    wave = Run(availability="diurnal", availability_rate=rate).participation().availability
+    assert rate * (1 + wave.amplitude) <= 1 + 1e-9
+    assert 0 <= wave.amplitude <= 1
+    own = Run(availability="per-client", availability_rate=rate, availability_spread=0.5).participation().availability
+    assert (own.low + own.high) / 2 == pytest.approx(rate)
 
 
 def test_more_clients_than_examples_are_virtual_and_it_says_so(capsys, tmp_path):
@@ -266,6 +278,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
 )
 def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tmp_path)
+    jax.devices()  # so that --devices cannot make any
     code, text, errors = call(capsys, *arguments)
     assert (code, text) == (2, "")
     assert errors.count("\n") == 1

@@ -1,5 +1,6 @@
 """A small real problem for tests of the federation: digits among a few clients."""
 
+import dataclasses
 import functools
 
 import jax
@@ -28,6 +29,18 @@ def linear_task():
         return images.reshape(len(images), -1) @ params["weight"] + params["bias"]
 
     return tasks.Classification(init, apply, digits.train, digits.test, name="linear")
+
+
+@functools.cache
+def double_task():
+    """The linear task in double precision."""
+    base = linear_task()
+
+    def init(key):
+        return jax.tree.map(lambda x: x.astype(jnp.float64), base.model_init(key))
+
+    train = {"input": base.train["input"].astype(np.float64), "label": base.train["label"]}
+    return dataclasses.replace(base, model_init=init, train=train)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """How many clients are in memory at a time: the choice, the pieces, and that it changes nothing else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,7 @@ def planned(model="mlp", backend="cpu", budget=10**9, chunk=None, monkeypatch=No
 
 
 def test_the_choice_follows_backend_model_budget_and_the_user(monkeypatch):
-    choose = lambda **settings: planned(monkeypatch=monkeypatch, **settings)  # noqa: E731
+    choose = functools.partial(planned, monkeypatch=monkeypatch)
     assert has_convolution(tasks.digits("cnn").loss, tasks.digits("cnn").init(jax.random.key(0)), tasks.digits().train)
     assert choose(model="cnn").together == 1
     assert choose(model="mlp").together == execution.CPU_TOGETHER

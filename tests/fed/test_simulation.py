@@ -10,7 +10,7 @@ import pytest
 import hiso_jax
 from hiso_jax import fed
 from hiso_jax.fed import monitor as monitoring
-from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
 
 SETTINGS = {"rounds": 30, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 10}
 
@@ -52,12 +52,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
 
 
 def test_it_runs_in_double_precision(x64):
-    base = linear_task()
-
-    def init(key):
-        return jax.tree.map(lambda x: x.astype(jnp.float64), base.model_init(key))
-
-    result = simulation(dataclasses.replace(base, model_init=init), rounds=3, rounds_per_dispatch=3).run()
+    result = simulation(double_task(), rounds=3, rounds_per_dispatch=3).run()
     assert result.records.scalars.dtype == np.float64
     assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {jnp.dtype(jnp.float64)}
 
@@ -150,6 +145,16 @@ def test_stop_ends_the_run_and_keeps_what_was_done():
 def test_settings_that_cannot_be_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         simulation(**settings)
+
+
+def test_processes_of_unequal_memory_are_planned_alike(monkeypatch):
+    """What process 0 can spare decides for all: otherwise their programs would differ."""
+    budgets = []
+    monkeypatch.setattr(fed.simulation, "agree", lambda mesh, *numbers: (7,))
+    monkeypatch.setattr(fed.simulation, "make_round", lambda *_, memory_budget, **__: budgets.append(memory_budget))
+    simulation()
+    simulation(memory_budget=123)
+    assert budgets == [7 * 2**20, 123]
 
 
 def test_a_population_of_other_data_is_refused():

@@ -3,15 +3,13 @@
 import dataclasses
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import hiso_jax
 from hiso_jax import fed
 from hiso_jax.fed import monitor
-from tests.fed.problems import linear_task
+from tests.fed.problems import double_task, linear_task
 
 RATES, SEEDS, MUS = (0.005, 0.02, 1e6), (0, 3), (1e-3, 1e-4)
 CONFIG = fed.SimulationConfig(rounds=24, cohort=4, local_steps=2, perturbations=2, batch_size=8, eval_every=10)
@@ -21,13 +19,6 @@ def populations(task):
     return [fed.dirichlet(task.train["label"], 12, alpha=0.5, seed=seed) for seed in SEEDS]
 
 
-def double(task):
-    base = task.model_init
-    train = {"input": task.train["input"].astype(np.float64), "label": task.train["label"]}
-    init = lambda key: jax.tree.map(lambda x: x.astype(jnp.float64), base(key))  # noqa: E731
-    return dataclasses.replace(task, model_init=init, train=train)
-
-
 def run(task, budget, **settings):
     config = dataclasses.replace(CONFIG, memory_budget=budget)
     grid = {"learning_rates": RATES, "seeds": SEEDS, "mus": MUS}
@@ -35,7 +26,7 @@ def run(task, budget, **settings):
 
 
 def test_every_setting_is_the_run_it_stands_for(x64):
-    task, told = double(linear_task()), []
+    task, told = double_task(), []
     side_by_side = run(task, 2**40, callback=lambda done, rounds: told.append((done, rounds)))
     assert told == [(0, 24), (10, 24), (20, 24), (24, 24)]
     assert not side_by_side.interrupted

@@ -68,6 +68,7 @@ def test_a_direction_is_made_in_parts(mesh):
     shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"u32\[([\d,]+)\]", text)}
     assert max(np.prod(shape) for shape in shapes) == 64 * WIDTH // model
     between = [c for c in collectives(text, mesh.size) if any(len({d // model for d in g}) == 1 for g in c.groups)]
+    assert bool(between) == (model > 1)
     # Along model, sums of activations only: nothing as large as a part of a parameter.
     assert all(c.bytes < 4 * 64 * WIDTH // model // 2 for c in between)
 

@@ -1,27 +1,21 @@
 """In double precision sharded and unsharded runs stay together for fifty rounds."""
 
-import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import hiso_jax
 from hiso_jax import fed
-from tests.fed.problems import digits_population, linear_task
+from tests.fed.problems import digits_population, double_task
 
 
 def run(mesh):
-    base = linear_task()
-    init = lambda key: jax.tree.map(lambda x: x.astype(jnp.float64), base.model_init(key))  # noqa: E731
-    train = {"input": base.train["input"].astype(np.float64), "label": base.train["label"]}
-    task = dataclasses.replace(base, model_init=init, train=train)
     config = fed.SimulationConfig(
         rounds=50, cohort=6, perturbations=2, batch_size=8, eval_every=50, rounds_per_dispatch=50
     )
-    return fed.Simulation(task, hiso_jax.hiso(0.02), digits_population(), config, mesh=mesh).run()
+    return fed.Simulation(double_task(), hiso_jax.hiso(0.02), digits_population(), config, mesh=mesh).run()
 
 
 @functools.cache
