@@ -18,7 +18,7 @@ from hiso_jax.fed.participation import (
     UniformRates,
     load_trace,
 )
-from hiso_jax.fed.population import Population, dirichlet, iid, shards
+from hiso_jax.fed.population import Population, dirichlet, dirichlet_balanced, iid, shards
 from hiso_jax.fed.result import Evaluation, Progress, Result
 from hiso_jax.fed.round import RoundRecord, make_round
 from hiso_jax.fed.simulation import Simulation
@@ -55,6 +55,7 @@ __all__ = [
     "cohort_key",
     "data_key",
     "dirichlet",
+    "dirichlet_balanced",
     "first_at_target",
     "iid",
     "init_key",

@@ -14,7 +14,18 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from hiso_jax.fed.execution import Execution, in_pieces
-from hiso_jax.zo import Method, Sampler, direction, perturb, perturbation_key, scan_perturbations, working_dtype
+from hiso_jax.fed.mesh import Gather
+from hiso_jax.zo import (
+    Method,
+    Sampler,
+    add_direction,
+    direction,
+    perturb,
+    perturbation_key,
+    scan_perturbations,
+    working_dtype,
+    zero_direction,
+)
 
 
 class Estimator(NamedTuple):
@@ -108,15 +119,90 @@ def _at_clients(
     return evaluate
 
 
-def _add_outer(deltas: PyTree, z: PyTree, scalars: Float[Array, "C"]) -> PyTree:
+def _add_outer(deltas: PyTree, z: PyTree, scalars: Float[Array, "C"]) -> tuple[PyTree, Float[Array, "C"]]:
     """Add each client's scalar times the shared direction to its own Σ_p g_p z_p, [C, ...]."""
+
     # Not as a matrix product, which accelerators would round to fewer bits.
-    return jax.tree.map(lambda d, u: d + jnp.expand_dims(scalars.astype(u.dtype), range(1, d.ndim)) * u, deltas, z)
+    def add(d: Array, u: Array) -> Array:
+        return d + jnp.expand_dims(scalars.astype(u.dtype), range(1, d.ndim)) * u
+
+    return jax.tree.map(add, deltas, z), scalars
+
+
+class Measured(NamedTuple):
+    """What a cohort measured.
+
+    Attributes:
+      scalars: every client's, [C, K, P].
+      losses: every client's where the round began, [C].
+      streamed: (ĝ [1, P], Δ), aggregated while the directions were at hand, if that was asked for.
+    """
+
+    scalars: Float[Array, "C K P"]
+    losses: Float[Array, "C"]
+    streamed: tuple[Float[Array, "1 P"], PyTree] | None
+
+
+def stream_scalars(
+    estimator: Estimator,
+    sampler: Sampler,
+    execution: Execution,
+    server: Server,
+    rows: PyTree,
+    gather: Gather,
+    combine: Callable[[Float[Array, "C 1 1"]], Float[Array, "1 1"]],
+) -> Measured:
+    """As :func:`client_scalars` for K = 1, and Δ with it: each direction is made once.
+
+    The aggregate of a perturbation is known before the next direction is needed, so Δ grows while the directions
+    go by, by the arithmetic of ``zo.accumulate``.
+
+    Args:
+      estimator: how to measure.
+      sampler: the family of raw perturbations.
+      execution: how many clients to take through memory at a time.
+      server: what the clients know.
+      rows: of this device's clients, as in :func:`client_scalars`.
+      gather: this device's clients' outputs → all clients'.
+      combine: the aggregate of one perturbation's scalars.
+    """
+    num_perturbations = estimator.num_perturbations
+
+    def fold(delta: PyTree, z: PyTree, own: Float[Array, "c"]) -> tuple[PyTree, tuple[Array, Array]]:
+        scalars = gather(own)
+        combined = combine(scalars[:, None, None])[0, 0]
+        return add_direction(delta, z, combined, num_perturbations), (scalars, combined)
+
+    first = jax.tree.map(lambda a: a[:, 0], _batches(estimator, execution, server, rows))
+    delta, losses, (scalars, combined) = scan_perturbations(
+        _at_server(estimator, server, first, execution.flat),
+        _direction_at(server, sampler, 0),
+        num_perturbations=num_perturbations,
+        mu=estimator.mu,
+        method=estimator.method,
+        fold=fold,
+        init=zero_direction(server.params),
+    )
+    return Measured(scalars.T[:, None], gather(losses), (combined[None], delta))
+
+
+def _batches(estimator: Estimator, execution: Execution, server: Server, rows: PyTree) -> PyTree:
+    """The batches of a whole cohort, or the numbers of their examples, four bytes each."""
+    if estimator.draw is None:
+        return rows
+    draw = estimator.draw
+    return in_pieces(lambda piece: draw(server.source, piece), rows, execution.stream)
+
+
+def _direction_at(server: Server, sampler: Sampler, step: int | Array) -> Callable[[Array], PyTree]:
+    return lambda index: direction(
+        perturbation_key(server.round_key, step, index), server.params, server.curvature, sampler
+    )
 
 
 def client_scalars(
-    estimator: Estimator, sampler: Sampler, execution: Execution, server: Server, rows: PyTree
-) -> tuple[Float[Array, "C K P"], Float[Array, "C"]]:
+    estimator: Estimator, sampler: Sampler, execution: Execution, server: Server, rows: PyTree, gather: Gather
+) -> Measured:
     """The scalars of every client, and its loss where the round began.
 
     Args:
@@ -124,26 +210,19 @@ def client_scalars(
       sampler: the family of raw perturbations.
       execution: how many clients to take through memory at a time.
       server: what the clients know.
-      rows: the clients' batches, [C, K, B, ...] examples; or what ``estimator.draw`` draws them for, [C, ...].
+      rows: the batches of this device's clients, [c, K, B, ...] examples; or what ``estimator.draw`` draws them for.
+      gather: this device's clients' outputs → all clients'.
     """
-
-    def batches_of(rows: PyTree) -> PyTree:
-        return rows if estimator.draw is None else estimator.draw(server.source, rows)
-
-    def direction_at(step: int | Array) -> Callable[[Array], PyTree]:
-        return lambda index: direction(
-            perturbation_key(server.round_key, step, index), server.params, server.curvature, sampler
-        )
 
     def estimate(evaluate: Callable, step: int | Array, deltas: PyTree | None) -> tuple[PyTree, Array, Array]:
         return scan_perturbations(
             evaluate,
-            direction_at(step),
+            _direction_at(server, sampler, step),
             num_perturbations=estimator.num_perturbations,
             mu=estimator.mu,
             method=estimator.method,
             # With one local step nobody moves, and there is no [C, ...] copy of the parameters.
-            fold=(lambda carry, z, scalars: carry) if deltas is None else _add_outer,
+            fold=(lambda carry, z, scalars: (carry, scalars)) if deltas is None else _add_outer,
             init=deltas,
         )
 
@@ -152,11 +231,12 @@ def client_scalars(
         return estimate(_at_server(estimator, server, first, execution.flat), 0, deltas)
 
     def move(x: Array, delta: Array) -> Array:
+        # In the wider dtype, which a client's own parameters keep: bfloat16 would lose its steps.
         step = server.local_learning_rate / estimator.num_perturbations
-        return (x - step * delta).astype(x.dtype)
+        return (x - step * delta).astype(delta.dtype)
 
     def all_steps(rows: PyTree) -> tuple[Float[Array, "c K P"], Float[Array, "c"]]:
-        batches = batches_of(rows)
+        batches = rows if estimator.draw is None else estimator.draw(server.source, rows)
         clients = jax.tree.leaves(batches)[0].shape[0]
         zero = jax.tree.map(lambda x: jnp.zeros((clients, *x.shape), working_dtype(x)), server.params)
 
@@ -173,10 +253,10 @@ def client_scalars(
         return jnp.transpose(jnp.concatenate([scalars[None], rest]), (2, 0, 1)), losses
 
     if estimator.local_steps == 1:
-        # The directions outside and the clients inside: however many pieces, a direction is made once. What is kept
-        # of the whole cohort is the numbers of its examples, four bytes each.
-        batches = rows if estimator.draw is None else in_pieces(batches_of, rows, execution.stream)
-        _, losses, scalars = first_step(batches, None)
-        return scalars.T[:, None], losses
+        # The directions outside and the clients inside: however many pieces, a direction is made once.
+        _, losses, scalars = first_step(_batches(estimator, execution, server, rows), None)
+        scalars, losses = gather((scalars.T[:, None], losses))
+        return Measured(scalars, losses, None)
     # The clients outside: their own parameters exist for one piece of the cohort at a time.
-    return in_pieces(all_steps, rows, execution.stream)
+    scalars, losses = gather(in_pieces(all_steps, rows, execution.stream))
+    return Measured(scalars, losses, None)

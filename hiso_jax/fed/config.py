@@ -6,7 +6,7 @@ from typing import Literal
 
 import optax
 
-from hiso_jax.zo import Method
+from hiso_jax.zo import DirectionsMode, Method, check_directions
 
 
 def at_least(option: str, value: float, minimum: float) -> None:
@@ -50,6 +50,8 @@ class SimulationConfig:
       client_chunk: diverged clients (K > 1) evaluated together: 1 is one by one; a number above 1 also bounds how
         many clients are in memory at a time. None chooses by backend, model and memory.
       memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
+      directions: keep each direction for the update, which needs two copies of the trained parameters beside them, or
+        regenerate it, which needs one; the same bits. None keeps where it can (K = 1), memory permits and it pays.
     """
 
     rounds: int = 1500
@@ -66,6 +68,7 @@ class SimulationConfig:
     weighting: Literal["uniform", "examples"] = "uniform"
     client_chunk: int | None = None
     memory_budget: int | None = None
+    directions: DirectionsMode | None = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -78,6 +81,10 @@ class SimulationConfig:
         for option in ("rounds_per_dispatch", "client_chunk", "memory_budget"):
             if getattr(self, option) is not None:
                 at_least(option, getattr(self, option), 1)
+        if self.directions is not None:
+            check_directions(self.directions)
+        if self.directions == "keep" and self.local_steps > 1:
+            raise ValueError("directions must be regenerate for several local steps, got keep")
         positive("mu", self.mu)
         if self.method not in ("forward", "central"):
             raise ValueError(f"method must be forward or central, got {self.method}")

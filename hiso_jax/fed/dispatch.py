@@ -30,12 +30,14 @@ class Inputs(NamedTuple):
       train: the training examples.
       population: who holds which of them.
       participation: who shows up.
+      frozen: what the model needs beside its trained parameters, or None.
     """
 
     seed_key: Key[Array, ""]
     train: PyTree
     population: Clients
     participation: Participation
+    frozen: PyTree | None = None
 
 
 class RunState(NamedTuple):
@@ -111,7 +113,7 @@ def make_dispatch(run_round: Round, config: SimulationConfig, length: int, mesh:
     scalars = config.local_steps * config.perturbations
 
     def invite(checkpoint: int, synced_to: Array | None, number: Array, inputs: Inputs) -> tuple[Array, ...]:
-        seed_key, _, population, participation = inputs
+        seed_key, population, participation = inputs.seed_key, inputs.population, inputs.participation
         clients = sample_cohort(cohort_key(seed_key, number), population.num_clients, config.cohort)
         stood = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
         attendance = attend(
@@ -136,7 +138,7 @@ def make_dispatch(run_round: Round, config: SimulationConfig, length: int, mesh:
             weights *= inputs.population.sizes_of(clients)
         data = inputs.train, (inputs.population, data_key(inputs.seed_key, number))
         key = round_key(inputs.seed_key, number)
-        params, state, record = run_round(params, state, clients, weights, key, data)
+        params, state, record = run_round(params, state, clients, weights, key, data, inputs.frozen)
         return (params, state, monitoring.watch(monitor, number, record, reported, params, state)), record
 
     def dispatch(

@@ -3,35 +3,38 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
-from hiso_jax.fed.execution import filled
+from hiso_jax.fed.execution import evaluation_bytes, filled, memory_budget
 from hiso_jax.fed.mesh import CLIENTS
+from hiso_jax.fed.task import bind
 
 EVALUATION_CHUNK = 512
 
 
 def make_evaluate(
-    metrics: Callable[[PyTree, PyTree], Mapping[str, Array]],
-    chunk: int = EVALUATION_CHUNK,
+    metrics: Callable[..., Mapping[str, Array]],
+    *,
+    budget: int | None = None,
     mesh: Mesh | None = None,
-) -> Callable[[PyTree, PyTree], dict[str, Float[Array, ""]]]:
-    """A jit-able ``(params, data) → {name: mean over the examples}``, ``chunk`` examples at a time.
+) -> Callable[..., dict[str, Shaped[Array, "n ..."]]]:
+    """A jit-able ``(params, data, frozen=None) → {name: [n, ...]}``, the metrics of every example.
 
-    The last chunk is padded and the padding dropped, so every example counts once.
+    They are taken a chunk at a time; the last is padded and the padding dropped, so that every example counts once.
 
     Args:
-      metrics: ``(params, batch) → {name: [B]}``.
-      chunk: how many examples to evaluate at once.
+      metrics: ``(params, batch) → {name: [B, ...]}``, with a third argument if there are frozen parameters.
+      budget: bytes that a chunk may take; None means :func:`memory_budget`.
       mesh: splits each chunk over its axis ``clients``.
     """
 
-    def evaluate(params: PyTree, data: PyTree) -> dict[str, Float[Array, ""]]:
+    def evaluate(params: PyTree, data: PyTree, frozen: PyTree | None = None) -> dict[str, Shaped[Array, "n ..."]]:
+        of_batch = bind(metrics, frozen)
         examples = jax.tree.leaves(data)[0].shape[0]
-        size = min(chunk, examples)
+        fitting = (memory_budget() if budget is None else budget) // evaluation_bytes(of_batch, params, data, 1)
+        size = max(1, min(EVALUATION_CHUNK, examples, fitting))
         chunks = -(-examples // size)
 
         whole = filled(data, chunks * size)
@@ -40,10 +43,14 @@ def make_evaluate(
         def evaluate_chunk(batch: PyTree) -> dict[str, Array]:
             if mesh is not None and size % mesh.shape[CLIENTS] == 0:
                 batch = lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(CLIENTS)))
-            return dict(metrics(params, batch))
+            return dict(of_batch(params, batch))
 
         values = lax.map(evaluate_chunk, stacked)
-        return {name: value.reshape(-1)[:examples].astype(jnp.float32).mean() for name, value in values.items()}
+        values = {name: value.reshape(-1, *value.shape[2:])[:examples] for name, value in values.items()}
+        if mesh is None:
+            return values
+        # Whole on every device: processes read them.
+        return lax.with_sharding_constraint(values, NamedSharding(mesh, PartitionSpec()))
 
     return evaluate
 

@@ -22,6 +22,8 @@ CPU_TOGETHER = 8
 # The share of a device's memory that a cohort may take beside the parameters and the data.
 DEVICE_SHARE = 0.25
 HOST_SHARE = 0.125
+# Below this many parameters a direction costs next to nothing and is made again.
+MANY_PARAMETERS = 1_000_000
 JAXPRS = (ClosedJaxpr, Jaxpr)
 
 
@@ -107,6 +109,17 @@ def memory_budget() -> int:
         return int(DEVICE_SHARE * limit)
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return int(HOST_SHARE * host / jax.local_device_count())
+
+
+def keeps_directions(params: PyTree, budget: int | None) -> bool:
+    """Whether to keep directions for the update: they are dear to make and two more copies of them fit.
+
+    Args:
+      params: the trained parameters; only shapes are read.
+      budget: bytes that the cohort may take; None means :func:`memory_budget`.
+    """
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return count >= MANY_PARAMETERS and 2 * 4 * count <= (memory_budget() if budget is None else budget)
 
 
 def plan(

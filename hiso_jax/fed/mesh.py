@@ -77,26 +77,37 @@ def repeated(function: Callable[..., PyTree], mesh: Mesh | None) -> Callable[...
     :func:`over_clients` splits what is to be split.
     """
 
-    def run(*arguments: PyTree) -> PyTree:
+    def run(*arguments: PyTree, **named: PyTree) -> PyTree:
         if mesh is None or _is_repeated():
-            return function(*arguments)
+            return function(*arguments, **named)
         # Not check_vma: scans begin from zeros that no device has touched yet.
         everywhere = jax.shard_map(
-            function, mesh=mesh, in_specs=P(), out_specs=P(), axis_names={CLIENTS}, check_vma=False
+            lambda given: function(*given[0], **given[1]),
+            mesh=mesh,
+            in_specs=P(),
+            out_specs=P(),
+            axis_names={CLIENTS},
+            check_vma=False,
         )
-        return everywhere(*arguments)
+        return everywhere((arguments, named))
 
     return run
 
 
-def over_clients(function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None) -> Callable[[PyTree, PyTree], PyTree]:
-    """``function(shared, rows [C, ...]) → outputs [C, ...]``, each device taking its part of the rows.
+Gather = Callable[[PyTree], PyTree]
 
-    The outputs are gathered: every device needs every client's scalars, since an aggregate may be a median. A
-    number of rows that the devices do not divide is filled with copies of the last, whose outputs are dropped.
+
+def over_clients(
+    function: Callable[[PyTree, PyTree, Gather], PyTree], mesh: Mesh | None
+) -> Callable[[PyTree, PyTree], PyTree]:
+    """``function(shared, rows [C, ...], gather) → outputs``, each device taking its part of the rows.
+
+    ``gather`` joins all devices' outputs for their own rows, [c, ...] → [C, ...]: every device needs every client's
+    scalars, since an aggregate may be a median. A number of rows that the devices do not divide is filled with
+    copies of the last, whose outputs are dropped.
     """
     if mesh is None:
-        return function
+        return lambda shared, rows: function(shared, rows, lambda outputs: outputs)
     shards = mesh.shape[CLIENTS]
 
     def split(shared: PyTree, rows: PyTree) -> PyTree:
@@ -104,9 +115,12 @@ def over_clients(function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None
         each = -(-count // shards)
         begin = lax.axis_index(CLIENTS) * each
 
+        def gather(outputs: PyTree) -> PyTree:
+            return jax.tree.map(lambda a: lax.all_gather(a, CLIENTS, tiled=True)[:count], outputs)
+
         whole = filled(rows, each * shards)
-        outputs = function(shared, jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, begin, each), whole))
-        return jax.tree.map(lambda a: lax.all_gather(a, CLIENTS, tiled=True)[:count], outputs)
+        own = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, begin, each), whole)
+        return function(shared, own, gather)
 
     return split
 

@@ -1,6 +1,7 @@
 """Who holds which data: a task's examples dealt to clients, as offsets into one permuted index array."""
 
 import heapq
+import itertools
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -153,6 +154,33 @@ def dirichlet(labels: Int[np.ndarray, "n"], clients: int, *, alpha: float, seed:
         cuts = np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1] * len(members)
         owners[members] = np.searchsorted(cuts, np.arange(len(members)), side="right")
     return _from_owners(owners, clients)
+
+
+def dirichlet_balanced(labels: Int[np.ndarray, "n"], clients: int, *, alpha: float, seed: int = 0) -> Population:
+    """:func:`dirichlet`, then rebalanced to clients of ⌊n / N⌋ examples each; the remainder is dropped.
+
+    What clients hold above their share goes, at random, to those below it. The partition of the language-model
+    experiments of DeComFL and HiSo (arXiv 2405.15861, 2506.02370).
+
+    Args:
+      labels: the label of every training example.
+      clients: N ≤ n.
+      alpha: concentration α > 0.
+      seed: of the proportions and the shuffle.
+
+    Raises:
+      ValueError: N < 1, N > n, or α not positive and finite.
+    """
+    skewed = dirichlet(labels, clients, alpha=alpha, seed=seed)
+    share = len(labels) // clients
+    rng = np.random.default_rng((seed, 1))
+    held = [rng.permutation(skewed.indices[a:b]) for a, b in itertools.pairwise(skewed.offsets)]
+    spare = rng.permutation(np.concatenate([own[share:] for own in held]))
+    missing = np.cumsum([0, *(max(share - len(own), 0) for own in held)])
+    filled = [
+        np.concatenate([own[:share], spare[a:b]]) for own, (a, b) in zip(held, itertools.pairwise(missing), strict=True)
+    ]
+    return Population(np.concatenate(filled).astype(np.int32), (np.arange(clients + 1) * share).astype(np.int32))
 
 
 def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int = 2, seed: int = 0) -> Population:

@@ -1,6 +1,7 @@
 """One round of scalar-only federated learning as one pure function (HiSo, arXiv 2506.02370, Algorithm 1)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +12,20 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from hiso_jax.fed.aggregate import Aggregate, mean
-from hiso_jax.fed.clients import Estimator, Server, client_scalars, fetch
-from hiso_jax.fed.execution import Execution, plan
-from hiso_jax.fed.mesh import MODEL, over_clients, repeated
-from hiso_jax.zo import Method, check_estimator, zo_state
+from hiso_jax.fed.aggregate import SEPARABLE, Aggregate, mean
+from hiso_jax.fed.clients import Estimator, Measured, Server, client_scalars, fetch, stream_scalars
+from hiso_jax.fed.execution import Execution, keeps_directions, plan
+from hiso_jax.fed.mesh import MODEL, Gather, over_clients, repeated
+from hiso_jax.fed.task import bind
+from hiso_jax.zo import (
+    DirectionsMode,
+    Method,
+    accumulate,
+    apply_updates,
+    check_directions,
+    check_estimator,
+    zo_state,
+)
 
 
 class RoundRecord(NamedTuple):
@@ -44,17 +54,38 @@ def server_update(
     aggregate: Float[Array, "K P"],
     any_valid: Bool[Array, ""],
     round_key: Key[Array, ""],
+    delta: PyTree | None = None,
+    delta_holds: Bool[Array, ""] | bool = False,
 ) -> tuple[PyTree, optax.OptState]:
     """Apply an aggregate to parameters and optimizer state, or leave both if no client was valid.
 
     The run and every replay call this same function. As a branch of a conditional it is also compiled apart from
     what stands around it, which keeps its bits the same in both.
+
+    Args:
+      tx: the optimizer.
+      params: the parameters.
+      state: the optimizer's state.
+      aggregate: ĝ.
+      any_valid: whether there is anything to apply.
+      round_key: the key of the round.
+      delta: the Δ of ``aggregate`` if it is at hand.
+      delta_holds: whether it is that; otherwise it is made from ``aggregate``.
     """
+    if delta is not None:
+        head = zo_state(state)
+
+        def rebuild(delta: PyTree) -> PyTree:
+            return accumulate(
+                round_key, aggregate[0], params, curvature=head.curvature, sampler=head.directions.sampler
+            )
+
+        delta = lax.cond(delta_holds, lambda delta: delta, rebuild, delta)
 
     def apply(operands: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         params, state = operands
-        updates, state = tx.update(aggregate, state, params, key=round_key)
-        return optax.apply_updates(params, updates), state
+        updates, state = tx.update(aggregate, state, params, key=round_key, delta=delta)
+        return apply_updates(params, updates, round_key), state
 
     return lax.cond(any_valid, apply, lambda operands: operands, (params, state))
 
@@ -73,6 +104,7 @@ def make_round(
     memory_budget: int | None = None,
     mesh: Mesh | None = None,
     draw: Callable[[PyTree, PyTree], Int[Array, "C K B"]] | None = None,
+    directions: DirectionsMode | None = None,
 ) -> Round:
     """One round as a pure function: ``(params, state, batches, mask, round_key) → (params, state, RoundRecord)``.
 
@@ -82,6 +114,9 @@ def make_round(
 
     With ``draw`` a cohort's data never exists whole: ``batches`` then is a pytree of rows [C, ...], say the clients'
     numbers, and the round takes a sixth argument ``(examples, source)``. Each device draws for its own clients.
+
+    Parameters that are not trained are a keyword argument of the round, ``frozen=``: the loss is then called as
+    ``loss(params, batch, frozen)``.
 
     Args:
       task_loss: ``(params, batch) → float [B]``, the loss of each example.
@@ -99,24 +134,32 @@ def make_round(
       mesh: a mesh with an axis ``clients``, over which the cohort is split, and perhaps ``model``; see
         :func:`hiso_jax.fed.make_mesh`.
       draw: ``(source, rows [C, ...]) → int32 [C, K, B]``, the numbers of the examples in the rows' batches.
+      directions: ``"keep"`` makes each direction once, for all clients and the update, and needs two copies of the
+        trained parameters beside them; ``"regenerate"`` makes it again for the update and needs one. The same bits.
+        None keeps them if K = 1, the aggregate takes the perturbations one by one, they are many and memory permits.
 
     Raises:
-      ValueError: K, P, μ or the method out of range, or K > 1 without ``local_learning_rate``; at the call, a loss
-        that is not per example or a state without a zeroth-order head.
+      ValueError: K, P, μ, the method or ``directions`` out of range, ``"keep"`` with K > 1 or an aggregate that needs
+        all perturbations, or K > 1 without ``local_learning_rate``; at the call, a loss that is not per example or a
+        state without a zeroth-order head.
     """
     check_estimator(num_perturbations, mu, method)
     if local_steps < 1:
         raise ValueError(f"local_steps must be at least 1, got {local_steps}")
     if local_steps > 1 and local_learning_rate is None:
         raise ValueError(f"local_steps is {local_steps}: the clients' own steps need local_learning_rate")
+    streamable = local_steps == 1 and aggregate in SEPARABLE
+    if directions is not None:
+        check_directions(directions)
+    if directions == "keep" and not streamable:
+        raise ValueError("directions must be regenerate for several local steps or an aggregate other than the mean")
     optimizer = optax.with_extra_args_support(tx)
-    estimator = Estimator(task_loss, local_steps, num_perturbations, mu, method, draw)
 
     def rate_at(rounds: Int[Array, ""]) -> Any:
         rate = local_learning_rate(rounds) if callable(local_learning_rate) else local_learning_rate
         return 0.0 if rate is None else rate
 
-    def execution_for(server: Server, rows: PyTree) -> Execution:
+    def execution_for(estimator: Estimator, server: Server, rows: PyTree) -> Execution:
         def one_batch(server: Server, rows: PyTree) -> PyTree:
             batches = rows if draw is None else draw(server.source, rows)
             return fetch(server.examples, jax.tree.map(lambda a: a[0, 0], batches))
@@ -125,7 +168,7 @@ def make_round(
         size = jax.tree.leaves(batch)[0].shape[0]
         shards = 1 if mesh is None else mesh.shape.get(MODEL, 1)
         return plan(
-            task_loss,
+            estimator.loss,
             server.params,
             batch,
             size,
@@ -141,20 +184,38 @@ def make_round(
         mask: Bool[Array, "C"] | Float[Array, "C"],
         round_key: Key[Array, ""],
         data: tuple[PyTree, PyTree] | None = None,
+        frozen: PyTree | None = None,
     ) -> tuple[PyTree, optax.OptState, RoundRecord]:
         head = zo_state(state)
         examples, source = (None, None) if data is None else data
+        estimator = Estimator(bind(task_loss, frozen), local_steps, num_perturbations, mu, method, draw)
         server = Server(params, head.curvature, round_key, rate_at(head.rounds), examples, source)
-        execution = execution_for(server, batches)
+        execution = execution_for(estimator, server, batches)
+        keep = directions == "keep"
+        if directions is None and streamable:
+            keep = keeps_directions(params, memory_budget)
 
-        def measure(server: Server, batches: PyTree) -> tuple[Float[Array, "C K P"], Float[Array, "C"]]:
-            return client_scalars(estimator, head.directions.sampler, execution, server, batches)
+        def combine(scalars: Float[Array, "C k p"], counts: Bool[Array, "C"]) -> Float[Array, "k p"]:
+            return aggregate(scalars, jnp.where(counts, mask, 0).astype(scalars.dtype))
 
-        scalars, losses = over_clients(measure, mesh)(server, batches)
+        def measure(server: Server, batches: PyTree, gather: Gather) -> Measured:
+            sampler = head.directions.sampler
+            if not keep:
+                return client_scalars(estimator, sampler, execution, server, batches, gather)
+            # As if all were valid: what turns out not to be is made again.
+            everyone = partial(combine, counts=mask > 0)
+            return stream_scalars(estimator, sampler, execution, server, batches, gather, everyone)
+
+        measured = over_clients(measure, mesh)(server, batches)
+        scalars = measured.scalars
         valid = (mask > 0) & jnp.isfinite(scalars).all((1, 2))
-        combined = aggregate(scalars, jnp.where(valid, mask, 0).astype(scalars.dtype))
-        params, state = server_update(optimizer, params, state, combined, valid.any(), round_key)
-        loss = jnp.where(valid, losses, 0).sum() / valid.sum()
+        combined, delta, holds = combine(scalars, valid), None, jnp.bool_(False)
+        if measured.streamed is not None:
+            streamed, delta = measured.streamed
+            holds = (valid == (mask > 0)).all()
+            combined = jnp.where(holds, streamed, combined)
+        params, state = server_update(optimizer, params, state, combined, valid.any(), round_key, delta, holds)
+        loss = jnp.where(valid, measured.losses, 0).sum() / valid.sum()
         return params, state, RoundRecord(scalars, valid, combined, loss)
 
     return repeated(run, mesh)

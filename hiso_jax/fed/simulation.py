@@ -33,7 +33,7 @@ from hiso_jax.fed.participation import REPORTED, STATUS_NAMES, Participation
 from hiso_jax.fed.population import Clients
 from hiso_jax.fed.result import Evaluation, Progress, Result
 from hiso_jax.fed.round import make_round
-from hiso_jax.fed.task import Task
+from hiso_jax.fed.task import Task, frozen_of, summarise
 from hiso_jax.fed.traffic import Traffic
 from hiso_jax.zo import sphere, zo_state
 
@@ -110,9 +110,10 @@ class Simulation:
         participation.check(population.num_clients)
         self._has_clock = participation.fleet is not None
         self._inputs = self._place(Inputs(self._seed_key, task.train, population, participation))
+        self._inputs = self._inputs._replace(frozen=self._place_parameters(frozen_of(task)))
         self._test = self._place(task.test)
         # One budget for all processes, so that their programs are one.
-        budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
+        self._budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
         run_round = make_round(
             task.loss,
             self.tx,
@@ -122,9 +123,10 @@ class Simulation:
             method=config.method,
             local_learning_rate=config.local_learning_rate,
             client_chunk=config.client_chunk,
-            memory_budget=budget,
+            memory_budget=self._budget,
             mesh=self.mesh,
             draw=draw_batches(config),
+            directions=config.directions,
         )
         self._dispatch_length = min(config.rounds_per_dispatch or config.eval_every, config.rounds)
         self._dispatch = make_dispatch(run_round, config, self._dispatch_length, self.mesh)
@@ -140,12 +142,18 @@ class Simulation:
             return jax.tree.map(jnp.asarray, tree)
         return put(tree, replicated(self.mesh, tree))
 
+    def _place_parameters(self, tree: PyTree) -> PyTree:
+        """On the device, or split as parameters are over the mesh."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        return put(tree, param_shardings(self.mesh, tree))
+
     def _start(self, initial: PyTree) -> tuple[RunState, Any]:
         """The state of a run that has not begun, and where it lives."""
         newcomer = newcomers(self._inputs.population.num_clients)
         if self.mesh is None:
             # The carry is donated to each dispatch, so the parameters kept for the result are a copy.
-            params = jax.tree.map(jnp.copy, initial)
+            params = jax.tree.map(lambda x: jnp.array(x, copy=True), initial)
             return RunState(params, self.tx.init(initial), monitoring.start(), newcomer), None
         state = jax.eval_shape(self.tx.init, initial)
         own = param_shardings(self.mesh, initial), state_shardings(self.mesh, initial, state)
@@ -174,10 +182,10 @@ class Simulation:
             outputs = shardings, replicated(self.mesh, logs)
         with jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext():
             dispatch = jax.jit(self._dispatch, donate_argnums=0, out_shardings=outputs)
-            evaluate = jax.jit(make_evaluate(self.task.metrics, mesh=self.mesh))
+            evaluate = jax.jit(make_evaluate(self.task.metrics, budget=self._budget, mesh=self.mesh))
             return (
                 dispatch.lower(carry, zero, zero, self._inputs).compile(),
-                evaluate.lower(carry.params, self._test).compile(),
+                evaluate.lower(carry.params, self._test, self._inputs.frozen).compile(),
             )
 
     def run(self) -> Result:
@@ -203,11 +211,15 @@ class Simulation:
         def clock() -> float | None:
             return simulated_seconds if self._has_clock else None
 
+        def measure() -> dict[str, float]:
+            outputs = evaluate(carry.params, self._test, self._inputs.frozen)
+            return summarise(self.task, jax.tree.map(np.asarray, outputs))
+
         def take_evaluation() -> Evaluation:
             row = Evaluation(
                 round=done,
                 train_loss=float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan,
-                metrics={name: float(value) for name, value in evaluate(carry.params, self._test).items()},
+                metrics=measure(),
                 bytes_up=traffic.bytes_up,
                 bytes_down=traffic.bytes_down,
                 forward_passes=traffic.visits * each,

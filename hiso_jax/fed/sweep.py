@@ -27,7 +27,7 @@ from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.participation import Participation
 from hiso_jax.fed.population import Clients
 from hiso_jax.fed.round import make_round
-from hiso_jax.fed.task import Task
+from hiso_jax.fed.task import Task, bind, frozen_of, summarise
 
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]
 LAST_EVALUATIONS = 3
@@ -130,12 +130,22 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
 
 def _fits(task: Task, config: SimulationConfig, params: PyTree, state: PyTree, budget: int) -> int:
     """How many settings may run side by side."""
-    if jax.default_backend() == "cpu" and has_convolution(task.loss, params, task.train):
+    loss = bind(task.loss, frozen_of(task))
+    if jax.default_backend() == "cpu" and has_convolution(loss, params, task.train):
         # Distinct weights make grouped convolutions of them, which are slow on CPU.
         return 1
     rows = config.cohort * config.batch_size
-    each = 4 * checkpoint_bytes(params, state) + evaluation_bytes(task.loss, params, task.train, rows)
+    each = 4 * checkpoint_bytes(params, state) + evaluation_bytes(loss, params, task.train, rows)
     return max(1, budget // each)
+
+
+def _reported(
+    task: Task, outputs: dict[str, Array], grid: tuple[int, int, int]
+) -> dict[str, Float[np.ndarray, "S M L"]]:
+    """The reported metrics of every setting, from the metrics of every test example, [S, M, L, n, ...]."""
+    host = {name: np.asarray(values) for name, values in outputs.items()}
+    settings = [summarise(task, {name: values[index] for name, values in host.items()}) for index in np.ndindex(grid)]
+    return {name: np.array([setting[name] for setting in settings]).reshape(grid) for name in settings[0]}
 
 
 def sweep(
@@ -196,16 +206,23 @@ def sweep(
     side_by_side = settings if all_vmapped else len(learning_rates) if rates_vmapped else 1
 
     def over_grid(function: Callable, carry: int | None) -> Callable:
-        """``function(carry, rate, μ, seed_key, population, begin, end)`` over [S, M, L]."""
-        rates = _over(function, (carry, 0, None, None, None, None, None), rates_vmapped)
-        radii = _over(rates, (carry, None, 0, None, None, None, None), all_vmapped)
-        return _over(radii, (0, None, None, 0, 0, None, None), all_vmapped)
+        """``function(carry, rate, μ, seed_key, population, begin, end, data)`` over [S, M, L]."""
+        rates = _over(function, (carry, 0, None, None, None, None, None, None), rates_vmapped)
+        radii = _over(rates, (carry, None, 0, None, None, None, None, None), all_vmapped)
+        return _over(radii, (0, None, None, 0, 0, None, None, None), all_vmapped)
 
     def start(initial: PyTree, rate: Array, *_: Any) -> RunState:
         return RunState(initial, make_tx(rate).init(initial), monitoring.start(), None)
 
     def segment(
-        carry: RunState, rate: Array, mu: Array, seed_key: Array, population: Clients, begin: Array, end: Array
+        carry: RunState,
+        rate: Array,
+        mu: Array,
+        seed_key: Array,
+        population: Clients,
+        begin: Array,
+        end: Array,
+        data: PyTree,
     ) -> tuple[RunState, dict[str, Array]]:
         run_round = make_round(
             task.loss,
@@ -218,12 +235,13 @@ def sweep(
             client_chunk=config.client_chunk,
             memory_budget=max(1, budget // side_by_side),
             draw=draw_batches(config),
+            directions=config.directions,
         )
-        inputs = Inputs(seed_key, train, population, participation)
+        train, test, frozen = data
+        inputs = Inputs(seed_key, train, population, participation, frozen)
         carry, _ = make_dispatch(run_round, config, length)(carry, begin, end, inputs)
-        return carry, make_evaluate(task.metrics)(carry.params, test)
+        return carry, make_evaluate(task.metrics, budget=budget // side_by_side)(carry.params, test, frozen)
 
-    train, test = (jax.tree.map(jnp.asarray, split) for split in (task.train, task.test))
     grid = (
         jnp.asarray(learning_rates, jnp.float32),
         jnp.asarray(mus, jnp.float32),
@@ -231,19 +249,20 @@ def sweep(
         _stack(populations),
     )
     zero = jnp.int32(0)
-    carry = jax.jit(over_grid(start, None))(_stack(initials), *grid, zero, zero)
+    data = jax.tree.map(jnp.asarray, (task.train, task.test, frozen_of(task)))
+    carry = jax.jit(over_grid(start, None))(_stack(initials), *grid, zero, zero, None)
 
     before = time.perf_counter()
-    program = jax.jit(over_grid(segment, 0), donate_argnums=0).lower(carry, *grid, zero, zero).compile()
+    program = jax.jit(over_grid(segment, 0), donate_argnums=0).lower(carry, *grid, zero, zero, data).compile()
     compile_seconds = time.perf_counter() - before
     rows, rounds, done, run_seconds = [], [], 0, 0.0
     ends = [0, *range(length, config.rounds, length), config.rounds]
     for end in ends:
         before = time.perf_counter()
-        carry, metrics = jax.block_until_ready(program(carry, *grid, jnp.int32(done), jnp.int32(end)))
+        carry, metrics = jax.block_until_ready(program(carry, *grid, jnp.int32(done), jnp.int32(end), data))
         run_seconds += time.perf_counter() - before
         done = end
-        rows.append(metrics)
+        rows.append(_reported(task, metrics, (len(seeds), len(mus), len(learning_rates))))
         rounds.append(done)
         callback(done, config.rounds)
         if should_stop():
@@ -253,7 +272,7 @@ def sweep(
         mus=tuple(mus),
         learning_rates=tuple(learning_rates),
         rounds=np.array(rounds),
-        metrics={name: np.stack([np.asarray(row[name]) for row in rows], -1) for name in rows[0]},
+        metrics={name: np.stack([row[name] for row in rows], -1) for name in rows[0]},
         diverged_at=np.asarray(carry.monitor.diverged_at),
         interrupted=done < config.rounds,
         compile_seconds=compile_seconds,

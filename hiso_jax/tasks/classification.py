@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
+
+from hiso_jax.tasks.splits import held_out
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,5 @@ class Classification:
         Raises:
           ValueError: ``examples`` does not leave both splits an example.
         """
-        total = len(self.train["label"])
-        if not 0 < examples < total:
-            raise ValueError(f"examples must be at least 1 and below {total}, got {examples}")
-        order = np.random.default_rng(seed).permutation(total)
-        held, kept = order[:examples], order[examples:]
-
-        def rows(places: np.ndarray) -> dict[str, Any]:
-            return jax.tree.map(lambda a: a[places], dict(self.train))
-
-        return replace(self, train=rows(kept), test=rows(held))
+        kept, held = held_out(self.train, examples, seed)
+        return replace(self, train=kept, test=held)

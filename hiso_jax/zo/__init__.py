@@ -1,6 +1,6 @@
 """The mathematics of scalar-only zeroth-order optimisation: pure functions of arrays."""
 
-from hiso_jax.zo.accumulate import accumulate
+from hiso_jax.zo.accumulate import accumulate, add_direction, zero_direction
 from hiso_jax.zo.directions import (
     Directions,
     Sampler,
@@ -13,15 +13,20 @@ from hiso_jax.zo.directions import (
     working_dtype,
 )
 from hiso_jax.zo.scalars import Method, check_estimator, scalars, scan_perturbations
-from hiso_jax.zo.step import step
+from hiso_jax.zo.step import DirectionsMode, check_directions, step
+from hiso_jax.zo.storage import apply_updates, store
 from hiso_jax.zo.transforms import ScaleByZoState, decomfl, hiso, scale_by_hiso, scale_by_zo, zo_state
 
 __all__ = [
     "Directions",
+    "DirectionsMode",
     "Method",
     "Sampler",
     "ScaleByZoState",
     "accumulate",
+    "add_direction",
+    "apply_updates",
+    "check_directions",
     "check_estimator",
     "decomfl",
     "direction",
@@ -36,6 +41,8 @@ __all__ = [
     "scan_perturbations",
     "sphere",
     "step",
+    "store",
     "working_dtype",
+    "zero_direction",
     "zo_state",
 ]

@@ -11,6 +11,22 @@ from hiso_jax.zo.directions import Sampler, direction, perturbation_key, working
 from hiso_jax.zo.pin import pin
 
 
+def zero_direction(params: PyTree[Shaped[Array, "..."]]) -> PyTree[Shaped[Array, "..."]]:
+    """The Δ of no direction, in promote_types(leaf dtype, float32)."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params)
+
+
+def add_direction(
+    total: PyTree[Shaped[Array, "..."]],
+    z: PyTree[Shaped[Array, "..."]],
+    scalar: Float[Array, ""],
+    num_perturbations: int,
+) -> PyTree[Shaped[Array, "..."]]:
+    """``total + scalar / P · z``: the step of which every Δ is made, whether z is at hand or made again."""
+    weight = pin(scalar / num_perturbations)
+    return jax.tree.map(lambda a, u: pin(a + pin(weight.astype(u.dtype) * u)), total, z)
+
+
 @partial(jax.jit, static_argnames="sampler")
 def accumulate(
     round_key: Key[Array, ""],
@@ -39,10 +55,8 @@ def accumulate(
     num_perturbations = scalars.shape[0]
 
     def body(total: PyTree, term: tuple[Array, Array]) -> tuple[PyTree, None]:
-        index, weight = term
+        index, scalar = term
         z = direction(perturbation_key(round_key, step, index), params, curvature, sampler)
-        return jax.tree.map(lambda a, u: pin(a + pin(weight.astype(u.dtype) * u)), total, z), None
+        return add_direction(total, z, scalar, num_perturbations), None
 
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params)
-    terms = (jnp.arange(num_perturbations), scalars / num_perturbations)
-    return lax.scan(body, zero, terms)[0]
+    return lax.scan(body, zero_direction(params), (jnp.arange(num_perturbations), scalars))[0]

@@ -11,11 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import AxisType
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Key, PyTree, Shaped
+from jaxtyping import Array, Key, PyTree, Shaped, UInt32
 
+from hiso_jax.stacked import Layers, Stacked, is_stacked
 from hiso_jax.zo.pin import pin
+from hiso_jax.zo.threefry import fused
 
 Sampler = Callable[[Any, Sequence[int], Any], Array]
 """A family of raw perturbations: (leaf key, shape, dtype) → u with E[u uᵀ] = I."""
@@ -37,7 +40,14 @@ def _normal(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Arra
     """
     if _is_partitioned():
         return jax.random.normal(key, shape, dtype)
-    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+    return jax.random.normal(fused(key), (math.prod(shape),), dtype).reshape(shape)
+
+
+def random_words(key: Key[Array, ""], shape: Sequence[int]) -> UInt32[Array, "..."]:
+    """``jax.random.bits`` of 32, to the bit, in the layout that suits the program."""
+    if _is_partitioned():
+        return jax.random.bits(key, shape, jnp.uint32)
+    return jax.random.bits(fused(key), (math.prod(shape),), jnp.uint32).reshape(shape)
 
 
 def gaussian(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
@@ -51,7 +61,7 @@ def rademacher(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> A
     The signs are unpacked 32 to a random word, where ``jax.random.rademacher`` spends a word on each.
     """
     size = math.prod(shape)
-    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
+    words = jax.random.bits(fused(key), (-(-size // 32),), jnp.uint32)
     bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     return (1 - 2 * bits.astype(jnp.int8)).reshape(-1)[:size].reshape(shape).astype(dtype)
 
@@ -92,6 +102,34 @@ def working_dtype(leaf: Array) -> jnp.dtype:
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
+def draw_leaves(
+    key: Key[Array, ""], tree: PyTree[Shaped[Array, "..."]], draw: Callable[[Any, Sequence[int], Array], Array]
+) -> list[Array]:
+    """One draw for each leaf, in the order of ``jax.tree.leaves(tree)``.
+
+    Leaf i draws from ``fold_in(key, i)``, i counting unstacked leaves: a leaf of a :class:`hiso_jax.stacked.Stacked`
+    is drawn layer by layer, by a vmap over its layers' keys.
+
+    Args:
+      key: of all leaves.
+      tree: only the shapes and dtypes of its leaves are read.
+      draw: (leaf key, shape, leaf) → the leaf's draw, of that shape.
+    """
+    drawn, first = [], 0
+    for node in jax.tree.leaves(tree, is_leaf=is_stacked):
+        leaves = jax.tree.leaves(node)
+        if not isinstance(node, Stacked):
+            drawn.append(draw(jax.random.fold_in(key, first), node.shape, node))
+            first += 1
+            continue
+        for place, leaf in enumerate(leaves):
+            indices = first + place + len(leaves) * jnp.arange(leaf.shape[0])
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+            drawn.append(jax.vmap(lambda layer_key, leaf=leaf: draw(layer_key, leaf.shape[1:], leaf))(keys))
+        first += len(leaves) * node.depth
+    return drawn
+
+
 def direction(
     key: Key[Array, ""],
     params: PyTree[Shaped[Array, "..."]],
@@ -101,7 +139,8 @@ def direction(
     """One search direction z = H^{-1/2} ⊙ u (HiSo, Algorithm 1), in the structure of ``params``.
 
     Args:
-      key: a perturbation key; leaf i of ``jax.tree.leaves(params)`` draws from ``fold_in(key, i)``.
+      key: a perturbation key; leaf i of ``jax.tree.leaves(params)`` draws from ``fold_in(key, i)``, and the layers
+        of a :class:`hiso_jax.stacked.Stacked` count as so many leaves.
       params: the trainable parameters; only their shapes and dtypes are read.
       curvature: H in the structure of ``params``, or None for H = 1.
       sampler: the family of raw perturbations; None means :func:`gaussian`.
@@ -109,22 +148,42 @@ def direction(
     Returns:
       z with the shapes of ``params``, in :func:`working_dtype`.
     """
-    draw = gaussian if sampler is None else sampler
-    leaves = jax.tree.leaves(params)
-    # Pinned: XLA would move the constant factors of a draw into the products it later enters, here and not there.
-    z = [
-        pin(draw(jax.random.fold_in(key, i), leaf.shape, working_dtype(leaf)).astype(working_dtype(leaf)))
-        for i, leaf in enumerate(leaves)
-    ]
+    family = gaussian if sampler is None else sampler
+
+    def draw(leaf_key: Any, shape: Sequence[int], leaf: Array) -> Array:
+        dtype = working_dtype(leaf)
+        # Pinned: XLA would move the constant factors of a draw into the products it later enters, here and not there.
+        return pin(family(leaf_key, shape, dtype).astype(dtype))
+
+    if curvature is not None:
+        # Tied to the key: in a loop over keys XLA would compute every square root before it and keep them all.
+        curvature, key = lax.optimization_barrier((curvature, key))
+    z = draw_leaves(key, params, draw)
     if curvature is not None:
         # A square root and a division, each correctly rounded, so that H = 1 returns u to the last bit and HiSo at
         # decay 1 is DeComFL exactly. Without the inner pin XLA makes of them u · rsqrt(h), which is approximate.
-        z = [pin(u / pin(jnp.sqrt(h))) for u, h in zip(z, jax.tree.leaves(curvature), strict=True)]
+        shape_by = jax.tree.leaves(curvature)
+        z = [u / pin(jnp.sqrt(h.astype(u.dtype))) for u, h in zip(z, shape_by, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(params), z)
 
 
 def perturb(
     params: PyTree[Shaped[Array, "..."]], z: PyTree[Shaped[Array, "..."]], scale: ArrayLike
 ) -> PyTree[Shaped[Array, "..."]]:
-    """``params + scale · z``, added in the wider dtype and then cast to the parameters' own."""
-    return jax.tree.map(lambda x, u: (x.astype(u.dtype) + scale * u).astype(x.dtype), params, z)
+    """``params + scale · z``, added in the wider dtype and then cast to the parameters' own.
+
+    Scanned layers are perturbed one at a time, inside the scan of the model that reads them: in place of a
+    :class:`hiso_jax.stacked.Stacked` stands a :class:`hiso_jax.stacked.Layers`, and no perturbed copy of all of them
+    exists.
+    """
+
+    def moved(x: Array, u: Array) -> Array:
+        # Pinned, so that the sum is not contracted in one program and not in another.
+        return (x.astype(u.dtype) + pin(jnp.asarray(scale, u.dtype) * u)).astype(x.dtype)
+
+    def node(x: Any, u: Any) -> Any:
+        if isinstance(x, Stacked):
+            return Layers((x.layers, u.layers), lambda layer: jax.tree.map(moved, *layer))
+        return moved(x, u)
+
+    return jax.tree.map(node, params, z, is_leaf=is_stacked)

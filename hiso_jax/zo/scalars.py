@@ -36,9 +36,9 @@ def scan_perturbations(
     num_perturbations: int,
     mu: float,
     method: Method,
-    fold: Callable[[Carry, Any, Array], Carry] = lambda carry, z, scalars: carry,
+    fold: Callable[[Carry, Any, Array], tuple[Carry, Any]] = lambda carry, z, scalars: (carry, scalars),
     init: Carry = None,  # type: ignore[assignment]
-) -> tuple[Carry, Float[Array, "..."], Float[Array, "P ..."]]:
+) -> tuple[Carry, Float[Array, "..."], Any]:
     """Evaluate losses along P directions, one at a time, so that memory does not grow with P.
 
     Each direction is made once and handed to ``evaluate`` (which may evaluate many clients) and then, with the
@@ -50,11 +50,12 @@ def scan_perturbations(
       num_perturbations: P.
       mu: the smoothing radius μ.
       method: ``"forward"`` (one base evaluation and P more) or ``"central"`` (2·P evaluations).
-      fold: (carry, direction, scalars [...]) → carry, run once a perturbation.
+      fold: (carry, direction, scalars [...]) → (carry, output), run once a perturbation; its output is the scalars
+        unless said otherwise.
       init: the first carry.
 
     Returns:
-      The last carry, the unperturbed losses [...] (central: the mean over the pairs), the scalars [P, ...].
+      The last carry, the unperturbed losses [...] (central: the mean over the pairs), the outputs [P, ...].
     """
     check_estimator(num_perturbations, mu, method)
 
@@ -72,10 +73,11 @@ def scan_perturbations(
         else:
             minus = loss(z, -mu)
             scalars, middle = (plus - minus) / (2 * mu), (plus + minus) / 2
-        return fold(carry, z, scalars), (scalars, middle)
+        carry, output = fold(carry, z, scalars)
+        return carry, (output, middle)
 
-    carry, (scalars, middles) = lax.scan(body, init, jnp.arange(num_perturbations))
-    return carry, middles.mean(0) if base is None else base, scalars
+    carry, (outputs, middles) = lax.scan(body, init, jnp.arange(num_perturbations))
+    return carry, middles.mean(0) if base is None else base, outputs
 
 
 def scalars(

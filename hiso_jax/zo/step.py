@@ -1,13 +1,18 @@
 """Fine-tuning with forward passes only, on one device and without a federation (MeZO, arXiv 2305.17333)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.zo.scalars import Method, check_estimator, scalars
+from hiso_jax.zo.accumulate import add_direction, zero_direction
+from hiso_jax.zo.directions import direction, perturb, perturbation_key
+from hiso_jax.zo.scalars import Method, check_estimator, scan_perturbations
+from hiso_jax.zo.storage import apply_updates
 from hiso_jax.zo.transforms import zo_state
+
+DirectionsMode = Literal["keep", "regenerate"]
 
 Step = Callable[[PyTree, optax.OptState, PyTree, Any], tuple[PyTree, optax.OptState, Float[Array, ""]]]
 
@@ -19,6 +24,7 @@ def step(
     num_perturbations: int = 5,
     mu: float = 1e-3,
     method: Method = "forward",
+    directions: DirectionsMode = "regenerate",
 ) -> Step:
     """A jit-able training step: ``(params, state, batch, round_key) → (params, state, loss)``.
 
@@ -30,9 +36,11 @@ def step(
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
       method: ``"forward"`` (P + 1 evaluations) or ``"central"`` (2·P).
+      directions: ``"regenerate"`` makes each direction twice, for its scalar and for the update, and needs one copy
+        of the parameters; ``"keep"`` makes it once and needs two. The same bits.
 
     Raises:
-      ValueError: P, μ or the method out of range; at the call, a state without such a head.
+      ValueError: P, μ, the method or ``directions`` out of range; at the call, a state without such a head.
 
     Example:
       Fold the step number into the key: a constant key repeats its directions.
@@ -47,24 +55,38 @@ def step(
       ...     params, state, loss = train_step(params, state, jnp.zeros(3), jax.random.fold_in(key, i))
     """
     check_estimator(num_perturbations, mu, method)
+    check_directions(directions)
+    keep = directions == "keep"
     tx = optax.with_extra_args_support(tx)
 
     def run(
         params: PyTree, state: optax.OptState, batch: PyTree, round_key: Any
     ) -> tuple[PyTree, optax.OptState, Float[Array, ""]]:
         head = zo_state(state)
-        loss, values = scalars(
-            loss_fn,
-            params,
-            batch,
-            round_key,
-            curvature=head.curvature,
+
+        def fold(delta: PyTree, z: PyTree, scalar: Array) -> tuple[PyTree, Array]:
+            return add_direction(delta, z, scalar, num_perturbations) if keep else delta, scalar
+
+        delta, loss, scalars = scan_perturbations(
+            lambda z, scale: loss_fn(params if z is None else perturb(params, z, scale), batch),
+            lambda p: direction(perturbation_key(round_key, 0, p), params, head.curvature, head.directions.sampler),
             num_perturbations=num_perturbations,
             mu=mu,
             method=method,
-            sampler=head.directions.sampler,
+            fold=fold,
+            init=zero_direction(params) if keep else None,
         )
-        updates, state = tx.update(values[None], state, params, key=round_key)
-        return optax.apply_updates(params, updates), state, loss
+        updates, state = tx.update(scalars[None], state, params, key=round_key, delta=delta)
+        return apply_updates(params, updates, round_key), state, loss
 
     return run
+
+
+def check_directions(directions: str) -> None:
+    """Refuse a mode that does not exist.
+
+    Raises:
+      ValueError: it is neither ``"keep"`` nor ``"regenerate"``.
+    """
+    if directions not in ("keep", "regenerate"):
+        raise ValueError(f"directions must be keep or regenerate, got {directions}")

@@ -13,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from hiso_jax.zo.accumulate import accumulate
 from hiso_jax.zo.directions import Directions, Sampler, gaussian, working_dtype
 from hiso_jax.zo.pin import pin
+from hiso_jax.zo.storage import CURVATURE_STREAM, store
 
 CurvatureUpdate = Literal["last", "all"]
+CURVATURE_DTYPES = (jnp.float32, jnp.float64, jnp.bfloat16)
 
 
 class ScaleByZoState(NamedTuple):
@@ -27,7 +30,8 @@ class ScaleByZoState(NamedTuple):
 
     Attributes:
       rounds: the number of updates made, int32 scalar.
-      curvature: H in the structure of the parameters, in promote_types(leaf dtype, float32); None for H = 1.
+      curvature: H in the structure of the parameters, in promote_types(leaf dtype, float32) unless another dtype
+        was asked for; None for H = 1.
       directions: the static description of the directions that the scalars must have been measured along.
     """
 
@@ -86,7 +90,7 @@ def _add(total: PyTree, delta: PyTree) -> PyTree:
 
 def _scale_by_scalars(
     initial_curvature: Callable[[PyTree], PyTree | None],
-    advance: Callable[[PyTree, PyTree], PyTree],
+    advance: Callable[[PyTree, PyTree, Any], PyTree],
     every_step: bool,
     sampler: Sampler | None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -104,6 +108,7 @@ def _scale_by_scalars(
         params: PyTree | None = None,
         *,
         key: Any = None,
+        delta: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByZoState]:
         del extra_args
@@ -112,21 +117,28 @@ def _scale_by_scalars(
         def delta_of(step: int | Array, scalars: Array) -> PyTree:
             return accumulate(key, scalars, params, step=step, curvature=state.curvature, sampler=draw)
 
+        def advance_at(curvature: PyTree, delta: PyTree, step: int | Array) -> PyTree:
+            return advance(curvature, delta, jax.random.fold_in(key, step))
+
         def body(carry: tuple[PyTree, PyTree], term: tuple[Array, Array]) -> tuple[tuple[PyTree, PyTree], None]:
             total, curvature = carry
             delta = delta_of(*term)
-            return (_add(total, delta), advance(curvature, delta) if every_step else curvature), None
+            return (_add(total, delta), advance_at(curvature, delta, term[0]) if every_step else curvature), None
 
         scalars = jnp.asarray(updates)
         last_step = scalars.shape[0] - 1
+        if last_step and delta is not None:
+            raise ValueError(f"delta is for rounds of one local step, got scalars of {last_step + 1}")
         curvature = state.curvature
-        total = delta = delta_of(last_step, scalars[last_step])
+        if delta is None:
+            delta = delta_of(last_step, scalars[last_step])
+        total = delta
         if last_step:
             zero = jax.tree.map(jnp.zeros_like, delta)
             steps = (jnp.arange(last_step), scalars[:last_step])
             (total, curvature), _ = lax.scan(body, (zero, curvature), steps)
             total = _add(total, delta)
-        curvature = advance(curvature, delta)
+        curvature = advance_at(curvature, delta, last_step)
         return total, ScaleByZoState(optax.safe_increment(state.rounds), curvature, state.directions)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -141,13 +153,15 @@ def scale_by_zo(*, sampler: Sampler | None = None) -> optax.GradientTransformati
       sampler: the family of raw perturbations; None means gaussian.
 
     Returns:
-      A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars.
+      A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars. Where the
+      Δ of a single step is at hand, made by the arithmetic of :func:`hiso_jax.zo.accumulate`, ``delta=Δ`` saves
+      making its directions again.
 
     Raises:
       TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.
-      ValueError: in ``update``, ``params`` or ``key`` missing.
+      ValueError: in ``update``, ``params`` or ``key`` missing, or ``delta`` with K > 1.
     """
-    return _scale_by_scalars(lambda params: None, lambda curvature, delta: curvature, False, sampler)
+    return _scale_by_scalars(lambda params: None, lambda curvature, delta, key: curvature, False, sampler)
 
 
 def scale_by_hiso(
@@ -155,6 +169,7 @@ def scale_by_hiso(
     decay: float = 0.95,
     eps: float = 1e-8,
     curvature_update: CurvatureUpdate = "last",
+    curvature_dtype: DTypeLike | None = None,
     sampler: Sampler | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Turn a round's scalars into Σ_k Δ_k, its directions shaped by a learned diagonal curvature H.
@@ -166,16 +181,18 @@ def scale_by_hiso(
       decay: γ, the weight kept by H, in [0, 1]; 1 leaves H untouched, which is :func:`scale_by_zo`.
       eps: ε ≥ 0, added to Δ² to keep H positive.
       curvature_update: ``"last"`` advances H by Δ_{K−1} once, ``"all"`` by each Δ_k in order.
+      curvature_dtype: in which H is kept; None means promote_types(leaf dtype, float32). bfloat16 halves its memory
+        and is rounded stochastically, so that its small steps are not lost.
       sampler: the family of raw perturbations; None means gaussian.
 
     Returns:
-      A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars. H is
-      found by ``optax.tree_utils.tree_get(state, "curvature")``.
+      A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars, and
+      ``delta`` as in :func:`scale_by_zo`. H is found by ``optax.tree_utils.tree_get(state, "curvature")``.
 
     Raises:
       TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.
-      ValueError: ``decay``, ``eps`` or ``curvature_update`` out of range; in ``update``, ``params`` or ``key``
-        missing.
+      ValueError: ``decay``, ``eps``, ``curvature_update`` or ``curvature_dtype`` out of range; in ``update``,
+        ``params`` or ``key`` missing, or ``delta`` with K > 1.
 
     Example:
       >>> import hiso_jax, jax, jax.numpy as jnp, optax
@@ -194,16 +211,27 @@ def scale_by_hiso(
     if curvature_update not in ("last", "all"):
         raise ValueError(f"curvature_update must be 'last' or 'all', got {curvature_update!r}")
 
+    if curvature_dtype is not None and jnp.dtype(curvature_dtype) not in CURVATURE_DTYPES:
+        raise ValueError(f"curvature_dtype must be float32, float64 or bfloat16, got {jnp.dtype(curvature_dtype)}")
+
     def advance_leaf(h: Array, delta: Array) -> Array:
+        h = h.astype(delta.dtype)
         kept = jnp.asarray(decay, h.dtype)
         square = pin(pin(jnp.square(delta)) + jnp.asarray(eps, h.dtype))
         moved = pin(pin(kept * h) + pin((1 - kept) * square))
         # where, not 0 · Δ²: at decay 1 an infinite Δ must leave H as it was.
         return jnp.where(kept == 1, h, moved)
 
+    def initial(x: Array) -> Array:
+        dtype = working_dtype(jnp.asarray(x)) if curvature_dtype is None else curvature_dtype
+        return jnp.ones(jnp.shape(x), dtype)
+
+    def advance(curvature: PyTree, delta: PyTree, key: Any) -> PyTree:
+        return store(key, CURVATURE_STREAM, jax.tree.map(advance_leaf, curvature, delta), curvature)
+
     return _scale_by_scalars(
-        lambda params: jax.tree.map(lambda x: jnp.ones(jnp.shape(x), working_dtype(jnp.asarray(x))), params),
-        lambda curvature, delta: jax.tree.map(advance_leaf, curvature, delta),
+        lambda params: jax.tree.map(initial, params),
+        advance,
         curvature_update == "all",
         sampler,
     )
@@ -215,6 +243,7 @@ def hiso(
     decay: float = 0.95,
     eps: float = 1e-8,
     curvature_update: CurvatureUpdate = "last",
+    curvature_dtype: DTypeLike | None = None,
     sampler: Sampler | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """HiSo (arXiv 2506.02370): :func:`scale_by_hiso` followed by plain gradient descent.
@@ -224,13 +253,16 @@ def hiso(
       decay: as in :func:`scale_by_hiso`, like the rest.
       eps: ε.
       curvature_update: ``"last"`` or ``"all"``.
+      curvature_dtype: in which H is kept.
       sampler: the family of raw perturbations.
 
     Example:
       >>> import hiso_jax
       >>> tx = hiso_jax.hiso(learning_rate=1e-3)
     """
-    head = scale_by_hiso(decay=decay, eps=eps, curvature_update=curvature_update, sampler=sampler)
+    head = scale_by_hiso(
+        decay=decay, eps=eps, curvature_update=curvature_update, curvature_dtype=curvature_dtype, sampler=sampler
+    )
     return optax.chain(head, optax.scale_by_learning_rate(learning_rate))
 
 

@@ -39,6 +39,30 @@ def test_no_example_is_lost_and_no_client_is_empty(kind, labels, share, alpha, s
     np.testing.assert_array_equal(population.indices, again.indices)
 
 
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=80),
+    share=st.floats(0, 1),
+    alpha=st.sampled_from([1e-2, 1.0, 1e3]),
+    seed=st.integers(0, 100),
+)
+def test_balanced_clients_hold_equally_many_and_nothing_twice(labels, share, alpha, seed):
+    clients = max(1, round(share * len(labels)))
+    population = fed.dirichlet_balanced(np.array(labels), clients, alpha=alpha, seed=seed)
+    assert set(population.sizes.tolist()) == {len(labels) // clients}
+    assert len(set(population.indices.tolist())) == len(population.indices) == len(labels) // clients * clients
+
+
+def test_balancing_keeps_what_it_can_of_the_heterogeneity():
+    labels = np.arange(4000) % 4
+    largest = {}
+    for alpha in (0.1, 1e4):
+        population = fed.dirichlet_balanced(labels, 8, alpha=alpha)
+        held = np.split(labels[population.indices], population.offsets[1:-1])
+        largest[alpha] = np.mean([np.bincount(own, minlength=4).max() / len(own) for own in held])
+    assert largest[0.1] > 0.4
+    assert largest[1e4] < 0.3
+
+
 def test_iid_shares_differ_by_at_most_one():
     sizes = fed.iid(103, 10).sizes
     assert sizes.max() - sizes.min() == 1

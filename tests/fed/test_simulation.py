@@ -62,10 +62,13 @@ def test_evaluation_counts_every_example_once():
     params = task.init(jax.random.key(0))
     whole = {name: float(value.mean()) for name, value in task.metrics(params, task.test).items()}
     test = jax.tree.map(jnp.asarray, dict(task.test))
+    assert len(test["label"]) == 360
+    each = fed.execution.evaluation_bytes(task.metrics, params, test, 1)
     for chunk in (1, 7, 360, 512):
-        values = jax.jit(fed.make_evaluate(task.metrics, chunk))(params, test)
+        values = jax.jit(fed.make_evaluate(task.metrics, budget=chunk * each))(params, test)
         for name, value in values.items():
-            np.testing.assert_allclose(value, whole[name], rtol=1e-5)
+            assert value.shape == (360,)
+            np.testing.assert_allclose(value.mean(), whole[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""Scanned layers as a pytree node: the one word that models and the zeroth-order mathematics share.
+
+A model whose layers are alike keeps each parameter once, with a leading axis of layers, and scans over it. Declaring
+that with :class:`Stacked` lets whoever draws, perturbs or stores the parameters go layer by layer, and give every
+layer the numbers that it would have as a subtree of its own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PyTree
+
+Body = Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers to be scanned over, made one at a time: what a model sees.
+
+    Attributes:
+      inputs: a pytree of [L, ...] arrays.
+      open: one layer's slice of the inputs → the layer's parameters.
+    """
+
+    inputs: PyTree
+    open: Callable[[PyTree], PyTree]
+
+    def scan(self, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple[PyTree, PyTree]:
+        """``body(carry, layer parameters, layer input) → (carry, output)`` over the layers, as ``jax.lax.scan``.
+
+        Args:
+          body: one layer.
+          carry: what goes from layer to layer.
+          inputs: a pytree of [L, ...] arrays, one slice a layer; None where there is nothing.
+
+        Returns:
+          The last carry, and the outputs, [L, ...].
+        """
+        return lax.scan(lambda c, xs: body(c, self.open(xs[0]), xs[1]), carry, (self.inputs, inputs))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stacked:
+    """A subtree of parameters whose leaves have a leading axis of layers.
+
+    To the keys of directions it is the list of its layers' subtrees: with m leaves, leaf j of layer l has index
+    i + l·m + j if the first has index i.
+
+    Attributes:
+      layers: the subtree, its leaves [L, ...].
+    """
+
+    layers: PyTree
+
+    @property
+    def depth(self) -> int:
+        """L, the number of layers."""
+        return jax.tree.leaves(self.layers)[0].shape[0]
+
+    def opened(self) -> Layers:
+        """The layers, to be scanned over."""
+        return Layers(self.layers, lambda layer: layer)
+
+    def scan(self, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple[PyTree, PyTree]:
+        """As :meth:`Layers.scan`."""
+        return self.opened().scan(body, carry, inputs)
+
+    def unstacked(self) -> list[PyTree]:
+        """The layers' subtrees, one by one."""
+        return [jax.tree.map(lambda x, layer=layer: x[layer], self.layers) for layer in range(self.depth)]
+
+
+def scan(layers: Any, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple[PyTree, PyTree]:
+    """``body`` over stacked layers by one scan, or over a list of layers one after the other.
+
+    Args:
+      layers: a :class:`Stacked`, a :class:`Layers`, or a list of subtrees.
+      body: ``(carry, layer parameters, layer input) → (carry, output)``.
+      carry: what goes from layer to layer.
+      inputs: a pytree of [L, ...] arrays, one slice a layer.
+
+    Returns:
+      The last carry, and the outputs, [L, ...].
+    """
+    if isinstance(layers, Stacked | Layers):
+        return layers.scan(body, carry, inputs)
+    outputs = []
+    for number, layer in enumerate(layers):
+        carry, output = body(carry, layer, jax.tree.map(lambda a, number=number: a[number], inputs))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+
+
+def is_stacked(node: Any) -> bool:
+    """Whether ``node`` declares scanned layers."""
+    return isinstance(node, Stacked)
+
+
+def merge(first: Any, second: Any) -> Any:
+    """The union of two nested dicts that share no leaf, layers merged inside their scan.
+
+    Raises:
+      ValueError: both have the same leaf.
+    """
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        both = {name: merge(first[name], second[name]) for name in first.keys() & second.keys()}
+        return {**first, **second, **both}
+    if isinstance(first, Stacked | Layers) and isinstance(second, Stacked | Layers):
+        a, b = (node.opened() if isinstance(node, Stacked) else node for node in (first, second))
+        return Layers((a.inputs, b.inputs), lambda layer: merge(a.open(layer[0]), b.open(layer[1])))
+    raise ValueError("trees to be merged must not share a leaf")

@@ -1,0 +1,177 @@
+"""Directions kept and directions made again: the same bits; and parameters that are not trained."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import fed, zo
+from tests.fed.problems import assert_trees_identical, digits_population, linear_task, optimizers
+
+SETTINGS = {"rounds": 6, "cohort": 5, "batch_size": 8, "eval_every": 6}
+
+
+def run(task=None, tx=None, **settings):
+    config = fed.SimulationConfig(**(SETTINGS | settings))
+    return fed.Simulation(task or linear_task(), tx or optimizers()["hiso"], digits_population(), config).run()
+
+
+@pytest.mark.parametrize(("name", "perturbations"), [("hiso", 1), ("hiso", 5), ("decomfl", 2), ("momentum", 1)])
+def test_both_modes_and_the_replay_are_the_same_to_the_bit(name, perturbations):
+    tx = optimizers()[name]
+    kept = run(tx=tx, perturbations=perturbations, directions="keep")
+    made_again = run(tx=tx, perturbations=perturbations, directions="regenerate")
+    np.testing.assert_array_equal(kept.records.scalars, made_again.records.scalars)
+    assert_trees_identical((kept.params, kept.state), (made_again.params, made_again.state))
+    assert_trees_identical((kept.params, kept.state), fed.replay(kept.initial_params, tx, kept.records))
+
+
+@pytest.mark.parametrize("clients", [1, 2, 7, 33, 1000])
+def test_the_mean_of_one_perturbation_is_that_of_many_to_the_bit(clients):
+    keys = jax.random.split(jax.random.key(clients))
+    scalars, weights = jax.random.normal(keys[0], (clients, 1, 5)), jax.random.uniform(keys[1], (clients,))
+    many = jax.jit(fed.mean)(scalars, weights)
+    one = jnp.concatenate([jax.jit(fed.mean)(scalars[:, :, p : p + 1], weights) for p in range(5)], 1)
+    np.testing.assert_array_equal(many, one)
+    np.testing.assert_allclose(many[0], np.average(scalars[:, 0], axis=0, weights=weights), rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_parameters_are_replayed_to_the_bit():
+    base = linear_task()
+    task = dataclasses.replace(
+        base, model_init=lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), base.model_init(key))
+    )
+    tx = hiso_jax.hiso(1e-3, curvature_dtype=jnp.bfloat16)
+    result = run(task, tx, perturbations=2, directions="keep")
+    assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert_trees_identical((result.params, result.state), fed.replay(result.initial_params, tx, result.records))
+
+
+CLIENTS = 4
+
+
+def one_round(directions, loss, batches, mask=None, tx=None):
+    params = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}
+    tx = tx or hiso_jax.hiso(0.05)
+    round_ = fed.make_round(loss, tx, local_steps=1, num_perturbations=3, mu=1e-3, directions=directions)
+    mask = jnp.ones(CLIENTS, bool) if mask is None else jnp.array(mask)
+    return jax.jit(round_)(params, tx.init(params), batches, mask, jax.random.key(3))
+
+
+def quadratic(params, batch):
+    return ((batch["x"] @ params["w"]) ** 2).sum(1)
+
+
+def batches():
+    return {"x": jax.random.normal(jax.random.key(1), (CLIENTS, 1, 6, 4))}
+
+
+@pytest.mark.parametrize("mask", [None, [True, False, True, True]])
+def test_a_client_that_turns_out_invalid_leaves_the_kept_sum(mask):
+    """Its scalars are non-finite only for some perturbations: Δ must be made again from the aggregate without it."""
+
+    def sometimes_infinite(params, batch):
+        # One example in client 2 overflows where its loss is above the unperturbed one.
+        bad = batch["x"][:, 0] > 100
+        value = quadratic(params, {"x": jnp.where(bad[:, None], 1.0, batch["x"])})
+        return jnp.where(bad & (value > threshold), jnp.inf, value)
+
+    poisoned = {"x": batches()["x"].at[2, 0, 0, 0].set(1000.0)}
+    threshold = float(quadratic({"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}, {"x": jnp.ones((1, 4))})[0])
+    kept = one_round("keep", sometimes_infinite, poisoned, mask)
+    made_again = one_round("regenerate", sometimes_infinite, poisoned, mask)
+    finite = np.isfinite(kept[2].scalars[2, 0])
+    assert finite.any()
+    assert not finite.all()
+    assert not kept[2].valid[2]
+    assert_trees_identical(kept, made_again)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept[:2]))
+
+
+def test_frozen_parameters_reach_the_loss_and_nothing_else():
+    def with_frozen(params, batch, frozen):
+        return quadratic({"w": params["w"] * frozen["scale"]}, batch)
+
+    params = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}
+    tx = hiso_jax.hiso(0.05)
+    settings = {"local_steps": 1, "num_perturbations": 3, "mu": 1e-3}
+    mask, key, frozen = jnp.ones(CLIENTS, bool), jax.random.key(3), {"scale": jnp.float32(2.0)}
+    given = fed.make_round(with_frozen, tx, **settings)(params, tx.init(params), batches(), mask, key, frozen=frozen)
+    inside = fed.make_round(lambda p, b: with_frozen(p, b, frozen), tx, **settings)(
+        params, tx.init(params), batches(), mask, key
+    )
+    np.testing.assert_allclose(given[2].scalars, inside[2].scalars, rtol=1e-4)
+    assert jax.tree.structure(given[1]) == jax.tree.structure(tx.init(params))
+
+
+@dataclasses.dataclass(frozen=True)
+class WithFrozen:
+    """The linear task with its bias frozen, and a metric of its own."""
+
+    train: dict
+    test: dict
+    frozen: dict
+
+    def init(self, key):
+        return {"weight": linear_task().init(key)["weight"]}
+
+    def whole(self, params, frozen):
+        return {**params, **frozen}
+
+    def loss(self, params, batch, frozen):
+        return linear_task().loss(self.whole(params, frozen), batch)
+
+    def metrics(self, params, batch, frozen):
+        return linear_task().metrics(self.whole(params, frozen), batch) | {"row": batch["label"]}
+
+    def summarise(self, outputs):
+        return {"accuracy": outputs["accuracy"].mean(), "examples": len(outputs["row"])}
+
+
+def test_a_task_may_freeze_parameters_and_say_how_metrics_are_summarised():
+    base = linear_task()
+    shapes = jax.eval_shape(base.init, jax.random.key(0))
+    assert set(shapes) == {"weight", "bias"}
+    task = WithFrozen(base.train, base.test, {"bias": jnp.zeros(shapes["bias"].shape)})
+    tx = hiso_jax.hiso(0.01)
+    result = run(task, tx, rounds=30, eval_every=15)
+    assert set(result.params) == {"weight"}
+    assert jax.tree.structure(zo.zo_state(result.state).curvature) == jax.tree.structure(result.params)
+    assert result.metrics[-1].metrics["examples"] == 360
+    assert result.metrics[-1].metrics["accuracy"] > result.metrics[0].metrics["accuracy"] + 0.1
+    population = digits_population()
+    config = fed.SimulationConfig(**(SETTINGS | {"rounds": 30, "eval_every": 15}))
+    side_by_side = fed.sweep(task, hiso_jax.hiso, [population], config, learning_rates=[0.01, 0.02])
+    assert side_by_side.metrics["examples"].tolist() == [[[[360.0] * 3] * 2]]
+    np.testing.assert_allclose(
+        side_by_side.metrics["accuracy"][0, 0, 0], [row.metrics["accuracy"] for row in result.metrics], atol=0.02
+    )
+
+
+def test_modes_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="directions must be keep or regenerate, got both"):
+        fed.SimulationConfig(directions="both")
+    with pytest.raises(ValueError, match="directions must be regenerate for several local steps, got keep"):
+        fed.SimulationConfig(directions="keep", local_steps=2)
+    settings = {"num_perturbations": 1, "mu": 1e-3, "directions": "keep"}
+    for given in ({"local_steps": 2, "local_learning_rate": 0.1}, {"local_steps": 1, "aggregate": lambda s, w: s[0]}):
+        with pytest.raises(ValueError, match="directions must be regenerate for several local steps or an aggregate"):
+            fed.make_round(quadratic, hiso_jax.hiso(0.1), **settings, **given)
+    with pytest.raises(ValueError, match="directions must be keep or regenerate, got neither"):
+        zo.step(quadratic, hiso_jax.hiso(0.1), directions="neither")
+
+
+def test_a_training_step_has_both_modes():
+    tx = hiso_jax.hiso(0.05)
+    params = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}
+    batch = {"x": batches()["x"][0, 0]}
+    results = [
+        jax.jit(zo.step(lambda p, b: quadratic(p, b).mean(), tx, num_perturbations=3, directions=mode))(
+            params, tx.init(params), batch, jax.random.key(0)
+        )
+        for mode in ("keep", "regenerate")
+    ]
+    assert_trees_identical(*results)
