@@ -1,0 +1,8 @@
+"""Decoder-only language models (OPT and the Llama family) and their checkpoints; no training code."""
+
+from hiso_jax.models.lm.checkpoint import Pretrained, load
+from hiso_jax.models.lm.config import LMConfig, Rope, from_transformers
+from hiso_jax.models.lm.decoder import Decoder, greedy
+from hiso_jax.models.lm.modules import Adapters
+
+__all__ = ["Adapters", "Decoder", "LMConfig", "Pretrained", "Rope", "from_transformers", "greedy", "load"]

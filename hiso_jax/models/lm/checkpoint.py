@@ -1,0 +1,279 @@
+"""Checkpoints → parameters: safetensors by hub name or from a local folder, and GGUF files; never a pickle."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from hiso_jax.models.lm.config import LMConfig, from_transformers
+from hiso_jax.models.lm.decoder import Decoder
+from hiso_jax.models.lm.names import Leaf, as_ours, checkpoint_name, gguf_name, leaves
+
+PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "vocab*", "merges*", "special*"]
+# Buffers that some checkpoints keep and no architecture reads.
+IGNORED = ("rotary_emb.inv_freq", "position_ids", "rope_freqs.weight")
+CONVERTER = "SFconvertbot"
+MISSING_EXTRA = "language models need the packages of the extra lm: pip install 'hiso-jax[lm]' (missing: {})"
+
+
+class Tensors(Protocol):
+    """The named tensors of a checkpoint."""
+
+    def names(self) -> Iterable[str]:
+        """All names."""
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, as it is stored or dequantised."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A language model with its weights and its tokenizer.
+
+    Attributes:
+      decoder: the model's functions.
+      params: the parameters, in host memory.
+      tokenizer: of transformers.
+      name: what it was asked for by.
+    """
+
+    decoder: Decoder
+    params: PyTree
+    tokenizer: Any
+    name: str
+
+
+def load(model: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> Pretrained:
+    """Load a language model by hub name, from a folder or from a GGUF file.
+
+    Args:
+      model: ``facebook/opt-125m``; a folder with config.json, tokenizer files and safetensors; or a ``.gguf`` file.
+      dtype: in which the model computes.
+      param_dtype: in which its parameters are kept, float32 or bfloat16.
+
+    Raises:
+      ValueError: the model cannot be found or read, or is of an architecture, tensor type or shape that is not known.
+    """
+    path = Path(model)
+    if path.suffix == ".gguf":
+        from hiso_jax.models.lm.gguf import open_gguf
+
+        with need("gguf", "transformers"):
+            config, tensors, tokenizer = open_gguf(path)
+        return Pretrained(
+            Decoder(config, dtype), read_parameters(tensors, config, gguf_name, param_dtype, path), tokenizer, path.name
+        )
+    with need("transformers", "safetensors"):
+        folder = path if path.is_dir() else _from_hub(str(model))
+        config = read_config(folder)
+        tokenizer = read_tokenizer(folder)
+        params = read_safetensors(folder, config, param_dtype)
+    return Pretrained(Decoder(config, dtype), params, tokenizer, str(model))
+
+
+class need:
+    """A missing optional package, told as one sentence."""
+
+    def __init__(self, *packages: str) -> None:
+        """Of these ``packages``."""
+        self.packages = packages
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Raise the sentence in place of the import's error."""
+        if isinstance(error, ModuleNotFoundError) and error.name in self.packages:
+            raise ValueError(MISSING_EXTRA.format(error.name)) from error
+
+
+def read_config(folder: Path) -> LMConfig:
+    """The architecture of the checkpoint in ``folder``.
+
+    Raises:
+      ValueError: there is no readable config.json, or its architecture is not known.
+    """
+    try:
+        content = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model must be a folder with a readable config.json; {folder} has none ({error})") from error
+    if content.get("model_type") is None:
+        raise ValueError(f"model must name its architecture; {folder / 'config.json'} has no model_type")
+    from transformers import CONFIG_MAPPING
+
+    # transformers fills in the defaults that the file leaves out.
+    known = content["model_type"] in CONFIG_MAPPING
+    try:
+        full = CONFIG_MAPPING[content["model_type"]].from_dict(content).to_dict() if known else {}
+    except Exception as error:
+        # It validates what it reads, by errors of every kind.
+        told = " ".join(str(error).split())
+        raise ValueError(f"model must have a valid config.json; that of {folder}: {told}") from error
+    return from_transformers({**content, **full})
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in ``folder``.
+
+    Raises:
+      ValueError: there is none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # transformers raises whatever its readers raise.
+        raise ValueError(f"model must come with a tokenizer; that of {folder} cannot be read ({error})") from error
+
+
+def _from_hub(name: str) -> Path:
+    """The hub's files, downloaded or from its cache.
+
+    Raises:
+      ValueError: the hub cannot be reached, or has no safetensors of that name.
+    """
+    import huggingface_hub
+
+    # The client logs each of its retries; the one sentence below says it all.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=PATTERNS))
+        if not any(folder.glob("*.safetensors")):
+            # Old checkpoints are pickles on the main branch; the hub's converter keeps safetensors in a pull request.
+            revision = _converted(name)
+            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+    except Exception as error:
+        # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
+        raise ValueError(
+            f"model must be a hub name, a folder or a .gguf file; {name} is no local folder and cannot be had from "
+            f"the hub ({type(error).__name__})"
+        ) from error
+    return folder
+
+
+def _converted(name: str) -> str:
+    import huggingface_hub
+
+    for discussion in huggingface_hub.HfApi().get_repo_discussions(name, author=CONVERTER):
+        if discussion.is_pull_request and discussion.git_reference:
+            return discussion.git_reference
+    raise FileNotFoundError(f"{name} has no safetensors")
+
+
+class SafeTensors:
+    """The tensors of a folder's safetensors files, one or many."""
+
+    def __init__(self, folder: Path, files: ExitStack) -> None:
+        """Open them; ``files`` closes them.
+
+        Raises:
+          ValueError: there is none, a shard is missing, or one is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        index = folder / "model.safetensors.index.json"
+        try:
+            parts = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else None
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{index} cannot be read: {error}") from error
+        paths = [folder / part for part in parts] if parts else sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise ValueError(f"model must have safetensors files; {folder} has none")
+        self._where: dict[str, Any] = {}
+        for path in paths:
+            try:
+                file = files.enter_context(safe_open(path, framework="numpy"))
+            except FileNotFoundError:
+                raise ValueError(f"{folder} lacks {path.name}, which its index names") from None
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} is truncated or damaged: {error}") from error
+            self._where |= dict.fromkeys(file.keys(), file)
+
+    def names(self) -> Iterable[str]:
+        """All names, with the prefix ``model.`` that checkpoints of bare models lack."""
+        return [self._full(name) for name in self._where]
+
+    @staticmethod
+    def _full(name: str) -> str:
+        return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as it is stored."""
+        stored = name if name in self._where else name.removeprefix("model.")
+        return self._where[stored].get_tensor(stored)
+
+
+def read_safetensors(folder: Path, config: LMConfig, param_dtype: DTypeLike = jnp.float32) -> PyTree:
+    """The parameters of an architecture from the safetensors files of a folder.
+
+    Raises:
+      ValueError: as :func:`read_parameters`, or a file is missing or damaged.
+    """
+    with ExitStack() as files:
+        return read_parameters(SafeTensors(folder, files), config, checkpoint_name(config), param_dtype, folder)
+
+
+def read_parameters(
+    tensors: Tensors,
+    config: LMConfig,
+    called: Callable[[str, int | None], str],
+    param_dtype: DTypeLike,
+    source: Path,
+) -> PyTree:
+    """The parameters of an architecture from a checkpoint's tensors.
+
+    Args:
+      tensors: the checkpoint.
+      config: the architecture.
+      called: (our name, layer or None) → the checkpoint's.
+      param_dtype: float32 or bfloat16.
+      source: where they come from, for error messages.
+
+    Raises:
+      ValueError: a tensor is missing, has another shape, or has no place in the architecture.
+    """
+    shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0))
+    left = {name for name in tensors.names() if not name.endswith(IGNORED)}
+    if config.tied:
+        left.discard(called("lm_head.kernel", None))
+
+    def read(leaf: Leaf, layer: int | None) -> np.ndarray:
+        name = called(leaf.name, layer)
+        if name not in left:
+            raise ValueError(f"{source} lacks the tensor {name}, which its architecture needs")
+        left.discard(name)
+        tensor = as_ours(leaf.name, tensors.read(name))
+        if tensor.shape != leaf.shape:
+            raise ValueError(
+                f"{source}: tensor {name} has shape {tensor.shape} (as input × output) where the architecture has "
+                f"{leaf.shape}"
+            )
+        return tensor
+
+    dtype = np.dtype(ml_dtypes.bfloat16 if jnp.dtype(param_dtype) == jnp.bfloat16 else np.float32)
+    arrays = []
+    for leaf in leaves(shapes):
+        if leaf.layers is None:
+            arrays.append(np.array(read(leaf, None), dtype, order="C"))
+            continue
+        array = np.empty((leaf.layers, *leaf.shape), dtype)
+        for layer in range(leaf.layers):
+            array[layer] = read(leaf, layer)
+        arrays.append(array)
+    if left:
+        raise ValueError(
+            f"{source} has tensors that its architecture does not know: {', '.join(sorted(left)[:3])}"
+            f"{f' and {len(left) - 3} more' if len(left) > 3 else ''}"
+        )
+    return jax.tree.unflatten(jax.tree.structure(shapes), arrays)

@@ -1,0 +1,234 @@
+"""The architecture of a decoder-only language model, in one description for the OPT and the Llama families."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+FAMILIES = ("opt", "llama", "mistral", "qwen2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary position embeddings (Su et al., arXiv 2104.09864) and how they are stretched.
+
+    Attributes:
+      theta: the base of the frequencies.
+      kind: default, linear (Chen et al., arXiv 2306.15595), dynamic NTK, llama3, yarn (Peng et al., arXiv
+        2309.00071), or factors: every frequency divided by its own, as GGUF files keep Llama 3's.
+      factor: by how much the context is stretched.
+      original: the context length of pre-training, tokens.
+      low_freq_factor, high_freq_factor: of llama3.
+      beta_fast, beta_slow, truncate: of yarn.
+      attention_factor: scales the rotated queries and keys (yarn).
+      factors: one for each frequency, of kind factors.
+    """
+
+    theta: float = 10_000.0
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMConfig:
+    """A decoder-only transformer.
+
+    Attributes:
+      family: opt, llama, mistral or qwen2, as transformers' ``model_type``.
+      vocab_size: V.
+      hidden_size: H, the width of the residual stream.
+      embedding_size: the width of the token embedding; OPT-350M projects from and to another than H.
+      layers: L.
+      heads, kv_heads, head_dim: query heads, key and value heads (fewer in grouped-query attention), their width.
+      mlp_size: the width inside the feed-forward network.
+      gated: whether the feed-forward network is gated (SwiGLU) or plain.
+      activation: relu, gelu, gelu_tanh or silu.
+      rms: RMSNorm without bias, or LayerNorm.
+      norm_eps: ε of the norms.
+      norm_first: norms before attention and feed-forward, or after the residual sum (OPT-350M).
+      final_norm: whether a norm follows the last layer.
+      max_positions: the longest sequence.
+      learned_positions: rows of the learned position table (OPT, two more than positions), or 0 for rotary ones.
+      rope: rotary embeddings, without learned positions.
+      qkv_bias, out_bias, mlp_bias: which projections have a bias.
+      tied: whether the head is the token embedding.
+      windows: for each layer, how many tokens back it attends; None means all, everywhere.
+    """
+
+    family: Literal["opt", "llama", "mistral", "qwen2"]
+    vocab_size: int
+    hidden_size: int
+    embedding_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_size: int
+    gated: bool
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"]
+    rms: bool
+    norm_eps: float
+    norm_first: bool = True
+    final_norm: bool = True
+    max_positions: int
+    learned_positions: int = 0
+    rope: Rope | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = True
+    windows: tuple[int, ...] | None = None
+
+
+def from_transformers(config: Mapping[str, Any]) -> LMConfig:
+    """The architecture in a transformers configuration.
+
+    Args:
+      config: what ``config.to_dict()`` gives, or the contents of a ``config.json``.
+
+    Raises:
+      ValueError: an architecture, or a variant of one, that is not supported.
+    """
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"model must be of the architectures {', '.join(FAMILIES)}; got {family}")
+    return _opt(config) if family == "opt" else _llama(config)
+
+
+ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def _activation(name: str) -> Any:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"model must have one of the activations {', '.join(ACTIVATIONS)}; got {name}")
+    return ACTIVATIONS[name]
+
+
+def _opt(config: Mapping[str, Any]) -> LMConfig:
+    if not config.get("layer_norm_elementwise_affine", True):
+        raise ValueError("model must have norms with weights; OPT without layer_norm_elementwise_affine is not known")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    bias, first = config.get("enable_bias", True), config.get("do_layer_norm_before", True)
+    return LMConfig(
+        family="opt",
+        vocab_size=config["vocab_size"],
+        hidden_size=hidden,
+        embedding_size=config.get("word_embed_proj_dim") or hidden,
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        mlp_size=config["ffn_dim"],
+        gated=False,
+        activation=_activation(config.get("activation_function", "relu")),
+        rms=False,
+        norm_eps=1e-5,
+        norm_first=first,
+        final_norm=first and not config.get("_remove_final_layer_norm", False),
+        max_positions=config["max_position_embeddings"],
+        # transformers keeps two rows for padding.
+        learned_positions=config["max_position_embeddings"] + 2,
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=bias,
+        tied=config.get("tie_word_embeddings", True),
+    )
+
+
+def _llama(config: Mapping[str, Any]) -> LMConfig:
+    family, hidden, heads = config["model_type"], config["hidden_size"], config["num_attention_heads"]
+    layers, max_positions = config["num_hidden_layers"], config["max_position_embeddings"]
+    qwen = family == "qwen2"
+    return LMConfig(
+        family=family,
+        vocab_size=config["vocab_size"],
+        hidden_size=hidden,
+        embedding_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        mlp_size=config["intermediate_size"],
+        gated=True,
+        activation=_activation(config.get("hidden_act", "silu")),
+        rms=True,
+        norm_eps=config["rms_norm_eps"],
+        max_positions=max_positions,
+        rope=_rope(config, max_positions),
+        qkv_bias=qwen or config.get("attention_bias", False),
+        out_bias=not qwen and config.get("attention_bias", False),
+        mlp_bias=config.get("mlp_bias", False),
+        tied=config.get("tie_word_embeddings", False),
+        windows=_windows(config, layers),
+    )
+
+
+def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
+    window = config.get("sliding_window")
+    if config["model_type"] == "llama" or not window:
+        return None
+    everywhere = config["max_position_embeddings"]
+    if config["model_type"] == "mistral":
+        return (window,) * layers
+    if not config.get("use_sliding_window", False):
+        return None
+    full = config.get("max_window_layers", layers)
+    return tuple(everywhere if layer < full else window for layer in range(layers))
+
+
+def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
+    # transformers 5 keeps all of it under rope_parameters, earlier ones the variant under rope_scaling.
+    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = float(given.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    kind: Any = given.get("rope_type") or given.get("type") or "default"
+    if kind not in ROPE_KINDS:
+        raise ValueError(f"model must have rotary embeddings of the kinds {', '.join(ROPE_KINDS)}; got {kind}")
+    if given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
+        raise ValueError("model must rotate whole heads; partial_rotary_factor is not known")
+    names = {
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "truncate": "truncate",
+    }
+    extra = {ours: given[name] for ours, name in names.items() if given.get(name) is not None}
+    factor = float(given.get("factor") or 1.0)
+    return Rope(
+        theta=theta,
+        kind=kind,
+        factor=factor,
+        original=int(given.get("original_max_position_embeddings") or max_positions),
+        attention_factor=_attention_factor(given, factor) if kind == "yarn" else 1.0,
+        **extra,
+    )
+
+
+def _attention_factor(given: Mapping[str, Any], factor: float) -> float:
+    """Yarn's temperature (arXiv 2309.00071, equation 22), or the one that the configuration names."""
+    from math import log
+
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+
+    def temperature(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * log(factor) + 1.0
+
+    top, bottom = given.get("mscale"), given.get("mscale_all_dim")
+    return temperature(top) / temperature(bottom) if top and bottom else temperature(1.0)

@@ -1,0 +1,215 @@
+"""A decoder-only language model as pure functions of (parameters, tokens): hidden states, logits, cached decoding."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from hiso_jax.models.lm.config import LMConfig
+from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters, Block, Cache, Reading, norm
+from hiso_jax.models.lm.rope import rotations
+from hiso_jax.stacked import Stacked, scan
+
+# transformers keeps the first rows of OPT's table of positions for padding.
+OPT_POSITION_OFFSET = 2
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A language model of a certain architecture; it holds no parameters, and every method is pure.
+
+    Its parameters are a nested dict with the names of Hugging Face's Llama: ``embed_tokens``, ``layers``, a
+    :class:`hiso_jax.stacked.Stacked` whose leaves have a leading axis of layers, ``norm`` and ``lm_head`` where the
+    architecture has them, and OPT's ``embed_positions``, ``project_in`` and ``project_out``.
+
+    Attributes:
+      config: the architecture.
+      dtype: in which it computes; norms, rotations and softmax are float32 in any case.
+      adapters: what is added to its layers.
+    """
+
+    config: LMConfig
+    dtype: Any = jnp.float32
+    adapters: Adapters = NO_ADAPTERS
+
+    @cached_property
+    def _block(self) -> nnx.GraphDef:
+        return nnx.graphdef(nnx.eval_shape(lambda: Block(self.config, self.adapters, self.dtype, rngs=nnx.Rngs(0))))
+
+    @cached_property
+    def _norm(self) -> nnx.GraphDef:
+        return nnx.graphdef(nnx.eval_shape(lambda: norm(self.config, self.dtype, rngs=nnx.Rngs(0))))
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        """Random parameters, float32: normal with standard deviation 0.02, norms at one, biases at zero."""
+        config = self.config
+
+        def pure(module: nnx.Module) -> PyTree:
+            return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+        def block(layer_key: Key[Array, ""]) -> PyTree:
+            return pure(Block(config, self.adapters, self.dtype, rngs=nnx.Rngs(layer_key)))
+
+        def table(index: int, *shape: int) -> Array:
+            return 0.02 * jax.random.normal(jax.random.fold_in(key, index), shape)
+
+        layer_keys = jax.random.split(jax.random.fold_in(key, 0), config.layers)
+        params = {
+            "embed_tokens": {"embedding": table(1, config.vocab_size, config.embedding_size)},
+            "layers": Stacked(jax.vmap(block)(layer_keys)),
+        }
+        if config.learned_positions:
+            params["embed_positions"] = {"embedding": table(2, config.learned_positions, config.hidden_size)}
+        if config.embedding_size != config.hidden_size:
+            params["project_in"] = {"kernel": table(3, config.embedding_size, config.hidden_size)}
+            params["project_out"] = {"kernel": table(4, config.hidden_size, config.embedding_size)}
+        if config.final_norm:
+            params["norm"] = pure(norm(config, self.dtype, rngs=nnx.Rngs(0)))
+        if not config.tied:
+            params["lm_head"] = {"kernel": table(5, config.embedding_size, config.vocab_size)}
+        return params
+
+    def hidden(
+        self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T H"]:
+        """The hidden state of every position, after the last norm: what :meth:`logits` takes.
+
+        Args:
+          params: the parameters.
+          tokens: token numbers, padded on either side.
+          mask: which of them are real; None means all. Padding changes nothing at the real positions.
+        """
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        return self._run(params, tokens, mask)[0]
+
+    def _run(
+        self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T H"], Cache]:
+        """Hidden states, and every layer's keys and values, [L, B, T, kv_heads, head_dim]."""
+        positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0) + self.adapters.prefix
+        distance = positions[:, :, None] - positions[:, None, :]
+        # Causal by place in the sequence, which orders padding, too.
+        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+        reading = self._reading(positions, causal & mask[:, None, :], distance)
+        return self._layers(params, self._embed(params, tokens, positions), reading, None, None)
+
+    def _reading(
+        self, positions: Int[Array, "B T"], mask: Bool[Array, "B T S"], distance: Int[Array, "B T S"]
+    ) -> Reading:
+        rope = self.config.rope
+        return Reading(None if rope is None else rotations(rope, self.config.head_dim, positions), mask, distance)
+
+    def _embed(self, params: PyTree, tokens: Array, positions: Array) -> Float[Array, "B T H"]:
+        x = params["embed_tokens"]["embedding"][tokens].astype(self.dtype)
+        if "project_in" in params:
+            x = x @ params["project_in"]["kernel"].astype(self.dtype)
+        if self.config.learned_positions:
+            table = params["embed_positions"]["embedding"]
+            x = x + table[positions + OPT_POSITION_OFFSET].astype(self.dtype)
+        return x
+
+    def _layers(
+        self, params: PyTree, x: Array, reading: Reading, cache: Cache | None, at: Any
+    ) -> tuple[Float[Array, "B T H"], Cache]:
+        windows = self.config.windows
+        per_layer = (None if windows is None else np.array(windows, np.int32), cache)
+
+        def layer(x: Array, block: PyTree, inputs: tuple[Any, Cache | None]) -> tuple[Array, Cache]:
+            return nnx.merge(self._block, block)(x, reading, *inputs, at)
+
+        x, caches = scan(params["layers"], layer, x, per_layer)
+        return (nnx.merge(self._norm, params["norm"])(x) if "norm" in params else x), caches
+
+    def logits(
+        self, params: PyTree, hidden: Float[Array, "... H"], columns: Int[Array, "W"] | None = None
+    ) -> Float[Array, "... W"]:
+        """The scores of the next token, float32.
+
+        Args:
+          params: the parameters.
+          hidden: hidden states of the positions that are read, and of no others.
+          columns: the tokens that are read; None means the whole vocabulary.
+        """
+        if "project_out" in params:
+            hidden = hidden @ params["project_out"]["kernel"].astype(hidden.dtype)
+        if "lm_head" in params:
+            kernel = params["lm_head"]["kernel"]
+            weights = kernel if columns is None else kernel[:, columns]
+            return jnp.einsum("...e,ew->...w", hidden, weights.astype(hidden.dtype)).astype(jnp.float32)
+        table = params["embed_tokens"]["embedding"]
+        weights = table if columns is None else table[columns]
+        return jnp.einsum("...e,we->...w", hidden, weights.astype(hidden.dtype)).astype(jnp.float32)
+
+    def prefill(
+        self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], room: int
+    ) -> tuple[Float[Array, "B H"], Cache]:
+        """The hidden state of the last position of left-padded prompts, and a cache with ``room`` for more tokens."""
+        hidden, cache = self._run(params, tokens, mask)
+        grown = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), cache)
+        return hidden[:, -1], grown
+
+    def decode(
+        self, params: PyTree, token: Int[Array, "B"], mask: Bool[Array, "B S"], cache: Cache, at: Int[Array, ""]
+    ) -> tuple[Float[Array, "B H"], Cache]:
+        """The hidden state of one more token, written into the cache at place ``at``.
+
+        Args:
+          params: the parameters.
+          token: the token of each sequence.
+          mask: which places of the cache hold a real token, this one among them.
+          cache: of :meth:`prefill` or the last call.
+          at: the place, the same in every sequence.
+        """
+        places = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0) + self.adapters.prefix
+        position = places[:, at][:, None]
+        reading = self._reading(position, mask[:, None, :], position[:, :, None] - places[:, None, :])
+        hidden, cache = self._layers(params, self._embed(params, token[:, None], position), reading, cache, at)
+        return hidden[:, 0], cache
+
+
+def greedy(
+    decoder: Decoder,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    max_new_tokens: int,
+    stop_tokens: tuple[int, ...],
+    pad_token: int,
+) -> Int[Array, "B N"]:
+    """The likeliest continuation, token by token, on a cache of keys and values.
+
+    Args:
+      decoder: the model.
+      params: its parameters.
+      tokens: left-padded prompts.
+      mask: their real tokens.
+      max_new_tokens: N, the most tokens to generate.
+      stop_tokens: a sequence ends with the first of these, which is not returned.
+      pad_token: what follows the end.
+    """
+    length = tokens.shape[1]
+    state, cache = decoder.prefill(params, tokens, mask, max_new_tokens)
+    full = jnp.pad(mask, ((0, 0), (0, max_new_tokens)))
+    start = jnp.full((tokens.shape[0], max_new_tokens), pad_token, jnp.int32)
+    ended = jnp.zeros(tokens.shape[0], bool)
+
+    def going(carry: tuple) -> Array:
+        count, _, _, _, _, ended = carry
+        return (count < max_new_tokens) & ~ended.all()
+
+    def turn(carry: tuple) -> tuple:
+        count, state, cache, full, output, ended = carry
+        token = decoder.logits(params, state).argmax(-1).astype(jnp.int32)
+        ended = ended | jnp.isin(token, jnp.array(stop_tokens, jnp.int32))
+        output = output.at[:, count].set(jnp.where(ended, pad_token, token))
+        full = full.at[:, length + count].set(True)
+        state, cache = decoder.decode(params, token, full, cache, length + count)
+        return count + 1, state, cache, full, output, ended
+
+    return jax.lax.while_loop(going, turn, (jnp.int32(0), state, cache, full, start, ended))[4]

@@ -1,0 +1,180 @@
+"""One layer of a decoder-only transformer, as flax.nnx modules; what is added to fine-tune it is here, too."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from hiso_jax.models.lm.config import LMConfig
+from hiso_jax.models.lm.rope import rotate
+
+ACTIVATIONS = {
+    "relu": nnx.relu,
+    "gelu": lambda x: nnx.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nnx.gelu(x, approximate=True),
+    "silu": nnx.silu,
+}
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What is added to every layer.
+
+    Attributes:
+      rank: r of LoRA (Hu et al., arXiv 2106.09685); 0 is none.
+      alpha: α of LoRA; its product is scaled by α / r.
+      targets: the projections that get LoRA.
+      prefix: learned keys and values before the first token (Li and Liang, arXiv 2101.00190); 0 is none.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ()
+    prefix: int = 0
+
+
+NO_ADAPTERS = Adapters()
+
+
+class Reading(NamedTuple):
+    """What all layers share.
+
+    Attributes:
+      rotation: cosines and sines of the positions, or None.
+      mask: which keys each query sees, before any window.
+      distance: how many positions back each key lies.
+    """
+
+    rotation: tuple[Float[Array, "B T D"], Float[Array, "B T D"]] | None
+    mask: Bool[Array, "B T S"]
+    distance: Int[Array, "B T S"]
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, [B, S, kv_heads, head_dim]; of all layers [L, B, S, ...]."""
+
+    keys: Array
+    values: Array
+
+
+class Linear(nnx.Linear):
+    """A projection, with a low-rank addition x·A·B·α/r if asked for (LoRA, arXiv 2106.09685)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, adapters: Adapters, name: str, use_bias: bool, dtype: Any, rngs: nnx.Rngs
+    ) -> None:
+        """``inputs`` → ``outputs`` features; LoRA if ``adapters`` targets ``name``."""
+        init = nnx.initializers.normal(0.02)
+        super().__init__(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.scale = 0.0
+        if adapters.rank and name in adapters.targets:
+            self.scale = adapters.alpha / adapters.rank
+            down = nnx.initializers.he_uniform()
+            self.lora_a = nnx.Param(down(rngs.params(), (inputs, adapters.rank), jnp.float32))
+            self.lora_b = nnx.Param(jnp.zeros((adapters.rank, outputs), jnp.float32))
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """The projection."""
+        outputs = super().__call__(inputs)
+        if not self.scale:
+            return outputs
+        a, b = self.lora_a[...].astype(outputs.dtype), self.lora_b[...].astype(outputs.dtype)
+        return outputs + self.scale * ((inputs.astype(outputs.dtype) @ a) @ b)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with grouped key and value heads."""
+
+    def __init__(self, config: LMConfig, adapters: Adapters, dtype: DTypeLike, *, rngs: nnx.Rngs) -> None:
+        """Of the shapes of ``config``, computing in ``dtype``."""
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shared: dict[str, Any] = {"adapters": adapters, "dtype": dtype, "rngs": rngs}
+        self.q_proj = Linear(config.hidden_size, queries, name="q_proj", use_bias=config.qkv_bias, **shared)
+        self.k_proj = Linear(config.hidden_size, keys, name="k_proj", use_bias=config.qkv_bias, **shared)
+        self.v_proj = Linear(config.hidden_size, keys, name="v_proj", use_bias=config.qkv_bias, **shared)
+        self.o_proj = Linear(queries, config.hidden_size, name="o_proj", use_bias=config.out_bias, **shared)
+        self.prefix = adapters.prefix
+        if self.prefix:
+            shape = (self.prefix, self.kv_heads, self.head_dim)
+            self.prefix_keys = nnx.Param(jnp.zeros(shape, jnp.float32))
+            self.prefix_values = nnx.Param(jnp.zeros(shape, jnp.float32))
+
+    def __call__(
+        self, x: Float[Array, "B T H"], reading: Reading, window: Any, cache: Cache | None, at: Any
+    ) -> tuple[Float[Array, "B T H"], Cache]:
+        """The attention's output, and the keys and values: of ``x``, or the cache with those written from ``at``."""
+        queries = self.q_proj(x).reshape(*x.shape[:2], self.heads, self.head_dim)
+        keys = self.k_proj(x).reshape(*x.shape[:2], self.kv_heads, self.head_dim)
+        values = self.v_proj(x).reshape(*x.shape[:2], self.kv_heads, self.head_dim)
+        if reading.rotation is not None:
+            queries, keys = rotate(queries, *reading.rotation), rotate(keys, *reading.rotation)
+        if cache is not None:
+            keys = lax.dynamic_update_slice_in_dim(cache.keys, keys.astype(cache.keys.dtype), at, 1)
+            values = lax.dynamic_update_slice_in_dim(cache.values, values.astype(cache.values.dtype), at, 1)
+        new = Cache(keys, values)
+        mask = reading.mask if window is None else reading.mask & (reading.distance < window)
+        if self.prefix:
+            keys = self._behind(self.prefix_keys[...], keys)
+            values = self._behind(self.prefix_values[...], values)
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (self.prefix, 0)), constant_values=True)
+        mixed = jax.nn.dot_product_attention(queries, keys, values, mask=mask[:, None])
+        return self.o_proj(mixed.reshape(*x.shape[:2], -1)), new
+
+    def _behind(self, prefix: Array, own: Array) -> Array:
+        return jnp.concatenate([jnp.broadcast_to(prefix.astype(own.dtype), (len(own), *prefix.shape)), own], 1)
+
+
+class MLP(nnx.Module):
+    """The feed-forward network, gated or plain."""
+
+    def __init__(self, config: LMConfig, adapters: Adapters, dtype: DTypeLike, *, rngs: nnx.Rngs) -> None:
+        """Of the shapes of ``config``, computing in ``dtype``."""
+        shared: dict[str, Any] = {"adapters": adapters, "use_bias": config.mlp_bias, "dtype": dtype, "rngs": rngs}
+        self.activation = ACTIVATIONS[config.activation]
+        self.up_proj = Linear(config.hidden_size, config.mlp_size, name="up_proj", **shared)
+        self.down_proj = Linear(config.mlp_size, config.hidden_size, name="down_proj", **shared)
+        self.gated = config.gated
+        if self.gated:
+            self.gate_proj = Linear(config.hidden_size, config.mlp_size, name="gate_proj", **shared)
+
+    def __call__(self, x: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
+        """The network's output."""
+        if self.gated:
+            return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+def norm(config: LMConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The family's norm, its statistics in float32."""
+    kind: Any = nnx.RMSNorm if config.rms else nnx.LayerNorm
+    return kind(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward network around a residual stream."""
+
+    def __init__(self, config: LMConfig, adapters: Adapters, dtype: DTypeLike, *, rngs: nnx.Rngs) -> None:
+        """Of the shapes of ``config``, computing in ``dtype``."""
+        self.norm_first = config.norm_first
+        self.attention_norm = norm(config, dtype, rngs=rngs)
+        self.self_attn = Attention(config, adapters, dtype, rngs=rngs)
+        self.mlp_norm = norm(config, dtype, rngs=rngs)
+        self.mlp = MLP(config, adapters, dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T H"], reading: Reading, window: Any, cache: Cache | None, at: Any
+    ) -> tuple[Float[Array, "B T H"], Cache]:
+        """The residual stream after the layer, and its keys and values."""
+        if self.norm_first:
+            mixed, new = self.self_attn(self.attention_norm(x), reading, window, cache, at)
+            x = x + mixed
+            return x + self.mlp(self.mlp_norm(x)), new
+        mixed, new = self.self_attn(x, reading, window, cache, at)
+        x = self.attention_norm(x + mixed)
+        return self.mlp_norm(x + self.mlp(x)), new

@@ -1,0 +1,146 @@
+"""What of a language model is trained: everything, adapters, the head, or the parameters that a pattern names."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from hiso_jax.models.lm.checkpoint import Pretrained
+from hiso_jax.models.lm.decoder import Decoder
+from hiso_jax.models.lm.modules import Adapters
+from hiso_jax.models.lm.names import leaves, path_name
+from hiso_jax.stacked import Stacked, merge
+
+LORA_TARGETS = ("q_proj", "v_proj")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A language model of which a part is trained.
+
+    Attributes:
+      decoder: the model's functions.
+      trained: the trained parameters, in host memory.
+      frozen: the others, or None.
+    """
+
+    decoder: Decoder
+    trained: PyTree
+    frozen: PyTree | None
+
+    def whole(self, trained: PyTree, frozen: PyTree | None) -> PyTree:
+        """The parameters that ``decoder`` takes; the arguments may be perturbed, or on a device."""
+        return trained if frozen is None else merge(trained, frozen)
+
+
+def partition(params: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
+    """A nested dict in two: the leaves whose dotted path is ``chosen``, and the rest.
+
+    A :class:`hiso_jax.stacked.Stacked` stays one in either part that has some of its leaves.
+    """
+
+    def split(node: Any, path: tuple[Any, ...]) -> tuple[Any, Any]:
+        if isinstance(node, Stacked):
+            first, second = split(node.layers, path)
+            return None if first is None else Stacked(first), None if second is None else Stacked(second)
+        if not isinstance(node, Mapping):
+            return (node, None) if chosen(path_name(path)) else (None, node)
+        both = {name: split(child, (*path, jax.tree_util.DictKey(name))) for name, child in node.items()}
+        first = {name: pair[0] for name, pair in both.items() if pair[0] is not None}
+        second = {name: pair[1] for name, pair in both.items() if pair[1] is not None}
+        return first or None, second or None
+
+    return split(params, ())
+
+
+def tune(
+    pretrained: Pretrained,
+    trainable: str = "all",
+    *,
+    lora_rank: int = 8,
+    lora_alpha: float = 16.0,
+    lora_targets: tuple[str, ...] = LORA_TARGETS,
+    prefix_tokens: int = 5,
+    seed: int = 0,
+) -> Tuned:
+    """Choose what of a pretrained model is trained.
+
+    Args:
+      pretrained: the model.
+      trainable: ``all``; ``lora`` (Hu et al., arXiv 2106.09685); ``prefix``, learned keys and values that begin as
+        those of random tokens (Li and Liang, arXiv 2101.00190); ``head``, which is untied from the embedding if it
+        was tied; or a regular expression searched for in the dotted paths of the parameters.
+      lora_rank: r.
+      lora_alpha: α; the low-rank product is scaled by α / r.
+      lora_targets: the projections that get one.
+      prefix_tokens: how many.
+      seed: of what begins at random.
+
+    Raises:
+      ValueError: a rank or a number of tokens below 1, an unknown target, or a pattern that is malformed or names no
+        parameter.
+    """
+    base, key = pretrained.params, jax.random.key(seed)
+    if trainable == "all":
+        return Tuned(pretrained.decoder, base, None)
+    if trainable == "lora":
+        return _lora(pretrained, Adapters(lora_rank, lora_alpha, tuple(lora_targets)), key)
+    if trainable == "prefix":
+        return _prefix(pretrained, prefix_tokens, key)
+    if trainable == "head":
+        return _head(pretrained)
+    try:
+        pattern = re.compile(trainable)
+    except re.error as error:
+        raise ValueError(f"trainable must be all, lora, prefix, head or a regular expression: {error}") from error
+    trained, frozen = partition(base, lambda name: pattern.search(name) is not None)
+    if trained is None:
+        known = [leaf.name for leaf in leaves(base)]
+        raise ValueError(
+            f"trainable must be all, lora, prefix, head or a pattern that names a parameter; {trainable!r} names none "
+            f"of {', '.join(known[:4])}, … {known[-1]}"
+        )
+    return Tuned(pretrained.decoder, trained, frozen)
+
+
+def _lora(pretrained: Pretrained, adapters: Adapters, key: jax.Array) -> Tuned:
+    if adapters.rank < 1:
+        raise ValueError(f"lora_rank must be at least 1, got {adapters.rank}")
+    decoder = replace(pretrained.decoder, adapters=adapters)
+    present = [name for name in PROJECTIONS if pretrained.decoder.config.gated or name != "gate_proj"]
+    for target in adapters.targets:
+        if target not in present:
+            raise ValueError(f"lora_targets must be of {', '.join(present)}; got {target}")
+    if not adapters.targets:
+        raise ValueError(f"lora_targets must name at least one of {', '.join(present)}")
+    # Only the adapters are made: the rest of the program is dead.
+    added = jax.jit(lambda key: partition(decoder.init(key), lambda name: "lora_" in name)[0])(key)
+    return Tuned(decoder, jax.tree.map(np.asarray, added), pretrained.params)
+
+
+def _prefix(pretrained: Pretrained, tokens: int, key: jax.Array) -> Tuned:
+    if tokens < 1:
+        raise ValueError(f"prefix_tokens must be at least 1, got {tokens}")
+    plain = pretrained.decoder
+    numbers = jax.random.randint(key, (1, tokens), 0, plain.config.vocab_size)
+    _, cache = jax.jit(lambda params: plain.prefill(params, numbers, jnp.ones(numbers.shape, bool), 0))(
+        pretrained.params
+    )
+    added = {"prefix_keys": cache.keys[:, 0], "prefix_values": cache.values[:, 0]}
+    added = jax.tree.map(lambda a: np.asarray(a, np.float32), added)
+    decoder = replace(plain, adapters=Adapters(prefix=tokens))
+    return Tuned(decoder, {"layers": Stacked({"self_attn": added})}, pretrained.params)
+
+
+def _head(pretrained: Pretrained) -> Tuned:
+    decoder, params = pretrained.decoder, pretrained.params
+    if "lm_head" not in params:
+        decoder = replace(decoder, config=replace(decoder.config, tied=False))
+        params = {**params, "lm_head": {"kernel": np.ascontiguousarray(params["embed_tokens"]["embedding"].T)}}
+    return Tuned(decoder, *partition(params, lambda name: name.startswith("lm_head.")))

@@ -1,0 +1,184 @@
+"""Small checkpoints of every supported architecture: configurations, weights from a seed, and a tokenizer."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+COMMON = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+          "max_position_embeddings": 64}  # fmt: skip
+OPT = {**COMMON, "model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32}
+LLAMA = {**COMMON, "model_type": "llama", "intermediate_size": 48, "num_key_value_heads": 2, "rms_norm_eps": 1e-6}
+
+
+def rope(kind, **settings):
+    return {**LLAMA, "rope_parameters": {"rope_theta": 10000.0, "rope_type": kind, **settings}}
+
+
+LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+CONFIGS = {
+    "opt": OPT,
+    "opt-350m": {**OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    "llama": LLAMA,
+    "llama-biased": {**LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    "llama3": rope("llama3", **LLAMA3),
+    "linear": rope("linear", factor=4.0),
+    "dynamic": {**rope("dynamic", factor=2.0), "max_position_embeddings": 8},
+    "yarn": rope("yarn", factor=4.0, original_max_position_embeddings=16),
+    "qwen2": {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen2-windowed": {
+        **LLAMA,
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+    },
+    "mistral": {**LLAMA, "model_type": "mistral", "sliding_window": 4},
+}
+LENGTHS, WIDTH = (12, 9, 5), 12
+
+
+def tensor_shapes(config):
+    """What a Hugging Face checkpoint of ``config`` holds, written down apart from the library under test."""
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    if config["model_type"] == "opt":
+        embed, ffn = config["word_embed_proj_dim"], config["ffn_dim"]
+        first = config.get("do_layer_norm_before", True)
+        top = {
+            "model.decoder.embed_tokens.weight": (config["vocab_size"], embed),
+            "model.decoder.embed_positions.weight": (config["max_position_embeddings"] + 2, hidden),
+        }
+        if first:
+            top |= {f"model.decoder.final_layer_norm.{part}": (hidden,) for part in ("weight", "bias")}
+        if embed != hidden:
+            top |= {
+                "model.decoder.project_in.weight": (hidden, embed),
+                "model.decoder.project_out.weight": (embed, hidden),
+            }
+        for layer in range(layers):
+            prefix = f"model.decoder.layers.{layer}."
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                top |= {
+                    f"{prefix}self_attn.{name}.weight": (hidden, hidden),
+                    f"{prefix}self_attn.{name}.bias": (hidden,),
+                }
+            for name in ("self_attn_layer_norm", "final_layer_norm"):
+                top |= {f"{prefix}{name}.{part}": (hidden,) for part in ("weight", "bias")}
+            top |= {f"{prefix}fc1.weight": (ffn, hidden), f"{prefix}fc1.bias": (ffn,)}
+            top |= {f"{prefix}fc2.weight": (hidden, ffn), f"{prefix}fc2.bias": (hidden,)}
+        return top
+    heads, kv, mlp = config["num_attention_heads"], config["num_key_value_heads"], config["intermediate_size"]
+    width = config.get("head_dim", hidden // heads)
+    top = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+    if not config.get("tie_word_embeddings", False):
+        top["lm_head.weight"] = (config["vocab_size"], hidden)
+    biased = config.get("attention_bias", False)
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        for name, rows in (("q_proj", heads * width), ("k_proj", kv * width), ("v_proj", kv * width)):
+            top[f"{prefix}self_attn.{name}.weight"] = (rows, hidden)
+            if biased or config["model_type"] == "qwen2":
+                top[f"{prefix}self_attn.{name}.bias"] = (rows,)
+        top[f"{prefix}self_attn.o_proj.weight"] = (hidden, heads * width)
+        if biased:
+            top[f"{prefix}self_attn.o_proj.bias"] = (hidden,)
+        for name, shape in (("gate_proj", (mlp, hidden)), ("up_proj", (mlp, hidden)), ("down_proj", (hidden, mlp))):
+            top[f"{prefix}mlp.{name}.weight"] = shape
+            if config.get("mlp_bias", False):
+                top[f"{prefix}mlp.{name}.bias"] = shape[:1]
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            top[f"{prefix}{name}.weight"] = (hidden,)
+    return top
+
+
+def weights(config):
+    """Every tensor of a checkpoint, drawn from a seed; norms near one."""
+    rng = np.random.default_rng(0)
+    drawn = {}
+    for name, shape in sorted(tensor_shapes(config).items()):
+        center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        drawn[name] = (center + 0.1 * rng.normal(size=shape)).astype(np.float32)
+    return drawn
+
+
+def write(folder: Path, config, tensors=None, shards=1):
+    """A checkpoint folder: config.json and safetensors, in one file or several."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = weights(config) if tensors is None else tensors
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+    names = sorted(tensors)
+    where = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: tensors[name] for name in names[shard::shards]}
+        save_file(part, folder / file)
+        where |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return folder
+
+
+def inputs(side):
+    """Token numbers [3, 12] of three lengths, padded on one side, and which of them are real."""
+    tokens = np.random.default_rng(1).integers(0, COMMON["vocab_size"], (len(LENGTHS), WIDTH))
+    places = np.arange(WIDTH)
+    mask = np.stack([places >= WIDTH - n if side == "left" else places < n for n in LENGTHS])
+    return np.where(mask, tokens, 1).astype(np.int32), mask
+
+
+def torch_logits(folder, side):
+    """transformers' own logits for a checkpoint folder; needs torch."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    tokens, mask = inputs(side)
+    known = {"attention_mask": torch.tensor(mask.astype(np.int64))}
+    if AutoConfig.from_pretrained(folder).model_type != "opt":
+        # OPT finds them itself; the others are given them by generate().
+        known["position_ids"] = torch.tensor(np.maximum(mask.cumsum(1) - 1, 0))
+    with torch.no_grad():
+        return model(torch.tensor(tokens.astype(np.int64)), **known).logits.numpy()
+
+
+# fmt: off
+WORDS = [
+    "<s>", "</s>", "<unk>", "it", "was", "good", "bad", "the", "film", "a", "great", "terrible", "movie", "very",
+    "dull", "fun", "what", "is", "color", "of", "sky", "answer", "blue", "red", "question", "?", ":", "\n",
+]
+# fmt: on
+
+
+def write_tokenizer(folder: Path, bos=True):
+    """A word-level tokenizer over ``WORDS``; a blank before a word does not matter to it."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[?:]|[^\s?:]+"), "removed", invert=True)
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+if __name__ == "__main__":
+    # Golden logits from transformers' torch models: python -m tests.models.lm.checkpoints
+    import tempfile
+
+    golden = {}
+    for name, config in CONFIGS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), config)
+            for side in ("left", "right"):
+                logits = torch_logits(folder, side)
+                # The scores of a few tokens at every real position say as much as all of them.
+                golden[f"{name} {side}"] = logits[inputs(side)[1]][:, ::7].astype(np.float32)
+    np.savez_compressed(Path(__file__).with_name("golden_logits.npz"), **golden)

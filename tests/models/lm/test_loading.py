@@ -1,0 +1,242 @@
+"""Loading is honest: what cannot be read is one clear sentence, what can is the same from every format."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hiso_jax.models import lm
+from hiso_jax.models.lm.checkpoint import read_config, read_safetensors
+from hiso_jax.models.lm.gguf import open_gguf
+from tests.models.lm.checkpoints import CONFIGS, LLAMA, WORDS, weights, write, write_tokenizer
+
+
+def identical(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_shards_are_one_checkpoint(tmp_path):
+    whole, parts = write(tmp_path / "a", LLAMA), write(tmp_path / "b", LLAMA, shards=3)
+    config = read_config(whole)
+    identical(read_safetensors(whole, config), read_safetensors(parts, config))
+
+
+def test_a_bare_model_lacks_the_prefix_of_its_names(tmp_path):
+    bare = {name.removeprefix("model."): tensor for name, tensor in weights(CONFIGS["opt"]).items()}
+    whole, folder = write(tmp_path / "a", CONFIGS["opt"]), write(tmp_path / "b", CONFIGS["opt"], bare)
+    config = read_config(whole)
+    identical(read_safetensors(whole, config), read_safetensors(folder, config))
+
+
+def test_bfloat16_parameters_are_the_cast_of_the_float32_ones(tmp_path):
+    folder = write(tmp_path, LLAMA)
+    config = read_config(folder)
+    half = read_safetensors(folder, config, jnp.bfloat16)
+    identical(half, jax.tree.map(lambda x: x.astype(jnp.bfloat16), read_safetensors(folder, config)))
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 2.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.0] * 4,
+    "original_max_position_embeddings": 16,
+}
+
+
+def damaged(kind, folder):
+    tensors = weights(LLAMA)
+    name = "model.layers.1.mlp.up_proj.weight"
+    if kind == "missing":
+        del tensors[name]
+    if kind == "shape":
+        tensors[name] = tensors[name][:-1]
+    if kind == "extra":
+        tensors["model.layers.0.self_attn.q_norm.weight"] = np.ones(8, np.float32)
+    write(folder, LLAMA, tensors, shards=2 if kind == "shard" else 1)
+    if kind == "truncated":
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+    if kind == "empty":
+        (folder / "model.safetensors").unlink()
+    if kind == "shard":
+        (folder / "model-00002-of-00002.safetensors").unlink()
+    if kind == "pickle":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    if kind in ("gpt2", "kind", "json", "norms"):
+        changes = {
+            "gpt2": {"model_type": "gpt2"},
+            "kind": {"rope_parameters": LONGROPE},
+            "norms": {**CONFIGS["opt"], "layer_norm_elementwise_affine": False},
+            "json": {},
+        }[kind]
+        content = json.dumps({**LLAMA, **changes})
+        (folder / "config.json").write_text(content[:30] if kind == "json" else content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("missing", r"lacks the tensor model\.layers\.1\.mlp\.up_proj\.weight"),
+        ("shape", r"up_proj\.weight has shape \(32, 47\) .* where the architecture has \(32, 48\)"),
+        ("extra", r"tensors that its architecture does not know: model\.layers\.0\.self_attn\.q_norm\.weight"),
+        ("truncated", "model.safetensors is truncated or damaged"),
+        ("empty", "has none"),
+        ("pickle", "model must have safetensors files"),
+        ("shard", "lacks model-00002-of-00002.safetensors, which its index names"),
+        ("gpt2", "architectures opt, llama, mistral, qwen2; got gpt2"),
+        ("kind", "rotary embeddings of the kinds default, linear, dynamic, llama3, yarn; got longrope"),
+        ("norms", "OPT without layer_norm_elementwise_affine"),
+        ("json", "readable config.json"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_one_sentence(kind, sentence, tmp_path):
+    damaged(kind, tmp_path)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        read_safetensors(tmp_path, read_config(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_nowhere_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="nobody/nothing is no local folder and cannot be had from the hub"):
+        lm.load("nobody/nothing")
+
+
+def test_safetensors_of_the_hub_s_converter_are_found(tmp_path, monkeypatch):
+    """An old checkpoint has pickles on its main branch, which are never read."""
+    import huggingface_hub
+
+    main, converted, asked = tmp_path / "main", write(tmp_path / "converted", LLAMA), []
+    main.mkdir()
+    write_tokenizer(converted)
+
+    def snapshot_download(name, *, allow_patterns, revision=None):
+        assert not any("bin" in pattern for pattern in allow_patterns)
+        asked.append((name, revision))
+        return str(main if revision is None else converted)
+
+    class Discussion:
+        is_pull_request, git_reference = True, "refs/pr/4"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "get_repo_discussions", lambda self, name, author: iter([Discussion()]))
+    loaded = lm.load("someone/old")
+    assert asked == [("someone/old", None), ("someone/old", "refs/pr/4")]
+    identical(loaded.params, read_safetensors(converted, read_config(converted)))
+    assert loaded.tokenizer("the film was good")["input_ids"] == [0, 7, 8, 4, 5]
+
+
+# GGUF: blocks of 32 and 256 values need wider rows.
+WIDE = {**LLAMA, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": len(WORDS)}  # fmt: skip
+
+
+def permuted(rows, heads):
+    """Rows in the order in which llama.cpp keeps them: the halves of each head interleaved."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_gguf(path, config=WIDE, kind="F32", extra=(), fields=(), architecture="llama"):
+    """A GGUF file of a Llama checkpoint, with the layout and names that llama.cpp's converter gives it."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    writer.add_token_list([*letters, "ab", "Ġ"][: len(WORDS)])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(1)
+    for name, value in fields:
+        writer.add_string(name, value)
+    names = {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    }  # fmt: skip
+    stored = {}
+    for name, tensor in weights(config).items():
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+        permute = heads.get(name.split(".")[-2])
+        stored[name] = tensor if permute is None else permuted(tensor, permute)
+    for name, tensor in [*stored.items(), *extra]:
+        quantized = gguf.GGMLQuantizationType["F32" if tensor.ndim == 1 else kind]
+        if kind in ("Q4_K", "Q6_K", "Q5_0") and tensor.ndim > 1:
+            block, size = gguf.GGML_QUANT_SIZES[quantized]
+            rng = np.random.default_rng(0)
+            data = rng.integers(0, 255, (tensor.shape[0], tensor.shape[1] // block * size), np.uint8)
+            # The scales of a block are half-precision numbers; keep them finite.
+            data.reshape(-1, size)[:, -2:] = np.array([0.01], np.float16).view(np.uint8)
+            data.reshape(-1, size)[:, :4] = np.array([0.01, 0.01], np.float16).view(np.uint8)
+        else:
+            data = gguf.quantize(tensor, quantized)
+        writer.add_tensor(name, data, raw_dtype=quantized)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+ERROR = {"F32": 0, "F16": 1e-3, "BF16": 4e-3, "Q8_0": 1e-2, "Q4_0": 0.12, "Q4_1": 0.06}
+
+
+@pytest.mark.parametrize("kind", ERROR)
+def test_gguf_tensors_are_those_of_the_checkpoint(kind, tmp_path):
+    config, tensors, _ = open_gguf(write_gguf(tmp_path / "m.gguf", kind=kind))
+    from hiso_jax.models.lm.checkpoint import read_parameters
+    from hiso_jax.models.lm.names import gguf_name
+
+    params = read_parameters(tensors, config, gguf_name, jnp.float32, tmp_path)
+    folder = write(tmp_path / "folder", WIDE)
+    expected = read_safetensors(folder, read_config(folder))
+    assert config.rope.theta == read_config(folder).rope.theta
+
+    def close(ours, theirs):
+        assert np.abs(ours - theirs).max() <= ERROR[kind] * np.abs(theirs).max()
+
+    jax.tree.map(close, params, expected)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+def test_gguf_blocks_of_256_are_read(kind, tmp_path):
+    _, tensors, _ = open_gguf(write_gguf(tmp_path / "m.gguf", kind=kind))
+    read = tensors.read("blk.1.ffn_up.weight")
+    assert read.shape == (256, 256)
+    assert np.isfinite(read).all()
+    assert read.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"kind": "Q5_0"}, "GGUF tensors of the types F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K; .* is Q5_0"),
+        ({"architecture": "gemma"}, "architectures llama, qwen2; got gemma"),
+        ({"fields": [("tokenizer.ggml.pre", "strange")]}, "splits text by strange"),
+        ({"cut": 2000}, "is no GGUF file, or a truncated one"),
+        ({"cut": 10}, "is no GGUF file, or a truncated one"),
+    ],
+)
+def test_a_gguf_file_that_cannot_be_read_is_one_sentence(settings, sentence, tmp_path):
+    cut = settings.pop("cut", None)
+    path = write_gguf(tmp_path / "m.gguf", **settings)
+    if cut:
+        path.write_bytes(path.read_bytes()[: -cut if cut > 100 else cut])
+    with pytest.raises(ValueError, match=sentence):
+        lm.load(path)
+    with pytest.raises(ValueError, match="there is no file"):
+        lm.load(tmp_path / "none.gguf")
