@@ -1,0 +1,22 @@
+"""Tasks over text by a language model: classification by answer words, and generation."""
+
+from hiso_jax.tasks.text.choice import TextChoice, text_choice
+from hiso_jax.tasks.text.generation import TextGeneration, text_generation
+from hiso_jax.tasks.text.prompts import PROMPTS, SOURCES, Prompt, PromptSet, user_prompt
+from hiso_jax.tasks.text.tasks import CLASSIFICATION, GENERATION, TEXT_TASKS, text_task
+
+__all__ = [
+    "CLASSIFICATION",
+    "GENERATION",
+    "PROMPTS",
+    "SOURCES",
+    "TEXT_TASKS",
+    "Prompt",
+    "PromptSet",
+    "TextChoice",
+    "TextGeneration",
+    "text_choice",
+    "text_generation",
+    "text_task",
+    "user_prompt",
+]

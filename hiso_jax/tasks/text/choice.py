@@ -1,0 +1,161 @@
+"""Classification by a language model: which answer word follows the prompt (as MeZO, DeComFL and HiSo do it)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+from hiso_jax.models.lm.trainable import Tuned
+from hiso_jax.tasks.splits import held_out
+from hiso_jax.tasks.text.data import labels_of
+from hiso_jax.tasks.text.encode import (
+    at_bucket,
+    buckets_for,
+    last_tokens,
+    left_padded,
+    pad_token,
+    sorted_by_length,
+    tokenize,
+    truncate,
+)
+from hiso_jax.tasks.text.prompts import Prompt, Row
+from hiso_jax.tasks.text.scores import macro_f1
+
+
+@dataclass(frozen=True)
+class TextChoice:
+    """Text classification by a language model; it satisfies ``hiso_jax.fed.Task``.
+
+    Only what is read is computed: the hidden state of the last position, and the columns of the answer words.
+
+    Attributes:
+      model: the language model and what of it is trained.
+      words: the token of each class.
+      buckets: the lengths at which batches are evaluated.
+      train: {"tokens": int32 [n, T] left-padded, "length": int32 [n], "label": int32 [n]}.
+      test: the same for the test split, sorted by length.
+      name: what reports call it.
+      target: the accuracy at which methods are compared, or None.
+    """
+
+    model: Tuned
+    words: tuple[int, ...]
+    buckets: tuple[int, ...]
+    train: Mapping[str, Any]
+    test: Mapping[str, Any]
+    name: str
+    target: float | None = None
+
+    @property
+    def frozen(self) -> PyTree | None:
+        """The parameters that are not trained."""
+        return self.model.frozen
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        """The trained parameters as they were loaded; the key changes nothing."""
+        return self.model.trained
+
+    def logits(
+        self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None
+    ) -> Float[Array, "B classes"]:
+        """The score of each class, float32."""
+        whole, decoder = self.model.whole(params, frozen), self.model.decoder
+
+        def last(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B H"]:
+            return decoder.hidden(whole, tokens, mask)[:, -1]
+
+        hidden = at_bucket(last, self.buckets, batch["tokens"], batch["length"])
+        return decoder.logits(whole, hidden, jnp.array(self.words, jnp.int32))
+
+    def loss(self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None) -> Float[Array, "B"]:
+        """The cross-entropy of each example over the answer words, float32."""
+        return optax.softmax_cross_entropy_with_integer_labels(self.logits(params, batch, frozen), batch["label"])
+
+    def metrics(
+        self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None
+    ) -> dict[str, Shaped[Array, "B"]]:
+        """``loss``, ``prediction`` and ``label`` of each example."""
+        logits = self.logits(params, batch, frozen)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return {"loss": loss, "prediction": logits.argmax(-1), "label": batch["label"]}
+
+    def summarise(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Mean ``loss``, ``accuracy`` and ``macro_f1``."""
+        predicted, labels = outputs["prediction"], outputs["label"]
+        return {
+            "loss": float(outputs["loss"].mean(dtype=np.float64)),
+            "accuracy": float(np.mean(predicted == labels)),
+            "macro_f1": macro_f1(predicted, labels, len(self.words)),
+        }
+
+    def hold_out(self, examples: int, *, seed: int = 0) -> "TextChoice":
+        """The same task with ``examples`` random training examples for its test split: for tuning.
+
+        Raises:
+          ValueError: ``examples`` does not leave both splits an example.
+        """
+        kept, held = held_out(self.train, examples, seed)
+        return replace(self, train=kept, test=sorted_by_length(held))
+
+
+def text_choice(
+    model: Tuned,
+    tokenizer: Any,
+    prompt: Prompt,
+    rows: Mapping[str, Sequence[Row]],
+    *,
+    max_length: int,
+    name: str,
+    target: float | None = None,
+) -> TextChoice:
+    """Classification of rows of text.
+
+    Args:
+      model: the language model and what of it is trained.
+      tokenizer: its tokenizer.
+      prompt: how a row becomes a prompt, and the answer words.
+      rows: of the splits ``train`` and ``test``, with the prompt's columns and ``label``.
+      max_length: the most tokens of a prompt; longer ones keep their end, and the token that begins a text.
+      name: what reports call the task.
+      target: the accuracy at which methods are compared, or None.
+
+    Raises:
+      ValueError: ``max_length`` below 1 or beyond the model's positions, words that the tokenizer cannot tell apart,
+        or a label that is none of the classes.
+    """
+    check_length(max_length, model)
+    words, bos = last_tokens(tokenizer, prompt.words), tokenizer.bos_token_id
+    texts: dict[str, list[list[int]]] = {}
+    for split in ("train", "test"):
+        encoded = tokenize(tokenizer, [prompt.render(row) for row in rows[split]])
+        for number, ids in enumerate(encoded):
+            if not ids:
+                raise ValueError(f"row {number} of {split} has no tokens: its prompt is empty")
+        texts[split] = [truncate(ids, max_length, bos) for ids in encoded]
+    buckets = buckets_for([len(ids) for split in texts.values() for ids in split], max_length)
+    arrays = {
+        split: {
+            "tokens": left_padded(encoded, buckets[-1], pad_token(tokenizer)),
+            "length": np.array([len(ids) for ids in encoded], np.int32),
+            "label": np.array(labels_of(rows[split], split, len(prompt.words)), np.int32),
+        }
+        for split, encoded in texts.items()
+    }
+    return TextChoice(
+        model, words, buckets, arrays["train"], sorted_by_length(arrays["test"]), name=name, target=target
+    )
+
+
+def check_length(max_length: int, model: Tuned) -> None:
+    """Refuse prompts of a length that the model cannot take.
+
+    Raises:
+      ValueError: ``max_length`` is below 1 or beyond the model's positions.
+    """
+    most = model.decoder.config.max_positions - model.decoder.adapters.prefix
+    if not 1 <= max_length <= most:
+        raise ValueError(f"max_length must be between 1 and the model's {most} positions, got {max_length}")

@@ -1,0 +1,144 @@
+"""Text → arrays of tokens: left-padded, truncated in the middle, evaluated at one of a few lengths."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool, Int, PyTree
+
+# Every length is a program of its own, so there are few.
+BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
+MOST_BUCKETS = 5
+# The fewest texts evaluated at one length. On CPU eight short texts fill the cores, and padding is what costs.
+CPU_GROUP, ACCELERATOR_GROUP = 8, 64
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    """The token numbers of each text; ``special`` adds what the tokenizer puts around a text."""
+    return tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
+
+
+def truncate(ids: Sequence[int], limit: int, bos: int | None) -> list[int]:
+    """At most ``limit`` tokens: the end of the text, behind the beginning-of-text token if there was one."""
+    if len(ids) <= limit:
+        return list(ids)
+    if bos is not None and ids[0] == bos and limit > 1:
+        return [bos, *ids[len(ids) - limit + 1 :]]
+    return list(ids[len(ids) - limit :])
+
+
+def last_tokens(tokenizer: Any, words: Sequence[str]) -> tuple[int, ...]:
+    """The last token of each answer word, by which a class is read.
+
+    Raises:
+      ValueError: a word without a token, or two words with the same.
+    """
+    ids = tokenize(tokenizer, words, special=False)
+    for word, tokens in zip(words, ids, strict=True):
+        if not tokens:
+            raise ValueError(f"verbalizer must be words that the tokenizer knows; {word!r} has no token")
+    last = tuple(tokens[-1] for tokens in ids)
+    if len(set(last)) != len(last):
+        raise ValueError(f"verbalizer must be words that end in different tokens; got {','.join(words)}")
+    return last
+
+
+def pad_token(tokenizer: Any) -> int:
+    """What fills the arrays where there is no text; it is masked, so any token of the vocabulary will do."""
+    given = tokenizer.pad_token_id
+    return given if given is not None else (tokenizer.eos_token_id or 0)
+
+
+def left_padded(sequences: Sequence[Sequence[int]], length: int, fill: int) -> Int[np.ndarray, "n T"]:
+    """The sequences at the right end of rows of ``length``."""
+    rows = np.full((len(sequences), length), fill, np.int32)
+    for row, ids in zip(rows, sequences, strict=True):
+        if len(ids):
+            row[length - len(ids) :] = ids
+    return rows
+
+
+def buckets_for(lengths: Sequence[int], limit: int) -> tuple[int, ...]:
+    """The lengths at which batches of texts of these ``lengths`` are evaluated, in rising order.
+
+    They are of a fixed set, so that other data of about the same lengths meets the same programs; the last fits the
+    longest text, and is not above ``limit``, which no text exceeds.
+    """
+    top = min([bucket for bucket in BUCKETS if bucket >= max(lengths)] + [limit])
+    below = [bucket for bucket in BUCKETS if min(lengths) <= bucket < top]
+    return (*below[len(below) - MOST_BUCKETS + 1 if len(below) >= MOST_BUCKETS else 0 :], top)
+
+
+@custom_vmap
+def longest(lengths: Int[Array, "B"]) -> Int[Array, ""]:
+    """The length of the longest text of a batch: of all batches under ``vmap``, so that a choice by it stays one."""
+    return lengths.max()
+
+
+@longest.def_vmap
+def _longest_of_all(axis_size: int, in_batched: list[bool], lengths: Array) -> tuple[Array, bool]:
+    return longest(lengths.reshape(-1)), False
+
+
+def group_size(examples: int) -> int:
+    """How many examples to evaluate at one length: few where padding costs, many where parallelism pays."""
+    smallest = CPU_GROUP if jax.default_backend() == "cpu" else ACCELERATOR_GROUP
+    groups = max(examples // smallest, 1)
+    while examples % groups:
+        groups -= 1
+    return examples // groups
+
+
+def at_bucket(
+    function: Callable[[Int[Array, "b T"], Bool[Array, "b T"]], PyTree],
+    buckets: tuple[int, ...],
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+) -> PyTree:
+    """``function(tokens, mask)`` of left-padded texts, cut to the first bucket that fits the longest of them.
+
+    A batch is taken in groups of texts of about the same length, each at its own bucket.
+
+    Args:
+      function: of tokens [b, bucket] and which of them are real; its outputs [b, ...] have the same shapes for every
+        bucket.
+      buckets: in rising order, the last at least the width of ``tokens``.
+      tokens: left-padded.
+      lengths: how many of each row are real.
+
+    Returns:
+      The outputs [B, ...], in the order of the rows.
+    """
+
+    def branch(bucket: int) -> Callable[[Array, Array], PyTree]:
+        def run(tokens: Array, lengths: Array) -> PyTree:
+            cut = tokens[:, max(tokens.shape[1] - bucket, 0) :]
+            return function(cut, jnp.arange(cut.shape[1]) >= cut.shape[1] - lengths[:, None])
+
+        return run
+
+    if len(buckets) == 1:
+        return branch(buckets[0])(tokens, lengths)
+
+    def group(rows: tuple[Array, Array]) -> PyTree:
+        index = jnp.searchsorted(jnp.array(buckets[:-1], jnp.int32), longest(rows[1]))
+        return lax.switch(index, [branch(bucket) for bucket in buckets], *rows)
+
+    size = group_size(len(lengths))
+    if size == len(lengths):
+        return group((tokens, lengths))
+    order = jnp.argsort(lengths)
+    rows = jax.tree.map(lambda a: a[order].reshape(-1, size, *a.shape[1:]), (tokens, lengths))
+    outputs = lax.map(group, rows)
+    place = jnp.argsort(order)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[place], outputs)
+
+
+def sorted_by_length(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same examples from the shortest to the longest, so that chunks of them need little padding."""
+    order = np.argsort(arrays["length"], kind="stable")
+    return jax.tree.map(lambda a: a[order], arrays)

@@ -1,0 +1,252 @@
+"""Text tasks on a small language model: encoding, buckets, losses, metrics, generated answers and data."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hiso_jax
+from hiso_jax import fed
+from hiso_jax.models import lm
+from hiso_jax.models.lm.trainable import tune
+from hiso_jax.tasks.text import text_task
+from hiso_jax.tasks.text.encode import buckets_for, truncate
+from hiso_jax.tasks.text.scores import exact_match, macro_f1, rouge, token_f1
+from tests.models.lm.checkpoints import WORDS
+from tests.tasks.text.problems import data_folder, model_folder, reviews, write_rows
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    return lm.load(model_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def task(pretrained, tmp_path_factory):
+    return classification(pretrained, data_folder(tmp_path_factory.mktemp("data")))
+
+
+RUN = jax.jit(
+    lambda decoder, params, tokens, mask: decoder.logits(params, decoder.hidden(params, tokens, mask)), static_argnums=0
+)
+
+
+def all_logits(pretrained, ids):
+    """The scores of every token after every position of one text, padded to one length on its right."""
+    tokens = np.zeros((1, 48), np.int32)
+    tokens[0, : len(ids)] = ids
+    mask = np.arange(48)[None] < len(ids)
+    return np.asarray(RUN(pretrained.decoder, pretrained.params, tokens, mask))[0, : len(ids)]
+
+
+def classification(pretrained, folder, trainable="all", **settings):
+    known = {"template": "{text} It was", "verbalizer": (" bad", " good")} | settings
+    return text_task("text-classification", tune(pretrained, trainable), pretrained, data_dir=folder, **known)
+
+
+@given(st.lists(st.integers(5, 50), min_size=1, max_size=30), st.integers(1, 40), st.booleans())
+def test_truncation_keeps_the_first_token_and_the_end(ids, limit, has_bos):
+    ids = [0, *ids] if has_bos else ids
+    kept = truncate(ids, limit, 0)
+    assert len(kept) == min(len(ids), limit)
+    if len(ids) > limit > 1:
+        assert kept[0] == 0 if has_bos else kept == ids[-limit:]
+        assert kept[-1] == ids[-1]
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=30), slack=st.integers(0, 50))
+def test_buckets_are_few_and_fit(lengths, slack):
+    buckets = buckets_for(lengths, max(lengths) + slack)
+    assert 1 <= len(buckets) <= 5
+    assert list(buckets) == sorted(set(buckets))
+    assert max(lengths) <= buckets[-1] <= max(lengths) + slack or buckets[-1] in (max(lengths), max(lengths) + slack)
+
+
+def test_what_is_read_is_the_last_position_and_the_words(task, pretrained):
+    batch = jax.tree.map(lambda a: jnp.asarray(a[:12]), dict(task.train))
+    ours = jax.jit(task.logits)(task.init(None), batch)
+    columns = [WORDS.index("bad"), WORDS.index("good")]
+    assert batch["tokens"].shape[1] > max(batch["length"])
+    for number, row in enumerate(reviews(12)):
+        ids = pretrained.tokenizer(f"{row['text']} It was")["input_ids"]
+        assert ids[0] == WORDS.index("<s>")
+        assert batch["length"][number] == len(ids)
+        np.testing.assert_allclose(ours[number], all_logits(pretrained, ids)[-1, columns], atol=1e-4)
+
+
+def test_buckets_and_groups_change_nothing(task):
+    assert task.buckets == (16, 32)
+    batch = jax.tree.map(lambda a: jnp.asarray(a[:16]), dict(task.train))
+    assert batch["length"].min() <= task.buckets[0] < batch["length"].max()
+    one = dataclasses.replace(task, buckets=task.buckets[-1:])
+    params = task.init(None)
+    np.testing.assert_allclose(jax.jit(task.loss)(params, batch), jax.jit(one.loss)(params, batch), atol=1e-5)
+    # Clients with parameters of their own: the choice of a length stays a choice.
+    clients = jax.tree.map(lambda a: a.reshape(2, 8, *a.shape[1:]), batch)
+    apart = jax.jit(jax.vmap(task.loss, (None, 0)))(params, clients)
+    np.testing.assert_allclose(apart.reshape(-1), jax.jit(task.loss)(params, batch), atol=1e-5)
+    program = jax.jit(jax.vmap(task.loss, (None, 0))).lower(params, clients).as_text()
+    assert "stablehlo.case" in program
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_fine_tuning_learns_and_replays(pretrained, tmp_path, trainable):
+    task = classification(pretrained, data_folder(tmp_path), trainable)
+    tx = hiso_jax.hiso(0.004 if trainable == "all" else 0.1)
+    config = fed.SimulationConfig(rounds=150, cohort=2, perturbations=4, batch_size=16, eval_every=150)
+    result = fed.Simulation(task, tx, fed.iid(40, 4), config).run()
+    before, after = (row.metrics for row in (result.metrics[0], result.metrics[-1]))
+    assert set(after) == {"loss", "accuracy", "macro_f1"}
+    assert after["loss"] < before["loss"] - 0.1
+    assert result.diverged_at is None
+    params, _ = fed.replay(result.initial_params, tx, result.records)
+    jax.tree.map(np.testing.assert_array_equal, params, result.params)
+    assert (task.frozen is None) == (trainable == "all")
+
+
+def test_tuning_holds_examples_out(task):
+    part = task.hold_out(10, seed=1)
+    assert (len(part.train["label"]), len(part.test["label"])) == (30, 10)
+    assert (np.diff(part.test["length"]) >= 0).all()
+
+
+QUESTIONS = [
+    {"title": "sky", "context": "the sky is blue", "question": "what is the color of the sky ?",
+     "answers": {"text": ["blue", "the blue"]}},
+    {"title": "film", "context": "the film was red", "question": "what was the film ?", "answers": {"text": ["red"]}},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answering(pretrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("squad")
+    write_rows(folder, QUESTIONS * 4, "train")
+    write_rows(folder, QUESTIONS, "validation")
+    return text_task(
+        "squad", tune(pretrained), pretrained, data_dir=folder, prompts="mezo", max_length=64, max_new_tokens=4
+    )
+
+
+def test_a_generation_loss_reads_the_answer_s_tokens(answering, pretrained):
+    assert answering.answer_length == 2
+    batch = jax.tree.map(lambda a: jnp.asarray(a[:2]), dict(answering.train))
+    losses = jax.jit(answering.loss)(answering.init(None), batch)
+    for loss, row in zip(losses, QUESTIONS, strict=True):
+        prompt = f"Title: {row['title']}\nContext: {row['context']}\nQuestion: {row['question']}\nAnswer:"
+        ids = pretrained.tokenizer(prompt)["input_ids"]
+        answer = [WORDS.index(row["answers"]["text"][0]), WORDS.index("\n")]
+        scores = jax.nn.log_softmax(all_logits(pretrained, ids + answer))[len(ids) - 1 : -1]
+        np.testing.assert_allclose(loss, -np.mean([scores[i, token] for i, token in enumerate(answer)]), atol=1e-4)
+
+
+def test_generated_answers_are_scored_against_every_golden_one(answering):
+    data = jax.tree.map(jnp.asarray, dict(answering.test))
+    outputs = jax.tree.map(np.asarray, dict(jax.jit(answering.metrics)(answering.init(None), data)))
+    assert outputs["generated"].shape == (2, 4)
+    scores = answering.summarise(outputs)
+    assert set(scores) == {"loss", "accuracy", "exact_match", "f1"}
+    blue, red, the = (WORDS.index(word) for word in ("blue", "red", "the"))
+    end = WORDS.index("</s>")
+    said = {0: [the, blue, end, end], 1: [blue, red, end, end]}
+    outputs["generated"] = np.array([said[row] for row in outputs["row"]])
+    scores = answering.summarise(outputs)
+    assert scores["exact_match"] == 0.5
+    np.testing.assert_allclose(scores["f1"], (1 + 2 / 3) / 2)
+
+
+def test_fine_tuning_learns_to_answer(answering):
+    config = fed.SimulationConfig(rounds=100, cohort=2, perturbations=4, batch_size=4, eval_every=100)
+    result = fed.Simulation(answering, hiso_jax.hiso(0.003), fed.iid(8, 2), config).run()
+    assert result.metrics[-1].metrics["loss"] < result.metrics[0].metrics["loss"] - 0.1
+
+
+def test_scores():
+    assert exact_match("The Blue!", ["red", "blue"]) == 1
+    assert token_f1("a very blue sky", ["blue sky", "red"]) == pytest.approx(0.8)
+    assert token_f1("", ["red"]) == 0
+    labels, predicted = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 1])
+    assert macro_f1(predicted, labels, 3) == pytest.approx((2 / 3 + 0.5 + 0) / 3)
+    scores = rouge(["the cat sat"], [["the cat sat down", "a dog"]])
+    assert scores["rouge1"] == pytest.approx(6 / 7)
+    assert scores["rouge2"] == pytest.approx(4 / 5)
+    assert set(scores) == {"rouge1", "rouge2", "rougeL"}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_local_files_of_every_kind_are_the_same_data(ending, pretrained, tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_list(reviews(6))
+    for split in ("train", "test"):
+        path = str(tmp_path / f"{split}.{ending}")
+        {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[ending](path)
+    task = classification(pretrained, tmp_path)
+    assert task.train["label"].tolist() == [0, 1] * 3
+
+
+def test_label_names_are_numbered_in_alphabetical_order(pretrained, tmp_path):
+    for split in ("train", "validation"):
+        write_rows(tmp_path, [{"text": "film", "label": name} for name in ("pos", "neg", "pos")], split)
+    assert classification(pretrained, tmp_path).train["label"].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "settings", "sentence"),
+    [
+        ({"text": "x"}, {}, "validation"),
+        (None, {"template": "{review} It was"}, "data_dir must hold the columns review, label; train lacks review"),
+        (None, {"verbalizer": (" bad", " bad")}, "verbalizer must be at least two different words"),
+        (None, {"verbalizer": (" splendid", " bad")}, None),
+        (None, {"verbalizer": (" unknown", " splendid")}, "verbalizer must be words that end in different tokens"),
+        (None, {"max_length": 97}, "max_length must be between 1 and the model's 96 positions, got 97"),
+        (None, {"template": None}, "template and verbalizer must be given for text-classification"),
+        ({"text": "x", "label": 2}, {}, "row 40 of train has label 2; labels must be 0 to 1"),
+        ({"text": None, "label": 1}, {}, "row 40 of train has no text"),
+        ("{broken", {}, "train.jsonl cannot be read"),
+    ],
+)
+def test_bad_data_is_one_sentence(damage, settings, sentence, pretrained, tmp_path):
+    folder = data_folder(tmp_path)
+    if isinstance(damage, str):
+        (folder / "train.jsonl").write_text(damage)
+    elif damage is not None and "label" in damage:
+        write_rows(folder, [*reviews(40), damage], "train")
+    elif damage is not None:
+        (folder / "validation.jsonl").unlink()
+    if sentence is None:
+        assert classification(pretrained, folder, **settings).words == (2, 6)
+        return
+    with pytest.raises(ValueError, match=sentence) as caught:
+        classification(pretrained, folder, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_data_is_loaded_by_name(pretrained, monkeypatch):
+    """Real datasets objects with the hub's columns; only the download is replaced."""
+    import datasets
+
+    rows = [{"sentence": row["text"], "label": row["label"]} for row in reviews(8)]
+    asked = []
+
+    def load_dataset(name, config=None, revision=None):
+        asked.append((name, config, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported")
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split in ("train", "validation")})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = text_task("sst2", tune(pretrained), pretrained, train_rows=5, seed=1)
+    assert asked == [("nyu-mll/glue", "sst2", None), ("nyu-mll/glue", "sst2", "refs/convert/parquet")]
+    assert (len(task.train["label"]), len(task.test["label"])) == (5, 8)
+    assert task.target == 0.85
+
+    def out_of_reach(*arguments, **settings):
+        raise ConnectionError
+
+    monkeypatch.setattr(datasets, "load_dataset", out_of_reach)
+    with pytest.raises(ValueError, match=r"data_dir must name a folder .* loading nyu-mll/glue gave ConnectionError"):
+        text_task("sst2", tune(pretrained), pretrained)
