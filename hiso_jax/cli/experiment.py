@@ -3,13 +3,13 @@
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from hiso_jax import fed, tasks, zo
 from hiso_jax.cli.options import Experiment
 from hiso_jax.fed.population import Clients
-from hiso_jax.tasks import Classification
 
 SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "sphere": zo.sphere}
 
@@ -20,55 +20,120 @@ LEARNING_RATES = {
     ("mnist", "hiso"): 0.001,
     ("mnist", "decomfl"): 0.001,
 }
+# The authors' rates for language models, and with adapters those of benchmarks/README.md.
+TEXT_LEARNING_RATES = {
+    ("full", "hiso"): 5e-5,
+    ("full", "decomfl"): 5e-6,
+    ("adapters", "hiso"): 1e-3,
+    ("adapters", "decomfl"): 1e-3,
+}
+IMAGE_TASKS = ("digits", "mnist")
+AnyTask = Any
 
 
-def build_task(options: Experiment) -> Classification:
-    """The task, its data loaded."""
+def build_task(options: Experiment) -> AnyTask:
+    """The task, its data loaded, and its model.
+
+    Raises:
+      ValueError: the data or the model cannot be had, or do not belong together.
+    """
     if options.task == "digits":
-        return tasks.digits(options.model or "mlp")
-    return tasks.mnist(options.data_dir, options.model or "cnn")
+        return tasks.digits(options.model or "mlp")  # type: ignore[arg-type]
+    if options.task == "mnist":
+        return tasks.mnist(options.data_dir, options.model or "cnn")  # type: ignore[arg-type]
+    return _text_task(options)
 
 
-def is_virtual(options: Experiment, task: Classification) -> bool:
+def _text_task(options: Experiment) -> AnyTask:
+    if options.model is None or options.model in ("mlp", "cnn"):
+        raise ValueError(f"model must name a language model for {options.task}: by hub name, a folder or a .gguf file")
+    # Imported where they are needed: they need the extra lm.
+    from hiso_jax.models import lm
+    from hiso_jax.models.lm.trainable import tune
+    from hiso_jax.tasks.text import text_task
+
+    pretrained = lm.load(options.model, dtype=options.dtype, param_dtype=options.param_dtype)
+    model = tune(
+        pretrained,
+        options.trainable,
+        lora_rank=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_targets=options.lora_targets,
+        prefix_tokens=options.prefix_tokens,
+        seed=options.seed,
+    )
+    return text_task(
+        options.task,
+        model,
+        pretrained,
+        data_dir=options.data_dir,
+        prompts=options.prompts,
+        template=options.template,
+        verbalizer=options.verbalizer,
+        max_length=options.max_length,
+        max_new_tokens=options.max_new_tokens,
+        train_rows=options.train_rows,
+        test_rows=options.test_rows,
+        seed=options.seed,
+    )
+
+
+def examples_of(task: AnyTask) -> int:
+    """How many training examples the task has."""
+    return len(next(iter(task.train.values())))
+
+
+def is_virtual(options: Experiment, task: AnyTask) -> bool:
     """Whether the clients draw from the shared pool, since there are more of them than examples or by request."""
-    return options.virtual or options.clients > len(task.train["label"])
+    return options.virtual or options.clients > examples_of(task)
 
 
-def virtual_note(options: Experiment, task: Classification) -> str:
+def virtual_note(options: Experiment, task: AnyTask) -> str:
     """What to tell the user of virtual clients."""
     fewest, most = options.client_examples
     return (
         f"{options.clients:,} virtual clients: each draws its own {fewest} to {most} examples from the pool of "
-        f"{len(task.train['label']):,}"
+        f"{examples_of(task):,}"
     )
 
 
-def build_population(options: Experiment, task: Classification, seed: int) -> Clients:
+def build_population(options: Experiment, task: AnyTask, seed: int) -> Clients:
     """The population: a partition of the task's training examples, or virtual clients.
 
     Raises:
       ValueError: more clients than examples, and label shards asked for.
     """
-    labels, clients = task.train["label"], options.clients
+    clients, total = options.clients, examples_of(task)
+    labels = task.train.get("label")
+    partition = options.partition or ("iid" if labels is None else "dirichlet")
+    if labels is None:
+        if partition != "iid":
+            raise ValueError(f"partition must be iid for {options.task}, which has no labels; got {partition}")
+        labels = np.zeros(total, np.int32)
     if is_virtual(options, task):
-        if options.partition == "shards":
+        if partition not in ("dirichlet", "iid"):
             raise ValueError(
-                f"clients must be at most the number of training examples, {len(labels)}, for label shards; "
+                f"clients must be at most the number of training examples, {total}, for the partition {partition}; "
                 f"got {clients}"
             )
-        alpha = options.alpha if options.partition == "dirichlet" else None
         fewest, most = options.client_examples
+        alpha = options.alpha if partition == "dirichlet" else None
         return fed.virtual(labels, clients, alpha=alpha, sizes=(fewest, most), seed=seed)
-    if options.partition == "iid":
-        return fed.iid(len(labels), clients, seed=seed)
-    if options.partition == "shards":
+    if partition == "iid":
+        return fed.iid(total, clients, seed=seed)
+    if partition == "shards":
         return fed.shards(labels, clients, shards_per_client=options.shards_per_client, seed=seed)
-    return fed.dirichlet(labels, clients, alpha=options.alpha, seed=seed)
+    deal = fed.dirichlet if partition == "dirichlet" else fed.dirichlet_balanced
+    return deal(labels, clients, alpha=options.alpha, seed=seed)
 
 
 def learning_rate(options: Experiment, algorithm: str, given: float | None) -> float:
     """The rate asked for, or the one tuned for the task and the algorithm."""
-    return LEARNING_RATES[options.task, algorithm] if given is None else given
+    if given is not None:
+        return given
+    if options.task in IMAGE_TASKS:
+        return LEARNING_RATES[options.task, algorithm]
+    return TEXT_LEARNING_RATES["adapters" if options.trainable in ("lora", "prefix") else "full", algorithm]
 
 
 def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:
@@ -87,12 +152,15 @@ def build_optimizer(
     sampler = SAMPLERS[options.sampler]
     if algorithm == "hiso":
         head = zo.scale_by_hiso(
-            decay=options.curvature_decay, curvature_update=options.curvature_update, sampler=sampler
+            decay=options.curvature_decay,
+            curvature_update=options.curvature_update,
+            curvature_dtype=None if options.curvature_dtype == "float32" else options.curvature_dtype,
+            sampler=sampler,
         )
     else:
         head = zo.scale_by_zo(sampler=sampler)
     decay = [optax.add_decayed_weights(options.weight_decay)] if options.weight_decay else []
-    momentum = [optax.trace(options.momentum)] if options.momentum else []
+    momentum = [optax.trace(options.momentum, accumulator_dtype=np.float32)] if options.momentum else []
     return optax.chain(head, *decay, *momentum, optax.scale_by_learning_rate(schedule))
 
 
@@ -104,7 +172,7 @@ def simulation_config(options: Experiment, seed: int) -> fed.SimulationConfig:
 
 def build_simulation(
     options: Experiment,
-    task: Classification,
+    task: AnyTask,
     population: Clients,
     algorithm: str,
     rate: float,

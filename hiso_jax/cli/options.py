@@ -7,32 +7,25 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hiso_jax.cli.devices import Devices
+from hiso_jax.cli.language import TEXT_TASK_NAMES, Language, comma_separated
 from hiso_jax.cli.presence import Presence
 from hiso_jax.fed import SimulationConfig
 from hiso_jax.fed.config import at_least, positive
 
 
-def _comma_separated(convert: type, metavar: str) -> Any:
-    """A tyro rule for a list given as one comma-separated word."""
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: tuple(convert(item.strip()) for item in words[0].split(",")),
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: ["None" if value is None else ",".join(map(str, value))],
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
-class Experiment(SimulationConfig, Presence):
+class Experiment(SimulationConfig, Presence, Language):
     """What all commands share.
 
     Attributes:
-      task: digits (embedded) or mnist (needs --data-dir, or a hub).
-      model: mlp or cnn; by default mlp for digits and cnn for mnist.
-      data_dir: folder with the four MNIST IDX files, gzip-compressed or not; without it the datasets hub is asked.
+      task: digits (embedded); mnist; or a text task for a language model. All but digits need --data-dir or a hub.
+      model: for digits and mnist mlp or cnn; for text a language model (OPT, Llama, Mistral, Qwen2) by hub name, as
+        a folder with safetensors, or as a .gguf file.
+      data_dir: folder with the data: the four MNIST IDX files, gzip-compressed or not; or train and validation files
+        (.jsonl, .csv, .parquet) with the text task's columns. Without it the datasets hub is asked.
       clients: clients in the population, N; above the number of training examples they are virtual.
-      partition: how the training examples are dealt to the clients: Dirichlet over labels, i.i.d., or label shards.
+      partition: how the training examples are dealt to the clients: Dirichlet over labels (the default, where there
+        are labels), the same with clients of equal size, i.i.d., or label shards.
       virtual: clients that exist as a key and draw their examples from the shared pool, by a label mixture of their
         own (dirichlet) or the pool's (iid); any number of them.
       client_examples: fewest and most examples that a virtual client holds, log-uniform in between.
@@ -48,13 +41,13 @@ class Experiment(SimulationConfig, Presence):
       out: directory to write, which must not exist; by default a new one under runs/.
     """
 
-    task: Literal["digits", "mnist"] = "digits"
-    model: Literal["mlp", "cnn"] | None = None
+    task: Literal["digits", "mnist"] | TEXT_TASK_NAMES = "digits"
+    model: str | None = None
     data_dir: Path | None = None
     clients: int = 100
-    partition: Literal["dirichlet", "iid", "shards"] = "dirichlet"
+    partition: Literal["dirichlet", "dirichlet-balanced", "iid", "shards"] | None = None
     virtual: bool = False
-    client_examples: Annotated[tuple[int, ...], _comma_separated(int, "MIN,MAX")] = (16, 256)
+    client_examples: Annotated[tuple[int, ...], comma_separated(int, "MIN,MAX")] = (16, 256)
     alpha: float = 0.5
     shards_per_client: int = 2
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -79,11 +72,12 @@ class Experiment(SimulationConfig, Presence):
         at_least("shards_per_client", self.shards_per_client, 1)
         positive("alpha", self.alpha)
         self.check_presence()
+        self.check_language()
         if len(self.client_examples) != 2 or not 1 <= self.client_examples[0] <= self.client_examples[1] < 2**31:
             given = ",".join(map(str, self.client_examples))
             raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most < 2^31, got {given}")
-        if self.virtual and self.partition == "shards":
-            raise ValueError("partition must be dirichlet or iid for virtual clients, got shards")
+        if self.virtual and self.partition in ("shards", "dirichlet-balanced"):
+            raise ValueError(f"partition must be dirichlet or iid for virtual clients, got {self.partition}")
         if self.cohort > self.clients:
             raise ValueError(f"cohort must be at most the number of clients, {self.clients}, got {self.cohort}")
         for option, upper in (("curvature_decay", 1), ("momentum", 1), ("weight_decay", float("inf"))):
@@ -134,8 +128,8 @@ class Grid(Experiment):
       validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
     """
 
-    algorithms: Annotated[tuple[str, ...], _comma_separated(str, "A,B,…")] = ALGORITHMS
-    learning_rates: Annotated[tuple[float, ...], _comma_separated(float, "X,Y,…")] = RATES
+    algorithms: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ALGORITHMS
+    learning_rates: Annotated[tuple[float, ...], comma_separated(float, "X,Y,…")] = RATES
     seeds: int = 1
     validation: int | None = None
 
@@ -170,7 +164,7 @@ class Sweep(Grid):
       mus: smoothing radii to try; by default --mu alone.
     """
 
-    mus: Annotated[tuple[float, ...] | None, _comma_separated(float, "X,Y,…")] = None
+    mus: Annotated[tuple[float, ...] | None, comma_separated(float, "X,Y,…")] = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -190,7 +184,7 @@ class Compare(Grid):
       learning_rate: do not tune: one rate for all methods, or one for each in their order.
     """
 
-    learning_rate: Annotated[tuple[float, ...] | None, _comma_separated(float, "X,Y,…")] = None
+    learning_rate: Annotated[tuple[float, ...] | None, comma_separated(float, "X,Y,…")] = None
 
     def __post_init__(self) -> None:
         """Check every range.

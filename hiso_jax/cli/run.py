@@ -14,6 +14,7 @@ from rich.console import Console
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import (
+    AnyTask,
     build_population,
     build_simulation,
     build_task,
@@ -35,7 +36,6 @@ from hiso_jax.cli.report import (
 )
 from hiso_jax.fed.mesh import all_processes
 from hiso_jax.fed.population import Clients
-from hiso_jax.tasks import Classification
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ def _together(step: Callable[[], T]) -> T:
     return cast(T, value)
 
 
-def _ingredients(options: Run) -> tuple[Mesh | None, Classification, Clients]:
+def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, Clients]:
     mesh, task = options.mesh(), build_task(options)
     # Files are read here, where one process may fail alone: building the simulation, the processes already talk.
     options.participation()
@@ -135,9 +135,11 @@ def _print(console: Console, summary: dict, directory: Path) -> None:
     shards = summary["mesh"]["model"]
     split = f", parameters in {shards} parts" if shards > 1 else ""
     rows = {
-        "test accuracy": f"{summary['accuracy']:.4f}" if np.isfinite(summary["accuracy"]) else "—",
+        "test accuracy": f"{summary['accuracy']:.4f}, before {summary['initial_accuracy']:.4f}"
+        if np.isfinite(summary["accuracy"])
+        else "—",
         "test loss": f"{summary['loss']:.4f}",
-        f"accuracy {summary['target']:g}": at_target,
+        "target": f"accuracy {summary['target']:g} {at_target}" if summary["target"] is not None else "none",
         "rounds": f"{summary['rounds']} ({summary['rounds_per_second']:.3g} rounds/s)",
         "seconds": f"{summary['wall_seconds']:.1f}, of which compiling {summary['compile_seconds']:.1f}",
         "bytes a client": f"up {human_bytes(summary['bytes_up_per_client'])}, "
@@ -146,8 +148,14 @@ def _print(console: Console, summary: dict, directory: Path) -> None:
         "attendance": f"{attendance['reported']} reports, {missing}",
         "simulated time": human_seconds(summary["simulated_seconds"]),
         "devices": f"{summary['device_count']} {summary['device']}: {per_device}{split}",
+        "trained": f"{summary['trained_parameters']:,} parameters",
         "written to": str(directory),
     }
+    others = {name: value for name, value in summary["metrics"].items() if name not in ("accuracy", "loss")}
+    if others:
+        rows["test loss"] += "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in others.items())
+    if summary["target"] is None:
+        del rows["target"]
     if not any(attendance[name] for name in ("absent", "dropped", "late", "invalid")):
         del rows["attendance"]
     width = max(map(len, rows))

@@ -14,10 +14,12 @@ from rich.table import Table
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import (
+    AnyTask,
     build_optimizer,
     build_population,
     build_schedule,
     build_task,
+    examples_of,
     is_virtual,
     simulation_config,
     virtual_note,
@@ -27,7 +29,6 @@ from hiso_jax.cli.options import Grid, Sweep
 from hiso_jax.cli.plots import rates_picture
 from hiso_jax.cli.report import config_of, create_directory, write_json
 from hiso_jax.fed.population import Clients
-from hiso_jax.tasks import Classification
 
 VALIDATION_SHARE = 0.2
 NEVER = "—"
@@ -36,13 +37,13 @@ NEVER = "—"
 class Tuning:
     """A task without its test split: what a sweep may look at."""
 
-    def __init__(self, options: Grid, task: Classification) -> None:
+    def __init__(self, options: Grid, task: AnyTask) -> None:
         """Hold the validation examples out and deal the rest to the clients.
 
         Raises:
           ValueError: too many or too few examples held out, or too few left for the clients.
         """
-        total = len(task.train["label"])
+        total = examples_of(task)
         held = round(VALIDATION_SHARE * total) if options.validation is None else options.validation
         if not 1 <= held < total:
             raise ValueError(f"validation must be at least 1 and below {total}, the training examples; got {held}")

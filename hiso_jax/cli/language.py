@@ -1,0 +1,89 @@
+"""The options of language models: prompts, what is trained, and in which precision."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from hiso_jax.fed.config import at_least, positive
+
+TEXT_TASK_NAMES = Literal[
+    "sst2",
+    "qqp",
+    "rte",
+    "boolq",
+    "cb",
+    "wic",
+    "wsc",
+    "multirc",
+    "ag_news",
+    "squad",
+    "drop",
+    "xsum",
+    "text-classification",
+]
+
+
+def comma_separated(convert: type, metavar: str, *, strip: bool = True) -> Any:
+    """A tyro rule for a list given as one comma-separated word."""
+
+    def parse(words: list[str]) -> tuple:
+        return tuple(convert(item.strip() if strip else item) for item in words[0].split(","))
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: ["None" if value is None else ",".join(map(str, value))],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """What only language models have.
+
+    Attributes:
+      prompts: whose prompts and answer words: those of DeComFL and HiSo, or of MeZO.
+      template: the prompt, with columns of the data in braces, for text-classification or in place of the task's.
+      verbalizer: the answer word of each label, in their order, blanks included; as template.
+      max_length: most tokens of a prompt, longer ones keep their end; by default the task's or the model's.
+      max_new_tokens: most tokens to generate (squad, drop, xsum); by default the task's.
+      train_rows: random rows of the training data to use; by default all, for generation 1,000.
+      test_rows: random rows of the test data to use; by default all, for generation 100.
+      trainable: all parameters, lora, prefix, head, or a regular expression over the parameters' dotted paths.
+      lora_rank: rank r of LoRA.
+      lora_alpha: α of LoRA, whose product is scaled by α/r.
+      lora_targets: projections that get LoRA, of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
+      prefix_tokens: learned prefix positions.
+      dtype: in which the model computes; losses are float32 in any case.
+      param_dtype: in which parameters are kept; bfloat16 is rounded stochastically, so that no update is lost.
+      curvature_dtype: in which HiSo's curvature is kept; bfloat16 halves its memory.
+    """
+
+    prompts: Literal["decomfl", "mezo"] = "decomfl"
+    template: str | None = None
+    verbalizer: Annotated[tuple[str, ...] | None, comma_separated(str, "WORD,WORD,…", strip=False)] = None
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    train_rows: int | None = None
+    test_rows: int | None = None
+    trainable: str = "all"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_targets: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ("q_proj", "v_proj")
+    prefix_tokens: int = 5
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    curvature_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def check_language(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        for option in ("max_length", "max_new_tokens", "train_rows", "test_rows", "lora_rank", "prefix_tokens"):
+            if getattr(self, option) is not None:
+                at_least(option, getattr(self, option), 1)
+        positive("lora_alpha", self.lora_alpha)

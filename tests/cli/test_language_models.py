@@ -1,0 +1,77 @@
+"""Fine-tuning a small language model from the command line."""
+
+import json
+
+import pytest
+
+from hiso_jax.cli.main import main
+from tests.cli.test_cli import call
+from tests.tasks.text.problems import data_folder, model_folder, write_rows
+
+SMALL = [*"--rounds 4 --clients 4 --cohort 2 --perturbations 2".split(), *"--eval-every 2 --batch-size 8".split()]  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return data_folder(tmp_path_factory.mktemp("data"))
+
+
+def options(model, data):
+    words = ["--template", "{text} It was", "--verbalizer", " bad, good"]
+    return ["--task", "text-classification", "--model", model, "--data-dir", data, *words]
+
+
+def test_a_run_tells_the_accuracy_before_and_after(capsys, tmp_path, model, data):
+    out = tmp_path / "run"
+    settings = ["--trainable", "lora", "--partition", "dirichlet-balanced", "--param-dtype", "bfloat16"]
+    code, text, errors = call(capsys, "run", *options(model, data), *SMALL, *settings, "--out", out)
+    assert (code, errors) == (0, "")
+    summary = json.loads((out / "summary.json").read_text())
+    assert {"loss", "accuracy", "macro_f1"} == set(summary["metrics"])
+    assert summary["trained_parameters"] == 2 * 2 * 8 * (32 + 32) - 2 * 8 * 16
+    assert f"before {summary['initial_accuracy']:.4f}" in text
+    assert "macro f1" in text
+    config = json.loads((out / "config.json").read_text())
+    assert (config["verbalizer"], config["trainable"], config["target"]) == ([" bad", " good"], "lora", None)
+    assert (out / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--task", "sst2"], "--model must name a language model for sst2: by hub name, a folder or a .gguf file"),
+        (["--task", "sst2", "--model", "cnn"], "--model must name a language model"),
+        (["--task", "text-classification", "--model", "MODEL"], "--template and verbalizer must be given"),
+        (["--task", "text-classification", "--model", "x.gguf"], "there is no file x.gguf"),
+        (["--task", "squad", "--model", "MODEL", "--partition", "dirichlet", "--data-dir", "SQUAD",
+          "--max-new-tokens", "4"],
+         "--partition must be iid for squad, which has no labels; got dirichlet"),
+        (["--task", "qqp", "--model", "MODEL", "--prompts", "mezo"], "--prompts must be decomfl for qqp"),
+        (["--lora-rank", "0"], "--lora-rank must be at least 1, got 0"),
+        (["--directions", "keep", "--local-steps", "2"], "--directions must be regenerate for several local steps"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, model, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    row = {"title": "sky", "context": "sky", "question": "what", "answers": {"text": ["blue"]}}
+    for split in ("train", "validation"):
+        write_rows(tmp_path / "squad", [row] * 4, split)
+    named = {"MODEL": str(model), "SQUAD": str(tmp_path / "squad")}
+    code, text, errors = call(capsys, "run", *SMALL, *(named.get(word, word) for word in arguments))
+    assert (code, text) == (2, "")
+    assert errors.count("\n") == 1
+    assert sentence in errors
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_help_names_every_text_task(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = capsys.readouterr().out
+    for option in ("--trainable", "--verbalizer", "--curvature-dtype", "--directions", "text-classification"):
+        assert option in text
