@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(directory.cleanup)
         cache = directory.name
     config.stash[CACHE] = os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    # What datasets and transformers keep belongs to the tests, too; no test may reach a hub.
+    os.environ["HF_HOME"], os.environ["HF_HUB_OFFLINE"] = os.path.join(cache, "huggingface"), "1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-FILES = ["test_sharded.py", "test_double_precision.py", "test_collectives.py"]
+FILES = ["test_sharded.py", "test_collectives.py"]
+SLOW_FILES = ["test_double_precision.py", "test_language_model.py"]
 
 
 def run(repository, *arguments):
@@ -22,7 +23,7 @@ def run(repository, *arguments):
     assert "skipped" not in done.stdout, done.stdout
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [*FILES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_FILES)])
 def test_on_eight_devices(repository, file):
     run(repository, f"tests/mesh/{file}")
 

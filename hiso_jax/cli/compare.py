@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import build_population, build_simulation, build_task, is_virtual, virtual_note
+from hiso_jax.cli.experiment import build_population, build_simulation, build_task, grid, is_virtual, virtual_note
 from hiso_jax.cli.interrupt import stop_on_interrupt
 from hiso_jax.cli.options import Compare
 from hiso_jax.cli.plots import curves
@@ -37,7 +37,7 @@ def compare(options: Compare, console: Console) -> int:
         options.participation()
         directory = create_directory(options, f"{options.task}-compare")
     target = task.target if options.target is None else options.target
-    config = {**config_of(options), "target": target}
+    config = {**config_of(options), "learning_rates": grid(options), "target": target}
     write_json(directory / "config.json", config)
     if is_virtual(options, task):
         console.print(virtual_note(options, task), soft_wrap=True, highlight=False)

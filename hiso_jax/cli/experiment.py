@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from hiso_jax import fed, tasks, zo
-from hiso_jax.cli.options import Experiment
+from hiso_jax.cli.options import Experiment, Grid
 from hiso_jax.fed.population import Clients
 
 SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "sphere": zo.sphere}
@@ -28,6 +28,11 @@ TEXT_LEARNING_RATES = {
     ("adapters", "decomfl"): 1e-3,
 }
 IMAGE_TASKS = ("digits", "mnist")
+GRIDS = {
+    "images": (0.001, 0.003, 0.01, 0.03, 0.1),
+    "full": (2e-6, 1e-5, 5e-5, 2e-4),
+    "adapters": (3e-4, 1e-3, 3e-3, 1e-2),
+}
 AnyTask = Any
 
 
@@ -127,13 +132,24 @@ def build_population(options: Experiment, task: AnyTask, seed: int) -> Clients:
     return deal(labels, clients, alpha=options.alpha, seed=seed)
 
 
+def _kind(options: Experiment) -> str:
+    if options.task in IMAGE_TASKS:
+        return "images"
+    return "adapters" if options.trainable in ("lora", "prefix") else "full"
+
+
+def grid(options: Grid) -> tuple[float, ...]:
+    """The learning rates to try: those asked for, or those for the kind of model."""
+    return options.learning_rates or GRIDS[_kind(options)]
+
+
 def learning_rate(options: Experiment, algorithm: str, given: float | None) -> float:
     """The rate asked for, or the one tuned for the task and the algorithm."""
     if given is not None:
         return given
     if options.task in IMAGE_TASKS:
         return LEARNING_RATES[options.task, algorithm]
-    return TEXT_LEARNING_RATES["adapters" if options.trainable in ("lora", "prefix") else "full", algorithm]
+    return TEXT_LEARNING_RATES[_kind(options), algorithm]
 
 
 def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:

@@ -114,7 +114,6 @@ class Run(Experiment, Devices):
 
 
 ALGORITHMS = ("hiso", "decomfl")
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +122,13 @@ class Grid(Experiment):
 
     Attributes:
       algorithms: methods, of hiso and decomfl.
-      learning_rates: learning rates to try with every method.
+      learning_rates: learning rates to try with every method; by default a grid for the kind of model.
       seeds: how many seeds to run for each method, counted up from --seed.
       validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
     """
 
     algorithms: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ALGORITHMS
-    learning_rates: Annotated[tuple[float, ...], comma_separated(float, "X,Y,…")] = RATES
+    learning_rates: Annotated[tuple[float, ...] | None, comma_separated(float, "X,Y,…")] = None
     seeds: int = 1
     validation: int | None = None
 
@@ -146,7 +145,7 @@ class Grid(Experiment):
                 raise ValueError(f"algorithms must be a comma-separated list of {', '.join(ALGORITHMS)}; got {name!r}")
         if len(set(self.algorithms)) != len(self.algorithms):
             raise ValueError(f"algorithms must not repeat, got {','.join(self.algorithms)}")
-        _check_grid("learning_rates", self.learning_rates)
+        _check_grid("learning_rates", self.learning_rates or ())
 
 
 def _check_grid(option: str, values: tuple[float, ...]) -> None:

@@ -20,6 +20,7 @@ from hiso_jax.cli.experiment import (
     build_schedule,
     build_task,
     examples_of,
+    grid,
     is_virtual,
     simulation_config,
     virtual_note,
@@ -72,7 +73,8 @@ class Tuning:
             stopped = True
 
         figures = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-        settings = len(self.seeds) * len(mus or (0,)) * len(options.learning_rates)
+        rates = grid(options)
+        settings = len(self.seeds) * len(mus or (0,)) * len(rates)
         title = f"{options.task} {algorithm}: {settings} settings"
         if not console.is_terminal:
             console.print(f"{title}: compiling …")
@@ -83,7 +85,7 @@ class Tuning:
                 lambda rate: build_optimizer(options, algorithm, build_schedule(options, rate)),
                 self.populations,
                 simulation_config(options, options.seed),
-                learning_rates=options.learning_rates,
+                learning_rates=rates,
                 seeds=self.seeds,
                 mus=mus,
                 local_learning_rate=lambda rate: build_schedule(options, rate),
@@ -103,7 +105,10 @@ def sweep(options: Sweep, console: Console) -> int:
         task = build_task(options)
         tuning = Tuning(options, task)
         directory = create_directory(options, f"{options.task}-sweep")
-    write_json(directory / "config.json", {**config_of(options), "target": tuning.target})
+    write_json(
+        directory / "config.json",
+        {**config_of(options), "learning_rates": grid(options), "target": tuning.target},
+    )
     if is_virtual(options, tuning.task):
         console.print(virtual_note(options, tuning.task), soft_wrap=True, highlight=False)
     results = tuning.sweep_all(options.mus, console)

@@ -235,7 +235,8 @@ def sweep(
             client_chunk=config.client_chunk,
             memory_budget=max(1, budget // side_by_side),
             draw=draw_batches(config),
-            directions=config.directions,
+            # Side by side both branches of a conditional are run: a kept Δ would be made again all the same.
+            directions=config.directions if side_by_side == 1 else "regenerate",
         )
         train, test, frozen = data
         inputs = Inputs(seed_key, train, population, participation, frozen)

@@ -103,6 +103,19 @@ GRID = ["--rounds", "120", "--clients", "20", "--cohort", "4", "--eval-every", "
 GRID += ["--learning-rates", "0.0001,0.02,1000", "--seeds", "2", "--target", "0.2"]
 
 
+def test_compare_at_given_rates_prints_one_table(capsys, tmp_path):
+    out = tmp_path / "comparison"
+    code, text, errors = call(capsys, "compare", *SMALL, "--learning-rate", "0.02,0.01", "--out", out)
+    assert (code, errors) == (0, "")
+    assert json.loads((out / "config.json").read_text())["learning_rate"] == {"hiso": 0.02, "decomfl": 0.01}
+    assert {path.name for path in out.iterdir()} == {"config.json", "comparison.json", "metrics.jsonl", "curves.png"}
+    assert [line.split()[0] for line in text.splitlines() if line.startswith((" hiso ", " decomfl "))] == [
+        "hiso",
+        "decomfl",
+    ]
+
+
+@pytest.mark.slow
 def test_compare_tunes_every_method_on_one_grid_and_prints_one_table(capsys, tmp_path):
     out = tmp_path / "comparison"
     code, text, errors = call(capsys, "compare", *GRID, "--out", out)
@@ -216,7 +229,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--task", "cifar"], "invalid choice 'cifar' for argument '--task'"),
         (["run", "--algorithm", "adam"], "invalid choice 'adam' for argument '--algorithm'"),
         (["run", "--sampler", "cauchy"], "invalid choice 'cauchy' for argument '--sampler'"),
-        (["run", "--model", "vit"], "invalid choice 'vit' for argument '--model'"),
+        (["run", "--model", "vit"], "--model must be mlp or cnn for digits, got vit"),
         (["run", "--learning-rate", "nan"], "--learning-rate must be a positive finite number, got nan"),
         (["run", "--learning-rate", "inf"], "--learning-rate must be a positive finite number, got inf"),
         (["run", "--learning-rate", "-1"], "--learning-rate must be a positive finite number, got -1.0"),

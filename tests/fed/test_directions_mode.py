@@ -14,12 +14,18 @@ from tests.fed.problems import assert_trees_identical, digits_population, linear
 SETTINGS = {"rounds": 6, "cohort": 5, "batch_size": 8, "eval_every": 6}
 
 
+MORE = [("hiso", 1), ("decomfl", 2)]
+
+
 def run(task=None, tx=None, **settings):
     config = fed.SimulationConfig(**(SETTINGS | settings))
     return fed.Simulation(task or linear_task(), tx or optimizers()["hiso"], digits_population(), config).run()
 
 
-@pytest.mark.parametrize(("name", "perturbations"), [("hiso", 1), ("hiso", 5), ("decomfl", 2), ("momentum", 1)])
+@pytest.mark.parametrize(
+    ("name", "perturbations"),
+    [("hiso", 5), ("momentum", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+)
 def test_both_modes_and_the_replay_are_the_same_to_the_bit(name, perturbations):
     tx = optimizers()[name]
     kept = run(tx=tx, perturbations=perturbations, directions="keep")

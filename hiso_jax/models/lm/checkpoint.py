@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,12 +68,12 @@ def load(model: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTyp
     if path.suffix == ".gguf":
         from hiso_jax.models.lm.gguf import open_gguf
 
-        with need("gguf", "transformers"):
+        with needing("gguf", "transformers"):
             config, tensors, tokenizer = open_gguf(path)
         return Pretrained(
             Decoder(config, dtype), read_parameters(tensors, config, gguf_name, param_dtype, path), tokenizer, path.name
         )
-    with need("transformers", "safetensors"):
+    with needing("transformers", "safetensors"):
         folder = path if path.is_dir() else _from_hub(str(model))
         config = read_config(folder)
         tokenizer = read_tokenizer(folder)
@@ -81,20 +81,19 @@ def load(model: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTyp
     return Pretrained(Decoder(config, dtype), params, tokenizer, str(model))
 
 
-class need:
-    """A missing optional package, told as one sentence."""
+@contextmanager
+def needing(*packages: str) -> Iterator[None]:
+    """Tell the absence of optional ``packages`` as one sentence.
 
-    def __init__(self, *packages: str) -> None:
-        """Of these ``packages``."""
-        self.packages = packages
-
-    def __enter__(self) -> None:
-        """Nothing to do."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Raise the sentence in place of the import's error."""
-        if isinstance(error, ModuleNotFoundError) and error.name in self.packages:
-            raise ValueError(MISSING_EXTRA.format(error.name)) from error
+    Raises:
+      ValueError: one of them is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in packages:
+            raise
+        raise ValueError(MISSING_EXTRA.format(error.name)) from error
 
 
 def read_config(folder: Path) -> LMConfig:

@@ -140,10 +140,15 @@ class Decoder:
         if "lm_head" in params:
             kernel = params["lm_head"]["kernel"]
             weights = kernel if columns is None else kernel[:, columns]
-            return jnp.einsum("...e,ew->...w", hidden, weights.astype(hidden.dtype)).astype(jnp.float32)
+            return self._products("...e,ew->...w", hidden, weights)
         table = params["embed_tokens"]["embedding"]
         weights = table if columns is None else table[columns]
-        return jnp.einsum("...e,we->...w", hidden, weights.astype(hidden.dtype)).astype(jnp.float32)
+        return self._products("...e,we->...w", hidden, weights)
+
+    @staticmethod
+    def _products(axes: str, hidden: Array, weights: Array) -> Float[Array, "... W"]:
+        # Summed in float32: scores of bfloat16 would lose the differences that the scalars are made of.
+        return jnp.einsum(axes, hidden, weights.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def prefill(
         self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], room: int

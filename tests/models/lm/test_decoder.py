@@ -34,7 +34,7 @@ def plain_greedy(model, tokens, mask, count):
     return np.asarray(tokens[:, -count:])
 
 
-@pytest.mark.parametrize("name", ["opt", "llama", "mistral"])
+@pytest.mark.parametrize("name", ["opt", "mistral", pytest.param("llama", marks=pytest.mark.slow)])
 def test_cached_decoding_is_decoding_without_a_cache(name):
     model, (tokens, mask) = pretrained(name), inputs("left")
     generate = jax.jit(

@@ -221,6 +221,56 @@ def test_gguf_blocks_of_256_are_read(kind, tmp_path):
     assert read.std() > 0
 
 
+def gguf_tokenizer(path, model, tokens, **fields):
+    """The tokenizer of a GGUF file that holds nothing else of interest."""
+    import gguf
+
+    from hiso_jax.models.lm.gguf import _tokenizer
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    for name, value in fields.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    reader = gguf.GGUFReader(path)
+    return _tokenizer({name: field.contents() for name, field in reader.fields.items()}, path)
+
+
+def test_a_sentencepiece_tokenizer_merges_the_best_pieces_first(tmp_path):
+    tokens = ["<unk>", "<s>", "</s>", "<0x21>", "▁", "a", "b", "c", "bc", "▁a", "▁ab", "ab"]
+    scores = [0.0, 0.0, 0.0, 0.0, -9.0, -8.0, -7.0, -6.0, -1.0, -2.0, -3.0, -4.0]
+    kinds = [2, 3, 3, 6, 1, 1, 1, 1, 1, 1, 1, 1]
+    tokenizer = gguf_tokenizer(
+        tmp_path / "t.gguf", "llama", tokens, token_scores=scores, token_types=kinds, bos_token_id=1, eos_token_id=2
+    )
+    # In abc, bc has the best score, though ab comes first; ! is a byte.
+    ids = tokenizer("abc ab!")["input_ids"]
+    assert [tokens[i] for i in ids] == ["<s>", "▁a", "bc", "▁ab", "<0x21>"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "abc ab!"
+
+
+@pytest.mark.parametrize(
+    ("style", "pieces"),
+    [
+        ("gpt-2", ["ab", "Ġ", "123", "4"]),
+        ("smollm", ["ab", "Ġ", "1", "2", "3", "4"]),
+        ("llama-bpe", ["ab", "Ġ", "123", "4"]),
+        ("qwen2", ["ab", "Ġ", "1", "2", "3", "4"]),
+    ],
+)
+def test_a_byte_level_tokenizer_splits_as_its_model_does(style, pieces, tmp_path):
+    tokens = ["<end>", "a", "b", "Ġ", "1", "2", "3", "4", "ab", "12", "123"]
+    tokenizer = gguf_tokenizer(
+        tmp_path / "t.gguf", "gpt2", tokens, token_merges=["a b", "1 2", "12 3"], tokenizer_pre=style, eos_token_id=0
+    )
+    ids = tokenizer("ab 1234")["input_ids"]
+    assert [tokens[i] for i in ids] == pieces
+    assert tokenizer.decode(ids) == "ab 1234"
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -101,7 +101,7 @@ def test_fine_tuning_learns_and_replays(pretrained, tmp_path, trainable):
     result = fed.Simulation(task, tx, fed.iid(40, 4), config).run()
     before, after = (row.metrics for row in (result.metrics[0], result.metrics[-1]))
     assert set(after) == {"loss", "accuracy", "macro_f1"}
-    assert after["loss"] < before["loss"] - 0.1
+    assert after["loss"] < before["loss"] - 0.05
     assert result.diverged_at is None
     params, _ = fed.replay(result.initial_params, tx, result.records)
     jax.tree.map(np.testing.assert_array_equal, params, result.params)
@@ -158,6 +158,7 @@ def test_generated_answers_are_scored_against_every_golden_one(answering):
     np.testing.assert_allclose(scores["f1"], (1 + 2 / 3) / 2)
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_to_answer(answering):
     config = fed.SimulationConfig(rounds=100, cohort=2, perturbations=4, batch_size=4, eval_every=100)
     result = fed.Simulation(answering, hiso_jax.hiso(0.003), fed.iid(8, 2), config).run()
