@@ -134,7 +134,8 @@ def main(arguments: Arguments) -> None:
             else:
                 rate = float(given[name])
             record = report["runs"].setdefault(f"{name}={rate:g}", {})
-            if not record.get("complete") or record["rounds"][-1] < arguments.rounds:
+            ended = record.get("complete") and record["diverged_at"] is not None
+            if not ended and (not record.get("complete") or record["rounds"][-1] < arguments.rounds):
                 print(f"{name} at its best rate {rate:g}: {arguments.rounds} rounds", flush=True)
                 simulate(task, method, rate, arguments.rounds, arguments.eval_every, arguments.seed, record, save)
 

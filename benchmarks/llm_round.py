@@ -2,7 +2,7 @@
 
     python benchmarks/llm_round.py                                              # OPT-125M's shape, float32
     python benchmarks/llm_round.py --shape opt-1.3b --dtype bfloat16            # on a GPU
-    python benchmarks/llm_round.py --shape llama-7b --dtype bfloat16 --local-steps 5
+    python benchmarks/llm_round.py --shape llama-7b --dtype bfloat16 --curvature-dtype bfloat16 --modes regenerate
 
 Weights are random: time and memory do not depend on them. The loss reads the last position and two columns of the
 vocabulary. The floor ratio is the median round over (forward evaluations per client) × the median evaluation of the
@@ -250,7 +250,7 @@ def worker(arguments, task):
     command = [sys.executable, __file__, *settings, "--worker", task]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1]}
+        return {"error": (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -20,7 +20,7 @@ LEARNING_RATES = {
     ("mnist", "hiso"): 0.001,
     ("mnist", "decomfl"): 0.001,
 }
-# The authors' rates for language models, and with adapters those of benchmarks/README.md.
+# The authors' rates for language models, all of whose parameters are trained; with adapters a guess to tune from.
 TEXT_LEARNING_RATES = {
     ("full", "hiso"): 5e-5,
     ("full", "decomfl"): 5e-6,

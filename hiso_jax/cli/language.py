@@ -1,7 +1,7 @@
 """The options of language models: prompts, what is trained, and in which precision."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -24,6 +24,9 @@ TEXT_TASK_NAMES = Literal[
 ]
 
 
+GENERATES = ("squad", "drop", "xsum")
+
+
 def comma_separated(convert: type, metavar: str, *, strip: bool = True) -> Any:
     """A tyro rule for a list given as one comma-separated word."""
 
@@ -44,7 +47,8 @@ class Language:
     """What only language models have.
 
     Attributes:
-      prompts: whose prompts and answer words: those of DeComFL and HiSo, or of MeZO.
+      prompts: whose prompts and answer words: those of DeComFL and HiSo, or of MeZO; their numbers of rows, rates and
+        weight decay are options of their own.
       template: the prompt, with columns of the data in braces, for text-classification or in place of the task's.
       verbalizer: the answer word of each label, in their order, blanks included; as template.
       max_length: most tokens of a prompt, longer ones keep their end; by default the task's or the model's.
@@ -77,12 +81,26 @@ class Language:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     curvature_dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def check_language(self) -> None:
-        """Check every range.
+    def check_language(self, task: str) -> None:
+        """Check every range, and that no option is given that ``task`` would not heed.
 
         Raises:
-          ValueError: naming the first option out of range.
+          ValueError: naming the first option out of range or place.
         """
+        given = [field.name for field in fields(Language) if getattr(self, field.name) != field.default]
+        heeded = {field.name for field in fields(Language)}
+        if task not in get_args(TEXT_TASK_NAMES):
+            heeded = {"curvature_dtype"}
+        elif task in GENERATES:
+            heeded -= {"template", "verbalizer"}
+        else:
+            heeded -= {"max_new_tokens"} | ({"prompts"} if task == "text-classification" else set())
+        heeded -= set() if self.trainable == "lora" else {"lora_rank", "lora_alpha", "lora_targets"}
+        heeded -= set() if self.trainable == "prefix" else {"prefix_tokens"}
+        for option in given:
+            if option not in heeded:
+                tuned = f" and --trainable {self.trainable}" if option.startswith(("lora", "prefix")) else ""
+                raise ValueError(f"{option} has no meaning for --task {task}{tuned}")
         for option in ("max_length", "max_new_tokens", "train_rows", "test_rows", "lora_rank", "prefix_tokens"):
             if getattr(self, option) is not None:
                 at_least(option, getattr(self, option), 1)

@@ -72,7 +72,7 @@ class Experiment(SimulationConfig, Presence, Language):
         at_least("shards_per_client", self.shards_per_client, 1)
         positive("alpha", self.alpha)
         self.check_presence()
-        self.check_language()
+        self.check_language(self.task)
         if len(self.client_examples) != 2 or not 1 <= self.client_examples[0] <= self.client_examples[1] < 2**31:
             given = ",".join(map(str, self.client_examples))
             raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most < 2^31, got {given}")

@@ -16,6 +16,8 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import PyTree
 
+from hiso_jax.zo import working_dtype
+
 # On CPU: examples in one flat batch, and diverged clients of a model without convolutions in one vmap.
 CPU_FLAT_EXAMPLES = 512
 CPU_TOGETHER = 8
@@ -146,7 +148,8 @@ def plan(
     """
     budget = memory_budget() if budget is None else budget
     cpu = jax.default_backend() == "cpu"
-    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) // model_shards
+    # A client's own parameters are in the wider dtype.
+    own = sum(leaf.size * working_dtype(leaf).itemsize for leaf in jax.tree.leaves(params)) // model_shards
     batch = batch_size * _bytes_of_rows(examples) + evaluation_bytes(loss, params, examples, batch_size)
     flat = max(1, budget // batch)
     if cpu:

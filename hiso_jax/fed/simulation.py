@@ -168,7 +168,9 @@ class Simulation:
         key = init_key(self._seed_key)
         if self.mesh is None:
             return self.task.init(key)
-        if self.mesh.shape.get(MODEL, 1) == 1:
+        # What is loaded, not computed, is in host memory already, and must not become constants of a program.
+        loaded = not jax.make_jaxpr(self.task.init)(key).jaxpr.eqns
+        if loaded or self.mesh.shape.get(MODEL, 1) == 1:
             return jax.tree.map(np.asarray, self.task.init(key))
         shapes = jax.eval_shape(self.task.init, key)
         return gather(jax.jit(self.task.init, out_shardings=param_shardings(self.mesh, shapes))(self._place(key)))

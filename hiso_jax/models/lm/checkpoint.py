@@ -142,16 +142,13 @@ def _from_hub(name: str) -> Path:
     Raises:
       ValueError: the hub cannot be reached, or has no safetensors of that name.
     """
-    import huggingface_hub
-
     # The client logs each of its retries; the one sentence below says it all.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=PATTERNS))
+        folder = _snapshot(name, None)
         if not any(folder.glob("*.safetensors")):
             # Old checkpoints are pickles on the main branch; the hub's converter keeps safetensors in a pull request.
-            revision = _converted(name)
-            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+            folder = _cached_beside(folder) or _snapshot(name, _converted(name))
     except Exception as error:
         # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
         raise ValueError(
@@ -159,6 +156,22 @@ def _from_hub(name: str) -> Path:
             f"the hub ({type(error).__name__})"
         ) from error
     return folder
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    import huggingface_hub
+
+    # Some repositories keep the weights a second time, in their authors' own format or in folders.
+    ignored = ["consolidated*", "*/*"]
+    return Path(
+        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=PATTERNS, ignore_patterns=ignored)
+    )
+
+
+def _cached_beside(snapshot: Path) -> Path | None:
+    """Another snapshot of the same repository in the cache that has safetensors: it needs no network."""
+    others = (folder for folder in sorted(snapshot.parent.iterdir()) if folder != snapshot)
+    return next((folder for folder in others if any(folder.glob("*.safetensors"))), None)
 
 
 def _converted(name: str) -> str:

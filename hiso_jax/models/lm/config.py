@@ -214,7 +214,8 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
         theta=theta,
         kind=kind,
         factor=factor,
-        original=int(given.get("original_max_position_embeddings") or max_positions),
+        # Dynamic scaling begins where the model's positions end, whatever it was trained on.
+        original=int((kind != "dynamic" and given.get("original_max_position_embeddings")) or max_positions),
         attention_factor=_attention_factor(given, factor) if kind == "yarn" else 1.0,
         **extra,
     )

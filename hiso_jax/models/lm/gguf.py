@@ -16,6 +16,7 @@ LLAMA3_SPLIT = (
     r"|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+LLAMA3_STYLES = ("llama-bpe", "llama-v3", "llama3")
 CONTROL, USER_DEFINED = 3, 4
 
 
@@ -58,6 +59,19 @@ def _unpermuted(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, pairs, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+class Fields(dict):
+    """The metadata of a file; asking for what it lacks is one sentence."""
+
+    def __init__(self, path: Path, contents: dict[str, Any]) -> None:
+        """``contents`` of the file at ``path``."""
+        super().__init__(contents)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        """Refuse a name that the file does not have."""
+        raise ValueError(f"{self.path} lacks the field {name}")
+
+
 def open_gguf(path: Path) -> tuple[LMConfig, GGUFTensors, Any]:
     """The architecture, the tensors and the tokenizer of a GGUF file.
 
@@ -73,23 +87,20 @@ def open_gguf(path: Path) -> tuple[LMConfig, GGUFTensors, Any]:
     except Exception as error:
         # The reader maps the file and fails wherever it ends.
         raise ValueError(f"{path} is no GGUF file, or a truncated one: {error}") from error
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    config = _config(fields, reader, path)
+    fields = Fields(path, {name: field.contents() for name, field in reader.fields.items()})
+    config = _config(fields, reader)
     permuted = {"attn_q": config.heads, "attn_k": config.kv_heads} if config.family == "llama" else {}
     return config, GGUFTensors(reader, permuted), _tokenizer(fields, path)
 
 
-def _config(fields: dict[str, Any], reader: Any, path: Path) -> LMConfig:
+def _config(fields: Fields, reader: Any) -> LMConfig:
     family = fields.get("general.architecture")
     if family not in ARCHITECTURES:
         raise ValueError(f"model must be a GGUF file of the architectures {', '.join(ARCHITECTURES)}; got {family}")
     names = {tensor.name for tensor in reader.tensors}
 
     def field(name: str, default: Any = None) -> Any:
-        value = fields.get(f"{family}.{name}", default)
-        if value is None:
-            raise ValueError(f"{path} lacks the field {family}.{name}")
-        return value
+        return fields[f"{family}.{name}"] if default is None else fields.get(f"{family}.{name}", default)
 
     hidden, heads = field("embedding_length"), field("attention.head_count")
     head_dim = fields.get(f"{family}.attention.key_length") or hidden // heads
@@ -150,7 +161,9 @@ def _tokenizer(fields: dict[str, Any], path: Path) -> Any:
         return None if number is None else tokens[number]
 
     bos, eos = token("bos"), token("eos")
-    if fields.get("tokenizer.ggml.add_bos_token", kind == "llama") and bos is not None:
+    # Files that do not say follow llama.cpp's own table.
+    begins = kind == "llama" or fields.get("tokenizer.ggml.pre") in LLAMA3_STYLES
+    if fields.get("tokenizer.ggml.add_bos_token", begins) and bos is not None:
         from tokenizers.processors import TemplateProcessing
 
         number = fields["tokenizer.ggml.bos_token_id"]
@@ -168,8 +181,10 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], path: Path) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, fuse_unk=False))
     style = fields.get("tokenizer.ggml.pre", "default")
+    # Llama 3's vocabulary has words that no merge makes; they are taken whole.
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, ignore_merges=style in LLAMA3_STYLES))
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -178,7 +193,7 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], path: Path) -> Any:
 
     if style in ("smollm", "refact", "codeshell"):
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
-    elif style in ("llama-bpe", "llama-v3", "llama3"):
+    elif style in LLAMA3_STYLES:
         backend.pre_tokenizer = split(LLAMA3_SPLIT)
     elif style == "qwen2":
         backend.normalizer = normalizers.NFC()

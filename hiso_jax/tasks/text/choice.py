@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.tasks.splits import held_out
-from hiso_jax.tasks.text.data import labels_of
 from hiso_jax.tasks.text.encode import (
     at_bucket,
     buckets_for,
@@ -118,14 +117,14 @@ def text_choice(
       model: the language model and what of it is trained.
       tokenizer: its tokenizer.
       prompt: how a row becomes a prompt, and the answer words.
-      rows: of the splits ``train`` and ``test``, with the prompt's columns and ``label``.
+      rows: of the splits ``train`` and ``test``, with the prompt's columns and ``label``, a number.
       max_length: the most tokens of a prompt; longer ones keep their end, and the token that begins a text.
       name: what reports call the task.
       target: the accuracy at which methods are compared, or None.
 
     Raises:
       ValueError: ``max_length`` below 1 or beyond the model's positions, words that the tokenizer cannot tell apart,
-        or a label that is none of the classes.
+        or an empty prompt.
     """
     check_length(max_length, model)
     words, bos = last_tokens(tokenizer, prompt.words), tokenizer.bos_token_id
@@ -141,7 +140,7 @@ def text_choice(
         split: {
             "tokens": left_padded(encoded, buckets[-1], pad_token(tokenizer)),
             "length": np.array([len(ids) for ids in encoded], np.int32),
-            "label": np.array(labels_of(rows[split], split, len(prompt.words)), np.int32),
+            "label": np.array([row["label"] for row in rows[split]], np.int32),
         }
         for split, encoded in texts.items()
     }

@@ -1,7 +1,7 @@
 """Rows of text tasks: from the ``datasets`` hub, or from local files with the same columns."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def _from_hub(source: Source) -> dict[str, list[Row]]:
             loaded = datasets.load_dataset(source.name, source.config)
         except RuntimeError:
             # A data set that is a script on its main branch, which is never run; the hub keeps it as parquet, too.
-            loaded = datasets.load_dataset(source.name, source.config, revision="refs/convert/parquet")
+            # There every configuration is a folder.
+            loaded = datasets.load_dataset(source.name, data_dir=source.config, revision="refs/convert/parquet")
         return {"train": loaded["train"].to_list(), "test": loaded[source.test].to_list()}
     except Exception as error:
         # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
@@ -98,19 +99,22 @@ def sample_rows(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
     return [rows[i] for i in chosen]
 
 
-def labels_of(rows: Sequence[Row], split: str, classes: int) -> list[int]:
-    """The label of every row as a number; label names are numbered in alphabetical order.
+def number_labels(rows: Mapping[str, Sequence[Row]], classes: int) -> dict[str, list[Row]]:
+    """The same rows with every label a number; label names are numbered in alphabetical order over all splits.
 
     Raises:
-      ValueError: a label that is none of the classes.
+      ValueError: a label that is none of the classes, or more or fewer names than classes.
     """
-    given = [row["label"] for row in rows]
-    names = sorted({label for label in given if isinstance(label, str)})
-    if names and len(names) > classes:
+    names = sorted({row["label"] for split in rows.values() for row in split if isinstance(row["label"], str)})
+    if names and len(names) != classes:
         raise ValueError(f"verbalizer must have one word for each of the {len(names)} labels {', '.join(names)}")
     number = {name: place for place, name in enumerate(names)}
-    labels = [number[label] if isinstance(label, str) else label for label in given]
-    for row, label in enumerate(labels):
-        if not isinstance(label, int) or not 0 <= label < classes:
-            raise ValueError(f"row {row} of {split} has label {label}; labels must be 0 to {classes - 1}")
-    return labels
+    numbered: dict[str, list[Row]] = {}
+    for split, split_rows in rows.items():
+        numbered[split] = []
+        for place, row in enumerate(split_rows):
+            label = number.get(row["label"], row["label"])
+            if not isinstance(label, int) or not 0 <= label < classes:
+                raise ValueError(f"row {place} of {split} has label {label}; labels must be 0 to {classes - 1}")
+            numbered[split].append({**row, "label": label})
+    return numbered

@@ -108,8 +108,9 @@ class TextGeneration:
         return {"loss": self.loss(params, batch, frozen), "generated": generated, "row": batch["row"]}
 
     def answers(self, generated: Int[np.ndarray, "n N"]) -> list[str]:
-        """What was generated, as text."""
-        return [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
+        """What was generated, as text, up to the end of its line: a token may hold more than a line break."""
+        texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return [(text.strip().splitlines() or [""])[0].strip() for text in texts]
 
     def summarise(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Mean ``loss``, and the scores: ``exact_match`` and ``f1``, or ``rouge1``, ``rouge2`` and ``rougeL``.
@@ -132,7 +133,7 @@ class TextGeneration:
         Raises:
           ValueError: always.
         """
-        raise ValueError("learning_rate must be given for a generation task: there is no tuning by generated answers")
+        raise ValueError(f"task must be one of classification to be tuned by validation accuracy; {self.name} is not")
 
 
 def text_generation(
@@ -166,6 +167,9 @@ def text_generation(
     if not 1 <= max_new_tokens < max_length:
         raise ValueError(f"max_new_tokens must be at least 1 and below max_length, {max_length}, got {max_new_tokens}")
     assert prompt.answers is not None
+    if scoring == "summary":
+        # Missing, it is told before anything is run.
+        rouge([], [])
     bos = tokenizer.bos_token_id
     encoded = {split: _encode(prompt, tokenizer, rows[split], split) for split in ("train", "test")}
     answer_length = min(max_new_tokens, max(len(answer) for pairs in encoded.values() for _, answer in pairs))

@@ -4,7 +4,7 @@ Sources: the code of DeComFL (arXiv 2405.15861) and HiSo (arXiv 2506.02370), and
 or an answer follows its prompt directly. Words are in the order of the labels 0, 1, 2.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, Literal
@@ -169,6 +169,15 @@ def user_prompt(template: str, words: tuple[str, ...]) -> Prompt:
         raise ValueError(f"template must be text with columns in braces, like '{{text}} It was': {error}") from error
     if not columns or not all(name.isidentifier() for name in columns):
         raise ValueError(f"template must name a column in braces, like '{{text}} It was'; got {template!r}")
+    return Prompt(template, checked_words(words))
+
+
+def checked_words(words: Sequence[str]) -> tuple[str, ...]:
+    """The words, if they can be a verbalizer.
+
+    Raises:
+      ValueError: they are fewer than two, empty, or not different.
+    """
     if len(words) < 2 or not all(words) or len(set(words)) != len(words):
         raise ValueError(f"verbalizer must be at least two different words, one for each label; got {','.join(words)}")
-    return Prompt(template, words)
+    return tuple(words)

@@ -56,6 +56,8 @@ def rouge(answers: Sequence[str], golden: Sequence[Sequence[str]]) -> dict[str, 
     except ModuleNotFoundError as error:
         raise ValueError("xsum needs the packages of the extra lm: pip install 'hiso-jax[lm]'") from error
     names = ("rouge1", "rouge2", "rougeL")
+    if not answers:
+        return dict.fromkeys(names, 0.0)
     scorer = RougeScorer(names, use_stemmer=True)
     best = [scorer.score_multi(list(gold), answer) for answer, gold in zip(answers, golden, strict=True)]
     return {name: float(np.mean([score[name].fmeasure for score in best])) for name in names}

@@ -1,14 +1,15 @@
 """Text tasks by name: data, prompts and a language model made into a task."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hiso_jax.models.lm.checkpoint import Pretrained
 from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
-from hiso_jax.tasks.text.data import load_rows, sample_rows
+from hiso_jax.tasks.text.data import load_rows, number_labels, sample_rows
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation
-from hiso_jax.tasks.text.prompts import SOURCES, PromptSet, prompt_for, user_prompt
+from hiso_jax.tasks.text.prompts import SOURCES, PromptSet, checked_words, prompt_for, user_prompt
 
 TEXT_CLASSIFICATION = "text-classification"
 CLASSIFICATION = ("sst2", "qqp", "rte", "boolq", "cb", "wic", "wsc", "multirc", "ag_news", TEXT_CLASSIFICATION)
@@ -61,12 +62,16 @@ def text_task(
     if name in GENERATION and (template is not None or verbalizer is not None):
         raise ValueError(f"template and verbalizer are for classification; {name} generates its answers")
     prompt = prompt_for(name, prompts) if source is not None else user_prompt(template or "", tuple(verbalizer or ()))
-    if source is not None and (template is not None or verbalizer is not None):
-        prompt = user_prompt(template or prompt.template, tuple(verbalizer or prompt.words))
+    if source is not None and template is not None:
+        prompt = user_prompt(template, tuple(verbalizer or prompt.words))
+    elif source is not None and verbalizer is not None:
+        prompt = replace(prompt, words=checked_words(verbalizer))
     answer_columns = {"squad": ("answers",), "drop": ("answers_spans",), "xsum": ("summary",)}.get(name, ("label",))
     derived = {"wsc": ("span2_text",)}.get(name, ()) if template is None else ()
     rows = load_rows(source, data_dir, (*prompt.columns, *derived, *answer_columns))
-    if name in GENERATION:
+    if name in CLASSIFICATION:
+        rows = number_labels(rows, len(prompt.words))
+    else:
         train_rows, test_rows = train_rows or GENERATION_ROWS[0], test_rows or GENERATION_ROWS[1]
     chosen = {
         "train": sample_rows(rows["train"], train_rows, seed),

@@ -110,11 +110,11 @@ def test_safetensors_of_the_hub_s_converter_are_found(tmp_path, monkeypatch):
     """An old checkpoint has pickles on its main branch, which are never read."""
     import huggingface_hub
 
-    main, converted, asked = tmp_path / "main", write(tmp_path / "converted", LLAMA), []
-    main.mkdir()
+    main, converted, asked = tmp_path / "snapshots" / "main", write(tmp_path / "converted", LLAMA), []
+    main.mkdir(parents=True)
     write_tokenizer(converted)
 
-    def snapshot_download(name, *, allow_patterns, revision=None):
+    def snapshot_download(name, *, allow_patterns, ignore_patterns, revision=None):
         assert not any("bin" in pattern for pattern in allow_patterns)
         asked.append((name, revision))
         return str(main if revision is None else converted)
@@ -128,6 +128,10 @@ def test_safetensors_of_the_hub_s_converter_are_found(tmp_path, monkeypatch):
     assert asked == [("someone/old", None), ("someone/old", "refs/pr/4")]
     identical(loaded.params, read_safetensors(converted, read_config(converted)))
     assert loaded.tokenizer("the film was good")["input_ids"] == [0, 7, 8, 4, 5]
+    # Once it is in the cache beside the main branch, nobody is asked for it.
+    write_tokenizer(write(tmp_path / "snapshots" / "converted", LLAMA))
+    monkeypatch.delattr(huggingface_hub.HfApi, "get_repo_discussions")
+    identical(lm.load("someone/old").params, loaded.params)
 
 
 # GGUF: blocks of 32 and 256 values need wider rows.
@@ -140,7 +144,7 @@ def permuted(rows, heads):
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_gguf(path, config=WIDE, kind="F32", extra=(), fields=(), architecture="llama"):
+def write_gguf(path, config=WIDE, kind="F32", extra=(), fields=(), architecture="llama", tokens=True):
     """A GGUF file of a Llama checkpoint, with the layout and names that llama.cpp's converter gives it."""
     import gguf
 
@@ -155,7 +159,8 @@ def write_gguf(path, config=WIDE, kind="F32", extra=(), fields=(), architecture=
     writer.add_rope_freq_base(10000.0)
     writer.add_tokenizer_model("gpt2")
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    writer.add_token_list([*letters, "ab", "Ġ"][: len(WORDS)])
+    if tokens:
+        writer.add_token_list([*letters, "ab", "Ġ"][: len(WORDS)])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(1)
     for name, value in fields:
@@ -271,12 +276,20 @@ def test_a_byte_level_tokenizer_splits_as_its_model_does(style, pieces, tmp_path
     assert tokenizer.decode(ids) == "ab 1234"
 
 
+def test_llama_3_begins_with_its_token_and_takes_whole_words_that_no_merge_makes(tmp_path):
+    tokens = ["<begin>", "<end>", "a", "b", "c", "ab", "abc"]
+    settings = {"token_merges": ["a b"], "tokenizer_pre": "llama-bpe", "bos_token_id": 0, "eos_token_id": 1}
+    tokenizer = gguf_tokenizer(tmp_path / "t.gguf", "gpt2", tokens, token_types=[3, 3, 1, 1, 1, 1, 1], **settings)
+    assert [tokens[i] for i in tokenizer("abc")["input_ids"]] == ["<begin>", "abc"]
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"kind": "Q5_0"}, "GGUF tensors of the types F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K; .* is Q5_0"),
         ({"architecture": "gemma"}, "architectures llama, qwen2; got gemma"),
         ({"fields": [("tokenizer.ggml.pre", "strange")]}, "splits text by strange"),
+        ({"tokens": False}, "lacks the field tokenizer.ggml.tokens"),
         ({"cut": 2000}, "is no GGUF file, or a truncated one"),
         ({"cut": 10}, "is no GGUF file, or a truncated one"),
     ],

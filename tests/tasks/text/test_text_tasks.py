@@ -189,10 +189,24 @@ def test_local_files_of_every_kind_are_the_same_data(ending, pretrained, tmp_pat
     assert task.train["label"].tolist() == [0, 1] * 3
 
 
-def test_label_names_are_numbered_in_alphabetical_order(pretrained, tmp_path):
+def test_label_names_are_numbered_alike_in_all_splits(pretrained, tmp_path):
+    for split, names in (("train", ("pos", "neg", "neutral")), ("validation", ("pos", "neutral"))):
+        write_rows(tmp_path, [{"text": "film", "label": name} for name in names], split)
+    task = classification(pretrained, tmp_path, verbalizer=(" bad", " dull", " good"))
+    assert task.train["label"].tolist() == [2, 0, 1]
+    assert sorted(task.test["label"].tolist()) == [1, 2]
+    with pytest.raises(ValueError, match="one word for each of the 3 labels neg, neutral, pos"):
+        classification(pretrained, tmp_path)
+
+
+def test_a_user_s_words_may_replace_the_task_s(pretrained, tmp_path):
+    row = {"text": "the film", "span1_text": "film", "span2_text": "It", "label": 1}
     for split in ("train", "validation"):
-        write_rows(tmp_path, [{"text": "film", "label": name} for name in ("pos", "neg", "pos")], split)
-    assert classification(pretrained, tmp_path).train["label"].tolist() == [1, 0, 1]
+        write_rows(tmp_path, [row, row], split)
+    task = text_task(
+        "wsc", tune(pretrained), pretrained, data_dir=tmp_path, verbalizer=(" bad", " good"), max_length=64
+    )
+    assert task.words == (WORDS.index("bad"), WORDS.index("good"))
 
 
 @pytest.mark.parametrize(
@@ -233,8 +247,8 @@ def test_hub_data_is_loaded_by_name(pretrained, monkeypatch):
     rows = [{"sentence": row["text"], "label": row["label"]} for row in reviews(8)]
     asked = []
 
-    def load_dataset(name, config=None, revision=None):
-        asked.append((name, config, revision))
+    def load_dataset(name, config=None, data_dir=None, revision=None):
+        asked.append((name, config or data_dir, revision))
         if revision is None:
             raise RuntimeError("Dataset scripts are no longer supported")
         return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split in ("train", "validation")})
