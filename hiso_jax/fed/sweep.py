@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from hiso_jax.fed import monitor as monitoring
@@ -59,7 +58,7 @@ class SweepResult:
     Attributes:
       seeds, mus, learning_rates: the grid.
       rounds: the rounds of the evaluations, [E].
-      metrics: the task's metrics on its test split, each [S, M, L, E].
+      metrics: the task's metrics on its test split, each [S, M, L, E]; NaN where an interrupt came first.
       diverged_at: the round at which a run diverged or -1, [S, M, L].
       interrupted: whether the sweep was stopped before its last round.
       compile_seconds, run_seconds: time spent.
@@ -76,9 +75,9 @@ class SweepResult:
     run_seconds: float
 
     def final(self, metric: str = "accuracy") -> Float[np.ndarray, "S M L"]:
-        """The mean of each run's last three evaluations; zero for a run that diverged."""
+        """The mean of each run's last three evaluations; zero for a run that diverged or did not come so far."""
         values = self.metrics[metric][..., -LAST_EVALUATIONS:].mean(-1)
-        return np.where(self.diverged_at == monitoring.NEVER, values, 0.0)
+        return np.where((self.diverged_at == monitoring.NEVER) & np.isfinite(values), values, 0.0)
 
     def rounds_to(self, target: float, metric: str = "accuracy") -> Float[np.ndarray, "S M L"]:
         """The round at which each run reached ``target`` (see ``first_at_target``), or infinity."""
@@ -107,25 +106,12 @@ class SweepResult:
         )
 
 
-def _over(function: Callable, axes: tuple[int | None, ...], vmapped: bool) -> Callable:
-    """``function`` over the leading axis of the arguments whose entry of ``axes`` is 0, side by side or in turn."""
-    if vmapped:
-        return jax.vmap(function, axes)
-
-    def in_turn(*arguments: Any) -> Any:
-        rows = tuple(x for x, axis in zip(arguments, axes, strict=True) if axis == 0)
-
-        def one(row: tuple) -> Any:
-            values = iter(row)
-            return function(*(next(values) if axis == 0 else x for x, axis in zip(arguments, axes, strict=True)))
-
-        return lax.map(one, rows)
-
-    return in_turn
-
-
 def _stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def _on_device(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def _fits(task: Task, config: SimulationConfig, params: PyTree, state: PyTree, budget: int) -> int:
@@ -139,10 +125,8 @@ def _fits(task: Task, config: SimulationConfig, params: PyTree, state: PyTree, b
     return max(1, budget // each)
 
 
-def _reported(
-    task: Task, outputs: dict[str, Array], grid: tuple[int, int, int]
-) -> dict[str, Float[np.ndarray, "S M L"]]:
-    """The reported metrics of every setting, from the metrics of every test example, [S, M, L, n, ...]."""
+def _reported(task: Task, outputs: dict[str, Array], grid: tuple[int, ...]) -> dict[str, Float[np.ndarray, "..."]]:
+    """The reported metrics of a group of settings, from the metrics of every test example, [*grid, n, ...]."""
     host = {name: np.asarray(values) for name, values in outputs.items()}
     settings = [summarise(task, {name: values[index] for name, values in host.items()}) for index in np.ndindex(grid)]
     return {name: np.array([setting[name] for setting in settings]).reshape(grid) for name in settings[0]}
@@ -165,7 +149,8 @@ def sweep(
     """Run every setting of a grid, in one compiled program.
 
     The settings run side by side (vmapped) if they fit the memory budget and the model suits it, all of them or
-    else the rates of one seed and μ; otherwise in turn. A sweep keeps no ledger and counts no bytes; under a
+    else the rates of one seed and μ; otherwise one program runs them in turn, and one setting is in memory at a time.
+    A sweep keeps no ledger and counts no bytes; under a
     deadline its clients are never behind.
 
     Args:
@@ -205,11 +190,15 @@ def sweep(
     rates_vmapped, all_vmapped = fitting >= len(learning_rates), fitting >= settings
     side_by_side = settings if all_vmapped else len(learning_rates) if rates_vmapped else 1
 
-    def over_grid(function: Callable, carry: int | None) -> Callable:
-        """``function(carry, rate, μ, seed_key, population, begin, end, data)`` over [S, M, L]."""
-        rates = _over(function, (carry, 0, None, None, None, None, None, None), rates_vmapped)
-        radii = _over(rates, (carry, None, 0, None, None, None, None, None), all_vmapped)
-        return _over(radii, (0, None, None, 0, 0, None, None, None), all_vmapped)
+    def together(function: Callable, carry: int | None) -> Callable:
+        """``function(carry, rate, μ, seed_key, population, begin, end, data)`` over a group of settings."""
+        if not rates_vmapped:
+            return function
+        over_rates = jax.vmap(function, (carry, 0, None, None, None, None, None, None))
+        if not all_vmapped:
+            return over_rates
+        over_radii = jax.vmap(over_rates, (carry, None, 0, None, None, None, None, None))
+        return jax.vmap(over_radii, (0, None, None, 0, 0, None, None, None))
 
     def start(initial: PyTree, rate: Array, *_: Any) -> RunState:
         return RunState(initial, make_tx(rate).init(initial), monitoring.start(), None)
@@ -243,39 +232,58 @@ def sweep(
         carry, _ = make_dispatch(run_round, config, length)(carry, begin, end, inputs)
         return carry, make_evaluate(task.metrics, budget=budget // side_by_side)(carry.params, test, frozen)
 
-    grid = (
-        jnp.asarray(learning_rates, jnp.float32),
-        jnp.asarray(mus, jnp.float32),
-        jnp.stack(seed_keys),
-        _stack(populations),
-    )
-    zero = jnp.int32(0)
+    all_rates, all_radii = jnp.asarray(learning_rates, jnp.float32), jnp.asarray(mus, jnp.float32)
     data = jax.tree.map(jnp.asarray, (task.train, task.test, frozen_of(task)))
-    carry = jax.jit(over_grid(start, None))(_stack(initials), *grid, zero, zero, None)
 
-    before = time.perf_counter()
-    program = jax.jit(over_grid(segment, 0), donate_argnums=0).lower(carry, *grid, zero, zero, data).compile()
-    compile_seconds = time.perf_counter() - before
-    rows, rounds, done, run_seconds = [], [], 0, 0.0
+    def inputs_of(group: tuple[int, ...]) -> tuple[PyTree, tuple]:
+        """The initial parameters and the grid's values of the settings that run together, [] or [L] or [S, M, L]."""
+        if not group:
+            return _stack(initials), (all_rates, all_radii, jnp.stack(seed_keys), _stack(populations))
+        seed, mu, *rate = group
+        own_rates = all_rates[rate[0]] if rate else all_rates
+        return initials[seed], (own_rates, all_radii[mu], seed_keys[seed], _on_device(populations[seed]))
+
+    shape = len(seeds), len(mus), len(learning_rates)
+    groups: list[tuple[int, ...]] = list(np.ndindex(shape[: 0 if all_vmapped else 2 if rates_vmapped else 3]))
     ends = [0, *range(length, config.rounds, length), config.rounds]
-    for end in ends:
-        before = time.perf_counter()
-        carry, metrics = jax.block_until_ready(program(carry, *grid, jnp.int32(done), jnp.int32(end), data))
-        run_seconds += time.perf_counter() - before
-        done = end
-        rows.append(_reported(task, metrics, (len(seeds), len(mus), len(learning_rates))))
-        rounds.append(done)
-        callback(done, config.rounds)
-        if should_stop():
+    diverged_at = np.full(shape, monitoring.NEVER)
+    metrics: dict[str, np.ndarray] = {}
+    program, compile_seconds, run_seconds, reached, interrupted = None, 0.0, 0.0, 0, False
+    begin_group, zero = jax.jit(together(start, None)), jnp.int32(0)
+    for number, group in enumerate(groups):
+        initial, grid = inputs_of(group)
+        # One group's parameters and curvatures exist at a time.
+        carry = begin_group(initial, *grid, zero, zero, None)
+        if program is None:
+            before = time.perf_counter()
+            program = jax.jit(together(segment, 0), donate_argnums=0).lower(carry, *grid, zero, zero, data).compile()
+            compile_seconds = time.perf_counter() - before
+        done = 0
+        for place, end in enumerate(ends):
+            before = time.perf_counter()
+            carry, outputs = jax.block_until_ready(program(carry, *grid, jnp.int32(done), jnp.int32(end), data))
+            run_seconds += time.perf_counter() - before
+            done, reached = end, max(reached, place + 1)
+            where: tuple[Any, ...] = (*group, ..., place)
+            for name, column in _reported(task, outputs, shape[len(group) :]).items():
+                metrics.setdefault(name, np.full((*shape, len(ends)), np.nan))[where] = column
+            callback((number * config.rounds + done) // len(groups), config.rounds)
+            interrupted = should_stop()
+            if interrupted:
+                break
+        diverged_at[group] = np.asarray(carry.monitor.diverged_at)
+        del carry, outputs
+        interrupted = interrupted and (done < config.rounds or number + 1 < len(groups))
+        if interrupted:
             break
     return SweepResult(
         seeds=tuple(seeds),
         mus=tuple(mus),
         learning_rates=tuple(learning_rates),
-        rounds=np.array(rounds),
-        metrics={name: np.stack([row[name] for row in rows], -1) for name in rows[0]},
-        diverged_at=np.asarray(carry.monitor.diverged_at),
-        interrupted=done < config.rounds,
+        rounds=np.array(ends[:reached]),
+        metrics={name: values[..., :reached] for name, values in metrics.items()},
+        diverged_at=diverged_at,
+        interrupted=interrupted,
         compile_seconds=compile_seconds,
         run_seconds=run_seconds,
     )
