@@ -134,7 +134,14 @@ def build(arguments):
         "label": rng.integers(0, 2, rows).astype(np.int32),
     }
     params = jax.jit(init)(jax.random.key(0))
-    task = TextChoice(Tuned(decoder, None, None), (205, 372), (arguments.tokens,), data, data, name=arguments.shape)
+    task = TextChoice(
+        model=Tuned(decoder, None, None),
+        words=(205, 372),
+        buckets=(arguments.tokens,),
+        train=data,
+        test=data,
+        name=arguments.shape,
+    )
     shape = (arguments.clients, arguments.local_steps, arguments.batch)
     return task, params, {name: jnp.asarray(a.reshape(*shape, *a.shape[1:])) for name, a in data.items()}
 

@@ -29,19 +29,6 @@ class Layers:
     inputs: PyTree
     open: Callable[[PyTree], PyTree]
 
-    def scan(self, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple[PyTree, PyTree]:
-        """``body(carry, layer parameters, layer input) → (carry, output)`` over the layers, as ``jax.lax.scan``.
-
-        Args:
-          body: one layer.
-          carry: what goes from layer to layer.
-          inputs: a pytree of [L, ...] arrays, one slice a layer; None where there is nothing.
-
-        Returns:
-          The last carry, and the outputs, [L, ...].
-        """
-        return lax.scan(lambda c, xs: body(c, self.open(xs[0]), xs[1]), carry, (self.inputs, inputs))
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -62,17 +49,13 @@ class Stacked:
         """L, the number of layers."""
         return jax.tree.leaves(self.layers)[0].shape[0]
 
-    def opened(self) -> Layers:
-        """The layers, to be scanned over."""
-        return Layers(self.layers, lambda layer: layer)
-
-    def scan(self, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple[PyTree, PyTree]:
-        """As :meth:`Layers.scan`."""
-        return self.opened().scan(body, carry, inputs)
-
     def unstacked(self) -> list[PyTree]:
         """The layers' subtrees, one by one."""
         return [jax.tree.map(lambda x, layer=layer: x[layer], self.layers) for layer in range(self.depth)]
+
+
+def _opened(layers: Stacked | Layers) -> Layers:
+    return Layers(layers.layers, lambda layer: layer) if isinstance(layers, Stacked) else layers
 
 
 def scan(layers: Any, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple[PyTree, PyTree]:
@@ -82,13 +65,14 @@ def scan(layers: Any, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple
       layers: a :class:`Stacked`, a :class:`Layers`, or a list of subtrees.
       body: ``(carry, layer parameters, layer input) → (carry, output)``.
       carry: what goes from layer to layer.
-      inputs: a pytree of [L, ...] arrays, one slice a layer.
+      inputs: a pytree of [L, ...] arrays, one slice a layer; None where there is nothing.
 
     Returns:
       The last carry, and the outputs, [L, ...].
     """
     if isinstance(layers, Stacked | Layers):
-        return layers.scan(body, carry, inputs)
+        each = _opened(layers)
+        return lax.scan(lambda c, xs: body(c, each.open(xs[0]), xs[1]), carry, (each.inputs, inputs))
     outputs = []
     for number, layer in enumerate(layers):
         carry, output = body(carry, layer, jax.tree.map(lambda a, number=number: a[number], inputs))
@@ -111,6 +95,6 @@ def merge(first: Any, second: Any) -> Any:
         both = {name: merge(first[name], second[name]) for name in first.keys() & second.keys()}
         return {**first, **second, **both}
     if isinstance(first, Stacked | Layers) and isinstance(second, Stacked | Layers):
-        a, b = (node.opened() if isinstance(node, Stacked) else node for node in (first, second))
+        a, b = _opened(first), _opened(second)
         return Layers((a.inputs, b.inputs), lambda layer: merge(a.open(layer[0]), b.open(layer[1])))
     raise ValueError("trees to be merged must not share a leaf")

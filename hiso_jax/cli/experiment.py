@@ -43,9 +43,9 @@ def build_task(options: Experiment) -> AnyTask:
       ValueError: the data or the model cannot be had, or do not belong together.
     """
     if options.task == "digits":
-        return tasks.digits(options.model or "mlp")  # type: ignore[arg-type]
+        return tasks.digits(options.model or "mlp")
     if options.task == "mnist":
-        return tasks.mnist(options.data_dir, options.model or "cnn")  # type: ignore[arg-type]
+        return tasks.mnist(options.data_dir, options.model or "cnn")
     return _text_task(options)
 
 

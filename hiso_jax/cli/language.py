@@ -23,7 +23,7 @@ TEXT_TASK_NAMES = Literal[
     "text-classification",
 ]
 
-
+# As hiso_jax.tasks.text has them, which would import the language models to parse a command line.
 GENERATES = ("squad", "drop", "xsum")
 
 

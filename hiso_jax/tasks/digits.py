@@ -1,7 +1,6 @@
 """The UCI 8×8 handwritten digits, shipped inside the package: the embedded default."""
 
 from importlib.resources import files
-from typing import Literal
 
 import numpy as np
 
@@ -12,7 +11,7 @@ TEST_EXAMPLES = 360
 TARGET = 0.90
 
 
-def digits(model: Literal["mlp", "cnn"] = "mlp") -> Classification:
+def digits(model: str = "mlp") -> Classification:
     """1,437 training and 360 test images of 8×8 pixels in 10 classes (see ``data/README.md``).
 
     Args:

@@ -3,7 +3,7 @@
 import gzip
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +92,7 @@ def _from_hub() -> dict[str, dict[str, np.ndarray]]:
     return splits
 
 
-def mnist(data_dir: str | Path | None = None, model: Literal["cnn", "mlp"] = "cnn") -> Classification:
+def mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classification:
     """MNIST, 60,000 training and 10,000 test images, kept as bytes and standardised on the device.
 
     Args:

@@ -1,14 +1,20 @@
 """Fine-tuning a small language model from the command line."""
 
 import json
+from typing import get_args
 
 import pytest
 
+from hiso_jax.cli.language import GENERATES, TEXT_TASK_NAMES
 from hiso_jax.cli.main import main
+from hiso_jax.tasks.text import GENERATION, TEXT_TASKS
 from tests.cli.test_cli import call
 from tests.tasks.text.problems import data_folder, model_folder, write_rows
 
-SMALL = [*"--rounds 4 --clients 4 --cohort 2 --perturbations 2".split(), *"--eval-every 2 --batch-size 8".split()]  # noqa: SIM905
+SMALL = [
+    *("--rounds", "4", "--clients", "4", "--cohort", "2", "--perturbations", "2"),
+    *("--eval-every", "2", "--batch-size", "8"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +87,8 @@ def test_the_help_names_every_text_task(capsys):
     text = capsys.readouterr().out
     for option in ("--trainable", "--verbalizer", "--curvature-dtype", "--directions", "text-classification"):
         assert option in text
+
+
+def test_the_command_line_names_the_tasks_that_there_are():
+    assert set(get_args(TEXT_TASK_NAMES)) == set(TEXT_TASKS)
+    assert set(GENERATES) == set(GENERATION)

@@ -29,7 +29,7 @@ def task(trainable):
         "label": rng.integers(0, 2, 24).astype(np.int32),
     }
     model = tune(Pretrained(decoder, params, None, "small"), trainable)
-    return TextChoice(model, (5, 9), (8,), data, data, "small")
+    return TextChoice(model=model, words=(5, 9), buckets=(8,), train=data, test=data, name="small")
 
 
 def run(mesh, trainable):
@@ -42,8 +42,10 @@ def run(mesh, trainable):
 @pytest.mark.parametrize("trainable", ["lora", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_sharded_run_of_a_language_model(mesh, trainable):
     result, alone = run(mesh, trainable), run(None, trainable)
-    # Twice that of a linear model: the rounding of attention and norms is in the losses, too.
-    tolerance = 16 * 2**-23 * abs(float(alone.records.loss[0])) / 1e-3
+    # On clients alone every device runs the unsharded program. Split along the model, the sums inside attention and
+    # norms are taken in another order besides those of the loss.
+    ulps = 16 if mesh.shape["model"] > 1 else 8
+    tolerance = ulps * 2**-23 * abs(float(alone.records.loss[0])) / 1e-3
     np.testing.assert_allclose(result.records.scalars[0], alone.records.scalars[0], atol=tolerance)
     assert np.abs(alone.records.scalars[0]).max() > 2 * tolerance
     rebuilt = fed.replay(result.initial_params, hiso_jax.hiso(1e-3), result.records)

@@ -72,7 +72,7 @@ def test_no_perturbed_copy_of_the_layers_exists():
 
     def run(params, z, x):
         moved = zo.perturb(params, z, 1e-3)
-        return moved.scan(lambda x, own, _: (jnp.tanh(x @ own["w"]), None), x)[0]
+        return scan(moved, lambda x, own, _: (jnp.tanh(x @ own["w"]), None), x)[0]
 
     x = jax.ShapeDtypeStruct((8, width), jnp.float32)
     stats = jax.jit(run).lower(params, params, x).compile().memory_analysis()

@@ -68,12 +68,12 @@ def load(model: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTyp
     if path.suffix == ".gguf":
         from hiso_jax.models.lm.gguf import open_gguf
 
-        with needing("gguf", "transformers"):
+        with needing("gguf", "transformers", "tokenizers"):
             config, tensors, tokenizer = open_gguf(path)
         return Pretrained(
             Decoder(config, dtype), read_parameters(tensors, config, gguf_name, param_dtype, path), tokenizer, path.name
         )
-    with needing("transformers", "safetensors"):
+    with needing("transformers", "tokenizers", "safetensors"):
         folder = path if path.is_dir() else _from_hub(str(model))
         config = read_config(folder)
         tokenizer = read_tokenizer(folder)

@@ -126,7 +126,7 @@ def _config(fields: Fields, reader: Any) -> LMConfig:
     )
 
 
-def _rope(fields: dict[str, Any], family: str, reader: Any, context: int) -> Rope:
+def _rope(fields: Fields, family: str, reader: Any, context: int) -> Rope:
     theta = float(fields.get(f"{family}.rope.freq_base", 10_000.0))
     factors = [tensor for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
     if factors:
@@ -142,7 +142,7 @@ def _rope(fields: dict[str, Any], family: str, reader: Any, context: int) -> Rop
     return Rope(theta=theta, kind=kind, factor=factor, original=original, attention_factor=temperature)
 
 
-def _tokenizer(fields: dict[str, Any], path: Path) -> Any:
+def _tokenizer(fields: Fields, path: Path) -> Any:
     """The tokenizer of a file, as transformers' fast tokenizer."""
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
@@ -177,7 +177,7 @@ def _tokenizer(fields: dict[str, Any], path: Path) -> Any:
     )
 
 
-def _byte_level(fields: dict[str, Any], tokens: list[str], path: Path) -> Any:
+def _byte_level(fields: Fields, tokens: list[str], path: Path) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
@@ -206,7 +206,7 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], path: Path) -> Any:
     return backend
 
 
-def _sentencepiece(fields: dict[str, Any], tokens: list[str]) -> Any:
+def _sentencepiece(fields: Fields, tokens: list[str]) -> Any:
     """SentencePiece's byte-pair encoding: two pieces merge where their union is a piece, best score first."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 

@@ -11,8 +11,6 @@ from jaxtyping import PyTree
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.stacked import Stacked
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-
 
 def path_name(path: tuple[Any, ...]) -> str:
     """A parameter's path as one dotted name, ``layers.self_attn.q_proj.kernel``."""

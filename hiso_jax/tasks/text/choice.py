@@ -7,13 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.tasks.splits import held_out
 from hiso_jax.tasks.text.encode import (
     at_bucket,
     buckets_for,
+    check_length,
     last_tokens,
     left_padded,
     pad_token,
@@ -21,18 +22,18 @@ from hiso_jax.tasks.text.encode import (
     tokenize,
     truncate,
 )
+from hiso_jax.tasks.text.pretrained import PretrainedTask
 from hiso_jax.tasks.text.prompts import Prompt, Row
 from hiso_jax.tasks.text.scores import macro_f1
 
 
-@dataclass(frozen=True)
-class TextChoice:
+@dataclass(frozen=True, kw_only=True)
+class TextChoice(PretrainedTask):
     """Text classification by a language model; it satisfies ``hiso_jax.fed.Task``.
 
     Only what is read is computed: the hidden state of the last position, and the columns of the answer words.
 
     Attributes:
-      model: the language model and what of it is trained.
       words: the token of each class.
       buckets: the lengths at which batches are evaluated.
       train: {"tokens": int32 [n, T] left-padded, "length": int32 [n], "label": int32 [n]}.
@@ -41,22 +42,12 @@ class TextChoice:
       target: the accuracy at which methods are compared, or None.
     """
 
-    model: Tuned
     words: tuple[int, ...]
     buckets: tuple[int, ...]
     train: Mapping[str, Any]
     test: Mapping[str, Any]
     name: str
     target: float | None = None
-
-    @property
-    def frozen(self) -> PyTree | None:
-        """The parameters that are not trained."""
-        return self.model.frozen
-
-    def init(self, key: Key[Array, ""]) -> PyTree:
-        """The trained parameters as they were loaded; the key changes nothing."""
-        return self.model.trained
 
     def logits(
         self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None
@@ -145,16 +136,11 @@ def text_choice(
         for split, encoded in texts.items()
     }
     return TextChoice(
-        model, words, buckets, arrays["train"], sorted_by_length(arrays["test"]), name=name, target=target
+        model=model,
+        words=words,
+        buckets=buckets,
+        train=arrays["train"],
+        test=sorted_by_length(arrays["test"]),
+        name=name,
+        target=target,
     )
-
-
-def check_length(max_length: int, model: Tuned) -> None:
-    """Refuse prompts of a length that the model cannot take.
-
-    Raises:
-      ValueError: ``max_length`` is below 1 or beyond the model's positions.
-    """
-    most = model.decoder.config.max_positions - model.decoder.adapters.prefix
-    if not 1 <= max_length <= most:
-        raise ValueError(f"max_length must be between 1 and the model's {most} positions, got {max_length}")

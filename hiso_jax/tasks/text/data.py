@@ -25,9 +25,12 @@ def load_rows(source: Source | None, data_dir: str | Path | None, columns: Seque
     Raises:
       ValueError: the data cannot be found or read, has no rows, or lacks a column.
     """
-    if data_dir is None and source is None:
+    if data_dir is not None:
+        rows = _from_files(Path(data_dir))
+    elif source is not None:
+        rows = _from_hub(source)
+    else:
         raise ValueError("data_dir must name a folder with train and validation files for text-classification")
-    rows = _from_files(Path(data_dir)) if data_dir is not None else _from_hub(source)  # type: ignore[arg-type]
     for split, split_rows in rows.items():
         if not len(split_rows):
             raise ValueError(f"data_dir must hold at least one row of each split; {split} has none")

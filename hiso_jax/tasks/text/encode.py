@@ -1,4 +1,4 @@
-"""Text → arrays of tokens: left-padded, truncated in the middle, evaluated at one of a few lengths."""
+"""Text → arrays of tokens: left-padded, truncated behind their first token, evaluated at one of a few lengths."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Int, PyTree
+
+from hiso_jax.models.lm.trainable import Tuned
 
 # Every length is a program of its own, so there are few.
 BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
@@ -144,3 +146,14 @@ def sorted_by_length(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same examples from the shortest to the longest, so that chunks of them need little padding."""
     order = np.argsort(arrays["length"], kind="stable")
     return jax.tree.map(lambda a: a[order], arrays)
+
+
+def check_length(max_length: int, model: Tuned) -> None:
+    """Refuse prompts of a length that the model cannot take.
+
+    Raises:
+      ValueError: ``max_length`` is below 1 or beyond the model's positions.
+    """
+    most = model.decoder.config.max_positions - model.decoder.adapters.prefix
+    if not 1 <= max_length <= most:
+        raise ValueError(f"max_length must be between 1 and the model's {most} positions, got {max_length}")

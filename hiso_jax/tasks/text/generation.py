@@ -7,35 +7,35 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from hiso_jax.models.lm.decoder import greedy
 from hiso_jax.models.lm.trainable import Tuned
-from hiso_jax.tasks.text.choice import check_length
 from hiso_jax.tasks.text.encode import (
     at_bucket,
     buckets_for,
+    check_length,
     left_padded,
     pad_token,
     sorted_by_length,
     tokenize,
     truncate,
 )
+from hiso_jax.tasks.text.pretrained import PretrainedTask
 from hiso_jax.tasks.text.prompts import Prompt, Row
 from hiso_jax.tasks.text.scores import exact_match, rouge, token_f1
 
 Scoring = Literal["span", "summary"]
 
 
-@dataclass(frozen=True)
-class TextGeneration:
+@dataclass(frozen=True, kw_only=True)
+class TextGeneration(PretrainedTask):
     """Question answering or summarisation by a language model; it satisfies ``hiso_jax.fed.Task``.
 
     Only what is read is computed: the loss projects the positions before the answer's tokens to the vocabulary, and
     no others.
 
     Attributes:
-      model: the language model and what of it is trained.
       tokenizer: of transformers, to read what was generated.
       buckets: the lengths at which batches are evaluated.
       answer_length: A, the most tokens of an answer.
@@ -51,7 +51,6 @@ class TextGeneration:
       target: the score at which methods are compared, or None.
     """
 
-    model: Tuned
     tokenizer: Any
     buckets: tuple[int, ...]
     answer_length: int
@@ -63,15 +62,6 @@ class TextGeneration:
     golden: tuple[tuple[str, ...], ...] = field(repr=False)
     name: str = "generation"
     target: float | None = None
-
-    @property
-    def frozen(self) -> PyTree | None:
-        """The parameters that are not trained."""
-        return self.model.frozen
-
-    def init(self, key: Key[Array, ""]) -> PyTree:
-        """The trained parameters as they were loaded; the key changes nothing."""
-        return self.model.trained
 
     def loss(self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None) -> Float[Array, "B"]:
         """The mean cross-entropy of each answer's tokens, float32."""

@@ -3,12 +3,10 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
-
-Score = Callable[[str, Sequence[str]], float]
 
 
 def macro_f1(predicted: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: int) -> float:
