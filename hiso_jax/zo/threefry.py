@@ -1,8 +1,8 @@
-"""JAX's default generator, threefry 2x32 (Salmon et al., SC 2011), in a form that CPUs run three times as fast.
+"""JAX's default generator, threefry 2x32 (Salmon et al., SC 2011), in a form that CPUs run nearly three times as fast.
 
 On CPU JAX keeps the twenty rounds of the hash in a loop, whose state goes through memory at every turn. Written out
-they fuse, with the draw that follows and its consumer, into one pass over the output: the same bits, three times the
-speed, and no temporary as large as the draw (``benchmarks/README.md``). On accelerators JAX does the same itself.
+they fuse, with the draw that follows and its consumer, into one pass over the output: the same bits, nearly three
+times the speed, and no temporary as large as the draw (``benchmarks/README.md``). On accelerators JAX does the same itself.
 """
 
 import math
