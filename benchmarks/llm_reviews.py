@@ -24,7 +24,7 @@ from hiso_jax.models.lm.trainable import tune
 from hiso_jax.tasks.text import text_task
 
 METHODS = {"hiso": hiso_jax.hiso, "decomfl": hiso_jax.decomfl}
-GRIDS = {"all": (2e-6, 1e-5, 5e-5, 2e-4), "lora": (3e-4, 1e-3, 3e-3, 1e-2)}
+GRIDS = {"all": (1e-5, 5e-5, 2e-4), "lora": (1e-3, 3e-3, 1e-2)}
 
 
 @dataclass

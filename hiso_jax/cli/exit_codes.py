@@ -13,6 +13,10 @@ class UsageError(Exception):
     """The command cannot be carried out as given; its message is one sentence for the user."""
 
 
+class Stopped(Exception):
+    """The command had to stop half-way, and can be continued; its message is one sentence for the user."""
+
+
 @contextmanager
 def refusing() -> Iterator[None]:
     """While a command is being set up: a ValueError speaks of what the user asked for."""

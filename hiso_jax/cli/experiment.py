@@ -49,13 +49,17 @@ def build_task(options: Experiment) -> AnyTask:
     return _text_task(options)
 
 
-def _text_task(options: Experiment) -> AnyTask:
+def load_model(options: Experiment) -> tuple[Any, Any]:
+    """A language model as it was pretrained, and with what of it is trained.
+
+    Raises:
+      ValueError: there is none of that name, or it cannot be tuned so.
+    """
     if options.model is None or options.model in ("mlp", "cnn"):
         raise ValueError(f"model must name a language model for {options.task}: by hub name, a folder or a .gguf file")
     # Imported where they are needed: they need the extra lm.
     from hiso_jax.models import lm
     from hiso_jax.models.lm.trainable import tune
-    from hiso_jax.tasks.text import text_task
 
     pretrained = lm.load(options.model, dtype=options.dtype, param_dtype=options.param_dtype)
     model = tune(
@@ -67,6 +71,14 @@ def _text_task(options: Experiment) -> AnyTask:
         prefix_tokens=options.prefix_tokens,
         seed=options.seed,
     )
+    return pretrained, model
+
+
+def _text_task(options: Experiment) -> AnyTask:
+    pretrained, model = load_model(options)
+    # After the model, whose absence is told first; it needs the extra lm, too.
+    from hiso_jax.tasks.text import text_task
+
     return text_task(
         options.task,
         model,
@@ -194,9 +206,12 @@ def build_simulation(
     rate: float,
     seed: int,
     mesh: Mesh | None = None,
+    storage: fed.Storage | None = None,
 ) -> fed.Simulation:
     """The simulation of one method with one seed."""
     schedule = build_schedule(options, rate)
     config = replace(simulation_config(options, seed), local_learning_rate=schedule)
     tx = build_optimizer(options, algorithm, schedule)
-    return fed.Simulation(task, tx, population, config, mesh=mesh, participation=options.participation())
+    return fed.Simulation(
+        task, tx, population, config, mesh=mesh, participation=options.participation(), storage=storage
+    )

@@ -4,17 +4,21 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from itertools import dropwhile, takewhile
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 from rich.console import Console
 
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.compare import compare
-from hiso_jax.cli.options import OPTION_NAMES, Compare, Run, Sweep
+from hiso_jax.cli.options import Compare, Run, Sweep
+from hiso_jax.cli.replay import Replay, replay
 from hiso_jax.cli.run import run
+from hiso_jax.cli.share import Apply, Export, apply, export
+from hiso_jax.cli.show import Show, show
 from hiso_jax.cli.sweep import sweep
 
 PROGRAM = "hiso-jax"
@@ -23,7 +27,24 @@ Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Apply, tyro.conf.subcommand("apply")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
 )
+
+COMMANDS: dict[type, Callable[[Any, Console], int]] = {
+    Run: run,
+    Sweep: sweep,
+    Compare: compare,
+    Replay: replay,
+    Export: export,
+    Apply: apply,
+    Show: show,
+}
+
+# What stands in its place needs no name.
+OPTION_NAMES = {field.name for command in COMMANDS for field in fields(command)} - {"run", "delta", "path"}
 
 
 def _fail(message: str) -> NoReturn:
@@ -48,7 +69,7 @@ def one_line(report: str) -> str:
     return f"{message} (see --help for what is valid)" if message.startswith("Unrecognized") else message
 
 
-def parse(arguments: Sequence[str]) -> Run | Sweep | Compare:
+def parse(arguments: Sequence[str]) -> Any:
     """The command in ``arguments``; exits with code 2 and one line if there is none, and with 0 after --help."""
     report = io.StringIO()
     try:
@@ -65,12 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command = parse(sys.argv[1:] if arguments is None else arguments)
     console = Console()
     try:
-        if isinstance(command, Run):
-            code = run(command, console)
-        else:
-            code = sweep(command, console) if isinstance(command, Sweep) else compare(command, console)
+        code = COMMANDS[type(command)](command, console)
     except exit_codes.UsageError as error:
         _fail(str(error))
+    except exit_codes.Stopped as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        code = exit_codes.INTERRUPTED
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted before the rounds in flight were done", file=sys.stderr)
         code = exit_codes.INTERRUPTED

@@ -1,6 +1,6 @@
 """The options of the commands: dataclasses from which tyro makes the command line."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,10 +96,16 @@ class Run(Experiment, Devices):
     Attributes:
       algorithm: hiso (curvature-shaped directions) or decomfl (isotropic directions).
       learning_rate: learning rate η; by default one tuned for the task and the algorithm.
+      resume: directory of a run to continue from where it was ended, with its options; all but --model, --data-dir
+        and what concerns devices, which may have moved.
+      snapshot_every: rounds between snapshots, which bound how many rounds a resumed run has to replay; 0 takes none;
+        by default one every ten minutes.
     """
 
     algorithm: Literal["hiso", "decomfl"] = "hiso"
     learning_rate: float | None = None
+    resume: Path | None = None
+    snapshot_every: int | None = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -109,6 +115,8 @@ class Run(Experiment, Devices):
         """
         super().__post_init__()
         self.check_devices()
+        if self.snapshot_every is not None:
+            at_least("snapshot_every", self.snapshot_every, 0)
         if self.learning_rate is not None:
             positive("learning_rate", self.learning_rate)
 
@@ -199,6 +207,3 @@ class Compare(Grid):
                 f"learning_rate must be one rate or one for each of the {len(self.algorithms)} algorithms, "
                 f"got {len(self.learning_rate)}"
             )
-
-
-OPTION_NAMES = frozenset(field.name for command in (Run, Sweep, Compare) for field in fields(command))

@@ -1,30 +1,19 @@
 """What a run leaves on disk: its directory, its summary, and the fingerprint of its parameters."""
 
-import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import PyTree
+from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.cli.options import Experiment
-
-
-def params_sha256(params: PyTree) -> str:
-    """SHA-256 over every leaf's path, shape, dtype and bytes, in the order of the leaves."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def as_json(value: Any) -> Any:
@@ -39,33 +28,54 @@ def as_json(value: Any) -> Any:
 
 
 def config_of(options: Experiment) -> dict[str, Any]:
-    """The options as they are written to ``config.json``."""
-    return {name: value for name, value in as_json(asdict(options)).items() if name != "local_learning_rate"}
+    """The options as they are written down; what is on this machine by its whole path, for whoever continues."""
+    given = {name: value for name, value in asdict(options).items() if name != "local_learning_rate"}
+    for name in ("data_dir", "out", "resume", "trace"):
+        if given.get(name) is not None:
+            given[name] = Path(given[name]).resolve()
+    if given["model"] is not None and Path(given["model"]).exists():
+        given["model"] = Path(given["model"]).resolve()
+    return as_json(given)
+
+
+def evaluation_line(row: fed.Evaluation, **labels: Any) -> str:
+    """An evaluation as a line of ``metrics.jsonl``, one flat object; ``loss`` and ``accuracy`` are the test split's."""
+    flat = asdict(row)
+    return json.dumps(as_json({**labels, **flat.pop("metrics"), **flat})) + "\n"
+
+
+def write_metrics(directory: Path, rows: Sequence[fed.Evaluation]) -> None:
+    """Write ``metrics.jsonl`` anew: a reader finds the old file or the new one."""
+    temporary = directory / "metrics.tmp"
+    temporary.write_text("".join(map(evaluation_line, rows)))
+    os.replace(temporary, directory / "metrics.jsonl")
 
 
 def append_evaluation(directory: Path, progress: fed.Progress, **labels: Any) -> None:
-    """Append the evaluation of ``progress``, if it has one, to ``metrics.jsonl`` as one flat object.
-
-    ``loss`` and ``accuracy`` are those of the test split.
-    """
+    """Append the evaluation of ``progress``, if it has one, to ``metrics.jsonl``."""
     if progress.evaluation:
-        flat = asdict(progress.evaluation)
         with (directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(as_json({**labels, **flat.pop("metrics"), **flat})) + "\n")
+            file.write(evaluation_line(progress.evaluation, **labels))
 
 
-def create_directory(options: Experiment, name: str) -> Path:
-    """Make the directory of a run: ``--out``, or a fresh time-stamped one under ``runs/``.
+def create_directory(options: Experiment, name: str, config: Mapping[str, Any] | None = None) -> Path:
+    """Make a new directory, ``--out`` or a time-stamped one under ``runs/``.
+
+    With ``config`` it appears under its name with ``config.json`` in it, so that what is found can be continued.
 
     Raises:
       ValueError: it exists, or cannot be made.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     path = options.out or Path("runs") / f"{name}-{stamp}"
+    if path.exists():
+        raise ValueError(f"out must be a directory that does not exist yet; {path} does")
+    new = path.parent / f".{path.name}.{os.getpid()}"
     try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        raise ValueError(f"out must be a directory that does not exist yet; {path} does") from None
+        new.mkdir(parents=True)
+        if config is not None:
+            write_json(new / "config.json", {**config, "out": path.resolve()})
+        os.rename(new, path)
     except OSError as error:
         raise ValueError(f"out cannot be made: {path} ({error.strerror})") from error
     return path
@@ -133,5 +143,12 @@ def summarise(
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,
         **sharding(result),
-        "params_sha256": params_sha256(result.params),
+        "params_sha256": fed.fingerprint(result.params),
     }
+
+
+def print_rows(console: Console, rows: Mapping[str, str]) -> None:
+    """Names and values in two columns."""
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        console.print(f"  {name:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)

@@ -1,10 +1,11 @@
 """``hiso-jax run``: one method, one run directory."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -30,18 +31,20 @@ from hiso_jax.cli.report import (
     append_evaluation,
     config_of,
     create_directory,
-    params_sha256,
+    print_rows,
     summarise,
     write_json,
+    write_metrics,
 )
-from hiso_jax.fed.mesh import all_processes
+from hiso_jax.cli.restore import resumed
+from hiso_jax.fed.ledger import LEDGER
+from hiso_jax.fed.mesh import together
 from hiso_jax.fed.population import Clients
-
-T = TypeVar("T")
+from hiso_jax.fed.storage import lock
 
 
 def run(options: Run, console: Console) -> int:
-    """Run, write the run directory, and return the exit code.
+    """Run, or go on with a run, write its directory, and return the exit code.
 
     Of several processes only the first prints and writes; each ends with the same parameters, and says so.
 
@@ -49,36 +52,58 @@ def run(options: Run, console: Console) -> int:
       UsageError: the options name devices, data or a directory that cannot be used; nothing has been written then.
     """
     begin = time.perf_counter()
-    rate = learning_rate(options, options.algorithm, options.learning_rate)
-    with exit_codes.refusing():
-        options.join()
-        mesh, task, population = _together(lambda: _ingredients(options))
-        simulation = _together(
-            lambda: build_simulation(options, task, population, options.algorithm, rate, options.seed, mesh)
-        )
-        directory = _together(lambda: _directory(options))
-    if directory is None:
-        with stop_on_interrupt(simulation.stop):
-            result = simulation.run()
-        own = f"process {jax.process_index()} of {jax.process_count()}"
-        print(f"{own}: after {result.rounds} rounds the parameters have SHA-256 {params_sha256(result.params)}")
-        return _exit_code(result)
+    with ExitStack() as held:
+        with exit_codes.refusing():
+            options.join()
+            if options.resume is not None:
+                options = together(resumed, options)
+            rate = learning_rate(options, options.algorithm, options.learning_rate)
+            mesh, task, population = together(_ingredients, options)
+            target = task.target if options.target is None else options.target
+            about = {**config_of(options), "learning_rate": rate, "target": target, "resume": None}
+            directory = together(_directory, options, about)
+            together(_hold, directory, held)
+            resume = options.resume is not None
+            storage = fed.Storage(directory, about, options.snapshot_every, resume)
+            seed, method = options.seed, options.algorithm
+            simulation = together(build_simulation, options, task, population, method, rate, seed, mesh, storage)
+            if resume:
+                _restore_metrics(directory, simulation.config.eval_every)
+        try:
+            return _run(options, console, simulation, task, directory, rate, target, begin)
+        except OSError as error:
+            raise exit_codes.Stopped(
+                f"{directory} cannot be written ({error.strerror or error}); what was done before is kept: make room "
+                f"and go on with: hiso-jax run --resume {directory}"
+            ) from error
 
-    target = task.target if options.target is None else options.target
-    config = {**config_of(options), "learning_rate": rate, "target": target}
-    write_json(directory / "config.json", config)
-    if is_virtual(options, task):
-        console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
-    display = Display(console, f"{options.task} {options.algorithm}")
-    simulation.callbacks = (display, partial(append_evaluation, directory))
-    with display, stop_on_interrupt(simulation.stop):
+
+def _run(
+    options: Run,
+    console: Console,
+    simulation: fed.Simulation,
+    task: AnyTask,
+    directory: Path,
+    rate: float,
+    target: float | None,
+    begin: float,
+) -> int:
+    primary = jax.process_index() == 0
+    display = Display(console, f"{options.task} {options.algorithm}") if primary else nullcontext()
+    if primary:
+        if is_virtual(options, task):
+            console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
+        simulation.callbacks = (cast(Display, display), partial(append_evaluation, directory))
+    with display, stop_on_interrupt(simulation.stop), exit_codes.refusing():
         result = simulation.run()
-    summary = summarise(
-        options.task, options.algorithm, rate, options.seed, target, result, time.perf_counter() - begin
-    )
-    if result.records is not None:
-        fed.save(result.records, directory / "ledger.npz", config)
+    if not primary:
+        own = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"{own}: after {result.rounds} rounds the parameters have SHA-256 {fed.fingerprint(result.params)}")
+        return _exit_code(result)
+    wall = time.perf_counter() - begin
+    summary = summarise(options.task, options.algorithm, rate, options.seed, target, result, wall)
     write_json(directory / "summary.json", summary)
+    write_metrics(directory, result.metrics)
     title = f"{options.task}, {options.algorithm}: {options.clients} clients, {options.cohort} a round"
     curves({options.algorithm: [result.metrics]}, directory / "curves.png", title=title, target=target)
     _print(console, summary, directory)
@@ -88,20 +113,23 @@ def run(options: Run, console: Console) -> int:
             soft_wrap=True,
         )
     elif result.interrupted:
-        console.print(f"interrupted after {result.rounds} rounds; what was done is in {directory}", soft_wrap=True)
+        console.print(
+            f"interrupted after {result.rounds} rounds; go on with: hiso-jax run --resume {directory}", soft_wrap=True
+        )
     return _exit_code(result)
 
 
-def _together(step: Callable[[], T]) -> T:
-    """``step()``, unless it fails in any process: one that gave up alone would leave the others waiting."""
-    value, trouble = None, None
-    try:
-        value = step()
-    except ValueError as error:
-        trouble = error
-    if not all_processes(trouble is None):
-        raise trouble or ValueError("another process could not begin, and says why")
-    return cast(T, value)
+def _hold(directory: Path, held: ExitStack) -> None:
+    """Be the directory's one writer, in the first process, until ``held`` is let go."""
+    if jax.process_index() == 0:
+        held.callback(lock(directory).release)
+
+
+def _restore_metrics(directory: Path, eval_every: int) -> None:
+    """Write the evaluations that a run has in its ledger: the file may have lost some, or half a line."""
+    if jax.process_index() == 0 and (directory / LEDGER).exists():
+        rows = fed.load(directory, unfinished=True).evaluations
+        write_metrics(directory, [row for row in rows if row.round % eval_every == 0])
 
 
 def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, Clients]:
@@ -111,11 +139,13 @@ def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, Clients]:
     return mesh, task, build_population(options, task, options.seed)
 
 
-def _directory(options: Run) -> Path | None:
-    """The run directory, made by the first process; None in the others."""
+def _directory(options: Run, about: Mapping[str, Any]) -> Path:
+    """The run's directory, made by the first process unless the run goes on; the others do not write."""
+    if options.resume is not None:
+        return options.resume
     if jax.process_index() != 0:
-        return None
-    return create_directory(options, f"{options.task}-{options.algorithm}")
+        return options.out or Path()
+    return create_directory(options, f"{options.task}-{options.algorithm}", about)
 
 
 def _exit_code(result: fed.Result) -> int:
@@ -158,6 +188,4 @@ def _print(console: Console, summary: dict, directory: Path) -> None:
         del rows["target"]
     if not any(attendance[name] for name in ("absent", "dropped", "late", "invalid")):
         del rows["attendance"]
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        console.print(f"  {name:<{width}}  {value}", soft_wrap=True, highlight=False)
+    print_rows(console, rows)

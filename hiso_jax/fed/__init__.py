@@ -5,9 +5,10 @@ from hiso_jax.fed.cohort import permute, sample_cohort
 from hiso_jax.fed.config import SimulationConfig
 from hiso_jax.fed.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.execution import Execution
+from hiso_jax.fed.fingerprint import fingerprint
 from hiso_jax.fed.fleet import Fleet, LogNormal
 from hiso_jax.fed.keys import cohort_key, data_key, init_key, round_key
-from hiso_jax.fed.ledger import Ledger, Records, load, replay, save
+from hiso_jax.fed.ledger import Ledger, LedgerFile, load
 from hiso_jax.fed.mesh import make_mesh
 from hiso_jax.fed.participation import (
     Bernoulli,
@@ -19,9 +20,12 @@ from hiso_jax.fed.participation import (
     load_trace,
 )
 from hiso_jax.fed.population import Population, dirichlet, dirichlet_balanced, iid, shards
+from hiso_jax.fed.records import Records, Updates
+from hiso_jax.fed.replay import replay
 from hiso_jax.fed.result import Evaluation, Progress, Result
 from hiso_jax.fed.round import RoundRecord, make_round
 from hiso_jax.fed.simulation import Simulation
+from hiso_jax.fed.storage import Storage
 from hiso_jax.fed.sweep import Best, SweepResult, sweep
 from hiso_jax.fed.task import Task
 from hiso_jax.fed.traffic import Traffic
@@ -37,6 +41,7 @@ __all__ = [
     "Execution",
     "Fleet",
     "Ledger",
+    "LedgerFile",
     "LogNormal",
     "Participation",
     "Population",
@@ -46,16 +51,19 @@ __all__ = [
     "RoundRecord",
     "Simulation",
     "SimulationConfig",
+    "Storage",
     "SweepResult",
     "Task",
     "Trace",
     "Traffic",
     "UniformRates",
+    "Updates",
     "VirtualPopulation",
     "cohort_key",
     "data_key",
     "dirichlet",
     "dirichlet_balanced",
+    "fingerprint",
     "first_at_target",
     "iid",
     "init_key",
@@ -69,7 +77,6 @@ __all__ = [
     "replay",
     "round_key",
     "sample_cohort",
-    "save",
     "shards",
     "sweep",
     "virtual",

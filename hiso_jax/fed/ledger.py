@@ -1,66 +1,184 @@
-"""The scalar log of a run, and the replay that rebuilds the run from it."""
+"""The ledger: every round of a run, appended to a file before the state that it produced is seen."""
 
 import json
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree, UInt32
+from jaxtyping import Array, Key
 
-from hiso_jax.fed.keys import round_key
-from hiso_jax.fed.round import RoundRecord, server_update
+from hiso_jax.fed.frames import Altered, FrameWriter, read_frames
+from hiso_jax.fed.records import Records, as_records
+from hiso_jax.fed.result import Evaluation
 
-FORMAT = 2
+LEDGER = "ledger.hiso"
+HEADER, ROUND, EVALUATION, SEAL, ENVIRONMENT = b"HEAD", b"RND ", b"EVAL", b"SEAL", b"ENV "
 
 
-class Records(NamedTuple):
-    """The rounds of a run, in order: with its initial parameters and its ``tx``, all that rebuilds it.
+def as_columns(layout: np.dtype) -> list[list[Any]]:
+    """A round's layout as JSON holds it: name, dtype and shape of each field."""
+    return [
+        [name, field.base.str, list(field.shape)] for name, (field, *_) in (layout.fields or {}).items() if field.base
+    ]
+
+
+def as_layout(columns: list[list[Any]]) -> np.dtype:
+    """What :func:`as_columns` wrote."""
+    return np.dtype([(name, dtype, tuple(shape)) for name, dtype, shape in columns])
+
+
+@dataclass(frozen=True)
+class LedgerFile:
+    """A ledger as it was read and verified.
 
     Attributes:
-      seed_key: the run's seed key.
-      round: round numbers, [R].
-      cohort: the clients invited to each round, [R, C].
-      attendance: what became of them, ABSENT, DROPPED, LATE or REPORTED, int8 [R, C].
-      scalars: [R, C, K, P].
-      valid: [R, C].
-      aggregate: what was applied, [R, K, P].
-      loss: [R].
+      path: where it is.
+      header: what the run is, see ``docs/formats.md``.
+      rows: its rounds as the file holds them, [R].
+      heads: the digest after each round, the first after the header, R + 1 of them.
+      evaluations: those that were made.
+      environments: where it was continued elsewhere: {"round": r, ...}.
+      seal: how it ended, or None if it has not.
+      content: the bytes of its good frames.
+      torn: bytes behind them, of a frame that was not written to its end.
     """
 
-    seed_key: Key[Array, ""]
-    round: Int[np.ndarray, "R"]
-    cohort: Int[np.ndarray, "R C"]
-    attendance: Int8[np.ndarray, "R C"]
-    scalars: Float[np.ndarray, "R C K P"]
-    valid: Bool[np.ndarray, "R C"]
-    aggregate: Float[np.ndarray, "R K P"]
-    loss: Float[np.ndarray, "R"]
+    path: Path
+    header: dict[str, Any]
+    rows: np.ndarray
+    heads: list[bytes]
+    evaluations: list[Evaluation]
+    environments: list[dict[str, Any]]
+    seal: dict[str, Any] | None
+    content: bytes
+    torn: int
+
+    @property
+    def seed_key(self) -> Key[Array, ""]:
+        """The run's seed key."""
+        return seed_key_of(self.header)
+
+    @property
+    def records(self) -> Records:
+        """Its rounds as columns."""
+        return as_records(self.seed_key, self.rows)
+
+
+def seed_key_of(header: Mapping[str, Any]) -> Key[Array, ""]:
+    """The seed key that a header or a delta names."""
+    return jax.random.wrap_key_data(jnp.array(header["seed"], jnp.uint32), impl=header["prng_impl"])
+
+
+def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
+    """Read a ledger and verify every byte of it.
+
+    Args:
+      path: the file, or the directory of its run.
+      unfinished: whether to read one without a seal, of a run that goes on or was ended. What a kill left of its last
+        frame is dropped. A ledger that lost its end looks the same: only a seal, or a snapshot, tells.
+
+    Raises:
+      ValueError: there is no ledger, it was altered (the round is named), or it has no seal and ``unfinished`` is not
+        set.
+    """
+    path = Path(path)
+    path = path / LEDGER if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    header: dict[str, Any] = {}
+    rows, heads, evaluations, environments, seal, end = [], [], [], [], None, 0
+    what = "the header"
+    try:
+        for frame in read_frames(content):
+            if (frame.kind == HEADER) == bool(header) or seal is not None:
+                raise Altered("is followed by what does not belong there", end)
+            end = frame.end
+            if frame.kind == ROUND:
+                rows.append(frame.payload)
+                heads.append(frame.digest)
+            elif frame.kind == HEADER:
+                header = json.loads(bytes(frame.payload))
+                heads.append(frame.digest)
+            elif frame.kind == EVALUATION:
+                evaluations.append(Evaluation(**json.loads(bytes(frame.payload))))
+            elif frame.kind == ENVIRONMENT:
+                environments.append(json.loads(bytes(frame.payload)))
+            elif frame.kind == SEAL:
+                seal = json.loads(bytes(frame.payload))
+            what = f"what follows round {len(rows) - 1}" if rows else "what follows the header"
+    except Altered as error:
+        raise ValueError(f"{path} is refused: {what} {error} (byte {error.at})") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a ledger that can be read here: {error}") from error
+    if not header:
+        raise ValueError(f"{path} is not a ledger that can be read here: its header is cut short or altered")
+    table = np.frombuffer(b"".join(rows), as_layout(header["columns"]))
+    if seal is not None and (seal["rounds"] != len(table) or len(content) > end):
+        raise ValueError(f"{path} is refused: its seal is not that of its {len(table)} rounds")
+    if seal is None and not unfinished:
+        raise ValueError(
+            f"{path} is refused: it has no seal, and ends after {len(table)} rounds; its run has not finished, or the "
+            "end of the file was lost or altered"
+        )
+    return LedgerFile(
+        path, header, table, heads, evaluations, environments, seal, content[:end], torn=len(content) - end
+    )
 
 
 class Ledger:
-    """The growing log of a run, held in memory and written at its end or at an interrupt."""
+    """The growing log of a run, in memory and, if it has a file, on disk."""
 
-    def __init__(self, seed_key: Key[Array, ""]) -> None:
-        """An empty log of the run whose seed key is ``seed_key``."""
-        self.seed_key = seed_key
-        self._blocks: list[tuple[np.ndarray, ...]] = []
+    def __init__(self, seed_key: Key[Array, ""], file: LedgerFile | None = None, writer: FrameWriter | None = None):
+        """Begin an empty log, or continue that of ``file`` through ``writer``."""
+        self.seed_key, self._writer = seed_key, writer
+        self._blocks = [] if file is None or not len(file.rows) else [file.rows]
+        self.head = b"" if file is None else file.heads[-1]
 
-    def append(
-        self,
-        rounds: Int[np.ndarray, "R"],
-        cohorts: Int[np.ndarray, "R C"],
-        attendance: Int8[np.ndarray, "R C"],
-        record: RoundRecord,
-    ) -> None:
-        """Append a block of rounds; the fields of ``record`` have a leading axis R."""
-        self._blocks.append((rounds, cohorts, attendance, *(np.asarray(field) for field in record)))
+    def append(self, rows: np.ndarray) -> None:
+        """Append a block of rounds, see :func:`hiso_jax.fed.records.as_rows`; on disk once this returns.
+
+        Raises:
+          OSError: they cannot be written; neither file nor log has them then.
+        """
+        if self._writer is not None:
+            head = self.head
+            for row in rows:
+                head = self._writer.add(ROUND, row.tobytes())
+            self._writer.sync()
+            self.head = head
+        self._blocks.append(rows)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Note an evaluation; on disk with the next rounds."""
+        if self._writer is not None:
+            self._writer.add(EVALUATION, _json(asdict(evaluation)))
+
+    def continued(self, environment: Mapping[str, Any]) -> None:
+        """Note that the run goes on elsewhere than it began."""
+        if self._writer is not None:
+            self._writer.add(ENVIRONMENT, _json({"round": self.rounds, **environment}))
+
+    def seal(self, **ending: Any) -> None:
+        """End the log: the number of rounds, the digest of the last, and what ``ending`` says of the run."""
+        if self._writer is not None:
+            self._writer.add(SEAL, _json({"rounds": self.rounds, "head": self.head.hex(), **ending}))
+            self._writer.sync()
+
+    def close(self) -> None:
+        """Sync what is pending and close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it holds."""
+        return sum(map(len, self._blocks))
 
     @property
     def records(self) -> Records:
@@ -71,84 +189,14 @@ class Ledger:
         """
         if not self._blocks:
             raise ValueError("the ledger is empty: no round has been run")
-        return Records(self.seed_key, *(np.concatenate(column) for column in zip(*self._blocks, strict=True)))
+        return as_records(self.seed_key, np.concatenate(self._blocks))
 
 
-def save(records: Records, path: Path, config: Mapping[str, Any]) -> None:
-    """Write the records and the configuration of their run as an npz without pickled objects."""
-    columns = {name: value for name, value in records._asdict().items() if name != "seed_key"}
-    np.savez(
-        path,
-        format=np.int32(FORMAT),
-        config=np.array(json.dumps(dict(config))),
-        prng_impl=np.array(str(jax.random.key_impl(records.seed_key))),
-        seed_key_data=np.asarray(jax.random.key_data(records.seed_key)),
-        **columns,
-    )
+def create(path: Path, header: Mapping[str, Any]) -> LedgerFile:
+    """Make the file of a ledger without rounds."""
+    FrameWriter.create(path, HEADER, _json(header))
+    return load(path, unfinished=True)
 
 
-def load(path: Path) -> tuple[Records, dict[str, Any]]:
-    """Read what :func:`save` wrote: the records and the configuration.
-
-    Raises:
-      ValueError: the file is not such a log.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            version = int(file["format"])
-            if version != FORMAT:
-                raise ValueError(f"ledger format {version}; this version reads {FORMAT}")
-            config = json.loads(str(file["config"]))
-            key_data: UInt32[np.ndarray, ...] = file["seed_key_data"]
-            seed_key = jax.random.wrap_key_data(jnp.asarray(key_data), impl=str(file["prng_impl"]))
-            columns = [file[name] for name in Records._fields if name != "seed_key"]
-    except (KeyError, OSError, EOFError, ValueError, BadZipFile) as error:
-        raise ValueError(f"{path} is not a ledger that can be read here: {error}") from error
-    return Records(seed_key, *columns), config
-
-
-@partial(jax.jit, static_argnames="tx")
-def _replay_block(
-    params: PyTree, state: Any, seed_key: Array, block: tuple[Array, Array, Array], *, tx: Any
-) -> tuple[PyTree, Any]:
-    def one(carry: tuple[PyTree, Any], entry: tuple[Array, Array, Array]) -> tuple[tuple[PyTree, Any], None]:
-        number, aggregate, any_valid = entry
-        return server_update(tx, *carry, aggregate, any_valid, round_key(seed_key, number)), None
-
-    return lax.scan(one, (params, state), block)[0]
-
-
-def replay(
-    params: PyTree,
-    tx: optax.GradientTransformation,
-    records: Records,
-    *,
-    rounds_per_dispatch: int | None = None,
-) -> tuple[PyTree, optax.OptState]:
-    """Rebuild the parameters and the optimizer state of a run from its scalars.
-
-    On the backend and jaxlib of the run the result is the run's, bit for bit: both make their updates by the same
-    function (:func:`hiso_jax.zo.accumulate`, and ``tx`` after it).
-
-    Args:
-      params: the initial parameters of the run.
-      tx: the optimizer of the run.
-      records: the rounds, as in ``Result.records``.
-      rounds_per_dispatch: how many rounds to scan in one dispatch; None means all.
-
-    Returns:
-      (params, state) after the last round.
-
-    Raises:
-      ValueError: ``rounds_per_dispatch`` < 1, or a ``tx`` without a zeroth-order head.
-    """
-    if rounds_per_dispatch is not None and rounds_per_dispatch < 1:
-        raise ValueError(f"rounds_per_dispatch must be at least 1, got {rounds_per_dispatch}")
-    tx = optax.with_extra_args_support(tx)
-    state = tx.init(params)
-    entries = (records.round, records.aggregate, np.any(records.valid, axis=1))
-    size = rounds_per_dispatch or max(len(records.round), 1)
-    for begin in range(0, len(records.round), size):
-        number, aggregate, any_valid = (jnp.asarray(column[begin : begin + size]) for column in entries)
-        params, state = _replay_block(params, state, records.seed_key, (number, aggregate, any_valid), tx=tx)
-    return params, state
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

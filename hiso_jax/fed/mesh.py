@@ -8,7 +8,7 @@ norm, say) sums in another order, and may part from a single device in the last 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 
 from hiso_jax.fed.execution import filled
 
+T = TypeVar("T")
 CLIENTS = "clients"
 MODEL = "model"
 
@@ -194,3 +195,19 @@ def agree(mesh: Mesh | None, *numbers: int) -> tuple[int, ...]:
     if mesh is None or jax.process_count() == 1:
         return numbers
     return tuple(int(x) for x in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)))
+
+
+def together(step: Callable[..., T], *arguments: Any) -> T:
+    """``step(*arguments)``, unless it fails in any process: one that gave up alone would leave the others waiting.
+
+    Raises:
+      ValueError, OSError: what it raised here, or that another process says why.
+    """
+    value, trouble = None, None
+    try:
+        value = step(*arguments)
+    except (ValueError, OSError) as error:
+        trouble = error
+    if not all_processes(trouble is None):
+        raise trouble or ValueError("another process could not go on, and says why")
+    return cast(T, value)

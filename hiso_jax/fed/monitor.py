@@ -4,8 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from hiso_jax.fed.participation import REPORTED
+from hiso_jax.fed.records import Records
 from hiso_jax.fed.round import RoundRecord
 from hiso_jax.zo import zo_state
 
@@ -48,13 +52,36 @@ def watch(
     state: Any,
 ) -> Monitor:
     """Advance the monitor by one round; ``params`` and ``state`` are those after it."""
-    loss = record.loss.astype(jnp.float32)
-    any_valid = record.valid.any()
+    finite = _all_finite((params, zo_state(state).curvature))
+    return _advance(monitor, round_number, record.loss, record.valid.any(), mask.any(), finite)
+
+
+def rebuilt(records: Records, params: PyTree, state: Any) -> Monitor:
+    """The monitor of a run after ``records``; ``params`` and ``state`` are those after the last of them.
+
+    A run ends at the round at which it diverges, so that in all rounds before the last they were finite.
+    """
+    finite = np.ones(len(records.round), bool)
+    finite[-1] = _all_finite((params, zo_state(state).curvature))
+    reported = (records.attendance == REPORTED).any(1)
+    columns = records.round, records.loss, records.valid.any(1), reported, finite
+    rounds = tuple(map(jnp.asarray, columns))
+    return lax.scan(lambda monitor, each: (_advance(monitor, *each), None), start(), rounds)[0]
+
+
+def _advance(
+    monitor: Monitor,
+    round_number: Int[Array, ""],
+    loss: Float[Array, ""],
+    any_valid: Bool[Array, ""],
+    anybody: Bool[Array, ""],
+    finite: Bool[Array, ""],
+) -> Monitor:
+    loss = loss.astype(jnp.float32)
     initial = jnp.where(jnp.isnan(monitor.initial_loss), loss, monitor.initial_loss)
     ceiling = jnp.maximum(10 * initial, initial + 10)
     high = jnp.where(any_valid, jnp.where(loss > ceiling, monitor.high + 1, 0), monitor.high)
-    silent = jnp.where(mask.any(), jnp.where(any_valid, 0, monitor.silent + 1), monitor.silent)
-    finite = _all_finite((params, zo_state(state).curvature))
+    silent = jnp.where(anybody, jnp.where(any_valid, 0, monitor.silent + 1), monitor.silent)
     diverged = ~finite | (high >= HIGH_LOSS_ROUNDS) | (silent >= SILENT_ROUNDS)
     first = diverged & (monitor.diverged_at == NEVER)
     return Monitor(initial, high, silent, jnp.where(first, round_number, monitor.diverged_at))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import optax
 from jaxtyping import PyTree
 
-from hiso_jax.fed.ledger import Records
+from hiso_jax.fed.records import Records
 
 
 @dataclass(frozen=True)

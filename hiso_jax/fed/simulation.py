@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from hiso_jax.fed import monitor as monitoring
 from hiso_jax.fed.config import SimulationConfig
 from hiso_jax.fed.dispatch import (
     Inputs,
+    RoundLog,
     RunState,
     checkpoint_bytes,
     draw_batches,
@@ -26,15 +28,30 @@ from hiso_jax.fed.dispatch import (
 )
 from hiso_jax.fed.evaluation import make_evaluate
 from hiso_jax.fed.execution import memory_budget
+from hiso_jax.fed.fingerprint import base_fingerprints, contents, fingerprint
+from hiso_jax.fed.frames import VERSION
 from hiso_jax.fed.keys import init_key
-from hiso_jax.fed.ledger import Ledger
-from hiso_jax.fed.mesh import MODEL, agree, check_mesh, gather, param_shardings, put, replicated, state_shardings
-from hiso_jax.fed.participation import REPORTED, STATUS_NAMES, Participation
+from hiso_jax.fed.ledger import as_columns
+from hiso_jax.fed.mesh import (
+    MODEL,
+    agree,
+    check_mesh,
+    gather,
+    param_shardings,
+    put,
+    replicated,
+    state_shardings,
+    together,
+)
+from hiso_jax.fed.participation import Participation
 from hiso_jax.fed.population import Clients
+from hiso_jax.fed.records import layout
 from hiso_jax.fed.result import Evaluation, Progress, Result
 from hiso_jax.fed.round import make_round
+from hiso_jax.fed.storage import Keeper, Storage, environment
+from hiso_jax.fed.tally import Tally
 from hiso_jax.fed.task import Task, frozen_of, summarise
-from hiso_jax.fed.traffic import Traffic
+from hiso_jax.fed.traffic import stood_at
 from hiso_jax.zo import sphere, zo_state
 
 # A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
@@ -61,6 +78,7 @@ class Simulation:
       mesh: devices to split the cohort over, along the mesh's axis ``clients``, and the parameters, along its axis
         ``model``, see :func:`hiso_jax.fed.make_mesh`; it may span processes. None is one device.
       participation: who shows up, and how fast they are; None means everybody, without a clock.
+      storage: the directory in which the run is kept, so that it survives its process; None keeps it in memory.
       callbacks: each is called with a :class:`Progress` after every dispatch.
 
     Raises:
@@ -88,6 +106,7 @@ class Simulation:
         *,
         mesh: Mesh | None = None,
         participation: Participation | None = None,
+        storage: Storage | None = None,
         callbacks: Sequence[Callable[[Progress], None]] = (),
     ) -> None:
         """Place the data on the devices and build, but not yet compile, the programs of the run."""
@@ -96,7 +115,8 @@ class Simulation:
                 f"cohort must be at most the number of clients, {population.num_clients}, got {config.cohort}"
             )
         population.check(_examples(task.train))
-        self.task, self.config, self.callbacks = task, config, tuple(callbacks)
+        self.task, self.config, self.callbacks, self.storage = task, config, tuple(callbacks), storage
+        self._clients = population.num_clients
         self.tx = optax.with_extra_args_support(tx)
         self.mesh = None if mesh is None else check_mesh(mesh)
         self._seed_key = jax.random.key(config.seed)
@@ -109,6 +129,7 @@ class Simulation:
         participation = Participation() if participation is None else participation
         participation.check(population.num_clients)
         self._has_clock = participation.fleet is not None
+        self._given = task.train, population, participation
         self._inputs = self._place(Inputs(self._seed_key, task.train, population, participation))
         self._inputs = self._inputs._replace(frozen=self._place_parameters(frozen_of(task)))
         self._test = self._place(task.test)
@@ -150,18 +171,51 @@ class Simulation:
 
     def _start(self, initial: PyTree) -> tuple[RunState, Any]:
         """The state of a run that has not begun, and where it lives."""
-        newcomer = newcomers(self._inputs.population.num_clients)
+        rest = monitoring.start(), newcomers(self._clients)
         if self.mesh is None:
             # The carry is donated to each dispatch, so the parameters kept for the result are a copy.
             params = jax.tree.map(lambda x: jnp.array(x, copy=True), initial)
-            return RunState(params, self.tx.init(initial), monitoring.start(), newcomer), None
+            return RunState(params, self.tx.init(initial), *rest), None
         state = jax.eval_shape(self.tx.init, initial)
         own = param_shardings(self.mesh, initial), state_shardings(self.mesh, initial, state)
-        rest = put((monitoring.start(), newcomer), replicated(self.mesh, (monitoring.start(), newcomer)))
         params = put(initial, own[0])
         # Made where it lives: a curvature is as large as the parameters.
         state = jax.jit(self.tx.init, out_shardings=own[1])(params)
-        return RunState(params, state, *rest), RunState(*own, *replicated(self.mesh, rest))
+        shardings = RunState(*own, *replicated(self.mesh, rest))
+        return RunState(params, state, *put(rest, shardings[2:])), shardings
+
+    def _restore(self, keeper: Keeper, carry: RunState, shardings: Any) -> RunState:
+        """The state of the run that ``keeper`` found; ``carry`` is that of its beginning."""
+        if keeper.found is None or not len(keeper.found.rows):
+            return carry
+        records = keeper.found.records
+        place = (lambda tree: put(tree, shardings[:2])) if self.mesh is not None else (lambda tree: tree)
+        params, state = keeper.restore((carry.params, carry.state), self.tx, place, self.mesh)
+        finals = (params, state) if self.mesh is None else gather((params, state))
+        rest = (
+            monitoring.rebuilt(records, *finals),
+            jnp.asarray(stood_at(records.round, records.cohort, records.attendance, self._clients)[1]),
+        )
+        return RunState(params, state, *(rest if self.mesh is None else put(rest, shardings[2:])))
+
+    def _header(self, initial: PyTree, carry: RunState, log: RoundLog) -> dict[str, Any]:
+        """What the ledger says before its first round."""
+        numbers = asdict(self.config) | {"local_learning_rate": repr(self.config.local_learning_rate)}
+        if callable(self.config.local_learning_rate):
+            numbers["local_learning_rate"] = "a schedule"
+        return {
+            "format": VERSION,
+            "columns": as_columns(layout(log.record)),
+            "seed": np.asarray(jax.random.key_data(self._seed_key)).tolist(),
+            "prng_impl": str(jax.random.key_impl(self._seed_key)),
+            "config": numbers,
+            "about": dict(self.storage.about) if self.storage else {},
+            "params": contents(carry.params),
+            "state": contents(carry.state),
+            "base": base_fingerprints(initial, frozen_of(self.task)),
+            "data": fingerprint(self._given),
+            "environment": environment(),
+        }
 
     def _initial(self) -> PyTree:
         """The initial parameters, in this process's memory if there is a mesh: a device may not hold them whole."""
@@ -175,8 +229,8 @@ class Simulation:
         shapes = jax.eval_shape(self.task.init, key)
         return gather(jax.jit(self.task.init, out_shardings=param_shardings(self.mesh, shapes))(self._place(key)))
 
-    def _compile(self, carry: RunState, shardings: Any) -> tuple[Callable, Callable]:
-        """The program of a dispatch and the program of an evaluation."""
+    def _compile(self, carry: RunState, shardings: Any) -> tuple[Callable, Callable, RoundLog]:
+        """The program of a dispatch, the program of an evaluation, and the shapes of a dispatch's log."""
         zero = self._place(jnp.int32(0))
         outputs = None
         if self.mesh is not None:
@@ -185,33 +239,54 @@ class Simulation:
         with jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext():
             dispatch = jax.jit(self._dispatch, donate_argnums=0, out_shardings=outputs)
             evaluate = jax.jit(make_evaluate(self.task.metrics, budget=self._budget, mesh=self.mesh))
-            return (
-                dispatch.lower(carry, zero, zero, self._inputs).compile(),
-                evaluate.lower(carry.params, self._test, self._inputs.frozen).compile(),
-            )
+            lowered = dispatch.lower(carry, zero, zero, self._inputs)
+            evaluating = evaluate.lower(carry.params, self._test, self._inputs.frozen)
+            return lowered.compile(), evaluating.compile(), lowered.out_info[1]
 
     def run(self) -> Result:
-        """Run to the last round, to divergence, or until :meth:`stop`."""
+        """Run to the last round, to divergence, or until :meth:`stop`; with a storage that says so, from where it was.
+
+        Raises:
+          ValueError: the storage's directory holds another run, or one that is being written or is altered.
+          OSError: it cannot be written; what was done until then is kept and can be resumed.
+        """
+        primary = jax.process_index() == 0
+        keeper = together(lambda: Keeper(self.storage, self._seed_key, primary=primary))
+        try:
+            return self._run(keeper)
+        finally:
+            keeper.close()
+
+    def _run(self, keeper: Keeper) -> Result:
         config = self.config
         self._stop = False
         initial = self._initial()
         carry, shardings = self._start(initial)
         scalars = config.local_steps * config.perturbations
-        traffic = Traffic(scalars, checkpoint_bytes(carry.params, carry.state))
-        ledger = Ledger(self._seed_key)
+        tally = Tally(scalars, checkpoint_bytes(carry.params, carry.state))
         each = forward_passes_per_client(config)
 
         before = time.perf_counter()
-        dispatch, evaluate = self._compile(carry, shardings)
+        dispatch, evaluate, log_shapes = self._compile(carry, shardings)
         compile_seconds = time.perf_counter() - before
 
-        done, run_seconds, simulated_seconds, diverged_at, invalid = 0, 0.0, 0.0, None, 0
-        statuses = np.zeros(REPORTED + 1, np.int64)
+        if self.storage is not None:
+            header = self._header(initial, carry, log_shapes)
+            together(keeper.begin, header)
+        ledger, found = keeper.ledger, keeper.found
+        carry = self._restore(keeper, carry, shardings)
+        done, run_seconds = ledger.rounds, 0.0
         history: list[Evaluation] = []
-        losses: list[float] = []
+        if found is not None:
+            history = [row for row in found.evaluations if row.round % config.eval_every == 0]
+            run_seconds = history[-1].seconds if history else 0.0
+        if done:
+            tally.restore(ledger.records, self._clients, history[-1].round if history else 0)
+        flag = int(carry.monitor.diverged_at)
+        diverged_at = None if flag == monitoring.NEVER else flag
 
         def clock() -> float | None:
-            return simulated_seconds if self._has_clock else None
+            return tally.seconds if self._has_clock else None
 
         def measure() -> dict[str, float]:
             outputs = evaluate(carry.params, self._test, self._inputs.frozen)
@@ -220,25 +295,30 @@ class Simulation:
         def take_evaluation() -> Evaluation:
             row = Evaluation(
                 round=done,
-                train_loss=float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan,
+                train_loss=float(np.nanmean(tally.losses)) if np.isfinite(tally.losses).any() else math.nan,
                 metrics=measure(),
-                bytes_up=traffic.bytes_up,
-                bytes_down=traffic.bytes_down,
-                forward_passes=traffic.visits * each,
+                bytes_up=tally.traffic.bytes_up,
+                bytes_down=tally.traffic.bytes_down,
+                forward_passes=tally.traffic.visits * each,
                 seconds=run_seconds,
                 simulated_seconds=clock(),
             )
             history.append(row)
-            losses.clear()
+            tally.losses.clear()
+            ledger.evaluated(row)
             return row
 
         def tell(evaluation: Evaluation | None) -> None:
-            loss = evaluation.train_loss if evaluation else float(np.mean(losses[-1:]))
-            total = traffic.bytes_up + traffic.bytes_down
+            losses = [evaluation.train_loss] if evaluation else tally.losses[-1:] or [history[-1].train_loss]
+            total = tally.traffic.bytes_up + tally.traffic.bytes_down
             for callback in self.callbacks:
-                callback(Progress(done, config.rounds, loss, run_seconds, total, evaluation))
+                callback(Progress(done, config.rounds, float(losses[0]), run_seconds, total, evaluation))
 
-        tell(take_evaluation())
+        def is_missing() -> bool:
+            """Whether the evaluation due after the rounds done was not made, or was lost."""
+            return done % config.eval_every == 0 and not (history and history[-1].round == done)
+
+        tell(take_evaluation() if is_missing() else None)
         length = self._dispatch_length if config.rounds_per_dispatch else 1
         while done < config.rounds and diverged_at is None:
             next_evaluation = min(config.rounds, (done // config.eval_every + 1) * config.eval_every)
@@ -255,22 +335,26 @@ class Simulation:
                 diverged_at, end = flag, flag + 1
             numbers = np.arange(done, end, dtype=np.int32)
             log = _on_host(log, len(numbers))
-            ledger.append(numbers, log.clients, log.attendance, log.record)
-            traffic.add(numbers, log.attendance, log.synced_to)
-            statuses += np.bincount(log.attendance.reshape(-1), minlength=len(statuses))
-            invalid += int(np.count_nonzero((log.attendance == REPORTED) & ~log.record.valid))
-            simulated_seconds += float(log.seconds.sum(dtype=np.float64))
-            losses += log.record.loss.tolist()
+            rows = tally.add(numbers, log)
+            # On disk before anyone sees what the rounds led to.
+            together(ledger.append, rows)
             if config.rounds_per_dispatch is None:
                 # At most double: the first dispatches are slow for reasons that pass.
                 fitting = int(DISPATCH_SECONDS * len(numbers) / elapsed)
                 length = max(1, min(self._dispatch_length, 2 * length, fitting))
             done = end
             tell(take_evaluation() if done == next_evaluation else None)
-        if history[-1].round != done:
+            due = done < config.rounds and diverged_at is None and keeper.wants_snapshot(done, run_seconds)
+            if agree(self.mesh, due)[0]:
+                together(keeper.snapshot, done, run_seconds, self._whole((carry.params, carry.state)))
+        if not history or history[-1].round != done:
             tell(take_evaluation())
 
-        params, state = (carry.params, carry.state) if self.mesh is None else gather((carry.params, carry.state))
+        params, state = self._whole((carry.params, carry.state))
+        interrupted = done < config.rounds and diverged_at is None
+        if not interrupted and not (found is not None and found.seal is not None):
+            digest = fingerprint(params) if self.storage is not None else None
+            together(lambda: ledger.seal(params_sha256=digest, diverged_at=diverged_at, seconds=run_seconds))
         return Result(
             records=ledger.records if done else None,
             metrics=history,
@@ -279,13 +363,17 @@ class Simulation:
             state=state,
             rounds=done,
             diverged_at=diverged_at,
-            interrupted=done < config.rounds and diverged_at is None,
-            traffic=traffic.summary(),
-            forward_passes=traffic.visits * each,
+            interrupted=interrupted,
+            traffic=tally.traffic.summary(),
+            forward_passes=tally.traffic.visits * each,
             compile_seconds=compile_seconds,
             run_seconds=run_seconds,
             simulated_seconds=clock(),
-            attendance=dict(zip(STATUS_NAMES, statuses.tolist(), strict=True)),
-            invalid=invalid,
+            attendance=tally.attendance,
+            invalid=tally.invalid,
             mesh_shape={} if self.mesh is None else dict(self.mesh.shape),
         )
+
+    def _whole(self, tree: PyTree) -> PyTree:
+        """``tree``, in this process's memory if there is a mesh."""
+        return tree if self.mesh is None else gather(tree)

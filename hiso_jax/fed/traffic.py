@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int8
+from jaxtyping import Int, Int8, UInt64
 
 from hiso_jax.fed.participation import ABSENT, DROPPED
 
@@ -40,6 +40,21 @@ def download_bytes(round_number: Any, synced_to: Any, scalars: int, checkpoint_b
     return HEADER_BYTES + SEED_BYTES * (synced_to == NEVER_CAME) + catch_up
 
 
+def stood_at(
+    rounds: Int[np.ndarray, "R"], cohorts: Int[np.ndarray, "R C"], attendance: Int8[np.ndarray, "R C"], clients: int
+) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "N"]]:
+    """Where each of the invited stood when it was invited, and where every client stands in the end.
+
+    The rounds are all there were from the first.
+    """
+    synced_to = np.full(clients, NEVER_CAME, np.int32)
+    stood = np.empty(cohorts.shape, np.int32)
+    for place, number in enumerate(rounds):
+        stood[place] = synced_to[cohorts[place]]
+        synced_to[cohorts[place][attendance[place] != ABSENT]] = number
+    return stood, synced_to
+
+
 @dataclass
 class Traffic:
     """Running totals over all clients.
@@ -63,15 +78,22 @@ class Traffic:
 
     def add(
         self, rounds: Int[np.ndarray, "R"], attendance: Int8[np.ndarray, "R C"], synced_to: Int[np.ndarray, "R C"]
-    ) -> None:
-        """Count some rounds: what became of the invited, and where each stood when it was invited."""
+    ) -> tuple[UInt64[np.ndarray, "R"], UInt64[np.ndarray, "R"]]:
+        """Count some rounds: what became of the invited, and where each stood when it was invited.
+
+        Returns:
+          The bytes that went up, and those that went down, in each of the rounds.
+        """
         came, sent = attendance != ABSENT, (attendance != ABSENT) & (attendance != DROPPED)
         down = download_bytes(rounds[:, None], synced_to, self.scalars, self.checkpoint_bytes)
-        self.bytes_down += int(down[came].sum())
-        self.bytes_up += upload_bytes(self.scalars) * int(np.count_nonzero(sent))
+        each_down = np.where(came, down, 0).sum(1).astype(np.uint64)
+        each_up = upload_bytes(self.scalars) * np.count_nonzero(sent, axis=1).astype(np.uint64)
+        self.bytes_down += int(each_down.sum())
+        self.bytes_up += int(each_up.sum())
         self.participants += int(np.count_nonzero(came & (synced_to == NEVER_CAME)))
         self.visits += int(np.count_nonzero(came))
         self.rounds += len(rounds)
+        return each_up, each_down
 
     def summary(self) -> dict[str, float]:
         """Totals, means per distinct participant and the paper's figure (rounds × 2·K·P·4), in bytes."""

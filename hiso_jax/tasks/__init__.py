@@ -1,7 +1,9 @@
 """Tasks: a model, its loss and metrics, and its data."""
 
 from hiso_jax.tasks.classification import Classification
-from hiso_jax.tasks.digits import digits
-from hiso_jax.tasks.mnist import mnist
+from hiso_jax.tasks.digits import digits, digits_network
+from hiso_jax.tasks.mnist import mnist, mnist_network
 
-__all__ = ["Classification", "digits", "mnist"]
+NETWORKS = {"digits": digits_network, "mnist": mnist_network}
+
+__all__ = ["NETWORKS", "Classification", "digits", "mnist"]

@@ -4,11 +4,24 @@ from importlib.resources import files
 
 import numpy as np
 
-from hiso_jax.models import cnn, mlp
+from hiso_jax.models import Model, cnn, mlp
 from hiso_jax.tasks.classification import Classification
 
 TEST_EXAMPLES = 360
 TARGET = 0.90
+
+
+def digits_network(model: str | None = None) -> Model:
+    """The network of ``digits(model)``; None is its default.
+
+    Raises:
+      ValueError: an unknown model.
+    """
+    if model in (None, "mlp"):
+        return mlp(side=8, hidden=32)
+    if model == "cnn":
+        return cnn(side=8, kernel=3, features=(8, 16))
+    raise ValueError(f"model must be mlp or cnn for digits, got {model}")
 
 
 def digits(model: str = "mlp") -> Classification:
@@ -21,12 +34,7 @@ def digits(model: str = "mlp") -> Classification:
     Raises:
       ValueError: an unknown model.
     """
-    if model == "mlp":
-        network = mlp(side=8, hidden=32)
-    elif model == "cnn":
-        network = cnn(side=8, kernel=3, features=(8, 16))
-    else:
-        raise ValueError(f"model must be mlp or cnn for digits, got {model}")
+    network = digits_network(model)
     with files("hiso_jax.tasks").joinpath("data/digits.npz").open("rb") as file, np.load(file) as arrays:
         images, labels = arrays["image"], arrays["label"]
     inputs = (images.astype(np.float32) / 16 - 0.5)[..., None]

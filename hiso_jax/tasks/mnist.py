@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from hiso_jax.models import cnn, mlp
+from hiso_jax.models import Model, cnn, mlp
 from hiso_jax.tasks.classification import Classification
 
 TARGET = 0.80
@@ -92,6 +92,19 @@ def _from_hub() -> dict[str, dict[str, np.ndarray]]:
     return splits
 
 
+def mnist_network(model: str | None = None) -> Model:
+    """The network of ``mnist(model=model)``; None is its default.
+
+    Raises:
+      ValueError: an unknown model.
+    """
+    if model in (None, "cnn"):
+        return cnn(side=28, kernel=5, features=(16, 32))
+    if model == "mlp":
+        return mlp(side=28, hidden=32)
+    raise ValueError(f"model must be cnn or mlp for mnist, got {model}")
+
+
 def mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classification:
     """MNIST, 60,000 training and 10,000 test images, kept as bytes and standardised on the device.
 
@@ -102,12 +115,7 @@ def mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classificat
     Raises:
       ValueError: an unknown model, or data that is missing, truncated or not MNIST.
     """
-    if model == "cnn":
-        network = cnn(side=28, kernel=5, features=(16, 32))
-    elif model == "mlp":
-        network = mlp(side=28, hidden=32)
-    else:
-        raise ValueError(f"model must be cnn or mlp for mnist, got {model}")
+    network = mnist_network(model)
 
     def apply(params: PyTree, images: UInt8[Array, "B 28 28 1"]) -> Float[Array, "B 10"]:
         return network.apply(params, (images.astype(jnp.float32) / 255 - MEAN) / DEVIATION)

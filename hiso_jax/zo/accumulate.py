@@ -23,7 +23,8 @@ def add_direction(
     num_perturbations: int,
 ) -> PyTree[Shaped[Array, "..."]]:
     """``total + scalar / P · z``: the step of which every Δ is made, whether z is at hand or made again."""
-    weight = pin(scalar / num_perturbations)
+    # XLA turns a division by a constant into this product; written so, every backend has the same bits.
+    weight = pin(scalar * jnp.asarray(1 / num_perturbations, scalar.dtype))
     return jax.tree.map(lambda a, u: pin(a + pin(weight.astype(u.dtype) * u)), total, z)
 
 

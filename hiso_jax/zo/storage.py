@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Key, PyTree, Shaped, UInt32
 
 from hiso_jax.zo.directions import draw_leaves, random_words
+from hiso_jax.zo.pin import rounded
 
 # Local steps are below 2³¹, so that no direction of the round has these keys.
 PARAMETERS_STREAM = 0x80D30001
@@ -63,5 +64,6 @@ def apply_updates(
       updates: in the same structure, float32 or wider.
       round_key: the key of the round, from which the rounding is drawn.
     """
-    moved = jax.tree.map(lambda x, u: x.astype(jnp.promote_types(x.dtype, u.dtype)) + u, params, updates)
+    # Its product with the learning rate is rounded first: where all other products are exact, backends then agree.
+    moved = jax.tree.map(lambda x, u: x.astype(jnp.promote_types(x.dtype, u.dtype)) + rounded(u), params, updates)
     return store(round_key, PARAMETERS_STREAM, moved, params)

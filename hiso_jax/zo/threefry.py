@@ -2,7 +2,8 @@
 
 On CPU JAX keeps the twenty rounds of the hash in a loop, whose state goes through memory at every turn. Written out
 they fuse, with the draw that follows and its consumer, into one pass over the output: the same bits, nearly three
-times the speed, and no temporary as large as the draw (``benchmarks/README.md``). On accelerators JAX does the same itself.
+times the speed, and no temporary as large as the draw (``benchmarks/README.md``). On accelerators JAX does the same of
+itself.
 """
 
 import math

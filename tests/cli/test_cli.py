@@ -37,7 +37,7 @@ def test_run_writes_a_complete_directory(capsys, tmp_path):
     assert "round 12/12" in text
     assert str(out) in text
     names = {path.name for path in out.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "ledger.npz", "summary.json", "curves.png"}
+    assert names == {"config.json", "metrics.jsonl", "ledger.hiso", "summary.json", "curves.png", ".lock"}
 
     summary = json.loads((out / "summary.json").read_text())
     expected = {
@@ -68,18 +68,16 @@ def test_run_writes_a_complete_directory(capsys, tmp_path):
 
 
 def test_the_ledger_of_a_run_rebuilds_its_parameters(capsys, tmp_path):
-    from hiso_jax.cli.report import params_sha256
-
     out = tmp_path / "run"
     call(capsys, "run", *SMALL, "--learning-rate", "0.02", "--momentum", "0.5", "--seed", "5", "--out", out)
-    records, config = fed.load(out / "ledger.npz")
-    assert (config["seed"], config["learning_rate"]) == (5, 0.02)
+    ledger = fed.load(out)
+    assert (ledger.header["about"]["seed"], ledger.header["about"]["learning_rate"]) == (5, 0.02)
     import optax
 
     tx = optax.chain(hiso_jax.scale_by_hiso(), optax.trace(0.5), optax.scale_by_learning_rate(0.02))
     initial = tasks.digits().init(fed.init_key(jax.random.key(5)))
-    params, _ = fed.replay(initial, tx, records)
-    assert params_sha256(params) == json.loads((out / "summary.json").read_text())["params_sha256"]
+    params, _ = fed.replay(initial, tx, ledger.records)
+    assert fed.fingerprint(params) == json.loads((out / "summary.json").read_text())["params_sha256"]
 
 
 def test_the_default_run_learns_the_digits(capsys, tmp_path):
@@ -353,6 +351,7 @@ def test_interrupt_saves_what_was_done(tmp_path):
     assert "interrupted after" in text
     summary = json.loads((out / "summary.json").read_text())
     assert summary["interrupted"]
-    records, _ = fed.load(out / "ledger.npz")
+    assert f"hiso-jax run --resume {out}" in text
+    records = fed.load(out, unfinished=True).records
     np.testing.assert_array_equal(records.round, np.arange(summary["rounds"]))
     assert summary["rounds"] >= 100

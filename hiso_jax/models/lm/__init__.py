@@ -3,6 +3,17 @@
 from hiso_jax.models.lm.checkpoint import Pretrained, load
 from hiso_jax.models.lm.config import LMConfig, Rope, from_transformers
 from hiso_jax.models.lm.decoder import Decoder, greedy
+from hiso_jax.models.lm.export import save_pretrained
 from hiso_jax.models.lm.modules import Adapters
 
-__all__ = ["Adapters", "Decoder", "LMConfig", "Pretrained", "Rope", "from_transformers", "greedy", "load"]
+__all__ = [
+    "Adapters",
+    "Decoder",
+    "LMConfig",
+    "Pretrained",
+    "Rope",
+    "from_transformers",
+    "greedy",
+    "load",
+    "save_pretrained",
+]

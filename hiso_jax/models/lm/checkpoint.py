@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +45,14 @@ class Pretrained:
       params: the parameters, in host memory.
       tokenizer: of transformers.
       name: what it was asked for by.
+      hf_config: the contents of its config.json; None for a GGUF file, which has none.
     """
 
     decoder: Decoder
     params: PyTree
     tokenizer: Any
     name: str
+    hf_config: Mapping[str, Any] | None = None
 
 
 def load(model: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> Pretrained:
@@ -76,9 +78,10 @@ def load(model: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTyp
     with needing("transformers", "tokenizers", "safetensors"):
         folder = path if path.is_dir() else _from_hub(str(model))
         config = read_config(folder)
+        content = json.loads((folder / "config.json").read_text())
         tokenizer = read_tokenizer(folder)
         params = read_safetensors(folder, config, param_dtype)
-    return Pretrained(Decoder(config, dtype), params, tokenizer, str(model))
+    return Pretrained(Decoder(config, dtype), params, tokenizer, str(model), content)
 
 
 @contextmanager

@@ -111,3 +111,8 @@ def checkpoint_name(config: LMConfig) -> Callable[[str, int | None], str]:
 def as_ours(name: str, tensor: np.ndarray) -> np.ndarray:
     """A checkpoint's tensor in our layout: their projections map from the second axis, ours from the first."""
     return tensor.T if name.endswith(".kernel") else tensor
+
+
+def as_theirs(name: str, tensor: np.ndarray) -> np.ndarray:
+    """A tensor of ours in a checkpoint's layout."""
+    return tensor.T if name.endswith(".kernel") else tensor

@@ -1,0 +1,82 @@
+"""``hiso-jax replay``: a run rebuilt from its scalars."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import tyro
+from rich.console import Console
+
+from hiso_jax import fed
+from hiso_jax.cli import exit_codes
+from hiso_jax.cli.progress import human_seconds
+from hiso_jax.cli.report import print_rows
+from hiso_jax.cli.restore import base_of, options_of, rebuild
+from hiso_jax.cli.trees import write_tree
+from hiso_jax.fed.storage import environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Rebuild the parameters, curvature and optimizer state of a run from its ledger, bit for bit.
+
+    Attributes:
+      run: directory of the run.
+      to_round: rounds to replay; by default all.
+      model: where the base checkpoint is now; by default where it was.
+      out: safetensors file to write parameters and optimizer state to; by default none is written.
+    """
+
+    run: tyro.conf.Positional[Path]
+    to_round: int | None = None
+    model: str | None = None
+    out: Path | None = None
+
+
+def replay(options: Replay, console: Console) -> int:
+    """Replay, report, and return the exit code.
+
+    Raises:
+      UsageError: the run cannot be read, has not so many rounds, or began with another model than is found.
+    """
+    with exit_codes.refusing():
+        ledger = fed.load(options.run, unfinished=True)
+        total = len(ledger.rows)
+        until = total if options.to_round is None else options.to_round
+        if not 0 <= until <= total:
+            raise ValueError(f"to_round must be between 0 and the {total} rounds of the ledger, got {until}")
+        if options.out is not None and options.out.exists():
+            raise ValueError(f"out must be a file that does not exist yet; {options.out} does")
+        about = ledger.header["about"] | ({} if options.model is None else {"model": options.model})
+        run = options_of(about)
+        base = base_of(run, ledger.header["base"], "model")
+        begin = time.perf_counter()
+        params, state = jax.block_until_ready(rebuild(run, base, ledger.records.updates.between(0, until)))
+        seconds = time.perf_counter() - begin
+    digest = fed.fingerprint(params)
+    sealed = ledger.seal["params_sha256"] if ledger.seal is not None and until == total else None
+    here, there = environment(), ledger.header["environment"]
+    place = f"{there['backend']} with jaxlib {there['versions']['jaxlib']}"
+    same = (here["backend"], here["versions"]["jaxlib"]) == (there["backend"], there["versions"]["jaxlib"])
+    verdict = "equal to the run's, bit for bit" if digest == sealed else "not the run's"
+    if sealed is None:
+        verdict = "the run has no seal to compare with" if until == total else "of an earlier round than the run's last"
+    elif digest != sealed and not same:
+        verdict += f": it was made on {place}, and another backend or jaxlib may round otherwise"
+    rows = {
+        "rounds": f"{until:,} of {total:,}",
+        "seconds": f"{seconds:.2f}, compiling included",
+        "parameters": f"SHA-256 {digest}",
+        "": verdict,
+    }
+    if ledger.seal is not None and until == total:
+        rows["seconds"] += f"; the rounds took the run {human_seconds(ledger.seal['seconds'])}"
+    if options.out is not None:
+        with exit_codes.refusing():
+            write_tree({"params": params, "state": state}, options.out)
+        rows["written to"] = str(options.out)
+    print_rows(console, rows)
+    if same and sealed not in (None, digest):
+        raise exit_codes.UsageError(f"{options.run}: the replay is not the run, though made where it was made")
+    return exit_codes.DONE

@@ -1,0 +1,144 @@
+"""``hiso-jax export`` and ``hiso-jax apply``: a fine-tuned model as a small delta, or as a folder for transformers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import tyro
+from rich.console import Console
+
+from hiso_jax import fed
+from hiso_jax.cli import exit_codes
+from hiso_jax.cli.progress import human_bytes
+from hiso_jax.cli.report import print_rows
+from hiso_jax.cli.restore import Base, base_of, options_of, rebuild
+from hiso_jax.cli.trees import write_tree
+from hiso_jax.fed.delta import Delta, delta_of, load_delta, save_delta
+
+# Where things lie on the machine of the run is nobody else's business.
+LOCAL = ("data_dir", "out", "resume", "trace")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write what a run has learned: a delta of its scalars, or the whole model for transformers.
+
+    Attributes:
+      run: directory of the run.
+      format: delta, one small file of scalars and fingerprints; or hf, a folder with weights, config and tokenizer.
+      out: file or folder to write; by default delta.safetensors or hf in the run's directory.
+      model: where the base checkpoint is now, for hf; by default where it was.
+    """
+
+    run: tyro.conf.Positional[Path]
+    format: Literal["delta", "hf"] = "delta"
+    out: Path | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apply:
+    """Rebuild the model of a delta from its base checkpoint, and write it.
+
+    Attributes:
+      delta: file that hiso-jax export wrote.
+      base: the checkpoint that the run began with, as --model takes it; embedded models need none.
+      out: folder to write for transformers; a safetensors file for a model that is not a language model.
+    """
+
+    delta: tyro.conf.Positional[Path]
+    base: str | None = None
+    out: Path
+
+
+def export(options: Export, console: Console) -> int:
+    """Write the delta or the folder, and return the exit code.
+
+    Raises:
+      UsageError: the run cannot be read, or not be written so.
+    """
+    with exit_codes.refusing():
+        ledger = fed.load(options.run, unfinished=True)
+        if not len(ledger.rows):
+            raise ValueError(f"{options.run} has no rounds to export")
+        default = "delta.safetensors" if options.format == "delta" else "hf"
+        out = _fresh(options.out or options.run / default)
+        about = ledger.header["about"]
+        if options.format == "delta":
+            return _export_delta(delta_of(ledger, _without_places(about)), out, console)
+        run = options_of(about | ({} if options.model is None else {"model": options.model}))
+        if run.task in ("digits", "mnist"):
+            raise ValueError(f"format must be delta for {run.task}: transformers has no such model")
+        base = base_of(run, ledger.header["base"], "model")
+        sealed = None if ledger.seal is None else ledger.seal["params_sha256"]
+        _write_model(run, base, ledger.records.updates, sealed, out, console)
+    return exit_codes.DONE
+
+
+def apply(options: Apply, console: Console) -> int:
+    """Rebuild the model, write it, and return the exit code.
+
+    Raises:
+      UsageError: the delta is altered, the base is another one, or the model cannot be written.
+    """
+    with exit_codes.refusing():
+        delta = load_delta(options.delta)
+        out = _fresh(options.out)
+        run = options_of(delta.header["about"])
+        if run.task not in ("digits", "mnist"):
+            if options.base is None:
+                raise ValueError(f"base must be the checkpoint that the run began with, {run.model} there")
+            run = replace(run, model=options.base)
+        base = base_of(run, delta.header["base"], "base")
+        _write_model(run, base, delta.updates, delta.header["params_sha256"], out, console)
+    return exit_codes.DONE
+
+
+def _fresh(out: Path) -> Path:
+    if out.exists():
+        raise ValueError(f"out must not exist yet; {out} does")
+    return out
+
+
+def _without_places(about: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: None if name in LOCAL else value for name, value in about.items()}
+    model = kept.get("model")
+    return {**kept, "model": Path(model).name if model and Path(model).is_absolute() else model}
+
+
+def _export_delta(delta: Delta, out: Path, console: Console) -> int:
+    try:
+        size = save_delta(delta, out)
+    except OSError as error:
+        raise ValueError(f"out cannot be written: {out} ({error.strerror})") from error
+    rounds = delta.header["rounds"]
+    rows = {
+        "rounds": f"{rounds:,}",
+        "size": f"{human_bytes(size)}, {human_bytes(1000 * size / rounds)} for 1,000 rounds",
+        "base": f"SHA-256 {delta.header['base']['trained']}",
+        "written to": str(out),
+    }
+    print_rows(console, rows)
+    return exit_codes.DONE
+
+
+def _write_model(run: Any, base: Base, updates: fed.Updates, digest: str | None, out: Path, console: Console) -> None:
+    params, _ = jax.block_until_ready(rebuild(run, base, updates))
+    rebuilt = fed.fingerprint(params)
+    verdict = "" if digest is None else ", the run's" if digest == rebuilt else ", not the run's to the last bit"
+    if base.tuned is None:
+        write_tree(params, out)
+    else:
+        from hiso_jax.models.lm import save_pretrained
+
+        try:
+            files = save_pretrained(base.pretrained, base.tuned, params, out)
+        except OSError as error:
+            raise ValueError(f"out cannot be written: {out} ({error.strerror})") from error
+    rows = {"rounds": f"{len(updates.round):,}", "parameters": f"SHA-256 {rebuilt}{verdict}"}
+    if base.tuned is not None:
+        rows["weights"] = f"{human_bytes(sum(file.stat().st_size for file in files))} in {len(files)} files"
+    rows["written to"] = str(out)
+    print_rows(console, rows)

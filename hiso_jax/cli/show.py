@@ -1,0 +1,109 @@
+"""``hiso-jax show``: what a run or a delta is, and whether it is whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from hiso_jax import fed
+from hiso_jax.cli import exit_codes
+from hiso_jax.cli.options import Run
+from hiso_jax.cli.progress import human_bytes
+from hiso_jax.cli.report import as_json, print_rows
+from hiso_jax.fed.delta import load_delta
+from hiso_jax.fed.ledger import LedgerFile
+from hiso_jax.fed.participation import ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Tell what a run's directory or a delta holds: configuration, rounds, bytes, metrics and integrity.
+
+    Attributes:
+      path: a run's directory, its ledger, or a delta.
+    """
+
+    path: tyro.conf.Positional[Path]
+
+
+def show(options: Show, console: Console) -> int:
+    """Print it, and return the exit code.
+
+    Raises:
+      UsageError: it cannot be read, or was altered.
+    """
+    with exit_codes.refusing():
+        if options.path.suffix == ".safetensors":
+            rows = _of_delta(options.path)
+        else:
+            rows = _of_ledger(fed.load(options.path, unfinished=True))
+    print_rows(console, rows)
+    return exit_codes.DONE
+
+
+def _of_ledger(ledger: LedgerFile) -> dict[str, str]:
+    records, seal = ledger.records, ledger.seal
+    came = records.cohort[records.attendance != ABSENT]
+    distinct = len(np.unique(came))
+    up, down = int(records.bytes_up.sum()), int(records.bytes_down.sum())
+    last = ledger.evaluations[-1] if ledger.evaluations else None
+    if seal is None:
+        torn = f", {human_bytes(ledger.torn)} of an unfinished frame behind them" if ledger.torn else ""
+        integrity = f"every round verified{torn}; not sealed: continue with hiso-jax run --resume {ledger.path.parent}"
+    else:
+        integrity = f"every byte verified, sealed by {seal['head'][:16]}…"
+    ended = "" if seal is None or seal["diverged_at"] is None else f", diverged at round {seal['diverged_at']}"
+    return {
+        **_common(ledger.header),
+        "rounds": f"{len(ledger.rows):,} of {ledger.header['config']['rounds']:,}{ended}",
+        "clients": f"{distinct:,} took part, {len(came):,} times",
+        "bytes": f"up {human_bytes(up)}, down {human_bytes(down)}",
+        "evaluated": "never" if last is None else _metrics({"round": last.round, **last.metrics}),
+        "ledger": human_bytes(len(ledger.content) + ledger.torn),
+        "integrity": integrity,
+    }
+
+
+def _of_delta(path: Path) -> dict[str, str]:
+    delta = load_delta(path)
+    evaluation, digest = delta.header["evaluation"], delta.header["params_sha256"]
+    return {
+        **_common(delta.header),
+        "rounds": f"{delta.header['rounds']:,}",
+        "evaluated": "never" if evaluation is None else _metrics(evaluation),
+        "base": f"SHA-256 {delta.header['base']['trained']}",
+        "parameters": "of an unfinished run" if digest is None else f"SHA-256 {digest}",
+        "size": human_bytes(path.stat().st_size),
+        "integrity": "every byte verified",
+    }
+
+
+def _metrics(evaluation: Mapping[str, Any]) -> str:
+    named = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in evaluation.items() if name != "round"]
+    return f"after round {evaluation['round']:,}: {', '.join(named)}"
+
+
+def _common(header: Mapping[str, Any]) -> dict[str, str]:
+    about, config, made = header["about"], header["config"], header["environment"]
+    trained = sum(int(np.prod(shape)) for _, shape, _ in header["params"])
+    defaults = as_json({field.name: field.default for field in fields(Run)})
+    shown = ("task", "algorithm", "model", "out", "resume")
+    changed = {name: value for name, value in about.items() if name not in shown and value != defaults.get(name)}
+    settings = " ".join(
+        f"--{name.replace('_', '-')} {','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in changed.items()
+        if value is not None
+    )
+    rows = {
+        "task": f"{about.get('task', 'a program of its own')}, {about.get('algorithm', '')}".rstrip(", "),
+        "model": f"{about['model']}, " if about.get("model") else "",
+        "scalars": f"K = {config['local_steps']}, P = {config['perturbations']}, {config['cohort']} clients a round",
+        "options": settings,
+        "made with": f"jax {made['versions']['jax']} on {made['device']}",
+    }
+    rows["model"] += f"{trained:,} trained parameters"
+    return {name: value for name, value in rows.items() if value}

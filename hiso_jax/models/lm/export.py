@@ -1,0 +1,177 @@
+"""Parameters → a folder that transformers loads: config.json, the tokenizer, and safetensors in shards."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from hiso_jax.models.lm.checkpoint import Pretrained, needing
+from hiso_jax.models.lm.config import LMConfig
+from hiso_jax.models.lm.decoder import Decoder
+from hiso_jax.models.lm.names import as_theirs, checkpoint_name, leaves
+from hiso_jax.models.lm.rope import frequencies
+from hiso_jax.models.lm.trainable import Tuned
+from hiso_jax.stacked import Stacked, merge
+
+SHARD_BYTES = 5 * 10**9
+ARCHITECTURES = {
+    "opt": "OPTForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+}
+# What Llama 3.1 to 3.3 have; a GGUF file keeps only the factors that follow from it.
+LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folder: Path) -> list[Path]:
+    """Write a fine-tuned model as transformers reads it; low-rank additions are multiplied out.
+
+    Args:
+      pretrained: the model it began as.
+      tuned: what of it was trained.
+      trained: the trained parameters.
+      folder: where to; made if there is none.
+
+    Returns:
+      The files of weights.
+
+    Raises:
+      ValueError: a learned prefix, or rotary embeddings that transformers has no name for.
+      OSError: it cannot be written.
+    """
+    decoder = tuned.decoder
+    if decoder.adapters.prefix:
+        raise ValueError("format must be delta for --trainable prefix: transformers has no place for a learned prefix")
+    whole = trained if tuned.frozen is None else merge_arrays(trained, tuned.frozen)
+    if decoder.adapters.rank:
+        whole = multiplied_out(whole, decoder.adapters.alpha / decoder.adapters.rank)
+    plain = Decoder(decoder.config)
+    config = transformers_config(pretrained, decoder.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with needing("safetensors", "huggingface_hub"):
+        files = _write_weights(dict(_tensors(whole, plain)), folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    pretrained.tokenizer.save_pretrained(folder)
+    return files
+
+
+def merge_arrays(trained: PyTree, frozen: PyTree) -> PyTree:
+    """The union of two nested dicts of arrays that share no leaf; layers stay stacked."""
+    if isinstance(trained, Stacked) and isinstance(frozen, Stacked):
+        return Stacked(merge_arrays(trained.layers, frozen.layers))
+    if isinstance(trained, Mapping) and isinstance(frozen, Mapping):
+        both = {name: merge_arrays(trained[name], frozen[name]) for name in trained.keys() & frozen.keys()}
+        return {**trained, **frozen, **both}
+    return merge(trained, frozen)
+
+
+def multiplied_out(node: Any, scale: float) -> Any:
+    """Every kernel with its low-rank addition, W + A·B·α/r, and the additions gone."""
+    if isinstance(node, Stacked):
+        return Stacked(multiplied_out(node.layers, scale))
+    if not isinstance(node, Mapping):
+        return node
+    if "lora_a" in node:
+        kernel = np.asarray(node["kernel"])
+        product = np.asarray(node["lora_a"], np.float32) @ np.asarray(node["lora_b"], np.float32)
+        rest = {name: leaf for name, leaf in node.items() if not name.startswith("lora_")}
+        return {**rest, "kernel": (kernel + np.float32(scale) * product).astype(kernel.dtype)}
+    return {name: multiplied_out(child, scale) for name, child in node.items()}
+
+
+def _tensors(params: PyTree, decoder: Decoder) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor by its name in a checkpoint, in its layout; views where that is possible."""
+    called = checkpoint_name(decoder.config)
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    for leaf, array in zip(leaves(params), arrays, strict=True):
+        for layer in [None] if leaf.layers is None else range(leaf.layers):
+            own = array if layer is None else array[layer]
+            yield called(leaf.name, layer), as_theirs(leaf.name, own)
+
+
+def _write_weights(tensors: Mapping[str, np.ndarray], folder: Path) -> list[Path]:
+    from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors.numpy import save_file
+
+    plan = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    files = []
+    for name, members in plan.filename_to_tensors.items():
+        shard = {member: np.ascontiguousarray(tensors[member]) for member in members}
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        files.append(folder / name)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return files
+
+
+def transformers_config(pretrained: Pretrained, config: LMConfig) -> dict[str, Any]:
+    """The contents of config.json for a model that began as ``pretrained`` and has the architecture ``config``.
+
+    Raises:
+      ValueError: rotary embeddings that transformers has no name for.
+    """
+    dtype = str(np.asarray(jax.tree.leaves(pretrained.params)[0]).dtype)
+    common = {
+        "architectures": [ARCHITECTURES[config.family]],
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": dtype,
+    }
+    if pretrained.hf_config is not None:
+        kept = {name: value for name, value in pretrained.hf_config.items() if name not in ("dtype", "torch_dtype")}
+        return {**kept, **common}
+    tokenizer = pretrained.tokenizer
+    return {
+        **common,
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.mlp_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.activation,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        **_rope_config(config),
+        **({} if config.family == "qwen2" else {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _rope_config(config: LMConfig) -> dict[str, Any]:
+    rope = config.rope
+    assert rope is not None
+    if rope.kind == "default":
+        return {"rope_theta": rope.theta}
+    scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
+    if rope.kind == "yarn":
+        scaling |= {"original_max_position_embeddings": rope.original, "attention_factor": rope.attention_factor}
+    if rope.kind == "factors":
+        from dataclasses import replace
+
+        scaling = {"rope_type": "llama3", "factor": max(rope.factors), **LLAMA3}
+        guess = replace(
+            rope,
+            kind="llama3",
+            factor=max(rope.factors),
+            original=LLAMA3["original_max_position_embeddings"],
+            low_freq_factor=LLAMA3["low_freq_factor"],
+            high_freq_factor=LLAMA3["high_freq_factor"],
+        )
+        if not np.allclose(frequencies(guess, config.head_dim), frequencies(rope, config.head_dim), rtol=1e-4):
+            raise ValueError("format must be delta for a model whose rotary factors are not those of Llama 3")
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}

@@ -1,0 +1,316 @@
+"""The ledger's file: what is written is read, what is damaged is named, what was cut short is told."""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import fed
+from hiso_jax.fed import frames
+from hiso_jax.fed.delta import delta_of, load_delta, save_delta
+from hiso_jax.fed.ledger import LEDGER
+from hiso_jax.fed.storage import lock
+from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+
+ROUNDS = 20
+TX = hiso_jax.hiso(0.02)
+FORWARD, LINK = fed.LogNormal(0.01, 0.5), fed.LogNormal(1e5, 1.0)
+
+
+def simulation(storage=None, *, stop_at=None, participation=None, rounds=ROUNDS, rate=0.02):
+    # One dispatch a round, so that a run can be stopped at any of them.
+    config = fed.SimulationConfig(
+        rounds=rounds, cohort=4, perturbations=2, batch_size=8, eval_every=5, rounds_per_dispatch=1
+    )
+    tx = TX if rate == 0.02 else hiso_jax.hiso(rate)
+    run = fed.Simulation(linear_task(), tx, digits_population(), config, storage=storage, participation=participation)
+    if stop_at is not None:
+        run.callbacks = (lambda progress: progress.round >= stop_at and run.stop(),)
+    return run
+
+
+@functools.cache
+def finished():
+    """A finished run, and its directory's files."""
+    import tempfile
+    from pathlib import Path
+
+    folder = Path(tempfile.mkdtemp()) / "run"
+    return simulation(fed.Storage(folder, {"name": "a test"}, snapshot_every=8)).run(), folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the finished run, to be damaged."""
+    return shutil.copytree(finished()[1], tmp_path / "run")
+
+
+def test_what_is_written_is_read(folder):
+    result, ledger = finished()[0], fed.load(folder)
+    for name, column in result.records._asdict().items():
+        if name == "seed_key":
+            assert (jax.random.key_data(column) == jax.random.key_data(ledger.seed_key)).all()
+        else:
+            np.testing.assert_array_equal(column, getattr(ledger.records, name))
+    assert ledger.header["about"] == {"name": "a test"}
+    assert ledger.header["config"]["perturbations"] == 2
+    assert ledger.header["params"] == [["['bias']", [10], "float32"], ["['weight']", [64, 10], "float32"]]
+    assert ledger.seal["params_sha256"] == fed.fingerprint(result.params)
+    assert (ledger.seal["rounds"], ledger.seal["head"]) == (ROUNDS, ledger.heads[-1].hex())
+    assert ledger.evaluations[1:] == result.metrics[1:]
+    rebuilt = fed.replay(result.initial_params, TX, ledger.records)
+    assert_trees_identical((result.params, result.state), rebuilt)
+    assert ledger.records.bytes_down.sum() == result.traffic["bytes_down"]
+
+
+def test_the_format_is_what_its_document_says(folder):
+    """Read with the standard library and NumPy alone, as docs/formats.md does."""
+    import hashlib
+    import struct
+
+    content = (folder / LEDGER).read_bytes()
+    assert content[:8] == b"HiSoLog\x01"
+    place, rounds, layout = 8, [], None
+    while place < len(content):
+        length, kind, _ = struct.unpack_from("<I4sI", content, place)
+        payload = content[place + 12 : place + 12 + length]
+        end = place + 12 + length
+        assert content[end : end + 32] == hashlib.sha256(content[:end]).digest()
+        if kind == b"HEAD":
+            layout = np.dtype([(name, dtype, tuple(shape)) for name, dtype, shape in json.loads(payload)["columns"]])
+        if kind == b"RND ":
+            rounds.append(np.frombuffer(payload, layout)[0])
+        place = end + 32
+    np.testing.assert_array_equal([row["aggregate"] for row in rounds], finished()[0].records.aggregate)
+
+
+def test_every_flipped_bit_of_a_sealed_ledger_is_found(folder):
+    path = folder / LEDGER
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    named = 0
+    for bit in rng.integers(0, 8 * len(content), 150):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"refused|not a ledger") as error:
+            fed.load(path)
+        named += "round" in str(error.value)
+    assert named > 75
+
+
+def test_a_flip_is_named_by_its_round(folder):
+    path = folder / LEDGER
+    content = bytearray(path.read_bytes())
+    ends = [frame.end for frame in frames.read_frames(bytes(content)) if frame.kind == b"RND "]
+    content[ends[6] + 40] ^= 1  # in the payload of the next frame, round 7
+    path.write_bytes(content)
+    for unfinished in (False, True):
+        with pytest.raises(ValueError, match="what follows round 6 was altered"):
+            fed.load(path, unfinished=unfinished)
+
+
+def test_every_cut_of_a_sealed_ledger_is_found(folder):
+    path = folder / LEDGER
+    content, rng = path.read_bytes(), np.random.default_rng(1)
+    for end in rng.integers(0, len(content), 100):
+        path.write_bytes(content[:end])
+        with pytest.raises(ValueError, match=r"no seal, and ends after \d+ rounds|not a ledger"):
+            fed.load(path)
+
+
+def test_what_a_kill_leaves_of_a_frame_is_dropped(folder):
+    path = folder / LEDGER
+    content = path.read_bytes()
+    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RND "]
+    for torn in (b"", content[ends[6] : ends[6] + 7], content[ends[6] : ends[7] - 1], bytes(500)):
+        path.write_bytes(content[: ends[6]] + torn)
+        ledger = fed.load(path, unfinished=True)
+        assert (len(ledger.rows), ledger.torn, ledger.seal) == (7, len(torn), None)
+
+
+def test_bytes_behind_the_seal_are_refused(folder):
+    path = folder / LEDGER
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(ValueError, match="its seal is not that of its 20 rounds"):
+        fed.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "does not begin as a ledger does"),
+        (b"PK\x03\x04 an archive", "does not begin as a ledger does"),
+        (b"HiSoLog\x02", "another format than version 1"),
+        (b"HiSoLog\x01", "its header is cut short"),
+    ],
+)
+def test_a_file_that_is_no_ledger_is_refused(tmp_path, content, sentence):
+    path = tmp_path / LEDGER
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        fed.load(path, unfinished=True)
+
+
+def test_a_missing_ledger_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        fed.load(tmp_path / "nothing")
+
+
+def same(first, second):
+    assert_trees_identical((first.params, first.state), (second.params, second.state))
+    assert [(row.round, row.metrics, row.bytes_down) for row in first.metrics] == [
+        (row.round, row.metrics, row.bytes_down) for row in second.metrics
+    ]
+    assert [row.train_loss for row in first.metrics[1:]] == [row.train_loss for row in second.metrics[1:]]
+    assert (first.traffic, first.attendance, first.invalid) == (second.traffic, second.attendance, second.invalid)
+    assert first.forward_passes == second.forward_passes
+
+
+def test_a_run_stopped_and_resumed_is_the_run(tmp_path):
+    for stop, snapshots in ((3, 0), (13, 4)):
+        folder = tmp_path / str(stop)
+        stopped = simulation(fed.Storage(folder, snapshot_every=snapshots), stop_at=stop).run()
+        assert stopped.interrupted
+        again = simulation(fed.Storage(folder, snapshot_every=snapshots, resume=True), stop_at=stop + 1).run()
+        assert (again.rounds, again.interrupted) == (stop + 1, True)
+        resumed = simulation(fed.Storage(folder, snapshot_every=snapshots, resume=True)).run()
+        same(resumed, finished()[0])
+        assert fed.load(folder).seal["params_sha256"] == fed.fingerprint(finished()[0].params)
+
+
+def test_clients_are_remembered_over_a_resumption(tmp_path):
+    """Absence, dropout and the clock: all of it follows from the ledger."""
+    rules = fed.Participation(availability=fed.Bernoulli(0.5), dropout=0.2, fleet=fed.Fleet(FORWARD, LINK, LINK))
+    whole = simulation(participation=rules).run()
+    simulation(fed.Storage(tmp_path / "run"), stop_at=9, participation=rules).run()
+    resumed = simulation(fed.Storage(tmp_path / "run", resume=True), participation=rules).run()
+    same(resumed, whole)
+    assert resumed.simulated_seconds == pytest.approx(whole.simulated_seconds, rel=1e-12)
+
+
+def test_a_finished_run_resumes_to_itself(folder):
+    before = (folder / LEDGER).read_bytes()
+    same(simulation(fed.Storage(folder, resume=True)).run(), finished()[0])
+    assert (folder / LEDGER).read_bytes() == before
+
+
+def test_a_run_that_had_not_begun_begins(tmp_path):
+    same(simulation(fed.Storage(tmp_path / "run", resume=True)).run(), finished()[0])
+
+
+def test_a_diverged_run_resumes_to_its_end(tmp_path):
+    diverged = simulation(fed.Storage(tmp_path / "run"), rate=1e6).run()
+    assert diverged.diverged_at is not None
+    # As if killed between the last round and the seal.
+    path = tmp_path / "run" / LEDGER
+    content = path.read_bytes()
+    path.write_bytes(content[: [frame.end for frame in frames.read_frames(content) if frame.kind == b"RND "][-1]])
+    again = simulation(fed.Storage(tmp_path / "run", resume=True), rate=1e6).run()
+    assert (again.diverged_at, again.rounds) == (diverged.diverged_at, diverged.rounds)
+    assert fed.load(path).seal["diverged_at"] == diverged.diverged_at
+
+
+def test_another_run_is_not_continued(folder):
+    with pytest.raises(ValueError, match="cannot be continued so: the configuration differ"):
+        simulation(fed.Storage(folder, resume=True), rounds=30).run()
+    rules = fed.Participation(dropout=0.5)
+    with pytest.raises(ValueError, match="the training data, their partition or who shows up"):
+        simulation(fed.Storage(folder, resume=True), participation=rules).run()
+    with pytest.raises(ValueError, match="has a ledger already; resume it"):
+        simulation(fed.Storage(folder)).run()
+
+
+def test_a_ledger_shorter_than_its_snapshot_is_refused(folder):
+    path = folder / LEDGER
+    content = path.read_bytes()
+    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RND "]
+    path.write_bytes(content[: ends[9]])
+    with pytest.raises(ValueError, match="it ends after 10 rounds, and a snapshot was taken after 16"):
+        simulation(fed.Storage(folder, resume=True)).run()
+
+
+def test_a_damaged_snapshot_is_passed_over(folder):
+    path = folder / LEDGER
+    content = path.read_bytes()
+    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RND "]
+    path.write_bytes(content[: ends[17]])
+    damaged = 0
+    for file in sorted((folder / "snapshots" / "16" / "arrays").rglob("*")):
+        if file.is_file() and file.stat().st_size > 100:
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 1
+            file.write_bytes(data)
+            damaged += 1
+    assert damaged
+    same(simulation(fed.Storage(folder, resume=True)).run(), finished()[0])
+
+
+def test_a_run_has_one_writer(folder):
+    code = (
+        "import sys, time; from pathlib import Path; from hiso_jax.fed.storage import lock\n"
+        "held = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="is being written by another process, and a run has one writer"):
+            simulation(fed.Storage(folder, resume=True)).run()
+    finally:
+        other.kill()
+        other.wait()
+    lock(folder).release()  # it went with its process
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    storage = fed.Storage(tmp_path / "run", snapshot_every=0)
+    run, written = simulation(storage), []
+
+    def full(file, data):
+        # Half of what was to be written fits.
+        written.append(len(data))
+        if len(written) < 12:
+            return original(file, data)
+        original(file, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    original = frames.write
+    monkeypatch.setattr(frames, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.run()
+    monkeypatch.undo()
+    ledger = fed.load(tmp_path / "run", unfinished=True)
+    assert ledger.torn == 0
+    assert 5 < len(ledger.rows) < ROUNDS
+    same(simulation(fed.Storage(tmp_path / "run", resume=True)).run(), finished()[0])
+
+
+def test_every_flip_and_cut_of_a_delta_is_found(folder, tmp_path):
+    path, rng = tmp_path / "delta.safetensors", np.random.default_rng(2)
+    save_delta(delta_of(fed.load(folder)), path)
+    content = path.read_bytes()
+    for bit in rng.integers(0, 8 * len(content), 300):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"its (safetensors header|metadata|tensors?)\b"):
+            load_delta(path)
+    for end in rng.integers(0, len(content), 100):
+        path.write_bytes(content[:end])
+        with pytest.raises(ValueError, match="its safetensors header is damaged"):
+            load_delta(path)
+
+
+def test_a_delta_rebuilds_the_run(folder, tmp_path):
+    result, ledger = finished()[0], fed.load(folder)
+    size = save_delta(delta_of(ledger), tmp_path / "delta.safetensors")
+    assert size == (tmp_path / "delta.safetensors").stat().st_size < 8000
+    delta = load_delta(tmp_path / "delta.safetensors")
+    params, _ = fed.replay(result.initial_params, TX, delta.updates)
+    assert fed.fingerprint(params) == delta.header["params_sha256"] == fed.fingerprint(result.params)
+    assert delta.header["base"] == {"trained": fed.fingerprint(result.initial_params), "frozen": None}
