@@ -114,9 +114,10 @@ def _export_delta(delta: Delta, out: Path, console: Console) -> int:
     except OSError as error:
         raise ValueError(f"out cannot be written: {out} ({error.strerror})") from error
     rounds = delta.header["rounds"]
+    each = delta.updates.aggregate[0].nbytes + 1 / 8
     rows = {
         "rounds": f"{rounds:,}",
-        "size": f"{human_bytes(size)}, {human_bytes(1000 * size / rounds)} for 1,000 rounds",
+        "size": f"{human_bytes(size)}; {human_bytes(1000 * each)} for each 1,000 rounds",
         "base": f"SHA-256 {delta.header['base']['trained']}",
         "written to": str(out),
     }

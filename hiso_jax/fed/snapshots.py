@@ -1,5 +1,8 @@
 """Snapshots: parameters and optimizer state at some rounds, by orbax, so that a resumed run replays few rounds."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from hiso_jax.fed.fingerprint import fingerprint
 
 SNAPSHOTS = "snapshots"
 KEPT = 2
+# What a snapshot takes beside its arrays, in bytes.
+ROOM = 256 * 1024
 
 
 class Snapshots:
@@ -25,7 +30,6 @@ class Snapshots:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
             create=False,
-            cleanup_tmp_directories=not read_only,
             read_only=read_only,
             enable_async_checkpointing=False,
             # Only the first process writes, without the others' waiting.
@@ -33,8 +37,13 @@ class Snapshots:
                 primary_host=jax.process_index(), active_processes={jax.process_index()}
             ),
         )
-        (directory / SNAPSHOTS).mkdir(exist_ok=True)
-        self._manager = ocp.CheckpointManager((directory / SNAPSHOTS).resolve(), options=options)
+        self._folder = (directory / SNAPSHOTS).resolve()
+        self._folder.mkdir(exist_ok=True)
+        if not read_only:
+            # What a kill left half-way; the manager's own cleaning is a thread that may outlive the run.
+            for half in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def rounds(self) -> list[int]:
         """After how many rounds snapshots were taken, the newest first."""
@@ -50,13 +59,19 @@ class Snapshots:
         leaves = dict(enumerate(np.asarray(leaf) for leaf in jax.tree.leaves(tree)))
         meta = {"rounds": rounds, "head": head.hex(), "sha256": fingerprint(leaves)}
         arrays = {str(number): leaf for number, leaf in leaves.items()}
+        # Asked beforehand: half-way through, the storage library's threads each tell of it at length.
+        if shutil.disk_usage(self._folder).free < sum(leaf.nbytes for leaf in leaves.values()) + ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         try:
             self._manager.save(
                 rounds, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
             )
         except (ValueError, RuntimeError) as error:
             # The storage library's own wrapping of what the file system said.
-            raise OSError(str(error).splitlines()[0]) from error
+            full = os.strerror(errno.ENOSPC) in str(error)
+            raise OSError(
+                errno.ENOSPC if full else errno.EIO, os.strerror(errno.ENOSPC if full else errno.EIO)
+            ) from error
 
     def head(self, rounds: int) -> bytes | None:
         """The ledger's digest at the snapshot after ``rounds`` rounds; None if it cannot be read."""

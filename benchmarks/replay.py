@@ -1,0 +1,147 @@
+"""How long replaying a run takes beside running it, and what appending to the ledger costs.
+
+    python benchmarks/replay.py --data-dir FOLDER_WITH_IDX_FILES
+
+MNIST's CNN, 64 clients, 8 a round, K = 1, P = 5, and the digits by default; both in one process, compiled before they
+are timed. The language model is that of ``llm_reviews.py``, if ``--model`` names one: a few rounds, since its replay
+makes the same directions as its rounds.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import hiso_jax
+from hiso_jax import fed, tasks
+from hiso_jax.fed.frames import FrameWriter
+from hiso_jax.fed.ledger import Ledger, as_columns, create
+from hiso_jax.fed.records import layout
+from hiso_jax.fed.round import RoundRecord
+
+
+@dataclass
+class Arguments:
+    """What to measure.
+
+    Attributes:
+      data_dir: folder with MNIST's IDX files; without it MNIST is left out.
+      model: SmolLM2-135M as a GGUF file, with --reviews; without it the language model is left out.
+      reviews: folder with train.jsonl and validation.jsonl.
+      rounds: of MNIST and of the digits.
+      model_rounds: of the language model.
+      repeats: timed replays.
+      out: JSON file to write.
+    """
+
+    data_dir: Path | None = None
+    model: str | None = None
+    reviews: Path | None = None
+    rounds: int = 1000
+    model_rounds: int = 4
+    repeats: int = 3
+    out: Path = Path("benchmarks/results/replay.json")
+
+
+def language_model(arguments):
+    from hiso_jax.models import lm
+    from hiso_jax.models.lm.trainable import tune
+    from hiso_jax.tasks.text import text_task
+
+    pretrained = lm.load(arguments.model)
+    model = tune(pretrained, "all")
+    words = {"template": "{text} It was", "verbalizer": (" bad", " good")}
+    return text_task(
+        "text-classification", model, pretrained, data_dir=arguments.reviews, train_rows=512, test_rows=16, **words
+    )
+
+
+def measure(name, task, tx, population, config, repeats):
+    """Seconds of the rounds, of their replay, and whether it is exact."""
+    print(name, flush=True)
+    simulation = fed.Simulation(task, tx, population, config)
+    seconds = [simulation.run().run_seconds for _ in range(repeats if config.rounds > 10 else 1)]
+    result = simulation.run()
+    seconds.append(result.run_seconds)
+    replays = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        params, state = jax.block_until_ready(fed.replay(result.initial_params, tx, result.records))
+        replays.append(time.perf_counter() - begin)
+    return {
+        "name": name,
+        "rounds": config.rounds,
+        "run_seconds": median(seconds),
+        # The first compiles.
+        "replay_seconds": median(replays[1:]),
+        "ratio": median(replays[1:]) / median(seconds),
+        "exact": fed.fingerprint((params, state)) == fed.fingerprint((result.params, result.state)),
+        "records": result.records,
+    }
+
+
+def appending(records, rounds_per_dispatch):
+    """Seconds a round of appending and syncing, rounds in dispatches of this many."""
+    record = RoundRecord(records.scalars, records.valid, records.aggregate, records.loss)
+    rows = np.empty(len(records.round), layout(record))
+    for field, column in records._asdict().items():
+        if field != "seed_key":
+            rows[field] = column
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        header = {"columns": as_columns(rows.dtype), "seed": [0, 0], "prng_impl": "threefry2x32"}
+        file = create(Path(folder) / "ledger.hiso", header)
+        ledger = Ledger(records.seed_key, file, FrameWriter(file.path, file.content))
+        begin = time.perf_counter()
+        for place in range(0, len(rows), rounds_per_dispatch):
+            ledger.append(rows[place : place + rounds_per_dispatch])
+        seconds = time.perf_counter() - begin
+        ledger.close()
+    return seconds / len(rows)
+
+
+def main(arguments: Arguments) -> None:
+    rows = []
+    digits = tasks.digits()
+    population = fed.dirichlet(digits.train["label"], 100, alpha=0.5)
+    config = fed.SimulationConfig(rounds=arguments.rounds, cohort=10, eval_every=arguments.rounds)
+    rows.append(measure("digits", digits, hiso_jax.hiso(0.01), population, config, arguments.repeats))
+    if arguments.data_dir is not None:
+        mnist = tasks.mnist(arguments.data_dir)
+        population = fed.dirichlet(mnist.train["label"], 64, alpha=1.0)
+        config = fed.SimulationConfig(rounds=arguments.rounds, cohort=8, eval_every=arguments.rounds)
+        rows.append(measure("MNIST", mnist, hiso_jax.hiso(1e-3), population, config, 1))
+    if arguments.model is not None:
+        task = language_model(arguments)
+        population = fed.dirichlet_balanced(task.train["label"], 6, alpha=1.0)
+        config = fed.SimulationConfig(
+            rounds=arguments.model_rounds, cohort=2, batch_size=16, eval_every=arguments.model_rounds
+        )
+        rows.append(measure("SmolLM2-135M", task, hiso_jax.hiso(5e-5), population, config, 1))
+    append = {each: appending(rows[0]["records"], each) for each in (1, 50)}
+    for row in rows:
+        del row["records"]
+
+    table = Table(title=f"Replay beside the run, {jax.devices()[0].device_kind}")
+    for heading in ("task", "rounds", "run s", "replay s", "ratio", "exact"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        figures = f"{row['run_seconds']:.2f}", f"{row['replay_seconds']:.3f}", f"{row['ratio']:.3f}"
+        table.add_row(row["name"], str(row["rounds"]), *figures, str(row["exact"]))
+    Console().print(table)
+    for each, seconds in append.items():
+        print(f"appending and syncing {each} rounds at a time: {1e6 * seconds:.0f} µs a round")
+    report = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": rows, "append_seconds": append}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__.split("\n")[0]))

@@ -1,0 +1,24 @@
+"""Two kills of a run of digits; fifty and more, of language models too: ``python -m tests.survival``."""
+
+from tests.survival import Case, leave_alone, survive
+
+OPTIONS = [
+    "--rounds",
+    "1500",
+    "--eval-every",
+    "100",
+    "--snapshot-every",
+    "400",
+    "--clients",
+    "20",
+    "--cohort",
+    "4",
+    "--perturbations",
+    "2",
+]
+
+
+def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path):
+    case = Case("digits", OPTIONS)
+    leave_alone(case, tmp_path / "alone")
+    assert len(survive(case, tmp_path, 2, seed=3)) == 2

@@ -1,0 +1,102 @@
+"""What is exported is what was loaded, in every architecture, from every format."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from hiso_jax.models import lm
+from hiso_jax.models.lm import export
+from hiso_jax.models.lm.trainable import tune
+from hiso_jax.stacked import merge
+from tests.models.lm.checkpoints import CONFIGS, LLAMA, write, write_tokenizer
+from tests.models.lm.test_loading import WIDE, identical, write_gguf
+
+
+def folder_of(folder, config):
+    write(folder, config)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_checkpoint_is_exported_as_it_was_loaded(name, tmp_path):
+    first = lm.load(folder_of(tmp_path / "a", CONFIGS[name]))
+    lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")
+    again = lm.load(tmp_path / "b")
+    identical(again.params, first.params)
+    assert again.decoder == first.decoder
+    assert again.tokenizer("it was a great movie")["input_ids"] == first.tokenizer("it was a great movie")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "linear", "yarn"])
+def test_a_gguf_file_is_exported_with_a_configuration_of_its_own(kind, tmp_path):
+    first = lm.load(write_gguf(tmp_path / "m.gguf", config=WIDE))
+    if kind != "plain":
+        rope = lm.Rope(kind=kind, factor=4.0, original=16 if kind == "yarn" else 64, attention_factor=1.25)
+        rope = replace(rope, attention_factor=1.0) if kind == "linear" else rope
+        first = replace(first, decoder=replace(first.decoder, config=replace(first.decoder.config, rope=rope)))
+    lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")
+    again = lm.load(tmp_path / "b")
+    identical(again.params, first.params)
+    ours, theirs = again.decoder.config, first.decoder.config
+    # Where nothing is stretched the pre-trained length has no meaning.
+    rope = replace(ours.rope, original=theirs.rope.original)
+    assert replace(ours, rope=rope) == theirs
+    assert kind == "plain" or ours.rope.original == theirs.rope.original
+
+
+def test_llama_3_in_a_gguf_file_gets_its_scaling_back(tmp_path):
+    from hiso_jax.models.lm.rope import frequencies
+
+    first = lm.load(write_gguf(tmp_path / "m.gguf", config=WIDE))
+    plain = lm.Rope(theta=500_000.0)
+    stretched = lm.Rope(theta=500_000.0, kind="llama3", factor=8.0, original=8192)
+    factors = frequencies(plain, 64) / frequencies(stretched, 64)
+    for given, known in ((factors, True), (factors[::-1], False)):
+        rope = lm.Rope(theta=500_000.0, kind="factors", factors=tuple(given.tolist()))
+        config = replace(first.decoder.config, rope=rope, head_dim=64)
+        if known:
+            assert lm.from_transformers(export.transformers_config(first, config)).rope == stretched
+        else:
+            with pytest.raises(ValueError, match="rotary factors are not those of Llama 3"):
+                export.transformers_config(first, config)
+
+
+def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
+    first = lm.load(folder_of(tmp_path / "a", LLAMA))
+    files = lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")
+    assert len(files) > 2
+    assert max(file.stat().st_size for file in files) < 25_000
+    index = json.loads((tmp_path / "b" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {file.name for file in files}
+    identical(lm.load(tmp_path / "b").params, first.params)
+
+
+@pytest.mark.parametrize("trainable", ["lora", "head", "mlp"])
+def test_parts_that_were_trained_are_in_the_whole(trainable, tmp_path):
+    first = lm.load(folder_of(tmp_path / "a", {**LLAMA, "tie_word_embeddings": True}))
+    tuned = tune(first, trainable, lora_targets=("q_proj", "down_proj"))
+    trained = jax.tree.map(lambda x: np.asarray(x + 0.1), tuned.trained)
+    lm.save_pretrained(first, tuned, trained, tmp_path / "b")
+    again = lm.load(tmp_path / "b")
+    tokens = np.arange(12).reshape(1, 12).astype(np.int32)
+    mask = np.ones((1, 12), bool)
+
+    def logits(decoder, params):
+        return decoder.logits(params, decoder.hidden(params, tokens, mask))
+
+    ours = logits(tuned.decoder, merge(trained, tuned.frozen))
+    np.testing.assert_allclose(logits(again.decoder, again.params), ours, atol=2e-5)
+    assert np.abs(ours - logits(first.decoder, first.params)).max() > 1e-2
+
+
+def test_a_learned_prefix_has_no_place_in_transformers(tmp_path):
+    first = lm.load(folder_of(tmp_path / "a", LLAMA))
+    tuned = tune(first, "prefix")
+    with pytest.raises(ValueError, match="format must be delta for --trainable prefix"):
+        lm.save_pretrained(first, tuned, tuned.trained, tmp_path / "b")
+    assert not (tmp_path / "b").exists()

@@ -1,0 +1,193 @@
+"""Kill runs at random moments, resume them, and see that they end as if nothing had happened.
+
+    python -m tests.survival --kills 50                       # of digits and of a small language model
+    python -m tests.survival --kills 5 --small-disk FOLDER    # FOLDER a file system that is too small for a run
+
+A run is killed (SIGKILL, or by turns interrupted) at a moment uniform over its start and its rounds, and resumed until
+it ends. Every ledger found on the way must be readable, and the final parameters those of a run left alone.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hiso_jax import fed
+from hiso_jax.fed.ledger import LEDGER
+
+COMMAND = [sys.executable, "-m", "hiso_jax.cli.main", "run"]
+DIGITS = [
+    "--rounds",
+    "4000",
+    "--eval-every",
+    "100",
+    "--snapshot-every",
+    "700",
+    "--clients",
+    "50",
+    "--cohort",
+    "5",
+    "--perturbations",
+    "3",
+]
+TEXT = [
+    "--rounds",
+    "400",
+    "--eval-every",
+    "50",
+    "--snapshot-every",
+    "60",
+    "--clients",
+    "4",
+    "--cohort",
+    "2",
+    "--perturbations",
+    "2",
+]
+DONE, INTERRUPTED, KILLED = 0, 130, -signal.SIGKILL
+
+
+@dataclass
+class Case:
+    """A run to be killed: its options, how long it takes, and its SHA-256 when left alone."""
+
+    name: str
+    options: list[str]
+    seconds: float = 0.0
+    sha256: str = ""
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def summary(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
+def leave_alone(case: Case, folder: Path) -> None:
+    """Run it to its end, to know what the end is and when."""
+    begin = time.perf_counter()
+    process = start([*case.options, "--out", str(folder)])
+    errors = process.communicate()[1]
+    assert process.returncode == DONE, errors
+    case.seconds, case.sha256 = time.perf_counter() - begin, summary(folder)["params_sha256"]
+
+
+def until_done(case: Case, out: Path, chance: random.Random, most_kills: int) -> Iterator[dict]:
+    """Kill and resume a run until it has ended, at most so often; what was found after every kill."""
+    kills = 0
+    while True:
+        process = start(["--resume", str(out)] if out.exists() else [*case.options, "--out", str(out)])
+        how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
+        after = None if kills == most_kills else chance.uniform(0, case.seconds)
+        try:
+            errors = process.communicate(timeout=after)[1]
+        except subprocess.TimeoutExpired:
+            process.send_signal(how)
+            errors = process.communicate()[1]
+            kills += 1
+            expected = (KILLED,) if how == signal.SIGKILL else (INTERRUPTED, DONE, -signal.SIGINT)
+            assert process.returncode in expected, (process.returncode, errors)
+            found = {"signal": how.name, "after": after, "rounds": None, "torn": 0, "sealed": False}
+            if (out / LEDGER).exists():
+                ledger = fed.load(out, unfinished=True)
+                found |= {"rounds": len(ledger.rows), "torn": ledger.torn, "sealed": ledger.seal is not None}
+            yield found
+            continue
+        assert process.returncode == DONE, errors
+        return
+
+
+def survive(case: Case, folder: Path, kills: int, seed: int) -> list[dict]:
+    """Kill runs of ``case`` so often in all; each must end as it does when left alone."""
+    chance, found, number = random.Random(seed), [], 0
+    while len(found) < kills:
+        out = folder / f"{case.name}-{number}"
+        for state in until_done(case, out, chance, kills - len(found)):
+            found.append({"case": case.name, "run": number, **state})
+            print(json.dumps(found[-1]), flush=True)
+        assert summary(out)["params_sha256"] == case.sha256, f"{out} ended otherwise"
+        assert fed.load(out).seal["params_sha256"] == case.sha256
+        number += 1
+        shutil.rmtree(out)
+    return found
+
+
+def fill_up(case: Case, disk: Path, elsewhere: Path, runs: int, seed: int) -> list[dict]:
+    """Run ``case`` on a disk that is too small; moved to a larger one it must go on to its end."""
+    chance, found = random.Random(seed), []
+    for number in range(runs):
+        out, moved = disk / f"{case.name}-{number}", elsewhere / f"{case.name}-full-{number}"
+        # Leave another amount of room every time.
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(int(chance.uniform(0, 0.9) * shutil.disk_usage(disk).free)))
+        process = start([*case.options, "--out", str(out)])
+        errors = process.communicate()[1]
+        assert process.returncode == INTERRUPTED, (process.returncode, errors)
+        assert errors.count("\n") == 1, errors
+        ledger = fed.load(out, unfinished=True) if (out / LEDGER).exists() else None
+        found.append(
+            {"case": case.name, "rounds": None if ledger is None else len(ledger.rows), "says": errors.strip()}
+        )
+        print(json.dumps(found[-1]), flush=True)
+        shutil.copytree(out, moved)
+        shutil.rmtree(out)
+        process = start(["--resume", str(moved)])
+        errors = process.communicate()[1]
+        assert process.returncode == DONE, errors
+        assert summary(moved)["params_sha256"] == case.sha256
+        ballast.unlink()
+        shutil.rmtree(moved)
+    return found
+
+
+def cases(folder: Path) -> list[Case]:
+    """Digits, and a small language model with low-rank additions in its every projection."""
+    from tests.tasks.text.problems import data_folder, model_folder
+
+    model, data = model_folder(folder / "base"), data_folder(folder / "data")
+    words = [
+        "--template",
+        "{text} It was",
+        "--verbalizer",
+        " bad, good",
+        "--batch-size",
+        "8",
+        "--learning-rate",
+        "1e-3",
+    ]
+    text = ["--task", "text-classification", "--model", str(model), "--data-dir", str(data), *words, *TEXT]
+    return [Case("digits", DIGITS), Case("language-model", text)]
+
+
+def main(kills: int = 50, seed: int = 0, small_disk: Path | None = None, out: Path | None = None) -> None:
+    """Kill so often, half of it in each case, and write what was found to ``out`` as JSON."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, found = Path(name), []
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
+        for number, case in enumerate(cases(folder)):
+            leave_alone(case, folder / f"{case.name}-alone")
+            print(f"{case.name}: {case.seconds:.1f} s alone", flush=True)
+            if small_disk is None:
+                found += survive(case, folder, (kills + number) // 2, seed + number)
+            else:
+                found += fill_up(case, small_disk, folder, (kills + number) // 2, seed + number)
+        rounds = [state["rounds"] for state in found if state["rounds"] is not None]
+        print(f"{len(found)} times ended, {len(rounds)} with a ledger, all resumed to the same parameters")
+        if out is not None:
+            out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
