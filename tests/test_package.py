@@ -15,7 +15,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(hiso_jax.__path__, "h
 
 
 def test_import_is_light():
-    heavy = ["transformers", "datasets", "matplotlib", "torch", "flax", "rich", "tyro"]
+    heavy = ["transformers", "datasets", "matplotlib", "torch", "flax", "rich", "tyro", "orbax", "safetensors"]
     code = f"import sys, hiso_jax; print([name for name in {heavy} if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert output.strip() == "[]"

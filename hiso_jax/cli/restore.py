@@ -27,6 +27,8 @@ def options_of(about: Mapping[str, Any]) -> Run:
     Raises:
       ValueError: they are not the options of this release.
     """
+    if "algorithm" not in about:
+        raise ValueError("a run that a program of its own made has no options: rebuild it there, by fed.replay")
     hints = get_type_hints(Run)
     given: dict[str, Any] = {}
     for name, value in about.items():

@@ -67,9 +67,9 @@ def run(options: Run, console: Console) -> int:
             storage = fed.Storage(directory, about, options.snapshot_every, resume)
             seed, method = options.seed, options.algorithm
             simulation = together(build_simulation, options, task, population, method, rate, seed, mesh, storage)
+        try:
             if resume:
                 _restore_metrics(directory, simulation.config.eval_every)
-        try:
             return _run(options, console, simulation, task, directory, rate, target, begin)
         except OSError as error:
             raise exit_codes.Stopped(

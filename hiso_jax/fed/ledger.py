@@ -1,6 +1,7 @@
 """The ledger: every round of a run, appended to a file before the state that it produced is seen."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
                 header = json.loads(bytes(frame.payload))
                 heads.append(frame.digest)
             elif frame.kind == EVALUATION:
-                evaluations.append(Evaluation(**json.loads(bytes(frame.payload))))
+                evaluations.append(_evaluation(json.loads(bytes(frame.payload))))
             elif frame.kind == ENVIRONMENT:
                 environments.append(json.loads(bytes(frame.payload)))
             elif frame.kind == SEAL:
@@ -157,7 +158,7 @@ class Ledger:
     def evaluated(self, evaluation: Evaluation) -> None:
         """Note an evaluation; on disk with the next rounds."""
         if self._writer is not None:
-            self._writer.add(EVALUATION, _json(asdict(evaluation)))
+            self._writer.add(EVALUATION, _json(_finite(asdict(evaluation))))
 
     def continued(self, environment: Mapping[str, Any]) -> None:
         """Note that the run goes on elsewhere than it began."""
@@ -199,4 +200,21 @@ def create(path: Path, header: Mapping[str, Any]) -> LedgerFile:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _finite(value: Any) -> Any:
+    """``value`` as JSON can hold it: what is not finite as null."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _evaluation(written: dict[str, Any]) -> Evaluation:
+    """What :meth:`Ledger.evaluated` wrote; what was not finite is NaN."""
+
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    metrics = {name: number(value) for name, value in written["metrics"].items()}
+    return Evaluation(**{**written, "metrics": metrics, "train_loss": number(written["train_loss"])})

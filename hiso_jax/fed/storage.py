@@ -85,13 +85,15 @@ def lock(directory: Path) -> FileLock:
     """Enter it to be the run's one writer; the lock goes with its process, however that ends.
 
     Raises:
-      ValueError: another process is.
+      ValueError: another process is, or the directory cannot be written.
     """
     held = FileLock(directory / LOCK, is_singleton=True)
     try:
         held.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{directory} is being written by another process, and a run has one writer") from None
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be written ({error.strerror})") from error
     return held
 
 
