@@ -38,7 +38,7 @@ def check(tx, *, per_dispatch, **settings):
         assert_trees_identical((result.params, result.state), rebuilt)
 
 
-@pytest.mark.parametrize("perturbations", [1, 2, 5])
+@pytest.mark.parametrize("perturbations", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_replay_of_a_scanned_run_is_exact(steps, perturbations):
     check(optimizers()["hiso"], steps=steps, perturbations=perturbations, per_dispatch=None)

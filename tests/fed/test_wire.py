@@ -22,7 +22,7 @@ def played(tx, rounds=ROUNDS, **settings):
     return fed.Simulation(linear_task(), tx, digits_population(), config, participation=rules).run()
 
 
-@pytest.mark.parametrize("name", ["hiso-all", "momentum"])
+@pytest.mark.parametrize("name", ["hiso-all", pytest.param("momentum", marks=pytest.mark.slow)])
 def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
     """Every visit of the run: the client replays what it missed from the bytes it is sent, and is where the server is.
 

@@ -34,7 +34,9 @@ def plain_greedy(model, tokens, mask, count):
     return np.asarray(tokens[:, -count:])
 
 
-@pytest.mark.parametrize("name", ["opt", "mistral", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mistral", *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama"))]
+)
 def test_cached_decoding_is_decoding_without_a_cache(name):
     model, (tokens, mask) = pretrained(name), inputs("left")
     generate = jax.jit(

@@ -21,7 +21,10 @@ def folder_of(folder, config):
     return folder
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+FAST = ("opt-350m", "llama-biased", "llama3", "qwen2-windowed")
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 def test_a_checkpoint_is_exported_as_it_was_loaded(name, tmp_path):
     first = lm.load(folder_of(tmp_path / "a", CONFIGS[name]))
     lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")

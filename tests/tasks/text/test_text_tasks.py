@@ -93,7 +93,7 @@ def test_buckets_and_groups_change_nothing(task):
     assert "stablehlo.case" in program
 
 
-@pytest.mark.parametrize("trainable", ["all", "lora"])
+@pytest.mark.parametrize("trainable", ["lora", pytest.param("all", marks=pytest.mark.slow)])
 def test_fine_tuning_learns_and_replays(pretrained, tmp_path, trainable):
     task = classification(pretrained, data_folder(tmp_path), trainable)
     tx = hiso_jax.hiso(0.004 if trainable == "all" else 0.1)
