@@ -44,7 +44,7 @@ def compiled(mesh):
     simulation = fed.Simulation(task, hiso_jax.hiso(0.01), population, config, mesh=mesh)
     initial = task.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(initial)) >= 10**6
-    dispatch, _ = simulation._compile(*simulation._start(initial))
+    dispatch, _, _ = simulation._compile(*simulation._start(initial))
     return dispatch.as_text()
 
 

@@ -96,7 +96,7 @@ def test_buckets_and_groups_change_nothing(task):
 @pytest.mark.parametrize("trainable", ["lora", pytest.param("all", marks=pytest.mark.slow)])
 def test_fine_tuning_learns_and_replays(pretrained, tmp_path, trainable):
     task = classification(pretrained, data_folder(tmp_path), trainable)
-    tx = hiso_jax.hiso(0.004 if trainable == "all" else 0.1)
+    tx = hiso_jax.hiso(0.004 if trainable == "all" else 0.01)
     config = fed.SimulationConfig(rounds=150, cohort=2, perturbations=4, batch_size=16, eval_every=150)
     result = fed.Simulation(task, tx, fed.iid(40, 4), config).run()
     before, after = (row.metrics for row in (result.metrics[0], result.metrics[-1]))
