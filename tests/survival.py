@@ -3,8 +3,8 @@
     python -m tests.survival --kills 50                       # of digits and of a small language model
     python -m tests.survival --kills 5 --small-disk FOLDER    # FOLDER a file system that is too small for a run
 
-A run is killed (SIGKILL, or by turns interrupted) at a moment uniform over its start and its rounds, and resumed until
-it ends. Every ledger found on the way must be readable, and the final parameters those of a run left alone.
+A run is killed (SIGKILL, or interrupted) amid its rounds, one time in five while it starts, and resumed until it
+ends. Every ledger found on the way must be readable, and the final parameters those of a run left alone.
 """
 
 import json
@@ -53,15 +53,20 @@ TEXT = [
     "2",
 ]
 DONE, INTERRUPTED, KILLED = 0, 130, -signal.SIGKILL
+# How long a dispatch takes, at most about.
+DISPATCH_SECONDS = 0.6
+# What a run writes beside its ledger: its options and its evaluations.
+ROOM = 32 * 1024
 
 
 @dataclass
 class Case:
-    """A run to be killed: its options, how long it takes, and its SHA-256 when left alone."""
+    """A run to be killed: its options; how long it takes, its ledger's size and its SHA-256 when left alone."""
 
     name: str
     options: list[str]
     seconds: float = 0.0
+    size: int = 0
     sha256: str = ""
 
 
@@ -80,6 +85,27 @@ def leave_alone(case: Case, folder: Path) -> None:
     errors = process.communicate()[1]
     assert process.returncode == DONE, errors
     case.seconds, case.sha256 = time.perf_counter() - begin, summary(folder)["params_sha256"]
+    case.size = size_of(folder)
+
+
+def size_of(run: Path) -> int:
+    """Bytes of a run's ledger, 0 before there is one."""
+    ledger = run / LEDGER
+    return ledger.stat().st_size if ledger.exists() else 0
+
+
+def await_moment(process: subprocess.Popen, case: Case, out: Path, chance: random.Random) -> bool:
+    """Wait for a moment to kill ``process`` at; whether it came before the run had ended."""
+    if chance.random() < 0.2:
+        end, size = time.perf_counter() + chance.uniform(0, case.seconds / 2), 0
+    else:
+        end, size = 0.0, int(chance.uniform(size_of(out), case.size))
+    while time.perf_counter() < end or size_of(out) < size:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.005)
+    time.sleep(chance.uniform(0, DISPATCH_SECONDS))
+    return process.poll() is None
 
 
 def until_done(case: Case, out: Path, chance: random.Random, most_kills: int) -> Iterator[dict]:
@@ -88,21 +114,20 @@ def until_done(case: Case, out: Path, chance: random.Random, most_kills: int) ->
     while True:
         process = start(["--resume", str(out)] if out.exists() else [*case.options, "--out", str(out)])
         how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
-        after = None if kills == most_kills else chance.uniform(0, case.seconds)
-        try:
-            errors = process.communicate(timeout=after)[1]
-        except subprocess.TimeoutExpired:
+        if kills < most_kills and await_moment(process, case, out, chance):
             process.send_signal(how)
             errors = process.communicate()[1]
             kills += 1
+            # An interrupt may meet the interpreter before the command, or the command behind its last round.
             expected = (KILLED,) if how == signal.SIGKILL else (INTERRUPTED, DONE, -signal.SIGINT)
             assert process.returncode in expected, (process.returncode, errors)
-            found = {"signal": how.name, "after": after, "rounds": None, "torn": 0, "sealed": False}
+            found = {"signal": how.name, "code": process.returncode, "rounds": None, "torn": 0, "sealed": False}
             if (out / LEDGER).exists():
                 ledger = fed.load(out, unfinished=True)
                 found |= {"rounds": len(ledger.rows), "torn": ledger.torn, "sealed": ledger.seal is not None}
             yield found
             continue
+        errors = process.communicate()[1]
         assert process.returncode == DONE, errors
         return
 
@@ -127,16 +152,27 @@ def fill_up(case: Case, disk: Path, elsewhere: Path, runs: int, seed: int) -> li
     chance, found = random.Random(seed), []
     for number in range(runs):
         out, moved = disk / f"{case.name}-{number}", elsewhere / f"{case.name}-full-{number}"
-        # Leave another amount of room every time.
+        # Another amount of room every time; by turns the snapshots and the ledger itself are what does not fit.
+        free, options = shutil.disk_usage(disk).free, case.options
+        if number % 2:
+            room = ROOM + int(chance.uniform(0, 0.8) * (case.size - ROOM))
+            options = [*options, "--snapshot-every", "0"]
+        else:
+            room = int(chance.uniform(0.1, 1) * free)
         ballast = disk / "ballast"
-        ballast.write_bytes(bytes(int(chance.uniform(0, 0.9) * shutil.disk_usage(disk).free)))
-        process = start([*case.options, "--out", str(out)])
+        ballast.write_bytes(bytes(max(free - room, 0)))
+        process = start([*options, "--out", str(out)])
         errors = process.communicate()[1]
         assert process.returncode == INTERRUPTED, (process.returncode, errors)
         assert errors.count("\n") == 1, errors
         ledger = fed.load(out, unfinished=True) if (out / LEDGER).exists() else None
         found.append(
-            {"case": case.name, "rounds": None if ledger is None else len(ledger.rows), "says": errors.strip()}
+            {
+                "case": case.name,
+                "snapshots": options is case.options,
+                "rounds": None if ledger is None else len(ledger.rows),
+                "says": errors.strip(),
+            }
         )
         print(json.dumps(found[-1]), flush=True)
         shutil.copytree(out, moved)
@@ -181,8 +217,11 @@ def main(kills: int = 50, seed: int = 0, small_disk: Path | None = None, out: Pa
                 found += survive(case, folder, (kills + number) // 2, seed + number)
             else:
                 found += fill_up(case, small_disk, folder, (kills + number) // 2, seed + number)
-        rounds = [state["rounds"] for state in found if state["rounds"] is not None]
-        print(f"{len(found)} times ended, {len(rounds)} with a ledger, all resumed to the same parameters")
+        within = [state for state in found if state["rounds"] and not state.get("sealed")]
+        print(
+            f"ended {len(found)} times, {len(within)} of them between its rounds; always resumed to the same parameters"
+        )
+        assert len(within) >= len(found) / 2
         if out is not None:
             out.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from itertools import dropwhile, takewhile
 from typing import Annotated, Any, NoReturn
@@ -47,6 +48,20 @@ COMMANDS: dict[type, Callable[[Any, Console], int]] = {
 OPTION_NAMES = {field.name for command in COMMANDS for field in fields(command)} - {"run", "delta", "path"}
 
 
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """What the library warns of, as lines of this program."""
+    logger, handler = logging.getLogger("hiso_jax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{PROGRAM}: %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(handler)
+
+
 def _fail(message: str) -> NoReturn:
     print(f"{PROGRAM}: error: {name_option(message)}", file=sys.stderr)
     raise SystemExit(exit_codes.USAGE)
@@ -86,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command = parse(sys.argv[1:] if arguments is None else arguments)
     console = Console()
     try:
-        code = COMMANDS[type(command)](command, console)
+        with _warnings_as_lines():
+            code = COMMANDS[type(command)](command, console)
     except exit_codes.UsageError as error:
         _fail(str(error))
     except exit_codes.Stopped as error:

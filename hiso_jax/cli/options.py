@@ -96,8 +96,8 @@ class Run(Experiment, Devices):
     Attributes:
       algorithm: hiso (curvature-shaped directions) or decomfl (isotropic directions).
       learning_rate: learning rate η; by default one tuned for the task and the algorithm.
-      resume: directory of a run to continue from where it was ended, with its options; all but --model, --data-dir
-        and what concerns devices, which may have moved.
+      resume: directory of a run to continue from where it was ended, with its options; all but --model, --data-dir,
+        --snapshot-every and what concerns devices and memory, which may have changed.
       snapshot_every: rounds between snapshots, which bound how many rounds a resumed run has to replay; 0 takes none;
         by default one every ten minutes.
     """

@@ -12,9 +12,9 @@ from hiso_jax import fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.progress import human_seconds
 from hiso_jax.cli.report import print_rows
-from hiso_jax.cli.restore import base_of, options_of, rebuild
+from hiso_jax.cli.restore import base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
-from hiso_jax.fed.storage import environment
+from hiso_jax.fed.storage import differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +24,14 @@ class Replay:
     Attributes:
       run: directory of the run.
       to_round: rounds to replay; by default all.
+      unfinished: replay a run that has not finished, too, as far as it has come.
       model: where the base checkpoint is now; by default where it was.
       out: safetensors file to write parameters and optimizer state to; by default none is written.
     """
 
     run: tyro.conf.Positional[Path]
     to_round: int | None = None
+    unfinished: bool = False
     model: str | None = None
     out: Path | None = None
 
@@ -41,7 +43,7 @@ def replay(options: Replay, console: Console) -> int:
       UsageError: the run cannot be read, has not so many rounds, or began with another model than is found.
     """
     with exit_codes.refusing():
-        ledger = fed.load(options.run, unfinished=True)
+        ledger = recorded(options.run, unfinished=options.unfinished)
         total = len(ledger.rows)
         until = total if options.to_round is None else options.to_round
         if not 0 <= until <= total:
@@ -56,14 +58,12 @@ def replay(options: Replay, console: Console) -> int:
         seconds = time.perf_counter() - begin
     digest = fed.fingerprint(params)
     sealed = ledger.seal["params_sha256"] if ledger.seal is not None and until == total else None
-    here, there = environment(), ledger.header["environment"]
-    place = f"{there['backend']} with jaxlib {there['versions']['jaxlib']}"
-    same = (here["backend"], here["versions"]["jaxlib"]) == (there["backend"], there["versions"]["jaxlib"])
-    verdict = "equal to the run's, bit for bit" if digest == sealed else "not the run's"
+    elsewhere = [differs for each in ledger.all_environments if (differs := differences(each))]
+    verdict = "equal to the run's, bit for bit" if digest == sealed else "not the run's to the last bit"
     if sealed is None:
         verdict = "the run has no seal to compare with" if until == total else "of an earlier round than the run's last"
-    elif digest != sealed and not same:
-        verdict += f": it was made on {place}, and another backend or jaxlib may round otherwise"
+    elif digest != sealed and elsewhere:
+        verdict += f", which was made elsewhere: {'; '.join(elsewhere[0])}"
     rows = {
         "rounds": f"{until:,} of {total:,}",
         "seconds": f"{seconds:.2f}, compiling included",
@@ -77,6 +77,9 @@ def replay(options: Replay, console: Console) -> int:
             write_tree({"params": params, "state": state}, options.out)
         rows["written to"] = str(options.out)
     print_rows(console, rows)
-    if same and sealed not in (None, digest):
-        raise exit_codes.UsageError(f"{options.run}: the replay is not the run, though made where it was made")
+    if sealed not in (None, digest) and not elsewhere:
+        raise exit_codes.UsageError(
+            f"{options.run}: the replay is not the run to the last bit, though the backend, jaxlib and the flags are "
+            "the run's: the processor may be another"
+        )
     return exit_codes.DONE

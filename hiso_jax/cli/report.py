@@ -14,6 +14,7 @@ from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.cli.options import Experiment
+from hiso_jax.fed.files import sync_directory, write_whole
 
 
 def as_json(value: Any) -> Any:
@@ -46,9 +47,7 @@ def evaluation_line(row: fed.Evaluation, **labels: Any) -> str:
 
 def write_metrics(directory: Path, rows: Sequence[fed.Evaluation]) -> None:
     """Write ``metrics.jsonl`` anew: a reader finds the old file or the new one."""
-    temporary = directory / "metrics.tmp"
-    temporary.write_text("".join(map(evaluation_line, rows)))
-    os.replace(temporary, directory / "metrics.jsonl")
+    write_whole(directory / "metrics.jsonl", "".join(map(evaluation_line, rows)).encode())
 
 
 def append_evaluation(directory: Path, progress: fed.Progress, **labels: Any) -> None:
@@ -76,6 +75,7 @@ def create_directory(options: Experiment, name: str, config: Mapping[str, Any] |
         if config is not None:
             write_json(new / "config.json", {**config, "out": path.resolve()})
         os.rename(new, path)
+        sync_directory(path.parent)
     except OSError as error:
         raise ValueError(f"out cannot be made: {path} ({error.strerror})") from error
     return path
@@ -83,9 +83,7 @@ def create_directory(options: Experiment, name: str, config: Mapping[str, Any] |
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader finds the old file or the new one, never half of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(as_json(value), indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, f"{json.dumps(as_json(value), indent=2)}\n".encode())
 
 
 def reached(result: fed.Result, target: float | None) -> fed.Evaluation | None:
@@ -133,7 +131,7 @@ def summarise(
         "simulated_seconds_to_target": at_target.simulated_seconds if at_target else None,
         "diverged_at_round": result.diverged_at,
         "interrupted": result.interrupted,
-        "rounds_per_second": result.rounds / result.run_seconds if result.run_seconds else 0.0,
+        "rounds_per_second": result.timed_rounds / result.run_seconds if result.run_seconds else 0.0,
         "compile_seconds": result.compile_seconds,
         "wall_seconds": wall,
         **result.traffic,

@@ -14,11 +14,12 @@ from hiso_jax.cli.devices import Devices
 from hiso_jax.cli.experiment import build_optimizer, build_schedule, load_model
 from hiso_jax.cli.options import Run
 from hiso_jax.fed.fingerprint import base_fingerprints
-from hiso_jax.fed.ledger import LEDGER
+from hiso_jax.fed.header import EXECUTION
+from hiso_jax.fed.ledger import LEDGER, LedgerFile
 
 CONFIG = "config.json"
 # Where things are may change between a run and its continuation, and so may the machine; the rest is the run's.
-MOVABLE = {"resume", "model", "data_dir", *(field.name for field in fields(Devices))}
+MOVABLE = {"resume", "model", "data_dir", "snapshot_every", *EXECUTION, *(field.name for field in fields(Devices))}
 
 
 def options_of(about: Mapping[str, Any]) -> Run:
@@ -38,6 +39,21 @@ def options_of(about: Mapping[str, Any]) -> Run:
             value = Path(value)
         given[name] = tuple(value) if isinstance(value, list) else value
     return Run(**given)
+
+
+def recorded(run: Path, *, unfinished: bool) -> LedgerFile:
+    """The ledger of a run that has ended, or as far as it has come if ``unfinished`` is set.
+
+    Raises:
+      ValueError: it cannot be read, was altered, or has not ended and that is not asked for.
+    """
+    ledger = fed.load(run, unfinished=True)
+    if ledger.seal is None and not unfinished:
+        raise ValueError(
+            f"unfinished must be given to take the {len(ledger.rows):,} rounds that {run} has: it has no seal, so it "
+            "has not finished, or its end was lost or altered"
+        )
+    return ledger
 
 
 def resumed(options: Run) -> Run:

@@ -69,7 +69,7 @@ def run(options: Run, console: Console) -> int:
             simulation = together(build_simulation, options, task, population, method, rate, seed, mesh, storage)
         try:
             if resume:
-                _restore_metrics(directory, simulation.config.eval_every)
+                together(_take_up, directory, simulation.config.eval_every, console)
             return _run(options, console, simulation, task, directory, rate, target, begin)
         except OSError as error:
             raise exit_codes.Stopped(
@@ -125,11 +125,12 @@ def _hold(directory: Path, held: ExitStack) -> None:
         held.callback(lock(directory).release)
 
 
-def _restore_metrics(directory: Path, eval_every: int) -> None:
-    """Write the evaluations that a run has in its ledger: the file may have lost some, or half a line."""
+def _take_up(directory: Path, eval_every: int, console: Console) -> None:
+    """Say where a run goes on, and write the evaluations of its ledger: the file may have lost some, or half a line."""
     if jax.process_index() == 0 and (directory / LEDGER).exists():
-        rows = fed.load(directory, unfinished=True).evaluations
-        write_metrics(directory, [row for row in rows if row.round % eval_every == 0])
+        ledger = fed.load(directory, unfinished=True)
+        write_metrics(directory, [row for row in ledger.evaluations if row.round % eval_every == 0])
+        console.print(f"going on after {len(ledger.rows):,} rounds", highlight=False)
 
 
 def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, Clients]:

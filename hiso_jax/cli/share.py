@@ -13,7 +13,7 @@ from hiso_jax import fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.progress import human_bytes
 from hiso_jax.cli.report import print_rows
-from hiso_jax.cli.restore import Base, base_of, options_of, rebuild
+from hiso_jax.cli.restore import Base, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
 from hiso_jax.fed.delta import Delta, delta_of, load_delta, save_delta
 
@@ -28,12 +28,14 @@ class Export:
     Attributes:
       run: directory of the run.
       format: delta, one small file of scalars and fingerprints; or hf, a folder with weights, config and tokenizer.
+      unfinished: export a run that has not finished, too, as far as it has come.
       out: file or folder to write; by default delta.safetensors or hf in the run's directory.
       model: where the base checkpoint is now, for hf; by default where it was.
     """
 
     run: tyro.conf.Positional[Path]
     format: Literal["delta", "hf"] = "delta"
+    unfinished: bool = False
     out: Path | None = None
     model: str | None = None
 
@@ -60,7 +62,7 @@ def export(options: Export, console: Console) -> int:
       UsageError: the run cannot be read, or not be written so.
     """
     with exit_codes.refusing():
-        ledger = fed.load(options.run, unfinished=True)
+        ledger = recorded(options.run, unfinished=options.unfinished)
         if not len(ledger.rows):
             raise ValueError(f"{options.run} has no rounds to export")
         default = "delta.safetensors" if options.format == "delta" else "hf"

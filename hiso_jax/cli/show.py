@@ -63,7 +63,7 @@ def _of_ledger(ledger: LedgerFile) -> dict[str, str]:
         "clients": f"{distinct:,} took part, {len(came):,} times",
         "bytes": f"up {human_bytes(up)}, down {human_bytes(down)}",
         "evaluated": "never" if last is None else _metrics({"round": last.round, **last.metrics}),
-        "ledger": human_bytes(len(ledger.content) + ledger.torn),
+        "ledger": human_bytes(ledger.size + ledger.torn),
         "integrity": integrity,
     }
 

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from hiso_jax.fed.files import write_whole
+
 
 def write_tree(tree: PyTree, path: Path) -> None:
     """Write every leaf of ``tree`` by its path, ``params/dense/kernel``.
@@ -21,6 +23,6 @@ def write_tree(tree: PyTree, path: Path) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(save(named))
+        write_whole(path, save(named))
     except OSError as error:
         raise ValueError(f"out cannot be written: {path} ({error.strerror})") from error

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hiso_jax.fed.ledger import LedgerFile, seed_key_of
+from hiso_jax.fed.files import write_whole
+from hiso_jax.fed.ledger import LedgerFile, json_bytes, seed_key_of
 from hiso_jax.fed.records import Updates
 
 FORMAT = 1
@@ -59,9 +60,9 @@ def save_delta(delta: Delta, path: Path) -> int:
     updates = delta.updates
     tensors = {"aggregate": np.ascontiguousarray(updates.aggregate), "applied": np.packbits(updates.applied)}
     header = {"format": FORMAT, **delta.header, "sha256": {name: _digest(array) for name, array in tensors.items()}}
-    text = _canonical(header)
+    text = json_bytes(header).decode()
     content = save(tensors, metadata={KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
-    path.write_bytes(content)
+    write_whole(path, content)
     return len(content)
 
 
@@ -104,7 +105,3 @@ def load_delta(path: Path) -> Delta:
 def _digest(array: np.ndarray) -> str:
     label = f"{array.shape} {array.dtype}\n".encode()
     return hashlib.sha256(label + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))

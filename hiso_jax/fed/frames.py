@@ -7,7 +7,8 @@
             payload
             digest  32 bytes: SHA-256 of every byte of the file before it
 
-The check tells a length that was altered from a frame that was cut short.
+The check tells a length that was altered from a frame that was cut short. A frame is on disk before the next is begun,
+so that a kill or a power failure can only spoil the last.
 """
 
 import hashlib
@@ -15,9 +16,10 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from hiso_jax.fed.files import write_whole
 
 VERSION = 1
 MAGIC = b"HiSoLog" + bytes([VERSION])
@@ -42,12 +44,18 @@ class Frame(NamedTuple):
 
 
 class Altered(ValueError):
-    """A frame is not what was written; ``at`` is where it begins."""
+    """A frame is not what was written.
 
-    def __init__(self, reason: str, at: int) -> None:
+    Attributes:
+      at: where it begins.
+      kind: its four characters, if they can be relied on.
+      length: bytes of its payload, if so.
+    """
+
+    def __init__(self, reason: str, at: int, kind: bytes | None = None, length: int = 0) -> None:
         """``reason`` as a clause that follows the name of the frame."""
         super().__init__(reason)
-        self.at = at
+        self.at, self.kind, self.length = at, kind, length
 
 
 def read_frames(content: bytes) -> Iterator[Frame]:
@@ -77,98 +85,70 @@ def read_frames(content: bytes) -> Iterator[Frame]:
         if digest != content[end - DIGEST : end]:
             if end == len(content):
                 return
-            raise Altered("was altered: its SHA-256 is not that of the bytes before it", begin)
+            raise Altered("was altered: its SHA-256 is not that of the bytes before it", begin, kind, length)
         yield Frame(kind, view[body : end - DIGEST], digest, end)
         chain.update(digest)
         begin = end
 
 
-def write(file: RawIOBase, data: memoryview) -> int:
-    """Write some of ``data``; how many bytes it was."""
-    return file.write(data) or 0
+def frame_bytes(kind: bytes, payload: bytes, chain: Any) -> bytes:
+    """A whole frame; ``chain``, the SHA-256 of the file before it, takes it in."""
+    head = struct.pack("<I4s", len(payload), kind)
+    frame = head + struct.pack("<I", zlib.crc32(head)) + payload
+    chain.update(frame)
+    digest = chain.digest()
+    chain.update(digest)
+    return frame + digest
 
 
 class FrameWriter:
-    """Appends frames to a file; what :meth:`add` was given is on disk once :meth:`sync` returns."""
+    """Appends frames to a file; each is on disk once :meth:`append` returns."""
 
-    def __init__(self, path: Path, content: bytes) -> None:
-        """Continue the file at ``path``, whose good frames are ``content``; what follows them is cut off."""
-        self._file = path.open("r+b", buffering=0)
-        self._chain, self._end = hashlib.sha256(content), len(content)
-        self._synced_chain, self._pending = self._chain.copy(), bytearray()
-        self._file.truncate(self._end)
-        self._file.seek(self._end)
+    def __init__(self, path: Path, end: int) -> None:
+        """Continue the file at ``path``, whose good frames are its first ``end`` bytes; what follows is cut off."""
+        with path.open("rb") as file:
+            self._chain = hashlib.sha256(file.read(end))
+        self._file, self._end = os.open(path, os.O_RDWR), end
 
     @staticmethod
     def create(path: Path, kind: bytes, payload: bytes) -> None:
-        """Make a file with one frame, or none at all: it appears under its name once it is on disk.
+        """Make a file with one frame, or none at all.
 
         Raises:
           FileExistsError: there is one.
         """
         if path.exists():
             raise FileExistsError(path)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(MAGIC)
-        writer = FrameWriter(temporary, MAGIC)
-        writer.add(kind, payload)
-        writer.close()
-        os.replace(temporary, path)
-        sync_directory(path.parent)
+        write_whole(path, MAGIC + frame_bytes(kind, payload, hashlib.sha256(MAGIC)))
 
-    def add(self, kind: bytes, payload: bytes) -> bytes:
-        """Add a frame and return its digest."""
-        head = struct.pack("<I4s", len(payload), kind)
-        frame = head + struct.pack("<I", zlib.crc32(head)) + payload
-        self._chain.update(frame)
-        digest = self._chain.digest()
-        self._chain.update(digest)
-        self._pending += frame + digest
-        return digest
-
-    def sync(self) -> None:
-        """Write what was added and wait until it is on disk.
+    def append(self, kind: bytes, payload: bytes) -> bytes:
+        """Append a frame, wait until it is on disk, and return its digest.
 
         Raises:
-          OSError: it cannot be written; the file then is as it was after the last sync.
+          OSError: it cannot be written; the file then is as it was, as after an interrupt.
         """
-        if not self._pending:
-            return
-        rest = memoryview(bytes(self._pending))
+        chain = self._chain.copy()
+        frame = frame_bytes(kind, payload, chain)
         try:
+            self._cut()
+            rest, place = memoryview(frame), self._end
             while rest:
-                rest = rest[write(self._file, rest) :]
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._pending.clear()
-            self._chain = self._synced_chain.copy()
-            self._file.truncate(self._end)
-            self._file.seek(self._end)
+                count = os.pwrite(self._file, rest, place)
+                rest, place = rest[count:], place + count
+            os.fsync(self._file)
+        except BaseException:
+            self._cut()
             raise
-        self._end += len(self._pending)
-        self._pending.clear()
-        self._synced_chain = self._chain.copy()
+        self._chain, self._end = chain, self._end + len(frame)
+        return frame[-DIGEST:]
+
+    def _cut(self) -> None:
+        """Drop what is behind the last frame that was appended."""
+        if os.fstat(self._file).st_size != self._end:
+            os.ftruncate(self._file, self._end)
 
     def close(self) -> None:
-        """Sync and close."""
-        try:
-            self.sync()
-        finally:
-            self._file.close()
-
-    def __enter__(self) -> "FrameWriter":
-        """The writer itself."""
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        """Sync and close."""
-        self.close()
-
-
-def sync_directory(folder: Path) -> None:
-    """Wait until the names in ``folder`` are on disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

@@ -17,7 +17,7 @@ from hiso_jax.fed.records import Records, as_records
 from hiso_jax.fed.result import Evaluation
 
 LEDGER = "ledger.hiso"
-HEADER, ROUND, EVALUATION, SEAL, ENVIRONMENT = b"HEAD", b"RND ", b"EVAL", b"SEAL", b"ENV "
+HEADER, ROUNDS, EVALUATION, SEAL, ENVIRONMENT = b"HEAD", b"RNDS", b"EVAL", b"SEAL", b"ENV "
 
 
 def as_columns(layout: np.dtype) -> list[list[Any]]:
@@ -40,28 +40,35 @@ class LedgerFile:
       path: where it is.
       header: what the run is, see ``docs/formats.md``.
       rows: its rounds as the file holds them, [R].
-      heads: the digest after each round, the first after the header, R + 1 of them.
+      heads: the digest of the header, and of every frame of rounds, by the number of rounds up to its end.
       evaluations: those that were made.
+      checks: SHA-256 of the parameters at an evaluation, by the number of rounds before it.
       environments: where it was continued elsewhere: {"round": r, ...}.
       seal: how it ended, or None if it has not.
-      content: the bytes of its good frames.
+      size: bytes of its good frames.
       torn: bytes behind them, of a frame that was not written to its end.
     """
 
     path: Path
     header: dict[str, Any]
     rows: np.ndarray
-    heads: list[bytes]
+    heads: dict[int, bytes]
     evaluations: list[Evaluation]
+    checks: dict[int, str]
     environments: list[dict[str, Any]]
     seal: dict[str, Any] | None
-    content: bytes
+    size: int
     torn: int
 
     @property
     def seed_key(self) -> Key[Array, ""]:
         """The run's seed key."""
         return seed_key_of(self.header)
+
+    @property
+    def all_environments(self) -> list[dict[str, Any]]:
+        """Where its rounds were made."""
+        return [self.header["environment"], *self.environments]
 
     @property
     def records(self) -> Records:
@@ -93,43 +100,58 @@ def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     header: dict[str, Any] = {}
-    rows, heads, evaluations, environments, seal, end = [], [], [], [], None, 0
-    what = "the header"
+    blocks: list[np.ndarray] = []
+    layout, seal, done, end = np.dtype([]), None, 0, 0
+    heads: dict[int, bytes] = {}
+    checks: dict[int, str] = {}
+    evaluations, environments = [], []
     try:
         for frame in read_frames(content):
             if (frame.kind == HEADER) == bool(header) or seal is not None:
                 raise Altered("is followed by what does not belong there", end)
             end = frame.end
-            if frame.kind == ROUND:
-                rows.append(frame.payload)
-                heads.append(frame.digest)
-            elif frame.kind == HEADER:
-                header = json.loads(bytes(frame.payload))
-                heads.append(frame.digest)
+            if frame.kind == ROUNDS:
+                blocks.append(np.frombuffer(frame.payload, layout))
+                done += len(blocks[-1])
+                heads[done] = frame.digest
+                continue
+            written = json.loads(bytes(frame.payload))
+            if frame.kind == HEADER:
+                header, layout = written, as_layout(written["columns"])
+                heads[0] = frame.digest
             elif frame.kind == EVALUATION:
-                evaluations.append(_evaluation(json.loads(bytes(frame.payload))))
+                if (digest := written.pop("params_sha256")) is not None:
+                    checks[written["round"]] = digest
+                evaluations.append(_evaluation(written))
             elif frame.kind == ENVIRONMENT:
-                environments.append(json.loads(bytes(frame.payload)))
+                environments.append(written)
             elif frame.kind == SEAL:
-                seal = json.loads(bytes(frame.payload))
-            what = f"what follows round {len(rows) - 1}" if rows else "what follows the header"
+                seal = written
     except Altered as error:
+        what = _place(done, error.length // layout.itemsize if error.kind == ROUNDS and header else 0, bool(header))
         raise ValueError(f"{path} is refused: {what} {error} (byte {error.at})") from None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a ledger that can be read here: {error}") from error
     if not header:
         raise ValueError(f"{path} is not a ledger that can be read here: its header is cut short or altered")
-    table = np.frombuffer(b"".join(rows), as_layout(header["columns"]))
-    if seal is not None and (seal["rounds"] != len(table) or len(content) > end):
-        raise ValueError(f"{path} is refused: its seal is not that of its {len(table)} rounds")
+    table, torn = np.concatenate([np.empty(0, layout), *blocks]), len(content) - end
+    if seal is not None and (seal["rounds"] != done or torn):
+        raise ValueError(f"{path} is refused: its seal is not that of its {done} rounds")
     if seal is None and not unfinished:
         raise ValueError(
-            f"{path} is refused: it has no seal, and ends after {len(table)} rounds; its run has not finished, or the "
-            "end of the file was lost or altered"
+            f"{path} is refused: it has no seal, and ends after {done} rounds; its run has not finished, or the end of "
+            "the file was lost or altered"
         )
-    return LedgerFile(
-        path, header, table, heads, evaluations, environments, seal, content[:end], torn=len(content) - end
-    )
+    return LedgerFile(path, header, table, heads, evaluations, checks, environments, seal, size=end, torn=torn)
+
+
+def _place(done: int, rounds: int, has_header: bool) -> str:
+    """What of a ledger of ``done`` good rounds is damaged; ``rounds`` are in its frame, if that is known."""
+    if rounds:
+        return f"round {done}" if rounds == 1 else f"its frame of rounds {done} to {done + rounds - 1}"
+    if not has_header:
+        return "its header"
+    return f"what follows round {done - 1}" if done else "what follows the header"
 
 
 class Ledger:
@@ -139,7 +161,7 @@ class Ledger:
         """Begin an empty log, or continue that of ``file`` through ``writer``."""
         self.seed_key, self._writer = seed_key, writer
         self._blocks = [] if file is None or not len(file.rows) else [file.rows]
-        self.head = b"" if file is None else file.heads[-1]
+        self.head = b"" if file is None else list(file.heads.values())[-1]
 
     def append(self, rows: np.ndarray) -> None:
         """Append a block of rounds, see :func:`hiso_jax.fed.records.as_rows`; on disk once this returns.
@@ -148,31 +170,26 @@ class Ledger:
           OSError: they cannot be written; neither file nor log has them then.
         """
         if self._writer is not None:
-            head = self.head
-            for row in rows:
-                head = self._writer.add(ROUND, row.tobytes())
-            self._writer.sync()
-            self.head = head
+            self.head = self._writer.append(ROUNDS, rows.tobytes())
         self._blocks.append(rows)
 
-    def evaluated(self, evaluation: Evaluation) -> None:
-        """Note an evaluation; on disk with the next rounds."""
+    def evaluated(self, evaluation: Evaluation, params_sha256: str | None = None) -> None:
+        """Note an evaluation, and what the parameters were."""
         if self._writer is not None:
-            self._writer.add(EVALUATION, _json(_finite(asdict(evaluation))))
+            self._writer.append(EVALUATION, json_bytes({**asdict(evaluation), "params_sha256": params_sha256}))
 
     def continued(self, environment: Mapping[str, Any]) -> None:
         """Note that the run goes on elsewhere than it began."""
         if self._writer is not None:
-            self._writer.add(ENVIRONMENT, _json({"round": self.rounds, **environment}))
+            self._writer.append(ENVIRONMENT, json_bytes({"round": self.rounds, **environment}))
 
     def seal(self, **ending: Any) -> None:
         """End the log: the number of rounds, the digest of the last, and what ``ending`` says of the run."""
         if self._writer is not None:
-            self._writer.add(SEAL, _json({"rounds": self.rounds, "head": self.head.hex(), **ending}))
-            self._writer.sync()
+            self._writer.append(SEAL, json_bytes({"rounds": self.rounds, "head": self.head.hex(), **ending}))
 
     def close(self) -> None:
-        """Sync what is pending and close the file."""
+        """Close the file."""
         if self._writer is not None:
             self._writer.close()
 
@@ -195,18 +212,24 @@ class Ledger:
 
 def create(path: Path, header: Mapping[str, Any]) -> LedgerFile:
     """Make the file of a ledger without rounds."""
-    FrameWriter.create(path, HEADER, _json(header))
+    FrameWriter.create(path, HEADER, json_bytes(header))
     return load(path, unfinished=True)
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+def json_bytes(value: Any) -> bytes:
+    """``value`` as JSON: what is not finite as null, NumPy's scalars as numbers, what JSON cannot hold as its text."""
+
+    def plain(item: Any) -> Any:
+        return _finite(item.item()) if isinstance(item, np.generic) else str(item)
+
+    return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False, default=plain).encode()
 
 
 def _finite(value: Any) -> Any:
-    """``value`` as JSON can hold it: what is not finite as null."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, Mapping):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

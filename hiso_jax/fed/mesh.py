@@ -180,14 +180,25 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
 
 def gather(tree: PyTree) -> PyTree:
     """Every leaf whole in this process's memory, one after the other: all together may not fit a device."""
-    return multihost_utils.process_allgather(tree, tiled=True)
+
+    def whole(x: Any) -> Any:
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(whole(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def _worst(number: int) -> int:
+    """The largest number of any process; each waits for the others'."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.array(number))))
 
 
 def all_processes(ready: bool) -> bool:
     """Whether every process is ready; each waits for the others' answer."""
-    if jax.process_count() == 1:
-        return ready
-    return bool(np.all(multihost_utils.process_allgather(np.array(ready))))
+    return not _worst(not ready)
 
 
 def agree(mesh: Mesh | None, *numbers: int) -> tuple[int, ...]:
@@ -201,13 +212,15 @@ def together(step: Callable[..., T], *arguments: Any) -> T:
     """``step(*arguments)``, unless it fails in any process: one that gave up alone would leave the others waiting.
 
     Raises:
-      ValueError, OSError: what it raised here, or that another process says why.
+      Exception: what it raised here.
+      OSError, ValueError: it raised that, or in place of OSError any other kind, in another process.
     """
     value, trouble = None, None
     try:
         value = step(*arguments)
-    except (ValueError, OSError) as error:
+    except Exception as error:
         trouble = error
-    if not all_processes(trouble is None):
-        raise trouble or ValueError("another process could not go on, and says why")
+    worst = _worst(0 if trouble is None else 2 if isinstance(trouble, OSError) else 1)
+    if worst:
+        raise trouble or (ValueError, OSError)[worst - 1]("another process could not go on, and says why")
     return cast(T, value)

@@ -62,7 +62,8 @@ def rebuilt(records: Records, params: PyTree, state: Any) -> Monitor:
     A run ends at the round at which it diverges, so that in all rounds before the last they were finite.
     """
     finite = np.ones(len(records.round), bool)
-    finite[-1] = _all_finite((params, zo_state(state).curvature))
+    # As one program: on a mesh no device may hold a parameter whole.
+    finite[-1] = jax.jit(_all_finite)((params, zo_state(state).curvature))
     reported = (records.attendance == REPORTED).any(1)
     columns = records.round, records.loss, records.valid.any(1), reported, finite
     rounds = tuple(map(jnp.asarray, columns))

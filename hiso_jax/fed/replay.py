@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.mesh import repeated
+from hiso_jax.fed.placement import owned
 from hiso_jax.fed.records import Records, Updates
 from hiso_jax.fed.round import server_update
 
@@ -77,10 +78,8 @@ def replay(
     updates = records.updates if isinstance(records, Records) else records
     tx = optax.with_extra_args_support(tx)
     state = tx.init(params) if state is None else state
-    total = len(updates.round)
-    size = min(rounds_per_dispatch or ROUNDS_PER_DISPATCH, max(total, 1))
-    # A copy, since the programs reuse the memory of what they are given.
-    params, state = jax.tree.map(lambda x: jnp.array(x, copy=True), (params, state))
+    total, size = len(updates.round), rounds_per_dispatch or ROUNDS_PER_DISPATCH
+    params, state = owned((params, state))
     program = _program(tx) if mesh is None else _sharded_program(tx, mesh, (params, state))
     for begin in range(0, total, size):
         columns = [column[begin : begin + size] for column in (updates.round, updates.aggregate, updates.applied)]

@@ -55,6 +55,7 @@ class Result:
       params: the final parameters.
       state: the final optimizer state.
       rounds: how many rounds were run.
+      timed_rounds: of how many ``run_seconds`` tells; fewer than ``rounds`` only if the run was killed and resumed.
       diverged_at: the number of the round at which it diverged, counted from 0, or None.
       interrupted: whether it was stopped before its last round.
       traffic: totals and means of the bytes sent, see :meth:`Traffic.summary`.
@@ -73,6 +74,7 @@ class Result:
     params: PyTree
     state: optax.OptState
     rounds: int
+    timed_rounds: int
     diverged_at: int | None
     interrupted: bool
     traffic: dict[str, float]

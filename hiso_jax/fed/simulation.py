@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -24,31 +23,25 @@ from hiso_jax.fed.dispatch import (
     draw_batches,
     forward_passes_per_client,
     make_dispatch,
-    newcomers,
 )
 from hiso_jax.fed.evaluation import make_evaluate
 from hiso_jax.fed.execution import memory_budget
-from hiso_jax.fed.fingerprint import base_fingerprints, contents, fingerprint
-from hiso_jax.fed.frames import VERSION
-from hiso_jax.fed.keys import init_key
-from hiso_jax.fed.ledger import as_columns
+from hiso_jax.fed.fingerprint import base_fingerprints, fingerprint
+from hiso_jax.fed.header import header_of
+from hiso_jax.fed.keeper import Keeper
 from hiso_jax.fed.mesh import (
     MODEL,
     agree,
     check_mesh,
-    gather,
-    param_shardings,
-    put,
     replicated,
-    state_shardings,
     together,
 )
 from hiso_jax.fed.participation import Participation
+from hiso_jax.fed.placement import Placement
 from hiso_jax.fed.population import Clients
-from hiso_jax.fed.records import layout
 from hiso_jax.fed.result import Evaluation, Progress, Result
 from hiso_jax.fed.round import make_round
-from hiso_jax.fed.storage import Keeper, Storage, environment
+from hiso_jax.fed.storage import Storage
 from hiso_jax.fed.tally import Tally
 from hiso_jax.fed.task import Task, frozen_of, summarise
 from hiso_jax.fed.traffic import stood_at
@@ -130,9 +123,10 @@ class Simulation:
         participation.check(population.num_clients)
         self._has_clock = participation.fleet is not None
         self._given = task.train, population, participation
-        self._inputs = self._place(Inputs(self._seed_key, task.train, population, participation))
-        self._inputs = self._inputs._replace(frozen=self._place_parameters(frozen_of(task)))
-        self._test = self._place(task.test)
+        self._placement = Placement(self.mesh)
+        self._inputs = self._placement.repeated(Inputs(self._seed_key, task.train, population, participation))
+        self._inputs = self._inputs._replace(frozen=self._placement.parameters(frozen_of(task)))
+        self._test = self._placement.repeated(task.test)
         # One budget for all processes, so that their programs are one.
         self._budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
         run_round = make_round(
@@ -157,81 +151,21 @@ class Simulation:
         """Ask a running :meth:`run` to end after the dispatch in flight; what it has done is kept."""
         self._stop = True
 
-    def _place(self, tree: PyTree) -> PyTree:
-        """On the device, or repeated on every device of the mesh."""
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
-        return put(tree, replicated(self.mesh, tree))
-
-    def _place_parameters(self, tree: PyTree) -> PyTree:
-        """On the device, or split as parameters are over the mesh."""
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
-        return put(tree, param_shardings(self.mesh, tree))
-
-    def _start(self, initial: PyTree) -> tuple[RunState, Any]:
-        """The state of a run that has not begun, and where it lives."""
-        rest = monitoring.start(), newcomers(self._clients)
-        if self.mesh is None:
-            # The carry is donated to each dispatch, so the parameters kept for the result are a copy.
-            params = jax.tree.map(lambda x: jnp.array(x, copy=True), initial)
-            return RunState(params, self.tx.init(initial), *rest), None
-        state = jax.eval_shape(self.tx.init, initial)
-        own = param_shardings(self.mesh, initial), state_shardings(self.mesh, initial, state)
-        params = put(initial, own[0])
-        # Made where it lives: a curvature is as large as the parameters.
-        state = jax.jit(self.tx.init, out_shardings=own[1])(params)
-        shardings = RunState(*own, *replicated(self.mesh, rest))
-        return RunState(params, state, *put(rest, shardings[2:])), shardings
-
-    def _restore(self, keeper: Keeper, carry: RunState, shardings: Any) -> RunState:
+    def _restore(self, keeper: Keeper, carry: RunState) -> RunState:
         """The state of the run that ``keeper`` found; ``carry`` is that of its beginning."""
         if keeper.found is None or not len(keeper.found.rows):
             return carry
         records = keeper.found.records
-        place = (lambda tree: put(tree, shardings[:2])) if self.mesh is not None else (lambda tree: tree)
-        params, state = keeper.restore((carry.params, carry.state), self.tx, place, self.mesh)
-        finals = (params, state) if self.mesh is None else gather((params, state))
+        params, state = keeper.restore((carry.params, carry.state), self.tx, self._placement)
         rest = (
-            monitoring.rebuilt(records, *finals),
-            jnp.asarray(stood_at(records.round, records.cohort, records.attendance, self._clients)[1]),
+            monitoring.rebuilt(records, params, state),
+            stood_at(records.round, records.cohort, records.attendance, self._clients)[1],
         )
-        return RunState(params, state, *(rest if self.mesh is None else put(rest, shardings[2:])))
-
-    def _header(self, initial: PyTree, carry: RunState, log: RoundLog) -> dict[str, Any]:
-        """What the ledger says before its first round."""
-        numbers = asdict(self.config) | {"local_learning_rate": repr(self.config.local_learning_rate)}
-        if callable(self.config.local_learning_rate):
-            numbers["local_learning_rate"] = "a schedule"
-        return {
-            "format": VERSION,
-            "columns": as_columns(layout(log.record)),
-            "seed": np.asarray(jax.random.key_data(self._seed_key)).tolist(),
-            "prng_impl": str(jax.random.key_impl(self._seed_key)),
-            "config": numbers,
-            "about": dict(self.storage.about) if self.storage else {},
-            "params": contents(carry.params),
-            "state": contents(carry.state),
-            "base": base_fingerprints(initial, frozen_of(self.task)),
-            "data": fingerprint(self._given),
-            "environment": environment(),
-        }
-
-    def _initial(self) -> PyTree:
-        """The initial parameters, in this process's memory if there is a mesh: a device may not hold them whole."""
-        key = init_key(self._seed_key)
-        if self.mesh is None:
-            return self.task.init(key)
-        # What is loaded, not computed, is in host memory already, and must not become constants of a program.
-        loaded = not jax.make_jaxpr(self.task.init)(key).jaxpr.eqns
-        if loaded or self.mesh.shape.get(MODEL, 1) == 1:
-            return jax.tree.map(np.asarray, self.task.init(key))
-        shapes = jax.eval_shape(self.task.init, key)
-        return gather(jax.jit(self.task.init, out_shardings=param_shardings(self.mesh, shapes))(self._place(key)))
+        return RunState(params, state, *self._placement.repeated(rest))
 
     def _compile(self, carry: RunState, shardings: Any) -> tuple[Callable, Callable, RoundLog]:
         """The program of a dispatch, the program of an evaluation, and the shapes of a dispatch's log."""
-        zero = self._place(jnp.int32(0))
+        zero = self._placement.repeated(jnp.int32(0))
         outputs = None
         if self.mesh is not None:
             logs = jax.eval_shape(self._dispatch, carry, zero, zero, self._inputs)[1]
@@ -256,12 +190,13 @@ class Simulation:
             return self._run(keeper)
         finally:
             keeper.close()
+            # Not when a run begins: it may be asked to stop before its first round.
+            self._stop = False
 
     def _run(self, keeper: Keeper) -> Result:
         config = self.config
-        self._stop = False
-        initial = self._initial()
-        carry, shardings = self._start(initial)
+        initial = self._placement.initial(self.task, self._seed_key)
+        carry, shardings = self._placement.start(initial, self.tx, self._clients)
         scalars = config.local_steps * config.perturbations
         tally = Tally(scalars, checkpoint_bytes(carry.params, carry.state))
         each = forward_passes_per_client(config)
@@ -271,15 +206,25 @@ class Simulation:
         compile_seconds = time.perf_counter() - before
 
         if self.storage is not None:
-            header = self._header(initial, carry, log_shapes)
-            together(keeper.begin, header)
+            header = header_of(
+                config,
+                self._seed_key,
+                carry.params,
+                carry.state,
+                base=base_fingerprints(initial, frozen_of(self.task)),
+                data=fingerprint(self._given),
+                record=log_shapes.record,
+                about=self.storage.about,
+            )
+            together(keeper.begin, header, agree(self.mesh, keeper.rounds)[0])
         ledger, found = keeper.ledger, keeper.found
-        carry = self._restore(keeper, carry, shardings)
-        done, run_seconds = ledger.rounds, 0.0
+        carry = self._restore(keeper, carry)
+        done, run_seconds = ledger.rounds, keeper.seconds
+        # Rounds after the last evaluation of a run that was killed were not timed.
+        untimed = done - keeper.timed
         history: list[Evaluation] = []
         if found is not None:
             history = [row for row in found.evaluations if row.round % config.eval_every == 0]
-            run_seconds = history[-1].seconds if history else 0.0
         if done:
             tally.restore(ledger.records, self._clients, history[-1].round if history else 0)
         flag = int(carry.monitor.diverged_at)
@@ -303,16 +248,17 @@ class Simulation:
                 seconds=run_seconds,
                 simulated_seconds=clock(),
             )
+            digest = fingerprint(self._placement.whole(carry.params)) if self.storage is not None else None
+            together(ledger.evaluated, row, digest)
             history.append(row)
             tally.losses.clear()
-            ledger.evaluated(row)
             return row
 
         def tell(evaluation: Evaluation | None) -> None:
             losses = [evaluation.train_loss] if evaluation else tally.losses[-1:] or [history[-1].train_loss]
             total = tally.traffic.bytes_up + tally.traffic.bytes_down
-            for callback in self.callbacks:
-                callback(Progress(done, config.rounds, float(losses[0]), run_seconds, total, evaluation))
+            progress = Progress(done, config.rounds, float(losses[0]), run_seconds, total, evaluation)
+            together(lambda: [callback(progress) for callback in self.callbacks])
 
         def is_missing() -> bool:
             """Whether the evaluation due after the rounds done was not made, or was lost."""
@@ -326,7 +272,7 @@ class Simulation:
             end, stopping = agree(self.mesh, min(done + length, next_evaluation), self._stop)
             if stopping:
                 break
-            bounds = self._place((np.int32(done), np.int32(end)))
+            bounds = self._placement.repeated((np.int32(done), np.int32(end)))
             before = time.perf_counter()
             carry, log = jax.block_until_ready(dispatch(carry, *bounds, self._inputs))
             elapsed = time.perf_counter() - before
@@ -346,11 +292,11 @@ class Simulation:
             tell(take_evaluation() if done == next_evaluation else None)
             due = done < config.rounds and diverged_at is None and keeper.wants_snapshot(done, run_seconds)
             if agree(self.mesh, due)[0]:
-                together(keeper.snapshot, done, run_seconds, self._whole((carry.params, carry.state)))
+                together(keeper.snapshot, done, run_seconds, self._placement.whole((carry.params, carry.state)))
         if not history or history[-1].round != done:
             tell(take_evaluation())
 
-        params, state = self._whole((carry.params, carry.state))
+        params, state = self._placement.whole((carry.params, carry.state))
         interrupted = done < config.rounds and diverged_at is None
         if not interrupted and not (found is not None and found.seal is not None):
             digest = fingerprint(params) if self.storage is not None else None
@@ -362,6 +308,7 @@ class Simulation:
             params=params,
             state=state,
             rounds=done,
+            timed_rounds=done - untimed,
             diverged_at=diverged_at,
             interrupted=interrupted,
             traffic=tally.traffic.summary(),
@@ -373,7 +320,3 @@ class Simulation:
             invalid=tally.invalid,
             mesh_shape={} if self.mesh is None else dict(self.mesh.shape),
         )
-
-    def _whole(self, tree: PyTree) -> PyTree:
-        """``tree``, in this process's memory if there is a mesh."""
-        return tree if self.mesh is None else gather(tree)

@@ -1,12 +1,16 @@
 """Snapshots: parameters and optimizer state at some rounds, by orbax, so that a resumed run replays few rounds."""
 
 import errno
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -16,6 +20,32 @@ SNAPSHOTS = "snapshots"
 KEPT = 2
 # What a snapshot takes beside its arrays, in bytes.
 ROOM = 256 * 1024
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the storage library's warnings, of a folder that is only read, say."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+
+
+def _numbers(leaf: Any) -> Any:
+    """A random key's words; another leaf as it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _like(leaf: Any, numbers: np.ndarray) -> Any:
+    """What :func:`_numbers` took from a leaf like ``leaf``, back again."""
+    return jax.random.wrap_key_data(jnp.asarray(numbers), impl=jax.random.key_impl(leaf)) if _is_key(leaf) else numbers
 
 
 class Snapshots:
@@ -43,7 +73,8 @@ class Snapshots:
             # What a kill left half-way; the manager's own cleaning is a thread that may outlive the run.
             for half in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with _quiet():
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def rounds(self) -> list[int]:
         """After how many rounds snapshots were taken, the newest first."""
@@ -56,7 +87,7 @@ class Snapshots:
           OSError: it cannot be written.
         """
         ocp = self._ocp
-        leaves = dict(enumerate(np.asarray(leaf) for leaf in jax.tree.leaves(tree)))
+        leaves = dict(enumerate(np.asarray(_numbers(leaf)) for leaf in jax.tree.leaves(tree)))
         meta = {"rounds": rounds, "head": head.hex(), "sha256": fingerprint(leaves)}
         arrays = {str(number): leaf for number, leaf in leaves.items()}
         # Asked beforehand: half-way through, the storage library's threads each tell of it at length.
@@ -98,7 +129,8 @@ class Snapshots:
         if meta is None:
             return None
         leaves, structure = jax.tree.flatten(like)
-        wanted = {str(number): np.zeros(leaf.shape, leaf.dtype) for number, leaf in enumerate(leaves)}
+        shapes = [jax.eval_shape(_numbers, leaf) for leaf in leaves]
+        wanted = {str(number): np.zeros(leaf.shape, leaf.dtype) for number, leaf in enumerate(shapes)}
         try:
             arrays = self._manager.restore(rounds, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))[
                 "arrays"
@@ -108,7 +140,7 @@ class Snapshots:
         found = {number: np.asarray(arrays[str(number)]) for number in range(len(leaves))}
         if fingerprint(found) != meta["sha256"]:
             return None
-        return jax.tree.unflatten(structure, list(found.values()))
+        return jax.tree.unflatten(structure, map(_like, leaves, found.values()))
 
     def close(self) -> None:
         """Let go of the folder."""

@@ -12,6 +12,8 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed, tasks
+from hiso_jax.fed import frames
+from hiso_jax.fed.ledger import LEDGER
 
 OPTIONS = ["--rounds", "8", "--clients", "20", "--cohort", "5", "--perturbations", "2"]
 OPTIONS += ["--learning-rate", "0.02", "--batch-size", "8", "--eval-every", "4"]
@@ -23,8 +25,9 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(process, port, out):
-    command = [sys.executable, "-m", "hiso_jax.cli.main", "run", *OPTIONS, "--out", str(out)]
+def start(process, port, out, *, resume=False):
+    command = [sys.executable, "-m", "hiso_jax.cli.main", "run"]
+    command += ["--resume", str(out)] if resume else [*OPTIONS, "--out", str(out)]
     command += ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id", str(process)]
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
@@ -71,4 +74,23 @@ def test_a_directory_in_the_way_stops_every_process(tmp_path):
     texts = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], texts
     assert f"--out must be a directory that does not exist yet; {out} does" in texts[0][1]
-    assert "hiso-jax: error: another process could not begin, and says why" in texts[1][1]
+    assert "hiso-jax: error: another process could not go on, and says why" in texts[1][1]
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on(tmp_path):
+    out = tmp_path / "run"
+    for resume in (False, True):
+        port = free_port()
+        processes = [start(process, port, out, resume=resume) for process in range(2)]
+        texts = [process.communicate(timeout=240) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], texts
+        digest = json.loads((out / "summary.json").read_text())["params_sha256"]
+        assert digest in texts[1][0]
+        if not resume:
+            first, ledger = digest, out / LEDGER
+            content = ledger.read_bytes()
+            ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"]
+            ledger.write_bytes(content[: ends[1]])
+    assert "going on after" in texts[0][0]
+    assert digest == first

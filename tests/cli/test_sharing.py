@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 
+from hiso_jax import fed
 from hiso_jax.fed import frames
 from hiso_jax.fed.ledger import LEDGER
 from tests.cli.test_cli import call
@@ -33,33 +36,44 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def cut(directory, rounds):
-    """What a kill would have left after so many rounds, in the middle of the next."""
+def cut(directory, frame):
+    """What a kill would have left after so many frames of rounds, in the middle of the next; how many rounds it is."""
     path = directory / LEDGER
     content = path.read_bytes()
-    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RND "]
-    path.write_bytes(content[: ends[rounds - 1] + 30])
+    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"]
+    path.write_bytes(content[: ends[frame] + 30])
     for name in ("summary.json", "curves.png"):
         (directory / name).unlink()
+    return len(fed.load(path, unfinished=True).rows)
 
 
 def summary(directory):
     return json.loads((directory / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("rounds", [1, 11])
-def test_a_killed_run_goes_on_to_what_it_would_have_been(capsys, finished, copy, rounds):
-    if rounds < 10:
+@pytest.mark.parametrize("frame", [0, -2])
+def test_a_killed_run_goes_on_to_what_it_would_have_been(capsys, finished, copy, frame):
+    if frame == 0:
         shutil.rmtree(copy / "snapshots")
-    cut(copy, rounds)
+    rounds = cut(copy, frame)
     metrics = (copy / "metrics.jsonl").read_text().splitlines()
     (copy / "metrics.jsonl").write_text("\n".join(metrics[:1])[:-20])  # half a line
     code, text, errors = call(capsys, "show", copy)
     assert (code, errors) == (0, "")
     assert f"{rounds} of 12" in text
     assert "of an unfinished frame behind them; not sealed: continue with hiso-jax run --resume" in text
+    for command in ("replay", "export"):
+        code, _, errors = call(capsys, command, copy)
+        assert code == 2
+        assert f"--unfinished must be given to take the {rounds} rounds that" in errors
+    code, text, _ = call(capsys, "replay", copy, "--unfinished")
+    assert code == 0
+    assert "the run has no seal to compare with" in text
     code, text, errors = call(capsys, "run", "--resume", copy)
-    assert (code, errors) == (0, "")
+    assert code == 0
+    assert f"going on after {rounds} rounds" in text
+    assert errors.startswith("hiso-jax: ")
+    assert f"30 bytes behind its {rounds} rounds, of a frame that was not written to its end" in errors
     whole, again = summary(finished), summary(copy)
     own = {"wall_seconds", "compile_seconds", "rounds_per_second"}
     assert {k: v for k, v in whole.items() if k not in own} == {k: v for k, v in again.items() if k not in own}
@@ -138,27 +152,27 @@ def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, finishe
 def test_an_altered_ledger_is_refused_by_every_command(capsys, copy):
     path = copy / LEDGER
     content = bytearray(path.read_bytes())
-    ends = [frame.end for frame in frames.read_frames(bytes(content)) if frame.kind == b"RND "]
-    content[ends[4] + 60] ^= 4
+    ends = [frame.end for frame in frames.read_frames(bytes(content)) if frame.kind == b"RNDS"]
+    content[ends[1] + 60] ^= 4
     path.write_bytes(content)
     for command in (["show", copy], ["replay", copy], ["export", copy], ["run", "--resume", copy]):
         code, _, errors = call(capsys, *command)
         assert code == 2
         assert errors.count("\n") == 1
-        assert "refused: what follows round 4 was altered" in errors
+        assert re.search(r"refused: (round|its frame of rounds) \d+( to \d+)? was altered", errors)
 
 
 def test_a_full_disk_ends_a_run_that_can_go_on(capsys, monkeypatch, finished, tmp_path):
-    original, out = frames.write, tmp_path / "run"
+    original, out = os.pwrite, tmp_path / "run"
     calls = []
 
-    def full(file, data):
+    def full(file, data, place):
         calls.append(len(data))
         if len(calls) < 4:
-            return original(file, data)
+            return original(file, data, place)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(frames, "write", full)
+    monkeypatch.setattr(frames.os, "pwrite", full)
     code, _, errors = call(capsys, "run", *SMALL, "--snapshot-every", "5", "--out", out)
     assert code == 130
     assert errors.count("\n") == 1

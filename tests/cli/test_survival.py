@@ -21,4 +21,5 @@ OPTIONS = [
 def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path):
     case = Case("digits", OPTIONS)
     leave_alone(case, tmp_path / "alone")
-    assert len(survive(case, tmp_path, 2, seed=3)) == 2
+    found = survive(case, tmp_path, 2, seed=3)
+    assert any(0 < state["rounds"] < 1500 for state in found)

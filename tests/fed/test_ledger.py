@@ -1,18 +1,19 @@
 """The ledger's file: what is written is read, what is damaged is named, what was cut short is told."""
 
 import functools
-import json
+import os
 import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import hiso_jax
 from hiso_jax import fed
-from hiso_jax.fed import frames
+from hiso_jax.fed import frames, keeper
 from hiso_jax.fed.delta import delta_of, load_delta, save_delta
 from hiso_jax.fed.ledger import LEDGER
 from hiso_jax.fed.storage import lock
@@ -23,13 +24,22 @@ TX = hiso_jax.hiso(0.02)
 FORWARD, LINK = fed.LogNormal(0.01, 0.5), fed.LogNormal(1e5, 1.0)
 
 
-def simulation(storage=None, *, stop_at=None, participation=None, rounds=ROUNDS, rate=0.02):
+def simulation(
+    storage=None, *, stop_at=None, participation=None, rounds=ROUNDS, tx=TX, rounds_per_dispatch=1, mesh=None, **numbers
+):
     # One dispatch a round, so that a run can be stopped at any of them.
     config = fed.SimulationConfig(
-        rounds=rounds, cohort=4, perturbations=2, batch_size=8, eval_every=5, rounds_per_dispatch=1
+        rounds=rounds,
+        cohort=4,
+        perturbations=2,
+        batch_size=8,
+        eval_every=5,
+        rounds_per_dispatch=rounds_per_dispatch,
+        **numbers,
     )
-    tx = TX if rate == 0.02 else hiso_jax.hiso(rate)
-    run = fed.Simulation(linear_task(), tx, digits_population(), config, storage=storage, participation=participation)
+    run = fed.Simulation(
+        linear_task(), tx, digits_population(), config, storage=storage, participation=participation, mesh=mesh
+    )
     if stop_at is not None:
         run.callbacks = (lambda progress: progress.round >= stop_at and run.stop(),)
     return run
@@ -62,32 +72,22 @@ def test_what_is_written_is_read(folder):
     assert ledger.header["config"]["perturbations"] == 2
     assert ledger.header["params"] == [["['bias']", [10], "float32"], ["['weight']", [64, 10], "float32"]]
     assert ledger.seal["params_sha256"] == fed.fingerprint(result.params)
-    assert (ledger.seal["rounds"], ledger.seal["head"]) == (ROUNDS, ledger.heads[-1].hex())
+    assert (ledger.seal["rounds"], ledger.seal["head"]) == (ROUNDS, ledger.heads[ROUNDS].hex())
     assert ledger.evaluations[1:] == result.metrics[1:]
     rebuilt = fed.replay(result.initial_params, TX, ledger.records)
     assert_trees_identical((result.params, result.state), rebuilt)
     assert ledger.records.bytes_down.sum() == result.traffic["bytes_down"]
 
 
-def test_the_format_is_what_its_document_says(folder):
-    """Read with the standard library and NumPy alone, as docs/formats.md does."""
-    import hashlib
-    import struct
-
-    content = (folder / LEDGER).read_bytes()
-    assert content[:8] == b"HiSoLog\x01"
-    place, rounds, layout = 8, [], None
-    while place < len(content):
-        length, kind, _ = struct.unpack_from("<I4sI", content, place)
-        payload = content[place + 12 : place + 12 + length]
-        end = place + 12 + length
-        assert content[end : end + 32] == hashlib.sha256(content[:end]).digest()
-        if kind == b"HEAD":
-            layout = np.dtype([(name, dtype, tuple(shape)) for name, dtype, shape in json.loads(payload)["columns"]])
-        if kind == b"RND ":
-            rounds.append(np.frombuffer(payload, layout)[0])
-        place = end + 32
-    np.testing.assert_array_equal([row["aggregate"] for row in rounds], finished()[0].records.aggregate)
+def test_the_format_is_what_its_document_says(folder, repository, monkeypatch):
+    """The reader in docs/formats.md, to the letter, needs the standard library and NumPy alone."""
+    document = (repository / "docs" / "formats.md").read_text()
+    reader = document.split("```python\n")[1].split("```")[0]
+    assert "hiso_jax" not in reader
+    monkeypatch.chdir(folder)
+    found = {}
+    exec(reader, found)
+    np.testing.assert_array_equal([row["aggregate"] for row in found["rows"]], finished()[0].records.aggregate)
 
 
 def test_every_flipped_bit_of_a_sealed_ledger_is_found(folder):
@@ -104,14 +104,30 @@ def test_every_flipped_bit_of_a_sealed_ledger_is_found(folder):
     assert named > 350
 
 
+def test_a_flip_is_named_by_its_rounds(tmp_path):
+    """A dispatch of rounds is one frame."""
+    storage = fed.Storage(tmp_path / "run", snapshot_every=0)
+    simulation(storage, rounds_per_dispatch=None).run()
+    path = tmp_path / "run" / LEDGER
+    content = bytearray(path.read_bytes())
+    layout = fed.load(path).rows.dtype
+    *_, frame = [frame for frame in frames.read_frames(bytes(content)) if frame.kind == b"RNDS"]
+    rounds = len(frame.payload) // layout.itemsize
+    assert rounds > 1
+    content[frame.end - 40] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"its frame of rounds {ROUNDS - rounds} to {ROUNDS - 1} was altered"):
+        fed.load(path)
+
+
 def test_a_flip_is_named_by_its_round(folder):
     path = folder / LEDGER
     content = bytearray(path.read_bytes())
-    ends = [frame.end for frame in frames.read_frames(bytes(content)) if frame.kind == b"RND "]
+    ends = [frame.end for frame in frames.read_frames(bytes(content)) if frame.kind == b"RNDS"]
     content[ends[6] + 40] ^= 1  # in the payload of the next frame, round 7
     path.write_bytes(content)
     for unfinished in (False, True):
-        with pytest.raises(ValueError, match="what follows round 6 was altered"):
+        with pytest.raises(ValueError, match="round 7 was altered: its SHA-256"):
             fed.load(path, unfinished=unfinished)
 
 
@@ -124,14 +140,18 @@ def test_every_cut_of_a_sealed_ledger_is_found(folder):
             fed.load(path)
 
 
-def test_what_a_kill_leaves_of_a_frame_is_dropped(folder):
+def test_what_a_kill_leaves_of_a_frame_is_dropped(folder, caplog):
     path = folder / LEDGER
     content = path.read_bytes()
-    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RND "]
+    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"]
     for torn in (b"", content[ends[6] : ends[6] + 7], content[ends[6] : ends[7] - 1], bytes(500)):
         path.write_bytes(content[: ends[6]] + torn)
         ledger = fed.load(path, unfinished=True)
         assert (len(ledger.rows), ledger.torn, ledger.seal) == (7, len(torn), None)
+    # A run that goes on says so.
+    shutil.rmtree(folder / "snapshots")
+    same(simulation(fed.Storage(folder, resume=True)).run(), finished()[0])
+    assert "500 bytes behind its 7 rounds, of a frame that was not written to its end, are dropped" in caplog.text
 
 
 def test_bytes_behind_the_seal_are_refused(folder):
@@ -205,14 +225,17 @@ def test_a_run_that_had_not_begun_begins(tmp_path):
 
 
 def test_a_diverged_run_resumes_to_its_end(tmp_path):
-    diverged = simulation(fed.Storage(tmp_path / "run"), rate=1e6).run()
+    diverged = simulation(fed.Storage(tmp_path / "run"), tx=hiso_jax.hiso(1e6)).run()
     assert diverged.diverged_at is not None
     # As if killed between the last round and the seal.
     path = tmp_path / "run" / LEDGER
     content = path.read_bytes()
-    path.write_bytes(content[: [frame.end for frame in frames.read_frames(content) if frame.kind == b"RND "][-1]])
-    again = simulation(fed.Storage(tmp_path / "run", resume=True), rate=1e6).run()
+    path.write_bytes(content[: [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"][-1]])
+    again = simulation(fed.Storage(tmp_path / "run", resume=True), tx=hiso_jax.hiso(1e6)).run()
     assert (again.diverged_at, again.rounds) == (diverged.diverged_at, diverged.rounds)
+    # Its delta is JSON that every reader knows, whatever the loss was.
+    save_delta(delta_of(fed.load(path)), tmp_path / "delta.safetensors")
+    assert b"NaN" not in (tmp_path / "delta.safetensors").read_bytes()
     assert fed.load(path).seal["diverged_at"] == diverged.diverged_at
 
 
@@ -229,7 +252,7 @@ def test_another_run_is_not_continued(folder):
 def test_a_ledger_shorter_than_its_snapshot_is_refused(folder):
     path = folder / LEDGER
     content = path.read_bytes()
-    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RND "]
+    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"]
     path.write_bytes(content[: ends[9]])
     with pytest.raises(ValueError, match="it ends after 10 rounds, and a snapshot was taken after 16"):
         simulation(fed.Storage(folder, resume=True)).run()
@@ -238,7 +261,7 @@ def test_a_ledger_shorter_than_its_snapshot_is_refused(folder):
 def test_a_damaged_snapshot_is_passed_over(folder):
     path = folder / LEDGER
     content = path.read_bytes()
-    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RND "]
+    ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"]
     path.write_bytes(content[: ends[17]])
     damaged = 0
     for file in sorted((folder / "snapshots" / "16" / "arrays").rglob("*")):
@@ -267,27 +290,115 @@ def test_a_run_has_one_writer(folder):
     lock(folder).release()  # it went with its process
 
 
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    storage = fed.Storage(tmp_path / "run", snapshot_every=0)
-    run, written = simulation(storage), []
+@pytest.mark.parametrize(
+    ("function", "trouble", "done"),
+    [
+        ("pwrite", OSError(28, "No space left on device"), 0.5),
+        ("pwrite", KeyboardInterrupt(), 0.5),
+        ("fsync", OSError(5, "Input/output error"), 1.0),
+        ("fsync", KeyboardInterrupt(), 1.0),
+        ("fsync", KeyboardInterrupt(), 0.0),
+    ],
+)
+def test_trouble_while_appending_loses_nothing(tmp_path, monkeypatch, function, trouble, done):
+    """A full or failing disk, or an interrupt, when ``done`` of a frame has been written."""
+    calls, original = [], getattr(os, function)
 
-    def full(file, data):
-        # Half of what was to be written fits.
-        written.append(len(data))
-        if len(written) < 12:
-            return original(file, data)
-        original(file, data[: len(data) // 2])
-        raise OSError(28, "No space left on device")
+    def troubled(*given):
+        calls.append(given)
+        if len(calls) != 16:
+            return original(*given)
+        if function == "pwrite":
+            original(given[0], given[1][: int(done * len(given[1]))], given[2])
+        elif done:
+            original(*given)
+        raise trouble
 
-    original = frames.write
-    monkeypatch.setattr(frames, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        run.run()
+    monkeypatch.setattr(frames.os, function, troubled)
+    with pytest.raises(type(trouble)):
+        simulation(fed.Storage(tmp_path / "run", snapshot_every=0)).run()
     monkeypatch.undo()
     ledger = fed.load(tmp_path / "run", unfinished=True)
     assert ledger.torn == 0
     assert 5 < len(ledger.rows) < ROUNDS
     same(simulation(fed.Storage(tmp_path / "run", resume=True)).run(), finished()[0])
+
+
+def test_a_run_asked_to_stop_before_it_begins_stops():
+    run = simulation()
+    run.stop()
+    assert (run.run().rounds, run.run().rounds) == (0, ROUNDS)
+
+
+def stopped(directory, **options):
+    simulation(fed.Storage(directory, snapshot_every=8), stop_at=13, **options).run()
+    return fed.Storage(directory, resume=True)
+
+
+def test_another_optimizer_is_noticed_by_what_it_leads_to(tmp_path, monkeypatch, caplog):
+    storage = stopped(tmp_path / "run")
+    with pytest.raises(ValueError, match="its first 13 rounds lead to other parameters here; its optimizer"):
+        simulation(storage, tx=hiso_jax.hiso(0.05)).run()
+    # Elsewhere it may be rounding: the run goes on, and says so.
+    monkeypatch.setattr(keeper, "differences", lambda there: ["jaxlib '0.1' there, '0.2' here"])
+    assert simulation(storage, tx=hiso_jax.hiso(0.05)).run().rounds == ROUNDS
+    assert "goes on, but its first 13 rounds lead to other parameters here: jaxlib '0.1' there" in caplog.text
+
+
+def test_other_flags_are_refused(tmp_path):
+    storage = stopped(tmp_path / "run")
+    with jax.threefry_partitionable(False), pytest.raises(ValueError, match="jax's flags differ"):
+        simulation(storage).run()
+
+
+def test_how_a_run_is_computed_may_change(tmp_path):
+    storage = stopped(tmp_path / "run")
+    same(
+        simulation(storage, rounds_per_dispatch=None, memory_budget=2**28, directions="regenerate").run(), finished()[0]
+    )
+
+
+def test_rounds_before_the_newest_snapshot_are_not_replayed(tmp_path, monkeypatch):
+    storage, replayed, original = stopped(tmp_path / "run"), [], keeper.replay
+
+    def replay(params, tx, updates, **options):
+        replayed.extend(updates.round.tolist())
+        return original(params, tx, updates, **options)
+
+    monkeypatch.setattr(keeper, "replay", replay)
+    same(simulation(storage).run(), finished()[0])
+    assert replayed == [8, 9, 10, 11, 12]
+
+
+def test_an_optimizer_with_random_keys_is_kept(tmp_path):
+    tx = optax.chain(hiso_jax.hiso(0.02), optax.add_noise(1e-4, 0.5, key=jax.random.key(3)))
+    whole = simulation(tx=tx).run()
+    resumed = simulation(stopped(tmp_path / "run", tx=tx), tx=tx).run()
+    assert resumed.rounds == ROUNDS
+    assert fed.fingerprint((resumed.params, resumed.state)) == fed.fingerprint((whole.params, whole.state))
+
+
+def test_what_json_does_not_know_is_written_all_the_same(tmp_path):
+    storage = fed.Storage(tmp_path / "run", {"folder": tmp_path, "rate": float("nan")})
+    simulation(storage, mu=np.float32(1e-3)).run()
+    header = fed.load(tmp_path / "run").header
+    assert header["about"] == {"folder": str(tmp_path), "rate": None}
+    assert header["config"]["mu"] == pytest.approx(1e-3)
+    simulation(fed.Storage(tmp_path / "run", resume=True), mu=np.float32(1e-3)).run()
+
+
+def test_time_goes_on_where_it_was(tmp_path):
+    directory = tmp_path / "run"
+    before = simulation(fed.Storage(directory), stop_at=13).run()
+    after = simulation(fed.Storage(directory, resume=True), stop_at=14).run()
+    assert after.run_seconds > before.run_seconds > 0
+    assert after.timed_rounds == after.rounds == 14
+    # Killed after round 14: what followed the evaluation after 13 was not timed.
+    path = directory / LEDGER
+    content = path.read_bytes()
+    path.write_bytes(content[: [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"][13]])
+    ended = simulation(fed.Storage(directory, resume=True)).run()
+    assert (ended.rounds, ended.timed_rounds) == (ROUNDS, ROUNDS - 1)
 
 
 def test_every_flip_and_cut_of_a_delta_is_found(folder, tmp_path):

@@ -30,10 +30,11 @@ def run(tx, *, steps, perturbations, per_dispatch, task=None):
     return fed.Simulation(task or linear_task(), tx, digits_population(), config).run()
 
 
-def check(tx, *, per_dispatch, **settings):
-    result = run(tx, per_dispatch=per_dispatch, **settings)
+def check(tx, *, steps, **settings):
+    result = run(tx, steps=steps, **settings)
     assert result.rounds == ROUNDS
-    for replay_dispatch in (None, 1):
+    # Fewer rounds than a block, several blocks with the last filled up, and one by one.
+    for replay_dispatch in (None, 7, 1) if steps == 1 else (None, 1):
         rebuilt = fed.replay(result.initial_params, tx, result.records, rounds_per_dispatch=replay_dispatch)
         assert_trees_identical((result.params, result.state), rebuilt)
 

@@ -15,9 +15,14 @@ MU = 1e-3
 SETTINGS = {"rounds": 12, "cohort": 5, "local_steps": 2, "perturbations": 3, "batch_size": 8, "mu": MU}
 
 
-def run(mesh):
-    config = fed.SimulationConfig(**SETTINGS, eval_every=12, rounds_per_dispatch=12, local_learning_rate=0.01)
-    return fed.Simulation(linear_task(), hiso_jax.hiso(0.02), digits_population(), config, mesh=mesh).run()
+def run(mesh, storage=None, *, stop_at=None, dispatch=12):
+    config = fed.SimulationConfig(**SETTINGS, eval_every=12, rounds_per_dispatch=dispatch, local_learning_rate=0.01)
+    simulation = fed.Simulation(
+        linear_task(), hiso_jax.hiso(0.02), digits_population(), config, mesh=mesh, storage=storage
+    )
+    if stop_at is not None:
+        simulation.callbacks = (lambda progress: progress.round >= stop_at and simulation.stop(),)
+    return simulation.run()
 
 
 @functools.cache
@@ -27,8 +32,8 @@ def unsharded():
 
 def test_a_sharded_run(mesh, monkeypatch):
     on_devices = []
-    gather = fed.simulation.gather
-    monkeypatch.setattr(fed.simulation, "gather", lambda tree: on_devices.append(tree) or gather(tree))
+    gather = fed.placement.gather
+    monkeypatch.setattr(fed.placement, "gather", lambda tree: on_devices.append(tree) or gather(tree))
     result, alone = run(mesh), unsharded()
 
     # From the same state, and so in the first round, the clients measure the same, up to rounding.
@@ -51,6 +56,16 @@ def test_a_sharded_run(mesh, monkeypatch):
         assert sum(map(len, copies.values())) == mesh.size
         assert all(len(set(same)) == 1 for same in copies.values())
     assert result.mesh_shape == dict(mesh.shape)
+
+
+def test_a_sharded_run_that_was_stopped_goes_on(mesh, tmp_path):
+    """From a snapshot after round 6 and the ledger, to the last bit."""
+    stopped = run(mesh, fed.Storage(tmp_path / "run", snapshot_every=6), stop_at=9, dispatch=3)
+    assert (stopped.rounds, stopped.interrupted) == (9, True)
+    assert [path.name for path in (tmp_path / "run" / "snapshots").iterdir()] == ["6"]
+    resumed, whole = run(mesh, fed.Storage(tmp_path / "run", resume=True)), run(mesh)
+    assert_trees_identical((resumed.params, resumed.state), (whole.params, whole.state))
+    assert resumed.traffic == whole.traffic
 
 
 def test_large_parameters_are_split_over_model(mesh):
