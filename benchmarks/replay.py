@@ -98,7 +98,7 @@ def appending(records, rounds_per_dispatch):
     with tempfile.TemporaryDirectory(dir=".") as folder:
         header = {"columns": as_columns(rows.dtype), "seed": [0, 0], "prng_impl": "threefry2x32"}
         file = create(Path(folder) / "ledger.hiso", header)
-        ledger = Ledger(records.seed_key, file, FrameWriter(file.path, file.content))
+        ledger = Ledger(records.seed_key, file, FrameWriter(file.path, file.size))
         begin = time.perf_counter()
         for place in range(0, len(rows), rounds_per_dispatch):
             ledger.append(rows[place : place + rounds_per_dispatch])

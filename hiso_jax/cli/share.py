@@ -1,5 +1,7 @@
 """``hiso-jax export`` and ``hiso-jax apply``: a fine-tuned model as a small delta, or as a folder for transformers."""
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,10 +138,16 @@ def _write_model(run: Any, base: Base, updates: fed.Updates, digest: str | None,
     else:
         from hiso_jax.models.lm import save_pretrained
 
+        # Under its name once it is whole.
+        half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
         try:
-            files = save_pretrained(base.pretrained, base.tuned, params, out)
+            files = save_pretrained(base.pretrained, base.tuned, params, half)
+            os.replace(half, out)
         except OSError as error:
             raise ValueError(f"out cannot be written: {out} ({error.strerror})") from error
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+        files = [out / file.name for file in files]
     rows = {"rounds": f"{len(updates.round):,}", "parameters": f"SHA-256 {rebuilt}{verdict}"}
     if base.tuned is not None:
         rows["weights"] = f"{human_bytes(sum(file.stat().st_size for file in files))} in {len(files)} files"

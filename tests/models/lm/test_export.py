@@ -34,6 +34,13 @@ def test_a_checkpoint_is_exported_as_it_was_loaded(name, tmp_path):
     assert again.tokenizer("it was a great movie")["input_ids"] == first.tokenizer("it was a great movie")["input_ids"]
 
 
+def test_bfloat16_stays_bfloat16(tmp_path):
+    first = lm.load(folder_of(tmp_path / "a", LLAMA), param_dtype="bfloat16")
+    lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    identical(lm.load(tmp_path / "b", param_dtype="bfloat16").params, first.params)
+
+
 @pytest.mark.parametrize("kind", ["plain", "linear", "yarn"])
 def test_a_gguf_file_is_exported_with_a_configuration_of_its_own(kind, tmp_path):
     first = lm.load(write_gguf(tmp_path / "m.gguf", config=WIDE))
