@@ -99,7 +99,7 @@ def await_moment(process: subprocess.Popen, case: Case, out: Path, chance: rando
     if chance.random() < 0.2:
         end, size = time.perf_counter() + chance.uniform(0, case.seconds / 2), 0
     else:
-        end, size = 0.0, int(chance.uniform(size_of(out), case.size))
+        end, size = 0.0, int(size_of(out) + chance.uniform(0, (case.size - size_of(out)) / 2))
     while time.perf_counter() < end or size_of(out) < size:
         if process.poll() is not None:
             return False
@@ -125,6 +125,7 @@ def until_done(case: Case, out: Path, chance: random.Random, most_kills: int) ->
             if (out / LEDGER).exists():
                 ledger = fed.load(out, unfinished=True)
                 found |= {"rounds": len(ledger.rows), "torn": ledger.torn, "sealed": ledger.seal is not None}
+                kills = most_kills if found["sealed"] else kills
             yield found
             continue
         errors = process.communicate()[1]
@@ -171,7 +172,7 @@ def fill_up(case: Case, disk: Path, elsewhere: Path, runs: int, seed: int) -> li
                 "case": case.name,
                 "snapshots": options is case.options,
                 "rounds": None if ledger is None else len(ledger.rows),
-                "says": errors.strip(),
+                "says": errors.strip().replace(str(out), "RUN"),
             }
         )
         print(json.dumps(found[-1]), flush=True)

@@ -57,12 +57,12 @@ def replay(options: Replay, console: Console) -> int:
         params, state = jax.block_until_ready(rebuild(run, base, ledger.records.updates.between(0, until)))
         seconds = time.perf_counter() - begin
     digest = fed.fingerprint(params)
-    sealed = ledger.seal["params_sha256"] if ledger.seal is not None and until == total else None
+    known = ledger.checks.get(until)
     elsewhere = [differs for each in ledger.all_environments if (differs := differences(each))]
-    verdict = "equal to the run's, bit for bit" if digest == sealed else "not the run's to the last bit"
-    if sealed is None:
-        verdict = "the run has no seal to compare with" if until == total else "of an earlier round than the run's last"
-    elif digest != sealed and elsewhere:
+    verdict = "equal to the run's, bit for bit" if digest == known else "not the run's to the last bit"
+    if known is None:
+        verdict = "no SHA-256 was noted after this round: a run notes one at every evaluation, and at its end"
+    elif digest != known and elsewhere:
         verdict += f", which was made elsewhere: {'; '.join(elsewhere[0])}"
     rows = {
         "rounds": f"{until:,} of {total:,}",
@@ -77,7 +77,7 @@ def replay(options: Replay, console: Console) -> int:
             write_tree({"params": params, "state": state}, options.out)
         rows["written to"] = str(options.out)
     print_rows(console, rows)
-    if sealed not in (None, digest) and not elsewhere:
+    if known not in (None, digest) and not elsewhere:
         raise exit_codes.UsageError(
             f"{options.run}: the replay is not the run to the last bit, though the backend, jaxlib and the flags are "
             "the run's: the processor may be another"

@@ -121,8 +121,14 @@ def base_of(options: Run, fingerprints: Mapping[str, Any], option: str) -> Base:
         pretrained, tuned = load_model(options)
         base = Base(tuned.trained, tuned.frozen, pretrained, tuned)
     if base_fingerprints(base.params, base.frozen) != dict(fingerprints):
-        named = options.model or f"the initial parameters of {options.task} made by this version of jax"
-        raise ValueError(f"{option} must be the checkpoint that the run began with; the fingerprint of {named} differs")
+        if base.tuned is None:
+            raise ValueError(
+                f"a run of {options.task} that began elsewhere cannot be rebuilt here: this backend and version of jax "
+                "make other initial parameters"
+            )
+        raise ValueError(
+            f"{option} must be the checkpoint that the run began with; the fingerprint of {options.model} differs"
+        )
     return base
 
 

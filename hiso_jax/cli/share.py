@@ -76,8 +76,8 @@ def export(options: Export, console: Console) -> int:
         if run.task in ("digits", "mnist"):
             raise ValueError(f"format must be delta for {run.task}: transformers has no such model")
         base = base_of(run, ledger.header["base"], "model")
-        sealed = None if ledger.seal is None else ledger.seal["params_sha256"]
-        _write_model(run, base, ledger.records.updates, sealed, out, console)
+        digest = ledger.checks.get(len(ledger.rows))
+        _write_model(run, base, ledger.records.updates, digest, out, console)
     return exit_codes.DONE
 
 

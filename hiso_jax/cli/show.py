@@ -76,7 +76,7 @@ def _of_delta(path: Path) -> dict[str, str]:
         "rounds": f"{delta.header['rounds']:,}",
         "evaluated": "never" if evaluation is None else _metrics(evaluation),
         "base": f"SHA-256 {delta.header['base']['trained']}",
-        "parameters": "of an unfinished run" if digest is None else f"SHA-256 {digest}",
+        "parameters": "of an unfinished run, no SHA-256 noted" if digest is None else f"SHA-256 {digest}",
         "size": human_bytes(path.stat().st_size),
         "integrity": "every byte verified",
     }

@@ -44,7 +44,7 @@ def delta_of(ledger: LedgerFile, about: Mapping[str, Any] | None = None) -> Delt
     header = {name: ledger.header[name] for name in FROM_HEADER}
     header["about"] = ledger.header["about"] if about is None else dict(about)
     header["rounds"] = len(ledger.rows)
-    header["params_sha256"] = None if ledger.seal is None else ledger.seal["params_sha256"]
+    header["params_sha256"] = ledger.checks.get(len(ledger.rows))
     header["evaluation"] = None if last is None else {"round": last.round, **last.metrics}
     return Delta(header, ledger.records.updates)
 

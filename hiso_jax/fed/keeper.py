@@ -185,11 +185,10 @@ class Keeper:
                 current, start = placement.like(tree, beginning), candidate
                 break
         self._last = start
-        checks = found.checks | ({} if found.seal is None else {self.rounds: found.seal["params_sha256"]})
-        known = max((rounds for rounds in checks if rounds > start), default=start)
+        known = max((rounds for rounds in found.checks if rounds > start), default=start)
         mesh, updates = placement.mesh, found.records.updates
         current = replay(current[0], tx, updates.between(start, known), state=current[1], mesh=mesh)
-        if known > start and fingerprint(placement.whole(current[0])) != checks[known]:
+        if known > start and fingerprint(placement.whole(current[0])) != found.checks[known]:
             other = f"its first {known} rounds lead to other parameters here"
             if not self._differs:
                 raise ValueError(

@@ -42,7 +42,7 @@ class LedgerFile:
       rows: its rounds as the file holds them, [R].
       heads: the digest of the header, and of every frame of rounds, by the number of rounds up to its end.
       evaluations: those that were made.
-      checks: SHA-256 of the parameters at an evaluation, by the number of rounds before it.
+      checks: SHA-256 of the parameters, by the number of rounds, where it was noted: at evaluations and at the end.
       environments: where it was continued elsewhere: {"round": r, ...}.
       seal: how it ended, or None if it has not.
       size: bytes of its good frames.
@@ -120,13 +120,13 @@ def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
                 header, layout = written, as_layout(written["columns"])
                 heads[0] = frame.digest
             elif frame.kind == EVALUATION:
-                if (digest := written.pop("params_sha256")) is not None:
-                    checks[written["round"]] = digest
+                checks[written["round"]] = written.pop("params_sha256")
                 evaluations.append(_evaluation(written))
             elif frame.kind == ENVIRONMENT:
                 environments.append(written)
             elif frame.kind == SEAL:
                 seal = written
+                checks[seal["rounds"]] = seal["params_sha256"]
     except Altered as error:
         what = _place(done, error.length // layout.itemsize if error.kind == ROUNDS and header else 0, bool(header))
         raise ValueError(f"{path} is refused: {what} {error} (byte {error.at})") from None
@@ -173,7 +173,7 @@ class Ledger:
             self.head = self._writer.append(ROUNDS, rows.tobytes())
         self._blocks.append(rows)
 
-    def evaluated(self, evaluation: Evaluation, params_sha256: str | None = None) -> None:
+    def evaluated(self, evaluation: Evaluation, params_sha256: str | None) -> None:
         """Note an evaluation, and what the parameters were."""
         if self._writer is not None:
             self._writer.append(EVALUATION, json_bytes({**asdict(evaluation), "params_sha256": params_sha256}))

@@ -68,7 +68,7 @@ def test_a_killed_run_goes_on_to_what_it_would_have_been(capsys, finished, copy,
         assert f"--unfinished must be given to take the {rounds} rounds that" in errors
     code, text, _ = call(capsys, "replay", copy, "--unfinished")
     assert code == 0
-    assert "the run has no seal to compare with" in text
+    assert f"{rounds} of {rounds}" in text
     code, text, errors = call(capsys, "run", "--resume", copy)
     assert code == 0
     assert f"going on after {rounds} rounds" in text
@@ -103,9 +103,13 @@ def test_replay_says_whether_it_is_the_run(capsys, finished, tmp_path):
     tensors = load_file(tmp_path / "all.safetensors")
     assert sum(array.size for name, array in tensors.items() if name.startswith("params/")) == 2410
     assert any("curvature" in name for name in tensors)
+    code, text, _ = call(capsys, "replay", finished, "--to-round", 4)
+    assert code == 0
+    assert "equal to the run's, bit for bit" in text
     code, text, _ = call(capsys, "replay", finished, "--to-round", 3)
     assert code == 0
     assert "3 of 12" in text
+    assert "no SHA-256 was noted after this round" in text
     assert summary(finished)["params_sha256"] not in text
 
 

@@ -1,4 +1,4 @@
-"""Two kills of a run of digits; fifty and more, of language models too: ``python -m tests.survival``."""
+"""A kill of a run of digits; fifty and more, of language models too: ``python -m tests.survival``."""
 
 from tests.survival import Case, leave_alone, survive
 
@@ -21,5 +21,5 @@ OPTIONS = [
 def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path):
     case = Case("digits", OPTIONS)
     leave_alone(case, tmp_path / "alone")
-    found = survive(case, tmp_path, 2, seed=3)
-    assert any(0 < state["rounds"] < 1500 for state in found)
+    (found,) = survive(case, tmp_path, 1, seed=3)
+    assert found["rounds"] > 0

@@ -14,7 +14,7 @@ from tests.fed.problems import assert_trees_identical, digits_population, linear
 SETTINGS = {"rounds": 6, "cohort": 5, "batch_size": 8, "eval_every": 6}
 
 
-MORE = [("hiso", 1), ("decomfl", 2)]
+MORE = [("hiso", 1), ("decomfl", 2), ("momentum", 1)]
 
 
 def run(task=None, tx=None, **settings):
@@ -24,7 +24,7 @@ def run(task=None, tx=None, **settings):
 
 @pytest.mark.parametrize(
     ("name", "perturbations"),
-    [("hiso", 5), ("momentum", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+    [("hiso", 5), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
 )
 def test_both_modes_and_the_replay_are_the_same_to_the_bit(name, perturbations):
     tx = optimizers()[name]

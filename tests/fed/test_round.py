@@ -35,7 +35,7 @@ def one_round(steps=1, perturbations=3, tx=None, mask=None, batches=None, task_l
     return params, state, jax.jit(run)(params, state, batches or drawn, mask, KEY)
 
 
-@pytest.mark.parametrize("method", ["forward", "central"])
+@pytest.mark.parametrize("method", ["forward", pytest.param("central", marks=pytest.mark.slow)])
 def test_a_round_is_its_clients_one_by_one(method, x64):
     """K = 3 local steps against a plain loop over clients, each with its own parameters."""
     steps, perturbations, rate, mu = 3, 2, 0.05, 1e-3
@@ -73,7 +73,7 @@ def test_a_round_is_its_clients_one_by_one(method, x64):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_masked_clients_do_not_count(steps):
     _, _, (_, _, whole) = one_round(steps)
     _, _, (_, _, part) = one_round(steps, mask=[True, False, True, True])

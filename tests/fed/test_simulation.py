@@ -84,7 +84,7 @@ def test_a_target_must_hold_for_three_evaluations(values, target, index):
     assert fed.first_at_target(values, target) == index
 
 
-@pytest.mark.parametrize("per_dispatch", [None, 1, 4])
+@pytest.mark.parametrize("per_dispatch", [pytest.param(None, marks=pytest.mark.slow), 1, 4])
 def test_a_rate_far_too_high_diverges_and_the_state_stays_as_it_was_then(per_dispatch):
     result = simulation(rate=1e6, rounds_per_dispatch=per_dispatch).run()
     assert result.diverged_at is not None

@@ -44,7 +44,8 @@ def compiled(mesh):
     simulation = fed.Simulation(task, hiso_jax.hiso(0.01), population, config, mesh=mesh)
     initial = task.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(initial)) >= 10**6
-    dispatch, _, _ = simulation._compile(*simulation._start(initial))
+    started = simulation._placement.start(initial, simulation.tx, 20)
+    dispatch, _, _ = simulation._compile(*started)
     return dispatch.as_text()
 
 

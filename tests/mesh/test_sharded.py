@@ -58,12 +58,13 @@ def test_a_sharded_run(mesh, monkeypatch):
     assert result.mesh_shape == dict(mesh.shape)
 
 
+@pytest.mark.parametrize("mesh", ["2x4", pytest.param("8", marks=pytest.mark.slow)], indirect=True)
 def test_a_sharded_run_that_was_stopped_goes_on(mesh, tmp_path):
     """From a snapshot after round 6 and the ledger, to the last bit."""
     stopped = run(mesh, fed.Storage(tmp_path / "run", snapshot_every=6), stop_at=9, dispatch=3)
     assert (stopped.rounds, stopped.interrupted) == (9, True)
     assert [path.name for path in (tmp_path / "run" / "snapshots").iterdir()] == ["6"]
-    resumed, whole = run(mesh, fed.Storage(tmp_path / "run", resume=True)), run(mesh)
+    resumed, whole = run(mesh, fed.Storage(tmp_path / "run", resume=True), dispatch=3), run(mesh)
     assert_trees_identical((resumed.params, resumed.state), (whole.params, whole.state))
     assert resumed.traffic == whole.traffic
 

@@ -90,7 +90,7 @@ def test_lora_begins_as_the_model_and_is_what_the_formula_says():
     assert np.abs(expected - before)[mask].max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["llama", "opt"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("opt", marks=pytest.mark.slow)])
 def test_a_prefix_begins_as_tokens_before_the_text(name):
     model, (tokens, mask) = pretrained(name), inputs("left")
     tuned = tune(model, "prefix", prefix_tokens=3, seed=5)
