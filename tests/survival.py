@@ -188,7 +188,7 @@ def fill_up(case: Case, disk: Path, elsewhere: Path, runs: int, seed: int) -> li
 
 
 def cases(folder: Path) -> list[Case]:
-    """Digits, and a small language model with low-rank additions in its every projection."""
+    """Digits, and a small language model, all of its parameters."""
     from tests.tasks.text.problems import data_folder, model_folder
 
     model, data = model_folder(folder / "base"), data_folder(folder / "data")
