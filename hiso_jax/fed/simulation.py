@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.stages import Traced
 from jaxtyping import PyTree
 
 from hiso_jax.fed import monitor as monitoring
 from hiso_jax.fed.config import SimulationConfig
 from hiso_jax.fed.dispatch import (
     Inputs,
-    RoundLog,
     RunState,
     checkpoint_bytes,
     draw_batches,
@@ -163,19 +163,28 @@ class Simulation:
         )
         return RunState(params, state, *self._placement.repeated(rest))
 
-    def _compile(self, carry: RunState, shardings: Any) -> tuple[Callable, Callable, RoundLog]:
-        """The program of a dispatch, the program of an evaluation, and the shapes of a dispatch's log."""
+    def _trace(self, carry: RunState, shardings: Any) -> tuple[Traced, Traced]:
+        """The programs of a dispatch and of an evaluation, not yet compiled."""
         zero = self._placement.repeated(jnp.int32(0))
         outputs = None
         if self.mesh is not None:
             logs = jax.eval_shape(self._dispatch, carry, zero, zero, self._inputs)[1]
             outputs = shardings, replicated(self.mesh, logs)
-        with jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext():
+        with self._on_mesh():
             dispatch = jax.jit(self._dispatch, donate_argnums=0, out_shardings=outputs)
             evaluate = jax.jit(make_evaluate(self.task.metrics, budget=self._budget, mesh=self.mesh))
-            lowered = dispatch.lower(carry, zero, zero, self._inputs)
-            evaluating = evaluate.lower(carry.params, self._test, self._inputs.frozen)
-            return lowered.compile(), evaluating.compile(), lowered.out_info[1]
+            return (
+                dispatch.trace(carry, zero, zero, self._inputs),
+                evaluate.trace(carry.params, self._test, self._inputs.frozen),
+            )
+
+    def _compile(self, traced: tuple[Traced, Traced]) -> tuple[Callable, Callable]:
+        with self._on_mesh():
+            dispatch, evaluate = (program.lower() for program in traced)
+            return dispatch.compile(), evaluate.compile()
+
+    def _on_mesh(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def run(self) -> Result:
         """Run to the last round, to divergence, or until :meth:`stop`; with a storage that says so, from where it was.
@@ -202,9 +211,8 @@ class Simulation:
         each = forward_passes_per_client(config)
 
         before = time.perf_counter()
-        dispatch, evaluate, log_shapes = self._compile(carry, shardings)
-        compile_seconds = time.perf_counter() - before
-
+        traced = self._trace(carry, shardings)
+        # Before the long work: a run that cannot be continued so is told at once.
         if self.storage is not None:
             header = header_of(
                 config,
@@ -213,10 +221,12 @@ class Simulation:
                 carry.state,
                 base=base_fingerprints(initial, frozen_of(self.task)),
                 data=fingerprint(self._given),
-                record=log_shapes.record,
+                record=traced[0].out_info[1].record,
                 about=self.storage.about,
             )
             together(keeper.begin, header, agree(self.mesh, keeper.rounds)[0])
+        dispatch, evaluate = self._compile(traced)
+        compile_seconds = time.perf_counter() - before
         ledger, found = keeper.ledger, keeper.found
         carry = self._restore(keeper, carry)
         done, run_seconds = ledger.rounds, keeper.seconds

@@ -31,7 +31,7 @@ def test_pieces_are_the_whole(rows, size):
     assert max(seen) <= max(size, 1)
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_the_estimate_of_memory_is_safe_and_not_wild(model):
     """At least what XLA allocates for 256 examples more, and less than eight times that."""
     task = tasks.digits(model)

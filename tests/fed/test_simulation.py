@@ -51,6 +51,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert (one.records.scalars != other.records.scalars).any()
 
 
+@pytest.mark.slow
 def test_it_runs_in_double_precision(x64):
     result = simulation(double_task(), rounds=3, rounds_per_dispatch=3).run()
     assert result.records.scalars.dtype == np.float64

@@ -45,7 +45,7 @@ def compiled(mesh):
     initial = task.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(initial)) >= 10**6
     started = simulation._placement.start(initial, simulation.tx, 20)
-    dispatch, _, _ = simulation._compile(*started)
+    dispatch, _ = simulation._compile(simulation._trace(*started))
     return dispatch.as_text()
 
 

@@ -45,7 +45,7 @@ def assert_is_ours(task):
     assert task.loss(task.init(jax.random.key(0)), batch).shape == (4,)
 
 
-@pytest.mark.parametrize("model", ["cnn", "mlp"])
+@pytest.mark.parametrize("model", [pytest.param("cnn", marks=pytest.mark.slow), "mlp"])
 def test_idx_files(folder, model):
     assert_is_ours(tasks.mnist(folder, model))
 
