@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from hiso_jax.fed.execution import Execution, in_pieces
 from hiso_jax.fed.mesh import Gather
 from hiso_jax.zo import (
+    Ascent,
     Method,
     Sampler,
     add_direction,
@@ -135,12 +136,12 @@ class Measured(NamedTuple):
     Attributes:
       scalars: every client's, [C, K, P].
       losses: every client's where the round began, [C].
-      streamed: (ĝ [1, P], Δ), aggregated while the directions were at hand, if that was asked for.
+      streamed: ĝ and Δ, made while the directions were at hand, if that was asked for.
     """
 
     scalars: Float[Array, "C K P"]
     losses: Float[Array, "C"]
-    streamed: tuple[Float[Array, "1 P"], PyTree] | None
+    streamed: Ascent | None
 
 
 def stream_scalars(
@@ -183,7 +184,7 @@ def stream_scalars(
         fold=fold,
         init=zero_direction(server.params),
     )
-    return Measured(scalars.T[:, None], gather(losses), (combined[None], delta))
+    return Measured(scalars.T[:, None], gather(losses), Ascent(combined[None], delta))
 
 
 def _batches(estimator: Estimator, execution: Execution, server: Server, rows: PyTree) -> PyTree:

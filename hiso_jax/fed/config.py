@@ -44,8 +44,8 @@ class SimulationConfig:
       seed: the seed of everything random in the run, 0 ≤ seed < 2³¹.
       eval_every: rounds between evaluations.
       local_learning_rate: η of the clients' own steps, a number or a schedule over rounds; required when K > 1.
-      rounds_per_dispatch: rounds run by one call to the device; None adapts it to about half a second, at most from
-        one evaluation to the next, with one program, so that the result does not depend on how it went.
+      rounds_per_dispatch: rounds run by one call to the device; None adapts it to about half a second, never
+        beyond the next evaluation, with one program, so that the result does not depend on how it went.
       weighting: whether the clients of a cohort count alike in its mean, or by how many examples they hold.
       client_chunk: diverged clients (K > 1) evaluated together: 1 is one by one; a number above 1 also bounds how
         many clients are in memory at a time. None chooses by backend, model and memory.

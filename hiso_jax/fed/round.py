@@ -18,10 +18,11 @@ from hiso_jax.fed.execution import Execution, keeps_directions, plan
 from hiso_jax.fed.mesh import MODEL, Gather, over_clients, repeated
 from hiso_jax.fed.task import bind
 from hiso_jax.zo import (
+    Ascent,
     DirectionsMode,
     Method,
-    accumulate,
     apply_updates,
+    check_chain,
     check_directions,
     check_estimator,
     zo_state,
@@ -54,8 +55,7 @@ def server_update(
     aggregate: Float[Array, "K P"],
     any_valid: Bool[Array, ""],
     round_key: Key[Array, ""],
-    delta: PyTree | None = None,
-    delta_holds: Bool[Array, ""] | bool = False,
+    ascent: Ascent | None = None,
 ) -> tuple[PyTree, optax.OptState]:
     """Apply an aggregate to parameters and optimizer state, or leave both if no client was valid.
 
@@ -69,22 +69,12 @@ def server_update(
       aggregate: ĝ.
       any_valid: whether there is anything to apply.
       round_key: the key of the round.
-      delta: the Δ of ``aggregate`` if it is at hand.
-      delta_holds: whether it is that; otherwise it is made from ``aggregate``.
+      ascent: a Δ that is at hand, and the scalars that it was made of.
     """
-    if delta is not None:
-        head = zo_state(state)
-
-        def rebuild(delta: PyTree) -> PyTree:
-            return accumulate(
-                round_key, aggregate[0], params, curvature=head.curvature, sampler=head.directions.sampler
-            )
-
-        delta = lax.cond(delta_holds, lambda delta: delta, rebuild, delta)
 
     def apply(operands: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         params, state = operands
-        updates, state = tx.update(aggregate, state, params, key=round_key, delta=delta)
+        updates, state = tx.update(aggregate, state, params, key=round_key, ascent=ascent)
         return apply_updates(params, updates, round_key), state
 
     return lax.cond(any_valid, apply, lambda operands: operands, (params, state))
@@ -140,8 +130,8 @@ def make_round(
 
     Raises:
       ValueError: K, P, μ, the method or ``directions`` out of range, ``"keep"`` with K > 1 or an aggregate that needs
-        all perturbations, or K > 1 without ``local_learning_rate``; at the call, a loss that is not per example or a
-        state without a zeroth-order head.
+        all perturbations, or K > 1 without ``local_learning_rate``; at the call, a loss that is not per example, a
+        state without a zeroth-order head, or an optimizer whose members before the head need the parameters.
     """
     check_estimator(num_perturbations, mu, method)
     if local_steps < 1:
@@ -209,12 +199,12 @@ def make_round(
         measured = over_clients(measure, mesh)(server, batches)
         scalars = measured.scalars
         valid = (mask > 0) & jnp.isfinite(scalars).all((1, 2))
-        combined, delta, holds = combine(scalars, valid), None, jnp.bool_(False)
-        if measured.streamed is not None:
-            streamed, delta = measured.streamed
-            holds = (valid == (mask > 0)).all()
-            combined = jnp.where(holds, streamed, combined)
-        params, state = server_update(optimizer, params, state, combined, valid.any(), round_key, delta, holds)
+        combined, ascent = combine(scalars, valid), measured.streamed
+        check_chain(optimizer, params, combined)
+        if ascent is not None:
+            # The same bits, and told to be: two programs may sum in different ways.
+            combined = jnp.where((valid == (mask > 0)).all(), ascent.scalars, combined)
+        params, state = server_update(optimizer, params, state, combined, valid.any(), round_key, ascent)
         loss = jnp.where(valid, measured.losses, 0).sum() / valid.sum()
         return params, state, RoundRecord(scalars, valid, combined, loss)
 

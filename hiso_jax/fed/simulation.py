@@ -49,6 +49,8 @@ from hiso_jax.zo import sphere, zo_state
 
 # A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
 DISPATCH_SECONDS = 0.5
+# A program's length: rounds past a dispatch's end do nothing, but each is a step of the scan and a row of its log.
+DISPATCH_ROUNDS = 128
 MEBIBYTE = 2**20
 
 
@@ -143,7 +145,8 @@ class Simulation:
             draw=draw_batches(config),
             directions=config.directions,
         )
-        self._dispatch_length = min(config.rounds_per_dispatch or config.eval_every, config.rounds)
+        longest = config.rounds_per_dispatch or min(DISPATCH_ROUNDS, config.eval_every)
+        self._dispatch_length = min(longest, config.rounds)
         self._dispatch = make_dispatch(run_round, config, self._dispatch_length, self.mesh)
         self._stop = False
 

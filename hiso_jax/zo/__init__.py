@@ -1,6 +1,6 @@
 """The mathematics of scalar-only zeroth-order optimisation: pure functions of arrays."""
 
-from hiso_jax.zo.accumulate import accumulate, add_direction, zero_direction
+from hiso_jax.zo.accumulate import Ascent, accumulate, add_direction, zero_direction
 from hiso_jax.zo.directions import (
     Directions,
     Sampler,
@@ -15,9 +15,10 @@ from hiso_jax.zo.directions import (
 from hiso_jax.zo.scalars import Method, check_estimator, scalars, scan_perturbations
 from hiso_jax.zo.step import DirectionsMode, check_directions, step
 from hiso_jax.zo.storage import apply_updates, store
-from hiso_jax.zo.transforms import ScaleByZoState, decomfl, hiso, scale_by_hiso, scale_by_zo, zo_state
+from hiso_jax.zo.transforms import ScaleByZoState, check_chain, decomfl, hiso, scale_by_hiso, scale_by_zo, zo_state
 
 __all__ = [
+    "Ascent",
     "Directions",
     "DirectionsMode",
     "Method",
@@ -26,6 +27,7 @@ __all__ = [
     "accumulate",
     "add_direction",
     "apply_updates",
+    "check_chain",
     "check_directions",
     "check_estimator",
     "decomfl",

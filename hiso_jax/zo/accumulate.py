@@ -1,6 +1,7 @@
 """Scalars → ascent direction Δ: the one function behind every update and every replay (HiSo, Algorithm 1)."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,18 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.zo.directions import Sampler, direction, perturbation_key, working_dtype
 from hiso_jax.zo.pin import pin
+
+
+class Ascent(NamedTuple):
+    """A Δ that was made while its directions were at hand, and what it was made of.
+
+    Attributes:
+      scalars: ĝ of the one local step, [1, P].
+      delta: (1/P) Σ_p ĝ_p z_p by the arithmetic of :func:`accumulate`, in the structure of the parameters.
+    """
+
+    scalars: Float[Array, "1 P"]
+    delta: PyTree[Shaped[Array, "..."]]
 
 
 def zero_direction(params: PyTree[Shaped[Array, "..."]]) -> PyTree[Shaped[Array, "..."]]:

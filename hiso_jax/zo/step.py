@@ -6,11 +6,11 @@ from typing import Any, Literal
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.zo.accumulate import add_direction, zero_direction
+from hiso_jax.zo.accumulate import Ascent, add_direction, zero_direction
 from hiso_jax.zo.directions import direction, perturb, perturbation_key
 from hiso_jax.zo.scalars import Method, check_estimator, scan_perturbations
 from hiso_jax.zo.storage import apply_updates
-from hiso_jax.zo.transforms import zo_state
+from hiso_jax.zo.transforms import check_chain, zo_state
 
 DirectionsMode = Literal["keep", "regenerate"]
 
@@ -40,7 +40,8 @@ def step(
         of the parameters; ``"keep"`` makes it once and needs two. The same bits.
 
     Raises:
-      ValueError: P, μ, the method or ``directions`` out of range; at the call, a state without such a head.
+      ValueError: P, μ, the method or ``directions`` out of range; at the call, a state without such a head, or an
+        optimizer whose members before it need the parameters.
 
     Example:
       Fold the step number into the key: a constant key repeats its directions.
@@ -76,7 +77,9 @@ def step(
             fold=fold,
             init=zero_direction(params) if keep else None,
         )
-        updates, state = tx.update(scalars[None], state, params, key=round_key, delta=delta)
+        check_chain(tx, params, scalars[None])
+        ascent = Ascent(scalars[None], delta) if keep else None
+        updates, state = tx.update(scalars[None], state, params, key=round_key, ascent=ascent)
         return apply_updates(params, updates, round_key), state, loss
 
     return run

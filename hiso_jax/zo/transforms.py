@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from hiso_jax.zo.accumulate import accumulate
+from hiso_jax.zo.accumulate import Ascent, accumulate
 from hiso_jax.zo.directions import Directions, Sampler, gaussian, working_dtype
 from hiso_jax.zo.pin import pin
 from hiso_jax.zo.storage import CURVATURE_STREAM, store
@@ -57,6 +57,45 @@ def zo_state(state: optax.OptState) -> ScaleByZoState:
             f"found {len(found)}"
         )
     return found[0]
+
+
+# Asks an optimizer for no update, only whether its head is reached.
+PROBE = "hiso_jax_probe"
+
+
+class _Reached(Exception):
+    """The head of a chain was asked for an update by :func:`check_chain`."""
+
+
+def check_chain(tx: optax.GradientTransformationExtraArgs, params: PyTree, scalars: Float[Array, "K P"]) -> None:
+    """Refuse an optimizer in which something before the head needs what only stands behind it.
+
+    What stands before ``scale_by_hiso`` or ``scale_by_zo`` sees the scalars of a round and not the parameters.
+
+    Args:
+      tx: the optimizer.
+      params: the parameters, like ``scalars`` arrays or their shapes.
+      scalars: of a round, [K, P].
+
+    Raises:
+      ValueError: a member before the head keeps something like the parameters, or reads them.
+    """
+    # As a tree of its own, so that scalars cannot be broadcast against a single array of parameters.
+    tree = [params] if jax.tree_util.treedef_is_leaf(jax.tree.structure(params)) else params
+    try:
+        jax.eval_shape(lambda given: tx.update(given, tx.init(_zeros(tree)), None, **{PROBE: True}), scalars)
+    except _Reached:
+        return
+    except Exception as error:
+        raise ValueError(
+            "what stands before scale_by_hiso or scale_by_zo in a chain sees the [K, P] scalars of a round and not the "
+            f"parameters; move trace, adam, weight decay and the like behind it ({str(error).splitlines()[0]})"
+        ) from error
+    raise ValueError("the optimizer's update never reaches its scale_by_hiso or scale_by_zo")
+
+
+def _zeros(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), tree)
 
 
 def _check_params(params: PyTree) -> None:
@@ -108,10 +147,11 @@ def _scale_by_scalars(
         params: PyTree | None = None,
         *,
         key: Any = None,
-        delta: PyTree | None = None,
+        ascent: Ascent | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByZoState]:
-        del extra_args
+        if PROBE in extra_args:
+            raise _Reached
         _check_update(updates, params, key)
 
         def delta_of(step: int | Array, scalars: Array) -> PyTree:
@@ -127,11 +167,14 @@ def _scale_by_scalars(
 
         scalars = jnp.asarray(updates)
         last_step = scalars.shape[0] - 1
-        if last_step and delta is not None:
-            raise ValueError(f"delta is for rounds of one local step, got scalars of {last_step + 1}")
         curvature = state.curvature
-        if delta is None:
+        if ascent is None or ascent.scalars.shape != scalars.shape:
             delta = delta_of(last_step, scalars[last_step])
+        else:
+            # A member of the chain before this one may have changed the scalars: their Δ is another then.
+            delta = lax.cond(
+                (scalars == ascent.scalars).all(), lambda made: made, lambda made: delta_of(0, scalars[0]), ascent.delta
+            )
         total = delta
         if last_step:
             zero = jax.tree.map(jnp.zeros_like, delta)
@@ -154,12 +197,12 @@ def scale_by_zo(*, sampler: Sampler | None = None) -> optax.GradientTransformati
 
     Returns:
       A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars. Where the
-      Δ of a single step is at hand, made by the arithmetic of :func:`hiso_jax.zo.accumulate`, ``delta=Δ`` saves
-      making its directions again.
+      Δ of a single step is at hand, ``ascent=Ascent(its scalars, Δ)`` saves making its directions again, if those are
+      the scalars that reach the update.
 
     Raises:
       TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.
-      ValueError: in ``update``, ``params`` or ``key`` missing, or ``delta`` with K > 1.
+      ValueError: in ``update``, ``params`` or ``key`` missing.
     """
     return _scale_by_scalars(lambda params: None, lambda curvature, delta, key: curvature, False, sampler)
 
@@ -187,12 +230,12 @@ def scale_by_hiso(
 
     Returns:
       A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars, and
-      ``delta`` as in :func:`scale_by_zo`. H is found by ``optax.tree_utils.tree_get(state, "curvature")``.
+      ``ascent`` as in :func:`scale_by_zo`. H is found by ``optax.tree_utils.tree_get(state, "curvature")``.
 
     Raises:
       TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.
       ValueError: ``decay``, ``eps``, ``curvature_update`` or ``curvature_dtype`` out of range; in ``update``,
-        ``params`` or ``key`` missing, or ``delta`` with K > 1.
+        ``params`` or ``key`` missing.
 
     Example:
       >>> import hiso_jax, jax, jax.numpy as jnp, optax

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import hiso_jax
@@ -181,3 +182,61 @@ def test_a_training_step_has_both_modes():
         for mode in ("keep", "regenerate")
     ]
     assert_trees_identical(*results)
+
+
+CHAINS = {
+    "nothing": lambda: optax.chain(optax.scale(0.0), zo.scale_by_zo(), optax.scale(-1.0)),
+    "clipped": lambda: optax.chain(optax.clip(0.5), zo.scale_by_hiso(), optax.trace(0.9), optax.scale(-0.01)),
+    "unchanged": lambda: optax.chain(optax.clip(1e6), zo.scale_by_hiso(), optax.scale(-0.01)),
+}
+
+
+@pytest.mark.parametrize("perturbations", [1, 5])
+@pytest.mark.parametrize("width", [3, 260_000])
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_stands_before_the_head_is_heeded_in_every_mode(name, width, perturbations):
+    """Below a million parameters directions are made again by default, above they are kept."""
+    tx, key = CHAINS[name](), jax.random.key(3)
+    params = {"w": jnp.linspace(-1, 1, 4 * width).reshape(4, width)}
+    state, mask = tx.init(params), jnp.ones(CLIENTS, bool)
+    settings = {"local_steps": 1, "num_perturbations": perturbations, "mu": 1e-3}
+    given = {"x": batches()["x"] / width}
+    kept, made_again, default = (
+        jax.jit(fed.make_round(quadratic, tx, directions=mode, **settings))(params, state, given, mask, key)
+        for mode in ("keep", "regenerate", None)
+    )
+    assert_trees_identical(kept, made_again)
+    assert_trees_identical(kept, default)
+    applied = tx.update(kept[2].aggregate, state, params, key=key)[0]
+    np.testing.assert_allclose(kept[0]["w"], params["w"] + applied["w"], rtol=1e-6, atol=1e-7)
+    assert (name == "nothing") == bool((kept[0]["w"] == params["w"]).all())
+
+
+@pytest.mark.parametrize("mode", ["keep", "regenerate"])
+def test_a_training_step_heeds_what_stands_before_the_head(mode):
+    params = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}
+    step = zo.step(lambda p, b: quadratic(p, b).mean(), CHAINS["nothing"](), directions=mode)
+    after, _, _ = jax.jit(step)(params, CHAINS["nothing"]().init(params), {"x": batches()["x"][0, 0]}, jax.random.key(0))
+    np.testing.assert_array_equal(after["w"], params["w"])
+
+
+@pytest.mark.parametrize("member", [optax.trace(0.9), optax.scale_by_adam(), optax.add_decayed_weights(0.1)])
+@pytest.mark.parametrize("params", [{"w": jnp.ones((4, 3))}, jnp.ones(3)])
+def test_what_needs_the_parameters_cannot_stand_before_the_head(member, params):
+    tx = optax.chain(member, zo.scale_by_zo(), optax.scale(-1.0))
+    sentence = "what stands before scale_by_hiso or scale_by_zo in a chain sees the .* and not the parameters"
+    step = zo.step(lambda p, b: (jax.tree.leaves(p)[0] ** 2).sum(), tx, num_perturbations=3)
+    with pytest.raises(ValueError, match=sentence):
+        step(params, tx.init(params), None, jax.random.key(0))
+    run = fed.make_round(
+        lambda p, b: b @ jnp.ones(4) * jax.tree.leaves(p)[0].sum(), tx, local_steps=1, num_perturbations=3, mu=1e-3
+    )
+    with pytest.raises(ValueError, match=sentence):
+        run(params, tx.init(params), batches()["x"], jnp.ones(CLIENTS, bool), jax.random.key(3))
+
+
+def test_a_run_with_a_member_before_the_head_is_replayed_to_the_bit():
+    tx = CHAINS["clipped"]()
+    kept, made_again = run(tx=tx, directions="keep"), run(tx=tx, directions="regenerate")
+    assert_trees_identical((kept.params, kept.state), (made_again.params, made_again.state))
+    assert_trees_identical((kept.params, kept.state), fed.replay(kept.initial_params, tx, kept.records))

@@ -119,3 +119,23 @@ def test_other_settings_out_of_range_are_refused():
         fed.dirichlet(np.zeros(4, int), 2, alpha=0)
     with pytest.raises(ValueError, match="shards_per_client must be at least 1, got 0"):
         fed.shards(np.zeros(4, int), 2, shards_per_client=0)
+
+
+@pytest.mark.parametrize(
+    ("indices", "offsets", "sentence"),
+    [
+        ([0, 1, 2], [0, 1, 1, 3], "client 1 has no example"),
+        ([0, 1, 2], [0, 2, 1, 3], "client 1 has offsets that decrease"),
+        ([0, 1, 2], [-1, 2, 3], "offsets must begin at 0 and end at the number of indices, 3, .* got -1 and 3"),
+        ([0, 1, 2], [0, 2, 4], "offsets must begin at 0 and end at the number of indices, 3, .* got 0 and 4"),
+        ([0, 1, 2], [0, 2], "got 0 and 2"),
+        ([0, 1, 2], [0], "an entry more than there are clients"),
+        ([0, 1, 2], [0.0, 3.0], "offsets must be one-dimensional integers, got float64"),
+        ([[0, 1, 2]], [0, 1], "indices must be one-dimensional integers"),
+        ([0, 1, 9], [0, 3], "population names example 9; the task has 3"),
+    ],
+)
+def test_a_partition_that_is_none_is_refused(indices, offsets, sentence):
+    population = fed.Population(np.array(indices), np.array(offsets))
+    with pytest.raises(ValueError, match=sentence):
+        population.check(3)

@@ -164,3 +164,15 @@ def test_processes_of_unequal_memory_are_planned_alike(monkeypatch):
 def test_a_population_of_other_data_is_refused():
     with pytest.raises(ValueError, match="population names example 4999; the task has 1437 training examples"):
         fed.Simulation(linear_task(), hiso_jax.hiso(0.1), fed.iid(5000, 10), fed.SimulationConfig(cohort=2))
+
+
+def test_a_far_evaluation_does_not_lengthen_a_dispatch():
+    """Nor does the time of idle steps shorten the next: after a few dispatches each holds many rounds."""
+    told = []
+    running = simulation(rounds=2_000_000, eval_every=2_000_000)
+    running.callbacks = (told.append, lambda progress: progress.round >= 300 and running.stop())
+    result = running.run()
+    assert result.interrupted
+    steps = np.diff([progress.round for progress in told])
+    assert 16 <= steps.max() <= 128
+    assert result.rounds < 600

@@ -3,13 +3,12 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from hiso_jax.tasks.text.files import READERS, read_rows
 from hiso_jax.tasks.text.prompts import Row, Source
 
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SPLITS = {"train": ("train",), "test": ("validation", "dev", "test")}
 
 
@@ -47,37 +46,25 @@ def load_rows(source: Source | None, data_dir: str | Path | None, columns: Seque
     return rows
 
 
-def _quiet() -> Any:
-    import datasets
-
-    datasets.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    return datasets
-
-
 def _from_files(folder: Path) -> dict[str, list[Row]]:
-    datasets = _quiet()
     rows: dict[str, list[Row]] = {}
     for split, names in SPLITS.items():
-        paths = [folder / f"{name}{ending}" for name in names for ending in FORMATS]
+        paths = [folder / f"{name}{ending}" for name in names for ending in READERS]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             raise ValueError(
                 f"data_dir must hold a file {names[0]}.jsonl, .csv or .parquet; {folder} has none"
                 f"{'' if len(names) == 1 else f' (nor of the names {chr(44).join(names[1:])})'}"
             )
-        try:
-            loaded = datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
-            rows[split] = loaded.to_list()
-        except Exception as error:
-            # The readers raise their own, wrapped in the library's.
-            cause = error.__cause__ or error
-            raise ValueError(f"{path} cannot be read: {' '.join(str(cause).split())}") from error
+        rows[split] = read_rows(path)
     return rows
 
 
 def _from_hub(source: Source) -> dict[str, list[Row]]:
-    datasets = _quiet()
+    import datasets
+
+    datasets.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         try:
             loaded = datasets.load_dataset(source.name, source.config)
