@@ -22,10 +22,9 @@ from rich.table import Table
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.fed.frames import FrameWriter
-from hiso_jax.fed.ledger import Ledger, as_columns, create
-from hiso_jax.fed.records import layout
-from hiso_jax.fed.round import RoundRecord
+from hiso_jax.fed.ledger import FrameWriter, Ledger, RoundRecord
+from hiso_jax.fed.ledger.ledger import as_columns, create
+from hiso_jax.fed.ledger.records import layout
 
 
 @dataclass

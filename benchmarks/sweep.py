@@ -21,8 +21,8 @@ from rich.console import Console
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.fed import monitor
-from hiso_jax.fed.dispatch import Inputs, RunState, draw_batches, make_dispatch
+from hiso_jax.fed.run import monitor
+from hiso_jax.fed.run.dispatch import Inputs, RunState, draw_batches, make_dispatch
 
 RATES = tuple(float(rate) for rate in np.geomspace(0.001, 0.1, 8))
 SEEDS = (0, 1, 2, 3)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from hiso_jax import fed, tasks, zo
 from hiso_jax.cli.options import Experiment, Grid
-from hiso_jax.fed.population import Clients
+from hiso_jax.fed.population import AnyPopulation
 
 SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "sphere": zo.sphere}
 
@@ -59,7 +59,7 @@ def load_model(options: Experiment) -> tuple[Any, Any]:
         raise ValueError(f"model must name a language model for {options.task}: by hub name, a folder or a .gguf file")
     # Imported where they are needed: they need the extra lm.
     from hiso_jax.models import lm
-    from hiso_jax.models.lm.trainable import tune
+    from hiso_jax.models.lm import tune
 
     pretrained = lm.load(options.model, dtype=options.dtype, param_dtype=options.param_dtype)
     model = tune(
@@ -114,7 +114,7 @@ def virtual_note(options: Experiment, task: AnyTask) -> str:
     )
 
 
-def build_population(options: Experiment, task: AnyTask, seed: int) -> Clients:
+def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopulation:
     """The population: a partition of the task's training examples, or virtual clients.
 
     Raises:
@@ -201,7 +201,7 @@ def simulation_config(options: Experiment, seed: int) -> fed.SimulationConfig:
 def build_simulation(
     options: Experiment,
     task: AnyTask,
-    population: Clients,
+    population: AnyPopulation,
     algorithm: str,
     rate: float,
     seed: int,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from hiso_jax.fed.config import at_least, positive
+from hiso_jax.fed.run import at_least, positive
 
 TEXT_TASK_NAMES = Literal[
     "sst2",

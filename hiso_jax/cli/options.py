@@ -10,7 +10,7 @@ from hiso_jax.cli.devices import Devices
 from hiso_jax.cli.language import TEXT_TASK_NAMES, Language, comma_separated
 from hiso_jax.cli.presence import Presence
 from hiso_jax.fed import SimulationConfig
-from hiso_jax.fed.config import at_least, positive
+from hiso_jax.fed.run import at_least, positive
 
 
 @dataclass(frozen=True, kw_only=True)

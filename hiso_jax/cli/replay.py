@@ -14,7 +14,7 @@ from hiso_jax.cli.progress import human_seconds
 from hiso_jax.cli.report import print_rows
 from hiso_jax.cli.restore import base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
-from hiso_jax.fed.storage import differences
+from hiso_jax.fed.ledger import differences
 
 
 @dataclass(frozen=True, kw_only=True)

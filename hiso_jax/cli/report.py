@@ -14,7 +14,7 @@ from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.cli.options import Experiment
-from hiso_jax.fed.files import sync_directory, write_whole
+from hiso_jax.fed.ledger import sync_directory, write_whole
 
 
 def as_json(value: Any) -> Any:

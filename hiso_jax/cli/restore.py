@@ -13,9 +13,7 @@ from hiso_jax import fed, tasks
 from hiso_jax.cli.devices import Devices
 from hiso_jax.cli.experiment import build_optimizer, build_schedule, load_model
 from hiso_jax.cli.options import Run
-from hiso_jax.fed.fingerprint import base_fingerprints
-from hiso_jax.fed.header import EXECUTION
-from hiso_jax.fed.ledger import LEDGER, LedgerFile
+from hiso_jax.fed.ledger import EXECUTION, LEDGER, LedgerFile, base_fingerprints, release
 
 CONFIG = "config.json"
 # Where things are may change between a run and its continuation, and so may the machine; the rest is the run's.
@@ -34,7 +32,7 @@ def options_of(about: Mapping[str, Any]) -> Run:
     given: dict[str, Any] = {}
     for name, value in about.items():
         if name not in hints:
-            raise ValueError(f"{name} is no option of this release, {fed.storage.release()}; the run has another's")
+            raise ValueError(f"{name} is no option of this release, {release()}; the run has another's")
         if "Path" in str(hints[name]) and value is not None:
             value = Path(value)
         given[name] = tuple(value) if isinstance(value, list) else value

@@ -37,10 +37,9 @@ from hiso_jax.cli.report import (
     write_metrics,
 )
 from hiso_jax.cli.restore import resumed
-from hiso_jax.fed.ledger import LEDGER
-from hiso_jax.fed.mesh import together
-from hiso_jax.fed.population import Clients
-from hiso_jax.fed.storage import lock
+from hiso_jax.fed.devices import together
+from hiso_jax.fed.ledger import LEDGER, lock
+from hiso_jax.fed.population import AnyPopulation
 
 
 def run(options: Run, console: Console) -> int:
@@ -133,7 +132,7 @@ def _take_up(directory: Path, eval_every: int, console: Console) -> None:
         console.print(f"going on after {len(ledger.rows):,} rounds", highlight=False)
 
 
-def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, Clients]:
+def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, AnyPopulation]:
     mesh, task = options.mesh(), build_task(options)
     # Files are read here, where one process may fail alone: building the simulation, the processes already talk.
     options.participation()

@@ -17,7 +17,7 @@ from hiso_jax.cli.progress import human_bytes
 from hiso_jax.cli.report import print_rows
 from hiso_jax.cli.restore import Base, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
-from hiso_jax.fed.delta import Delta, delta_of, load_delta, save_delta
+from hiso_jax.fed.ledger import Delta, delta_of, load_delta, save_delta
 
 # Where things lie on the machine of the run is nobody else's business.
 LOCAL = ("data_dir", "out", "resume", "trace")

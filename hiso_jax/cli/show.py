@@ -14,9 +14,8 @@ from hiso_jax.cli import exit_codes
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import human_bytes
 from hiso_jax.cli.report import as_json, print_rows
-from hiso_jax.fed.delta import load_delta
-from hiso_jax.fed.ledger import LedgerFile
-from hiso_jax.fed.participation import ABSENT
+from hiso_jax.fed.ledger import LedgerFile, load_delta
+from hiso_jax.fed.population import ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)

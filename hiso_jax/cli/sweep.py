@@ -29,7 +29,7 @@ from hiso_jax.cli.interrupt import stop_on_interrupt
 from hiso_jax.cli.options import Grid, Sweep
 from hiso_jax.cli.plots import rates_picture
 from hiso_jax.cli.report import config_of, create_directory, write_json
-from hiso_jax.fed.population import Clients
+from hiso_jax.fed.population import AnyPopulation
 
 VALIDATION_SHARE = 0.2
 NEVER = "—"
@@ -52,7 +52,7 @@ class Tuning:
         self.task = task.hold_out(held, seed=options.seed)
         self.target = task.target if options.target is None else options.target
         self.seeds = list(range(options.seed, options.seed + options.seeds))
-        self.populations: list[Clients] = [build_population(options, self.task, seed) for seed in self.seeds]
+        self.populations: list[AnyPopulation] = [build_population(options, self.task, seed) for seed in self.seeds]
         self.participation = options.participation()
 
     def sweep_all(self, mus: tuple[float, ...] | None, console: Console) -> dict[str, fed.SweepResult]:

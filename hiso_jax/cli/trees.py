@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from hiso_jax.fed.files import write_whole
+from hiso_jax.fed.ledger import write_whole
 
 
 def write_tree(tree: PyTree, path: Path) -> None:

@@ -1,35 +1,54 @@
 """The federation: rounds, populations, the scalar log, and the loop around them."""
 
-from hiso_jax.fed.aggregate import Aggregate, mean
-from hiso_jax.fed.cohort import permute, sample_cohort
-from hiso_jax.fed.config import SimulationConfig
-from hiso_jax.fed.evaluation import first_at_target, make_evaluate
-from hiso_jax.fed.execution import Execution
-from hiso_jax.fed.fingerprint import fingerprint
-from hiso_jax.fed.fleet import Fleet, LogNormal
+from hiso_jax.fed.algorithm import Aggregate, mean
+from hiso_jax.fed.devices import Execution, make_mesh
 from hiso_jax.fed.keys import cohort_key, data_key, init_key, round_key
-from hiso_jax.fed.ledger import Ledger, LedgerFile, load
-from hiso_jax.fed.mesh import make_mesh
-from hiso_jax.fed.participation import (
+from hiso_jax.fed.ledger import (
+    Evaluation,
+    Ledger,
+    LedgerFile,
+    Records,
+    RoundRecord,
+    Storage,
+    Updates,
+    fingerprint,
+    load,
+    replay,
+)
+from hiso_jax.fed.population import (
     Bernoulli,
     ClientRates,
     Diurnal,
+    Fleet,
+    LogNormal,
     Participation,
+    Population,
     Trace,
     UniformRates,
+    VirtualPopulation,
+    dirichlet,
+    dirichlet_balanced,
+    iid,
     load_trace,
+    permute,
+    sample_cohort,
+    shards,
+    virtual,
 )
-from hiso_jax.fed.population import Population, dirichlet, dirichlet_balanced, iid, shards
-from hiso_jax.fed.records import Records, Updates
-from hiso_jax.fed.replay import replay
-from hiso_jax.fed.result import Evaluation, Progress, Result
-from hiso_jax.fed.round import RoundRecord, make_round
-from hiso_jax.fed.simulation import Simulation
-from hiso_jax.fed.storage import Storage
-from hiso_jax.fed.sweep import Best, SweepResult, sweep
+from hiso_jax.fed.round import make_round
+from hiso_jax.fed.run import (
+    Best,
+    Progress,
+    Result,
+    Simulation,
+    SimulationConfig,
+    SweepResult,
+    Traffic,
+    first_at_target,
+    make_evaluate,
+    sweep,
+)
 from hiso_jax.fed.task import Task
-from hiso_jax.fed.traffic import Traffic
-from hiso_jax.fed.virtual import VirtualPopulation, virtual
 
 __all__ = [
     "Aggregate",

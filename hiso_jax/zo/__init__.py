@@ -12,10 +12,11 @@ from hiso_jax.zo.directions import (
     sphere,
     working_dtype,
 )
+from hiso_jax.zo.heads import ScaleByZoState, check_chain, decomfl, hiso, scale_by_hiso, scale_by_zo, zo_state
+from hiso_jax.zo.rounding import apply_updates, store
 from hiso_jax.zo.scalars import Method, check_estimator, scalars, scan_perturbations
 from hiso_jax.zo.step import DirectionsMode, check_directions, step
-from hiso_jax.zo.storage import apply_updates, store
-from hiso_jax.zo.transforms import ScaleByZoState, check_chain, decomfl, hiso, scale_by_hiso, scale_by_zo, zo_state
+from hiso_jax.zo.walls import pin
 
 __all__ = [
     "Ascent",
@@ -36,6 +37,7 @@ __all__ = [
     "hiso",
     "perturb",
     "perturbation_key",
+    "pin",
     "rademacher",
     "scalars",
     "scale_by_hiso",

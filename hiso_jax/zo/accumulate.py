@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.zo.directions import Sampler, direction, perturbation_key, working_dtype
-from hiso_jax.zo.pin import pin
+from hiso_jax.zo.walls import pin
 
 
 class Ascent(NamedTuple):

@@ -17,8 +17,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Key, PyTree, Shaped, UInt32
 
 from hiso_jax.stacked import Layers, Stacked, is_stacked
-from hiso_jax.zo.pin import pin
 from hiso_jax.zo.threefry import fused
+from hiso_jax.zo.walls import pin
 
 Sampler = Callable[[Any, Sequence[int], Any], Array]
 """A family of raw perturbations: (leaf key, shape, dtype) → u with E[u uᵀ] = I."""

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.zo.accumulate import Ascent, add_direction, zero_direction
 from hiso_jax.zo.directions import direction, perturb, perturbation_key
+from hiso_jax.zo.heads import check_chain, zo_state
+from hiso_jax.zo.rounding import apply_updates
 from hiso_jax.zo.scalars import Method, check_estimator, scan_perturbations
-from hiso_jax.zo.storage import apply_updates
-from hiso_jax.zo.transforms import check_chain, zo_state
 
 DirectionsMode = Literal["keep", "regenerate"]
 

@@ -12,8 +12,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.fed import frames
-from hiso_jax.fed.ledger import LEDGER
+from hiso_jax.fed.ledger import LEDGER, frames
 
 OPTIONS = ["--rounds", "8", "--clients", "20", "--cohort", "5", "--perturbations", "2"]
 OPTIONS += ["--learning-rate", "0.02", "--batch-size", "8", "--eval-every", "4"]

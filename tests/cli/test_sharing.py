@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from hiso_jax import fed
-from hiso_jax.fed import frames
-from hiso_jax.fed.ledger import LEDGER
+from hiso_jax.fed.ledger import LEDGER, frames
 from tests.cli.test_cli import call
 from tests.tasks.text.problems import data_folder, model_folder
 

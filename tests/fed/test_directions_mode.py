@@ -216,7 +216,9 @@ def test_what_stands_before_the_head_is_heeded_in_every_mode(name, width, pertur
 def test_a_training_step_heeds_what_stands_before_the_head(mode):
     params = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}
     step = zo.step(lambda p, b: quadratic(p, b).mean(), CHAINS["nothing"](), directions=mode)
-    after, _, _ = jax.jit(step)(params, CHAINS["nothing"]().init(params), {"x": batches()["x"][0, 0]}, jax.random.key(0))
+    after, _, _ = jax.jit(step)(
+        params, CHAINS["nothing"]().init(params), {"x": batches()["x"][0, 0]}, jax.random.key(0)
+    )
     np.testing.assert_array_equal(after["w"], params["w"])
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.fed import execution
-from hiso_jax.fed.execution import evaluation_bytes, has_convolution, in_pieces, plan
+from hiso_jax.fed.devices import evaluation_bytes, execution, has_convolution, in_pieces, plan
 from tests.fed.problems import linear_task
 
 

@@ -13,10 +13,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed
-from hiso_jax.fed import frames, keeper
-from hiso_jax.fed.delta import delta_of, load_delta, save_delta
-from hiso_jax.fed.ledger import LEDGER
-from hiso_jax.fed.storage import lock
+from hiso_jax.fed.ledger import LEDGER, delta_of, frames, keeper, load_delta, lock, save_delta
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 ROUNDS = 20
@@ -277,7 +274,7 @@ def test_a_damaged_snapshot_is_passed_over(folder):
 
 def test_a_run_has_one_writer(folder):
     code = (
-        "import sys, time; from pathlib import Path; from hiso_jax.fed.storage import lock\n"
+        "import sys, time; from pathlib import Path; from hiso_jax.fed.ledger import lock\n"
         "held = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)

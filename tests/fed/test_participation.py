@@ -7,7 +7,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed
-from hiso_jax.fed.participation import ABSENT, DROPPED, LATE, REPORTED, attend
+from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED, attend
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 CLIENTS = jnp.arange(20_000)

@@ -9,7 +9,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed
-from hiso_jax.fed import monitor as monitoring
+from hiso_jax.fed.run import monitor as monitoring
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
 
 SETTINGS = {"rounds": 30, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 10}
@@ -64,7 +64,7 @@ def test_evaluation_counts_every_example_once():
     whole = {name: float(value.mean()) for name, value in task.metrics(params, task.test).items()}
     test = jax.tree.map(jnp.asarray, dict(task.test))
     assert len(test["label"]) == 360
-    each = fed.execution.evaluation_bytes(task.metrics, params, test, 1)
+    each = fed.devices.evaluation_bytes(task.metrics, params, test, 1)
     for chunk in (1, 7, 360, 512):
         values = jax.jit(fed.make_evaluate(task.metrics, budget=chunk * each))(params, test)
         for name, value in values.items():

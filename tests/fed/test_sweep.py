@@ -8,7 +8,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed
-from hiso_jax.fed import monitor
+from hiso_jax.fed.run import monitor
 from tests.fed.problems import double_task, linear_task
 
 RATES, SEEDS, MUS = (0.005, 0.02, 1e6), (0, 3), (1e-3, 1e-4)

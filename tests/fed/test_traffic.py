@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hiso_jax import fed
-from hiso_jax.fed.participation import ABSENT, DROPPED, LATE, REPORTED
-from hiso_jax.fed.traffic import NEVER_CAME, download_bytes
+from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
+from hiso_jax.fed.run.traffic import NEVER_CAME, download_bytes
 
 
 def count(traffic, synced_to, number, cohort, attendance=None):

@@ -6,9 +6,9 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed
-from hiso_jax.fed.participation import ABSENT
-from hiso_jax.fed.traffic import download_bytes, stood_at
-from hiso_jax.fed.wire import catch_up, catch_up_message
+from hiso_jax.fed.ledger import catch_up, catch_up_message
+from hiso_jax.fed.population import ABSENT
+from hiso_jax.fed.run.traffic import download_bytes, stood_at
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task, optimizers
 
 ROUNDS = 24

@@ -10,7 +10,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.fed.mesh import check_mesh
+from hiso_jax.fed.devices import check_mesh
 from tests.mesh.hlo import collectives
 
 ROUNDS, COHORT, STEPS, PERTURBATIONS, WIDTH = 3, 6, 2, 5, 16_384

@@ -32,8 +32,8 @@ def unsharded():
 
 def test_a_sharded_run(mesh, monkeypatch):
     on_devices = []
-    gather = fed.placement.gather
-    monkeypatch.setattr(fed.placement, "gather", lambda tree: on_devices.append(tree) or gather(tree))
+    gather = fed.devices.placement.gather
+    monkeypatch.setattr(fed.devices.placement, "gather", lambda tree: on_devices.append(tree) or gather(tree))
     result, alone = run(mesh), unsharded()
 
     # From the same state, and so in the first round, the clients measure the same, up to rounding.
@@ -72,11 +72,11 @@ def test_a_sharded_run_that_was_stopped_goes_on(mesh, tmp_path):
 def test_large_parameters_are_split_over_model(mesh):
     params = {"square": np.zeros((8, 40)), "tall": np.zeros((12, 3)), "odd": np.zeros((3, 5)), "scalar": np.zeros(())}
     state = hiso_jax.hiso(0.1).init(jax.tree.map(jax.numpy.asarray, params))
-    where = fed.mesh.param_shardings(mesh, params)
+    where = fed.devices.param_shardings(mesh, params)
     shards = mesh.shape["model"]
     split = {name: params[name].size // np.prod(s.shard_shape(params[name].shape)) for name, s in where.items()}
     assert split == {"square": shards, "tall": shards, "odd": 1, "scalar": 1}
-    own = fed.mesh.state_shardings(mesh, params, state)
+    own = fed.devices.state_shardings(mesh, params, state)
     assert jax.tree.map(lambda x: x.spec, own[0].curvature) == jax.tree.map(lambda x: x.spec, where)
     assert own[0].rounds.is_fully_replicated
 

@@ -5,6 +5,7 @@ from hiso_jax.models.lm.config import LMConfig, Rope, from_transformers
 from hiso_jax.models.lm.decoder import Decoder, greedy
 from hiso_jax.models.lm.export import save_pretrained
 from hiso_jax.models.lm.modules import Adapters
+from hiso_jax.models.lm.trainable import Tuned, tune
 
 __all__ = [
     "Adapters",
@@ -12,8 +13,10 @@ __all__ = [
     "LMConfig",
     "Pretrained",
     "Rope",
+    "Tuned",
     "from_transformers",
     "greedy",
     "load",
     "save_pretrained",
+    "tune",
 ]

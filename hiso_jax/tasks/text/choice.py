@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from hiso_jax.models.lm.trainable import Tuned
+from hiso_jax.models.lm import Tuned
 from hiso_jax.tasks.splits import held_out
 from hiso_jax.tasks.text.encode import (
     at_bucket,

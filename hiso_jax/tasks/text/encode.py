@@ -10,7 +10,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Int, PyTree
 
-from hiso_jax.models.lm.trainable import Tuned
+from hiso_jax.models.lm import Tuned
 
 # Every length is a program of its own, so there are few.
 BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)

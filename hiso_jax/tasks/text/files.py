@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hiso_jax.tasks.text.prompts import Row
 
@@ -48,7 +47,7 @@ def _csv(path: Path) -> list[Row]:
     names = reader.fieldnames or []
     if len(set(names)) != len(names):
         raise ValueError(f"its first line must name each column once, got {', '.join(names)}")
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for row in reader:
         if None in row or None in row.values():
             cells = sum(value is not None for name, value in row.items() if name is not None)
@@ -57,7 +56,7 @@ def _csv(path: Path) -> list[Row]:
                 f"{'more' if None in row else cells}"
             )
         rows.append(dict(row))
-    if rows and all(re.fullmatch(r"-?\d+", row.get("label", "")) for row in rows):
+    if rows and all(re.fullmatch(r"-?\d+", row.get("label") or "") for row in rows):
         rows = [{**row, "label": int(row["label"])} for row in rows]
     return rows
 

@@ -9,8 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from hiso_jax.models.lm.decoder import greedy
-from hiso_jax.models.lm.trainable import Tuned
+from hiso_jax.models.lm import Tuned, greedy
 from hiso_jax.tasks.text.encode import (
     at_bucket,
     buckets_for,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Key, PyTree
 
-from hiso_jax.models.lm.trainable import Tuned
+from hiso_jax.models.lm import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)

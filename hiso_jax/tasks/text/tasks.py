@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hiso_jax.models.lm.checkpoint import Pretrained
-from hiso_jax.models.lm.trainable import Tuned
+from hiso_jax.models.lm import Pretrained, Tuned
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.data import load_rows, number_labels, sample_rows
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation

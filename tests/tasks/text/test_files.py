@@ -24,9 +24,7 @@ def as_parquet(path, texts):
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(
-        pyarrow.table({"text": texts, "label": [place % 2 for place in range(len(texts))]}), path
-    )
+    parquet.write_table(pyarrow.table({"text": texts, "label": [place % 2 for place in range(len(texts))]}), path)
 
 
 @pytest.mark.parametrize(("ending", "write"), [("jsonl", as_jsonl), ("csv", as_csv), ("parquet", as_parquet)])

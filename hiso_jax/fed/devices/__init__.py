@@ -1,0 +1,60 @@
+"""Where a run is computed: meshes, processes, how a cohort goes through memory, where arrays live."""
+
+from hiso_jax.fed.devices.execution import (
+    Execution,
+    evaluation_bytes,
+    filled,
+    has_convolution,
+    in_pieces,
+    keeps_directions,
+    memory_budget,
+    plan,
+)
+from hiso_jax.fed.devices.mesh import (
+    CLIENTS,
+    MODEL,
+    Gather,
+    check_mesh,
+    gather,
+    make_mesh,
+    over_clients,
+    param_shardings,
+    put,
+    repeated,
+    replicated,
+    state_shardings,
+)
+from hiso_jax.fed.devices.placement import Placement, owned
+from hiso_jax.fed.devices.processes import agree, all_processes, together
+from hiso_jax.fed.devices.words import from_words, is_key, words_of
+
+__all__ = [
+    "CLIENTS",
+    "MODEL",
+    "Execution",
+    "Gather",
+    "Placement",
+    "agree",
+    "all_processes",
+    "check_mesh",
+    "evaluation_bytes",
+    "filled",
+    "from_words",
+    "gather",
+    "has_convolution",
+    "in_pieces",
+    "is_key",
+    "keeps_directions",
+    "make_mesh",
+    "memory_budget",
+    "over_clients",
+    "owned",
+    "param_shardings",
+    "plan",
+    "put",
+    "repeated",
+    "replicated",
+    "state_shardings",
+    "together",
+    "words_of",
+]

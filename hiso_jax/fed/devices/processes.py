@@ -1,0 +1,48 @@
+"""Several processes of one run: they agree on what to do next, and on giving up."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+T = TypeVar("T")
+
+
+def _worst(number: int) -> int:
+    """The largest number of any process; each waits for the others'."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.array(number))))
+
+
+def all_processes(ready: bool) -> bool:
+    """Whether every process is ready; each waits for the others' answer."""
+    return not _worst(not ready)
+
+
+def agree(mesh: Mesh | None, *numbers: int) -> tuple[int, ...]:
+    """Process 0's numbers, in every process of a mesh: clocks and signals differ, programs must not."""
+    if mesh is None or jax.process_count() == 1:
+        return numbers
+    return tuple(int(x) for x in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)))
+
+
+def together(step: Callable[..., T], *arguments: Any) -> T:
+    """``step(*arguments)``, unless it fails in any process: one that gave up alone would leave the others waiting.
+
+    Raises:
+      Exception: what it raised here.
+      OSError, ValueError: it raised that, or in place of OSError any other kind, in another process.
+    """
+    value, trouble = None, None
+    try:
+        value = step(*arguments)
+    except Exception as error:
+        trouble = error
+    worst = _worst(0 if trouble is None else 2 if isinstance(trouble, OSError) else 1)
+    if worst:
+        raise trouble or (ValueError, OSError)[worst - 1]("another process could not go on, and says why")
+    return cast(T, value)

@@ -1,0 +1,47 @@
+"""What is kept of a run: its rounds in a file, snapshots, deltas, and the way back from them to the model."""
+
+from hiso_jax.fed.ledger.delta import Delta, delta_of, load_delta, save_delta
+from hiso_jax.fed.ledger.files import sync_directory, write_whole
+from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint
+from hiso_jax.fed.ledger.frames import FrameWriter
+from hiso_jax.fed.ledger.header import EXECUTION, header_of
+from hiso_jax.fed.ledger.keeper import Keeper
+from hiso_jax.fed.ledger.ledger import LEDGER, Ledger, LedgerFile, load
+from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates, as_rows
+from hiso_jax.fed.ledger.replay import replay
+from hiso_jax.fed.ledger.storage import Storage, differences, lock, release
+from hiso_jax.fed.ledger.wire import HEADER_BYTES, SCALAR_BYTES, SEED_BYTES, catch_up, catch_up_message
+
+__all__ = [
+    "EXECUTION",
+    "HEADER_BYTES",
+    "LEDGER",
+    "SCALAR_BYTES",
+    "SEED_BYTES",
+    "Delta",
+    "Evaluation",
+    "FrameWriter",
+    "Keeper",
+    "Ledger",
+    "LedgerFile",
+    "Records",
+    "RoundRecord",
+    "Storage",
+    "Updates",
+    "as_rows",
+    "base_fingerprints",
+    "catch_up",
+    "catch_up_message",
+    "delta_of",
+    "differences",
+    "fingerprint",
+    "header_of",
+    "load",
+    "load_delta",
+    "lock",
+    "release",
+    "replay",
+    "save_delta",
+    "sync_directory",
+    "write_whole",
+]

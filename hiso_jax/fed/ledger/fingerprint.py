@@ -1,0 +1,33 @@
+"""What a tree of arrays is, in 64 hexadecimal digits, and what it is made of."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from hiso_jax.fed.devices import words_of
+
+
+def fingerprint(tree: PyTree) -> str:
+    """SHA-256 over every leaf's path, shape, dtype and bytes, in the order of ``jax.tree.leaves``."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(words_of(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {np.shape(leaf)} {array.dtype}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def base_fingerprints(trained: PyTree, frozen: PyTree | None) -> dict[str, str | None]:
+    """Those of a model before its first round, by which a delta knows the checkpoint it belongs to."""
+    return {"trained": fingerprint(trained), "frozen": None if frozen is None else fingerprint(frozen)}
+
+
+def contents(tree: PyTree) -> list[list[Any]]:
+    """The path, shape and dtype of every leaf, in the order of ``jax.tree.leaves``; a leaf may be a shape only."""
+    return [
+        [jax.tree_util.keystr(path), list(leaf.shape), str(leaf.dtype)]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

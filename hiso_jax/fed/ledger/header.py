@@ -1,0 +1,54 @@
+"""What a ledger says of its run before the first round (``docs/formats.md``)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from hiso_jax.fed.ledger.fingerprint import contents
+from hiso_jax.fed.ledger.frames import VERSION
+from hiso_jax.fed.ledger.ledger import as_columns
+from hiso_jax.fed.ledger.records import RoundRecord, layout
+from hiso_jax.fed.ledger.storage import environment
+
+# How a run is computed, which changes none of its numbers.
+EXECUTION = ("rounds_per_dispatch", "client_chunk", "memory_budget", "directions")
+
+
+def header_of(
+    config: Mapping[str, Any],
+    seed_key: Key[Array, ""],
+    params: PyTree,
+    state: PyTree,
+    *,
+    base: Mapping[str, str | None],
+    data: str,
+    record: RoundRecord,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The header of a run's ledger.
+
+    Args:
+      config: the run's numbers, as JSON holds them.
+      seed_key: its seed key.
+      params, state: its parameters and optimizer state, or their shapes.
+      base: the fingerprints of what it begins with.
+      data: the fingerprint of its training data, their partition and who shows up.
+      record: the shapes of a dispatch's rounds.
+      about: what its owner says of it.
+    """
+    return {
+        "format": VERSION,
+        "columns": as_columns(layout(record)),
+        "seed": np.asarray(jax.random.key_data(seed_key)).tolist(),
+        "prng_impl": str(jax.random.key_impl(seed_key)),
+        "config": dict(config),
+        "about": dict(about),
+        "params": contents(params),
+        "state": contents(state),
+        "base": dict(base),
+        "data": data,
+        "environment": environment(),
+    }

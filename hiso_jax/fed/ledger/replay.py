@@ -1,0 +1,88 @@
+"""Replay: parameters and optimizer state rebuilt from the scalars of a run, for whoever was not there."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+
+from hiso_jax.fed.devices import owned, repeated
+from hiso_jax.fed.keys import round_key
+from hiso_jax.fed.ledger.records import Records, Updates
+from hiso_jax.fed.update import server_update
+
+# One program serves every length: rounds past the end do nothing.
+ROUNDS_PER_DISPATCH = 64
+
+
+def _block(tx: optax.GradientTransformationExtraArgs) -> Callable[..., tuple[PyTree, Any]]:
+    def run(params: PyTree, state: Any, seed_key: Array, entries: tuple[Array, Array, Array]) -> tuple[PyTree, Any]:
+        def one(carry: tuple[PyTree, Any], entry: tuple[Array, Array, Array]) -> tuple[tuple[PyTree, Any], None]:
+            number, aggregate, applied = entry
+            return server_update(tx, *carry, aggregate, applied, round_key(seed_key, number)), None
+
+        return lax.scan(one, (params, state), entries)[0]
+
+    return run
+
+
+@lru_cache(maxsize=8)
+def _program(tx: optax.GradientTransformationExtraArgs) -> Callable[..., tuple[PyTree, Any]]:
+    return jax.jit(_block(tx), donate_argnums=(0, 1))
+
+
+def _sharded_program(
+    tx: optax.GradientTransformationExtraArgs, mesh: Mesh, carry: tuple[PyTree, Any]
+) -> Callable[..., tuple[PyTree, Any]]:
+    own = jax.tree.map(lambda x: x.sharding, carry)
+    return jax.jit(repeated(_block(tx), mesh), donate_argnums=(0, 1), out_shardings=own)
+
+
+def replay(
+    params: PyTree,
+    tx: optax.GradientTransformation,
+    records: Records | Updates,
+    *,
+    state: optax.OptState | None = None,
+    rounds_per_dispatch: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[PyTree, optax.OptState]:
+    """Rebuild the parameters and the optimizer state of a run from its scalars.
+
+    On the backend and jaxlib of the run the result is the run's, bit for bit: both make their updates by the same
+    function (:func:`hiso_jax.zo.accumulate`, and ``tx`` after it). DeComFL with ``rademacher`` directions and plain
+    SGD is exact on every backend, since its draws are made of integers and its products are exact.
+
+    Args:
+      params: the parameters before the first of the rounds.
+      tx: the optimizer of the run.
+      records: the rounds: ``Result.records``, or what a client is sent.
+      state: the optimizer's state before the first of the rounds; None is a run's beginning.
+      rounds_per_dispatch: how many rounds to scan in one dispatch.
+      mesh: the devices that ``params`` and ``state`` are split over, if they are.
+
+    Returns:
+      (params, state) after the last round.
+
+    Raises:
+      ValueError: ``rounds_per_dispatch`` < 1, or a ``tx`` without a zeroth-order head.
+    """
+    if rounds_per_dispatch is not None and rounds_per_dispatch < 1:
+        raise ValueError(f"rounds_per_dispatch must be at least 1, got {rounds_per_dispatch}")
+    updates = records.updates if isinstance(records, Records) else records
+    tx = optax.with_extra_args_support(tx)
+    state = tx.init(params) if state is None else state
+    total, size = len(updates.round), rounds_per_dispatch or ROUNDS_PER_DISPATCH
+    params, state = owned((params, state))
+    program = _program(tx) if mesh is None else _sharded_program(tx, mesh, (params, state))
+    for begin in range(0, total, size):
+        columns = [column[begin : begin + size] for column in (updates.round, updates.aggregate, updates.applied)]
+        fill = size - len(columns[0])
+        entries = tuple(jnp.pad(jnp.asarray(c), [(0, fill)] + [(0, 0)] * (c.ndim - 1)) for c in columns)
+        params, state = program(params, state, updates.seed_key, entries)
+    return params, state

@@ -1,0 +1,52 @@
+"""Who holds which data, and who comes to a round."""
+
+from hiso_jax.fed.population.cohort import permute, sample_cohort
+from hiso_jax.fed.population.fleet import Fleet, LogNormal
+from hiso_jax.fed.population.participation import (
+    ABSENT,
+    DROPPED,
+    LATE,
+    REPORTED,
+    STATUS_NAMES,
+    Availability,
+    Bernoulli,
+    ClientRates,
+    Diurnal,
+    Participation,
+    Trace,
+    UniformRates,
+    attend,
+    load_trace,
+)
+from hiso_jax.fed.population.partitions import dirichlet, dirichlet_balanced, iid, shards
+from hiso_jax.fed.population.population import AnyPopulation, Population
+from hiso_jax.fed.population.virtual import VirtualPopulation, virtual
+
+__all__ = [
+    "ABSENT",
+    "DROPPED",
+    "LATE",
+    "REPORTED",
+    "STATUS_NAMES",
+    "AnyPopulation",
+    "Availability",
+    "Bernoulli",
+    "ClientRates",
+    "Diurnal",
+    "Fleet",
+    "LogNormal",
+    "Participation",
+    "Population",
+    "Trace",
+    "UniformRates",
+    "VirtualPopulation",
+    "attend",
+    "dirichlet",
+    "dirichlet_balanced",
+    "iid",
+    "load_trace",
+    "permute",
+    "sample_cohort",
+    "shards",
+    "virtual",
+]

@@ -1,0 +1,96 @@
+"""Who holds which data: what a run asks of a population, and one as offsets into a permuted index array."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+
+class AnyPopulation(Protocol):
+    """What a run needs to know of a population: :class:`Population` and ``VirtualPopulation`` have it."""
+
+    @property
+    def num_clients(self) -> int:
+        """N, the number of clients."""
+
+    def check(self, examples: int) -> None:
+        """Raise a ValueError if it cannot belong to ``examples`` training examples."""
+
+    def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:
+        """How many examples each of ``clients`` holds."""
+
+    def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
+        """Example numbers drawn uniformly with replacement from each client's own, int32 [C, *shape]."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Population:
+    """A partition of a task's training examples among clients.
+
+    Attributes:
+      indices: example numbers, grouped by client, int32 [examples].
+      offsets: client i holds ``indices[offsets[i]:offsets[i + 1]]``, int32 [clients + 1].
+    """
+
+    indices: Any
+    offsets: Any
+
+    @property
+    def num_clients(self) -> int:
+        """N, the number of clients."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def sizes(self) -> Int[Array, "N"]:
+        """How many examples each client holds."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def check(self, examples: int) -> None:
+        """Refuse a population of other data than ``examples`` training examples, or one that is none.
+
+        Raises:
+          ValueError: it names an example beyond them, its offsets do not run from 0 to the number of indices, or a
+            client holds no example.
+        """
+        held, offsets = np.asarray(self.indices), np.asarray(self.offsets)
+        for name, array in (("indices", held), ("offsets", offsets)):
+            if array.ndim != 1 or array.dtype.kind not in "iu":
+                raise ValueError(f"{name} must be one-dimensional integers, got {array.dtype} of shape {array.shape}")
+        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(held):
+            ends = f"{offsets[0]} and {offsets[-1]}" if len(offsets) else "none"
+            raise ValueError(
+                f"offsets must begin at 0 and end at the number of indices, {len(held)}, with an entry more than there "
+                f"are clients; got {ends}"
+            )
+        sizes = np.diff(offsets.astype(np.int64))
+        if (sizes < 1).any():
+            client = int(np.argmax(sizes < 1))
+            what = "no example" if sizes[client] == 0 else "offsets that decrease"
+            raise ValueError(f"offsets must give every client at least one example; client {client} has {what}")
+        if held.size and (held.min() < 0 or held.max() >= examples):
+            raise ValueError(
+                f"population names example {max(held.max(), held.min(), key=abs)}; "
+                f"the task has {examples} training examples"
+            )
+
+    def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:
+        """How many examples each of ``clients`` holds."""
+        offsets = jnp.asarray(self.offsets)
+        return offsets[clients + 1] - offsets[clients]
+
+    def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
+        """Example numbers drawn uniformly with replacement from each client's own, int32 [C, *shape].
+
+        A client's draw depends on the key and the client alone, not on its place in the cohort.
+        """
+        indices, offsets = jnp.asarray(self.indices), jnp.asarray(self.offsets)
+
+        def draw(client: Int[Array, ""]) -> Int[Array, "..."]:
+            own = jax.random.randint(jax.random.fold_in(key, client), shape, offsets[client], offsets[client + 1])
+            return indices[own]
+
+        return jax.vmap(draw)(clients)

@@ -1,0 +1,102 @@
+"""The numbers of a simulation, checked where they are set."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import optax
+
+from hiso_jax.zo import DirectionsMode, Method, check_directions
+
+
+def at_least(option: str, value: float, minimum: float) -> None:
+    """Refuse a value below ``minimum``.
+
+    Raises:
+      ValueError: it is, in a sentence that begins with ``option``.
+    """
+    if value < minimum:
+        raise ValueError(f"{option} must be at least {minimum}, got {value}")
+
+
+def positive(option: str, value: float) -> None:
+    """Refuse a value that is not a positive finite number.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{option} must be a positive finite number, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationConfig:
+    """The numbers of a :class:`hiso_jax.fed.Simulation`.
+
+    Attributes:
+      rounds: how many rounds to run, R.
+      cohort: clients per round, C.
+      local_steps: local steps a client takes in a round, K.
+      perturbations: perturbations per local step, P.
+      mu: the smoothing radius μ of the finite differences.
+      method: forward or central differences.
+      batch_size: examples per local step, drawn with replacement from the client's own.
+      seed: the seed of everything random in the run, 0 ≤ seed < 2³¹.
+      eval_every: rounds between evaluations.
+      local_learning_rate: η of the clients' own steps, a number or a schedule over rounds; required when K > 1.
+      rounds_per_dispatch: rounds run by one call to the device; None adapts it to about half a second, never
+        beyond the next evaluation, with one program, so that the result does not depend on how it went.
+      weighting: whether the clients of a cohort count alike in its mean, or by how many examples they hold.
+      client_chunk: diverged clients (K > 1) evaluated together: 1 is one by one; a number above 1 also bounds how
+        many clients are in memory at a time. None chooses by backend, model and memory.
+      memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
+      directions: keep each direction for the update, which needs two copies of the trained parameters beside them, or
+        regenerate it, which needs one; the same bits. None keeps where it can (K = 1), memory permits and it pays.
+    """
+
+    rounds: int = 1500
+    cohort: int = 10
+    local_steps: int = 1
+    perturbations: int = 5
+    mu: float = 1e-3
+    method: Method = "forward"
+    batch_size: int = 32
+    seed: int = 0
+    eval_every: int = 50
+    local_learning_rate: optax.ScalarOrSchedule | None = None
+    rounds_per_dispatch: int | None = None
+    weighting: Literal["uniform", "examples"] = "uniform"
+    client_chunk: int | None = None
+    memory_budget: int | None = None
+    directions: DirectionsMode | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        for option in ("rounds", "cohort", "local_steps", "perturbations", "batch_size", "eval_every"):
+            at_least(option, getattr(self, option), 1)
+        for option in ("rounds_per_dispatch", "client_chunk", "memory_budget"):
+            if getattr(self, option) is not None:
+                at_least(option, getattr(self, option), 1)
+        if self.directions is not None:
+            check_directions(self.directions)
+        if self.directions == "keep" and self.local_steps > 1:
+            raise ValueError("directions must be regenerate for several local steps, got keep")
+        positive("mu", self.mu)
+        if self.method not in ("forward", "central"):
+            raise ValueError(f"method must be forward or central, got {self.method}")
+        if self.weighting not in ("uniform", "examples"):
+            raise ValueError(f"weighting must be uniform or examples, got {self.weighting}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be at least 0 and below 2^31, got {self.seed}")
+        if isinstance(self.local_learning_rate, int | float):
+            positive("local_learning_rate", self.local_learning_rate)
+
+
+def config_of(config: SimulationConfig) -> dict[str, Any]:
+    """The numbers of a run as a ledger's header holds them."""
+    rate = config.local_learning_rate
+    return asdict(config) | {"local_learning_rate": "a schedule" if callable(rate) else rate}

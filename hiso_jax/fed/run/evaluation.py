@@ -1,0 +1,62 @@
+"""Metrics of a model over a whole data split, and the rounds at which a target is reached."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree, Shaped
+
+from hiso_jax.fed.devices import CLIENTS, evaluation_bytes, filled, memory_budget
+from hiso_jax.fed.task import bind
+
+EVALUATION_CHUNK = 512
+
+
+def make_evaluate(
+    metrics: Callable[..., Mapping[str, Array]],
+    *,
+    budget: int | None = None,
+    mesh: Mesh | None = None,
+) -> Callable[..., dict[str, Shaped[Array, "n ..."]]]:
+    """A jit-able ``(params, data, frozen=None) → {name: [n, ...]}``, the metrics of every example.
+
+    They are taken a chunk at a time; the last is padded and the padding dropped, so that every example counts once.
+
+    Args:
+      metrics: ``(params, batch) → {name: [B, ...]}``, with a third argument if there are frozen parameters.
+      budget: bytes that a chunk may take; None means :func:`memory_budget`.
+      mesh: splits each chunk over its axis ``clients``.
+    """
+
+    def evaluate(params: PyTree, data: PyTree, frozen: PyTree | None = None) -> dict[str, Shaped[Array, "n ..."]]:
+        of_batch = bind(metrics, frozen)
+        examples = jax.tree.leaves(data)[0].shape[0]
+        fitting = (memory_budget() if budget is None else budget) // evaluation_bytes(of_batch, params, data, 1)
+        size = max(1, min(EVALUATION_CHUNK, examples, fitting))
+        chunks = -(-examples // size)
+
+        whole = filled(data, chunks * size)
+        stacked = jax.tree.map(lambda a: a.reshape(chunks, size, *a.shape[1:]), whole)
+
+        def evaluate_chunk(batch: PyTree) -> dict[str, Array]:
+            if mesh is not None and size % mesh.shape[CLIENTS] == 0:
+                batch = lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(CLIENTS)))
+            return dict(of_batch(params, batch))
+
+        values = lax.map(evaluate_chunk, stacked)
+        values = {name: value.reshape(-1, *value.shape[2:])[:examples] for name, value in values.items()}
+        if mesh is None:
+            return values
+        # Whole on every device: processes read them.
+        return lax.with_sharding_constraint(values, NamedSharding(mesh, PartitionSpec()))
+
+    return evaluate
+
+
+def first_at_target(values: Sequence[float], target: float) -> int | None:
+    """The index of the first evaluation whose mean with the next two is at least ``target``, or None."""
+    for i in range(len(values) - 2):
+        if sum(values[i : i + 3]) / 3 >= target:
+            return i
+    return None

@@ -1,0 +1,87 @@
+"""Divergence, watched on the device so that many rounds can run in one dispatch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from hiso_jax.fed.ledger import Records, RoundRecord
+from hiso_jax.fed.population import REPORTED
+from hiso_jax.zo import zo_state
+
+HIGH_LOSS_ROUNDS = 3
+SILENT_ROUNDS = 10
+NEVER = -1
+
+
+class Monitor(NamedTuple):
+    """What is remembered from round to round.
+
+    Attributes:
+      initial_loss: the mean cohort loss of the first round with a valid client; NaN before it.
+      high: for how many rounds in a row the loss has been above max(10 × initial, initial + 10).
+      silent: for how many rounds in a row clients reported and none was valid.
+      diverged_at: the round at which the run diverged, or -1.
+    """
+
+    initial_loss: Float[Array, ""]
+    high: Int[Array, ""]
+    silent: Int[Array, ""]
+    diverged_at: Int[Array, ""]
+
+
+def start() -> Monitor:
+    """The monitor of a run that has not begun."""
+    return Monitor(jnp.float32(jnp.nan), jnp.int32(0), jnp.int32(0), jnp.int32(NEVER))
+
+
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def watch(
+    monitor: Monitor,
+    round_number: Int[Array, ""],
+    record: RoundRecord,
+    mask: Bool[Array, "C"],
+    params: PyTree,
+    state: Any,
+) -> Monitor:
+    """Advance the monitor by one round; ``params`` and ``state`` are those after it."""
+    finite = _all_finite((params, zo_state(state).curvature))
+    return _advance(monitor, round_number, record.loss, record.valid.any(), mask.any(), finite)
+
+
+def rebuilt(records: Records, params: PyTree, state: Any) -> Monitor:
+    """The monitor of a run after ``records``; ``params`` and ``state`` are those after the last of them.
+
+    A run ends at the round at which it diverges, so that in all rounds before the last they were finite.
+    """
+    finite = np.ones(len(records.round), bool)
+    # As one program: on a mesh no device may hold a parameter whole.
+    finite[-1] = jax.jit(_all_finite)((params, zo_state(state).curvature))
+    reported = (records.attendance == REPORTED).any(1)
+    columns = records.round, records.loss, records.valid.any(1), reported, finite
+    rounds = tuple(map(jnp.asarray, columns))
+    return lax.scan(lambda monitor, each: (_advance(monitor, *each), None), start(), rounds)[0]
+
+
+def _advance(
+    monitor: Monitor,
+    round_number: Int[Array, ""],
+    loss: Float[Array, ""],
+    any_valid: Bool[Array, ""],
+    anybody: Bool[Array, ""],
+    finite: Bool[Array, ""],
+) -> Monitor:
+    loss = loss.astype(jnp.float32)
+    initial = jnp.where(jnp.isnan(monitor.initial_loss), loss, monitor.initial_loss)
+    ceiling = jnp.maximum(10 * initial, initial + 10)
+    high = jnp.where(any_valid, jnp.where(loss > ceiling, monitor.high + 1, 0), monitor.high)
+    silent = jnp.where(anybody, jnp.where(any_valid, 0, monitor.silent + 1), monitor.silent)
+    diverged = ~finite | (high >= HIGH_LOSS_ROUNDS) | (silent >= SILENT_ROUNDS)
+    first = diverged & (monitor.diverged_at == NEVER)
+    return Monitor(initial, high, silent, jnp.where(first, round_number, monitor.diverged_at))

@@ -1,0 +1,63 @@
+"""What a run tells while it goes and leaves behind when it ends."""
+
+from dataclasses import dataclass
+
+import optax
+from jaxtyping import PyTree
+
+from hiso_jax.fed.ledger import Evaluation, Records
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What callbacks are told after every dispatch; ``evaluation`` is set if one was just made."""
+
+    round: int
+    rounds: int
+    train_loss: float
+    seconds: float
+    bytes_total: int
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind.
+
+    Attributes:
+      records: the scalar log of its rounds; None if it ran no round.
+      metrics: the evaluations, in order.
+      initial_params: the parameters it began with; these three are in host memory if there was a mesh.
+      params: the final parameters.
+      state: the final optimizer state.
+      rounds: how many rounds were run.
+      timed_rounds: of how many ``run_seconds`` tells; fewer than ``rounds`` only if the run was killed and resumed.
+      diverged_at: the number of the round at which it diverged, counted from 0, or None.
+      interrupted: whether it was stopped before its last round.
+      traffic: totals and means of the bytes sent, see :meth:`Traffic.summary`.
+      forward_passes: client-loss evaluations, of every client that came.
+      compile_seconds: time spent compiling.
+      run_seconds: time spent in rounds, without compilation and evaluation.
+      simulated_seconds: the time the rounds would have taken the clients; None without a fleet.
+      attendance: how many of the invited were absent, dropped out, were late and reported.
+      invalid: how many reports held a non-finite scalar and were left out.
+      mesh_shape: devices along each axis of the mesh; empty without one.
+    """
+
+    records: Records | None
+    metrics: list[Evaluation]
+    initial_params: PyTree
+    params: PyTree
+    state: optax.OptState
+    rounds: int
+    timed_rounds: int
+    diverged_at: int | None
+    interrupted: bool
+    traffic: dict[str, float]
+    forward_passes: int
+    compile_seconds: float
+    run_seconds: float
+    simulated_seconds: float | None
+    attendance: dict[str, int]
+    invalid: int
+    mesh_shape: dict[str, int]

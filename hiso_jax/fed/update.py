@@ -1,0 +1,41 @@
+"""The server's update: an aggregate applied to parameters and optimizer state, in a run and in every replay."""
+
+from typing import Any
+
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from hiso_jax.zo import Ascent, apply_updates
+
+
+def server_update(
+    tx: optax.GradientTransformationExtraArgs,
+    params: PyTree,
+    state: optax.OptState,
+    aggregate: Float[Array, "K P"],
+    any_valid: Bool[Array, ""],
+    round_key: Key[Array, ""],
+    ascent: Ascent | None = None,
+) -> tuple[PyTree, optax.OptState]:
+    """Apply an aggregate to parameters and optimizer state, or leave both if no client was valid.
+
+    The run and every replay call this same function. As a branch of a conditional it is also compiled apart from
+    what stands around it, which keeps its bits the same in both.
+
+    Args:
+      tx: the optimizer.
+      params: the parameters.
+      state: the optimizer's state.
+      aggregate: ĝ.
+      any_valid: whether there is anything to apply.
+      round_key: the key of the round.
+      ascent: a Δ that is at hand, and the scalars that it was made of.
+    """
+
+    def apply(operands: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+        params, state = operands
+        updates, state = tx.update(aggregate, state, params, key=round_key, ascent=ascent)
+        return apply_updates(params, updates, round_key), state
+
+    return lax.cond(any_valid, apply, lambda operands: operands, (params, state))
