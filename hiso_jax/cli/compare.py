@@ -1,24 +1,42 @@
 """``hiso-jax compare``: several methods from one start on one data set, in one table."""
 
 import time
-from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import build_population, build_simulation, build_task, grid, is_virtual, virtual_note
+from hiso_jax.cli.experiment import (
+    AnyTask,
+    Setting,
+    build_algorithm,
+    build_population,
+    build_simulation,
+    build_task,
+    check_virtual,
+    grid,
+    is_virtual,
+    target_of,
+    virtual_note,
+)
 from hiso_jax.cli.interrupt import stop_on_interrupt
+from hiso_jax.cli.methods import methods_of
 from hiso_jax.cli.options import Compare
-from hiso_jax.cli.plots import curves
-from hiso_jax.cli.progress import Display, human_bytes, human_count, human_seconds
-from hiso_jax.cli.report import append_evaluation, config_of, create_directory, summarise, write_json
-from hiso_jax.cli.sweep import NEVER, Tuning, report, spread
+from hiso_jax.cli.progress import Display
+from hiso_jax.cli.restore import as_written
+from hiso_jax.cli.sweep import Tuning, report
+from hiso_jax.reports import (
+    Asked,
+    append_evaluation,
+    comparison_table,
+    create_directory,
+    curves,
+    summarise,
+    write_json,
+)
 
 
 def compare(options: Compare, console: Console) -> int:
@@ -29,55 +47,30 @@ def compare(options: Compare, console: Console) -> int:
     Raises:
       UsageError: the options name data or a directory that cannot be used; nothing has been written then.
     """
-    seeds = range(options.seed, options.seed + options.seeds)
     with exit_codes.refusing():
         task = build_task(options)
+        check_virtual(options, task)
+        seeds = range(options.seed, options.seed + options.seeds)
         populations = {seed: build_population(options, task, seed) for seed in seeds}
         tuning = Tuning(options, task) if options.learning_rate is None else None
         options.participation()
-        directory = create_directory(options, f"{options.task}-compare")
-    target = task.target if options.target is None else options.target
-    config = {**config_of(options), "learning_rates": grid(options), "target": target}
+        for method in methods_of(options.algorithms).values():
+            build_algorithm(options, method, 1e-3)
+        directory = create_directory(options.out, f"{options.task}-compare")
+    target = target_of(options, task)
+    config = {**as_written(options), "learning_rates": grid(options), "target": target}
     write_json(directory / "config.json", config)
     if is_virtual(options, task):
         console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
     elif tuning is not None and is_virtual(options, tuning.task):
         console.print(f"tuning with {virtual_note(options, tuning.task)}", soft_wrap=True, highlight=False)
-    if tuning is None:
-        given = options.learning_rate or ()
-        rates = dict(
-            zip(options.algorithms, given * len(options.algorithms) if len(given) == 1 else given, strict=True)
-        )
-        interrupted = False
-    else:
-        results = tuning.sweep_all(None, console)
-        report(results, tuning.target, directory, console)
-        rates = {name: result.best(tuning.target).learning_rate for name, result in results.items()}
-        interrupted = any(result.interrupted for result in results.values())
+    rates, interrupted = _rates(options, tuning, directory, console)
     write_json(directory / "config.json", {**config, "learning_rate": rates})
-    summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in rates}
-    histories: dict[str, list[list[fed.Evaluation]]] = {name: [] for name in rates}
+    runs = _Runs(options, task, directory, console)
     for seed in seeds:
         for name, rate in rates.items():
-            if not interrupted:
-                begin = time.perf_counter()
-                display = Display(console, f"{name} seed {seed}")
-                keep = partial(append_evaluation, directory, algorithm=name, seed=seed)
-                simulation = build_simulation(options, task, populations[seed], name, rate, seed)
-                simulation.callbacks = (display, keep)
-                with display, stop_on_interrupt(simulation.stop):
-                    result = simulation.run()
-                wall = time.perf_counter() - begin
-                interrupted = result.interrupted
-                if not interrupted:
-                    histories[name].append(result.metrics)
-                    summaries[name].append(summarise(options.task, name, rate, seed, target, result, wall))
-    write_json(directory / "comparison.json", {"config": config, "runs": summaries})
-    finished = {name: runs for name, runs in histories.items() if runs}
-    if finished:
-        title = f"{options.task}: {options.clients} clients, {options.cohort} a round, {options.schedule} rate"
-        curves(finished, directory / "curves.png", title=title, target=target)
-        console.print(table(summaries, target))
+            interrupted = interrupted or runs.add(name, rate, seed, populations[seed])
+    runs.report(config)
     console.print(f"written to {directory}", soft_wrap=True, highlight=False)
     if interrupted:
         console.print("interrupted: the table holds the finished runs", soft_wrap=True)
@@ -85,37 +78,50 @@ def compare(options: Compare, console: Console) -> int:
     return exit_codes.DONE
 
 
-def table(summaries: dict[str, list[dict[str, Any]]], target: float | None) -> Table:
-    """One row a method: final accuracy, and what it took to the shared target; mean ± spread over seeds."""
-    title = None if target is None else f"what it took to test accuracy {target:g} (time: simulated)"
-    # Narrow enough for 80 columns.
-    view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    view.add_column("method", no_wrap=True)
-    for column in ("rate", "accuracy", "rounds", "passes", "bytes", "time"):
-        view.add_column(column, justify="right", no_wrap=True)
-    for name, runs in summaries.items():
-        if not runs:
-            continue
-        diverged = sum(run["diverged_at_round"] is not None for run in runs)
-        accuracy = spread(np.array([run["accuracy"] for run in runs]), lambda value: f"{value:.4f}")
-        view.add_row(
-            name,
-            f"{runs[0]['learning_rate']:g}",
-            f"diverged ({diverged} of {len(runs)})" if diverged else accuracy,
-            _to_target(runs, "rounds_to_target", lambda value: f"{value:.0f}"),
-            # All three follow the rounds, and so does their spread.
-            _to_target(runs, "forward_passes_to_target", human_count, with_spread=False),
-            _to_target(runs, "bytes_to_target", human_bytes, with_spread=False),
-            _to_target(runs, "simulated_seconds_to_target", human_seconds, with_spread=False),
-        )
-    return view
+def _rates(options: Compare, tuning: Tuning | None, directory: Path, console: Console) -> tuple[dict[str, float], bool]:
+    """The rate of every method, asked for or tuned, and whether tuning was interrupted."""
+    if tuning is None:
+        given = options.learning_rate or ()
+        whole = given * len(options.algorithms) if len(given) == 1 else given
+        return dict(zip(options.algorithms, whole, strict=True)), False
+    results = tuning.sweep_all(None, console)
+    report(results, tuning.target, directory, console)
+    rates = {name: result.best(tuning.target).learning_rate for name, result in results.items()}
+    return rates, any(result.interrupted for result in results.values())
 
 
-def _to_target(
-    runs: list[dict[str, Any]], figure: str, show: Callable[[float], str], *, with_spread: bool = True
-) -> str:
-    reached = np.array([run[figure] for run in runs if run[figure] is not None])
-    if len(reached) < len(runs):
-        # A mean over the seeds that got there would flatter the method.
-        return f"{NEVER} ({len(reached)} of {len(runs)})" if len(reached) and with_spread else NEVER
-    return spread(reached if with_spread else reached.mean(keepdims=True), show)
+class _Runs:
+    """The finished runs of a comparison."""
+
+    def __init__(self, options: Compare, task: AnyTask, directory: Path, console: Console) -> None:
+        self.options, self.task, self.directory, self.console = options, task, directory, console
+        self.target, self.methods = target_of(options, task), methods_of(options.algorithms)
+        self.summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in self.methods}
+        self.histories: dict[str, list[list[fed.Evaluation]]] = {name: [] for name in self.methods}
+
+    def add(self, name: str, rate: float, seed: int, population: Any) -> bool:
+        """Run a method with a seed, and return whether it was interrupted."""
+        begin = time.perf_counter()
+        display = Display(self.console, f"{name} seed {seed}", self.task)
+        keep = partial(append_evaluation, self.directory, algorithm=name, seed=seed)
+        simulation = build_simulation(self.options, self.task, population, Setting(self.methods[name], rate, seed))
+        simulation.callbacks = (display, keep)
+        with display, stop_on_interrupt(simulation.stop):
+            result = simulation.run()
+        if not result.interrupted:
+            metric = fed.metric_of(self.task, result.metrics[0].metrics)
+            asked = Asked(self.options.task, name, rate, seed, metric, self.target)
+            self.histories[name].append(result.metrics)
+            self.summaries[name].append(summarise(asked, result, time.perf_counter() - begin))
+        return result.interrupted
+
+    def report(self, config: dict[str, Any]) -> None:
+        """Write ``comparison.json`` and the picture, and print the table."""
+        options = self.options
+        write_json(self.directory / "comparison.json", {"config": config, "runs": self.summaries})
+        finished = {name: runs for name, runs in self.histories.items() if runs}
+        if finished:
+            title = f"{options.task}: {options.clients} clients, {options.cohort} a round, {options.schedule} rate"
+            metric = fed.metric_of(self.task, next(iter(finished.values()))[0][0].metrics)
+            curves(finished, self.directory / "curves.png", title=title, metric=metric, target=self.target)
+            self.console.print(comparison_table(self.summaries, metric, self.target))

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from hiso_jax import fed
-from hiso_jax.fed.run import at_least
+from hiso_jax.checks import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,32 +1,20 @@
-"""Options → task, population, optimizer and simulation."""
+"""Options → task, population, algorithm and simulation."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from hiso_jax import fed, tasks, zo
+from hiso_jax import fed, tasks
+from hiso_jax.algorithms import Method
+from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment, Grid
 from hiso_jax.fed.population import AnyPopulation
 
-SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "sphere": zo.sphere}
-
-# The best constant rates of benchmarks/best_rates.py, chosen on a validation split; see benchmarks/README.md.
-LEARNING_RATES = {
-    ("digits", "hiso"): 0.01,
-    ("digits", "decomfl"): 0.03,
-    ("mnist", "hiso"): 0.001,
-    ("mnist", "decomfl"): 0.001,
-}
-# The authors' rates for language models, all of whose parameters are trained; with adapters a guess to tune from.
-TEXT_LEARNING_RATES = {
-    ("full", "hiso"): 5e-5,
-    ("full", "decomfl"): 5e-6,
-    ("adapters", "hiso"): 1e-3,
-    ("adapters", "decomfl"): 1e-3,
-}
 IMAGE_TASKS = ("digits", "mnist")
 GRIDS = {
     "images": (0.001, 0.003, 0.01, 0.03, 0.1),
@@ -97,12 +85,30 @@ def _text_task(options: Experiment) -> AnyTask:
 
 def examples_of(task: AnyTask) -> int:
     """How many training examples the task has."""
-    return len(next(iter(task.train.values())))
+    return len(jax.tree.leaves(task.train)[0])
+
+
+def target_of(options: Experiment, task: AnyTask) -> float | None:
+    """The value of the task's metric at which methods are compared: the one asked for, or the task's own."""
+    return getattr(task, "target", None) if options.target is None else options.target
 
 
 def is_virtual(options: Experiment, task: AnyTask) -> bool:
     """Whether the clients draw from the shared pool, since there are more of them than examples or by request."""
     return options.virtual or options.clients > examples_of(task)
+
+
+def check_virtual(options: Experiment, task: AnyTask) -> None:
+    """Refuse sizes of virtual clients where there are none.
+
+    Raises:
+      ValueError: they were asked for, and the clients hold a partition of the examples.
+    """
+    if options.client_examples != Experiment.client_examples and not is_virtual(options, task):
+        raise ValueError(
+            f"client_examples is read by virtual clients; it would have no effect on {options.clients} clients that "
+            f"share {examples_of(task)} examples"
+        )
 
 
 def virtual_note(options: Experiment, task: AnyTask) -> str:
@@ -121,7 +127,7 @@ def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopula
       ValueError: more clients than examples, and label shards asked for.
     """
     clients, total = options.clients, examples_of(task)
-    labels = task.train.get("label")
+    labels = task.train.get("label") if isinstance(task.train, Mapping) else None
     partition = options.partition or ("iid" if labels is None else "dirichlet")
     if labels is None:
         if partition != "iid":
@@ -155,13 +161,18 @@ def grid(options: Grid) -> tuple[float, ...]:
     return options.learning_rates or GRIDS[_kind(options)]
 
 
-def learning_rate(options: Experiment, algorithm: str, given: float | None) -> float:
-    """The rate asked for, or the one tuned for the task and the algorithm."""
+def learning_rate(options: Experiment, method: Method, given: float | None) -> float:
+    """The rate asked for, or the one that the method takes by default on the task.
+
+    Raises:
+      ValueError: there is neither.
+    """
     if given is not None:
         return given
-    if options.task in IMAGE_TASKS:
-        return LEARNING_RATES[options.task, algorithm]
-    return TEXT_LEARNING_RATES[_kind(options), algorithm]
+    rate = method.rate(options.task if options.task in IMAGE_TASKS else _kind(options))
+    if rate is None:
+        raise ValueError(f"learning_rate must be given: {method.name} has none of its own for --task {options.task}")
+    return rate
 
 
 def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:
@@ -173,45 +184,52 @@ def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:
     return rate
 
 
-def build_optimizer(
-    options: Experiment, algorithm: str, schedule: optax.ScalarOrSchedule
-) -> optax.GradientTransformationExtraArgs:
-    """The server's rule: a zeroth-order head, then whatever of optax the options ask for."""
-    sampler = SAMPLERS[options.sampler]
-    if algorithm == "hiso":
-        head = zo.scale_by_hiso(
-            decay=options.curvature_decay,
-            curvature_update=options.curvature_update,
-            curvature_dtype=None if options.curvature_dtype == "float32" else options.curvature_dtype,
-            sampler=sampler,
-        )
-    else:
-        head = zo.scale_by_zo(sampler=sampler)
-    decay = [optax.add_decayed_weights(options.weight_decay)] if options.weight_decay else []
-    momentum = [optax.trace(options.momentum, accumulator_dtype=np.float32)] if options.momentum else []
-    return optax.chain(head, *decay, *momentum, optax.scale_by_learning_rate(schedule))
+def build_algorithm(options: Experiment, method: Method, rate: Any) -> fed.Algorithm:
+    """The method with its options and a learning rate, which may be traced.
+
+    Raises:
+      ValueError: one of its options is out of range.
+    """
+    return method.build(build_schedule(options, rate), given_to(method, options))
 
 
-def simulation_config(options: Experiment, seed: int) -> fed.SimulationConfig:
+def simulation_config(options: Experiment, seed: int, algorithm: fed.Algorithm) -> fed.SimulationConfig:
     """The numbers of one run, without the clients' learning rate."""
     numbers = {field.name: getattr(options, field.name) for field in fields(fed.SimulationConfig)}
+    if algorithm.measure is not None:
+        # Asked for by another method of the command.
+        numbers["method"] = None
     return fed.SimulationConfig(**{**numbers, "seed": seed})
+
+
+class Setting(NamedTuple):
+    """One method with one rate and one seed.
+
+    Attributes:
+      method: the method.
+      rate: its learning rate.
+      seed: of the run.
+    """
+
+    method: Method
+    rate: float
+    seed: int
 
 
 def build_simulation(
     options: Experiment,
     task: AnyTask,
     population: AnyPopulation,
-    algorithm: str,
-    rate: float,
-    seed: int,
+    setting: Setting,
     mesh: Mesh | None = None,
     storage: fed.Storage | None = None,
 ) -> fed.Simulation:
-    """The simulation of one method with one seed."""
-    schedule = build_schedule(options, rate)
-    config = replace(simulation_config(options, seed), local_learning_rate=schedule)
-    tx = build_optimizer(options, algorithm, schedule)
+    """The simulation of one setting."""
+    algorithm = build_algorithm(options, setting.method, setting.rate)
+    config = replace(
+        simulation_config(options, setting.seed, algorithm),
+        local_learning_rate=build_schedule(options, setting.rate),
+    )
     return fed.Simulation(
-        task, tx, population, config, mesh=mesh, participation=options.participation(), storage=storage
+        task, algorithm, population, config, mesh=mesh, participation=options.participation(), storage=storage
     )

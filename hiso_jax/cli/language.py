@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from hiso_jax.fed.run import at_least, positive
+from hiso_jax.checks import at_least, positive
 
 TEXT_TASK_NAMES = Literal[
     "sst2",
@@ -62,7 +62,6 @@ class Language:
       prefix_tokens: learned prefix positions.
       dtype: in which the model computes; losses are float32 in any case.
       param_dtype: in which parameters are kept; bfloat16 is rounded stochastically, so that no update is lost.
-      curvature_dtype: in which HiSo's curvature is kept; bfloat16 halves its memory.
     """
 
     prompts: Literal["decomfl", "mezo"] = "decomfl"
@@ -79,7 +78,6 @@ class Language:
     prefix_tokens: int = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    curvature_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def check_language(self, task: str) -> None:
         """Check every range, and that no option is given that ``task`` would not heed.
@@ -90,7 +88,7 @@ class Language:
         given = [field.name for field in fields(Language) if getattr(self, field.name) != field.default]
         heeded = {field.name for field in fields(Language)}
         if task not in get_args(TEXT_TASK_NAMES):
-            heeded = {"curvature_dtype"}
+            heeded = set()
         elif task in GENERATES:
             heeded -= {"template", "verbalizer"}
         else:

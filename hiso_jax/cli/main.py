@@ -1,51 +1,39 @@
 """The command ``hiso-jax``: parse, run, and answer trouble with one line and an exit code."""
 
 import contextlib
-import io
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from itertools import dropwhile, takewhile
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
-import tyro
 from rich.console import Console
 
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.compare import compare
 from hiso_jax.cli.options import Compare, Run, Sweep
+from hiso_jax.cli.parsing import PROGRAM, as_typed, parse
 from hiso_jax.cli.replay import Replay, replay
 from hiso_jax.cli.run import run
 from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
 from hiso_jax.cli.sweep import sweep
+from hiso_jax.fed.ledger import release
 
-PROGRAM = "hiso-jax"
 ABOUT = "Scalar-only federated zeroth-order fine-tuning: simulate it, and measure which method is better."
-Command = (
-    Annotated[Run, tyro.conf.subcommand("run")]
-    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Replay, tyro.conf.subcommand("replay")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Apply, tyro.conf.subcommand("apply")]
-    | Annotated[Show, tyro.conf.subcommand("show")]
-)
-
-COMMANDS: dict[type, Callable[[Any, Console], int]] = {
-    Run: run,
-    Sweep: sweep,
-    Compare: compare,
-    Replay: replay,
-    Export: export,
-    Apply: apply,
-    Show: show,
+COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
+    "run": (Run, run),
+    "sweep": (Sweep, sweep),
+    "compare": (Compare, compare),
+    "replay": (Replay, replay),
+    "export": (Export, export),
+    "apply": (Apply, apply),
+    "show": (Show, show),
 }
 
 # What stands in its place needs no name.
-OPTION_NAMES = {field.name for command in COMMANDS for field in fields(command)} - {"run", "delta", "path"}
+POSITIONAL = {"run", "delta", "path"}
+OPTION_NAMES = {field.name for kind, _ in COMMANDS.values() for field in fields(kind)}
 
 
 @contextlib.contextmanager
@@ -62,49 +50,71 @@ def _warnings_as_lines() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"{PROGRAM}: error: {name_option(message)}", file=sys.stderr)
+def _fail(message: str, names: Sequence[str] = ()) -> NoReturn:
+    print(f"{PROGRAM}: error: {name_option(message, names)}", file=sys.stderr)
     raise SystemExit(exit_codes.USAGE)
 
 
-def name_option(message: str) -> str:
-    """A sentence that begins with the name of an option, with the option as it is typed."""
+def name_option(message: str, names: Sequence[str] = ()) -> str:
+    """A sentence that begins with the name of an option, with the option as it is typed.
+
+    Args:
+      message: the sentence.
+      names: options beside those of the commands themselves.
+    """
     first, _, rest = message.partition(" ")
-    return f"--{first.replace('_', '-')} {rest}" if first in OPTION_NAMES else message
+    named = (first in OPTION_NAMES or first in names) and first not in POSITIONAL
+    return f"{as_typed(first)} {rest}" if named else message
 
 
-def one_line(report: str) -> str:
-    """The message in tyro's boxed error report: what stands between its title and the next rule."""
-    # The box is drawn in Unicode or, where the terminal cannot show that, with blanks and ASCII rules.
-    lines = [line.strip("╭╮╰╯│─ ") for line in report.splitlines()]
-    texts = ["" if set(line) <= {"-"} else line for line in lines]
-    after_title = texts[1:] if texts and texts[0] else texts[2:]
-    body = takewhile(bool, dropwhile(lambda text: not text, after_title))
-    message = re.sub(r"^Error parsing (\w+: )?", "", " ".join(body))
-    return f"{message} (see --help for what is valid)" if message.startswith("Unrecognized") else message
+def overview() -> str:
+    """What ``hiso-jax`` says of itself."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {(kind.__doc__ or '').splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [options]",
+            "",
+            ABOUT,
+            "",
+            *lines,
+            "",
+            f"{PROGRAM} COMMAND --help tells the options of a command, {PROGRAM} --version the release.",
+        ]
+    )
 
 
-def parse(arguments: Sequence[str]) -> Any:
-    """The command in ``arguments``; exits with code 2 and one line if there is none, and with 0 after --help."""
-    report = io.StringIO()
+def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]]:
+    """The options in ``words`` and what carries them out; exits with 0 after help, or with 2 and one line."""
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        raise SystemExit(exit_codes.DONE)
+    if words[0] == "--version":
+        print(f"{PROGRAM} {release()}")
+        raise SystemExit(exit_codes.DONE)
+    if words[0] not in COMMANDS:
+        _fail(f"{words[0]} is none of the commands {', '.join(COMMANDS)}")
+    kind, carry_out = COMMANDS[words[0]]
     try:
-        with contextlib.redirect_stderr(report):
-            return tyro.cli(Command, prog=PROGRAM, description=ABOUT, args=arguments)
-    except SystemExit as ending:
-        if ending.code:
-            _fail(one_line(report.getvalue()))
-        raise
+        return parse(kind, words[0], words[1:]), carry_out
+    except exit_codes.UsageError as error:
+        from hiso_jax.algorithms import NAMES, load
+        from hiso_jax.channels import FACTORIES
+
+        own = {name for method in NAMES for name in load(method).options}
+        own |= {name for channel in FACTORIES for name in load(f"decomfl+{channel}").options}
+        _fail(str(error), sorted(own))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script; ends the process with an exit code of ``exit_codes``."""
-    command = parse(sys.argv[1:] if arguments is None else arguments)
+    options, carry_out = command_of(sys.argv[1:] if arguments is None else arguments)
     console = Console()
     try:
         with _warnings_as_lines():
-            code = COMMANDS[type(command)](command, console)
+            code = carry_out(options, console)
     except exit_codes.UsageError as error:
-        _fail(str(error))
+        _fail(str(error), [field.name for field in fields(options)])
     except exit_codes.Stopped as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         code = exit_codes.INTERRUPTED

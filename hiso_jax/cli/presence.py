@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from hiso_jax import fed
+from hiso_jax.checks import positive
 from hiso_jax.fed.population import Availability
-from hiso_jax.fed.run import positive
 
 BYTES_PER_MEGABIT = 1e6 / 8
 

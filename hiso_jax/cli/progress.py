@@ -2,50 +2,23 @@
 
 import math
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from hiso_jax import fed
-
-UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-def human_bytes(count: float) -> str:
-    """``count`` bytes in decimal units, three significant digits."""
-    power = 0
-    while count >= 1000 and power < len(UNITS) - 1:
-        count, power = count / 1000, power + 1
-    return f"{count:.0f} {UNITS[power]}" if power == 0 else f"{count:.3g} {UNITS[power]}"
-
-
-def human_count(count: float) -> str:
-    """``count`` with a unit of thousands, three significant digits."""
-    return human_bytes(count).removesuffix("B").replace(" ", "")
-
-
-def human_seconds(seconds: float) -> str:
-    """``seconds`` as h:mm:ss, or as seconds below a minute."""
-    if not math.isfinite(seconds):
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole >= 172_800:
-        return f"{seconds / 86_400:.3g} days"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+from hiso_jax.reports import human_bytes, human_seconds
 
 
 class Display:
     """Shows the progress of one run; called with :class:`hiso_jax.fed.Progress` after every dispatch."""
 
-    def __init__(self, console: Console, title: str) -> None:
-        """``title`` names the run."""
-        self.console, self.title = console, title
-        self._loss = self._accuracy = math.nan
+    def __init__(self, console: Console, title: str, task: Any) -> None:
+        """``title`` names the run of ``task``."""
+        self.console, self.title, self._task = console, title, task
+        self._loss, self._metric = math.nan, ""
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -73,10 +46,11 @@ class Display:
         if not math.isnan(progress.train_loss):
             self._loss = progress.train_loss
         if progress.evaluation:
-            self._accuracy = progress.evaluation.metrics["accuracy"]
+            name = fed.metric_of(self._task, progress.evaluation.metrics).name
+            self._metric = f"{name.replace('_', ' ')} {progress.evaluation.metrics[name]:.3f}"
         speed = progress.round / progress.seconds if progress.seconds else 0.0
         left = (progress.rounds - progress.round) / speed if speed else math.nan
-        known = [f"accuracy {self._accuracy:.3f}"]
+        known = [self._metric]
         if progress.round:
             known = [f"loss {self._loss:.3f}", *known, f"{speed:.3g} rounds/s", human_bytes(progress.bytes_total)]
             known.append(f"ETA {human_seconds(left)}")

@@ -10,11 +10,10 @@ from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.progress import human_seconds
-from hiso_jax.cli.report import print_rows
 from hiso_jax.cli.restore import base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
 from hiso_jax.fed.ledger import differences
+from hiso_jax.reports import human_seconds, print_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,7 @@ class Replay:
       to_round: rounds to replay; by default all.
       unfinished: replay a run that has not finished, too, as far as it has come.
       model: where the base checkpoint is now; by default where it was.
+      algorithm: FILE:NAME of the run's method again, if it is its user's own.
       out: safetensors file to write parameters and optimizer state to; by default none is written.
     """
 
@@ -33,6 +33,7 @@ class Replay:
     to_round: int | None = None
     unfinished: bool = False
     model: str | None = None
+    algorithm: str | None = None
     out: Path | None = None
 
 
@@ -51,7 +52,7 @@ def replay(options: Replay, console: Console) -> int:
         if options.out is not None and options.out.exists():
             raise ValueError(f"out must be a file that does not exist yet; {options.out} does")
         about = ledger.header["about"] | ({} if options.model is None else {"model": options.model})
-        run = options_of(about)
+        run = options_of(about, options.algorithm)
         base = base_of(run, ledger.header["base"], "model")
         begin = time.perf_counter()
         params, state = jax.block_until_ready(rebuild(run, base, ledger.records.updates.between(0, until)))

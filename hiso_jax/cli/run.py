@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -13,33 +13,59 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from hiso_jax import fed
+from hiso_jax.algorithms import Method
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import (
     AnyTask,
+    Setting,
+    build_algorithm,
     build_population,
     build_simulation,
     build_task,
+    check_virtual,
     is_virtual,
     learning_rate,
+    target_of,
     virtual_note,
 )
 from hiso_jax.cli.interrupt import stop_on_interrupt
+from hiso_jax.cli.methods import is_foreign, method_named
 from hiso_jax.cli.options import Run
-from hiso_jax.cli.plots import curves
-from hiso_jax.cli.progress import Display, human_bytes, human_seconds
-from hiso_jax.cli.report import (
+from hiso_jax.cli.progress import Display
+from hiso_jax.cli.restore import about_of, resumed
+from hiso_jax.fed.devices import together
+from hiso_jax.fed.ledger import LEDGER, lock
+from hiso_jax.fed.population import AnyPopulation
+from hiso_jax.reports import (
+    Asked,
     append_evaluation,
-    config_of,
     create_directory,
+    curves,
+    human_bytes,
+    human_seconds,
     print_rows,
     summarise,
     write_json,
     write_metrics,
 )
-from hiso_jax.cli.restore import resumed
-from hiso_jax.fed.devices import together
-from hiso_jax.fed.ledger import LEDGER, lock
-from hiso_jax.fed.population import AnyPopulation
+
+
+class _Going(NamedTuple):
+    """A run that is set up.
+
+    Attributes:
+      options: its options.
+      simulation: what runs.
+      directory: where it is written.
+      setting: the method, its rate and the seed.
+      begin: when the command began, of ``time.perf_counter``.
+    """
+
+    options: Run
+    simulation: fed.Simulation
+    directory: Path
+    setting: Setting
+    begin: float
 
 
 def run(options: Run, console: Console) -> int:
@@ -56,39 +82,39 @@ def run(options: Run, console: Console) -> int:
             options.join()
             if options.resume is not None:
                 options = together(resumed, options)
-            rate = learning_rate(options, options.algorithm, options.learning_rate)
+            method = method_named(options.algorithm)
+            rate = learning_rate(options, method, options.learning_rate)
+            # Before any long work.
+            build_algorithm(options, method, rate)
             mesh, task, population = together(_ingredients, options)
-            target = task.target if options.target is None else options.target
-            about = {**config_of(options), "learning_rate": rate, "target": target, "resume": None}
-            directory = together(_directory, options, about)
+            about = about_of(options, method) | {"learning_rate": rate, "target": target_of(options, task)}
+            directory = together(_directory, options, method, about)
             together(_hold, directory, held)
-            resume = options.resume is not None
-            storage = fed.Storage(directory, about, options.snapshot_every, resume)
-            seed, method = options.seed, options.algorithm
-            simulation = together(build_simulation, options, task, population, method, rate, seed, mesh, storage)
+            storage = fed.Storage(directory, about, options.snapshot_every, options.resume is not None)
+            setting = Setting(method, rate, options.seed)
+            simulation = together(build_simulation, options, task, population, setting, mesh, storage)
         try:
-            if resume:
+            if options.resume is not None:
                 together(_take_up, directory, simulation.config.eval_every, console)
-            return _run(options, console, simulation, task, directory, rate, target, begin)
+            return _run(_Going(options, simulation, directory, setting, begin), console)
         except OSError as error:
             raise exit_codes.Stopped(
                 f"{directory} cannot be written ({error.strerror or error}); what was done before is kept: make room "
-                f"and go on with: hiso-jax run --resume {directory}"
+                f"and go on with: {_again(options, directory)}"
             ) from error
 
 
-def _run(
-    options: Run,
-    console: Console,
-    simulation: fed.Simulation,
-    task: AnyTask,
-    directory: Path,
-    rate: float,
-    target: float | None,
-    begin: float,
-) -> int:
+def _again(options: Run, directory: Path) -> str:
+    """The command that goes on with a run."""
+    own = f" --algorithm {options.algorithm}" if is_foreign(options.algorithm) else ""
+    return f"hiso-jax run --resume {directory}{own}"
+
+
+def _run(going: _Going, console: Console) -> int:
+    options, simulation, directory, setting = going.options, going.simulation, going.directory, going.setting
+    task, name = simulation.task, setting.method.name
     primary = jax.process_index() == 0
-    display = Display(console, f"{options.task} {options.algorithm}") if primary else nullcontext()
+    display = Display(console, f"{options.task} {name}", task) if primary else nullcontext()
     if primary:
         if is_virtual(options, task):
             console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
@@ -99,21 +125,22 @@ def _run(
         own = f"process {jax.process_index()} of {jax.process_count()}"
         print(f"{own}: after {result.rounds} rounds the parameters have SHA-256 {fed.fingerprint(result.params)}")
         return _exit_code(result)
-    wall = time.perf_counter() - begin
-    summary = summarise(options.task, options.algorithm, rate, options.seed, target, result, wall)
+    wall = time.perf_counter() - going.begin
+    metric, target = fed.metric_of(task, result.metrics[0].metrics), target_of(options, task)
+    summary = summarise(Asked(options.task, name, setting.rate, setting.seed, metric, target), result, wall)
     write_json(directory / "summary.json", summary)
     write_metrics(directory, result.metrics)
-    title = f"{options.task}, {options.algorithm}: {options.clients} clients, {options.cohort} a round"
-    curves({options.algorithm: [result.metrics]}, directory / "curves.png", title=title, target=target)
+    title = f"{options.task}, {name}: {options.clients} clients, {options.cohort} a round"
+    curves({name: [result.metrics]}, directory / "curves.png", title=title, metric=metric, target=target)
     _print(console, summary, directory)
     if result.diverged_at is not None:
         console.print(
-            f"diverged at round {result.diverged_at}: the learning rate {rate:g} is probably too high",
+            f"diverged at round {result.diverged_at}: the learning rate {setting.rate:g} is probably too high",
             soft_wrap=True,
         )
     elif result.interrupted:
         console.print(
-            f"interrupted after {result.rounds} rounds; go on with: hiso-jax run --resume {directory}", soft_wrap=True
+            f"interrupted after {result.rounds} rounds; go on with: {_again(options, directory)}", soft_wrap=True
         )
     return _exit_code(result)
 
@@ -134,18 +161,19 @@ def _take_up(directory: Path, eval_every: int, console: Console) -> None:
 
 def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, AnyPopulation]:
     mesh, task = options.mesh(), build_task(options)
+    check_virtual(options, task)
     # Files are read here, where one process may fail alone: building the simulation, the processes already talk.
     options.participation()
     return mesh, task, build_population(options, task, options.seed)
 
 
-def _directory(options: Run, about: Mapping[str, Any]) -> Path:
+def _directory(options: Run, method: Method, about: Mapping[str, Any]) -> Path:
     """The run's directory, made by the first process unless the run goes on; the others do not write."""
     if options.resume is not None:
         return options.resume
     if jax.process_index() != 0:
         return options.out or Path()
-    return create_directory(options, f"{options.task}-{options.algorithm}", about)
+    return create_directory(options.out, f"{options.task}-{method.title}", about)
 
 
 def _exit_code(result: fed.Result) -> int:
@@ -164,12 +192,15 @@ def _print(console: Console, summary: dict, directory: Path) -> None:
         per_device += f" ({summary['cohort_padding']} of them padding)"
     shards = summary["mesh"]["model"]
     split = f", parameters in {shards} parts" if shards > 1 else ""
+    metric = summary["metric"]
+    words = metric.replace("_", " ")
+    others = {name: value for name, value in summary["metrics"].items() if name != metric}
     rows = {
-        "test accuracy": f"{summary['accuracy']:.4f}, before {summary['initial_accuracy']:.4f}"
-        if np.isfinite(summary["accuracy"])
+        f"test {words}": f"{summary[metric]:.4f}, before {summary[f'initial_{metric}']:.4f}"
+        if np.isfinite(summary[metric])
         else "—",
-        "test loss": f"{summary['loss']:.4f}",
-        "target": f"accuracy {summary['target']:g} {at_target}" if summary["target"] is not None else "none",
+        "also": ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in others.items()),
+        "target": f"{words} {summary['target']:g} {at_target}" if summary["target"] is not None else "none",
         "rounds": f"{summary['rounds']} ({summary['rounds_per_second']:.3g} rounds/s)",
         "seconds": f"{summary['wall_seconds']:.1f}, of which compiling {summary['compile_seconds']:.1f}",
         "bytes a client": f"up {human_bytes(summary['bytes_up_per_client'])}, "
@@ -181,9 +212,8 @@ def _print(console: Console, summary: dict, directory: Path) -> None:
         "trained": f"{summary['trained_parameters']:,} parameters",
         "written to": str(directory),
     }
-    others = {name: value for name, value in summary["metrics"].items() if name not in ("accuracy", "loss")}
-    if others:
-        rows["test loss"] += "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in others.items())
+    if not others:
+        del rows["also"]
     if summary["target"] is None:
         del rows["target"]
     if not any(attendance[name] for name in ("absent", "dropped", "late", "invalid")):

@@ -13,11 +13,10 @@ from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.progress import human_bytes
-from hiso_jax.cli.report import print_rows
 from hiso_jax.cli.restore import Base, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
 from hiso_jax.fed.ledger import Delta, delta_of, load_delta, save_delta
+from hiso_jax.reports import human_bytes, print_rows
 
 # Where things lie on the machine of the run is nobody else's business.
 LOCAL = ("data_dir", "out", "resume", "trace")
@@ -33,6 +32,7 @@ class Export:
       unfinished: export a run that has not finished, too, as far as it has come.
       out: file or folder to write; by default delta.safetensors or hf in the run's directory.
       model: where the base checkpoint is now, for hf; by default where it was.
+      algorithm: FILE:NAME of the run's method again, for hf, if it is its user's own.
     """
 
     run: tyro.conf.Positional[Path]
@@ -40,6 +40,7 @@ class Export:
     unfinished: bool = False
     out: Path | None = None
     model: str | None = None
+    algorithm: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,13 @@ class Apply:
       delta: file that hiso-jax export wrote.
       base: the checkpoint that the run began with, as --model takes it; embedded models need none.
       out: folder to write for transformers; a safetensors file for a model that is not a language model.
+      algorithm: FILE:NAME of the delta's method, if it is its user's own.
     """
 
     delta: tyro.conf.Positional[Path]
     base: str | None = None
     out: Path
+    algorithm: str | None = None
 
 
 def export(options: Export, console: Console) -> int:
@@ -72,7 +75,7 @@ def export(options: Export, console: Console) -> int:
         about = ledger.header["about"]
         if options.format == "delta":
             return _export_delta(delta_of(ledger, _without_places(about)), out, console)
-        run = options_of(about | ({} if options.model is None else {"model": options.model}))
+        run = options_of(about | ({} if options.model is None else {"model": options.model}), options.algorithm)
         if run.task in ("digits", "mnist"):
             raise ValueError(f"format must be delta for {run.task}: transformers has no such model")
         base = base_of(run, ledger.header["base"], "model")
@@ -90,7 +93,7 @@ def apply(options: Apply, console: Console) -> int:
     with exit_codes.refusing():
         delta = load_delta(options.delta)
         out = _fresh(options.out)
-        run = options_of(delta.header["about"])
+        run = options_of(delta.header["about"], options.algorithm)
         if run.task not in ("digits", "mnist"):
             if options.base is None:
                 raise ValueError(f"base must be the checkpoint that the run began with, {run.model} there")
@@ -118,7 +121,7 @@ def _export_delta(delta: Delta, out: Path, console: Console) -> int:
     except OSError as error:
         raise ValueError(f"out cannot be written: {out} ({error.strerror})") from error
     rounds = delta.header["rounds"]
-    each = delta.updates.aggregate[0].nbytes + 1 / 8
+    each = sum(column[0].nbytes for column in jax.tree.leaves(delta.updates.aggregate)) + 1 / 8
     rows = {
         "rounds": f"{rounds:,}",
         "size": f"{human_bytes(size)}; {human_bytes(1000 * each)} for each 1,000 rounds",

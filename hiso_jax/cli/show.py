@@ -1,7 +1,7 @@
 """``hiso-jax show``: what a run or a delta is, and whether it is whole."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.methods import is_foreign, method_named, options_with, own_options
 from hiso_jax.cli.options import Run
-from hiso_jax.cli.progress import human_bytes
-from hiso_jax.cli.report import as_json, print_rows
 from hiso_jax.fed.ledger import LedgerFile, load_delta
 from hiso_jax.fed.population import ABSENT
+from hiso_jax.reports import as_json, human_bytes, print_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +86,23 @@ def _metrics(evaluation: Mapping[str, Any]) -> str:
     return f"after round {evaluation['round']:,}: {', '.join(named)}"
 
 
+def _defaults(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run has if none is given; of a method whose code is not here only the command's own."""
+    name = about.get("algorithm", "")
+    try:
+        methods = [] if is_foreign(name) else [method_named(name)]
+    except ValueError:
+        methods = []
+    return {option.name: option.default for option in own_options(options_with(Run, methods)).values()}
+
+
 def _common(header: Mapping[str, Any]) -> dict[str, str]:
     about, config, made = header["about"], header["config"], header["environment"]
+    scalars = any(name.split(".")[0] == "scalars" for name, *_ in header.get("columns", [["scalars"]]))
+    messages = f"P = {config['perturbations']}" if scalars else "messages as large as the model, not kept"
     trained = sum(int(np.prod(shape)) for _, shape, _ in header["params"])
-    defaults = as_json({field.name: field.default for field in fields(Run)})
-    shown = ("task", "algorithm", "model", "out", "resume")
+    defaults = as_json(_defaults(about))
+    shown = ("task", "algorithm", "algorithm_sha256", "model", "out", "resume")
     changed = {name: value for name, value in about.items() if name not in shown and value != defaults.get(name)}
     settings = " ".join(
         f"--{name.replace('_', '-')} {','.join(map(str, value)) if isinstance(value, list) else value}"
@@ -100,7 +112,7 @@ def _common(header: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "task": f"{about.get('task', 'a program of its own')}, {about.get('algorithm', '')}".rstrip(", "),
         "model": f"{about['model']}, " if about.get("model") else "",
-        "scalars": f"K = {config['local_steps']}, P = {config['perturbations']}, {config['cohort']} clients a round",
+        "rounds of": f"{config['cohort']} clients, K = {config['local_steps']}, {messages}",
         "options": settings,
         "made with": f"jax {made['versions']['jax']} on {made['device']}",
     }

@@ -1,7 +1,19 @@
 """The federation: rounds, populations, the scalar log, and the loop around them."""
 
-from hiso_jax.fed.algorithm import Aggregate, mean
-from hiso_jax.fed.devices import Execution, make_mesh
+from hiso_jax.fed.algorithm import (
+    Algorithm,
+    Local,
+    LocalClient,
+    Probes,
+    Senders,
+    StatefulCombine,
+    Wire,
+    are_finite,
+    mean,
+    probes,
+    separable,
+)
+from hiso_jax.fed.devices import Execution, ExecutionSettings, make_mesh
 from hiso_jax.fed.keys import cohort_key, data_key, init_key, round_key
 from hiso_jax.fed.ledger import (
     Evaluation,
@@ -38,8 +50,10 @@ from hiso_jax.fed.population import (
 from hiso_jax.fed.round import make_round
 from hiso_jax.fed.run import (
     Best,
+    Grid,
     Progress,
     Result,
+    Session,
     Simulation,
     SimulationConfig,
     SweepResult,
@@ -48,28 +62,37 @@ from hiso_jax.fed.run import (
     make_evaluate,
     sweep,
 )
-from hiso_jax.fed.task import Task
+from hiso_jax.fed.task import Metric, Task, hold_out, metric_of
 
 __all__ = [
-    "Aggregate",
+    "Algorithm",
     "Bernoulli",
     "Best",
     "ClientRates",
     "Diurnal",
     "Evaluation",
     "Execution",
+    "ExecutionSettings",
     "Fleet",
+    "Grid",
     "Ledger",
     "LedgerFile",
+    "Local",
+    "LocalClient",
     "LogNormal",
+    "Metric",
     "Participation",
     "Population",
+    "Probes",
     "Progress",
     "Records",
     "Result",
     "RoundRecord",
+    "Senders",
+    "Session",
     "Simulation",
     "SimulationConfig",
+    "StatefulCombine",
     "Storage",
     "SweepResult",
     "Task",
@@ -78,12 +101,15 @@ __all__ = [
     "UniformRates",
     "Updates",
     "VirtualPopulation",
+    "Wire",
+    "are_finite",
     "cohort_key",
     "data_key",
     "dirichlet",
     "dirichlet_balanced",
     "fingerprint",
     "first_at_target",
+    "hold_out",
     "iid",
     "init_key",
     "load",
@@ -92,10 +118,13 @@ __all__ = [
     "make_mesh",
     "make_round",
     "mean",
+    "metric_of",
     "permute",
+    "probes",
     "replay",
     "round_key",
     "sample_cohort",
+    "separable",
     "shards",
     "sweep",
     "virtual",

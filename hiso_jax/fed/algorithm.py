@@ -1,35 +1,312 @@
-"""Many clients' scalars → one: aggregates of a cohort, of the shape ``(scalars, weights) → [K, P]``."""
+"""What a method of federated training is: a value of five parts.
+
+A round is measure → valid → send → valid → combine → update. What a client measures, what may happen to its message,
+how messages become one aggregate, what the server makes of that, and how many bytes it takes: each is a value here.
+Messages and aggregates are trees of arrays: of scalars [C, K, P] and [K, P] for methods that measure along directions,
+of the parameters' shapes for methods that train on the client.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from hiso_jax.zo import pin
+from hiso_jax.zo import Difference, Method, as_difference, pin
 
-Aggregate = Callable[[Float[Array, "C K P"], Float[Array, "C"]], Float[Array, "K P"]]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def mean(scalars: Float[Array, "C K P"], weights: Float[Array, "C"]) -> Float[Array, "K P"]:
+# ---------------------------------------------------------------- measure
+
+
+@dataclass(frozen=True)
+class Probes:
+    """A client measures finite differences along the directions that the head's state names, and sends the numbers.
+
+    Its message is an array of scalars [K, P], or a tree of such arrays if the difference gives several numbers.
+
+    Attributes:
+      difference: which losses, and what is made of them.
+    """
+
+    difference: Difference
+
+    reads = ("perturbations", "mu", "method", "directions", "sampler")
+    """Which of a run's options it heeds."""
+
+    def passes(self, local_steps: int, num_perturbations: int) -> int:
+        """Evaluations of its loss that a client makes in a round."""
+        return local_steps * self.difference.passes(num_perturbations)
+
+
+class LocalClient(NamedTuple):
+    """One client, as :class:`Local` sees it.
+
+    Attributes:
+      loss: ``(params, batch) → scalar``.
+      params: x_r, the server's parameters.
+      batches: [K, B, ...] examples, one batch a local step.
+      key: the client's own in this round.
+      round_number: r, for schedules.
+      num_perturbations: P of the run.
+      mu: μ of the run.
+    """
+
+    loss: Callable[[PyTree, Any], Float[Array, ""]]
+    params: PyTree
+    batches: PyTree
+    key: Key[Array, ""]
+    round_number: Int[Array, ""]
+    num_perturbations: int
+    mu: Any
+
+
+@dataclass(frozen=True)
+class Local:
+    """A client trains by itself and sends a tree like the parameters: first-order methods, or whole vectors.
+
+    Such messages are not kept, so there is no replay from them.
+
+    Attributes:
+      train: client → (message, its loss where the round began).
+      cost: (K, P) → the evaluations of its loss that a client's round costs; a gradient is counted as three (forward,
+        and a backward pass of about two).
+      reads: which of the options "perturbations" and "mu" it heeds.
+    """
+
+    train: Callable[[LocalClient], tuple[PyTree, Float[Array, ""]]]
+    cost: Callable[[int, int], int]
+    reads: tuple[str, ...] = ()
+
+    def passes(self, local_steps: int, num_perturbations: int) -> int:
+        """Evaluations of its loss that a client makes in a round."""
+        return self.cost(local_steps, num_perturbations)
+
+
+Measure = Probes | Local
+
+
+def probes(difference: Difference | Method = "forward") -> Probes:
+    """Finite differences along shared directions; ``difference`` itself or by name."""
+    return Probes(as_difference(difference))
+
+
+# ---------------------------------------------------------------- send and combine
+
+
+class Senders(NamedTuple):
+    """Who sends.
+
+    Attributes:
+      numbers: of the clients in the population, [C].
+      places: in the cohort, 0 to C − 1, [C].
+    """
+
+    numbers: Int[Array, "C"]
+    places: Int[Array, "C"]
+
+
+Send = Callable[[PyTree[Shaped[Array, "C ..."]], Senders, Key[Array, ""]], PyTree[Shaped[Array, "C ..."]]]
+"""(messages [C, ...], senders, key) → messages: what happens on the way, honest or not."""
+
+Combine = Callable[[PyTree[Shaped[Array, "C ..."]], Float[Array, "C"], Key[Array, ""]], PyTree]
+"""(messages [C, ...], weights [C], key) → aggregate. A weight of 0: its message does not count, and may be anything."""
+
+
+@dataclass(frozen=True)
+class StatefulCombine:
+    """A combiner that remembers something from round to round.
+
+    Its state is in the run's snapshots; on resume it is advanced from the ledger's messages.
+
+    Attributes:
+      init: the shapes of the messages [C, ...] → the first state, a tree of arrays.
+      combine: (messages, weights, key, state) → (aggregate, state).
+    """
+
+    init: Callable[[PyTree], PyTree]
+    combine: Callable[[PyTree, Float[Array, "C"], Key[Array, ""], PyTree], tuple[PyTree, PyTree]]
+
+
+def separable(function: F) -> F:
+    """Declare that a channel or combiner treats every number of a message by itself.
+
+    It is then called for one number of all clients at a time, a tree of [C] arrays, with a key of its own for each
+    (local step, perturbation), so that a round may aggregate a perturbation before the next is measured.
+    """
+    function.separable = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_separable(function: Any) -> bool:
+    """Whether :func:`separable` declared it."""
+    return getattr(function, "separable", False)
+
+
+def by_number(
+    function: Callable[[PyTree, Key[Array, ""]], PyTree],
+    messages: PyTree[Shaped[Array, "C K P"]],
+    key: Key[Array, ""],
+    first: Int[Array, ""] | int = 0,
+) -> PyTree:
+    """``function(one number of all clients [C], its key)`` for each local step and perturbation, joined.
+
+    Args:
+      function: its outputs [C] or [] become [C, K, P] or [K, P].
+      messages: scalars.
+      key: folded by the local step, then by the perturbation.
+      first: the number of the first of the perturbations, if they are not all.
+    """
+    leaves = jax.tree.leaves(messages)
+    steps, perturbations = leaves[0].shape[1:]
+    # One after the other: all at once would be summed in another order than each by itself, and a run that aggregates
+    # while its directions go by must make the same bits.
+    columns = jax.tree.map(lambda x: x.reshape(len(x), -1).T, messages)
+
+    def one(each: tuple[PyTree, Int[Array, ""]]) -> PyTree:
+        column, place = each
+        step, index = place // perturbations, first + place % perturbations
+        return function(column, jax.random.fold_in(jax.random.fold_in(key, step), index))
+
+    made = lax.map(one, (columns, jnp.arange(steps * perturbations)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1).reshape(*x.shape[1:], steps, perturbations), made)
+
+
+@separable
+def mean(
+    messages: PyTree[Shaped[Array, "C ..."]], weights: Float[Array, "C"], key: Key[Array, ""] | None = None
+) -> PyTree[Shaped[Array, "..."]]:
     """The weighted mean over the clients of positive weight (HiSo, Algorithm 1); zero if there is none.
 
     Args:
-      scalars: of every client of the cohort; those of weight zero may be anything, NaN too.
+      messages: of every client of the cohort; those of weight zero may be anything, NaN too.
       weights: zero for a client that does not count.
+      key: not used.
     """
+    del key
     total = weights.sum()
     divisor = pin(jnp.where(total > 0, total, 1))
 
-    def one(column: Float[Array, "C"]) -> Float[Array, ""]:
-        counted = jnp.where(weights > 0, column * weights, 0)
-        return pin(pin(counted).sum() / divisor)
+    def one(message: Shaped[Array, "C ..."]) -> Shaped[Array, "..."]:
+        own = jnp.expand_dims(weights.astype(message.dtype), range(1, message.ndim))
+        counted = jnp.where(own > 0, message * own, 0)
+        return pin(pin(counted).sum(0) / divisor.astype(message.dtype))
 
-    # One perturbation after the other: all at once would be summed in another order than each by itself, and a run
-    # that aggregates while its directions go by must make the same bits.
-    columns = scalars.reshape(len(scalars), -1).T
-    return lax.map(one, columns).reshape(scalars.shape[1:])
+    return jax.tree.map(one, messages)
 
 
-# Of these a perturbation's aggregate needs that perturbation's scalars only, and can be applied before the next.
-SEPARABLE: frozenset[Aggregate] = frozenset({mean})
+# ---------------------------------------------------------------- wire
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How many bytes messages and aggregates take.
+
+    Attributes:
+      up_bits: of a number in a client's message.
+      down_bits: of a number in the aggregate that everyone is sent.
+    """
+
+    up_bits: int = 32
+    down_bits: int = 32
+
+    def up(self, message: PyTree) -> int:
+        """Bytes of a message of these shapes."""
+        return _bytes(message, self.up_bits)
+
+    def down(self, aggregate: PyTree) -> int:
+        """Bytes of an aggregate of these shapes."""
+        return _bytes(aggregate, self.down_bits)
+
+
+def _bytes(tree: PyTree, bits: int) -> int:
+    return -(-sum(leaf.size for leaf in jax.tree.leaves(tree)) * bits // 8)
+
+
+float32 = Wire()
+
+
+# ---------------------------------------------------------------- an algorithm
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A method of federated training.
+
+    Attributes:
+      tx: the server's rule, an optax transformation of aggregates. For methods that measure along directions its head
+        (``scale_by_zo``, ``scale_by_hiso``, ``zo.head``) rebuilds Δ from scalars, and anyone can replay it.
+      measure: what a client measures; None means finite differences by the run's ``method``.
+      send: what happens to the messages on their way, in order.
+      combine: how they become one aggregate.
+      wire: the bytes they take.
+    """
+
+    tx: optax.GradientTransformation
+    measure: Measure | None = None
+    send: tuple[Send, ...] = ()
+    combine: Combine | StatefulCombine = mean
+    wire: Wire = float32
+
+    @property
+    def has_scalars(self) -> bool:
+        """Whether its messages are scalars, from which everything can be rebuilt."""
+        return not isinstance(self.measure, Local)
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether a perturbation can be aggregated without the others."""
+        return self.has_scalars and all(map(is_separable, (*self.send, self.combine)))
+
+    @property
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        """``tx``, taking the keyword arguments of a round."""
+        return optax.with_extra_args_support(self.tx)
+
+
+Factory = Callable[..., Algorithm]
+"""``name(learning_rate, *, options)``: its keywords are its options on the command line. The learning rate may be a
+number, traced, or a schedule over rounds."""
+
+
+def default_rates(**rates: float) -> Callable[[Factory], Factory]:
+    """Declare the learning rates that a factory's method takes where none is given.
+
+    Args:
+      rates: by the name of a task; or for language models, ``full`` if all parameters are trained and ``adapters``.
+    """
+
+    def declare(factory: Factory) -> Factory:
+        factory.default_rates = rates  # type: ignore[attr-defined]
+        return factory
+
+    return declare
+
+
+def as_algorithm(method: Algorithm | optax.GradientTransformation) -> Algorithm:
+    """An algorithm, or a bare optimizer as one: finite differences, and the mean of the scalars."""
+    return method if isinstance(method, Algorithm) else Algorithm(method)
+
+
+def measured_by(algorithm: Algorithm, method: Difference | Method | None) -> Measure:
+    """What the algorithm's clients measure, if the run asks for ``method``.
+
+    Raises:
+      ValueError: the algorithm has a measure of its own and the run asks for a method, too.
+    """
+    if algorithm.measure is None:
+        return probes("forward" if method is None else method)
+    if method is not None:
+        raise ValueError(f"method must not be given for an algorithm that has a measure of its own, got {method!r}")
+    return algorithm.measure
+
+
+def are_finite(messages: PyTree[Shaped[Array, "C ..."]]) -> Bool[Array, "C"]:
+    """Which clients' messages have finite numbers only."""
+    each = [jnp.isfinite(x).reshape(len(x), -1).all(1) for x in jax.tree.leaves(messages)]
+    return jnp.stack(each).all(0)

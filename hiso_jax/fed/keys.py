@@ -11,6 +11,7 @@ INIT_STREAM = 0x81140001
 PRESENCE_STREAM = 0xA77E0001
 TRAITS_STREAM = 0xFA170001
 POPULATION_STREAM = 0xB0B00001
+CHANNEL_STREAM = 0xC4A70001
 
 
 def round_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
@@ -51,3 +52,23 @@ def traits_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
 def population_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
     """The key of virtual clients: what they hold, apart from every key of the rounds of the same seed."""
     return _stream(seed_key, POPULATION_STREAM)
+
+
+def channel_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
+    """The key of what clients do by themselves and of what happens to their messages in a round."""
+    return jax.random.fold_in(_stream(seed_key, CHANNEL_STREAM), round_number)
+
+
+def send_key(channel_key: Key[Array, ""], place: int) -> Key[Array, ""]:
+    """The key of the channel at ``place`` in an algorithm's ``send``."""
+    return jax.random.fold_in(jax.random.fold_in(channel_key, 0), place)
+
+
+def combine_key(channel_key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key of an algorithm's ``combine``."""
+    return jax.random.fold_in(channel_key, 1)
+
+
+def client_key(channel_key: Key[Array, ""], client: ArrayLike) -> Key[Array, ""]:
+    """The key of what a client draws for itself."""
+    return jax.random.fold_in(jax.random.fold_in(channel_key, 2), client)

@@ -1,8 +1,11 @@
 """What the federation needs to know of a task, and no more."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
@@ -13,9 +16,13 @@ class Task(Protocol):
     ``train`` and ``test`` are pytrees of arrays that share their leading axis, the examples; a batch is the same
     pytree with B examples.
 
-    Two members are optional. ``frozen``, a pytree of arrays, holds what the model needs and nobody trains: it then is
+    The others are optional. ``frozen``, a pytree of arrays, holds what the model needs and nobody trains: it then is
     the third argument of ``loss`` and ``metrics``. ``summarise(outputs)`` turns what ``metrics`` gave for every test
-    example, {name: array [n, ...]}, into the reported {name: number}; without it they are means.
+    example, {name: array [n, ...]}, into the reported {name: number}; without it they are means. ``name`` is what
+    reports call the task. ``metric`` names the metric that counts, higher being better; without it that is ``loss``,
+    lower being better, if there is one, else the first. ``target`` is the value of it at which methods are compared.
+    ``hold_out(examples, seed=...)`` is the same task with so many random training examples for its test split, for
+    tuning; without it both splits are cut along their leading axis.
     """
 
     @property
@@ -34,6 +41,75 @@ class Task(Protocol):
 
     def metrics(self, params: PyTree, batch: Any) -> Mapping[str, Shaped[Array, "B ..."]]:
         """Named metrics of each example; they are reported as means over ``test`` unless ``summarise`` says how."""
+
+
+class Metric(NamedTuple):
+    """The metric that counts.
+
+    Attributes:
+      name: among those that are reported.
+      higher_is_better: or lower.
+    """
+
+    name: str
+    higher_is_better: bool = True
+
+    @property
+    def sign(self) -> float:
+        """Times a value of it, higher is better."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    @property
+    def worst(self) -> float:
+        """What a run that came to nothing counts as."""
+        return 0.0 if self.higher_is_better else math.inf
+
+
+def metric_of(task: Task, reported: Iterable[str]) -> Metric:
+    """The metric that counts, of those that are ``reported``.
+
+    Raises:
+      ValueError: the task names one that is not reported.
+    """
+    names, name = list(reported), getattr(task, "metric", None)
+    if name is None:
+        return Metric("loss", False) if "loss" in names else Metric(names[0])
+    if name not in names:
+        raise ValueError(f"metric must be one of the task's metrics, {', '.join(names)}; got {name}")
+    return Metric(name)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A task with other splits, all else its own; see :func:`hold_out`."""
+
+    task: Any
+    train: PyTree
+    test: PyTree
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not a split is the task's."""
+        return getattr(self.task, name)
+
+
+def hold_out(task: Any, examples: int, *, seed: int = 0) -> Any:
+    """The same task with ``examples`` random training examples for its test split: for tuning.
+
+    Raises:
+      ValueError: ``examples`` does not leave both splits an example.
+    """
+    if hasattr(task, "hold_out"):
+        return task.hold_out(examples, seed=seed)
+    total = examples_of(task.train)
+    if not 0 < examples < total:
+        raise ValueError(f"examples must be at least 1 and below {total}, got {examples}")
+    held, kept = np.split(np.random.default_rng(seed).permutation(total), [examples])
+    return HeldOut(task, *(jax.tree.map(lambda a, rows=rows: a[rows], task.train) for rows in (kept, held)))
+
+
+def examples_of(data: PyTree) -> int:
+    """How many examples a split has."""
+    return jax.tree.leaves(data)[0].shape[0]
 
 
 def frozen_of(task: Task) -> PyTree | None:

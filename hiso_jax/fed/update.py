@@ -1,19 +1,33 @@
 """The server's update: an aggregate applied to parameters and optimizer state, in a run and in every replay."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Key, PyTree
 
 from hiso_jax.zo import Ascent, apply_updates
+
+
+class ServerState(NamedTuple):
+    """What the server carries from round to round.
+
+    Attributes:
+      params: the parameters.
+      state: its optimizer's state.
+      memory: what its combiner remembers, an empty tree if that is nothing.
+    """
+
+    params: PyTree
+    state: optax.OptState
+    memory: PyTree = ()
 
 
 def server_update(
     tx: optax.GradientTransformationExtraArgs,
     params: PyTree,
     state: optax.OptState,
-    aggregate: Float[Array, "K P"],
+    aggregate: PyTree,
     any_valid: Bool[Array, ""],
     round_key: Key[Array, ""],
     ascent: Ascent | None = None,
@@ -27,7 +41,7 @@ def server_update(
       tx: the optimizer.
       params: the parameters.
       state: the optimizer's state.
-      aggregate: ĝ.
+      aggregate: what ``tx`` takes: ĝ [K, P], or a tree like the parameters.
       any_valid: whether there is anything to apply.
       round_key: the key of the round.
       ascent: a Δ that is at hand, and the scalars that it was made of.

@@ -22,6 +22,7 @@ class Classification:
       test: the same for the test split.
       name: what reports call it.
       target: the accuracy at which methods are compared, or None.
+      metric: the one that counts.
     """
 
     model_init: Callable[[Key[Array, ""]], PyTree]
@@ -30,6 +31,7 @@ class Classification:
     test: Mapping[str, Any]
     name: str = "classification"
     target: float | None = None
+    metric: str = "accuracy"
 
     def __post_init__(self) -> None:
         """Check the splits.

@@ -1,9 +1,26 @@
 """The mathematics of scalar-only zeroth-order optimisation: pure functions of arrays."""
 
-from hiso_jax.zo.accumulate import Ascent, accumulate, add_direction, zero_direction
+from hiso_jax.zo.accumulate import Ascent, accumulate, add_direction, fold_directions, zero_direction
+from hiso_jax.zo.curvature import CurvatureUpdate, hiso, scale_by_hiso
+from hiso_jax.zo.differences import (
+    DIFFERENCES,
+    Difference,
+    Method,
+    as_difference,
+    central,
+    check_estimator,
+    forward,
+    probe,
+    scalars,
+    second,
+    slopes,
+)
 from hiso_jax.zo.directions import (
+    SAMPLERS,
     Directions,
     Sampler,
+    SamplerName,
+    as_directions,
     direction,
     gaussian,
     perturb,
@@ -12,41 +29,64 @@ from hiso_jax.zo.directions import (
     sphere,
     working_dtype,
 )
-from hiso_jax.zo.heads import ScaleByZoState, check_chain, decomfl, hiso, scale_by_hiso, scale_by_zo, zo_state
+from hiso_jax.zo.heads import (
+    LocalStep,
+    ScaleByZoState,
+    check_chain,
+    decomfl,
+    head,
+    scale_by_zo,
+    zo_state,
+    zo_states,
+)
 from hiso_jax.zo.rounding import apply_updates, store
-from hiso_jax.zo.scalars import Method, check_estimator, scalars, scan_perturbations
 from hiso_jax.zo.step import DirectionsMode, check_directions, step
 from hiso_jax.zo.walls import pin
 
 __all__ = [
+    "DIFFERENCES",
+    "SAMPLERS",
     "Ascent",
+    "CurvatureUpdate",
+    "Difference",
     "Directions",
     "DirectionsMode",
+    "LocalStep",
     "Method",
     "Sampler",
+    "SamplerName",
     "ScaleByZoState",
     "accumulate",
     "add_direction",
     "apply_updates",
+    "as_difference",
+    "as_directions",
+    "central",
     "check_chain",
     "check_directions",
     "check_estimator",
     "decomfl",
     "direction",
+    "fold_directions",
+    "forward",
     "gaussian",
+    "head",
     "hiso",
     "perturb",
     "perturbation_key",
     "pin",
+    "probe",
     "rademacher",
     "scalars",
     "scale_by_hiso",
     "scale_by_zo",
-    "scan_perturbations",
+    "second",
+    "slopes",
     "sphere",
     "step",
     "store",
     "working_dtype",
     "zero_direction",
     "zo_state",
+    "zo_states",
 ]

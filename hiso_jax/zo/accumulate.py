@@ -1,26 +1,29 @@
 """Scalars → ascent direction Δ: the one function behind every update and every replay (HiSo, Algorithm 1)."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from hiso_jax.zo.directions import Sampler, direction, perturbation_key, working_dtype
+from hiso_jax.zo.directions import Directions, Sampler, as_directions, working_dtype
 from hiso_jax.zo.walls import pin
+
+Carry = TypeVar("Carry")
 
 
 class Ascent(NamedTuple):
     """A Δ that was made while its directions were at hand, and what it was made of.
 
     Attributes:
-      scalars: ĝ of the one local step, [1, P].
+      scalars: the aggregate of the one local step, ĝ [1, P] or a tree of such arrays.
       delta: (1/P) Σ_p ĝ_p z_p by the arithmetic of :func:`accumulate`, in the structure of the parameters.
     """
 
-    scalars: Float[Array, "1 P"]
+    scalars: PyTree[Float[Array, "1 P"]]
     delta: PyTree[Shaped[Array, "..."]]
 
 
@@ -41,7 +44,28 @@ def add_direction(
     return jax.tree.map(lambda a, u: pin(a + pin(weight.astype(u.dtype) * u)), total, z)
 
 
-@partial(jax.jit, static_argnames="sampler")
+def fold_directions(
+    direction_at: Callable[[Array], PyTree],
+    scalars: PyTree[Shaped[Array, "P ..."]],
+    fold: Callable[[Carry, PyTree, PyTree], Carry],
+    init: Carry,
+) -> Carry:
+    """``fold(carry, z_p, scalars_p)`` over a step's directions, each made again: the loop behind every Δ.
+
+    Args:
+      direction_at: index p → z_p.
+      scalars: one number, or a tree of them, for each direction, [P].
+      fold: its arithmetic must be pinned where a replay has to give the same bits (:func:`hiso_jax.zo.pin`).
+      init: the first carry.
+    """
+
+    def body(carry: Carry, term: tuple[Array, PyTree]) -> tuple[Carry, None]:
+        index, scalar = term
+        return fold(carry, direction_at(index), scalar), None
+
+    return lax.scan(body, init, (jnp.arange(len(jax.tree.leaves(scalars)[0])), scalars))[0]
+
+
 def accumulate(
     round_key: Key[Array, ""],
     scalars: Float[Array, "P"],
@@ -49,7 +73,7 @@ def accumulate(
     *,
     step: int | Array = 0,
     curvature: PyTree[Shaped[Array, "..."]] | None = None,
-    sampler: Sampler | None = None,
+    sampler: Directions | Sampler | str | None = None,
 ) -> PyTree[Shaped[Array, "..."]]:
     """Δ_k = (1/P) Σ_p ĝ_{k,p} z_{k,p}, rebuilt from the round key, one direction at a time.
 
@@ -61,16 +85,28 @@ def accumulate(
       params: the trainable parameters; only their shapes and dtypes are read.
       step: local step k.
       curvature: H_r, in the structure of ``params``; None means H = 1.
-      sampler: the family of raw perturbations; None means gaussian.
+      sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
+        gaussian.
 
     Returns:
       Δ_k in the structure of ``params``, in promote_types(leaf dtype, float32).
     """
+    return _accumulate(round_key, scalars, params, step, curvature, as_directions(sampler))
+
+
+@partial(jax.jit, static_argnames="directions")
+def _accumulate(
+    round_key: Key[Array, ""],
+    scalars: Float[Array, "P"],
+    params: PyTree,
+    step: int | Array,
+    curvature: PyTree | None,
+    directions: Directions,
+) -> PyTree:
     num_perturbations = scalars.shape[0]
-
-    def body(total: PyTree, term: tuple[Array, Array]) -> tuple[PyTree, None]:
-        index, scalar = term
-        z = direction(perturbation_key(round_key, step, index), params, curvature, sampler)
-        return add_direction(total, z, scalar, num_perturbations), None
-
-    return lax.scan(body, zero_direction(params), (jnp.arange(num_perturbations), scalars))[0]
+    return fold_directions(
+        lambda index: directions.at(round_key, step, index, params, curvature),
+        scalars,
+        lambda total, z, scalar: add_direction(total, z, scalar, num_perturbations),
+        zero_direction(params),
+    )

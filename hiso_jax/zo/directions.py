@@ -1,5 +1,7 @@
 """Keys → raw perturbations → search directions z = H^{-1/2} ⊙ u (HiSo, arXiv 2506.02370, Algorithm 1).
 
+The only place that knows which key a direction has.
+
 Everything here is made leaf by leaf: a direction is never needed whole, and a leaf's numbers depend on nothing
 but its key, so that any party, device or layer can make just the part that it holds.
 """
@@ -7,7 +9,7 @@ but its key, so that any party, device or layer can make just the part that it h
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -72,18 +74,23 @@ def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array
     return normal * (math.sqrt(normal.size) / jnp.linalg.norm(normal))
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Directions:
-    """Which directions an optimizer state expects; a pytree without leaves, so it travels inside the state.
+SamplerName = Literal["gaussian", "rademacher", "sphere"]
+SAMPLERS: dict[str, Sampler] = {"gaussian": gaussian, "rademacher": rademacher, "sphere": sphere}
 
-    Attributes:
-      sampler: the family of raw perturbations.
-      shaped: whether the raw perturbations are shaped by a curvature (HiSo) or used as they are (DeComFL).
+
+def as_sampler(sampler: Sampler | str | None) -> Sampler:
+    """A family of raw perturbations, given itself or by name; None means gaussian.
+
+    Raises:
+      ValueError: an unknown name.
     """
-
-    sampler: Sampler
-    shaped: bool
+    if sampler is None:
+        return gaussian
+    if not isinstance(sampler, str):
+        return sampler
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, or a function; got {sampler!r}")
+    return SAMPLERS[sampler]
 
 
 def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
@@ -134,7 +141,7 @@ def direction(
     key: Key[Array, ""],
     params: PyTree[Shaped[Array, "..."]],
     curvature: PyTree[Shaped[Array, "..."]] | None = None,
-    sampler: Sampler | None = None,
+    sampler: Sampler | str | None = None,
 ) -> PyTree[Shaped[Array, "..."]]:
     """One search direction z = H^{-1/2} ⊙ u (HiSo, Algorithm 1), in the structure of ``params``.
 
@@ -148,7 +155,7 @@ def direction(
     Returns:
       z with the shapes of ``params``, in :func:`working_dtype`.
     """
-    family = gaussian if sampler is None else sampler
+    family = as_sampler(sampler)
 
     def draw(leaf_key: Any, shape: Sequence[int], leaf: Array) -> Array:
         dtype = working_dtype(leaf)
@@ -165,6 +172,42 @@ def direction(
         shape_by = jax.tree.leaves(curvature)
         z = [u / pin(jnp.sqrt(h.astype(u.dtype))) for u, h in zip(z, shape_by, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(params), z)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Directions:
+    """Which direction each (round key, local step, index) names: compared by value, and without arrays.
+
+    It travels inside the optimizer's state, so that who measures and who updates cannot disagree.
+
+    Attributes:
+      sampler: the family of raw perturbations.
+      key: the key rule, (round key, step k, index p) → the key of a direction.
+    """
+
+    sampler: Sampler = gaussian
+    key: Callable[[Key[Array, ""], ArrayLike, ArrayLike], Key[Array, ""]] = perturbation_key
+
+    def at(
+        self,
+        round_key: Key[Array, ""],
+        step: ArrayLike,
+        index: ArrayLike,
+        params: PyTree[Shaped[Array, "..."]],
+        curvature: PyTree[Shaped[Array, "..."]] | None = None,
+    ) -> PyTree[Shaped[Array, "..."]]:
+        """The direction itself, see :func:`direction`."""
+        return direction(self.key(round_key, step, index), params, curvature, self.sampler)
+
+
+def as_directions(sampler: "Directions | Sampler | str | None") -> Directions:
+    """Directions fresh in every round of a family, given itself or by name; None means gaussian.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    return sampler if isinstance(sampler, Directions) else Directions(as_sampler(sampler))
 
 
 def perturb(

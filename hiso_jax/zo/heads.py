@@ -1,4 +1,4 @@
-"""optax transformations over scalars: ``scale_by_zo``, ``scale_by_hiso`` and their aliases ``decomfl``, ``hiso``.
+"""optax transformations over scalars: what all heads share, and the plain one, ``scale_by_zo`` and ``decomfl``.
 
 They stand at the head of an ``optax.chain`` and take, where optax takes gradients, the [K, P] array of scalars of
 a round. All that follows in the chain is a deterministic function of seeds, scalars and shared state, so it costs
@@ -6,23 +6,20 @@ no extra byte of communication (HiSo, arXiv 2506.02370, Algorithm 1).
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.zo.accumulate import Ascent, accumulate
-from hiso_jax.zo.directions import Directions, Sampler, gaussian, working_dtype
-from hiso_jax.zo.rounding import CURVATURE_STREAM, store
+from hiso_jax.zo.differences import slopes
+from hiso_jax.zo.directions import Directions, Sampler, as_directions
 from hiso_jax.zo.walls import pin
-
-CurvatureUpdate = Literal["last", "all"]
-CURVATURE_DTYPES = (jnp.float32, jnp.float64, jnp.bfloat16)
 
 
 class ScaleByZoState(NamedTuple):
@@ -39,18 +36,27 @@ class ScaleByZoState(NamedTuple):
     curvature: PyTree[Shaped[Array, "..."]] | None
     directions: Directions
 
+    def direction_at(self, round_key: Key[Array, ""], step: ArrayLike, params: PyTree) -> Callable[[Any], PyTree]:
+        """Index p → z_{k,p} of local step k = ``step``, shaped by the curvature of this state."""
+        return lambda index: self.directions.at(round_key, step, index, params, self.curvature)
 
-def zo_state(state: optax.OptState) -> ScaleByZoState:
-    """The one :class:`ScaleByZoState` inside an optimizer state, through any chain or wrapper.
 
-    Raises:
-      ValueError: there is none, or more than one.
-    """
+def zo_states(state: optax.OptState) -> list[ScaleByZoState]:
+    """Every :class:`ScaleByZoState` inside an optimizer state, through any chain or wrapper."""
 
     def is_zo(node: Any) -> bool:
         return isinstance(node, ScaleByZoState)
 
-    found = [node for node in jax.tree.leaves(state, is_leaf=is_zo) if is_zo(node)]
+    return [node for node in jax.tree.leaves(state, is_leaf=is_zo) if is_zo(node)]
+
+
+def zo_state(state: optax.OptState) -> ScaleByZoState:
+    """The one :class:`ScaleByZoState` inside an optimizer state.
+
+    Raises:
+      ValueError: there is none, or more than one.
+    """
+    found = zo_states(state)
     if len(found) != 1:
         raise ValueError(
             "the optimizer must have exactly one of scale_by_hiso or scale_by_zo, at the head of its chain; "
@@ -67,15 +73,17 @@ class _Reached(Exception):
     """The head of a chain was asked for an update by :func:`check_chain`."""
 
 
-def check_chain(tx: optax.GradientTransformationExtraArgs, params: PyTree, scalars: Float[Array, "K P"]) -> None:
+def check_chain(
+    tx: optax.GradientTransformationExtraArgs, params: PyTree, aggregate: PyTree[Float[Array, "K P"]]
+) -> None:
     """Refuse an optimizer in which something before the head needs what only stands behind it.
 
     What stands before ``scale_by_hiso`` or ``scale_by_zo`` sees the scalars of a round and not the parameters.
 
     Args:
       tx: the optimizer.
-      params: the parameters, like ``scalars`` arrays or their shapes.
-      scalars: of a round, [K, P].
+      params: the parameters, like ``aggregate`` arrays or their shapes.
+      aggregate: of a round, what the head takes.
 
     Raises:
       ValueError: a member before the head keeps something like the parameters, or reads them.
@@ -83,7 +91,7 @@ def check_chain(tx: optax.GradientTransformationExtraArgs, params: PyTree, scala
     # As a tree of its own, so that scalars cannot be broadcast against a single array of parameters.
     tree = [params] if jax.tree_util.treedef_is_leaf(jax.tree.structure(params)) else params
     try:
-        jax.eval_shape(lambda given: tx.update(given, tx.init(_zeros(tree)), None, **{PROBE: True}), scalars)
+        jax.eval_shape(lambda given: tx.update(given, tx.init(_zeros(tree)), None, **{PROBE: True}), aggregate)
     except _Reached:
         return
     except Exception as error:
@@ -127,22 +135,46 @@ def _add(total: PyTree, delta: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: pin(a + b), total, delta)
 
 
-def _scale_by_scalars(
-    initial_curvature: Callable[[PyTree], PyTree | None],
-    advance: Callable[[PyTree, PyTree, Any], PyTree],
-    every_step: bool,
-    sampler: Sampler | None,
+class LocalStep(NamedTuple):
+    """What a round's local step k was made of, for a head whose curvature needs more than Δ_k.
+
+    Attributes:
+      aggregate: of step k, a tree of [P] arrays.
+      key: apart for each step, for rounding.
+      direction_at: index p → z_{k,p}.
+    """
+
+    aggregate: PyTree[Shaped[Array, "P"]]
+    key: Key[Array, ""]
+    direction_at: Callable[[Any], PyTree]
+
+
+def head(
+    *,
+    sampler: Directions | Sampler | str | None = None,
+    curvature: Callable[[PyTree], PyTree | None] = lambda params: None,
+    advance: Callable[[PyTree, PyTree, LocalStep], PyTree] = lambda curvature, delta, step: curvature,
+    every_step: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """What both transformations share: Σ_k Δ_k, all with H_r, and ``advance`` of H by the last or by every Δ_k."""
-    draw = gaussian if sampler is None else sampler
+    """The head of a chain: a round's aggregate → Σ_k Δ_k, every Δ_k made with H_r.
+
+    :func:`scale_by_zo` and :func:`scale_by_hiso` are made of it; so is a head of one's own.
+
+    Args:
+      sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
+        gaussian.
+      curvature: parameters → H_0 in their structure; None for H = 1.
+      advance: (H, Δ_k, step k) → H after it. Its arithmetic must be pinned (:func:`hiso_jax.zo.pin`).
+      every_step: whether H advances by every Δ_k in order, or by the last once.
+    """
+    directions = as_directions(sampler)
 
     def init(params: PyTree) -> ScaleByZoState:
         _check_params(params)
-        curvature = initial_curvature(params)
-        return ScaleByZoState(jnp.zeros([], jnp.int32), curvature, Directions(draw, curvature is not None))
+        return ScaleByZoState(jnp.zeros([], jnp.int32), curvature(params), directions)
 
     def update(
-        updates: Float[Array, "K P"],
+        updates: PyTree[Float[Array, "K P"]],
         state: ScaleByZoState,
         params: PyTree | None = None,
         *,
@@ -152,48 +184,51 @@ def _scale_by_scalars(
     ) -> tuple[PyTree, ScaleByZoState]:
         if PROBE in extra_args:
             raise _Reached
-        _check_update(updates, params, key)
+        scalars = slopes(updates)
+        _check_update(scalars, params, key)
 
         def delta_of(step: int | Array, scalars: Array) -> PyTree:
-            return accumulate(key, scalars, params, step=step, curvature=state.curvature, sampler=draw)
+            return accumulate(key, scalars, params, step=step, curvature=state.curvature, sampler=state.directions)
 
-        def advance_at(curvature: PyTree, delta: PyTree, step: int | Array) -> PyTree:
-            return advance(curvature, delta, jax.random.fold_in(key, step))
+        def advance_at(shape: PyTree, delta: PyTree, step: int | Array, aggregate: PyTree) -> PyTree:
+            own = jax.random.fold_in(key, step)
+            return advance(shape, delta, LocalStep(aggregate, own, state.direction_at(key, step, params)))
 
-        def body(carry: tuple[PyTree, PyTree], term: tuple[Array, Array]) -> tuple[tuple[PyTree, PyTree], None]:
-            total, curvature = carry
-            delta = delta_of(*term)
-            return (_add(total, delta), advance_at(curvature, delta, term[0]) if every_step else curvature), None
+        def body(carry: tuple[PyTree, PyTree], term: tuple[Array, PyTree]) -> tuple[tuple[PyTree, PyTree], None]:
+            (total, shape), (step, aggregate) = carry, term
+            delta = delta_of(step, slopes(aggregate))
+            return (_add(total, delta), advance_at(shape, delta, step, aggregate) if every_step else shape), None
 
-        scalars = jnp.asarray(updates)
-        last_step = scalars.shape[0] - 1
-        curvature = state.curvature
-        if ascent is None or ascent.scalars.shape != scalars.shape:
-            delta = delta_of(last_step, scalars[last_step])
+        aggregate, last_step = jax.tree.map(jnp.asarray, updates), scalars.shape[0] - 1
+        if ascent is None or slopes(ascent.scalars).shape != scalars.shape:
+            delta = delta_of(last_step, slopes(aggregate)[last_step])
         else:
             # A member of the chain before this one may have changed the scalars: their Δ is another then.
             delta = lax.cond(
-                (scalars == ascent.scalars).all(), lambda made: made, lambda made: delta_of(0, scalars[0]), ascent.delta
+                (scalars == slopes(ascent.scalars)).all(),
+                lambda made: made,
+                lambda made: delta_of(0, slopes(aggregate)[0]),
+                ascent.delta,
             )
-        total = delta
+        total, shape = delta, state.curvature
         if last_step:
             zero = jax.tree.map(jnp.zeros_like, delta)
-            steps = (jnp.arange(last_step), scalars[:last_step])
-            (total, curvature), _ = lax.scan(body, (zero, curvature), steps)
+            steps = (jnp.arange(last_step), jax.tree.map(lambda x: x[:last_step], aggregate))
+            (total, shape), _ = lax.scan(body, (zero, shape), steps)
             total = _add(total, delta)
-        curvature = advance_at(curvature, delta, last_step)
-        return total, ScaleByZoState(optax.safe_increment(state.rounds), curvature, state.directions)
+        shape = advance_at(shape, delta, last_step, jax.tree.map(lambda x: x[last_step], aggregate))
+        return total, ScaleByZoState(optax.safe_increment(state.rounds), shape, state.directions)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def scale_by_zo(*, sampler: Sampler | None = None) -> optax.GradientTransformationExtraArgs:
+def scale_by_zo(*, sampler: Directions | Sampler | str | None = None) -> optax.GradientTransformationExtraArgs:
     """Turn a round's scalars into its ascent direction Σ_k Δ_k, with isotropic directions (H = 1).
 
     This is the estimator of MeZO (arXiv 2305.17333) and DeComFL (arXiv 2405.15861).
 
     Args:
-      sampler: the family of raw perturbations; None means gaussian.
+      sampler: as in :func:`head`.
 
     Returns:
       A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars. Where the
@@ -204,118 +239,16 @@ def scale_by_zo(*, sampler: Sampler | None = None) -> optax.GradientTransformati
       TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.
       ValueError: in ``update``, ``params`` or ``key`` missing.
     """
-    return _scale_by_scalars(lambda params: None, lambda curvature, delta, key: curvature, False, sampler)
-
-
-def scale_by_hiso(
-    *,
-    decay: float = 0.95,
-    eps: float = 1e-8,
-    curvature_update: CurvatureUpdate = "last",
-    curvature_dtype: DTypeLike | None = None,
-    sampler: Sampler | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Turn a round's scalars into Σ_k Δ_k, its directions shaped by a learned diagonal curvature H.
-
-    z = H_r^{-1/2} ⊙ u, Δ_k = (1/P) Σ_p ĝ_{k,p} z_{k,p}, and after the round
-    H_{r+1} = γ H_r + (1 − γ)(Δ² + ε), H₀ = 1 (HiSo, arXiv 2506.02370, Algorithm 1).
-
-    Args:
-      decay: γ, the weight kept by H, in [0, 1]; 1 leaves H untouched, which is :func:`scale_by_zo`.
-      eps: ε ≥ 0, added to Δ² to keep H positive.
-      curvature_update: ``"last"`` advances H by Δ_{K−1} once, ``"all"`` by each Δ_k in order.
-      curvature_dtype: in which H is kept; None means promote_types(leaf dtype, float32). bfloat16 halves its memory
-        and is rounded stochastically, so that its small steps are not lost.
-      sampler: the family of raw perturbations; None means gaussian.
-
-    Returns:
-      A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars, and
-      ``ascent`` as in :func:`scale_by_zo`. H is found by ``optax.tree_utils.tree_get(state, "curvature")``.
-
-    Raises:
-      TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.
-      ValueError: ``decay``, ``eps``, ``curvature_update`` or ``curvature_dtype`` out of range; in ``update``,
-        ``params`` or ``key`` missing.
-
-    Example:
-      >>> import hiso_jax, jax, jax.numpy as jnp, optax
-      >>> tx = optax.chain(hiso_jax.scale_by_hiso(decay=0.95), optax.trace(0.9), optax.scale_by_learning_rate(1e-3))
-      >>> params = {"w": jnp.ones((2, 3))}
-      >>> state = tx.init(params)
-      >>> updates, state = tx.update(jnp.ones((1, 5)), state, params, key=jax.random.key(0))
-      >>> optax.tree_utils.tree_get(state, "curvature")["w"].shape
-      (2, 3)
-    """
-    # optax.inject_hyperparams passes arrays here, traced ones too: only plain numbers can be checked.
-    if isinstance(decay, int | float) and not 0 <= decay <= 1:
-        raise ValueError(f"decay must be in [0, 1], got {decay}")
-    if isinstance(eps, int | float) and not 0 <= eps < float("inf"):
-        raise ValueError(f"eps must be a finite number ≥ 0, got {eps}")
-    if curvature_update not in ("last", "all"):
-        raise ValueError(f"curvature_update must be 'last' or 'all', got {curvature_update!r}")
-
-    if curvature_dtype is not None and jnp.dtype(curvature_dtype) not in CURVATURE_DTYPES:
-        raise ValueError(f"curvature_dtype must be float32, float64 or bfloat16, got {jnp.dtype(curvature_dtype)}")
-
-    def advance_leaf(h: Array, delta: Array) -> Array:
-        h = h.astype(delta.dtype)
-        kept = jnp.asarray(decay, h.dtype)
-        square = pin(pin(jnp.square(delta)) + jnp.asarray(eps, h.dtype))
-        moved = pin(pin(kept * h) + pin((1 - kept) * square))
-        # where, not 0 · Δ²: at decay 1 an infinite Δ must leave H as it was.
-        return jnp.where(kept == 1, h, moved)
-
-    def initial(x: Array) -> Array:
-        dtype = working_dtype(jnp.asarray(x)) if curvature_dtype is None else curvature_dtype
-        return jnp.ones(jnp.shape(x), dtype)
-
-    def advance(curvature: PyTree, delta: PyTree, key: Any) -> PyTree:
-        return store(key, CURVATURE_STREAM, jax.tree.map(advance_leaf, curvature, delta), curvature)
-
-    return _scale_by_scalars(
-        lambda params: jax.tree.map(initial, params),
-        advance,
-        curvature_update == "all",
-        sampler,
-    )
-
-
-def hiso(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    decay: float = 0.95,
-    eps: float = 1e-8,
-    curvature_update: CurvatureUpdate = "last",
-    curvature_dtype: DTypeLike | None = None,
-    sampler: Sampler | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """HiSo (arXiv 2506.02370): :func:`scale_by_hiso` followed by plain gradient descent.
-
-    Args:
-      learning_rate: η, a number or an optax schedule over rounds.
-      decay: as in :func:`scale_by_hiso`, like the rest.
-      eps: ε.
-      curvature_update: ``"last"`` or ``"all"``.
-      curvature_dtype: in which H is kept.
-      sampler: the family of raw perturbations.
-
-    Example:
-      >>> import hiso_jax
-      >>> tx = hiso_jax.hiso(learning_rate=1e-3)
-    """
-    head = scale_by_hiso(
-        decay=decay, eps=eps, curvature_update=curvature_update, curvature_dtype=curvature_dtype, sampler=sampler
-    )
-    return optax.chain(head, optax.scale_by_learning_rate(learning_rate))
+    return head(sampler=sampler)
 
 
 def decomfl(
-    learning_rate: optax.ScalarOrSchedule, *, sampler: Sampler | None = None
+    learning_rate: optax.ScalarOrSchedule, *, sampler: Directions | Sampler | str | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """DeComFL (arXiv 2405.15861): :func:`scale_by_zo` followed by plain gradient descent.
 
     Args:
       learning_rate: η, a number or an optax schedule over rounds.
-      sampler: the family of raw perturbations; None means gaussian.
+      sampler: as in :func:`head`.
     """
     return optax.chain(scale_by_zo(sampler=sampler), optax.scale_by_learning_rate(learning_rate))

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import optax
 from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.zo.accumulate import Ascent, add_direction, zero_direction
-from hiso_jax.zo.directions import direction, perturb, perturbation_key
+from hiso_jax.zo.differences import Difference, Method, as_difference, check_estimator, probe, slopes
+from hiso_jax.zo.directions import perturb
 from hiso_jax.zo.heads import check_chain, zo_state
 from hiso_jax.zo.rounding import apply_updates
-from hiso_jax.zo.scalars import Method, check_estimator, scan_perturbations
 
 DirectionsMode = Literal["keep", "regenerate"]
 
@@ -23,7 +24,7 @@ def step(
     *,
     num_perturbations: int = 5,
     mu: float = 1e-3,
-    method: Method = "forward",
+    method: Difference | Method = "forward",
     directions: DirectionsMode = "regenerate",
 ) -> Step:
     """A jit-able training step: ``(params, state, batch, round_key) → (params, state, loss)``.
@@ -35,7 +36,8 @@ def step(
       tx: an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``.
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
-      method: ``"forward"`` (P + 1 evaluations) or ``"central"`` (2·P).
+      method: ``"forward"`` (P + 1 evaluations), ``"central"`` (2·P), or another :class:`~hiso_jax.zo.Difference` that
+        the optimizer's head reads.
       directions: ``"regenerate"`` makes each direction twice, for its scalar and for the update, and needs one copy
         of the parameters; ``"keep"`` makes it once and needs two. The same bits.
 
@@ -55,7 +57,8 @@ def step(
       >>> for i in range(3):
       ...     params, state, loss = train_step(params, state, jnp.zeros(3), jax.random.fold_in(key, i))
     """
-    check_estimator(num_perturbations, mu, method)
+    check_estimator(num_perturbations, mu)
+    difference = as_difference(method)
     check_directions(directions)
     keep = directions == "keep"
     tx = optax.with_extra_args_support(tx)
@@ -65,21 +68,22 @@ def step(
     ) -> tuple[PyTree, optax.OptState, Float[Array, ""]]:
         head = zo_state(state)
 
-        def fold(delta: PyTree, z: PyTree, scalar: Array) -> tuple[PyTree, Array]:
-            return add_direction(delta, z, scalar, num_perturbations) if keep else delta, scalar
+        def fold(delta: PyTree, z: PyTree, numbers: PyTree) -> tuple[PyTree, PyTree]:
+            return add_direction(delta, z, slopes(numbers), num_perturbations) if keep else delta, numbers
 
-        delta, loss, scalars = scan_perturbations(
+        delta, loss, numbers = probe(
             lambda z, scale: loss_fn(params if z is None else perturb(params, z, scale), batch),
-            lambda p: direction(perturbation_key(round_key, 0, p), params, head.curvature, head.directions.sampler),
+            head.direction_at(round_key, 0, params),
+            difference,
             num_perturbations=num_perturbations,
             mu=mu,
-            method=method,
             fold=fold,
             init=zero_direction(params) if keep else None,
         )
-        check_chain(tx, params, scalars[None])
-        ascent = Ascent(scalars[None], delta) if keep else None
-        updates, state = tx.update(scalars[None], state, params, key=round_key, ascent=ascent)
+        aggregate = jax.tree.map(lambda x: x[None], numbers)
+        check_chain(tx, params, aggregate)
+        ascent = Ascent(aggregate, delta) if keep else None
+        updates, state = tx.update(aggregate, state, params, key=round_key, ascent=ascent)
         return apply_updates(params, updates, round_key), state, loss
 
     return run

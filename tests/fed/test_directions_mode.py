@@ -10,6 +10,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed, zo
+from hiso_jax.fed.algorithm import by_number
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task, optimizers
 
 SETTINGS = {"rounds": 6, "cohort": 5, "batch_size": 8, "eval_every": 6}
@@ -40,8 +41,10 @@ def test_both_modes_and_the_replay_are_the_same_to_the_bit(name, perturbations):
 def test_the_mean_of_one_perturbation_is_that_of_many_to_the_bit(clients):
     keys = jax.random.split(jax.random.key(clients))
     scalars, weights = jax.random.normal(keys[0], (clients, 1, 5)), jax.random.uniform(keys[1], (clients,))
-    many = jax.jit(fed.mean)(scalars, weights)
-    one = jnp.concatenate([jax.jit(fed.mean)(scalars[:, :, p : p + 1], weights) for p in range(5)], 1)
+    key = jax.random.key(0)
+    means = jax.jit(lambda s, w, p: by_number(lambda column, key: fed.mean(column, w, key), s, key, p))
+    many = means(scalars, weights, 0)
+    one = jnp.concatenate([means(scalars[:, :, p : p + 1], weights, p) for p in range(5)], 1)
     np.testing.assert_array_equal(many, one)
     np.testing.assert_allclose(many[0], np.average(scalars[:, 0], axis=0, weights=weights), rtol=1e-4, atol=1e-6)
 
@@ -60,10 +63,14 @@ def test_bfloat16_parameters_are_replayed_to_the_bit():
 CLIENTS = 4
 
 
+def in_mode(directions):
+    return fed.ExecutionSettings(directions=directions)
+
+
 def one_round(directions, loss, batches, mask=None, tx=None):
     params = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}
     tx = tx or hiso_jax.hiso(0.05)
-    round_ = fed.make_round(loss, tx, local_steps=1, num_perturbations=3, mu=1e-3, directions=directions)
+    round_ = fed.make_round(loss, tx, local_steps=1, num_perturbations=3, mu=1e-3, execution=in_mode(directions))
     mask = jnp.ones(CLIENTS, bool) if mask is None else jnp.array(mask)
     return jax.jit(round_)(params, tx.init(params), batches, mask, jax.random.key(3))
 
@@ -151,7 +158,7 @@ def test_a_task_may_freeze_parameters_and_say_how_metrics_are_summarised():
     assert result.metrics[-1].metrics["accuracy"] > result.metrics[0].metrics["accuracy"] + 0.1
     population = digits_population()
     config = fed.SimulationConfig(**(SETTINGS | {"rounds": 30, "eval_every": 15}))
-    side_by_side = fed.sweep(task, hiso_jax.hiso, [population], config, learning_rates=[0.01, 0.02])
+    side_by_side = fed.sweep(task, hiso_jax.hiso, [population], config, fed.Grid([0.01, 0.02]))
     assert side_by_side.metrics["examples"].tolist() == [[[[360.0] * 3] * 2]]
     np.testing.assert_allclose(
         side_by_side.metrics["accuracy"][0, 0, 0], [row.metrics["accuracy"] for row in result.metrics], atol=0.02
@@ -161,12 +168,12 @@ def test_a_task_may_freeze_parameters_and_say_how_metrics_are_summarised():
 def test_modes_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="directions must be keep or regenerate, got both"):
         fed.SimulationConfig(directions="both")
-    with pytest.raises(ValueError, match="directions must be regenerate for several local steps, got keep"):
-        fed.SimulationConfig(directions="keep", local_steps=2)
-    settings = {"num_perturbations": 1, "mu": 1e-3, "directions": "keep"}
-    for given in ({"local_steps": 2, "local_learning_rate": 0.1}, {"local_steps": 1, "aggregate": lambda s, w: s[0]}):
-        with pytest.raises(ValueError, match="directions must be regenerate for several local steps or an aggregate"):
-            fed.make_round(quadratic, hiso_jax.hiso(0.1), **settings, **given)
+    sentence = "directions must be regenerate for several local steps, got keep"
+    with pytest.raises(ValueError, match=sentence):
+        run(directions="keep", local_steps=2, local_learning_rate=0.1)
+    settings = {"num_perturbations": 1, "mu": 1e-3, "local_steps": 2, "local_learning_rate": 0.1}
+    with pytest.raises(ValueError, match=sentence):
+        fed.make_round(quadratic, hiso_jax.hiso(0.1), execution=in_mode("keep"), **settings)
     with pytest.raises(ValueError, match="directions must be keep or regenerate, got neither"):
         zo.step(quadratic, hiso_jax.hiso(0.1), directions="neither")
 
@@ -202,7 +209,7 @@ def test_what_stands_before_the_head_is_heeded_in_every_mode(name, width, pertur
     settings = {"local_steps": 1, "num_perturbations": perturbations, "mu": 1e-3}
     given = {"x": batches()["x"] / width}
     kept, made_again, default = (
-        jax.jit(fed.make_round(quadratic, tx, directions=mode, **settings))(params, state, given, mask, key)
+        jax.jit(fed.make_round(quadratic, tx, execution=in_mode(mode), **settings))(params, state, given, mask, key)
         for mode in ("keep", "regenerate", None)
     )
     assert_trees_identical(kept, made_again)

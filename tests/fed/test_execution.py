@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 import hiso_jax
 from hiso_jax import fed, tasks
 from hiso_jax.fed.devices import evaluation_bytes, execution, has_convolution, in_pieces, plan
+from hiso_jax.fed.round import Cohort, Estimator, Given, Keys, server_round
+from hiso_jax.fed.run.dispatch import draw_batches
+from hiso_jax.fed.update import ServerState
 from tests.fed.problems import linear_task
 
 
@@ -72,7 +75,13 @@ def scalars(steps, clients=23, **settings):
     numbers = jax.random.randint(jax.random.key(1), (clients, steps, 4), 0, 1437)
     batches = jax.tree.map(lambda a: jnp.asarray(a)[numbers], dict(task.train))
     run = fed.make_round(
-        task.loss, tx, local_steps=steps, num_perturbations=2, mu=1e-3, local_learning_rate=0.01, **settings
+        task.loss,
+        tx,
+        local_steps=steps,
+        num_perturbations=2,
+        mu=1e-3,
+        local_learning_rate=0.01,
+        execution=fed.ExecutionSettings(**settings),
     )
     mask = jnp.ones(clients, bool)
     return jax.jit(run)(params, tx.init(params), batches, mask, jax.random.key(2))[2]
@@ -99,19 +108,18 @@ def test_ten_thousand_diverged_clients_in_bounded_memory():
         params = task.init(jax.random.key(0))
         population = fed.virtual(task.train["label"], 10**6)
         config = fed.SimulationConfig(cohort=clients, local_steps=3, local_learning_rate=0.01)
-        run = fed.make_round(
+        run = server_round(
             task.loss,
-            tx,
-            local_steps=3,
-            num_perturbations=2,
-            mu=1e-3,
-            local_learning_rate=0.01,
-            client_chunk=256,
-            draw=fed.dispatch.draw_batches(config),
+            fed.Algorithm(tx),
+            Estimator(fed.probes(), 3, 2, 1e-3, 0.01),
+            fed.ExecutionSettings(client_chunk=256),
+            draw_batches(config),
         )
-        data = jax.tree.map(jnp.asarray, dict(task.train)), (population, jax.random.key(1))
-        arguments = params, tx.init(params), jnp.arange(clients), jnp.ones(clients), jax.random.key(2), data
-        return jax.jit(run).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+        given = Given(jax.tree.map(jnp.asarray, dict(task.train)), (population, jax.random.key(1)))
+        cohort = Cohort(jnp.arange(clients), jnp.ones(clients), jnp.arange(clients))
+        keys = Keys(jax.random.key(2), jax.random.key(3), jnp.int32(0))
+        lowered = jax.jit(run).lower(ServerState(params, tx.init(params)), cohort, keys, given)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
 
     grown = allocated(10_000) - allocated(1000)
     # Per client 3·2 scalars, twice, and small change. Its parameters would take 2·2,600 bytes, its examples 24,576.

@@ -14,6 +14,7 @@ import pytest
 import hiso_jax
 from hiso_jax import fed
 from hiso_jax.fed.ledger import LEDGER, delta_of, frames, keeper, load_delta, lock, save_delta
+from hiso_jax.fed.run import restore
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 ROUNDS = 20
@@ -357,13 +358,13 @@ def test_how_a_run_is_computed_may_change(tmp_path):
 
 
 def test_rounds_before_the_newest_snapshot_are_not_replayed(tmp_path, monkeypatch):
-    storage, replayed, original = stopped(tmp_path / "run"), [], keeper.replay
+    storage, replayed, original = stopped(tmp_path / "run"), [], restore.replay
 
     def replay(params, tx, updates, **options):
         replayed.extend(updates.round.tolist())
         return original(params, tx, updates, **options)
 
-    monkeypatch.setattr(keeper, "replay", replay)
+    monkeypatch.setattr(restore, "replay", replay)
     same(simulation(storage).run(), finished()[0])
     assert replayed == [8, 9, 10, 11, 12]
 

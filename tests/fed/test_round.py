@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import hiso_jax
-from hiso_jax import zo
+from hiso_jax import fed, zo
 
 KEY = jax.random.key(11)
 CLIENTS, BATCH = 4, 6
@@ -105,9 +105,9 @@ def test_a_round_without_a_valid_client_changes_nothing():
 
 
 def test_ways_of_running_diverged_clients_agree(x64):
-    _, _, (_, _, one_by_one) = one_round(2, client_chunk=1)
+    _, _, (_, _, one_by_one) = one_round(2, execution=fed.ExecutionSettings(client_chunk=1))
     # In pieces of three and one, filled up to two of two.
-    _, _, (_, _, record) = one_round(2, client_chunk=3)
+    _, _, (_, _, record) = one_round(2, execution=fed.ExecutionSettings(client_chunk=3))
     np.testing.assert_allclose(record.scalars, one_by_one.scalars, rtol=1e-7)
 
 

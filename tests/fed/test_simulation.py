@@ -10,6 +10,7 @@ import pytest
 import hiso_jax
 from hiso_jax import fed
 from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run import simulation as simulations
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
 
 SETTINGS = {"rounds": 30, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 10}
@@ -153,11 +154,8 @@ def test_settings_that_cannot_be_are_refused(settings, sentence):
 
 def test_processes_of_unequal_memory_are_planned_alike(monkeypatch):
     """What process 0 can spare decides for all: otherwise their programs would differ."""
-    budgets = []
-    monkeypatch.setattr(fed.simulation, "agree", lambda mesh, *numbers: (7,))
-    monkeypatch.setattr(fed.simulation, "make_round", lambda *_, memory_budget, **__: budgets.append(memory_budget))
-    simulation()
-    simulation(memory_budget=123)
+    monkeypatch.setattr(simulations, "agree", lambda mesh, *numbers: (7,))
+    budgets = [each._setup.settings.memory_budget for each in (simulation(), simulation(memory_budget=123))]
     assert budgets == [7 * 2**20, 123]
 
 

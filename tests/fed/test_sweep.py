@@ -22,7 +22,7 @@ def populations(task):
 def run(task, budget, **settings):
     config = dataclasses.replace(CONFIG, memory_budget=budget)
     grid = {"learning_rates": RATES, "seeds": SEEDS, "mus": MUS}
-    return fed.sweep(task, hiso_jax.hiso, populations(task), config, **grid, **settings)
+    return fed.sweep(task, hiso_jax.hiso, populations(task), config, fed.Grid(**grid), **settings)
 
 
 def test_every_setting_is_the_run_it_stands_for(x64):
@@ -35,6 +35,7 @@ def test_every_setting_is_the_run_it_stands_for(x64):
     assert (side_by_side.diverged_at[:, :, 2] >= 0).all()
     assert (side_by_side.diverged_at[:, :, :2] == monitor.NEVER).all()
     assert (side_by_side.final()[:, :, 2] == 0).all()
+    assert side_by_side.metric == fed.Metric("accuracy")
 
     in_turn = run(task, 1)
     np.testing.assert_array_equal(in_turn.diverged_at, side_by_side.diverged_at)
@@ -62,6 +63,7 @@ def made_up(accuracy, diverged=None, rates=(0.1, 0.2, 0.3)):
         mus=(1e-3,),
         learning_rates=rates,
         rounds=np.arange(accuracy.shape[-1]) * 10,
+        metric=fed.Metric("accuracy"),
         metrics={"accuracy": accuracy},
         diverged_at=np.full(accuracy.shape[:3], -1) if diverged is None else np.array(diverged)[:, None],
         interrupted=False,
@@ -103,7 +105,10 @@ def test_without_a_target_the_highest_end_is_best():
 )
 def test_grids_that_cannot_be_are_refused(settings, sentence):
     task = linear_task()
+
+    def run():
+        grid = fed.Grid(**({"learning_rates": (0.1,), "seeds": SEEDS} | settings))
+        return fed.sweep(task, hiso_jax.hiso, populations(task), CONFIG, grid)
+
     with pytest.raises(ValueError, match=sentence):
-        fed.sweep(
-            task, hiso_jax.hiso, populations(task), CONFIG, **({"learning_rates": (0.1,), "seeds": SEEDS} | settings)
-        )
+        run()

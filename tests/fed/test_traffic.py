@@ -5,7 +5,7 @@ import numpy as np
 
 from hiso_jax import fed
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
-from hiso_jax.fed.run.traffic import NEVER_CAME, download_bytes
+from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, download_bytes
 
 
 def count(traffic, synced_to, number, cohort, attendance=None):
@@ -16,12 +16,16 @@ def count(traffic, synced_to, number, cohort, attendance=None):
     synced_to[cohort[attendance != ABSENT]] = number
 
 
+def of_scalars(scalars, checkpoint):
+    return fed.Traffic(Costs(4 * scalars, 4 * scalars, checkpoint, scalars + 1))
+
+
 def newcomers(clients):
     return np.full(clients, NEVER_CAME, np.int32)
 
 
 def test_bytes_of_a_small_run():
-    traffic, synced_to = fed.Traffic(scalars=6, checkpoint_bytes=10**9), newcomers(5)
+    traffic, synced_to = of_scalars(6, 10**9), newcomers(5)
     count(traffic, synced_to, 0, [0, 1])
     # Two newcomers who have missed nothing: header and seed each.
     assert (traffic.bytes_down, traffic.bytes_up) == (2 * 16, 2 * (8 + 24))
@@ -39,7 +43,7 @@ def test_bytes_of_a_small_run():
 
 
 def test_who_does_not_report_falls_behind_and_pays_for_it():
-    traffic, synced_to = fed.Traffic(scalars=5, checkpoint_bytes=10**9), newcomers(4)
+    traffic, synced_to = of_scalars(5, 10**9), newcomers(4)
     count(traffic, synced_to, 0, [0, 1, 2, 3], [REPORTED, ABSENT, DROPPED, LATE])
     # The absent get nothing; who drops out has downloaded; who is late has also sent.
     assert (traffic.bytes_down, traffic.bytes_up) == (3 * 16, 2 * 28)
@@ -52,20 +56,20 @@ def test_who_does_not_report_falls_behind_and_pays_for_it():
 
 
 def test_catch_up_costs_at_most_a_checkpoint():
-    traffic = fed.Traffic(scalars=5, checkpoint_bytes=100)
+    traffic = of_scalars(5, 100)
     count(traffic, newcomers(2), 1000, [1])
     assert traffic.bytes_down == 8 + 8 + 100
 
 
 def test_many_missed_rounds_of_many_scalars_do_not_overflow():
-    synced_to = np.array([[NEVER_CAME]], np.int32)
-    assert download_bytes(np.array([[10**6]], np.int32), synced_to, 10**4, 10**12) == 16 + 4 * 10**10
-    on_device = download_bytes(jnp.int32(10**6), jnp.asarray(synced_to), 10**4, 10**12, jnp)
+    synced_to, costs = np.array([[NEVER_CAME]], np.int32), Costs(4 * 10**4, 4 * 10**4, 10**12, 0)
+    assert download_bytes(np.array([[10**6]], np.int32), synced_to, costs) == 16 + 4 * 10**10
+    on_device = download_bytes(jnp.int32(10**6), jnp.asarray(synced_to), costs, jnp)
     np.testing.assert_allclose(on_device, 16 + 4 * 10**10, rtol=1e-6)
 
 
 def test_the_papers_convention_gives_the_papers_figure():
-    traffic, synced_to = fed.Traffic(scalars=5, checkpoint_bytes=10**6), newcomers(2)
+    traffic, synced_to = of_scalars(5, 10**6), newcomers(2)
     for number in range(1500):
         count(traffic, synced_to, number, [number % 2])
     # 58.59 KB (of 1024 bytes) after 1,500 rounds at P = 5 (HiSo, arXiv 2506.02370).

@@ -8,7 +8,7 @@ import hiso_jax
 from hiso_jax import fed
 from hiso_jax.fed.ledger import catch_up, catch_up_message
 from hiso_jax.fed.population import ABSENT
-from hiso_jax.fed.run.traffic import download_bytes, stood_at
+from hiso_jax.fed.run.traffic import Costs, download_bytes, stood_at
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task, optimizers
 
 ROUNDS = 24
@@ -51,7 +51,7 @@ def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
             before = clients.get(int(client))
             assert (before is None) == (synced == -1)
             message = catch_up_message(updates, None if before is None else int(synced), number, server[number])
-            assert len(message) == download_bytes(number, np.int32(synced), 2 * 2, size)
+            assert len(message) == download_bytes(number, np.int32(synced), Costs(16, 16, size, 0))
             total += len(message)
             params, state, key = before or (*server[0], None)
             clients[int(client)] = catch_up(message, params, state, tx, shape=(2, 2), seed_key=key)

@@ -11,6 +11,7 @@ import pytest
 import hiso_jax
 from hiso_jax import fed, tasks
 from hiso_jax.fed.devices import check_mesh
+from hiso_jax.fed.run import programs
 from tests.mesh.hlo import collectives
 
 ROUNDS, COHORT, STEPS, PERTURBATIONS, WIDTH = 3, 6, 2, 5, 16_384
@@ -44,9 +45,10 @@ def compiled(mesh):
     simulation = fed.Simulation(task, hiso_jax.hiso(0.01), population, config, mesh=mesh)
     initial = task.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(initial)) >= 10**6
-    started = simulation._placement.start(initial, simulation.tx, 20)
-    dispatch, _ = simulation._compile(simulation._trace(*started))
-    return dispatch.as_text()
+    setup = simulation._setup
+    carry, shardings = programs.first_state(setup, initial)
+    costs = programs.costs_of(setup.algorithm, setup.estimator, carry.server, COHORT)
+    return programs.trace(setup, costs, carry, shardings).compile(setup)[0].as_text()
 
 
 @pytest.mark.parametrize("mesh", ["8", "2x4"], indirect=True)

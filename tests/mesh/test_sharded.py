@@ -32,8 +32,8 @@ def unsharded():
 
 def test_a_sharded_run(mesh, monkeypatch):
     on_devices = []
-    gather = fed.devices.placement.gather
-    monkeypatch.setattr(fed.devices.placement, "gather", lambda tree: on_devices.append(tree) or gather(tree))
+    gather = fed.devices.placement.to_host
+    monkeypatch.setattr(fed.devices.placement, "to_host", lambda tree: on_devices.append(tree) or gather(tree))
     result, alone = run(mesh), unsharded()
 
     # From the same state, and so in the first round, the clients measure the same, up to rounding.

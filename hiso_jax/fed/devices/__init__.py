@@ -2,6 +2,7 @@
 
 from hiso_jax.fed.devices.execution import (
     Execution,
+    ExecutionSettings,
     evaluation_bytes,
     filled,
     has_convolution,
@@ -13,9 +14,8 @@ from hiso_jax.fed.devices.execution import (
 from hiso_jax.fed.devices.mesh import (
     CLIENTS,
     MODEL,
-    Gather,
+    Part,
     check_mesh,
-    gather,
     make_mesh,
     over_clients,
     param_shardings,
@@ -23,6 +23,7 @@ from hiso_jax.fed.devices.mesh import (
     repeated,
     replicated,
     state_shardings,
+    to_host,
 )
 from hiso_jax.fed.devices.placement import Placement, owned
 from hiso_jax.fed.devices.processes import agree, all_processes, together
@@ -32,7 +33,8 @@ __all__ = [
     "CLIENTS",
     "MODEL",
     "Execution",
-    "Gather",
+    "ExecutionSettings",
+    "Part",
     "Placement",
     "agree",
     "all_processes",
@@ -40,7 +42,6 @@ __all__ = [
     "evaluation_bytes",
     "filled",
     "from_words",
-    "gather",
     "has_convolution",
     "in_pieces",
     "is_key",
@@ -55,6 +56,7 @@ __all__ = [
     "repeated",
     "replicated",
     "state_shardings",
+    "to_host",
     "together",
     "words_of",
 ]

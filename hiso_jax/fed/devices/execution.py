@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from hiso_jax.zo import working_dtype
+from hiso_jax.zo import DirectionsMode, working_dtype
 
 # On CPU: examples in one flat batch, and diverged clients of a model without convolutions in one vmap.
 CPU_FLAT_EXAMPLES = 512
@@ -41,6 +42,26 @@ class Execution(NamedTuple):
     flat: int
     stream: int
     together: int
+
+
+class ExecutionSettings(NamedTuple):
+    """How a round is to be computed, which changes none of its numbers beyond rounding.
+
+    Attributes:
+      client_chunk: how many diverged clients (K > 1) to evaluate together: 1 maps over them, more are vmapped and bound
+        the clients in memory, too. None chooses by backend, model and memory.
+      memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
+      directions: ``"keep"`` makes each direction once, for all clients and the update; ``"regenerate"`` makes it again
+        for the update and needs one copy of the trained parameters beside them. Kept directions need two copies, or,
+        where an aggregate can only be made of whole messages, P + 1. The same bits. None keeps them if K = 1, they are
+        many and memory permits.
+      mesh: devices to split the cohort over; see :func:`hiso_jax.fed.make_mesh`.
+    """
+
+    client_chunk: int | None = None
+    memory_budget: int | None = None
+    directions: DirectionsMode | None = None
+    mesh: Mesh | None = None
 
 
 def filled(tree: PyTree, rows: int) -> PyTree:
@@ -113,15 +134,16 @@ def memory_budget() -> int:
     return int(HOST_SHARE * host / jax.local_device_count())
 
 
-def keeps_directions(params: PyTree, budget: int | None) -> bool:
-    """Whether to keep directions for the update: they are dear to make and two more copies of them fit.
+def keeps_directions(params: PyTree, budget: int | None, copies: int) -> bool:
+    """Whether to keep directions for the update: they are dear to make and their copies fit.
 
     Args:
       params: the trained parameters; only shapes are read.
       budget: bytes that the cohort may take; None means :func:`memory_budget`.
+      copies: of the parameters, in float32, that keeping takes.
     """
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return count >= MANY_PARAMETERS and 2 * 4 * count <= (memory_budget() if budget is None else budget)
+    return count >= MANY_PARAMETERS and copies * 4 * count <= (memory_budget() if budget is None else budget)
 
 
 def plan(

@@ -8,7 +8,7 @@ norm, say) sums in another order, and may part from a single device in the last 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
 from hiso_jax.fed.devices.execution import filled
 from hiso_jax.fed.devices.words import from_words, words_of
@@ -95,33 +95,45 @@ def repeated(function: Callable[..., PyTree], mesh: Mesh | None) -> Callable[...
     return run
 
 
-Gather = Callable[[PyTree], PyTree]
+class Part(NamedTuple):
+    """A device's part of the cohort, and how parts come together.
 
-
-def over_clients(
-    function: Callable[[PyTree, PyTree, Gather], PyTree], mesh: Mesh | None
-) -> Callable[[PyTree, PyTree], PyTree]:
-    """``function(shared, rows [C, ...], gather) → outputs``, each device taking its part of the rows.
-
-    ``gather`` joins all devices' outputs for their own rows, [c, ...] → [C, ...]: every device needs every client's
-    scalars, since an aggregate may be a median. A number of rows that the devices do not divide is filled with
-    copies of the last, whose outputs are dropped.
+    Attributes:
+      places: of its rows in the cohort, [c]; C or more for rows that only fill the part up.
+      join: its rows' outputs [c, ...] → all rows' [C, ...].
+      total: a tree → its sum over the devices.
     """
+
+    places: Int[Array, "c"]
+    join: Callable[[PyTree], PyTree]
+    total: Callable[[PyTree], PyTree]
+
+
+def over_clients(function: Callable[[PyTree, Part], PyTree], mesh: Mesh | None) -> Callable[[PyTree], PyTree]:
+    """``function(rows [C, ...], part) → outputs``, each device taking its part of the rows.
+
+    ``part.join`` joins all devices' outputs for their own rows: every device needs every client's scalars, since an
+    aggregate may be a median. A number of rows that the devices do not divide is filled with copies of the last,
+    whose outputs are dropped; a ``part.total`` must leave them out by their places.
+    """
+
+    def count(rows: PyTree) -> int:
+        return jax.tree.leaves(rows)[0].shape[0]
+
     if mesh is None:
-        return lambda shared, rows: function(shared, rows, lambda outputs: outputs)
+        return lambda rows: function(rows, Part(jnp.arange(count(rows)), lambda outputs: outputs, lambda sums: sums))
     shards = mesh.shape[CLIENTS]
 
-    def split(shared: PyTree, rows: PyTree) -> PyTree:
-        count = jax.tree.leaves(rows)[0].shape[0]
-        each = -(-count // shards)
+    def split(rows: PyTree) -> PyTree:
+        each = -(-count(rows) // shards)
         begin = lax.axis_index(CLIENTS) * each
 
-        def gather(outputs: PyTree) -> PyTree:
-            return jax.tree.map(lambda a: lax.all_gather(a, CLIENTS, tiled=True)[:count], outputs)
+        def join(outputs: PyTree) -> PyTree:
+            return jax.tree.map(lambda a: lax.all_gather(a, CLIENTS, tiled=True)[: count(rows)], outputs)
 
         whole = filled(rows, each * shards)
         own = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, begin, each), whole)
-        return function(shared, own, gather)
+        return function(own, Part(begin + jnp.arange(each), join, lambda sums: lax.psum(sums, CLIENTS)))
 
     return split
 
@@ -175,7 +187,7 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(place, tree, shardings)
 
 
-def gather(tree: PyTree) -> PyTree:
+def to_host(tree: PyTree) -> PyTree:
     """Every leaf whole in this process's memory, one after the other: all together may not fit a device."""
 
     def whole(x: Any) -> Any:

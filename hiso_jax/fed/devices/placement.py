@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from hiso_jax.fed.devices.mesh import gather, param_shardings, put, replicated
+from hiso_jax.fed.devices.mesh import param_shardings, put, replicated, to_host
 from hiso_jax.fed.devices.words import from_words, words_of
 
 
@@ -49,4 +49,4 @@ class Placement:
 
     def whole(self, tree: PyTree) -> PyTree:
         """``tree``, in this process's memory if there is a mesh."""
-        return tree if self.mesh is None else gather(tree)
+        return tree if self.mesh is None else to_host(tree)

@@ -3,11 +3,10 @@
 from hiso_jax.fed.ledger.delta import Delta, delta_of, load_delta, save_delta
 from hiso_jax.fed.ledger.files import sync_directory, write_whole
 from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint
-from hiso_jax.fed.ledger.frames import FrameWriter
 from hiso_jax.fed.ledger.header import EXECUTION, header_of
-from hiso_jax.fed.ledger.keeper import Keeper
-from hiso_jax.fed.ledger.ledger import LEDGER, Ledger, LedgerFile, load
-from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates, as_rows
+from hiso_jax.fed.ledger.keeper import Keeper, keeper_of
+from hiso_jax.fed.ledger.ledger import LEDGER, FileLedger, Ledger, LedgerFile, load
+from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates
 from hiso_jax.fed.ledger.replay import replay
 from hiso_jax.fed.ledger.storage import Storage, differences, lock, release
 from hiso_jax.fed.ledger.wire import HEADER_BYTES, SCALAR_BYTES, SEED_BYTES, catch_up, catch_up_message
@@ -20,7 +19,7 @@ __all__ = [
     "SEED_BYTES",
     "Delta",
     "Evaluation",
-    "FrameWriter",
+    "FileLedger",
     "Keeper",
     "Ledger",
     "LedgerFile",
@@ -28,7 +27,6 @@ __all__ = [
     "RoundRecord",
     "Storage",
     "Updates",
-    "as_rows",
     "base_fingerprints",
     "catch_up",
     "catch_up_message",
@@ -36,6 +34,7 @@ __all__ = [
     "differences",
     "fingerprint",
     "header_of",
+    "keeper_of",
     "load",
     "load_delta",
     "lock",

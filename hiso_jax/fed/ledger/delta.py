@@ -11,7 +11,7 @@ import numpy as np
 
 from hiso_jax.fed.ledger.files import write_whole
 from hiso_jax.fed.ledger.ledger import LedgerFile, json_bytes, seed_key_of
-from hiso_jax.fed.ledger.records import Updates
+from hiso_jax.fed.ledger.records import Updates, named, unnamed
 
 FORMAT = 1
 KEY = "hiso_jax"
@@ -58,7 +58,8 @@ def save_delta(delta: Delta, path: Path) -> int:
     from safetensors.numpy import save
 
     updates = delta.updates
-    tensors = {"aggregate": np.ascontiguousarray(updates.aggregate), "applied": np.packbits(updates.applied)}
+    aggregate = {name: np.ascontiguousarray(array) for name, array in named("aggregate", updates.aggregate).items()}
+    tensors = {**aggregate, "applied": np.packbits(updates.applied)}
     header = {"format": FORMAT, **delta.header, "sha256": {name: _digest(array) for name, array in tensors.items()}}
     text = json_bytes(header).decode()
     content = save(tensors, metadata={KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
@@ -98,7 +99,7 @@ def load_delta(path: Path) -> Delta:
             raise ValueError(f"{path} is refused: its tensor {name} was altered")
     rounds = header["rounds"]
     applied = np.unpackbits(tensors["applied"], count=rounds).astype(bool)
-    updates = Updates(seed_key_of(header), np.arange(rounds, dtype=np.int32), tensors["aggregate"], applied)
+    updates = Updates(seed_key_of(header), np.arange(rounds, dtype=np.int32), unnamed("aggregate", tensors), applied)
     return Delta({name: value for name, value in header.items() if name not in ("format", "sha256")}, updates)
 
 

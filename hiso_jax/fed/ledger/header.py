@@ -10,7 +10,7 @@ from jaxtyping import Array, Key, PyTree
 from hiso_jax.fed.ledger.fingerprint import contents
 from hiso_jax.fed.ledger.frames import VERSION
 from hiso_jax.fed.ledger.ledger import as_columns
-from hiso_jax.fed.ledger.records import RoundRecord, layout
+from hiso_jax.fed.ledger.records import Records, layout
 from hiso_jax.fed.ledger.storage import environment
 
 # How a run is computed, which changes none of its numbers.
@@ -25,7 +25,7 @@ def header_of(
     *,
     base: Mapping[str, str | None],
     data: str,
-    record: RoundRecord,
+    records: Records,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The header of a run's ledger.
@@ -36,12 +36,12 @@ def header_of(
       params, state: its parameters and optimizer state, or their shapes.
       base: the fingerprints of what it begins with.
       data: the fingerprint of its training data, their partition and who shows up.
-      record: the shapes of a dispatch's rounds.
+      records: the shapes of some of its rounds.
       about: what its owner says of it.
     """
     return {
         "format": VERSION,
-        "columns": as_columns(layout(record)),
+        "columns": as_columns(layout(records)),
         "seed": np.asarray(jax.random.key_data(seed_key)).tolist(),
         "prng_impl": str(jax.random.key_impl(seed_key)),
         "config": dict(config),

@@ -5,18 +5,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import optax
 from filelock import FileLock
 from jaxtyping import PyTree
 
 from hiso_jax.fed.devices import Placement, agree, all_processes
 from hiso_jax.fed.ledger import ledger as ledgers
 from hiso_jax.fed.ledger.files import sync_directory
-from hiso_jax.fed.ledger.fingerprint import fingerprint
-from hiso_jax.fed.ledger.frames import FrameWriter
 from hiso_jax.fed.ledger.header import EXECUTION
-from hiso_jax.fed.ledger.ledger import LEDGER, Ledger, LedgerFile, json_bytes
-from hiso_jax.fed.ledger.replay import replay
+from hiso_jax.fed.ledger.ledger import LEDGER, FileLedger, Ledger, LedgerFile, json_bytes
 from hiso_jax.fed.ledger.snapshots import KEPT, SNAPSHOTS, Snapshots
 from hiso_jax.fed.ledger.storage import Storage, differences, lock
 
@@ -43,25 +39,61 @@ def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Keeper:
-    """What keeps a run while it goes: in memory alone, or in its directory, too."""
+    """What keeps a run while it goes, in memory alone.
 
-    def __init__(self, storage: Storage | None, seed_key: Any, *, primary: bool = True) -> None:
-        """Take the directory, if there is one, and read what is there.
+    Attributes:
+      ledger: its rounds.
+      found: the ledger of a run that goes on; None if it begins.
+      differs: in what this environment differs from one in which the run's rounds were made.
+    """
 
-        Of several processes only the ``primary`` one writes.
+    ledger: Ledger
+    found: LedgerFile | None = None
+    rounds = -1
+    differs: tuple[str, ...] = ()
+
+    def __init__(self, seed_key: Any) -> None:
+        """Begin an empty ledger."""
+        self.ledger = Ledger(seed_key)
+
+    def begin(self, header: Mapping[str, Any], rounds: int, *, replayable: bool) -> None:
+        """Take note of what the run is, see :meth:`FileKeeper.begin`."""
+
+    def snapshots(self, placement: Placement) -> list[int]:
+        """After how many rounds there are snapshots, the newest first."""
+        return []
+
+    def restore(self, rounds: int, like: PyTree) -> PyTree | None:
+        """The tree at a snapshot, in host memory; None if it does not verify in every process."""
+        return None
+
+    def wants_snapshot(self, rounds: int, seconds: float, *, evaluated: bool) -> bool:
+        """Whether it is time for a snapshot after ``rounds`` rounds, which took ``seconds``."""
+        return False
+
+    def snapshot(self, rounds: int, seconds: float, tree: PyTree) -> None:
+        """Take a snapshot of ``tree``, which is in host memory."""
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+class FileKeeper(Keeper):
+    """What keeps a run while it goes, in its directory; of several processes only the primary one writes."""
+
+    def __init__(self, storage: Storage, seed_key: Any, *, primary: bool = True) -> None:
+        """Take the directory and read what is there.
 
         Raises:
           ValueError: another process writes there, there is a run that is not to be continued, or its ledger is
             altered or shorter than its newest snapshot.
         """
+        super().__init__(seed_key)
         self.storage, self.primary = storage, primary
-        self.found: LedgerFile | None = None
-        self.ledger = Ledger(seed_key)
-        self._seed_key, self._last, self._last_seconds = seed_key, 0, 0.0
-        self._differs: list[str] = []
+        self._last, self._last_seconds, self._replayable = 0, 0.0, True
         self._lock: FileLock | None = None
         self._snapshots: Snapshots | None = None
-        if storage is None or not (primary or storage.resume):
+        if not (primary or storage.resume):
             return
         if primary:
             if not storage.directory.exists():
@@ -74,25 +106,11 @@ class Keeper:
                 if not storage.resume:
                     raise ValueError(f"{storage.directory} has a ledger already; resume it, or name another directory")
                 self.found = ledgers.load(path, unfinished=True)
+                self.rounds = len(self.found.rows)
                 self._check_snapshots(self.found)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds were found; -1 if there was no ledger."""
-        return -1 if self.found is None else len(self.found.rows)
-
-    @property
-    def timed(self) -> int:
-        """How many of them were timed: those before the last evaluation."""
-        return self.found.evaluations[-1].round if self.found and self.found.evaluations else 0
-
-    @property
-    def seconds(self) -> float:
-        """How long those took."""
-        return self.found.evaluations[-1].seconds if self.found and self.found.evaluations else 0.0
 
     def _check_snapshots(self, found: LedgerFile) -> None:
         if not (found.path.parent / SNAPSHOTS).is_dir():
@@ -111,30 +129,29 @@ class Keeper:
                 raise ValueError(f"{found.path} is refused: its snapshot after {rounds} rounds is of another run")
 
     def _open_snapshots(self) -> Snapshots:
-        assert self.storage is not None
         if self._snapshots is None:
             self._snapshots = Snapshots(self.storage.directory, read_only=not self.primary)
         return self._snapshots
 
-    def begin(self, header: Mapping[str, Any], rounds: int) -> None:
+    def begin(self, header: Mapping[str, Any], rounds: int, *, replayable: bool) -> None:
         """Create the ledger, or check that the run found is the one of ``header`` and continue its ledger.
 
         Args:
           header: what the ledger is to say of the run.
           rounds: :attr:`rounds` of the first process.
+          replayable: whether the rounds can be made again from the ledger. If not, they are cut back to the newest
+            snapshot, and one is taken at every evaluation.
 
         Raises:
           ValueError: it is not, naming what differs; or the first process found another ledger.
           OSError: the ledger cannot be written.
         """
-        assert self.storage is not None
-        directory = self.storage.directory
+        directory, self._replayable = self.storage.directory, replayable
         if rounds >= 0 and rounds != self.rounds:
             raise ValueError(f"{directory} must be a folder that every process sees: the first finds {rounds} rounds")
         if self.found is None:
             if self.primary:
-                file = ledgers.create(directory / LEDGER, header)
-                self.ledger = Ledger(self._seed_key, file, FrameWriter(file.path, file.size))
+                self.ledger = FileLedger(ledgers.create(directory / LEDGER, header))
             return
         now = _comparable(json.loads(json_bytes(header)))
         before = _comparable(self.found.header)
@@ -142,10 +159,12 @@ class Keeper:
             if before[name] != now[name]:
                 raise ValueError(f"{directory} cannot be continued so: {meaning} differ from the run's")
         environments = self.found.all_environments
-        self._differs = next((differs for each in environments if (differs := differences(each))), [])
-        self._last_seconds = self.seconds
+        self.differs = next((tuple(differs) for each in environments if (differs := differences(each))), ())
+        if not replayable:
+            self._cut_back()
+        self._last_seconds = self.found.evaluations[-1].seconds if self.found.evaluations else 0.0
         if self.found.seal is not None or not self.primary:
-            self.ledger = Ledger(self._seed_key, self.found)
+            self.ledger = FileLedger(self.found, read_only=True)
             return
         if self.found.torn:
             logger.warning(
@@ -154,61 +173,49 @@ class Keeper:
                 self.found.torn,
                 self.rounds,
             )
-        self.ledger = Ledger(self._seed_key, self.found, FrameWriter(self.found.path, self.found.size))
+        ledger = FileLedger(self.found)
+        self.ledger = ledger
         if differences(environments[-1]):
-            self.ledger.continued(header["environment"])
+            ledger.continued(header["environment"])
 
-    def restore(
-        self,
-        beginning: tuple[PyTree, optax.OptState],
-        tx: optax.GradientTransformationExtraArgs,
-        placement: Placement,
-    ) -> tuple[PyTree, optax.OptState]:
-        """Parameters and optimizer state after the rounds found: the newest snapshot that verifies, and a replay.
-
-        Args:
-          beginning: both before the first round.
-          tx: the optimizer.
-          placement: where they live.
-
-        Raises:
-          ValueError: the rounds lead to other parameters than those that the run had, made where it was made.
-        """
+    def _cut_back(self) -> None:
+        """Drop the rounds behind the newest snapshot that can be read."""
         found = self.found
         assert found is not None
-        current, start = beginning, 0
-        for candidate in self._candidates(placement):
-            # Every process the same, or none.
-            tree = self._open_snapshots().restore(candidate, beginning)
-            if all_processes(tree is not None):
-                current, start = placement.like(tree, beginning), candidate
-                break
-        self._last = start
-        known = max((rounds for rounds in found.checks if rounds > start), default=start)
-        mesh, updates = placement.mesh, found.records.updates
-        current = replay(current[0], tx, updates.between(start, known), state=current[1], mesh=mesh)
-        if known > start and fingerprint(placement.whole(current[0])) != found.checks[known]:
-            other = f"its first {known} rounds lead to other parameters here"
-            if not self._differs:
-                raise ValueError(
-                    f"{found.path.parent} cannot be continued so: {other}; its optimizer or its processor was another"
-                )
-            if self.primary:
-                logger.warning("%s goes on, but %s: %s", found.path.parent, other, "; ".join(self._differs))
-        return replay(current[0], tx, updates.between(known), state=current[1], mesh=mesh)
+        has = (found.path.parent / SNAPSHOTS).is_dir()
+        taken = self._open_snapshots().rounds() if has else []
+        last = next((rounds for rounds in taken if self._open_snapshots().head(rounds) is not None), 0)
+        if last == len(found.rows):
+            return
+        if self.primary:
+            logger.warning(
+                "%s: its %d rounds behind the newest snapshot, after %d rounds, are dropped and run again: a method "
+                "without scalars cannot be replayed",
+                found.path,
+                len(found.rows) - last,
+                last,
+            )
+        self.found, self.rounds = found.cut(last), last
 
-    def _candidates(self, placement: Placement) -> list[int]:
+    def snapshots(self, placement: Placement) -> list[int]:
         """After how many rounds the first process has snapshots, the newest first."""
-        assert self.found is not None
-        has = (self.found.path.parent / SNAPSHOTS).is_dir()
+        has = (self.storage.directory / SNAPSHOTS).is_dir()
         rounds = self._open_snapshots().rounds()[:KEPT] if has else []
         return [number for number in agree(placement.mesh, *rounds, *[0] * (KEPT - len(rounds))) if number]
 
-    def wants_snapshot(self, rounds: int, seconds: float) -> bool:
+    def restore(self, rounds: int, like: PyTree) -> PyTree | None:
+        """The tree at a snapshot, in host memory; None if it does not verify in every process."""
+        tree = self._open_snapshots().restore(rounds, like)
+        if not all_processes(tree is not None):
+            return None
+        self._last = rounds
+        return tree
+
+    def wants_snapshot(self, rounds: int, seconds: float, *, evaluated: bool) -> bool:
         """Whether it is time for a snapshot after ``rounds`` rounds, which took ``seconds``."""
-        if self.storage is None:
-            return False
         every = self.storage.snapshot_every
+        if not self._replayable:
+            return evaluated and rounds > self._last
         if every is None:
             return seconds - self._last_seconds >= SNAPSHOT_SECONDS
         return bool(every) and rounds - self._last >= every
@@ -234,3 +241,12 @@ class Keeper:
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
+
+
+def keeper_of(storage: Storage | None, seed_key: Any, *, primary: bool) -> Keeper:
+    """What keeps a run in ``storage``, or in memory if that is None.
+
+    Raises:
+      ValueError: as :class:`FileKeeper` does.
+    """
+    return Keeper(seed_key) if storage is None else FileKeeper(storage, seed_key, primary=primary)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from hiso_jax.fed.ledger.frames import Altered, FrameWriter, read_frames
-from hiso_jax.fed.ledger.records import Evaluation, Records, as_records
+from hiso_jax.fed.ledger.records import Evaluation, Records, as_records, as_rows
 
 LEDGER = "ledger.hiso"
 HEADER, ROUNDS, EVALUATION, SEAL, ENVIRONMENT = b"HEAD", b"RNDS", b"EVAL", b"SEAL", b"ENV "
@@ -40,6 +40,7 @@ class LedgerFile:
       header: what the run is, see ``docs/formats.md``.
       rows: its rounds as the file holds them, [R].
       heads: the digest of the header, and of every frame of rounds, by the number of rounds up to its end.
+      ends: where in the file what was written of so many rounds ends, by the same numbers.
       evaluations: those that were made.
       checks: SHA-256 of the parameters, by the number of rounds, where it was noted: at evaluations and at the end.
       environments: where it was continued elsewhere: {"round": r, ...}.
@@ -52,6 +53,7 @@ class LedgerFile:
     header: dict[str, Any]
     rows: np.ndarray
     heads: dict[int, bytes]
+    ends: dict[int, int]
     evaluations: list[Evaluation]
     checks: dict[int, str]
     environments: list[dict[str, Any]]
@@ -73,6 +75,22 @@ class LedgerFile:
     def records(self) -> Records:
         """Its rounds as columns."""
         return as_records(self.seed_key, self.rows)
+
+    def cut(self, rounds: int) -> "LedgerFile":
+        """As it was after so many rounds, an entry of ``ends``."""
+        kept = {number: head for number, head in self.heads.items() if number <= rounds}
+        return replace(
+            self,
+            rows=self.rows[:rounds],
+            heads=kept,
+            ends={number: end for number, end in self.ends.items() if number <= rounds},
+            evaluations=[row for row in self.evaluations if row.round <= rounds],
+            checks={number: check for number, check in self.checks.items() if number <= rounds},
+            environments=[each for each in self.environments if each["round"] <= rounds],
+            seal=None,
+            size=self.ends[rounds],
+            torn=0,
+        )
 
 
 def seed_key_of(header: Mapping[str, Any]) -> Key[Array, ""]:
@@ -102,6 +120,7 @@ def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
     blocks: list[np.ndarray] = []
     layout, seal, done, end = np.dtype([]), None, 0, 0
     heads: dict[int, bytes] = {}
+    ends: dict[int, int] = {}
     checks: dict[int, str] = {}
     evaluations, environments = [], []
     try:
@@ -112,8 +131,9 @@ def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
             if frame.kind == ROUNDS:
                 blocks.append(np.frombuffer(frame.payload, layout))
                 done += len(blocks[-1])
-                heads[done] = frame.digest
+                heads[done], ends[done] = frame.digest, end
                 continue
+            ends[done] = end
             written = json.loads(bytes(frame.payload))
             if frame.kind == HEADER:
                 header, layout = written, as_layout(written["columns"])
@@ -141,7 +161,7 @@ def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
             f"{path} is refused: it has no seal, and ends after {done} rounds; its run has not finished, or the end of "
             "the file was lost or altered"
         )
-    return LedgerFile(path, header, table, heads, evaluations, checks, environments, seal, size=end, torn=torn)
+    return LedgerFile(path, header, table, heads, ends, evaluations, checks, environments, seal, size=end, torn=torn)
 
 
 def _place(done: int, rounds: int, has_header: bool) -> str:
@@ -154,43 +174,25 @@ def _place(done: int, rounds: int, has_header: bool) -> str:
 
 
 class Ledger:
-    """The growing log of a run, in memory and, if it has a file, on disk."""
+    """The growing log of a run, in memory."""
 
-    def __init__(self, seed_key: Key[Array, ""], file: LedgerFile | None = None, writer: FrameWriter | None = None):
-        """Begin an empty log, or continue that of ``file`` through ``writer``."""
-        self.seed_key, self._writer = seed_key, writer
-        self._blocks = [] if file is None or not len(file.rows) else [file.rows]
-        self.head = b"" if file is None else list(file.heads.values())[-1]
+    def __init__(self, seed_key: Key[Array, ""]) -> None:
+        """Begin an empty log."""
+        self.seed_key, self.head = seed_key, b""
+        self._blocks: list[np.ndarray] = []
 
-    def append(self, rows: np.ndarray) -> None:
-        """Append a block of rounds, see :func:`hiso_jax.fed.records.as_rows`; on disk once this returns.
-
-        Raises:
-          OSError: they cannot be written; neither file nor log has them then.
-        """
-        if self._writer is not None:
-            self.head = self._writer.append(ROUNDS, rows.tobytes())
-        self._blocks.append(rows)
+    def append(self, records: Records) -> None:
+        """Append some rounds."""
+        self._blocks.append(as_rows(records))
 
     def evaluated(self, evaluation: Evaluation, params_sha256: str | None) -> None:
         """Note an evaluation, and what the parameters were."""
-        if self._writer is not None:
-            self._writer.append(EVALUATION, json_bytes({**asdict(evaluation), "params_sha256": params_sha256}))
-
-    def continued(self, environment: Mapping[str, Any]) -> None:
-        """Note that the run goes on elsewhere than it began."""
-        if self._writer is not None:
-            self._writer.append(ENVIRONMENT, json_bytes({"round": self.rounds, **environment}))
 
     def seal(self, **ending: Any) -> None:
-        """End the log: the number of rounds, the digest of the last, and what ``ending`` says of the run."""
-        if self._writer is not None:
-            self._writer.append(SEAL, json_bytes({"rounds": self.rounds, "head": self.head.hex(), **ending}))
+        """End the log; ``ending`` is what there is to say of the run."""
 
     def close(self) -> None:
-        """Close the file."""
-        if self._writer is not None:
-            self._writer.close()
+        """Let go of what it is written to."""
 
     @property
     def rounds(self) -> int:
@@ -207,6 +209,49 @@ class Ledger:
         if not self._blocks:
             raise ValueError("the ledger is empty: no round has been run")
         return as_records(self.seed_key, np.concatenate(self._blocks))
+
+
+class FileLedger(Ledger):
+    """The growing log of a run, in memory and on disk."""
+
+    def __init__(self, file: LedgerFile, *, read_only: bool = False) -> None:
+        """Continue the log of ``file``; one that is ``read_only`` leaves the file to another process."""
+        super().__init__(file.seed_key)
+        self._blocks = [file.rows] if len(file.rows) else []
+        self.head = list(file.heads.values())[-1]
+        self._writer = None if read_only else FrameWriter(file.path, file.size)
+
+    def _write(self, kind: bytes, payload: bytes) -> None:
+        if self._writer is not None:
+            digest = self._writer.append(kind, payload)
+            self.head = digest if kind == ROUNDS else self.head
+
+    def append(self, records: Records) -> None:
+        """Append some rounds; on disk once this returns.
+
+        Raises:
+          OSError: they cannot be written; neither file nor log has them then.
+        """
+        rows = as_rows(records)
+        self._write(ROUNDS, rows.tobytes())
+        self._blocks.append(rows)
+
+    def evaluated(self, evaluation: Evaluation, params_sha256: str | None) -> None:
+        """Note an evaluation, and what the parameters were."""
+        self._write(EVALUATION, json_bytes({**asdict(evaluation), "params_sha256": params_sha256}))
+
+    def continued(self, environment: Mapping[str, Any]) -> None:
+        """Note that the run goes on elsewhere than it began."""
+        self._write(ENVIRONMENT, json_bytes({"round": self.rounds, **environment}))
+
+    def seal(self, **ending: Any) -> None:
+        """End the log: the number of rounds, the digest of the last, and what ``ending`` says of the run."""
+        self._write(SEAL, json_bytes({"rounds": self.rounds, "head": self.head.hex(), **ending}))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def create(path: Path, header: Mapping[str, Any]) -> LedgerFile:

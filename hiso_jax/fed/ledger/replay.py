@@ -1,16 +1,18 @@
 """Replay: parameters and optimizer state rebuilt from the scalars of a run, for whoever was not there."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import owned, repeated
 from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.ledger.records import Records, Updates
@@ -31,6 +33,12 @@ def _block(tx: optax.GradientTransformationExtraArgs) -> Callable[..., tuple[PyT
     return run
 
 
+def _block_of(column: np.ndarray, *, begin: int, size: int) -> Array:
+    """``size`` rows of a column from ``begin`` on, filled up with zeros."""
+    rows = jnp.asarray(column[begin : begin + size])
+    return jnp.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+
 @lru_cache(maxsize=8)
 def _program(tx: optax.GradientTransformationExtraArgs) -> Callable[..., tuple[PyTree, Any]]:
     return jax.jit(_block(tx), donate_argnums=(0, 1))
@@ -45,7 +53,7 @@ def _sharded_program(
 
 def replay(
     params: PyTree,
-    tx: optax.GradientTransformation,
+    tx: Algorithm | optax.GradientTransformation,
     records: Records | Updates,
     *,
     state: optax.OptState | None = None,
@@ -60,7 +68,7 @@ def replay(
 
     Args:
       params: the parameters before the first of the rounds.
-      tx: the optimizer of the run.
+      tx: the optimizer of the run, or its algorithm.
       records: the rounds: ``Result.records``, or what a client is sent.
       state: the optimizer's state before the first of the rounds; None is a run's beginning.
       rounds_per_dispatch: how many rounds to scan in one dispatch.
@@ -70,19 +78,19 @@ def replay(
       (params, state) after the last round.
 
     Raises:
-      ValueError: ``rounds_per_dispatch`` < 1, or a ``tx`` without a zeroth-order head.
+      ValueError: ``rounds_per_dispatch`` < 1, a ``tx`` without a zeroth-order head, or records of a method without
+        scalars.
     """
     if rounds_per_dispatch is not None and rounds_per_dispatch < 1:
         raise ValueError(f"rounds_per_dispatch must be at least 1, got {rounds_per_dispatch}")
     updates = records.updates if isinstance(records, Records) else records
-    tx = optax.with_extra_args_support(tx)
+    tx = as_algorithm(tx).optimizer
     state = tx.init(params) if state is None else state
     total, size = len(updates.round), rounds_per_dispatch or ROUNDS_PER_DISPATCH
     params, state = owned((params, state))
     program = _program(tx) if mesh is None else _sharded_program(tx, mesh, (params, state))
+    columns = updates.round, updates.aggregate, updates.applied
     for begin in range(0, total, size):
-        columns = [column[begin : begin + size] for column in (updates.round, updates.aggregate, updates.applied)]
-        fill = size - len(columns[0])
-        entries = tuple(jnp.pad(jnp.asarray(c), [(0, fill)] + [(0, 0)] * (c.ndim - 1)) for c in columns)
+        entries = jax.tree.map(partial(_block_of, begin=begin, size=size), columns)
         params, state = program(params, state, updates.seed_key, entries)
     return params, state

@@ -43,10 +43,10 @@ def catch_up_message(
       ValueError: aggregates that are not float32, or a seed key of another size than 8 bytes.
     """
     seed = np.asarray(jax.random.key_data(updates.seed_key)).astype("<u4").tobytes()
-    if updates.aggregate.dtype != np.float32 or len(seed) != SEED_BYTES:
+    kind = getattr(updates.aggregate, "dtype", "several numbers a direction")
+    if kind != np.float32 or len(seed) != SEED_BYTES:
         raise ValueError(
-            f"a message has float32 scalars and a seed key of {SEED_BYTES} bytes; "
-            f"got {updates.aggregate.dtype} and {len(seed)} bytes"
+            f"a message has float32 scalars and a seed key of {SEED_BYTES} bytes; got {kind} and {len(seed)} bytes"
         )
     missed = updates.between(synced_to or 0, round_number)
     told = np.where(missed.applied[:, None, None], missed.aggregate, np.nan).astype("<f4").tobytes()

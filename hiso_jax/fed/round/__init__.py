@@ -1,8 +1,20 @@
-"""One round: what its clients measure, and what the server makes of it."""
+"""One round: what its clients measure or train, what happens to their messages, and what the server makes of them."""
 
-from hiso_jax.fed.round.round import Round, make_round
+from hiso_jax.fed.round.channel import Channel, first_memory, shapes_of
+from hiso_jax.fed.round.inputs import Cohort, Draw, Estimator, Keys
+from hiso_jax.fed.round.round import Given, Round, check_round, make_round, server_round
 
 __all__ = [
+    "Channel",
+    "Cohort",
+    "Draw",
+    "Estimator",
+    "Given",
+    "Keys",
     "Round",
+    "check_round",
+    "first_memory",
     "make_round",
+    "server_round",
+    "shapes_of",
 ]

@@ -1,4 +1,4 @@
-"""What the clients of a cohort do in a round: their scalars (HiSo, arXiv 2506.02370, Algorithm 1).
+"""Clients that measure along shared directions: their scalars (HiSo, arXiv 2506.02370, Algorithm 1).
 
 Shapes: C clients, K local steps, P perturbations, B examples a batch. At step 0 every client stands at the server's
 parameters, so many clients' examples are one flat batch through one shared set of perturbed weights. From step 1 on
@@ -6,110 +6,110 @@ the clients have their own parameters, [C, ...].
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from hiso_jax.fed.devices import Execution, Gather, in_pieces
+from hiso_jax.fed.devices import Execution, Part, in_pieces
+from hiso_jax.fed.round.inputs import Data, Estimator
 from hiso_jax.zo import (
     Ascent,
-    Method,
-    Sampler,
+    Difference,
+    ScaleByZoState,
     add_direction,
-    direction,
+    fold_directions,
     perturb,
-    perturbation_key,
-    scan_perturbations,
+    probe,
+    slopes,
     working_dtype,
     zero_direction,
 )
 
-
-class Estimator(NamedTuple):
-    """How a client measures: the settings of its scalars.
-
-    Attributes:
-      loss: ``(params, batch) → [B]``.
-      local_steps: K.
-      num_perturbations: P.
-      mu: the smoothing radius μ.
-      method: forward or central differences.
-      draw: ``(source, rows [C, ...]) → int32 [C, K, B]`` if the clients draw their own batches, else None.
-    """
-
-    loss: Callable[[PyTree, Any], Float[Array, "B"]]
-    local_steps: int
-    num_perturbations: int
-    mu: Any
-    method: Method
-    draw: Callable[[PyTree, PyTree], Int[Array, "C K B"]] | None
+Mode = Literal["stream", "keep", "regenerate"]
+"""What becomes of a direction once it is measured: it enters Δ and goes, stays for the update, or is made again."""
 
 
-class Server(NamedTuple):
-    """What every client of the round knows.
+class Prober(NamedTuple):
+    """All that a cohort needs to measure in a round.
 
     Attributes:
+      estimator: how to measure.
+      difference: of which losses.
+      execution: how many clients to take through memory at a time.
+      data: where batches come from.
       params: x_r.
-      curvature: H_r, or None for H = 1.
-      round_key: from which the directions are made.
-      local_learning_rate: η of the clients' own steps in this round.
-      examples: the training examples if the batches are numbers into them, else None.
-      source: what ``Estimator.draw`` draws those numbers from.
+      head: the optimizer's, which names the directions.
+      round_key: from which they are made.
     """
 
+    estimator: Estimator
+    difference: Difference
+    execution: Execution
+    data: Data
     params: PyTree
-    curvature: PyTree | None
-    round_key: Key[Array, ""]
-    local_learning_rate: Any
-    examples: PyTree | None
-    source: PyTree | None
+    head: ScaleByZoState
+    round_key: Any
+
+    def run(self, evaluate: Callable, step: int | Array, fold: Callable, init: PyTree) -> tuple[PyTree, Array, PyTree]:
+        """:func:`hiso_jax.zo.probe` along the directions of a local step."""
+        return probe(
+            evaluate,
+            self.head.direction_at(self.round_key, step, self.params),
+            self.difference,
+            num_perturbations=self.estimator.num_perturbations,
+            mu=self.estimator.mu,
+            fold=fold,
+            init=init,
+        )
 
 
-def mean_losses(task_loss: Callable, params: PyTree, examples: PyTree, clients: int = 1) -> Float[Array, "C"]:
-    """The mean loss of each of ``clients`` consecutive, equal parts of ``examples``, in float32 or wider."""
-    count = jax.tree.leaves(examples)[0].shape[0]
-    losses = task_loss(params, examples)
-    if losses.shape != (count,):
-        raise ValueError(f"a federated task's loss must be per example, shape ({count},) here; got {losses.shape}")
-    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)).reshape(clients, -1).mean(1)
+class Measured(NamedTuple):
+    """What a cohort measured.
+
+    Attributes:
+      messages: every client's numbers, a tree of [C, K, P] arrays.
+      losses: every client's where the round began, [C].
+      sent: the messages after the channels, if they were sent while the directions went by.
+      ascent: the aggregate and Δ, if they were made while the directions went by.
+      kept: the directions, a tree of [P, ...] arrays, if they stay for the update.
+    """
+
+    messages: PyTree[Shaped[Array, "C K P"]]
+    losses: Float[Array, "C"]
+    sent: PyTree[Shaped[Array, "C K P"]] | None = None
+    ascent: Ascent | None = None
+    kept: PyTree | None = None
 
 
-def fetch(examples: PyTree | None, batches: PyTree) -> PyTree:
-    """The batches themselves, or the examples they number."""
-    return batches if examples is None else jax.tree.map(lambda a: a[batches], examples)
-
-
-def _at_server(estimator: Estimator, server: Server, batch: PyTree, size: int) -> Callable[[PyTree, Any], Array]:
+def _at_server(prober: Prober, batch: PyTree) -> Callable[[PyTree, Any], Array]:
     """Client losses [C] at shared parameters moved along a direction; ``batch`` [C, B, ...] is evaluated flat."""
 
     def evaluate(z: PyTree, scale: Any) -> Float[Array, "C"]:
-        params = server.params if z is None else perturb(server.params, z, scale)
+        params = prober.params if z is None else perturb(prober.params, z, scale)
 
         def piece(part: PyTree) -> Float[Array, "c"]:
-            data = fetch(server.examples, part)
-            clients = jax.tree.leaves(data)[0].shape[0]
-            return mean_losses(
-                estimator.loss, params, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), data), clients
-            )
+            examples = prober.data.fetch(part)
+            clients = jax.tree.leaves(examples)[0].shape[0]
+            flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), examples)
+            return prober.data.mean_losses(params, flat, clients)
 
-        return in_pieces(piece, batch, size)
+        return in_pieces(piece, batch, prober.execution.flat)
 
     return evaluate
 
 
-def _at_clients(
-    estimator: Estimator, server: Server, local: PyTree, batch: PyTree, size: int
-) -> Callable[[PyTree, Any], Array]:
+def _at_clients(prober: Prober, local: PyTree, batch: PyTree) -> Callable[[PyTree, Any], Array]:
     """Client losses [C] at the clients' own parameters ``local`` [C, ...], all moved along the same direction."""
+    size = prober.execution.together
 
     def evaluate(z: PyTree, scale: Any) -> Float[Array, "C"]:
         def one(client: tuple[PyTree, PyTree]) -> Float[Array, ""]:
             params, part = client
-            data = fetch(server.examples, part)
-            return mean_losses(estimator.loss, params if z is None else perturb(params, z, scale), data)[0]
+            examples = prober.data.fetch(part)
+            return prober.data.mean_losses(params if z is None else perturb(params, z, scale), examples)[0]
 
         # Not a vmap of one where one client is asked for: even that makes convolutions grouped.
         if size == 1:
@@ -119,144 +119,108 @@ def _at_clients(
     return evaluate
 
 
-def _add_outer(deltas: PyTree, z: PyTree, scalars: Float[Array, "C"]) -> tuple[PyTree, Float[Array, "C"]]:
+def _as_messages(numbers: PyTree) -> PyTree[Shaped[Array, "C 1 P"]]:
+    """The outputs of one local step, [P, C], as messages."""
+    return jax.tree.map(lambda x: x.T[:, None], numbers)
+
+
+def measure_once(
+    prober: Prober,
+    batches: PyTree,
+    part: Part,
+    mode: Mode,
+    relay: Callable[[PyTree[Shaped[Array, "C"]], Array], tuple[PyTree, PyTree]],
+) -> Measured:
+    """Every client's message of a round of one local step.
+
+    The directions stand outside and the clients inside: however many pieces, a direction is made once to be measured.
+
+    Args:
+      prober: what the cohort needs.
+      batches: of this device's clients, [c, 1, B, ...], or what they are drawn for.
+      part: this device's place among others.
+      mode: ``"stream"`` aggregates each perturbation before the next direction is made, and Δ grows by the arithmetic
+        of ``zo.accumulate`` while the directions go by; ``"keep"`` holds all P of them.
+      relay: (one number of all clients, p) → (what is sent, its aggregate); called to stream only.
+    """
+    first = jax.tree.map(lambda a: a[:, 0], prober.data.drawn(batches, prober.execution.stream))
+    evaluate, perturbations = _at_server(prober, first), prober.estimator.num_perturbations
+    if mode == "stream":
+
+        def fold(carry: tuple[Array, PyTree], z: PyTree, own: PyTree) -> tuple[tuple[Array, PyTree], Any]:
+            index, delta = carry
+            numbers = part.join(own)
+            sent, combined = relay(numbers, index)
+            return (index + 1, add_direction(delta, z, slopes(combined), perturbations)), (numbers, sent, combined)
+
+        start = jnp.int32(0), zero_direction(prober.params)
+        (_, delta), losses, (numbers, sent, combined) = prober.run(evaluate, 0, fold, start)
+        ascent = Ascent(jax.tree.map(lambda x: x[None], combined), delta)
+        return Measured(_as_messages(numbers), part.join(losses), _as_messages(sent), ascent)
+    keep = mode == "keep"
+    _, losses, (numbers, kept) = prober.run(
+        evaluate, 0, lambda carry, z, own: (carry, (own, z if keep else None)), None
+    )
+    messages, losses = part.join((_as_messages(numbers), losses))
+    return Measured(messages, losses, kept=kept)
+
+
+def _add_outer(deltas: PyTree, z: PyTree, numbers: PyTree) -> tuple[PyTree, PyTree]:
     """Add each client's scalar times the shared direction to its own Σ_p g_p z_p, [C, ...]."""
+    scalars = slopes(numbers)
 
     # Not as a matrix product, which accelerators would round to fewer bits.
     def add(d: Array, u: Array) -> Array:
         return d + jnp.expand_dims(scalars.astype(u.dtype), range(1, d.ndim)) * u
 
-    return jax.tree.map(add, deltas, z), scalars
+    return jax.tree.map(add, deltas, z), numbers
 
 
-class Measured(NamedTuple):
-    """What a cohort measured.
-
-    Attributes:
-      scalars: every client's, [C, K, P].
-      losses: every client's where the round began, [C].
-      streamed: ĝ and Δ, made while the directions were at hand, if that was asked for.
-    """
-
-    scalars: Float[Array, "C K P"]
-    losses: Float[Array, "C"]
-    streamed: Ascent | None
-
-
-def stream_scalars(
-    estimator: Estimator,
-    sampler: Sampler,
-    execution: Execution,
-    server: Server,
-    rows: PyTree,
-    gather: Gather,
-    combine: Callable[[Float[Array, "C 1 1"]], Float[Array, "1 1"]],
-) -> Measured:
-    """As :func:`client_scalars` for K = 1, and Δ with it: each direction is made once.
-
-    The aggregate of a perturbation is known before the next direction is needed, so Δ grows while the directions
-    go by, by the arithmetic of ``zo.accumulate``.
+def measure_local_steps(prober: Prober, batches: PyTree, part: Part) -> Measured:
+    """Every client's message of a round of several local steps, between which it takes plain steps of its own.
 
     Args:
-      estimator: how to measure.
-      sampler: the family of raw perturbations.
-      execution: how many clients to take through memory at a time.
-      server: what the clients know.
-      rows: of this device's clients, as in :func:`client_scalars`.
-      gather: this device's clients' outputs → all clients'.
-      combine: the aggregate of one perturbation's scalars.
+      prober: what the cohort needs.
+      batches: of this device's clients, [c, K, B, ...], or what they are drawn for.
+      part: this device's place among others.
     """
-    num_perturbations = estimator.num_perturbations
-
-    def fold(delta: PyTree, z: PyTree, own: Float[Array, "c"]) -> tuple[PyTree, tuple[Array, Array]]:
-        scalars = gather(own)
-        combined = combine(scalars[:, None, None])[0, 0]
-        return add_direction(delta, z, combined, num_perturbations), (scalars, combined)
-
-    first = jax.tree.map(lambda a: a[:, 0], _batches(estimator, execution, server, rows))
-    delta, losses, (scalars, combined) = scan_perturbations(
-        _at_server(estimator, server, first, execution.flat),
-        _direction_at(server, sampler, 0),
-        num_perturbations=num_perturbations,
-        mu=estimator.mu,
-        method=estimator.method,
-        fold=fold,
-        init=zero_direction(server.params),
-    )
-    return Measured(scalars.T[:, None], gather(losses), Ascent(combined[None], delta))
-
-
-def _batches(estimator: Estimator, execution: Execution, server: Server, rows: PyTree) -> PyTree:
-    """The batches of a whole cohort, or the numbers of their examples, four bytes each."""
-    if estimator.draw is None:
-        return rows
-    draw = estimator.draw
-    return in_pieces(lambda piece: draw(server.source, piece), rows, execution.stream)
-
-
-def _direction_at(server: Server, sampler: Sampler, step: int | Array) -> Callable[[Array], PyTree]:
-    return lambda index: direction(
-        perturbation_key(server.round_key, step, index), server.params, server.curvature, sampler
-    )
-
-
-def client_scalars(
-    estimator: Estimator, sampler: Sampler, execution: Execution, server: Server, rows: PyTree, gather: Gather
-) -> Measured:
-    """The scalars of every client, and its loss where the round began.
-
-    Args:
-      estimator: how to measure.
-      sampler: the family of raw perturbations.
-      execution: how many clients to take through memory at a time.
-      server: what the clients know.
-      rows: the batches of this device's clients, [c, K, B, ...] examples; or what ``estimator.draw`` draws them for.
-      gather: this device's clients' outputs → all clients'.
-    """
-
-    def estimate(evaluate: Callable, step: int | Array, deltas: PyTree | None) -> tuple[PyTree, Array, Array]:
-        return scan_perturbations(
-            evaluate,
-            _direction_at(server, sampler, step),
-            num_perturbations=estimator.num_perturbations,
-            mu=estimator.mu,
-            method=estimator.method,
-            # With one local step nobody moves, and there is no [C, ...] copy of the parameters.
-            fold=(lambda carry, z, scalars: (carry, scalars)) if deltas is None else _add_outer,
-            init=deltas,
-        )
-
-    def first_step(batches: PyTree, deltas: PyTree | None) -> tuple[PyTree, Array, Array]:
-        first = jax.tree.map(lambda a: a[:, 0], batches)
-        return estimate(_at_server(estimator, server, first, execution.flat), 0, deltas)
+    rate = prober.estimator.rate_at(prober.head.rounds)
 
     def move(x: Array, delta: Array) -> Array:
         # In the wider dtype, which a client's own parameters keep: bfloat16 would lose its steps.
-        step = server.local_learning_rate / estimator.num_perturbations
-        return (x - step * delta).astype(delta.dtype)
+        return (x - rate / prober.estimator.num_perturbations * delta).astype(delta.dtype)
 
-    def all_steps(rows: PyTree) -> tuple[Float[Array, "c K P"], Float[Array, "c"]]:
-        batches = rows if estimator.draw is None else estimator.draw(server.source, rows)
+    def all_steps(given: PyTree) -> tuple[PyTree, Float[Array, "c"]]:
+        batches = prober.data.batches(given)
         clients = jax.tree.leaves(batches)[0].shape[0]
-        zero = jax.tree.map(lambda x: jnp.zeros((clients, *x.shape), working_dtype(x)), server.params)
+        zero = jax.tree.map(lambda x: jnp.zeros((clients, *x.shape), working_dtype(x)), prober.params)
 
-        def local_step(local: PyTree, inputs: tuple[Int[Array, ""], PyTree]) -> tuple[PyTree, Float[Array, "P c"]]:
+        def local_step(local: PyTree, inputs: tuple[Int[Array, ""], PyTree]) -> tuple[PyTree, PyTree]:
             step, batch = inputs
-            evaluate = _at_clients(estimator, server, local, batch, execution.together)
-            deltas, _, scalars = estimate(evaluate, step, zero)
-            return jax.tree.map(move, local, deltas), scalars
+            deltas, _, numbers = prober.run(_at_clients(prober, local, batch), step, _add_outer, zero)
+            return jax.tree.map(move, local, deltas), numbers
 
-        deltas, losses, scalars = first_step(batches, zero)
-        local = jax.tree.map(lambda x, delta: move(x[None], delta), server.params, deltas)
+        first = jax.tree.map(lambda a: a[:, 0], batches)
+        deltas, losses, numbers = prober.run(_at_server(prober, first), 0, _add_outer, zero)
+        local = jax.tree.map(lambda x, delta: move(x[None], delta), prober.params, deltas)
         later = jax.tree.map(lambda a: jnp.moveaxis(a[:, 1:], 1, 0), batches)
-        _, rest = lax.scan(local_step, local, (jnp.arange(1, estimator.local_steps), later))
-        return jnp.transpose(jnp.concatenate([scalars[None], rest]), (2, 0, 1)), losses
+        _, rest = lax.scan(local_step, local, (jnp.arange(1, prober.estimator.local_steps), later))
+        join = jax.tree.map(lambda x, y: jnp.transpose(jnp.concatenate([x[None], y]), (2, 0, 1)), numbers, rest)
+        return join, losses
 
-    if estimator.local_steps == 1:
-        # The directions outside and the clients inside: however many pieces, a direction is made once.
-        _, losses, scalars = first_step(_batches(estimator, execution, server, rows), None)
-        scalars, losses = gather((scalars.T[:, None], losses))
-        return Measured(scalars, losses, None)
     # The clients outside: their own parameters exist for one piece of the cohort at a time.
-    scalars, losses = gather(in_pieces(all_steps, rows, execution.stream))
-    return Measured(scalars, losses, None)
+    return Measured(*part.join(in_pieces(all_steps, batches, prober.execution.stream)))
+
+
+def ascent_of(prober: Prober, measured: Measured, aggregate: PyTree) -> Ascent | None:
+    """The Δ that is at hand, with the scalars that it was made of; None if it has to be made again."""
+    if measured.kept is None:
+        return measured.ascent
+    kept, perturbations = measured.kept, prober.estimator.num_perturbations
+    delta = fold_directions(
+        lambda index: jax.tree.map(lambda z: z[index], kept),
+        slopes(aggregate)[0],
+        lambda total, z, scalar: add_direction(total, z, scalar, perturbations),
+        zero_direction(prober.params),
+    )
+    return Ascent(aggregate, delta)

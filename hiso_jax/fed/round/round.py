@@ -1,160 +1,279 @@
-"""One round of scalar-only federated learning as one pure function (HiSo, arXiv 2506.02370, Algorithm 1)."""
+"""One round of federated learning as one pure function: measure → valid → send → valid → combine → update."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from hiso_jax.fed.algorithm import SEPARABLE, Aggregate, mean
-from hiso_jax.fed.devices import MODEL, Execution, Gather, keeps_directions, over_clients, plan, repeated
-from hiso_jax.fed.ledger import RoundRecord
-from hiso_jax.fed.round.probes import Estimator, Measured, Server, client_scalars, fetch, stream_scalars
-from hiso_jax.fed.task import bind
-from hiso_jax.fed.update import server_update
-from hiso_jax.zo import (
-    DirectionsMode,
-    Method,
-    check_chain,
-    check_directions,
-    check_estimator,
-    zo_state,
+from hiso_jax.fed.algorithm import (
+    Algorithm,
+    Probes,
+    Senders,
+    StatefulCombine,
+    are_finite,
+    as_algorithm,
+    mean,
+    measured_by,
 )
+from hiso_jax.fed.devices import (
+    MODEL,
+    Execution,
+    ExecutionSettings,
+    Part,
+    keeps_directions,
+    over_clients,
+    plan,
+    repeated,
+)
+from hiso_jax.fed.keys import CHANNEL_STREAM
+from hiso_jax.fed.ledger import RoundRecord
+from hiso_jax.fed.round.channel import Channel
+from hiso_jax.fed.round.inputs import Cohort, Data, Draw, Estimator, Keys
+from hiso_jax.fed.round.local import Trainer, train, train_and_average
+from hiso_jax.fed.round.probes import Measured, Mode, Prober, ascent_of, measure_local_steps, measure_once
+from hiso_jax.fed.task import bind
+from hiso_jax.fed.update import ServerState, server_update
+from hiso_jax.zo import Difference, Method, check_chain, check_directions, check_estimator, zo_state
 
-Round = Callable[..., tuple[PyTree, Any, RoundRecord]]
+DEFAULT = ExecutionSettings()
+Loss = Callable[..., Float[Array, "B"]]
+
+
+class Given(NamedTuple):
+    """Data that a round reads beside its cohort's.
+
+    Attributes:
+      examples: the training examples if batches are numbers into them, else None.
+      source: what these are drawn from.
+      frozen: what the model needs beside its trained parameters, or None.
+    """
+
+    examples: PyTree | None = None
+    source: PyTree | None = None
+    frozen: PyTree | None = None
+
+
+Round = Callable[[ServerState, Cohort, Keys, Given], tuple[ServerState, RoundRecord]]
+
+
+def check_round(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings) -> None:
+    """Refuse a round that cannot be.
+
+    Raises:
+      ValueError: a number out of range, K > 1 without a rate for the clients' steps, or directions kept for K > 1.
+    """
+    check_estimator(estimator.num_perturbations, estimator.mu)
+    if estimator.local_steps < 1:
+        raise ValueError(f"local_steps must be at least 1, got {estimator.local_steps}")
+    if settings.directions is not None:
+        check_directions(settings.directions)
+    if estimator.local_steps > 1 and algorithm.has_scalars:
+        if estimator.local_learning_rate is None:
+            raise ValueError(f"local_steps is {estimator.local_steps}: the clients' own steps need local_learning_rate")
+        if settings.directions == "keep":
+            raise ValueError("directions must be regenerate for several local steps, got keep")
+
+
+def server_round(
+    loss: Loss, algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings, draw: Draw | None = None
+) -> Round:
+    """A round as a function ``(server, cohort, keys, given) → (server, RoundRecord)``.
+
+    Args:
+      loss: the task's, ``(params, batch) → [B]``, with a third argument if there are frozen parameters.
+      algorithm: the method.
+      estimator: how clients measure; its measure is the algorithm's, or the run's.
+      settings: how it is computed.
+      draw: ``(source, numbers [C]) → int32 [C, K, B]``: clients draw their own batches, and a cohort's data never
+        exists whole.
+
+    Raises:
+      ValueError: a number out of range; at the call, a loss that is not per example, a state without a zeroth-order
+        head where the algorithm has scalars, or an optimizer whose members before the head need the parameters.
+    """
+    check_round(algorithm, estimator, settings)
+    rest = _measured_round if isinstance(estimator.measure, Probes) else _trained_round
+
+    def run(server: ServerState, cohort: Cohort, keys: Keys, given: Given) -> tuple[ServerState, RoundRecord]:
+        data = Data(bind(loss, given.frozen), given.examples, given.source, draw)
+        execution = _plan(data, server.params, cohort, settings)
+        channel = Channel(algorithm, Senders(cohort.numbers, jnp.arange(len(cohort.numbers))), keys.channel)
+        return rest(channel, estimator, settings, execution, data, server, cohort, keys)
+
+    return repeated(run, settings.mesh)
+
+
+def _plan(data: Data, params: PyTree, cohort: Cohort, settings: ExecutionSettings) -> Execution:
+    def one_batch(data: PyTree, batches: PyTree) -> PyTree:
+        return data.fetch(jax.tree.map(lambda a: a[0, 0], data.batches(batches)))
+
+    arrays = data.examples, data.source
+    batch = jax.eval_shape(
+        lambda arrays, batches: one_batch(data._replace(examples=arrays[0], source=arrays[1]), batches),
+        arrays,
+        cohort.batches,
+    )
+    return plan(
+        data.loss,
+        params,
+        batch,
+        jax.tree.leaves(batch)[0].shape[0],
+        client_chunk=settings.client_chunk,
+        budget=settings.memory_budget,
+        model_shards=1 if settings.mesh is None else settings.mesh.shape.get(MODEL, 1),
+    )
+
+
+def _mode(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings, params: PyTree) -> Mode:
+    """What becomes of directions: as asked for; else they stay or enter Δ at once where that pays."""
+    streams = algorithm.is_separable
+    copies = 2 if streams else estimator.num_perturbations + 1
+    asked = settings.directions
+    if asked is None and estimator.local_steps == 1 and keeps_directions(params, settings.memory_budget, copies):
+        asked = "keep"
+    return "regenerate" if asked != "keep" else "stream" if streams else "keep"
+
+
+def _measured_round(
+    channel: Channel,
+    estimator: Estimator,
+    settings: ExecutionSettings,
+    execution: Execution,
+    data: Data,
+    server: ServerState,
+    cohort: Cohort,
+    keys: Keys,
+) -> tuple[ServerState, RoundRecord]:
+    algorithm, head, reported = channel.algorithm, zo_state(server.state), cohort.weights > 0
+    difference = estimator.measure.difference  # type: ignore[union-attr]
+    prober = Prober(estimator, difference, execution, data, server.params, head, keys.round)
+    mode = _mode(algorithm, estimator, settings, server.params)
+
+    def measure(batches: PyTree, part: Part) -> Measured:
+        if estimator.local_steps > 1:
+            return measure_local_steps(prober, batches, part)
+        # As if all were valid: where one turns out not to be, the aggregate is made again.
+        return measure_once(prober, batches, part, mode, lambda numbers, p: channel.relay(numbers, cohort.weights, p))
+
+    measured = over_clients(measure, settings.mesh)(cohort.batches)
+    valid = reported & are_finite(measured.messages)
+    messages = channel.send(measured.messages) if measured.sent is None else measured.sent
+    valid &= are_finite(messages)
+    aggregate, memory = channel.combine(messages, jnp.where(valid, cohort.weights, 0), server.memory)
+    check_chain(algorithm.optimizer, server.params, aggregate)
+    if measured.ascent is not None:
+        # The same bits, and told to be: two programs may sum in different ways.
+        holds = (valid == reported).all()
+        aggregate = jax.tree.map(lambda made, again: jnp.where(holds, made, again), measured.ascent.scalars, aggregate)
+    ascent = ascent_of(prober, measured, aggregate)
+    params, state = server_update(
+        algorithm.optimizer, server.params, server.state, aggregate, valid.any(), keys.round, ascent
+    )
+    record = RoundRecord(messages, valid, aggregate, _mean_loss(measured.losses, valid))
+    return ServerState(params, state, _if_any(valid, memory, server.memory)), record
+
+
+def _trained_round(
+    channel: Channel,
+    estimator: Estimator,
+    settings: ExecutionSettings,
+    execution: Execution,
+    data: Data,
+    server: ServerState,
+    cohort: Cohort,
+    keys: Keys,
+) -> tuple[ServerState, RoundRecord]:
+    algorithm, memory, clients = channel.algorithm, server.memory, len(cohort.numbers)
+    trainer = Trainer(estimator.measure, estimator, execution, data, server.params, keys)  # type: ignore[arg-type]
+    if algorithm.combine is mean and not algorithm.send:
+        averaged = over_clients(lambda own, part: train_and_average(trainer, own, part, clients), settings.mesh)(cohort)
+        aggregate, valid, losses = averaged
+    else:
+        # A median, say, needs all messages at once.
+        messages, losses = over_clients(lambda own, part: part.join(train(trainer, own)), settings.mesh)(cohort)
+        valid = (cohort.weights > 0) & are_finite(messages)
+        messages = channel.send(messages)
+        valid &= are_finite(messages)
+        aggregate, memory = channel.combine(messages, jnp.where(valid, cohort.weights, 0), memory)
+    params, state = server_update(algorithm.optimizer, server.params, server.state, aggregate, valid.any(), keys.round)
+    record = RoundRecord(None, valid, None, _mean_loss(losses, valid))
+    return ServerState(params, state, _if_any(valid, memory, server.memory)), record
+
+
+def _mean_loss(losses: Float[Array, "C"], valid: Bool[Array, "C"]) -> Float[Array, ""]:
+    return jnp.where(valid, losses, 0).sum() / valid.sum()
+
+
+def _if_any(valid: Bool[Array, "C"], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(valid.any(), a, b), new, old)
 
 
 def make_round(
-    task_loss: Callable[[PyTree, Any], Float[Array, "B"]],
-    tx: optax.GradientTransformation,
+    task_loss: Loss,
+    tx: Algorithm | optax.GradientTransformation,
     *,
     local_steps: int,
     num_perturbations: int,
     mu: ArrayLike,
-    method: Method = "forward",
+    method: Difference | Method | None = None,
     local_learning_rate: optax.ScalarOrSchedule | None = None,
-    aggregate: Aggregate = mean,
-    client_chunk: int | None = None,
-    memory_budget: int | None = None,
-    mesh: Mesh | None = None,
-    draw: Callable[[PyTree, PyTree], Int[Array, "C K B"]] | None = None,
-    directions: DirectionsMode | None = None,
-) -> Round:
+    execution: ExecutionSettings = DEFAULT,
+) -> Callable[..., tuple[PyTree, Any, RoundRecord]]:
     """One round as a pure function: ``(params, state, batches, mask, round_key) → (params, state, RoundRecord)``.
 
     ``batches`` is a pytree of [C, K, B, ...] arrays, ``mask`` [C] says which clients take part (numbers instead of
     booleans are their weights in the aggregate), and ``state`` is ``tx.init(params)``. A client with a non-finite
-    scalar is left out of the round; without a valid client the parameters and the state stay as they were.
-
-    With ``draw`` a cohort's data never exists whole: ``batches`` then is a pytree of rows [C, ...], say the clients'
-    numbers, and the round takes a sixth argument ``(examples, source)``. Each device draws for its own clients.
+    number in its message is left out of the round; without a valid client the parameters and the state stay as they
+    were. Clients are numbered by their places.
 
     Parameters that are not trained are a keyword argument of the round, ``frozen=``: the loss is then called as
-    ``loss(params, batch, frozen)``.
+    ``loss(params, batch, frozen)``. So is ``round_number=``, which schedules of methods without scalars read.
 
     Args:
       task_loss: ``(params, batch) → float [B]``, the loss of each example.
-      tx: an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``, applied once to Σ_k Δ_k.
+      tx: an :class:`hiso_jax.fed.Algorithm`; or an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``,
+        applied once to Σ_k Δ_k of the mean scalars. With a combiner that has a state, ``state`` is the pair of
+        ``tx.init(params)`` and what ``combine.init`` gives.
       local_steps: K ≥ 1.
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
-      method: ``"forward"`` or ``"central"``.
+      method: ``"forward"`` (the default), ``"central"`` or another difference; not for an algorithm with a measure of
+        its own.
       local_learning_rate: η of the clients' own steps, plain SGD; a number or a schedule over rounds. Required
-        when K > 1.
-      aggregate: ``(scalars [C, K, P], weights [C]) → [K, P]``.
-      client_chunk: how many diverged clients (K > 1) to evaluate together: 1 maps over them, more are vmapped and
-        bound the clients in memory, too. None chooses by backend, model and memory.
-      memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
-      mesh: a mesh with an axis ``clients``, over which the cohort is split, and perhaps ``model``; see
-        :func:`hiso_jax.fed.make_mesh`.
-      draw: ``(source, rows [C, ...]) → int32 [C, K, B]``, the numbers of the examples in the rows' batches.
-      directions: ``"keep"`` makes each direction once, for all clients and the update, and needs two copies of the
-        trained parameters beside them; ``"regenerate"`` makes it again for the update and needs one. The same bits.
-        None keeps them if K = 1, the aggregate takes the perturbations one by one, they are many and memory permits.
+        when K > 1, if the algorithm's clients measure along directions.
+      execution: how it is computed.
 
     Raises:
-      ValueError: K, P, μ, the method or ``directions`` out of range, ``"keep"`` with K > 1 or an aggregate that needs
-        all perturbations, or K > 1 without ``local_learning_rate``; at the call, a loss that is not per example, a
-        state without a zeroth-order head, or an optimizer whose members before the head need the parameters.
+      ValueError: K, P, μ, the method or ``directions`` out of range, directions kept for K > 1, or K > 1 without
+        ``local_learning_rate``; at the call, a loss that is not per example, a state without a zeroth-order head, or an
+        optimizer whose members before the head need the parameters.
     """
-    check_estimator(num_perturbations, mu, method)
-    if local_steps < 1:
-        raise ValueError(f"local_steps must be at least 1, got {local_steps}")
-    if local_steps > 1 and local_learning_rate is None:
-        raise ValueError(f"local_steps is {local_steps}: the clients' own steps need local_learning_rate")
-    streamable = local_steps == 1 and aggregate in SEPARABLE
-    if directions is not None:
-        check_directions(directions)
-    if directions == "keep" and not streamable:
-        raise ValueError("directions must be regenerate for several local steps or an aggregate other than the mean")
-    optimizer = optax.with_extra_args_support(tx)
-
-    def rate_at(rounds: Int[Array, ""]) -> Any:
-        rate = local_learning_rate(rounds) if callable(local_learning_rate) else local_learning_rate
-        return 0.0 if rate is None else rate
-
-    def execution_for(estimator: Estimator, server: Server, rows: PyTree) -> Execution:
-        def one_batch(server: Server, rows: PyTree) -> PyTree:
-            batches = rows if draw is None else draw(server.source, rows)
-            return fetch(server.examples, jax.tree.map(lambda a: a[0, 0], batches))
-
-        batch = jax.eval_shape(one_batch, server, rows)
-        size = jax.tree.leaves(batch)[0].shape[0]
-        shards = 1 if mesh is None else mesh.shape.get(MODEL, 1)
-        return plan(
-            estimator.loss,
-            server.params,
-            batch,
-            size,
-            client_chunk=client_chunk,
-            budget=memory_budget,
-            model_shards=shards,
-        )
+    algorithm = as_algorithm(tx)
+    measure = measured_by(algorithm, method)
+    estimator = Estimator(measure, local_steps, num_perturbations, mu, local_learning_rate)
+    core = server_round(task_loss, algorithm, estimator, execution)
+    has_memory = isinstance(algorithm.combine, StatefulCombine)
 
     def run(
         params: PyTree,
-        state: optax.OptState,
+        state: PyTree,
         batches: PyTree,
         mask: Bool[Array, "C"] | Float[Array, "C"],
         round_key: Key[Array, ""],
-        data: tuple[PyTree, PyTree] | None = None,
+        *,
         frozen: PyTree | None = None,
-    ) -> tuple[PyTree, optax.OptState, RoundRecord]:
-        head = zo_state(state)
-        examples, source = (None, None) if data is None else data
-        estimator = Estimator(bind(task_loss, frozen), local_steps, num_perturbations, mu, method, draw)
-        server = Server(params, head.curvature, round_key, rate_at(head.rounds), examples, source)
-        execution = execution_for(estimator, server, batches)
-        keep = directions == "keep"
-        if directions is None and streamable:
-            keep = keeps_directions(params, memory_budget)
+        round_number: ArrayLike = 0,
+    ) -> tuple[PyTree, PyTree, RoundRecord]:
+        own, memory = state if has_memory else (state, ())
+        weights = mask.astype(jnp.float32) if mask.dtype == bool else mask
+        cohort = Cohort(jnp.arange(len(mask)), weights, batches)
+        channel = jax.random.fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
+        keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32))
+        server, record = core(ServerState(params, own, memory), cohort, keys, Given(frozen=frozen))
+        return server.params, (server.state, server.memory) if has_memory else server.state, record
 
-        def combine(scalars: Float[Array, "C k p"], counts: Bool[Array, "C"]) -> Float[Array, "k p"]:
-            return aggregate(scalars, jnp.where(counts, mask, 0).astype(scalars.dtype))
-
-        def measure(server: Server, batches: PyTree, gather: Gather) -> Measured:
-            sampler = head.directions.sampler
-            if not keep:
-                return client_scalars(estimator, sampler, execution, server, batches, gather)
-            # As if all were valid: what turns out not to be is made again.
-            everyone = partial(combine, counts=mask > 0)
-            return stream_scalars(estimator, sampler, execution, server, batches, gather, everyone)
-
-        measured = over_clients(measure, mesh)(server, batches)
-        scalars = measured.scalars
-        valid = (mask > 0) & jnp.isfinite(scalars).all((1, 2))
-        combined, ascent = combine(scalars, valid), measured.streamed
-        check_chain(optimizer, params, combined)
-        if ascent is not None:
-            # The same bits, and told to be: two programs may sum in different ways.
-            combined = jnp.where((valid == (mask > 0)).all(), ascent.scalars, combined)
-        params, state = server_update(optimizer, params, state, combined, valid.any(), round_key, ascent)
-        loss = jnp.where(valid, measured.losses, 0).sum() / valid.sum()
-        return params, state, RoundRecord(scalars, valid, combined, loss)
-
-    return repeated(run, mesh)
+    return run

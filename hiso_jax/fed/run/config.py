@@ -1,32 +1,12 @@
 """The numbers of a simulation, checked where they are set."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import optax
 
-from hiso_jax.zo import DirectionsMode, Method, check_directions
-
-
-def at_least(option: str, value: float, minimum: float) -> None:
-    """Refuse a value below ``minimum``.
-
-    Raises:
-      ValueError: it is, in a sentence that begins with ``option``.
-    """
-    if value < minimum:
-        raise ValueError(f"{option} must be at least {minimum}, got {value}")
-
-
-def positive(option: str, value: float) -> None:
-    """Refuse a value that is not a positive finite number.
-
-    Raises:
-      ValueError: it is not.
-    """
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{option} must be a positive finite number, got {value}")
+from hiso_jax.checks import at_least, positive
+from hiso_jax.zo import DirectionsMode, check_directions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +19,7 @@ class SimulationConfig:
       local_steps: local steps a client takes in a round, K.
       perturbations: perturbations per local step, P.
       mu: the smoothing radius μ of the finite differences.
-      method: forward or central differences.
+      method: forward or central differences; None is forward, unless the algorithm has a measure of its own.
       batch_size: examples per local step, drawn with replacement from the client's own.
       seed: the seed of everything random in the run, 0 ≤ seed < 2³¹.
       eval_every: rounds between evaluations.
@@ -59,7 +39,7 @@ class SimulationConfig:
     local_steps: int = 1
     perturbations: int = 5
     mu: float = 1e-3
-    method: Method = "forward"
+    method: Literal["forward", "central"] | None = None
     batch_size: int = 32
     seed: int = 0
     eval_every: int = 50
@@ -86,7 +66,7 @@ class SimulationConfig:
         if self.directions == "keep" and self.local_steps > 1:
             raise ValueError("directions must be regenerate for several local steps, got keep")
         positive("mu", self.mu)
-        if self.method not in ("forward", "central"):
+        if self.method not in (None, "forward", "central"):
             raise ValueError(f"method must be forward or central, got {self.method}")
         if self.weighting not in ("uniform", "examples"):
             raise ValueError(f"weighting must be uniform or examples, got {self.weighting}")
@@ -99,4 +79,5 @@ class SimulationConfig:
 def config_of(config: SimulationConfig) -> dict[str, Any]:
     """The numbers of a run as a ledger's header holds them."""
     rate = config.local_learning_rate
-    return asdict(config) | {"local_learning_rate": "a schedule" if callable(rate) else rate}
+    named = {"local_learning_rate": "a schedule" if callable(rate) else rate, "method": config.method or "forward"}
+    return asdict(config) | named

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from hiso_jax.fed.ledger import Records, RoundRecord
 from hiso_jax.fed.population import REPORTED
-from hiso_jax.zo import zo_state
+from hiso_jax.zo import zo_states
 
 HIGH_LOSS_ROUNDS = 3
 SILENT_ROUNDS = 10
@@ -42,6 +42,10 @@ def _all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
+def _curvatures(state: Any) -> PyTree:
+    return [head.curvature for head in zo_states(state)]
+
+
 def watch(
     monitor: Monitor,
     round_number: Int[Array, ""],
@@ -51,7 +55,7 @@ def watch(
     state: Any,
 ) -> Monitor:
     """Advance the monitor by one round; ``params`` and ``state`` are those after it."""
-    finite = _all_finite((params, zo_state(state).curvature))
+    finite = _all_finite((params, _curvatures(state)))
     return _advance(monitor, round_number, record.loss, record.valid.any(), mask.any(), finite)
 
 
@@ -62,7 +66,7 @@ def rebuilt(records: Records, params: PyTree, state: Any) -> Monitor:
     """
     finite = np.ones(len(records.round), bool)
     # As one program: on a mesh no device may hold a parameter whole.
-    finite[-1] = jax.jit(_all_finite)((params, zo_state(state).curvature))
+    finite[-1] = jax.jit(_all_finite)((params, _curvatures(state)))
     reported = (records.attendance == REPORTED).any(1)
     columns = records.round, records.loss, records.valid.any(1), reported, finite
     rounds = tuple(map(jnp.asarray, columns))

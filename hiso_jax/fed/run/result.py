@@ -1,6 +1,8 @@
 """What a run tells while it goes and leaves behind when it ends."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import optax
 from jaxtyping import PyTree
@@ -10,7 +12,17 @@ from hiso_jax.fed.ledger import Evaluation, Records
 
 @dataclass(frozen=True)
 class Progress:
-    """What callbacks are told after every dispatch; ``evaluation`` is set if one was just made."""
+    """What callbacks are told after every dispatch.
+
+    Attributes:
+      round: how many rounds have been run.
+      rounds: how many there are to be.
+      train_loss: the mean loss of the last round's cohort; with an evaluation, of the rounds since the one before.
+      seconds: time spent in rounds so far.
+      bytes_total: sent and received by all clients so far.
+      evaluation: one that was just made, or None.
+      session: the run itself: its ``params``, ``state`` and ``history``, and ``stop()``.
+    """
 
     round: int
     rounds: int
@@ -18,6 +30,12 @@ class Progress:
     seconds: float
     bytes_total: int
     evaluation: Evaluation | None
+    session: Any = field(repr=False, default=None)
+
+
+Callback = Callable[[Progress], Any]
+"""Called after every dispatch. If it also has a method ``metrics(session)``, the numbers that this returns, by name,
+join those of every evaluation."""
 
 
 @dataclass(frozen=True)

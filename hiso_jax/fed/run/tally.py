@@ -3,12 +3,12 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int, Key
 
-from hiso_jax.fed.ledger import Records, as_rows
+from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED, STATUS_NAMES
 from hiso_jax.fed.run.dispatch import RoundLog
-from hiso_jax.fed.run.traffic import Traffic, stood_at
+from hiso_jax.fed.run.traffic import Costs, Traffic, stood_at
 
 
 class Tally:
@@ -21,19 +21,18 @@ class Tally:
       invalid: reports with a non-finite scalar.
     """
 
-    def __init__(self, scalars: int, checkpoint_bytes: int) -> None:
-        """Nothing yet; ``scalars`` is K·P, ``checkpoint_bytes`` the size of parameters and optimizer state."""
-        self.traffic = Traffic(scalars, checkpoint_bytes)
+    def __init__(self, costs: Costs) -> None:
+        """Nothing yet; ``costs`` are those of a client's visit."""
+        self.traffic = Traffic(costs)
         self.losses: list[float] = []
         self.seconds, self.invalid = 0.0, 0
         self._statuses = np.zeros(REPORTED + 1, np.int64)
 
-    def add(self, rounds: Int[np.ndarray, "R"], log: RoundLog) -> np.ndarray:
-        """Count some rounds, and return them as the ledger holds them, [R]; ``log`` is on the host."""
-        attendance, stood = np.asarray(log.attendance), np.asarray(log.synced_to)
-        sent = self.traffic.add(rounds, attendance, stood)
-        self._count(attendance, log.record.valid, log.record.loss, log.seconds)
-        return as_rows(rounds, np.asarray(log.clients), attendance, log.record, np.asarray(log.seconds), *sent)
+    def add(self, seed_key: Key[Array, ""], rounds: Int[np.ndarray, "R"], log: RoundLog) -> Records:
+        """Count some rounds, and return them with their bytes; ``log`` is on the host."""
+        sent = self.traffic.add(rounds, np.asarray(log.attendance), np.asarray(log.synced_to))
+        self._count(log.attendance, log.record.valid, log.record.loss, log.seconds)
+        return log.as_records(seed_key, rounds, *sent)
 
     def restore(self, records: Records, clients: int, evaluated: int) -> None:
         """Count the rounds of a run of ``clients`` clients that goes on, last evaluated after ``evaluated`` rounds."""

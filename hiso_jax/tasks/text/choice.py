@@ -40,6 +40,7 @@ class TextChoice(PretrainedTask):
       test: the same for the test split, sorted by length.
       name: what reports call it.
       target: the accuracy at which methods are compared, or None.
+      metric: the one that counts.
     """
 
     words: tuple[int, ...]
@@ -48,6 +49,7 @@ class TextChoice(PretrainedTask):
     test: Mapping[str, Any]
     name: str
     target: float | None = None
+    metric: str = "accuracy"
 
     def logits(
         self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None

@@ -62,6 +62,11 @@ class TextGeneration(PretrainedTask):
     name: str = "generation"
     target: float | None = None
 
+    @property
+    def metric(self) -> str:
+        """The score by which runs are compared."""
+        return "rougeL" if self.scoring == "summary" else "f1"
+
     def loss(self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None) -> Float[Array, "B"]:
         """The mean cross-entropy of each answer's tokens, float32."""
         whole, decoder, count = self.model.whole(params, frozen), self.model.decoder, self.answer_length
@@ -102,19 +107,16 @@ class TextGeneration(PretrainedTask):
         return [(text.strip().splitlines() or [""])[0].strip() for text in texts]
 
     def summarise(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Mean ``loss``, and the scores: ``exact_match`` and ``f1``, or ``rouge1``, ``rouge2`` and ``rougeL``.
-
-        ``accuracy`` is the score by which runs are compared: F1, or ROUGE-L.
-        """
+        """Mean ``loss``, and the scores: ``exact_match`` and ``f1``, or ``rouge1``, ``rouge2`` and ``rougeL``."""
         answers = self.answers(outputs["generated"])
         golden = [self.golden[row] for row in outputs["row"]]
         loss = {"loss": float(outputs["loss"].mean(dtype=np.float64))}
         if self.scoring == "summary":
             scores = rouge(answers, golden)
-            return {**loss, "accuracy": scores["rougeL"], **scores}
+            return {**loss, **scores}
         pairs = list(zip(answers, golden, strict=True))
         f1 = float(np.mean([token_f1(*pair) for pair in pairs]))
-        return {**loss, "accuracy": f1, "exact_match": float(np.mean([exact_match(*pair) for pair in pairs])), "f1": f1}
+        return {**loss, "exact_match": float(np.mean([exact_match(*pair) for pair in pairs])), "f1": f1}
 
     def hold_out(self, examples: int, *, seed: int = 0) -> "TextGeneration":
         """Refused: the training rows keep one answer each, and scores need all.

@@ -89,7 +89,10 @@ def test_memory_does_not_grow_with_the_number_of_perturbations():
         ({"num_perturbations": 0, "mu": 1e-3}, "num_perturbations must be at least 1, got 0"),
         ({"num_perturbations": 1, "mu": 0.0}, "mu must be a positive finite number, got 0.0"),
         ({"num_perturbations": 1, "mu": float("nan")}, "mu must be a positive finite number, got nan"),
-        ({"num_perturbations": 1, "mu": 1e-3, "method": "both"}, "method must be 'forward' or 'central', got 'both'"),
+        (
+            {"num_perturbations": 1, "mu": 1e-3, "method": "both"},
+            "method must be one of forward, central, second, or a Difference; got 'both'",
+        ),
     ],
 )
 def test_an_estimator_that_cannot_be_is_refused(arguments, sentence):

@@ -23,7 +23,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, path: Path) -> None:
-    """Draw final accuracy and rounds to the target against the learning rate, a line per method and μ.
+    """Draw the final metric and rounds to the target against the learning rate, a line per method and μ.
 
     Points are means over the seeds, bars one standard deviation; a rate that did not reach the target with every
     seed has no point on the right.
@@ -43,8 +43,9 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
                     mean = np.where(reached, runs.mean(0), np.nan)
                     bars = np.where(np.isfinite(mean), np.where(np.isfinite(runs), runs, 0).std(0), np.nan)
                     axis.errorbar(result.learning_rates, mean, bars, label=label, marker="o", markersize=4, capsize=2)
-    ends.set_ylabel("final validation accuracy")
-    soon.set_ylabel("rounds to the target" if target is None else f"rounds to accuracy {target:g}")
+    metric = next(iter(results.values())).metric.name.replace("_", " ")
+    ends.set_ylabel(f"final validation {metric}")
+    soon.set_ylabel("rounds to the target" if target is None else f"rounds to {metric} {target:g}")
     for axis in (ends, soon):
         axis.set_xscale("log")
         axis.set_xlabel("learning rate")
@@ -57,24 +58,27 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
     figure.savefig(path, dpi=120)
 
 
-def curves(histories: Histories, path: Path, *, title: str, target: float | None = None) -> None:
-    """Draw test loss and accuracy against rounds and total bytes, a line per method.
+def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, target: float | None = None) -> None:
+    """Draw test loss, if there is one, and the metric that counts against rounds and total bytes, a line per method.
 
     Args:
       histories: name → the evaluations of its runs (one a seed); several are drawn as their mean with a band of
         one standard deviation, as far as all of them got.
       path: the PNG to write.
       title: of the picture.
-      target: an accuracy to mark.
+      metric: the one that counts.
+      target: a value of it to mark.
     """
-    figure = _figure(9.6, 6.4)
-    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    known = next(iter(histories.values()))[0][0].metrics
+    shown = [*(["loss"] if "loss" in known and metric.name != "loss" else []), metric.name]
+    figure = _figure(9.6, 3.2 * len(shown))
+    axes = figure.subplots(len(shown), 2, sharex="col", sharey="row", squeeze=False)
     for name, runs in histories.items():
         length = min(len(run) for run in runs)
         rounds = np.array([row.round for row in runs[0][:length]])
         total = np.mean([[row.bytes_up + row.bytes_down for row in run[:length]] for run in runs], 0) / 1e6
-        for row, metric in enumerate(("loss", "accuracy")):
-            values = np.array([[entry.metrics[metric] for entry in run[:length]] for run in runs])
+        for row, figures in enumerate(shown):
+            values = np.array([[entry.metrics[figures] for entry in run[:length]] for run in runs])
             mean, spread = values.mean(0), values.std(0)
             for axis, abscissa in zip(axes[row], (rounds, total), strict=True):
                 (line,) = axis.plot(abscissa, mean, label=name, linewidth=1.6)
@@ -82,16 +86,16 @@ def curves(histories: Histories, path: Path, *, title: str, target: float | None
                     axis.fill_between(
                         abscissa, mean - spread, mean + spread, alpha=SPREAD_OPACITY, color=line.get_color()
                     )
-    for row, label in enumerate(("test loss", "test accuracy")):
-        axes[row][0].set_ylabel(label)
-    for axis, label in zip(axes[1], ("rounds", "bytes sent and received by all clients (MB)"), strict=True):
+    for row, figures in enumerate(shown):
+        axes[row][0].set_ylabel(f"test {figures.replace('_', ' ')}")
+    for axis, label in zip(axes[-1], ("rounds", "bytes sent and received by all clients (MB)"), strict=True):
         axis.set_xlabel(label)
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     if target is not None:
-        for axis in axes[1]:
+        for axis in axes[-1]:
             axis.axhline(target, color="0.4", linewidth=0.8, linestyle="--", label=f"target {target:g}")
-    axes[1][0].legend(frameon=False)
+    axes[-1][0].legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

@@ -1,0 +1,168 @@
+"""Methods of federated training, one file each; this is their registry.
+
+A method is a factory named as its file, ``name(learning_rate, *, options)``, that returns a
+:class:`hiso_jax.fed.Algorithm`. Its keywords are its options on the command line. A user's own has the same rights: in
+a file (``path/to/file.py:name``), in a module (``package.module:name``), or under the entry-point group
+``hiso_jax.algorithms``.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hiso_jax import channels
+from hiso_jax.fed.algorithm import Algorithm, Factory
+
+GROUP = "hiso_jax.algorithms"
+NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+FACTORIES: dict[str, Factory] = {name: getattr(import_module(f"{__name__}.{name}"), name) for name in NAMES}
+globals().update(FACTORIES)
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Factory:
+        """A method's factory is found under its file's name."""
+
+
+__all__ = ["FACTORIES", "GROUP", "NAMES", "Method", "available", "load", *NAMES]
+
+
+def available() -> list[str]:
+    """The names of all methods: those of this package, and those that other packages register."""
+    return [*NAMES, *(point.name for point in entry_points(group=GROUP))]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by name: a factory, and channels that its messages go through beside its own.
+
+    Attributes:
+      name: as it was given, ``decomfl``, ``decomfl+median``, ``my.py:mine``.
+      factory: the algorithm's.
+      channels: names of channels, each a factory of ``hiso_jax.channels``.
+      sha256: of the user's file that it comes from, or None.
+    """
+
+    name: str
+    factory: Factory
+    channels: tuple[str, ...] = ()
+    sha256: str | None = None
+
+    @property
+    def title(self) -> str:
+        """A name to call it by, also in a file's name."""
+        return self.name.rpartition("/")[2].replace(".py:", "-").replace(":", "-")
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """Its options: the keywords of its factory and of its channels.
+
+        Raises:
+          ValueError: the factory is not ``name(learning_rate, *, options)``, each option with a default.
+        """
+        found: dict[str, inspect.Parameter] = {}
+        for name, factory, first in [
+            (self.name, self.factory, 1),
+            *((c, channels.FACTORIES[c], 0) for c in self.channels),
+        ]:
+            parameters = list(inspect.signature(factory).parameters.values())
+            rest = parameters[first:]
+            kinds = {parameter.kind for parameter in rest} <= {inspect.Parameter.KEYWORD_ONLY}
+            if len(parameters) < first or not kinds or any(p.default is p.empty for p in rest):
+                raise ValueError(
+                    f"algorithm {name} must be a function (learning_rate, *, option=default, …) → Algorithm, "
+                    f"got {inspect.signature(factory)}"
+                )
+            found |= {parameter.name: parameter for parameter in rest}
+        return found
+
+    def owner(self, option: str) -> Factory:
+        """The factory that an option belongs to."""
+        every = [self.factory, *(channels.FACTORIES[name] for name in self.channels)]
+        return next(factory for factory in every if option in inspect.signature(factory).parameters)
+
+    def rate(self, *kinds: str) -> float | None:
+        """The learning rate that it takes by default for the first of some tasks or kinds of model that it knows."""
+        rates = getattr(self.factory, "default_rates", {})
+        return next((rates[kind] for kind in kinds if kind in rates), None)
+
+    def build(self, learning_rate: Any, options: Mapping[str, Any]) -> Algorithm:
+        """The algorithm, with those of ``options`` that it has.
+
+        Raises:
+          ValueError: an option is out of range, or the factory returns something else.
+        """
+
+        def own(factory: Factory) -> dict[str, Any]:
+            return {name: options[name] for name in inspect.signature(factory).parameters if name in options}
+
+        algorithm = self.factory(learning_rate, **own(self.factory))
+        if not isinstance(algorithm, Algorithm):
+            raise ValueError(
+                f"algorithm {self.name} must return a hiso_jax.fed.Algorithm, got a {type(algorithm).__name__}"
+            )
+        for name in self.channels:
+            factory = channels.FACTORIES[name]
+            made = factory(**own(factory))
+            if channels.is_send(factory):
+                algorithm = replace(algorithm, send=(*algorithm.send, made))
+            else:
+                algorithm = replace(algorithm, combine=made)
+        return algorithm
+
+
+def load(name: str) -> Method:
+    """A method by its name; ``name+channel`` sends its messages through a channel of ``hiso_jax.channels``.
+
+    Args:
+      name: of a method here or registered; ``path/to/file.py:name`` or ``package.module:name``. Code of the file or
+        module is run.
+
+    Raises:
+      ValueError: there is none.
+    """
+    base, *through = name.split("+")
+    for channel in through:
+        if channel not in channels.NAMES:
+            raise ValueError(f"algorithm {name} must go through one of {', '.join(channels.NAMES)}; got {channel!r}")
+    if base in NAMES:
+        return Method(name, FACTORIES[base], tuple(through))
+    for point in entry_points(group=GROUP):
+        if point.name == base:
+            return Method(name, point.load(), tuple(through))
+    source, _, attribute = base.rpartition(":")
+    if not source:
+        raise ValueError(f"algorithm must be one of {', '.join(available())}, or file.py:name; got {name!r}")
+    if source.endswith(".py"):
+        module, sha256 = _of_file(Path(source))
+    else:
+        try:
+            module, sha256 = import_module(source), None
+        except ImportError as error:
+            raise ValueError(f"algorithm {name} names a module that cannot be imported: {error}") from error
+    if not callable(getattr(module, attribute, None)):
+        raise ValueError(f"algorithm {name} names a function that {source} does not have")
+    return Method(name, getattr(module, attribute), tuple(through), sha256)
+
+
+def _of_file(path: Path) -> tuple[Any, str]:
+    """The module in a file, and the file's SHA-256."""
+    try:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"algorithm names a file that cannot be read: {path} ({error.strerror})") from error
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"algorithm names a file that fails: {path} ({type(error).__name__}: {error})") from error
+    return module, sha256

@@ -1,0 +1,33 @@
+"""ZO-Adam: Adam (arXiv 1412.6980) over the rebuilt ascent direction, as in ZO-AdaMM (arXiv 1910.06513).
+
+m ← β₁ m + (1 − β₁) Δ,   v ← β₂ v + (1 − β₂) Δ²,   x ← x − η m̂ / (√v̂ + ε).
+Bytes a round: 4·K·P up, 4·K·P down; memory: two copies of the trained parameters.
+"""
+
+import optax
+
+from hiso_jax import zo
+from hiso_jax.checks import between
+from hiso_jax.fed.algorithm import Algorithm, default_rates
+
+
+@default_rates(digits=0.01, mnist=0.001, full=1e-5, adapters=1e-3)
+def zo_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    sampler: zo.SamplerName = "gaussian",
+) -> Algorithm:
+    """ZO-Adam.
+
+    Args:
+      learning_rate: η.
+      b1: the weight that the mean of the ascent directions keeps in each round.
+      b2: the weight that the mean of their squares keeps.
+      sampler: family of raw perturbations.
+    """
+    between("b1", b1, 0, 1)
+    between("b2", b2, 0, 1)
+    server = optax.adam(learning_rate, b1=b1, b2=b2)
+    return Algorithm(optax.chain(zo.scale_by_zo(sampler=sampler), server))

@@ -1,0 +1,34 @@
+"""DeComFL (arXiv 2405.15861) with heavy-ball momentum (Polyak, 1964) on the server.
+
+m ← β m + Δ,   x ← x − η m.   Bytes a round: 4·K·P up, 4·K·P down; memory: a copy of the trained parameters.
+"""
+
+import numpy as np
+import optax
+
+from hiso_jax import zo
+from hiso_jax.checks import between
+from hiso_jax.fed.algorithm import Algorithm, default_rates
+
+
+@default_rates(digits=0.003, mnist=0.0001, full=5e-7, adapters=1e-4)
+def zo_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    beta: float = 0.9,
+    nesterov: bool = False,
+    sampler: zo.SamplerName = "gaussian",
+) -> Algorithm:
+    """DeComFL with momentum.
+
+    Args:
+      learning_rate: η; the steps are 1/(1 − β) times as long.
+      beta: β, the weight that the momentum keeps in each round.
+      nesterov: look ahead, as Nesterov does.
+      sampler: family of raw perturbations.
+    """
+    between("beta", beta, 0, 1)
+    momentum = optax.trace(beta, nesterov=nesterov, accumulator_dtype=np.float32)
+    return Algorithm(
+        optax.chain(zo.scale_by_zo(sampler=sampler), momentum, optax.scale_by_learning_rate(learning_rate))
+    )

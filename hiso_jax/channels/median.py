@@ -1,0 +1,22 @@
+"""The coordinate-wise median (Yin et al., arXiv 1803.01498): no minority can move it beyond the majority's range."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from hiso_jax.fed.algorithm import Combine, separable
+
+
+@separable
+def _median(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTree:
+    def one(message: Array) -> Array:
+        counts = jnp.expand_dims(weights > 0, range(1, message.ndim))
+        # Without a client that counts there is nothing to take a median of, and nothing is applied.
+        return jnp.nan_to_num(jnp.nanmedian(jnp.where(counts, message, jnp.nan), axis=0))
+
+    return jax.tree.map(one, messages)
+
+
+def median() -> Combine:
+    """The median of each number over the clients that count; their weights do not matter."""
+    return _median

@@ -1,0 +1,17 @@
+"""One bit of each number: its sign (signSGD, Bernstein et al., arXiv 1802.04434)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from hiso_jax.fed.algorithm import Send, Senders, separable
+
+
+@separable
+def _signs(messages: PyTree, senders: Senders, key: Array) -> PyTree:
+    return jax.tree.map(lambda m: jnp.where(m < 0, -1, 1).astype(m.dtype), messages)
+
+
+def signs() -> Send:
+    """−1 for a negative number, else 1."""
+    return _signs

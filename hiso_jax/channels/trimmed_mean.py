@@ -1,0 +1,37 @@
+"""The coordinate-wise trimmed mean (Yin et al., arXiv 1803.01498): the extremes are left out on either side."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from hiso_jax.checks import between
+from hiso_jax.fed.algorithm import Combine, separable
+
+
+def trimmed_mean(*, trim: float = 0.2) -> Combine:
+    """The mean of each number over the clients that count, without ⌊trim · C⌋ of them on either side.
+
+    Args:
+      trim: share of the clients left out on either side by trimmed_mean, below one half; their weights do not matter.
+
+    Raises:
+      ValueError: ``trim`` outside [0, 0.5).
+    """
+    between("trim", trim, 0, 0.499)
+
+    @separable
+    def combine(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTree:
+        counted = (weights > 0).sum()
+        cut = jnp.floor(trim * counted).astype(jnp.int32)
+
+        def one(message: Array) -> Array:
+            counts = jnp.expand_dims(weights > 0, range(1, message.ndim))
+            # Those that do not count stand at the end.
+            ordered = jnp.sort(jnp.where(counts, message, jnp.inf), axis=0)
+            place = jnp.expand_dims(jnp.arange(len(weights)), range(1, message.ndim))
+            kept = (place >= cut) & (place < counted - cut)
+            return jnp.where(kept, ordered, 0).sum(0) / jnp.maximum(counted - 2 * cut, 1)
+
+        return jax.tree.map(one, messages)
+
+    return combine

@@ -1,0 +1,105 @@
+"""Options that would have no effect are refused: each belongs to what reads it."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+from hiso_jax.algorithms import Method
+from hiso_jax.cli.language import GENERATES
+from hiso_jax.fed.algorithm import Local
+
+
+class Rule(NamedTuple):
+    """When some options are read.
+
+    Attributes:
+      names: of the options.
+      read: whether they are, with these options.
+      by: what reads them.
+      now: what there is instead.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[Any], bool]
+    by: str
+    now: Callable[[Any], str]
+
+
+def _partition(options: Any) -> str:
+    return options.partition or ("iid" if options.task in GENERATES else "dirichlet")
+
+
+def _availability(options: Any) -> str:
+    return f"--availability {options.availability}"
+
+
+RULES = (
+    Rule(
+        ("alpha",),
+        lambda options: _partition(options) in ("dirichlet", "dirichlet-balanced"),
+        "--partition dirichlet and dirichlet-balanced",
+        lambda options: f"--partition {_partition(options)}",
+    ),
+    Rule(
+        ("shards_per_client",),
+        lambda options: _partition(options) == "shards",
+        "--partition shards",
+        lambda options: f"--partition {_partition(options)}",
+    ),
+    Rule(
+        ("data_dir",),
+        lambda options: options.task != "digits",
+        "every other --task",
+        lambda options: f"--task {options.task}, which is embedded",
+    ),
+    Rule(
+        ("availability_rate",),
+        lambda options: options.availability in ("bernoulli", "per-client", "diurnal"),
+        "--availability bernoulli, per-client and diurnal",
+        _availability,
+    ),
+    Rule(
+        ("availability_spread",),
+        lambda options: options.availability == "per-client",
+        "--availability per-client",
+        _availability,
+    ),
+    Rule(
+        ("rounds_per_day",),
+        lambda options: options.availability == "diurnal",
+        "--availability diurnal",
+        _availability,
+    ),
+)
+# What only methods that measure along directions read.
+MEASUREMENT = ("perturbations", "mu", "method", "directions", "mus")
+
+
+def check_heeded(options: Any, methods: Sequence[Method], given: Collection[str]) -> None:
+    """Refuse options that nothing reads.
+
+    Args:
+      options: all of them.
+      methods: that the command is asked for.
+      given: the names of those that were typed.
+
+    Raises:
+      ValueError: there is one, naming it and what would read it.
+    """
+    for rule in RULES:
+        for name in rule.names:
+            if name in given and not rule.read(options):
+                raise ValueError(f"{name} is read by {rule.by}; it would have no effect with {rule.now(options)}")
+    reading: set[str] = set()
+    for method in methods:
+        measure = method.build(1e-3, {name: getattr(options, name) for name in method.options}).measure
+        own = measure.reads if measure is not None else MEASUREMENT
+        reading |= {*own, *(("mus",) if "mu" in own else ())}
+        if not isinstance(measure, Local) and measure is not None:
+            # It has a difference of its own.
+            reading -= {"method"}
+    for name in MEASUREMENT:
+        if name in given and name not in reading:
+            names = ", ".join(method.name for method in methods)
+            raise ValueError(
+                f"{name} is read by methods that measure along directions; it would have no effect on {names}"
+            )

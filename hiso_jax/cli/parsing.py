@@ -1,0 +1,152 @@
+"""From words to options: the command's and those of the methods it is asked for, and one line where that fails."""
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import field, make_dataclass
+from itertools import dropwhile, takewhile
+from typing import Annotated, Any
+
+import tyro
+
+from hiso_jax import algorithms
+from hiso_jax.cli.exit_codes import UsageError
+from hiso_jax.cli.heeded import check_heeded
+from hiso_jax.cli.methods import Option, method_options, methods_of, options_with, own_options
+from hiso_jax.cli.options import GROUPS, Experiment
+
+PROGRAM = "hiso-jax"
+HELP = ("help", "h")
+
+
+def as_typed(name: str) -> str:
+    """An option as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def option_words(words: Sequence[str]) -> dict[str, str | None]:
+    """The options among some words, by their fields' names, each with the word behind it."""
+    found: dict[str, str | None] = {}
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        match = re.fullmatch(r"--([A-Za-z][\w-]*)(?:=(.*))?", word, re.DOTALL)
+        if match:
+            found[match[1].replace("-", "_")] = match[2] if match[2] is not None else following
+    return found
+
+
+def one_line(report: str) -> str:
+    """The message in tyro's boxed error report: what stands between its title and the next rule."""
+    # The box is drawn in Unicode or, where the terminal cannot show that, with blanks and ASCII rules.
+    lines = [line.strip("╭╮╰╯│─ ") for line in report.splitlines()]
+    texts = ["" if set(line) <= {"-"} else line for line in lines]
+    after_title = texts[1:] if texts and texts[0] else texts[2:]
+    body = takewhile(bool, dropwhile(lambda text: not text, after_title))
+    return re.sub(r"^Error parsing (\w+: )?", "", " ".join(body))
+
+
+def _parsed(kind: type, command: str, words: Sequence[str]) -> Any:
+    report = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(report):
+            return tyro.cli(kind, prog=f"{PROGRAM} {command}", args=words)
+    except SystemExit as ending:
+        if ending.code:
+            raise UsageError(one_line(report.getvalue())) from None
+        raise
+
+
+def _grouped(command: type, flat: Mapping[str, Option], methods: Sequence[algorithms.Method]) -> type:
+    """A dataclass for tyro with a field for each group of options, in the order of --help."""
+    own = own_options(command)
+    groups: dict[str, list[Option]] = {}
+    for place, (title, names) in enumerate(GROUPS.items()):
+        groups[title] = [flat[name] for name in names if name in own and name in flat]
+        if place == 0:
+            for method in methods:
+                rest = [option for name, option in method_options(method).items() if name not in own]
+                known = {option.name for each in groups.values() for option in each}
+                groups[method.title] = [option for option in rest if option.name not in known]
+    known = {option.name for each in groups.values() for option in each}
+    groups["other"] = [option for name, option in flat.items() if name not in known and name != "local_learning_rate"]
+    listed = []
+    for title, options in groups.items():
+        if options:
+            members = [
+                (option.name, Annotated[option.kind, tyro.conf.arg(help=option.text)], field(default=option.default))
+                for option in options
+            ]
+            group = make_dataclass(re.sub(r"\W", "_", title), members, kw_only=True)
+            group.__doc__ = ""
+            listed.append(
+                (re.sub(r"\W", "_", title), tyro.conf.OmitArgPrefixes[group], field(default_factory=group))  # type: ignore[misc, valid-type]
+            )
+    whole = make_dataclass(command.__name__, listed, kw_only=True)
+    whole.__doc__ = (command.__doc__ or "").split("\n\n")[0]
+    return whole
+
+
+def _asked_for(command: type, words: Mapping[str, str | None]) -> list[str]:
+    """The names of the methods that a command is asked for."""
+    own = own_options(command)
+    if "algorithms" in own:
+        given = words.get("algorithms")
+        return list(own["algorithms"].default) if given is None else given.split(",")
+    given = words.get("algorithm")
+    return [own["algorithm"].default if given is None else given]
+
+
+def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[str], asked: Sequence[str]) -> None:
+    """Refuse an option that neither the command nor its methods have, and say where it belongs.
+
+    Raises:
+      UsageError: there is one.
+    """
+    accepted = {*known, *(f"no_{name}" for name in known), *HELP}
+    for name in words:
+        if name in accepted:
+            continue
+        owners = [other for other in algorithms.NAMES if name in algorithms.load(other).options]
+        if owners:
+            raise UsageError(
+                f"{as_typed(name)} is an option of {', '.join(owners)}; it would have no effect on {', '.join(asked)}"
+            )
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {as_typed(near[0])}?" if near else " (see --help for what there is)"
+        raise UsageError(f"{as_typed(name)} is no option of {command}{hint}")
+
+
+def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
+    """The options of a command.
+
+    Args:
+      kind: its dataclass.
+      command: its name.
+      words: what follows it.
+
+    Raises:
+      UsageError: the words are not its options, or an option is out of range or would have no effect.
+    """
+    given = option_words(words)
+    if not issubclass(kind, Experiment):
+        _check_known(command, given, list(own_options(kind)), [])
+        return _parsed(kind, command, words)
+    try:
+        asked = _asked_for(kind, given)
+        methods = list(methods_of(asked).values())
+        whole = options_with(kind, methods)
+        flat = own_options(whole) | {
+            option.name: option for method in reversed(methods) for option in method_options(method).values()
+        }
+        flat |= own_options(kind)
+        _check_known(command, given, list(flat), asked)
+        nested = _parsed(_grouped(kind, flat, methods), command, words)
+        values = {name: value for group in vars(nested).values() for name, value in vars(group).items()}
+        options = whole(**values)
+        check_heeded(options, methods, {name.removeprefix("no_") for name in given})
+    except ValueError as error:
+        # One of several is spoken of as the option that named it.
+        several = str(error).startswith("algorithm ") and "algorithms" in own_options(kind)
+        raise UsageError(str(error).replace("algorithm", "algorithms", 1) if several else str(error)) from error
+    return options

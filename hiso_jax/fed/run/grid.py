@@ -1,0 +1,128 @@
+"""A grid of settings, and what trying them has shown."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optax
+from jaxtyping import Float, Int
+
+from hiso_jax.checks import positive
+from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run.evaluation import first_at_target
+from hiso_jax.fed.task import Metric
+
+LAST_EVALUATIONS = 3
+
+
+def _same(rate: Any) -> Any:
+    return rate
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The settings of a sweep: all of S seeds × M smoothing radii × L learning rates.
+
+    Attributes:
+      learning_rates: to try, L.
+      seeds: to try, S.
+      mus: smoothing radii to try, M; None means the configuration's.
+      local_learning_rate: a learning rate of the grid → the rate of the clients' own steps, a number or a schedule.
+    """
+
+    learning_rates: Sequence[float]
+    seeds: Sequence[int] = (0,)
+    mus: Sequence[float] | None = None
+    local_learning_rate: Callable[[Any], optax.ScalarOrSchedule] = _same
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+          ValueError: an empty grid, or a rate or μ out of range.
+        """
+        for name, values in (("learning_rates", self.learning_rates), ("mus", self.mus)):
+            for value in values or ():
+                positive(name, value)
+            if values is not None and not len(values):
+                raise ValueError(f"{name} must name at least one value")
+        if not len(self.seeds):
+            raise ValueError("seeds must name at least one seed")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The setting that a sweep found best.
+
+    Attributes:
+      learning_rate, mu: the setting.
+      rounds_to_target: the mean over the seeds; None if no setting reached the target with every seed, in which
+        case it is the setting of the best final value.
+      final: the metric at the end, the mean of the last three evaluations and of the seeds.
+      at_edge: whether the rate is the smallest or the largest of several tried.
+    """
+
+    learning_rate: float
+    mu: float
+    rounds_to_target: float | None
+    final: float
+    at_edge: bool
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep leaves behind: S seeds, M values of μ, L learning rates, E evaluations.
+
+    Attributes:
+      seeds, mus, learning_rates: the grid.
+      rounds: the rounds of the evaluations, [E].
+      metric: the one that counts.
+      metrics: the task's metrics on its test split, each [S, M, L, E]; NaN where an interrupt came first.
+      diverged_at: the round at which a run diverged or -1, [S, M, L].
+      interrupted: whether the sweep was stopped before its last round.
+      compile_seconds, run_seconds: time spent.
+    """
+
+    seeds: tuple[int, ...]
+    mus: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+    rounds: Int[np.ndarray, "E"]
+    metric: Metric
+    metrics: dict[str, Float[np.ndarray, "S M L E"]]
+    diverged_at: Int[np.ndarray, "S M L"]
+    interrupted: bool
+    compile_seconds: float
+    run_seconds: float
+
+    def final(self) -> Float[np.ndarray, "S M L"]:
+        """The mean of each run's last three evaluations; the worst for a run that diverged or came not so far."""
+        values = self.metrics[self.metric.name][..., -LAST_EVALUATIONS:].mean(-1)
+        return np.where((self.diverged_at == monitoring.NEVER) & np.isfinite(values), values, self.metric.worst)
+
+    def rounds_to(self, target: float) -> Float[np.ndarray, "S M L"]:
+        """The round at which each run reached ``target`` (see ``first_at_target``), or infinity."""
+        first, values = np.full(self.diverged_at.shape, math.inf), self.metric.sign * self.metrics[self.metric.name]
+        for index in np.ndindex(first.shape):
+            reached = first_at_target(values[index].tolist(), self.metric.sign * target)
+            if reached is not None and self.diverged_at[index] == monitoring.NEVER:
+                first[index] = self.rounds[reached]
+        return first
+
+    def best(self, target: float | None) -> Best:
+        """The setting that reaches the shared target soonest with every seed; else, that ends best."""
+        final = self.final().mean(0)
+        first = np.full(final.shape, math.inf) if target is None else self.rounds_to(target).mean(0)
+        reached = bool(np.isfinite(first).any())
+        # Of settings that are equally soon, the one that ends better.
+        order = np.lexsort((-self.metric.sign * final.reshape(-1), first.reshape(-1)))
+        m, rate = np.unravel_index(order[0], final.shape)
+        return Best(
+            learning_rate=self.learning_rates[rate],
+            mu=self.mus[m],
+            rounds_to_target=float(first[m, rate]) if reached else None,
+            final=float(final[m, rate]),
+            at_edge=len(self.learning_rates) > 1
+            and self.learning_rates[rate] in (min(self.learning_rates), max(self.learning_rates)),
+        )

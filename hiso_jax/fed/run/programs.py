@@ -1,0 +1,177 @@
+"""The programs of a run, and the state that they carry from round to round."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Traced
+from jaxtyping import PyTree
+
+from hiso_jax.fed.algorithm import Algorithm
+from hiso_jax.fed.devices import (
+    MODEL,
+    ExecutionSettings,
+    Placement,
+    owned,
+    param_shardings,
+    put,
+    replicated,
+    state_shardings,
+    to_host,
+)
+from hiso_jax.fed.keys import init_key
+from hiso_jax.fed.round import Estimator, first_memory, server_round, shapes_of
+from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.dispatch import Dispatch, Inputs, RoundLog, RunState, draw_batches, make_dispatch, newcomers
+from hiso_jax.fed.run.evaluation import make_evaluate
+from hiso_jax.fed.run.traffic import Costs
+from hiso_jax.fed.task import Task
+from hiso_jax.fed.update import ServerState
+
+
+class Setup(NamedTuple):
+    """A run before it begins: what was asked for, and its data on the devices.
+
+    Attributes:
+      task: the model, its loss and its data.
+      algorithm: the method.
+      config: the run's numbers.
+      estimator: how clients measure.
+      settings: how rounds are computed; its memory budget is set.
+      placement: where arrays live.
+      inputs: what every dispatch reads.
+      test: the test split.
+      given: the training data, their partition and who shows up, as they were given.
+      length: the most rounds of a dispatch.
+    """
+
+    task: Task
+    algorithm: Algorithm
+    config: SimulationConfig
+    estimator: Estimator
+    settings: ExecutionSettings
+    placement: Placement
+    inputs: Inputs
+    test: PyTree
+    given: PyTree
+    length: int
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices, or None for one."""
+        return self.placement.mesh
+
+    @property
+    def clients(self) -> int:
+        """N, the number of clients."""
+        return self.inputs.population.num_clients
+
+    def on_mesh(self) -> AbstractContextManager[Any]:
+        """Programs are built and run inside."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+def bytes_of(tree: PyTree) -> int:
+    """The size of arrays, in bytes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, clients: int) -> Costs:
+    """What a client's visit costs in a run with cohorts of ``clients`` clients; of ``server`` only shapes are read."""
+    shapes = shapes_of(algorithm, estimator, server.params, clients)
+    # Who cannot replay needs the parameters; who can, the optimizer's state, too.
+    known = (server.params, server.state) if algorithm.has_scalars else server.params
+    return Costs(
+        up=algorithm.wire.up(shapes.message),
+        down=algorithm.wire.down(shapes.aggregate),
+        checkpoint=bytes_of(known),
+        passes=estimator.measure.passes(estimator.local_steps, estimator.num_perturbations),
+    )
+
+
+def initial_parameters(setup: Setup) -> PyTree:
+    """The initial parameters, in this process's memory if there is a mesh: a device may not hold them whole."""
+    key, mesh, task = init_key(jax.random.key(setup.config.seed)), setup.mesh, setup.task
+    if mesh is None:
+        return task.init(key)
+    # What is loaded, not computed, is in host memory already, and must not become constants of a program.
+    loaded = not jax.make_jaxpr(task.init)(key).jaxpr.eqns
+    if loaded or mesh.shape.get(MODEL, 1) == 1:
+        return jax.tree.map(np.asarray, task.init(key))
+    shapes = jax.eval_shape(task.init, key)
+    return to_host(jax.jit(task.init, out_shardings=param_shardings(mesh, shapes))(setup.placement.repeated(key)))
+
+
+def first_state(setup: Setup, initial: PyTree) -> tuple[RunState, Any]:
+    """The state of a run that has not begun, and where it lives (None on one device)."""
+    tx, mesh = setup.algorithm.optimizer, setup.mesh
+    sent = shapes_of(setup.algorithm, setup.estimator, initial, setup.config.cohort).sent
+    rest = first_memory(setup.algorithm, sent), monitoring.start(), newcomers(setup.clients)
+    if mesh is None:
+        # The carry is donated to each dispatch; the result keeps the parameters, and an optimizer its keys.
+        memory, monitor, synced_to = rest
+        return RunState(ServerState(owned(initial), owned(tx.init(initial)), owned(memory)), monitor, synced_to), None
+    state = jax.eval_shape(tx.init, initial)
+    own = param_shardings(mesh, initial), state_shardings(mesh, initial, state)
+    params = put(initial, own[0])
+    # Made where it lives: a curvature is as large as the parameters.
+    state = jax.jit(tx.init, out_shardings=own[1])(params)
+    memory, monitor, synced_to = setup.placement.repeated(rest)
+    where = replicated(mesh, rest)
+    return (
+        RunState(ServerState(params, state, memory), monitor, synced_to),
+        RunState(ServerState(*own, where[0]), *where[1:]),
+    )
+
+
+class Programs(NamedTuple):
+    """A dispatch and an evaluation, traced and not yet compiled.
+
+    Attributes:
+      dispatch: (state, begin, end, inputs) → (state, log).
+      evaluate: (params, test, frozen) → metrics of every example.
+    """
+
+    dispatch: Traced
+    evaluate: Traced
+
+    @property
+    def log(self) -> RoundLog:
+        """The shapes of what a dispatch tells."""
+        return self.dispatch.out_info[1]
+
+    def compile(self, setup: Setup) -> tuple[Callable, Callable]:
+        """Both, compiled."""
+        with setup.on_mesh():
+            dispatch, evaluate = self.dispatch.lower(), self.evaluate.lower()
+            return dispatch.compile(), evaluate.compile()
+
+
+def build_dispatch(setup: Setup, costs: Costs) -> Dispatch:
+    """A dispatch of the run as a function."""
+    run_round = server_round(
+        setup.task.loss, setup.algorithm, setup.estimator, setup.settings, draw_batches(setup.config)
+    )
+    return make_dispatch(run_round, setup.config, costs, setup.length, setup.mesh)
+
+
+def trace(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Programs:
+    """The programs of a run whose state is ``carry`` and lives at ``shardings``."""
+    zero, outputs = setup.placement.repeated(jnp.int32(0)), None
+    run = build_dispatch(setup, costs)
+    if setup.mesh is not None:
+        logs = jax.eval_shape(run, carry, zero, zero, setup.inputs)[1]
+        outputs = shardings, replicated(setup.mesh, logs)
+    with setup.on_mesh():
+        dispatch = jax.jit(run, donate_argnums=0, out_shardings=outputs)
+        budget = setup.settings.memory_budget
+        evaluate = jax.jit(make_evaluate(setup.task.metrics, budget=budget, mesh=setup.mesh))
+        return Programs(
+            dispatch.trace(carry, zero, zero, setup.inputs),
+            evaluate.trace(carry.server.params, setup.test, setup.inputs.frozen),
+        )

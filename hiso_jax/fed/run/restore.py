@@ -1,0 +1,84 @@
+"""Back into a run that was ended: a snapshot, and what the ledger says of the rounds behind it."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from hiso_jax.fed.algorithm import Senders
+from hiso_jax.fed.keys import channel_key
+from hiso_jax.fed.ledger import Keeper, Records, fingerprint, replay
+from hiso_jax.fed.round import Channel
+from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run.dispatch import RunState
+from hiso_jax.fed.run.programs import Setup
+from hiso_jax.fed.run.traffic import stood_at
+from hiso_jax.fed.update import ServerState
+
+logger = logging.getLogger("hiso_jax")
+
+
+def restored(setup: Setup, keeper: Keeper, carry: RunState) -> RunState:
+    """The state of the run that ``keeper`` found; ``carry`` is that of its beginning.
+
+    Raises:
+      ValueError: the rounds lead to other parameters than those that the run had, made where it was made.
+    """
+    records = keeper.ledger.records
+    server, start = carry.server, 0
+    for candidate in keeper.snapshots(setup.placement):
+        tree = keeper.restore(candidate, tuple(server))
+        if tree is not None:
+            server, start = ServerState(*setup.placement.like(tree, tuple(server))), candidate
+            break
+    if setup.algorithm.has_scalars:
+        server = _replayed(setup, keeper, server, start)
+        server = server._replace(memory=_remembered(setup, records, server.memory, start))
+    rest = (
+        monitoring.rebuilt(records, server.params, server.state),
+        stood_at(records.round, records.cohort, records.attendance, setup.clients)[1],
+    )
+    return RunState(server, *setup.placement.repeated(rest))
+
+
+def _replayed(setup: Setup, keeper: Keeper, server: ServerState, start: int) -> ServerState:
+    """The server after all rounds found; ``server`` is that after the first ``start`` of them."""
+    found, placement, tx = keeper.found, setup.placement, setup.algorithm.optimizer
+    assert found is not None
+    updates = keeper.ledger.records.updates
+    known = max((rounds for rounds in found.checks if rounds > start), default=start)
+    params, state = replay(server.params, tx, updates.between(start, known), state=server.state, mesh=placement.mesh)
+    if known > start and fingerprint(placement.whole(params)) != found.checks[known]:
+        other = f"its first {known} rounds lead to other parameters here"
+        if not keeper.differs:
+            raise ValueError(
+                f"{found.path.parent} cannot be continued so: {other}; its optimizer or its processor was another"
+            )
+        if jax.process_index() == 0:
+            logger.warning("%s goes on, but %s: %s", found.path.parent, other, "; ".join(keeper.differs))
+    params, state = replay(params, tx, updates.between(known), state=state, mesh=placement.mesh)
+    return server._replace(params=params, state=state)
+
+
+def _remembered(setup: Setup, records: Records, memory: PyTree, start: int) -> PyTree:
+    """What the combiner remembers after all rounds, from their messages; ``memory`` is that after ``start`` of them."""
+    if not jax.tree.leaves(memory) or start == len(records.round):
+        return memory
+    sizes = np.ones(records.cohort.shape, np.float32)
+    if setup.config.weighting == "examples":
+        held = jax.vmap(setup.inputs.population.sizes_of)(jnp.asarray(records.cohort))
+        sizes = np.asarray(held, np.float32)
+
+    def one(memory: PyTree, row: tuple[Array, Array, Array, Array, PyTree]) -> tuple[PyTree, None]:
+        number, cohort, sizes, valid, messages = row
+        senders = Senders(cohort, jnp.arange(len(cohort)))
+        channel = Channel(setup.algorithm, senders, channel_key(setup.inputs.seed_key, number))
+        advanced = channel.combine(messages, jnp.where(valid, sizes, 0), memory)[1]
+        return jax.tree.map(lambda new, old: jnp.where(valid.any(), new, old), advanced, memory), None
+
+    rows = records.round, records.cohort, sizes, records.valid, records.scalars
+    block = jax.tree.map(lambda column: jnp.asarray(column[start:]), rows)
+    return jax.jit(lambda memory, block: lax.scan(one, memory, block)[0])(memory, block)

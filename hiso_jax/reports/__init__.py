@@ -1,0 +1,33 @@
+"""What runs have shown: summaries, tables and pictures."""
+
+from hiso_jax.reports.comparison import comparison_table
+from hiso_jax.reports.directory import (
+    append_evaluation,
+    as_json,
+    create_directory,
+    write_json,
+    write_metrics,
+)
+from hiso_jax.reports.pictures import curves, rates_picture
+from hiso_jax.reports.summary import Asked, summarise
+from hiso_jax.reports.text import human_bytes, human_seconds, print_rows
+from hiso_jax.reports.tuning import sweep_as_dict, sweep_table, verdict
+
+__all__ = [
+    "Asked",
+    "append_evaluation",
+    "as_json",
+    "comparison_table",
+    "create_directory",
+    "curves",
+    "human_bytes",
+    "human_seconds",
+    "print_rows",
+    "rates_picture",
+    "summarise",
+    "sweep_as_dict",
+    "sweep_table",
+    "verdict",
+    "write_json",
+    "write_metrics",
+]

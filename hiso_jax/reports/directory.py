@@ -1,0 +1,71 @@
+"""What a command leaves on disk: its directory, its metrics line by line, and JSON."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hiso_jax import fed
+from hiso_jax.fed.ledger import sync_directory, write_whole
+
+
+def as_json(value: Any) -> Any:
+    """``value`` as JSON can hold it: paths as strings, non-finite numbers as null."""
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def evaluation_line(row: fed.Evaluation, **labels: Any) -> str:
+    """An evaluation as a line of ``metrics.jsonl``, one flat object; the task's metrics are its test split's."""
+    flat = asdict(row)
+    return json.dumps(as_json({**labels, **flat.pop("metrics"), **flat})) + "\n"
+
+
+def write_metrics(directory: Path, rows: Sequence[fed.Evaluation]) -> None:
+    """Write ``metrics.jsonl`` anew: a reader finds the old file or the new one."""
+    write_whole(directory / "metrics.jsonl", "".join(map(evaluation_line, rows)).encode())
+
+
+def append_evaluation(directory: Path, progress: fed.Progress, **labels: Any) -> None:
+    """Append the evaluation of ``progress``, if it has one, to ``metrics.jsonl``."""
+    if progress.evaluation:
+        with (directory / "metrics.jsonl").open("a") as file:
+            file.write(evaluation_line(progress.evaluation, **labels))
+
+
+def create_directory(out: Path | None, name: str, config: Mapping[str, Any] | None = None) -> Path:
+    """Make a new directory, ``out`` or a time-stamped one under ``runs/``.
+
+    With ``config`` it appears under its name with ``config.json`` in it, so that what is found can be continued.
+
+    Raises:
+      ValueError: it exists, or cannot be made.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    path = out or Path("runs") / f"{name}-{stamp}"
+    if path.exists():
+        raise ValueError(f"out must be a directory that does not exist yet; {path} does")
+    new = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        new.mkdir(parents=True)
+        if config is not None:
+            write_json(new / "config.json", {**config, "out": path.resolve()})
+        os.rename(new, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise ValueError(f"out cannot be made: {path} ({error.strerror})") from error
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never half of it."""
+    write_whole(path, f"{json.dumps(as_json(value), indent=2)}\n".encode())

@@ -1,0 +1,82 @@
+"""The figures of a finished run."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from hiso_jax import fed
+
+
+def reached(result: fed.Result, metric: fed.Metric, target: float | None) -> fed.Evaluation | None:
+    """The first evaluation at which the run's metric has reached ``target`` for good (see ``first_at_target``)."""
+    if target is None:
+        return None
+    values = [metric.sign * row.metrics[metric.name] for row in result.metrics]
+    index = fed.first_at_target(values, metric.sign * target)
+    return None if index is None else result.metrics[index]
+
+
+def sharding(result: fed.Result) -> dict[str, Any]:
+    """How many devices took part, and how the cohort and the parameters were split over them."""
+    shards = result.mesh_shape.get("clients", 1)
+    cohort = sum(result.attendance.values()) // max(result.rounds, 1)
+    each = -(-cohort // shards)
+    return {
+        "device_count": math.prod(result.mesh_shape.values()),
+        "process_count": jax.process_count(),
+        "mesh": {"clients": shards, "model": result.mesh_shape.get("model", 1)},
+        "cohort_per_device": each,
+        "cohort_padding": each * shards - cohort,
+    }
+
+
+class Asked(NamedTuple):
+    """What a run was asked for.
+
+    Attributes:
+      task, algorithm: their names.
+      learning_rate: η.
+      seed: of the run.
+      metric: the one that counts.
+      target: the value of it at which methods are compared, or None.
+    """
+
+    task: str
+    algorithm: str
+    learning_rate: float
+    seed: int
+    metric: fed.Metric
+    target: float | None
+
+
+def summarise(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]:
+    """The figures of one finished run, which took ``wall`` seconds with all that belongs to it."""
+    last, at_target = result.metrics[-1], reached(result, asked.metric, asked.target)
+    name = asked.metric.name
+    return {
+        **last.metrics,
+        **asked._asdict(),
+        "metric": name,
+        "rounds": result.rounds,
+        "metrics": last.metrics,
+        f"initial_{name}": result.metrics[0].metrics[name],
+        "trained_parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)),
+        "rounds_to_target": at_target.round if at_target else None,
+        "bytes_to_target": at_target.bytes_up + at_target.bytes_down if at_target else None,
+        "forward_passes_to_target": at_target.forward_passes if at_target else None,
+        "simulated_seconds_to_target": at_target.simulated_seconds if at_target else None,
+        "diverged_at_round": result.diverged_at,
+        "interrupted": result.interrupted,
+        "rounds_per_second": result.timed_rounds / result.run_seconds if result.run_seconds else 0.0,
+        "compile_seconds": result.compile_seconds,
+        "wall_seconds": wall,
+        **result.traffic,
+        "forward_passes": result.forward_passes,
+        "simulated_seconds": result.simulated_seconds,
+        "attendance": {**result.attendance, "invalid": result.invalid},
+        "jax_version": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        **sharding(result),
+        "params_sha256": fed.fingerprint(result.params),
+    }

@@ -1,0 +1,49 @@
+"""Numbers and tables as people read them."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from rich.console import Console
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+NEVER = "—"
+
+
+def human_bytes(count: float) -> str:
+    """``count`` bytes in decimal units, three significant digits."""
+    power = 0
+    while count >= 1000 and power < len(UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return f"{count:.0f} {UNITS[power]}" if power == 0 else f"{count:.3g} {UNITS[power]}"
+
+
+def human_count(count: float) -> str:
+    """``count`` with a unit of thousands, three significant digits."""
+    return human_bytes(count).removesuffix("B").replace(" ", "")
+
+
+def human_seconds(seconds: float) -> str:
+    """``seconds`` as h:mm:ss, or as seconds below a minute."""
+    if not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole >= 172_800:
+        return f"{seconds / 86_400:.3g} days"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def spread(values: np.ndarray, show: Callable[[float], str]) -> str:
+    """A mean, and the standard deviation over seeds if there are several."""
+    mean = show(float(np.mean(values)))
+    return f"{mean} ± {show(float(np.std(values, ddof=1)))}" if len(values) > 1 else mean
+
+
+def print_rows(console: Console, rows: Mapping[str, str]) -> None:
+    """Names and values in two columns."""
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        console.print(f"  {name:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,78 @@
+"""What a sweep has shown: its table, its verdict, and all of it as JSON."""
+
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from hiso_jax import fed
+from hiso_jax.reports.text import NEVER, spread
+
+
+def _words(result: fed.SweepResult) -> str:
+    return result.metric.name.replace("_", " ")
+
+
+def verdict(name: str, result: fed.SweepResult, target: float | None) -> str:
+    """One sentence: the best setting, why, and whether the grid may be too narrow."""
+    best, metric = result.best(target), _words(result)
+    setting = f"{name}: best at rate {best.learning_rate:g}"
+    if len(result.mus) > 1:
+        setting += f", mu {best.mu:g}"
+    if best.rounds_to_target is not None:
+        reason = f"{metric} {target:g} after {best.rounds_to_target:.0f} rounds, {best.final:.4f} at the end"
+    elif target is not None:
+        reason = f"{metric} {best.final:.4f} at the end; no setting reached {target:g} with every seed"
+    else:
+        reason = f"{metric} {best.final:.4f} at the end"
+    edge = " (the edge of the grid: a wider one may do better)" if best.at_edge else ""
+    return f"{setting}{edge}, {reason}"
+
+
+def sweep_as_dict(result: fed.SweepResult, target: float | None) -> dict[str, Any]:
+    """A sweep as JSON: its grid, its best setting, and every run's evaluations."""
+    return {
+        "seeds": list(result.seeds),
+        "mus": list(result.mus),
+        "learning_rates": list(result.learning_rates),
+        "metric": result.metric.name,
+        "target": target,
+        "best": vars(result.best(target)),
+        "rounds": result.rounds.tolist(),
+        f"final_{result.metric.name}": result.final().tolist(),
+        "rounds_to_target": None if target is None else result.rounds_to(target).tolist(),
+        "diverged_at_round": result.diverged_at.tolist(),
+        **{name: values.tolist() for name, values in result.metrics.items()},
+        "compile_seconds": result.compile_seconds,
+        "run_seconds": result.run_seconds,
+    }
+
+
+def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Table:
+    """One row a setting: final validation metric and rounds to the target, means over the seeds."""
+    metric = _words(next(iter(results.values())))
+    title = f"validation {metric}" if target is None else f"validation {metric}, and rounds to {target:g}"
+    view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    view.add_column("method", no_wrap=True)
+    several_mus = any(len(result.mus) > 1 for result in results.values())
+    for heading in ("rate", *(["mu"] if several_mus else []), metric, "rounds", "diverged", ""):
+        view.add_column(heading, justify="right", no_wrap=True)
+    for name, result in results.items():
+        best, final = result.best(target), result.final()
+        first = np.full(final.shape, np.inf) if target is None else result.rounds_to(target)
+        for m, mu in enumerate(result.mus):
+            for column, rate in enumerate(result.learning_rates):
+                runs = (slice(None), m, column)
+                diverged = int((result.diverged_at[runs] >= 0).sum())
+                view.add_row(
+                    name,
+                    f"{rate:g}",
+                    *([f"{mu:g}"] if several_mus else []),
+                    spread(final[runs], lambda value: f"{value:.4f}"),
+                    spread(first[runs], lambda value: f"{value:.0f}") if np.isfinite(first[runs]).all() else NEVER,
+                    f"{diverged} of {len(result.seeds)}" if diverged else "",
+                    "best" if (rate, mu) == (best.learning_rate, best.mu) else "",
+                )
+        view.add_section()
+    return view

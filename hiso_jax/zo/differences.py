@@ -1,0 +1,194 @@
+"""Losses → scalars: finite differences along shared directions (HiSo, Algorithm 1)."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any, Literal, TypeVar
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key, PyTree, Shaped
+
+from hiso_jax.zo.directions import Directions, Sampler, as_directions, perturb
+
+Method = Literal["forward", "central", "second"]
+Carry = TypeVar("Carry")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """At which multiples of μ along a direction a loss is evaluated, and which numbers are made of it.
+
+    Attributes:
+      offsets: in units of μ. A loss at offset 0 is evaluated once a local step, for all its directions.
+      numbers: (losses [...] at the offsets in their order, μ) → the numbers of a direction, a pytree of [...] arrays.
+    """
+
+    offsets: tuple[float, ...]
+    numbers: Callable[[Sequence[Array], ArrayLike], PyTree[Shaped[Array, "..."]]]
+
+    def passes(self, num_perturbations: int) -> int:
+        """How often the loss is evaluated in a local step of ``num_perturbations`` directions."""
+        return (0 in self.offsets) + num_perturbations * sum(offset != 0 for offset in self.offsets)
+
+
+def _forward(losses: Sequence[Array], mu: ArrayLike) -> Array:
+    base, plus = losses
+    return (plus - base) / mu
+
+
+def _central(losses: Sequence[Array], mu: ArrayLike) -> Array:
+    plus, minus = losses
+    return (plus - minus) / (2 * mu)
+
+
+def _second(losses: Sequence[Array], mu: ArrayLike) -> dict[str, Array]:
+    base, plus, minus = losses
+    return {"slope": (plus - minus) / (2 * mu), "curvature": (plus + minus - 2 * base) / mu**2}
+
+
+forward = Difference((0, 1), _forward)
+"""[f(x + μz) − f(x)] / μ: P + 1 evaluations."""
+central = Difference((1, -1), _central)
+"""[f(x + μz) − f(x − μz)] / (2μ): 2·P evaluations."""
+second = Difference((0, 1, -1), _second)
+"""The central slope and [f(x + μz) + f(x − μz) − 2f(x)] / μ² (HiZOO, arXiv 2402.15173): 2·P + 1 evaluations."""
+
+DIFFERENCES: dict[str, Difference] = {"forward": forward, "central": central, "second": second}
+
+
+def as_difference(method: Difference | str) -> Difference:
+    """A difference, given itself or by name.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if isinstance(method, Difference):
+        return method
+    if method not in DIFFERENCES:
+        raise ValueError(f"method must be one of {', '.join(DIFFERENCES)}, or a Difference; got {method!r}")
+    return DIFFERENCES[method]
+
+
+def slopes(numbers: PyTree) -> Any:
+    """The numbers of which Δ is made: all there are, or those named "slope" where a difference gives several."""
+    return numbers["slope"] if isinstance(numbers, Mapping) and "slope" in numbers else numbers
+
+
+def check_estimator(num_perturbations: int, mu: ArrayLike) -> None:
+    """Refuse an estimator that cannot exist.
+
+    Raises:
+      ValueError: ``num_perturbations`` < 1, or ``mu`` not positive and finite.
+    """
+    if num_perturbations < 1:
+        raise ValueError(f"num_perturbations must be at least 1, got {num_perturbations}")
+    if isinstance(mu, int | float) and not (math.isfinite(mu) and mu > 0):
+        raise ValueError(f"mu must be a positive finite number, got {mu}")
+
+
+def probe(
+    evaluate: Callable[[Any, Any], Array],
+    direction_at: Callable[[Array], Any],
+    difference: Difference,
+    *,
+    num_perturbations: int,
+    mu: ArrayLike,
+    fold: Callable[[Carry, Any, PyTree], tuple[Carry, Any]] = lambda carry, z, numbers: (carry, numbers),
+    init: Carry = None,  # type: ignore[assignment]
+) -> tuple[Carry, Float[Array, "..."], Any]:
+    """Evaluate losses along P directions, one at a time, so that memory does not grow with P.
+
+    Each direction is made once and handed to ``evaluate`` (which may evaluate many clients) and then, with the
+    numbers it gave, to ``fold``. Who measures alone, trains alone or measures for a cohort does it by this loop.
+
+    Args:
+      evaluate: (direction or None, scale) → losses [...] at the parameters moved by scale · direction.
+      direction_at: perturbation index → direction.
+      difference: at which scales, and what is made of the losses.
+      num_perturbations: P.
+      mu: the smoothing radius μ.
+      fold: (carry, direction, numbers [...]) → (carry, output), run once a perturbation; its output is the numbers
+        unless said otherwise.
+      init: the first carry.
+
+    Returns:
+      The last carry, the unperturbed losses [...] (if they are not evaluated: the mean over all that are), the
+      outputs [P, ...].
+    """
+    check_estimator(num_perturbations, mu)
+
+    def loss(z: Any, scale: Any) -> Array:
+        value = evaluate(z, scale)
+        return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+    base = [loss(None, 0.0)] if 0 in difference.offsets else []
+
+    def body(carry: Carry, index: Array) -> tuple[Carry, tuple[Any, Array]]:
+        z = direction_at(index)
+        losses = [base[0] if offset == 0 else loss(z, offset * mu) for offset in difference.offsets]
+        carry, output = fold(carry, z, difference.numbers(losses, mu))
+        return carry, (output, base[0] if base else reduce(add, losses) / len(losses))
+
+    carry, (outputs, middles) = lax.scan(body, init, jnp.arange(num_perturbations))
+    return carry, base[0] if base else middles.mean(0), outputs
+
+
+def scalars(
+    loss_fn: Callable[[Any, Any], Array],
+    params: PyTree[Shaped[Array, "..."]],
+    batch: PyTree,
+    round_key: Key[Array, ""],
+    *,
+    step: int | Array = 0,
+    curvature: PyTree[Shaped[Array, "..."]] | None = None,
+    num_perturbations: int,
+    mu: float,
+    method: Difference | Method = "forward",
+    sampler: Directions | Sampler | str | None = None,
+) -> tuple[Float[Array, ""], Float[Array, "P"]]:
+    """The P scalars of one local step: what a client sends in place of a gradient (HiSo, Algorithm 1).
+
+    g_p = [f(x + μ z_p) − f(x)] / μ (forward) or [f(x + μ z_p) − f(x − μ z_p)] / (2μ) (central), all on the same
+    batch, with z_p = H^{-1/2} ⊙ u_p made from ``perturbation_key(round_key, step, p)``.
+
+    Args:
+      loss_fn: ``(params, batch) → scalar``.
+      params: the trainable parameters, any pytree of floating-point arrays.
+      batch: whatever ``loss_fn`` takes.
+      round_key: the key of the round.
+      step: local step k.
+      curvature: H, in the structure of ``params``; None means H = 1.
+      num_perturbations: P ≥ 1.
+      mu: the smoothing radius μ > 0.
+      method: ``"forward"``, ``"central"``, or another :class:`Difference`; ``"second"`` gives two numbers a direction,
+        {"slope": [P], "curvature": [P]}.
+      sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
+        gaussian.
+
+    Returns:
+      (loss, scalars [P]), in float32 or wider. The central loss is the mean over the pairs.
+
+    Raises:
+      ValueError: P, μ or the method out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from hiso_jax import zo
+      >>> loss, g = zo.scalars(lambda x, b: jnp.sum((x - b) ** 2), jnp.ones(3), jnp.zeros(3),
+      ...                      jax.random.key(0), num_perturbations=2, mu=1e-3)
+      >>> g.shape
+      (2,)
+    """
+    directions = as_directions(sampler)
+    _, loss, values = probe(
+        lambda z, scale: loss_fn(params if z is None else perturb(params, z, scale), batch),
+        lambda index: directions.at(round_key, step, index, params, curvature),
+        as_difference(method),
+        num_perturbations=num_perturbations,
+        mu=mu,
+    )
+    return loss, values
