@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -157,6 +158,12 @@ def _of_file(path: Path) -> tuple[Any, str]:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise ValueError(f"algorithm names a file that cannot be read: {path} ({error.strerror})") from error
+    return _run(path.resolve(), sha256), sha256
+
+
+@cache
+def _run(path: Path, sha256: str) -> Any:
+    """The module in a file of these bytes, run once."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -165,4 +172,4 @@ def _of_file(path: Path) -> tuple[Any, str]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"algorithm names a file that fails: {path} ({type(error).__name__}: {error})") from error
-    return module, sha256
+    return module

@@ -63,16 +63,6 @@ def method_options(method: Method) -> dict[str, Option]:
     return found
 
 
-@cache
-def method_named(name: str) -> Method:
-    """A method by its name, see :func:`hiso_jax.algorithms.load`; a file is run once.
-
-    Raises:
-      ValueError: there is none.
-    """
-    return algorithms.load(name)
-
-
 def is_foreign(name: str) -> bool:
     """Whether a method's code comes from a file or module that its name points at."""
     return ":" in name.split("+")[0]
@@ -84,7 +74,7 @@ def methods_of(names: Sequence[str]) -> dict[str, Method]:
     Raises:
       ValueError: there is none of a name, or an option means two things.
     """
-    methods = {name: method_named(name) for name in names}
+    methods = {name: algorithms.load(name) for name in names}
     kinds: dict[str, tuple[str, Any]] = {}
     for name, method in methods.items():
         for option in method_options(method).values():

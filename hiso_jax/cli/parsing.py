@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from hiso_jax import algorithms
+from hiso_jax import algorithms, channels
 from hiso_jax.cli.exit_codes import UsageError
 from hiso_jax.cli.heeded import check_heeded
 from hiso_jax.cli.methods import Option, method_options, methods_of, options_with, own_options
@@ -107,7 +107,12 @@ def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[
     for name in words:
         if name in accepted:
             continue
+        through = [channel for channel in channels.NAMES if name in algorithms.load(f"decomfl+{channel}").options]
         owners = [other for other in algorithms.NAMES if name in algorithms.load(other).options]
+        if through and not owners:
+            raise UsageError(
+                f"{as_typed(name)} is an option of the channel {through[0]}, which {asked[0]}+{through[0]} goes through"
+            )
         if owners:
             raise UsageError(
                 f"{as_typed(name)} is an option of {', '.join(owners)}; it would have no effect on {', '.join(asked)}"

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from hiso_jax import fed, tasks
+from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.devices import Devices
 from hiso_jax.cli.experiment import build_algorithm, load_model
-from hiso_jax.cli.methods import is_foreign, method_named, options_with, own_options
+from hiso_jax.cli.methods import is_foreign, options_with, own_options
 from hiso_jax.cli.options import Experiment, Run
 from hiso_jax.fed.ledger import EXECUTION, LEDGER, LedgerFile, base_fingerprints
 from hiso_jax.reports import as_json
@@ -56,13 +56,13 @@ def method_of(about: Mapping[str, Any], algorithm: str | None) -> Method:
     if not is_foreign(recorded):
         if algorithm not in (None, recorded):
             raise ValueError(f"algorithm must be the run's, {recorded}, or not be given; got {algorithm}")
-        return method_named(recorded)
+        return algorithms.load(recorded)
     if algorithm is None:
         raise ValueError(
             f"algorithm must be given again, as FILE:NAME: the run's is its user's own, {recorded}, and no code is run "
             "because a run names it"
         )
-    method = method_named(algorithm)
+    method = algorithms.load(algorithm)
     if method.sha256 != about.get("algorithm_sha256"):
         raise ValueError(f"algorithm must be the file that the run was made with; the SHA-256 of {algorithm} differs")
     if list(method.channels) != recorded.split("+")[1:]:
@@ -192,5 +192,5 @@ def base_of(options: Run, fingerprints: Mapping[str, Any], option: str) -> Base:
 def rebuild(options: Run, base: Base, updates: fed.Updates) -> tuple[PyTree, Any]:
     """Parameters and optimizer state after ``updates``."""
     assert options.learning_rate is not None
-    algorithm = build_algorithm(options, method_named(options.algorithm), options.learning_rate)
+    algorithm = build_algorithm(options, algorithms.load(options.algorithm), options.learning_rate)
     return fed.replay(base.params, algorithm, updates)

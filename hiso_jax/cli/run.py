@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from hiso_jax import fed
+from hiso_jax import algorithms, fed
 from hiso_jax.algorithms import Method
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import (
@@ -29,7 +29,7 @@ from hiso_jax.cli.experiment import (
     virtual_note,
 )
 from hiso_jax.cli.interrupt import stop_on_interrupt
-from hiso_jax.cli.methods import is_foreign, method_named
+from hiso_jax.cli.methods import is_foreign
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import Display
 from hiso_jax.cli.restore import about_of, resumed
@@ -82,7 +82,7 @@ def run(options: Run, console: Console) -> int:
             options.join()
             if options.resume is not None:
                 options = together(resumed, options)
-            method = method_named(options.algorithm)
+            method = algorithms.load(options.algorithm)
             rate = learning_rate(options, method, options.learning_rate)
             # Before any long work.
             build_algorithm(options, method, rate)

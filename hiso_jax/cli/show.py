@@ -9,9 +9,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from hiso_jax import fed
+from hiso_jax import algorithms, fed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.methods import is_foreign, method_named, options_with, own_options
+from hiso_jax.cli.methods import is_foreign, options_with, own_options
 from hiso_jax.cli.options import Run
 from hiso_jax.fed.ledger import LedgerFile, load_delta
 from hiso_jax.fed.population import ABSENT
@@ -90,7 +90,7 @@ def _defaults(about: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a run has if none is given; of a method whose code is not here only the command's own."""
     name = about.get("algorithm", "")
     try:
-        methods = [] if is_foreign(name) else [method_named(name)]
+        methods = [] if is_foreign(name) else [algorithms.load(name)]
     except ValueError:
         methods = []
     return {option.name: option.default for option in own_options(options_with(Run, methods)).values()}

@@ -173,8 +173,12 @@ def by_number(
         step, index = place // perturbations, first + place % perturbations
         return function(column, jax.random.fold_in(jax.random.fold_in(key, step), index))
 
-    made = lax.map(one, (columns, jnp.arange(steps * perturbations)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1).reshape(*x.shape[1:], steps, perturbations), made)
+    count = steps * perturbations
+    # Never a loop of one turn: XLA would dissolve it into what stands around it, and the last bit would part.
+    turns = max(count, 2)
+    columns = jax.tree.map(lambda x: jnp.pad(x, ((0, turns - count), (0, 0)), mode="edge"), columns)
+    made = lax.map(one, (columns, jnp.minimum(jnp.arange(turns), count - 1)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x[:count], 0, -1).reshape(*x.shape[1:], steps, perturbations), made)
 
 
 @separable

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hiso_jax import fed
-from hiso_jax.reports.text import NEVER, human_bytes, human_count, human_seconds, spread
+from hiso_jax.reports.text import NEVER, human_bytes, human_count, human_seconds, short_names, spread
 
 
 def comparison_table(summaries: dict[str, list[dict[str, Any]]], metric: fed.Metric, target: float | None) -> Table:
@@ -17,16 +17,17 @@ def comparison_table(summaries: dict[str, list[dict[str, Any]]], metric: fed.Met
     title = None if target is None else f"what it took to test {name} {target:g} (time: simulated)"
     # Narrow enough for 80 columns.
     view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    view.add_column("method", no_wrap=True)
+    view.add_column("method", overflow="fold")
     for column in ("rate", name, "rounds", "passes", "bytes", "time"):
         view.add_column(column, justify="right", no_wrap=True)
+    names = short_names(list(summaries))
     for method, runs in summaries.items():
         if not runs:
             continue
         diverged = sum(run["diverged_at_round"] is not None for run in runs)
         final = spread(np.array([run[metric.name] for run in runs]), lambda value: f"{value:.4f}")
         view.add_row(
-            method,
+            names[method],
             f"{runs[0]['learning_rate']:g}",
             f"diverged ({diverged} of {len(runs)})" if diverged else final,
             _to_target(runs, "rounds_to_target", lambda value: f"{value:.0f}"),

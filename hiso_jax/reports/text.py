@@ -1,7 +1,7 @@
 """Numbers and tables as people read them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -40,6 +40,12 @@ def spread(values: np.ndarray, show: Callable[[float], str]) -> str:
     """A mean, and the standard deviation over seeds if there are several."""
     mean = show(float(np.mean(values)))
     return f"{mean} ± {show(float(np.std(values, ddof=1)))}" if len(values) > 1 else mean
+
+
+def short_names(methods: Sequence[str]) -> dict[str, str]:
+    """Methods without the file or module that they are in, where that leaves them apart."""
+    short = {name: name.rpartition(":")[2] for name in methods}
+    return {name: own if list(short.values()).count(own) == 1 else name for name, own in short.items()}
 
 
 def print_rows(console: Console, rows: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hiso_jax import fed
-from hiso_jax.reports.text import NEVER, spread
+from hiso_jax.reports.text import NEVER, short_names, spread
 
 
 def _words(result: fed.SweepResult) -> str:
@@ -54,7 +54,8 @@ def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Ta
     metric = _words(next(iter(results.values())))
     title = f"validation {metric}" if target is None else f"validation {metric}, and rounds to {target:g}"
     view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    view.add_column("method", no_wrap=True)
+    view.add_column("method", overflow="fold")
+    names = short_names(list(results))
     several_mus = any(len(result.mus) > 1 for result in results.values())
     for heading in ("rate", *(["mu"] if several_mus else []), metric, "rounds", "diverged", ""):
         view.add_column(heading, justify="right", no_wrap=True)
@@ -66,7 +67,7 @@ def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Ta
                 runs = (slice(None), m, column)
                 diverged = int((result.diverged_at[runs] >= 0).sum())
                 view.add_row(
-                    name,
+                    names[name],
                     f"{rate:g}",
                     *([f"{mu:g}"] if several_mus else []),
                     spread(final[runs], lambda value: f"{value:.4f}"),

@@ -1,0 +1,213 @@
+"""A method of one's own, in a file outside the package, with the same rights as those in it."""
+
+import hashlib
+import json
+
+import pytest
+
+from hiso_jax import fed
+from tests.cli.test_cli import SMALL, call
+
+MINE = '''
+"""Scalars by their running root mean square, then DeComFL: the idea of MEAZO (arXiv 2605.03869)."""
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from hiso_jax import zo
+from hiso_jax.fed import Algorithm
+
+
+class RmsState(NamedTuple):
+    second: object
+
+
+def scale_by_scalar_rms(decay):
+    def init(params):
+        return RmsState(jnp.float32(1))
+
+    def update(scalars, state, params=None, **extra):
+        second = decay * state.second + (1 - decay) * jnp.mean(jnp.square(scalars))
+        return scalars / (jnp.sqrt(second) + 1e-8), RmsState(second)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def meazo(learning_rate, *, scalar_decay: float = 0.9, sampler: zo.SamplerName = "gaussian"):
+    """One scalar of adaptivity.
+
+    Args:
+      scalar_decay: the weight that the mean square of the scalars keeps.
+      sampler: family of raw perturbations.
+    """
+    head = zo.scale_by_zo(sampler=sampler)
+    return Algorithm(optax.chain(scale_by_scalar_rms(scalar_decay), head, optax.scale_by_learning_rate(learning_rate)))
+'''
+OPTIONS = [*SMALL, "--rounds-per-dispatch", "2", "--learning-rate", "0.01", "--scalar-decay", "0.5"]
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    return f"{tmp_path / 'mine.py'}:meazo"
+
+
+def test_the_file_is_as_short_as_promised():
+    assert len(MINE.strip().splitlines()) <= 40
+
+
+def test_it_runs_is_killed_goes_on_and_is_replayed_and_exported(capsys, tmp_path, mine, monkeypatch):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert call(capsys, "run", *OPTIONS, "--algorithm", mine, "--out", whole)[0] == 0
+    wanted = json.loads((whole / "summary.json").read_text())["params_sha256"]
+
+    def kill(self, records, original=fed.ledger.FileLedger.append):
+        original(self, records)
+        if self.rounds == 6:
+            raise SystemExit(137)
+
+    monkeypatch.setattr(fed.ledger.FileLedger, "append", kill)
+    assert call(capsys, "run", *OPTIONS, "--algorithm", mine, "--out", run)[0] == 137
+    monkeypatch.undo()
+
+    code, _, errors = call(capsys, "run", "--resume", run)
+    assert code == 2
+    assert errors.startswith("hiso-jax: error: --algorithm must be given again, as FILE:NAME: the run's is its")
+    assert call(capsys, "run", "--resume", run, "--algorithm", mine)[0] == 0
+    assert json.loads((run / "summary.json").read_text())["params_sha256"] == wanted
+
+    about = fed.load(run).header["about"]
+    assert about["algorithm_sha256"] == hashlib.sha256(MINE.encode()).hexdigest()
+    assert about["scalar_decay"] == 0.5
+    assert "algorithm must be given again" in call(capsys, "replay", run)[2]
+    code, text, _ = call(capsys, "replay", run, "--algorithm", mine)
+    assert code == 0
+    assert "equal to the run's, bit for bit" in text
+    delta, model = tmp_path / "delta.safetensors", tmp_path / "model.safetensors"
+    assert call(capsys, "export", run, "--out", delta)[0] == 0
+    assert "algorithm must be given again" in call(capsys, "apply", delta, "--out", model)[2]
+    assert ", the run's" in call(capsys, "apply", delta, "--out", model, "--algorithm", mine)[1]
+
+
+def test_another_file_is_not_the_runs(capsys, tmp_path, mine):
+    assert call(capsys, "run", *OPTIONS, "--algorithm", mine, "--out", tmp_path / "run")[0] == 0
+    (tmp_path / "other.py").write_text(MINE.replace("1e-8", "1e-7"))
+    code, _, errors = call(capsys, "replay", tmp_path / "run", "--algorithm", f"{tmp_path / 'other.py'}:meazo")
+    assert code == 2
+    assert "--algorithm must be the file that the run was made with; the SHA-256" in errors
+
+
+def test_it_is_compared_and_tuned(capsys, tmp_path, mine):
+    options = [*SMALL, "--algorithms", f"decomfl,{mine},decomfl+median", "--learning-rates", "0.003,0.01"]
+    code, text, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
+    assert (code, errors) == (0, "")
+    rows = [line.split()[0] for line in text.splitlines() if line.startswith((" decomfl", " meazo"))]
+    assert rows[-3:] == ["decomfl", "meazo", "decomfl+median"]
+    runs = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["runs"]
+    assert {run["bytes_up"] for each in runs.values() for run in each} == {12 * 4 * (8 + 4 * 2)}
+
+
+def test_first_order_methods_stand_beside_them_with_their_true_bytes(capsys, tmp_path):
+    options = [*SMALL, "--algorithms", "hiso,sign,fed_avg", "--learning-rate", "0.01,0.01,0.3"]
+    code, _, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
+    assert (code, errors) == (0, "")
+    runs = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["runs"]
+    sizes = {name: each[0]["bytes_up"] / 48 for name, each in runs.items()}
+    assert sizes == {"hiso": 8 + 8, "sign": 8 + 1, "fed_avg": 8 + 4 * 2410}
+
+
+def test_what_needs_scalars_refuses_a_first_order_run_in_one_sentence(capsys, tmp_path):
+    out = tmp_path / "run"
+    options = [name for name in SMALL if name not in ("--perturbations", "2")]
+    assert call(capsys, "run", *options, "--algorithm", "fed_avg", "--out", out)[0] == 0
+    for command in (["replay", out], ["export", out], ["export", out, "--format", "hf"]):
+        code, text, errors = call(capsys, *command)
+        assert (code, text) == (2, "")
+        assert errors.count("\n") == 1
+        assert "is a run of a method without scalars, whose messages are as large as the model" in errors
+    assert call(capsys, "show", out)[0] == 0
+
+
+def test_fed_avg_learns_the_digits_by_default(capsys, tmp_path):
+    assert call(capsys, "run", "--algorithm", "fed_avg", "--rounds", "600", "--out", tmp_path / "run")[0] == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "sentence"),
+    [
+        ("x = 1", "f", "names a function that"),
+        ("raise RuntimeError('no')", "f", "names a file that fails"),
+        ("def f(rate, other): pass", "f", "must be a function (learning_rate, *, option=default, …) → Algorithm"),
+        ("def f(rate, *, other): pass", "f", "must be a function"),
+        ("def f(rate): return 3", "f", "must return a hiso_jax.fed.Algorithm, got a int"),
+        ("def f(rate): return 3", "f+nothing", "must go through one of clip, majority, mean, median, signs"),
+    ],
+)
+def test_a_file_that_holds_no_method_is_one_sentence(capsys, tmp_path, monkeypatch, content, name, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.py").write_text(content)
+    code, text, errors = call(capsys, "run", "--algorithm", f"file.py:{name}", "--learning-rate", "0.1")
+    assert (code, text) == (2, "")
+    assert errors.count("\n") == 1
+    assert sentence in errors
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["file.py"]
+
+
+def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine):
+    code, _, errors = call(capsys, "run", "--algorithm", mine)
+    assert code == 2
+    assert "--learning-rate must be given: " in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--algorithm", "decomfl", "--curvature-decay", "0.5"],
+            "--curvature-decay is an option of hiso; it would",
+        ),
+        (["--partition", "iid", "--alpha", "3"], "--alpha is read by --partition dirichlet and dirichlet-balanced"),
+        (["--shards-per-client", "7"], "--shards-per-client is read by --partition shards"),
+        (["--task", "digits", "--data-dir", "X"], "--data-dir is read by every other --task"),
+        (["--availability-rate", "0.5"], "--availability-rate is read by --availability bernoulli"),
+        (
+            ["--availability", "bernoulli", "--rounds-per-day", "3"],
+            "--rounds-per-day is read by --availability",
+        ),
+        (["--algorithm", "fed_avg", "--mu", "0.1"], "--mu is read by methods that measure along directions"),
+        (["--algorithm", "fed_avg", "--method", "central"], "--method is read by methods that measure"),
+        (["--client-examples", "3,4"], "--client-examples is read by virtual clients"),
+        (["--algorithm", "decomfl+trimmed_mean", "--trim", "0.7"], "--trim must be between 0 and 0.499, got 0.7"),
+        (["--trim", "0.1"], "--trim is an option of the channel trimmed_mean, which hiso+trimmed_mean goes through"),
+        (["--learnig-rate", "3"], "--learnig-rate is no option of run; did you mean --learning-rate?"),
+        (["--curvature_decay", "3"], "--curvature-decay must be between 0 and 1, got 3.0"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(capsys, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, text, errors = call(capsys, "run", *arguments)
+    assert (code, text) == (2, "")
+    assert errors.count("\n") == 1
+    assert errors.startswith(f"hiso-jax: error: {sentence}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_grouped_and_shows_a_methods_own_options(capsys):
+    _, text, _ = call(capsys, "run", "--help")
+    places = [text.index(f"--{name} ") for name in ("task", "model", "algorithm", "rounds", "learning-rate")]
+    assert places == sorted(places)
+    assert text.index("--learning-rate") < text.index("hiso options") < text.index("--curvature-decay")
+    _, text, _ = call(capsys, "run", "--algorithm", "fed_prox", "--help")
+    assert "--proximal" in text
+    assert "--curvature-decay" not in text
+
+
+def test_alone_it_prints_help_and_it_knows_its_version(capsys):
+    code, text, errors = call(capsys)
+    assert (code, errors) == (0, "")
+    for command in ("run", "sweep", "compare", "replay", "export", "apply", "show"):
+        assert f"\n  {command} " in text
+    code, text, _ = call(capsys, "--version")
+    assert (code, text) == (0, f"hiso-jax {fed.ledger.release()}\n")
