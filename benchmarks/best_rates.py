@@ -20,7 +20,7 @@ from rich.table import Table
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.cli.plots import curves
+from hiso_jax.reports import curves
 
 METHODS: dict[str, Callable] = {"hiso": hiso_jax.hiso, "decomfl": hiso_jax.decomfl}
 SCHEDULES = {"constant": lambda rate, rounds: rate, "cosine": optax.cosine_decay_schedule}

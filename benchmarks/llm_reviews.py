@@ -20,7 +20,7 @@ import tyro
 import hiso_jax
 from hiso_jax import fed
 from hiso_jax.models import lm
-from hiso_jax.models.lm.trainable import tune
+from hiso_jax.models.lm import tune
 from hiso_jax.tasks.text import text_task
 
 METHODS = {"hiso": hiso_jax.hiso, "decomfl": hiso_jax.decomfl}

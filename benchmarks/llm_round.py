@@ -28,8 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hiso_jax import fed, hiso, zo
-from hiso_jax.models.lm import Decoder, LMConfig, Rope
-from hiso_jax.models.lm.trainable import Tuned
+from hiso_jax.models.lm import Decoder, LMConfig, Rope, Tuned
 from hiso_jax.tasks.text import TextChoice
 
 OPT = LMConfig(
@@ -156,7 +155,7 @@ def make_round(arguments, task, mode):
         num_perturbations=arguments.perturbations,
         mu=1e-3,
         local_learning_rate=1e-6,
-        directions=mode,
+        execution=fed.ExecutionSettings(directions=mode),
     )
     mask = jnp.ones(arguments.clients, bool)
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from statistics import median
 
 import jax
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.fed.ledger import FrameWriter, Ledger, RoundRecord
+from hiso_jax.fed.ledger import FileLedger
 from hiso_jax.fed.ledger.ledger import as_columns, create
 from hiso_jax.fed.ledger.records import layout
 
@@ -52,7 +51,7 @@ class Arguments:
 
 def language_model(arguments):
     from hiso_jax.models import lm
-    from hiso_jax.models.lm.trainable import tune
+    from hiso_jax.models.lm import tune
     from hiso_jax.tasks.text import text_task
 
     pretrained = lm.load(arguments.model)
@@ -89,21 +88,16 @@ def measure(name, task, tx, population, config, repeats):
 
 def appending(records, rounds_per_dispatch):
     """Seconds a round of appending and syncing, rounds in dispatches of this many."""
-    record = RoundRecord(records.scalars, records.valid, records.aggregate, records.loss)
-    rows = np.empty(len(records.round), layout(record))
-    for field, column in records._asdict().items():
-        if field != "seed_key":
-            rows[field] = column
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        header = {"columns": as_columns(rows.dtype), "seed": [0, 0], "prng_impl": "threefry2x32"}
-        file = create(Path(folder) / "ledger.hiso", header)
-        ledger = Ledger(records.seed_key, file, FrameWriter(file.path, file.size))
+        header = {"columns": as_columns(layout(records)), "seed": [0, 0], "prng_impl": "threefry2x32"}
+        ledger = FileLedger(create(Path(folder) / "ledger.hiso", header))
         begin = time.perf_counter()
-        for place in range(0, len(rows), rounds_per_dispatch):
-            ledger.append(rows[place : place + rounds_per_dispatch])
+        for place in range(0, len(records.round), rounds_per_dispatch):
+            block = (column[place : place + rounds_per_dispatch] for column in records[1:])
+            ledger.append(fed.Records(records.seed_key, *block))
         seconds = time.perf_counter() - begin
         ledger.close()
-    return seconds / len(rows)
+    return seconds / len(records.round)
 
 
 def main(arguments: Arguments) -> None:

@@ -21,8 +21,11 @@ from rich.console import Console
 
 import hiso_jax
 from hiso_jax import fed, tasks
+from hiso_jax.fed.round import Estimator, server_round
 from hiso_jax.fed.run import monitor
 from hiso_jax.fed.run.dispatch import Inputs, RunState, draw_batches, make_dispatch
+from hiso_jax.fed.run.programs import costs_of
+from hiso_jax.fed.update import ServerState
 
 RATES = tuple(float(rate) for rate in np.geomspace(0.001, 0.1, 8))
 SEEDS = (0, 1, 2, 3)
@@ -48,21 +51,18 @@ def single(task: tasks.Classification, config: fed.SimulationConfig) -> tuple[An
     train, test = (jax.tree.map(jnp.asarray, dict(split)) for split in (task.train, task.test))
 
     def segment(carry, rate, key, population, begin, end):
-        run_round = hiso_jax.make_round(
-            task.loss,
-            hiso_jax.hiso(rate),
-            local_steps=config.local_steps,
-            num_perturbations=config.perturbations,
-            mu=config.mu,
-            draw=draw_batches(config),
-        )
-        dispatch = make_dispatch(run_round, config, config.eval_every)
+        algorithm = fed.Algorithm(hiso_jax.hiso(rate))
+        estimator = Estimator(fed.probes(), config.local_steps, config.perturbations, config.mu)
+        settings = fed.ExecutionSettings()
+        run_round = server_round(task.loss, algorithm, estimator, settings, draw_batches(config))
+        costs = costs_of(algorithm, estimator, carry.server, config.cohort)
+        dispatch = make_dispatch(run_round, config, costs, config.eval_every)
         carry, _ = dispatch(carry, begin, end, Inputs(key, train, population, fed.Participation()))
-        return carry, fed.make_evaluate(task.metrics)(carry.params, test)
+        return carry, fed.make_evaluate(task.metrics)(carry.server.params, test)
 
     def start(key):
         params = task.init(fed.init_key(key))
-        return RunState(params, hiso_jax.hiso(0.1).init(params), monitor.start(), None)
+        return RunState(ServerState(params, hiso_jax.hiso(0.1).init(params)), monitor.start(), None)
 
     def arguments(seed):
         population = fed.dirichlet(task.train["label"], 100, alpha=0.5, seed=seed)
@@ -99,7 +99,7 @@ def main(arguments: Arguments) -> None:
         begin = time.perf_counter()
         curves = [[run(rate, seed) for rate in RATES] for seed in SEEDS]
         one_by_one.append(time.perf_counter() - begin)
-        result = fed.sweep(task, hiso_jax.hiso, populations, config, learning_rates=RATES, seeds=SEEDS)
+        result = fed.sweep(task, hiso_jax.hiso, populations, config, fed.Grid(RATES, SEEDS))
         together.append(result.run_seconds)
         compiles.append(result.compile_seconds)
     ratios = [b / a for a, b in zip(one_by_one, together, strict=True)]

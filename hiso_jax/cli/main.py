@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.compare import compare
 from hiso_jax.cli.options import Compare, Run, Sweep
 from hiso_jax.cli.parsing import PROGRAM, as_typed, parse
@@ -109,6 +110,7 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script; ends the process with an exit code of ``exit_codes``."""
     options, carry_out = command_of(sys.argv[1:] if arguments is None else arguments)
+    keep_compiled()
     console = Console()
     try:
         with _warnings_as_lines():

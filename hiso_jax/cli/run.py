@@ -33,7 +33,7 @@ from hiso_jax.cli.methods import is_foreign
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import Display
 from hiso_jax.cli.restore import about_of, resumed
-from hiso_jax.fed.devices import together
+from hiso_jax.fed.devices import in_all_processes
 from hiso_jax.fed.ledger import LEDGER, lock
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.reports import (
@@ -81,21 +81,21 @@ def run(options: Run, console: Console) -> int:
         with exit_codes.refusing():
             options.join()
             if options.resume is not None:
-                options = together(resumed, options)
+                options = in_all_processes(resumed, options)
             method = algorithms.load(options.algorithm)
             rate = learning_rate(options, method, options.learning_rate)
             # Before any long work.
             build_algorithm(options, method, rate)
-            mesh, task, population = together(_ingredients, options)
+            mesh, task, population = in_all_processes(_ingredients, options)
             about = about_of(options, method) | {"learning_rate": rate, "target": target_of(options, task)}
-            directory = together(_directory, options, method, about)
-            together(_hold, directory, held)
+            directory = in_all_processes(_directory, options, method, about)
+            in_all_processes(_hold, directory, held)
             storage = fed.Storage(directory, about, options.snapshot_every, options.resume is not None)
             setting = Setting(method, rate, options.seed)
-            simulation = together(build_simulation, options, task, population, setting, mesh, storage)
+            simulation = in_all_processes(build_simulation, options, task, population, setting, mesh, storage)
         try:
             if options.resume is not None:
-                together(_take_up, directory, simulation.config.eval_every, console)
+                in_all_processes(_take_up, directory, simulation.config.eval_every, console)
             return _run(_Going(options, simulation, directory, setting, begin), console)
         except OSError as error:
             raise exit_codes.Stopped(

@@ -56,16 +56,16 @@ def planned(model="mlp", backend="cpu", budget=10**9, chunk=None, monkeypatch=No
 def test_the_choice_follows_backend_model_budget_and_the_user(monkeypatch):
     choose = functools.partial(planned, monkeypatch=monkeypatch)
     assert has_convolution(tasks.digits("cnn").loss, tasks.digits("cnn").init(jax.random.key(0)), tasks.digits().train)
-    assert choose(model="cnn").together == 1
-    assert choose(model="mlp").together == execution.CPU_TOGETHER
-    assert choose(model="cnn", backend="gpu").together > 1000
+    assert choose(model="cnn").vmapped == 1
+    assert choose(model="mlp").vmapped == execution.CPU_TOGETHER
+    assert choose(model="cnn", backend="gpu").vmapped > 1000
     small, large = (choose(backend="gpu", budget=budget) for budget in (10**6, 10**8))
     for one, hundred in zip(small, large, strict=True):
         assert 50 * one < hundred < 200 * one
     assert choose(backend="gpu", budget=1) == (1, 1, 1)
     assert choose(model="cnn", chunk=256)[1:] == (256, 256)
     one_by_one = choose(chunk=1)
-    assert one_by_one.together == 1
+    assert one_by_one.vmapped == 1
     assert one_by_one.stream > 1000
 
 

@@ -17,16 +17,16 @@ from hiso_jax.fed.devices.mesh import (
     Part,
     check_mesh,
     make_mesh,
+    on_all_devices,
     over_clients,
     param_shardings,
     put,
-    repeated,
-    replicated,
+    replicated_shardings,
     state_shardings,
     to_host,
 )
 from hiso_jax.fed.devices.placement import Placement, owned
-from hiso_jax.fed.devices.processes import agree, all_processes, together
+from hiso_jax.fed.devices.processes import agree, all_processes, in_all_processes
 from hiso_jax.fed.devices.words import from_words, is_key, words_of
 
 __all__ = [
@@ -43,20 +43,20 @@ __all__ = [
     "filled",
     "from_words",
     "has_convolution",
+    "in_all_processes",
     "in_pieces",
     "is_key",
     "keeps_directions",
     "make_mesh",
     "memory_budget",
+    "on_all_devices",
     "over_clients",
     "owned",
     "param_shardings",
     "plan",
     "put",
-    "repeated",
-    "replicated",
+    "replicated_shardings",
     "state_shardings",
     "to_host",
-    "together",
     "words_of",
 ]

@@ -36,12 +36,12 @@ class Execution(NamedTuple):
     Attributes:
       flat: clients evaluated as one flat batch while all stand at the server's parameters (local step 0).
       stream: clients whose own parameters exist at the same time (K > 1).
-      together: of those, the clients evaluated in one vmap; 1 maps over them one by one.
+      vmapped: of those, the clients evaluated in one vmap; 1 maps over them one by one.
     """
 
     flat: int
     stream: int
-    together: int
+    vmapped: int
 
 
 class ExecutionSettings(NamedTuple):
@@ -177,15 +177,15 @@ def plan(
     if cpu:
         flat = max(1, min(flat, CPU_FLAT_EXAMPLES // batch_size))
     # A diverged client has its parameters and their next move; one being evaluated has a moved copy, too.
-    stream, together = max(1, budget // 2 // (2 * own + batch)), max(1, budget // 2 // (own + batch))
+    stream, vmapped = max(1, budget // 2 // (2 * own + batch)), max(1, budget // 2 // (own + batch))
     if client_chunk is None:
         if cpu:
-            together = 1 if has_convolution(loss, params, examples) else min(together, CPU_TOGETHER)
+            vmapped = 1 if has_convolution(loss, params, examples) else min(vmapped, CPU_TOGETHER)
     elif client_chunk == 1:
-        together = 1
+        vmapped = 1
     else:
-        flat, stream, together = min(flat, client_chunk), client_chunk, client_chunk
-    return Execution(flat, stream, together)
+        flat, stream, vmapped = min(flat, client_chunk), client_chunk, client_chunk
+    return Execution(flat, stream, vmapped)
 
 
 def _bytes_of_rows(examples: PyTree) -> int:

@@ -71,7 +71,7 @@ def _is_repeated() -> bool:
     return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(CLIENTS) == AxisType.Manual
 
 
-def repeated(function: Callable[..., PyTree], mesh: Mesh | None) -> Callable[..., PyTree]:
+def on_all_devices(function: Callable[..., PyTree], mesh: Mesh | None) -> Callable[..., PyTree]:
     """``function``, run by every device along ``clients`` for itself: the program that a single device would run.
 
     Left to the partitioner, loops over the cohort would be split, too, and communicate at every turn. Inside,
@@ -169,7 +169,7 @@ def state_shardings(mesh: Mesh, params: PyTree, state: PyTree) -> PyTree:
     return jax.tree.map(of, state, is_leaf=is_like_params)
 
 
-def replicated(mesh: Mesh, tree: PyTree) -> PyTree:
+def replicated_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
     """Shardings that repeat every leaf of ``tree`` on every device."""
     return jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from hiso_jax.fed.devices.mesh import param_shardings, put, replicated, to_host
+from hiso_jax.fed.devices.mesh import param_shardings, put, replicated_shardings, to_host
 from hiso_jax.fed.devices.words import from_words, words_of
 
 
@@ -29,11 +29,11 @@ class Placement:
         """For a mesh that :func:`hiso_jax.fed.mesh.check_mesh` has checked."""
         self.mesh = mesh
 
-    def repeated(self, tree: PyTree) -> PyTree:
+    def replicate(self, tree: PyTree) -> PyTree:
         """On the device, or repeated on every device of the mesh."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
-        return put(tree, replicated(self.mesh, tree))
+        return put(tree, replicated_shardings(self.mesh, tree))
 
     def parameters(self, tree: PyTree) -> PyTree:
         """On the device, or split as parameters are over the mesh."""

@@ -30,7 +30,7 @@ def agree(mesh: Mesh | None, *numbers: int) -> tuple[int, ...]:
     return tuple(int(x) for x in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)))
 
 
-def together(step: Callable[..., T], *arguments: Any) -> T:
+def in_all_processes(step: Callable[..., T], *arguments: Any) -> T:
     """``step(*arguments)``, unless it fails in any process: one that gave up alone would leave the others waiting.
 
     Raises:

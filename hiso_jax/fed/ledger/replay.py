@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
-from hiso_jax.fed.devices import owned, repeated
+from hiso_jax.fed.devices import on_all_devices, owned
 from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.ledger.records import Records, Updates
 from hiso_jax.fed.update import server_update
@@ -48,7 +48,7 @@ def _sharded_program(
     tx: optax.GradientTransformationExtraArgs, mesh: Mesh, carry: tuple[PyTree, Any]
 ) -> Callable[..., tuple[PyTree, Any]]:
     own = jax.tree.map(lambda x: x.sharding, carry)
-    return jax.jit(repeated(_block(tx), mesh), donate_argnums=(0, 1), out_shardings=own)
+    return jax.jit(on_all_devices(_block(tx), mesh), donate_argnums=(0, 1), out_shardings=own)
 
 
 def replay(

@@ -55,9 +55,9 @@ def train(trainer: Trainer, cohort: Cohort) -> tuple[PyTree[Shaped[Array, "c ...
 
     clients = cohort.numbers, trainer.data.batches(cohort.batches)
     # Not a vmap of one where one client is asked for: even that makes convolutions grouped.
-    if trainer.execution.together == 1:
+    if trainer.execution.vmapped == 1:
         return lax.map(one, clients)
-    return in_pieces(jax.vmap(one), clients, trainer.execution.together)
+    return in_pieces(jax.vmap(one), clients, trainer.execution.vmapped)
 
 
 class Averaged(NamedTuple):

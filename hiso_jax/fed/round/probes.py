@@ -103,7 +103,7 @@ def _at_server(prober: Prober, batch: PyTree) -> Callable[[PyTree, Any], Array]:
 
 def _at_clients(prober: Prober, local: PyTree, batch: PyTree) -> Callable[[PyTree, Any], Array]:
     """Client losses [C] at the clients' own parameters ``local`` [C, ...], all moved along the same direction."""
-    size = prober.execution.together
+    size = prober.execution.vmapped
 
     def evaluate(z: PyTree, scale: Any) -> Float[Array, "C"]:
         def one(client: tuple[PyTree, PyTree]) -> Float[Array, ""]:

@@ -25,9 +25,9 @@ from hiso_jax.fed.devices import (
     ExecutionSettings,
     Part,
     keeps_directions,
+    on_all_devices,
     over_clients,
     plan,
-    repeated,
 )
 from hiso_jax.fed.keys import CHANNEL_STREAM
 from hiso_jax.fed.ledger import RoundRecord
@@ -104,7 +104,7 @@ def server_round(
         channel = Channel(algorithm, Senders(cohort.numbers, jnp.arange(len(cohort.numbers))), keys.channel)
         return rest(channel, estimator, settings, execution, data, server, cohort, keys)
 
-    return repeated(run, settings.mesh)
+    return on_all_devices(run, settings.mesh)
 
 
 def _plan(data: Data, params: PyTree, cohort: Cohort, settings: ExecutionSettings) -> Execution:

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int8, Key, PyTree
 
-from hiso_jax.fed.devices import repeated
+from hiso_jax.fed.devices import on_all_devices
 from hiso_jax.fed.keys import channel_key, cohort_key, data_key, presence_key, round_key, traits_key
 from hiso_jax.fed.ledger import Records, RoundRecord
 from hiso_jax.fed.population import ABSENT, REPORTED, AnyPopulation, Participation, attend, sample_cohort
@@ -192,4 +192,4 @@ def make_dispatch(
 
         return lax.scan(step, carry, begin + jnp.arange(length, dtype=jnp.int32))
 
-    return repeated(dispatch, mesh)
+    return on_all_devices(dispatch, mesh)

@@ -19,7 +19,7 @@ from hiso_jax.fed.devices import (
     owned,
     param_shardings,
     put,
-    replicated,
+    replicated_shardings,
     state_shardings,
     to_host,
 )
@@ -104,7 +104,7 @@ def initial_parameters(setup: Setup) -> PyTree:
     if loaded or mesh.shape.get(MODEL, 1) == 1:
         return jax.tree.map(np.asarray, task.init(key))
     shapes = jax.eval_shape(task.init, key)
-    return to_host(jax.jit(task.init, out_shardings=param_shardings(mesh, shapes))(setup.placement.repeated(key)))
+    return to_host(jax.jit(task.init, out_shardings=param_shardings(mesh, shapes))(setup.placement.replicate(key)))
 
 
 def first_state(setup: Setup, initial: PyTree) -> tuple[RunState, Any]:
@@ -121,8 +121,8 @@ def first_state(setup: Setup, initial: PyTree) -> tuple[RunState, Any]:
     params = put(initial, own[0])
     # Made where it lives: a curvature is as large as the parameters.
     state = jax.jit(tx.init, out_shardings=own[1])(params)
-    memory, monitor, synced_to = setup.placement.repeated(rest)
-    where = replicated(mesh, rest)
+    memory, monitor, synced_to = setup.placement.replicate(rest)
+    where = replicated_shardings(mesh, rest)
     return (
         RunState(ServerState(params, state, memory), monitor, synced_to),
         RunState(ServerState(*own, where[0]), *where[1:]),
@@ -162,11 +162,11 @@ def build_dispatch(setup: Setup, costs: Costs) -> Dispatch:
 
 def trace(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Programs:
     """The programs of a run whose state is ``carry`` and lives at ``shardings``."""
-    zero, outputs = setup.placement.repeated(jnp.int32(0)), None
+    zero, outputs = setup.placement.replicate(jnp.int32(0)), None
     run = build_dispatch(setup, costs)
     if setup.mesh is not None:
         logs = jax.eval_shape(run, carry, zero, zero, setup.inputs)[1]
-        outputs = shardings, replicated(setup.mesh, logs)
+        outputs = shardings, replicated_shardings(setup.mesh, logs)
     with setup.on_mesh():
         dispatch = jax.jit(run, donate_argnums=0, out_shardings=outputs)
         budget = setup.settings.memory_budget

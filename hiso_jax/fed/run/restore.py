@@ -41,7 +41,7 @@ def restored(setup: Setup, keeper: Keeper, carry: RunState) -> RunState:
         monitoring.rebuilt(records, server.params, server.state),
         stood_at(records.round, records.cohort, records.attendance, setup.clients)[1],
     )
-    return RunState(server, *setup.placement.repeated(rest))
+    return RunState(server, *setup.placement.replicate(rest))
 
 
 def _replayed(setup: Setup, keeper: Keeper, server: ServerState, start: int) -> ServerState:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from hiso_jax.fed.devices import agree, together
+from hiso_jax.fed.devices import agree, in_all_processes
 from hiso_jax.fed.ledger import (
     Evaluation,
     Storage,
@@ -60,7 +60,7 @@ class Session:
         self._should_stop, self._stopping = should_stop, False
         primary = jax.process_index() == 0
         self._seed_key = jax.random.key(setup.config.seed)
-        self._keeper = together(lambda: keeper_of(storage, self._seed_key, primary=primary))
+        self._keeper = in_all_processes(lambda: keeper_of(storage, self._seed_key, primary=primary))
         self.done, self.run_seconds = 0, 0.0
         self.diverged_at: int | None = None
         self.history: list[Evaluation] = []
@@ -118,7 +118,7 @@ class Session:
                 about=self._storage.about,
             )
             found = agree(setup.mesh, keeper.rounds)[0]
-            together(lambda: keeper.begin(header, found, replayable=setup.algorithm.has_scalars))
+            in_all_processes(lambda: keeper.begin(header, found, replayable=setup.algorithm.has_scalars))
         self._dispatch, self._evaluate = programs.compile(setup)
         self.compile_seconds = time.perf_counter() - before
         self._carry = self._take_up(carry)
@@ -166,7 +166,7 @@ class Session:
         end, stopping = agree(setup.mesh, wanted, self._stopping or self._should_stop())
         if stopping:
             return False
-        bounds = setup.placement.repeated((np.int32(self.done), np.int32(end)))
+        bounds = setup.placement.replicate((np.int32(self.done), np.int32(end)))
         before = time.perf_counter()
         self._carry, log = jax.block_until_ready(self._dispatch(self._carry, *bounds, setup.inputs))
         elapsed = time.perf_counter() - before
@@ -177,7 +177,7 @@ class Session:
         numbers = np.arange(self.done, end, dtype=np.int32)
         log = jax.tree.map(lambda column: np.asarray(column)[: len(numbers)], log)
         records = self._tally.add(self._seed_key, numbers, log)
-        together(lambda: self._keeper.ledger.append(records))
+        in_all_processes(lambda: self._keeper.ledger.append(records))
         if config.rounds_per_dispatch is None:
             # At most double: the first dispatches are slow for reasons that pass.
             fitting = int(DISPATCH_SECONDS * len(numbers) / elapsed)
@@ -219,7 +219,7 @@ class Session:
             simulated_seconds=self._simulated_seconds,
         )
         digest = None if self._storage is None else fingerprint(setup.placement.whole(self.params))
-        together(lambda: self._keeper.ledger.evaluated(row, digest))
+        in_all_processes(lambda: self._keeper.ledger.evaluated(row, digest))
         self.history.append(row)
         tally.losses.clear()
         return row
@@ -241,7 +241,7 @@ class Session:
             evaluation=evaluation,
             session=self,
         )
-        together(lambda: [callback(progress) for callback in self._callbacks])
+        in_all_processes(lambda: [callback(progress) for callback in self._callbacks])
 
     def snapshot(self) -> None:
         """Take a snapshot if it is time for one.
@@ -256,7 +256,7 @@ class Session:
         due &= not (over and self.setup.algorithm.has_scalars)
         if agree(self.setup.mesh, due)[0]:
             tree = self.setup.placement.whole(tuple(self._carry.server))
-            together(lambda: keeper.snapshot(self.done, self.run_seconds, tree))
+            in_all_processes(lambda: keeper.snapshot(self.done, self.run_seconds, tree))
 
     def finish(self) -> Result:
         """Seal the ledger of a run that came to its end, and return what the run leaves behind."""
@@ -266,7 +266,7 @@ class Session:
         if not interrupted and not (keeper.found is not None and keeper.found.seal is not None):
             digest = None if self._storage is None else fingerprint(params)
             ending = {"params_sha256": digest, "diverged_at": self.diverged_at, "seconds": self.run_seconds}
-            together(lambda: keeper.ledger.seal(**ending))
+            in_all_processes(lambda: keeper.ledger.seal(**ending))
         return Result(
             records=keeper.ledger.records if self.done else None,
             metrics=self.history,

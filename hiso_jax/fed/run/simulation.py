@@ -87,7 +87,7 @@ class Simulation:
         self._check_split()
         placement = Placement(self.mesh)
         given = task.train, population, participation
-        inputs = placement.repeated(Inputs(jax.random.key(config.seed), *given))
+        inputs = placement.replicate(Inputs(jax.random.key(config.seed), *given))
         longest = config.rounds_per_dispatch or min(DISPATCH_ROUNDS, config.eval_every)
         self._setup = Setup(
             task=task,
@@ -97,7 +97,7 @@ class Simulation:
             settings=settings,
             placement=placement,
             inputs=inputs._replace(frozen=placement.parameters(frozen_of(task))),
-            test=placement.repeated(task.test),
+            test=placement.replicate(task.test),
             given=given,
             length=min(longest, config.rounds),
         )
