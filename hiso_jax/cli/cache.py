@@ -4,6 +4,7 @@
 own variable, is left to do what it says.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -26,10 +27,8 @@ def processor() -> str:
     A kept program may use instructions that another processor lacks.
     """
     described = [platform.machine(), platform.processor()]
-    try:
+    with contextlib.suppress(OSError):  # not Linux: the two words above must do
         described += re.findall(r"^(?:flags|Features|model name)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.M)[:2]
-    except OSError:
-        pass  # not Linux: the two words above must do
     return f"{platform.machine()}-{hashlib.sha256(' '.join(described).encode()).hexdigest()[:12]}"
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from hiso_jax import fed
 from hiso_jax.checks import at_least
+from hiso_jax.cli import exit_codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +80,5 @@ class Devices:
         """
         if self.devices is None and self.model_shards == 1 and jax.process_count() == 1:
             return None
-        return fed.make_mesh(self.devices, model=self.model_shards)
+        with exit_codes.naming(model="model_shards"):
+            return fed.make_mesh(self.devices, model=self.model_shards)

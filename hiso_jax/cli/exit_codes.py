@@ -18,6 +18,20 @@ class Stopped(Exception):
 
 
 @contextmanager
+def naming(**options: str) -> Iterator[None]:
+    """A ValueError that begins with a parameter of the library begins with the command's option instead.
+
+    Args:
+      options: by the names of the parameters.
+    """
+    try:
+        yield
+    except ValueError as error:
+        first, _, rest = str(error).partition(" ")
+        raise ValueError(f"{options.get(first, first)} {rest}") from error
+
+
+@contextmanager
 def refusing() -> Iterator[None]:
     """While a command is being set up: a ValueError speaks of what the user asked for."""
     try:

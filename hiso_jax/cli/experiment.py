@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from hiso_jax import fed, tasks
 from hiso_jax.algorithms import Method
+from hiso_jax.cli import exit_codes
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment, Grid
 from hiso_jax.fed.population import AnyPopulation
@@ -230,6 +231,7 @@ def build_simulation(
         simulation_config(options, setting.seed, algorithm),
         local_learning_rate=build_schedule(options, setting.rate),
     )
-    return fed.Simulation(
-        task, algorithm, population, config, mesh=mesh, participation=options.participation(), storage=storage
-    )
+    with exit_codes.naming(mesh="model_shards"):
+        return fed.Simulation(
+            task, algorithm, population, config, mesh=mesh, participation=options.participation(), storage=storage
+        )

@@ -6,6 +6,7 @@ from typing import Literal
 
 from hiso_jax import fed
 from hiso_jax.checks import positive
+from hiso_jax.cli import exit_codes
 from hiso_jax.fed.population import Availability
 
 BYTES_PER_MEGABIT = 1e6 / 8
@@ -84,7 +85,8 @@ class Presence:
         elif self.availability == "diurnal":
             availability = fed.Diurnal(rate, amplitude, self.rounds_per_day)
         elif self.trace is not None:
-            availability = fed.load_trace(self.trace)
+            with exit_codes.naming(path="trace"):
+                availability = fed.load_trace(self.trace)
         fleet = fed.Fleet(
             forward_seconds=fed.LogNormal(self.forward_seconds, self.forward_spread),
             downlink=fed.LogNormal(self.downlink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),

@@ -7,9 +7,10 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from hiso_jax.zo.directions import Directions, Sampler, as_directions, working_dtype
+from hiso_jax.zo.directions import Directions, Sampler, as_directions, is_partitioned, working_dtype
 from hiso_jax.zo.walls import pin
 
 Carry = TypeVar("Carry")
@@ -28,8 +29,10 @@ class Ascent(NamedTuple):
 
 
 def zero_direction(params: PyTree[Shaped[Array, "..."]]) -> PyTree[Shaped[Array, "..."]]:
-    """The Δ of no direction, in promote_types(leaf dtype, float32)."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params)
+    """The Δ of no direction, in promote_types(leaf dtype, float32), split over devices as ``params`` are."""
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params)
+    # Nothing in it depends on the parameters but their shapes: the partitioner has to be told.
+    return jax.tree.map(lambda x, z: shard_alike(x, z)[1], params, zero) if is_partitioned() else zero
 
 
 def add_direction(

@@ -77,7 +77,7 @@ def scale_by_hiso(
 
     def initial(x: Array) -> Array:
         dtype = working_dtype(jnp.asarray(x)) if curvature_dtype is None else curvature_dtype
-        return jnp.ones(jnp.shape(x), dtype)
+        return jnp.ones_like(x, dtype)
 
     def advance(curvature: PyTree, delta: PyTree, step: LocalStep) -> PyTree:
         return store(step.key, CURVATURE_STREAM, jax.tree.map(advance_leaf, curvature, delta), curvature)

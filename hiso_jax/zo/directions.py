@@ -26,7 +26,7 @@ Sampler = Callable[[Any, Sequence[int], Any], Array]
 """A family of raw perturbations: (leaf key, shape, dtype) → u with E[u uᵀ] = I."""
 
 
-def _is_partitioned() -> bool:
+def is_partitioned() -> bool:
     """Whether the program being traced leaves a mesh axis to the partitioner."""
     mesh = jax.sharding.get_abstract_mesh()
     sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
@@ -40,14 +40,14 @@ def _normal(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Arra
     slower code comes out. But a flat draw cannot be split along an axis of ``shape``: where the partitioner is at
     work the draw has its shape, and each device makes its own part.
     """
-    if _is_partitioned():
+    if is_partitioned():
         return jax.random.normal(key, shape, dtype)
     return jax.random.normal(fused(key), (math.prod(shape),), dtype).reshape(shape)
 
 
 def random_words(key: Key[Array, ""], shape: Sequence[int]) -> UInt32[Array, "..."]:
     """``jax.random.bits`` of 32, to the bit, in the layout that suits the program."""
-    if _is_partitioned():
+    if is_partitioned():
         return jax.random.bits(key, shape, jnp.uint32)
     return jax.random.bits(fused(key), (math.prod(shape),), jnp.uint32).reshape(shape)
 

@@ -245,7 +245,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--weighting", "size"], "invalid choice 'size' for argument '--weighting'"),
         (["run", "--availability-rate", "1.5"], "--availability-rate must be between 0 and 1, got 1.5"),
         (["run", "--availability", "trace"], "--trace must be given with availability trace and only then"),
-        (["run", "--availability", "trace", "--trace", "no.csv"], "--trace must be a .npy or .csv file of 0s and 1s"),
+        (["run", "--availability", "trace", "--trace", "no.csv"], "--trace must name a .npy or .csv file of 0s and 1s"),
         (["run", "--dropout", "-1"], "--dropout must be between 0 and 1, got -1.0"),
         (["run", "--deadline", "0"], "--deadline must be a positive finite number, got 0.0"),
         (["run", "--uplink-mbps", "0"], "--uplink-mbps must be a positive finite number, got 0.0"),

@@ -80,11 +80,11 @@ def test_a_trace_is_followed_and_starts_again(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("trace.csv", "1,0\n1\n", "trace must be a .npy or .csv file of 0s and 1s"),
-        ("trace.csv", "1,2\n", "trace must hold 0s and 1s only"),
-        ("trace.csv", "yes,no\n", "trace must be a .npy or .csv file"),
-        ("trace.csv", "", "trace must"),
-        ("trace.npy", "not an array", "trace must be a .npy or .csv file"),
+        ("trace.csv", "1,0\n1\n", "path must name a .npy or .csv file of 0s and 1s"),
+        ("trace.csv", "1,2\n", "path must name a table of 0s and 1s only"),
+        ("trace.csv", "yes,no\n", "path must name a .npy or .csv file"),
+        ("trace.csv", "", "path must"),
+        ("trace.npy", "not an array", "path must name a .npy or .csv file"),
     ],
 )
 def test_a_file_that_is_no_trace_is_refused(tmp_path, name, content, sentence):
@@ -135,9 +135,9 @@ def test_dropping_out_of_a_round():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: fed.Bernoulli(1.5), "availability_rate must be between 0 and 1, got 1.5"),
+        (lambda: fed.Bernoulli(1.5), "rate must be between 0 and 1, got 1.5"),
         (lambda: fed.ClientRates(np.array([0.5, 2.0])), "rates must be one number between 0 and 1 for each client"),
-        (lambda: fed.Diurnal(0.5, period=0.0), "rounds_per_day must be a positive finite number, got 0.0"),
+        (lambda: fed.Diurnal(0.5, period=0.0), "period must be a positive finite number, got 0.0"),
         (lambda: fed.Participation(dropout=-0.1), "dropout must be between 0 and 1, got -0.1"),
         (lambda: fed.Participation(deadline=1.0), "deadline needs a fleet"),
         (lambda: fed.Participation(fleet=fleet(), deadline=-1.0), "deadline must be a positive finite number"),

@@ -62,8 +62,8 @@ def test_sizes_are_log_uniform():
         ({"clients": 0}, "clients must be at least 1"),
         ({"clients": 2**31}, r"clients must be at least 1 and below 2\^31, got 2147483648"),
         ({"alpha": 0.0}, "alpha must be a positive finite number"),
-        ({"sizes": (0, 5)}, r"client_examples must be two numbers 1 ≤ fewest ≤ most < 2\^31, got 0,5"),
-        ({"sizes": (6, 5)}, "client_examples must be two numbers"),
+        ({"sizes": (0, 5)}, r"sizes must be two numbers 1 ≤ fewest ≤ most < 2\^31, got 0, 5"),
+        ({"sizes": (6, 5)}, "sizes must be two numbers"),
     ],
 )
 def test_populations_that_cannot_be_are_refused(settings, sentence):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import fed, tasks
+from hiso_jax import algorithms, fed, tasks
 from hiso_jax.fed.devices import check_mesh
 from hiso_jax.fed.run import programs
 from tests.mesh.hlo import collectives
@@ -30,7 +30,7 @@ def wide_task():
 
 
 @functools.cache
-def compiled(mesh):
+def compiled(mesh, method=None):
     task = wide_task()
     config = fed.SimulationConfig(
         rounds=ROUNDS,
@@ -42,7 +42,7 @@ def compiled(mesh):
         local_learning_rate=0.01,
     )
     population = fed.iid(len(task.train["label"]), 20)
-    simulation = fed.Simulation(task, hiso_jax.hiso(0.01), population, config, mesh=mesh)
+    simulation = fed.Simulation(task, method or hiso_jax.hiso(0.01), population, config, mesh=mesh)
     initial = task.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(initial)) >= 10**6
     setup = simulation._setup
@@ -64,6 +64,18 @@ def test_only_scalars_cross_the_clients(mesh):
     assert {c.kind for c in crossing} == {"all-gather"}
 
 
+@pytest.mark.parametrize("mesh", ["8"], indirect=True)
+def test_of_vectors_only_their_sum_crosses_the_clients(mesh):
+    """A first-order round: one sum as large as the model, the weights, and who was valid with which loss."""
+    found = collectives(compiled(mesh, algorithms.fed_avg(0.01)), mesh.size)
+    sums = sum(c.count * c.bytes for c in found if c.kind == "all-reduce")
+    joined = sum(c.count * c.bytes for c in found if c.kind == "all-gather")
+    parameters = 4 * (64 * WIDTH + WIDTH * 10)
+    padded = COHORT + -COHORT % mesh.shape["clients"]
+    assert sums == ROUNDS * (parameters + 4)
+    assert joined == ROUNDS * padded * (4 + 1)
+
+
 @pytest.mark.parametrize("mesh", ["8", "2x4"], indirect=True)
 def test_a_direction_is_made_in_parts(mesh):
     """No device draws more than its own part of the largest parameter."""
@@ -80,7 +92,7 @@ def test_a_direction_is_made_in_parts(mesh):
 def test_meshes_that_cannot_be_are_refused(mesh):
     with pytest.raises(ValueError, match="devices must be between 1 and the number present, 8, got 9"):
         fed.make_mesh(9)
-    with pytest.raises(ValueError, match="model_shards must divide the number of devices, 8, got 3"):
+    with pytest.raises(ValueError, match="model must divide the number of devices, 8, got 3"):
         fed.make_mesh(8, model=3)
     other = jax.make_mesh((8,), ("data",))
     with pytest.raises(ValueError, match=r"mesh must have an axis 'clients' .* got axes \('data',\)"):

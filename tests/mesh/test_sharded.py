@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import fed
+from hiso_jax import algorithms, fed
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 MU = 1e-3
@@ -84,5 +84,39 @@ def test_large_parameters_are_split_over_model(mesh):
 @pytest.mark.parametrize("mesh", ["2x4"], indirect=True)
 def test_spheres_are_not_split(mesh):
     tx = hiso_jax.hiso(0.02, sampler=hiso_jax.sphere)
-    with pytest.raises(ValueError, match="model_shards must be 1 with the sampler sphere"):
+    with pytest.raises(ValueError, match="mesh must not split parameters along model with the sampler sphere"):
         fed.Simulation(linear_task(), tx, digits_population(), fed.SimulationConfig(cohort=5), mesh=mesh)
+
+
+@pytest.mark.parametrize("mesh", ["2x4"], indirect=True)
+@pytest.mark.parametrize("tx", [hiso_jax.scale_by_zo(), hiso_jax.scale_by_hiso()], ids=["zo", "hiso"])
+def test_a_heads_init_and_update_keep_the_parameters_sharding(mesh, tx):
+    """As optax asks of its members: what is like the parameters lives where they live, and its numbers are the same."""
+    params = {"w": jax.numpy.ones((16, 64)), "b": jax.numpy.ones(64)}
+    where = fed.devices.param_shardings(mesh, params)
+    scalars, key = jax.numpy.ones((2, 3)), jax.random.key(0)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, where)
+        for update in (tx.update, jax.jit(tx.update)):
+            state = tx.init(placed)
+            updates, after = update(scalars, state, placed, key=key)
+            like = [updates, *(each.curvature for each in (state, after) if each.curvature is not None)]
+            for tree in like:
+                same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), tree, where)
+                assert all(jax.tree.leaves(same))
+    alone, _ = tx.update(scalars, tx.init(params), params, key=key)
+    assert_trees_identical(jax.tree.map(np.asarray, updates), jax.tree.map(np.asarray, alone))
+
+
+@pytest.mark.parametrize("make", [algorithms.fed_avg, algorithms.fed_adam], ids=["fed_avg", "fed_adam"])
+def test_first_order_clients_on_a_mesh(mesh, make):
+    """Local sums and one sum over the devices: the same up to rounding, and the copies on the devices agree."""
+
+    def run_on(mesh):
+        config = fed.SimulationConfig(**(SETTINGS | {"rounds": 6}), eval_every=6)
+        return fed.Simulation(linear_task(), make(0.05), digits_population(), config, mesh=mesh).run()
+
+    result, alone = run_on(mesh), run_on(None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), result.params, alone.params)
+    np.testing.assert_allclose(result.records.loss, alone.records.loss, rtol=1e-4)
+    assert result.records.valid.all()

@@ -49,7 +49,7 @@ def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, model: int =
             raise ValueError(f"devices must be at most {processes * min(map(len, own))}, as many of each process")
         devices = [device for devices in own for device in devices[: count // processes]]
     if model < 1 or len(devices) % model:
-        raise ValueError(f"model_shards must divide the number of devices, {len(devices)}, got {model}")
+        raise ValueError(f"model must divide the number of devices, {len(devices)}, got {model}")
     grid = np.array(devices).reshape(len(devices) // model, model)
     return Mesh(grid, (CLIENTS, MODEL), axis_types=(AxisType.Auto,) * 2)
 

@@ -46,7 +46,7 @@ class Bernoulli:
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a rate outside [0, 1]."""
-        _check_rate("availability_rate", self.rate)
+        _check_rate("rate", self.rate)
 
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
         """See :class:`Availability`."""
@@ -109,10 +109,10 @@ class Diurnal:
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a number out of range."""
-        _check_rate("availability_rate", self.rate)
-        _check_rate("availability_amplitude", self.amplitude)
+        _check_rate("rate", self.rate)
+        _check_rate("amplitude", self.amplitude)
         if isinstance(self.period, int | float) and not (math.isfinite(self.period) and self.period > 0):
-            raise ValueError(f"rounds_per_day must be a positive finite number, got {self.period}")
+            raise ValueError(f"period must be a positive finite number, got {self.period}")
 
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
         """See :class:`Availability`."""
@@ -146,10 +146,10 @@ def load_trace(path: Path) -> Trace:
             table = np.load(path, allow_pickle=False) if binary else np.loadtxt(path, delimiter=",", ndmin=2)
     except (OSError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"trace must be a .npy or .csv file of 0s and 1s, rounds × clients: {reason}") from error
+        raise ValueError(f"path must name a .npy or .csv file of 0s and 1s, rounds × clients: {reason}") from error
     rectangle = isinstance(table, np.ndarray) and table.ndim == 2 and table.size
     if not rectangle or table.dtype.kind not in "biuf" or not np.isin(table, (0, 1)).all():
-        raise ValueError(f"trace must hold 0s and 1s only, rounds × clients; {path} holds something else")
+        raise ValueError(f"path must name a table of 0s and 1s only, rounds × clients; {path} holds something else")
     return Trace(table.astype(np.bool_))
 
 

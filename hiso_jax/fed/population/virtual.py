@@ -118,7 +118,7 @@ def virtual(
     if alpha is not None and not 0 < alpha < float("inf"):
         raise ValueError(f"alpha must be a positive finite number, got {alpha}")
     if not 1 <= sizes[0] <= sizes[1] < 2**31:
-        raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most < 2^31, got {sizes[0]},{sizes[1]}")
+        raise ValueError(f"sizes must be two numbers 1 ≤ fewest ≤ most < 2^31, got {sizes[0]}, {sizes[1]}")
     labels = np.asarray(labels)
     _, counts = np.unique(labels, return_counts=True)
     return VirtualPopulation(

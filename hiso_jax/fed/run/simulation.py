@@ -110,7 +110,9 @@ class Simulation:
         init = self.algorithm.optimizer.init
         state = jax.eval_shape(lambda key: init(self.task.init(key)), jax.random.key(0))
         if any(head.directions.sampler is sphere for head in zo_states(state)):
-            raise ValueError("model_shards must be 1 with the sampler sphere: split norms are sums in another order")
+            raise ValueError(
+                "mesh must not split parameters along model with the sampler sphere: split norms sum in another order"
+            )
 
     def stop(self) -> None:
         """Ask a running :meth:`run` to end after the dispatch in flight; what it has done is kept."""
