@@ -35,6 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+# One pass of CI checks the annotations of shapes and dtypes while the tests run. A whole number is taken where a float
+# is, as type checkers have it (PEP 484).
+if os.environ.get("HISO_JAX_CHECK_TYPES"):
+    from jaxtyping import install_import_hook
+
+    install_import_hook(
+        ["hiso_jax.zo", "hiso_jax.fed"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    )
+
 CACHE = pytest.StashKey[str]()
 
 

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 
+@runtime_checkable
 class Task(Protocol):
     """A model, its loss, its metrics and its data. Any object with these members will do.
 

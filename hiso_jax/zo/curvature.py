@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PyTree
 
 from hiso_jax.zo.directions import Directions, Sampler, working_dtype
@@ -19,8 +19,8 @@ CURVATURE_DTYPES = (jnp.float32, jnp.float64, jnp.bfloat16)
 
 def scale_by_hiso(
     *,
-    decay: float = 0.95,
-    eps: float = 1e-8,
+    decay: ArrayLike = 0.95,
+    eps: ArrayLike = 1e-8,
     curvature_update: CurvatureUpdate = "last",
     curvature_dtype: DTypeLike | None = None,
     sampler: Directions | Sampler | str | None = None,
@@ -93,8 +93,8 @@ def scale_by_hiso(
 def hiso(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    decay: float = 0.95,
-    eps: float = 1e-8,
+    decay: ArrayLike = 0.95,
+    eps: ArrayLike = 1e-8,
     curvature_update: CurvatureUpdate = "last",
     curvature_dtype: DTypeLike | None = None,
     sampler: Directions | Sampler | str | None = None,

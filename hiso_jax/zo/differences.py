@@ -50,11 +50,11 @@ def _second(losses: Sequence[Array], mu: ArrayLike) -> dict[str, Array]:
     return {"slope": (plus - minus) / (2 * mu), "curvature": (plus + minus - 2 * base) / mu**2}
 
 
-forward = Difference((0, 1), _forward)
+forward = Difference((0.0, 1.0), _forward)
 """[f(x + μz) − f(x)] / μ: P + 1 evaluations."""
-central = Difference((1, -1), _central)
+central = Difference((1.0, -1.0), _central)
 """[f(x + μz) − f(x − μz)] / (2μ): 2·P evaluations."""
-second = Difference((0, 1, -1), _second)
+second = Difference((0.0, 1.0, -1.0), _second)
 """The central slope and [f(x + μz) + f(x − μz) − 2f(x)] / μ² (HiZOO, arXiv 2402.15173): 2·P + 1 evaluations."""
 
 DIFFERENCES: dict[str, Difference] = {"forward": forward, "central": central, "second": second}
@@ -149,7 +149,7 @@ def scalars(
     mu: float,
     method: Difference | Method = "forward",
     sampler: Directions | Sampler | str | None = None,
-) -> tuple[Float[Array, ""], Float[Array, "P"]]:
+) -> tuple[Float[Array, ""], PyTree[Float[Array, "P"]]]:
     """The P scalars of one local step: what a client sends in place of a gradient (HiSo, Algorithm 1).
 
     g_p = [f(x + μ z_p) − f(x)] / μ (forward) or [f(x + μ z_p) − f(x − μ z_p)] / (2μ) (central), all on the same

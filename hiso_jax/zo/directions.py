@@ -210,9 +210,7 @@ def as_directions(sampler: "Directions | Sampler | str | None") -> Directions:
     return sampler if isinstance(sampler, Directions) else Directions(as_sampler(sampler))
 
 
-def perturb(
-    params: PyTree[Shaped[Array, "..."]], z: PyTree[Shaped[Array, "..."]], scale: ArrayLike
-) -> PyTree[Shaped[Array, "..."]]:
+def perturb(params: PyTree[Shaped[Array, "..."]], z: PyTree[Shaped[Array, "..."]], scale: ArrayLike) -> PyTree:
     """``params + scale · z``, added in the wider dtype and then cast to the parameters' own.
 
     Scanned layers are perturbed one at a time, inside the scan of the model that reads them: in place of a

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 
 def is_key(leaf: Any) -> bool:
@@ -17,6 +16,6 @@ def words_of(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
-def from_words(words: Any, like: Any) -> Array:
+def from_words(words: Any, like: Any) -> Any:
     """What :func:`words_of` took from a leaf like ``like``, back again."""
     return jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(like)) if is_key(like) else words

@@ -23,8 +23,8 @@ ROUNDS_PER_DISPATCH = 64
 
 
 def _block(tx: optax.GradientTransformationExtraArgs) -> Callable[..., tuple[PyTree, Any]]:
-    def run(params: PyTree, state: Any, seed_key: Array, entries: tuple[Array, Array, Array]) -> tuple[PyTree, Any]:
-        def one(carry: tuple[PyTree, Any], entry: tuple[Array, Array, Array]) -> tuple[tuple[PyTree, Any], None]:
+    def run(params: PyTree, state: Any, seed_key: Array, entries: tuple[Array, PyTree, Array]) -> tuple[PyTree, Any]:
+        def one(carry: tuple[PyTree, Any], entry: tuple[Array, PyTree, Array]) -> tuple[tuple[PyTree, Any], None]:
             number, aggregate, applied = entry
             return server_update(tx, *carry, aggregate, applied, round_key(seed_key, number)), None
 

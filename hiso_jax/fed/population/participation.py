@@ -4,7 +4,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ ABSENT, DROPPED, LATE, REPORTED = range(4)
 STATUS_NAMES = ("absent", "dropped", "late", "reported")
 
 
+@runtime_checkable
 class Availability(Protocol):
     """Which of the invited clients can take part; a pytree, so that it can enter a compiled program."""
 

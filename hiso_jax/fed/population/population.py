@@ -1,7 +1,7 @@
 """Who holds which data: what a run asks of a population, and one as offsets into a permuted index array."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 
+@runtime_checkable
 class AnyPopulation(Protocol):
     """What a run needs to know of a population: :class:`Population` and ``VirtualPopulation`` have it."""
 
@@ -45,7 +46,7 @@ class Population:
         return self.offsets.shape[0] - 1
 
     @property
-    def sizes(self) -> Int[Array, "N"]:
+    def sizes(self) -> Int[Array | np.ndarray, "N"]:
         """How many examples each client holds."""
         return self.offsets[1:] - self.offsets[:-1]
 

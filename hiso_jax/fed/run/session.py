@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
 
 import jax
 import numpy as np
@@ -67,7 +66,7 @@ class Session:
         self._length = setup.length if setup.config.rounds_per_dispatch else 1
         self._new: Evaluation | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Session":
         """The session; its files are closed at the end."""
         return self
 
