@@ -1,15 +1,18 @@
 """HiSo-JAX: scalar-only federated zeroth-order fine-tuning (HiSo, arXiv 2506.02370)."""
 
-from hiso_jax import fed, zo
-from hiso_jax.fed import Population, Result, Simulation, SimulationConfig, Task, make_round, replay
+from hiso_jax import algorithms, channels, fed, zo
+from hiso_jax.fed import Algorithm, Population, Result, Simulation, SimulationConfig, Task, make_round, replay
 from hiso_jax.zo import decomfl, gaussian, hiso, rademacher, scale_by_hiso, scale_by_zo, sphere
 
 __all__ = [
+    "Algorithm",
     "Population",
     "Result",
     "Simulation",
     "SimulationConfig",
     "Task",
+    "algorithms",
+    "channels",
     "decomfl",
     "fed",
     "gaussian",

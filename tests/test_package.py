@@ -28,10 +28,21 @@ def test_the_command_line_imports_what_draws_and_downloads_only_when_needed():
 
 
 def test_public_names_exist():
-    for name in ("hiso_jax", "hiso_jax.zo", "hiso_jax.fed", "hiso_jax.tasks", "hiso_jax.models"):
-        module = importlib.import_module(name)
+    for name in (
+        "",
+        ".zo",
+        ".fed",
+        ".tasks",
+        ".models",
+        ".algorithms",
+        ".channels",
+        ".reports",
+        ".fed.run",
+        ".fed.ledger",
+    ):
+        module = importlib.import_module(f"hiso_jax{name}")
         for public in module.__all__:
-            assert hasattr(module, public), f"{name}.{public}"
+            assert hasattr(module, public), f"hiso_jax{name}.{public}"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -51,3 +62,12 @@ def test_readme_examples_run(repository, capsys):
     assert len(blocks) >= 2
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_method_that_the_documentation_shows_runs(repository, tmp_path):
+    block = re.search(r"```python\n(.*?)```", (repository / "docs" / "architecture.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "mine.py").write_text(block)
+    method = hiso_jax.algorithms.load(f"{tmp_path / 'mine.py'}:mine")
+    assert list(method.options) == ["sampler"]
+    assert method.rate("digits") == 0.003
+    assert method.build(0.1, {"sampler": "sphere"}).has_scalars

@@ -1,0 +1,125 @@
+"""What the federation asks of a task, and what it does where the task does not say."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import fed
+from hiso_jax.cli import experiment
+from tests.cli.test_cli import SMALL, call
+from tests.fed.problems import digits_population, linear_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare:
+    """Five members and no more: no name, no metric that counts, no target, no way to hold out examples."""
+
+    train: dict
+    test: dict
+
+    def init(self, key):
+        return linear_task().init(key)
+
+    def loss(self, params, batch):
+        return linear_task().loss(params, batch)
+
+    def metrics(self, params, batch):
+        return {"error": 1 - linear_task().metrics(params, batch)["accuracy"], "loss": self.loss(params, batch)}
+
+
+def bare():
+    return Bare(linear_task().train, linear_task().test)
+
+
+def test_without_a_metric_of_its_own_the_loss_counts_and_lower_is_better():
+    assert fed.metric_of(bare(), ["error", "loss"]) == fed.Metric("loss", higher_is_better=False)
+    assert fed.metric_of(bare(), ["error", "other"]) == fed.Metric("error")
+    assert fed.metric_of(linear_task(), ["loss", "accuracy"]) == fed.Metric("accuracy")
+    with pytest.raises(ValueError, match="metric must be one of the task's metrics, loss, error; got accuracy"):
+        fed.metric_of(linear_task(), ["loss", "error"])
+
+
+def test_a_sweep_of_it_ranks_by_the_loss():
+    config = fed.SimulationConfig(rounds=40, cohort=5, batch_size=8, eval_every=10)
+    grid = fed.Grid([1e-4, 0.02, 1e6])
+    result = fed.sweep(bare(), hiso_jax.decomfl, [digits_population()], config, grid)
+    assert result.metric.name == "loss"
+    assert result.final()[0, 0, 2] == np.inf
+    best = result.best(None)
+    assert best.learning_rate == 0.02
+    # A loss is reached from above.
+    target = float(result.final()[0, 0, 1]) + 0.05
+    assert np.isfinite(result.rounds_to(target)[0, 0, 1])
+    assert not np.isfinite(result.rounds_to(target)[0, 0, 0])
+
+
+def test_examples_are_held_out_of_any_task():
+    held = fed.hold_out(bare(), 100, seed=3)
+    assert len(held.train["label"]) == 1337
+    assert len(held.test["label"]) == 100
+    whole = np.concatenate([held.train["input"], held.test["input"]]).reshape(1437, -1)
+    np.testing.assert_array_equal(
+        np.sort(whole.sum(1)), np.sort(np.asarray(bare().train["input"]).reshape(1437, -1).sum(1))
+    )
+    np.testing.assert_array_equal(held.loss(held.init(jax.random.key(0)), held.test).shape, (100,))
+    with pytest.raises(ValueError, match="examples must be at least 1 and below 1437, got 1437"):
+        fed.hold_out(bare(), 1437)
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "compare"])
+def test_it_goes_through_every_command(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(f"hiso_jax.cli.{command}.build_task", lambda options: bare())
+    options = ["--learning-rate", "0.02"] if command == "run" else ["--learning-rates", "0.01,0.02"]
+    code, text, errors = call(capsys, command, *SMALL, *options, "--out", tmp_path / "out")
+    assert (code, errors) == (0, "")
+    assert "loss" in text
+    assert "accuracy" not in text
+    if command == "run":
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["metric"] == "loss"
+        assert summary["loss"] < summary["initial_loss"]
+        assert summary["target"] is None
+        assert (tmp_path / "out" / "curves.png").exists()
+    assert experiment.target_of(type("Options", (), {"target": None}), bare()) is None
+
+
+class Watcher:
+    """A callback with a metric of its own that ends a run where it likes."""
+
+    def __init__(self):
+        self.seen = []
+
+    def metrics(self, session):
+        return {"size": float(optax_norm(session.params))}
+
+    def __call__(self, progress):
+        self.seen.append(progress.round)
+        if progress.evaluation and progress.evaluation.metrics["size"] > 0 and progress.round >= 6:
+            progress.session.stop()
+
+
+def optax_norm(tree):
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
+def test_callbacks_see_the_session_add_metrics_and_may_stop_the_run(tmp_path):
+    watcher = Watcher()
+    config = fed.SimulationConfig(rounds=30, cohort=4, batch_size=8, eval_every=3, rounds_per_dispatch=1)
+    result = fed.Simulation(
+        linear_task(),
+        hiso_jax.hiso(0.02),
+        digits_population(),
+        config,
+        storage=fed.Storage(tmp_path / "run"),
+        callbacks=[watcher],
+    ).run()
+    assert (result.rounds, result.interrupted) == (6, True)
+    assert watcher.seen == list(range(7))
+    np.testing.assert_allclose(result.metrics[-1].metrics["size"], float(optax_norm(result.params)), rtol=1e-6)
+    kept = fed.load(tmp_path / "run", unfinished=True)
+    assert [row.metrics["size"] for row in kept.evaluations] == [row.metrics["size"] for row in result.metrics]

@@ -1,0 +1,58 @@
+"""The house stays as it was planned: small files and functions, each method one file that reads like the others."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hiso_jax
+from hiso_jax import algorithms, channels
+
+PACKAGE = Path(hiso_jax.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def functions(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            yield node
+
+
+def test_no_file_is_over_300_lines():
+    assert [str(path) for path in FILES if len(path.read_text().splitlines()) > 300] == []
+
+
+@pytest.mark.parametrize("room", ["fed", "cli"])
+def test_functions_are_under_60_lines_and_take_at_most_8_parameters(room):
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        for node in functions(path):
+            documentation = ast.get_docstring(node, clean=False) or ""
+            lines = node.end_lineno - node.lineno + 1 - len(documentation.splitlines())
+            given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            parameters = [each.arg for each in given if each.arg not in ("self", "cls")]
+            assert lines < 60, f"{path.name}: {node.name} has {lines} lines"
+            assert len(parameters) <= 8, f"{path.name}: {node.name} takes {len(parameters)} parameters"
+
+
+def test_the_federation_and_its_reports_do_not_know_what_an_accuracy_is():
+    for room in ("fed", "cli", "reports"):
+        for path in sorted((PACKAGE / room).rglob("*.py")):
+            assert "accuracy" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("name", algorithms.NAMES)
+def test_a_method_is_one_short_file_that_cites_its_paper_on_line_one(name):
+    text = (PACKAGE / "algorithms" / f"{name}.py").read_text()
+    first = text.splitlines()[0]
+    assert len(text.splitlines()) <= 80
+    assert "arXiv" in first
+    assert "Bytes a round:" in " ".join(text.split('"""')[1].split())
+    assert algorithms.load(name).rate("digits") is not None
+    assert algorithms.FACTORIES[name].__doc__
+
+
+@pytest.mark.parametrize("name", channels.NAMES)
+def test_a_channel_is_one_short_file(name):
+    text = (PACKAGE / "channels" / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 80
+    assert "arXiv" in text.splitlines()[0]
