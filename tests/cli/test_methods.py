@@ -98,8 +98,11 @@ def test_another_file_is_not_the_runs(capsys, tmp_path, mine):
     assert "--algorithm must be the file that the run was made with; the SHA-256" in errors
 
 
-def test_it_is_compared_and_tuned(capsys, tmp_path, mine):
-    options = [*SMALL, "--algorithms", f"decomfl,{mine},decomfl+median", "--learning-rates", "0.003,0.01"]
+@pytest.mark.parametrize(
+    "rates", [["--learning-rate", "0.01"], pytest.param(["--learning-rates", "0.003,0.01"], marks=pytest.mark.slow)]
+)
+def test_it_is_compared_and_tuned(capsys, tmp_path, mine, rates):
+    options = [*SMALL, "--algorithms", f"decomfl,{mine},decomfl+median", *rates]
     code, text, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
     assert (code, errors) == (0, "")
     rows = [line.split()[0] for line in text.splitlines() if line.startswith((" decomfl", " meazo"))]
@@ -211,3 +214,49 @@ def test_alone_it_prints_help_and_it_knows_its_version(capsys):
         assert f"\n  {command} " in text
     code, text, _ = call(capsys, "--version")
     assert (code, text) == (0, f"hiso-jax {fed.ledger.release()}\n")
+
+
+ATTACKED = '''
+"""DeComFL where exactly two of every cohort send a hundred times the opposite."""
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from hiso_jax import algorithms, channels
+
+
+def opposite(messages, senders, key):
+    return jax.tree.map(lambda m: jnp.where((senders.places < 2)[:, None, None], -100 * m, m), messages)
+
+
+def attacked(learning_rate, *, median: bool = False):
+    """Attacked.
+
+    Args:
+      median: whether the server takes the median.
+    """
+    algorithm = algorithms.decomfl(learning_rate)
+    combine = channels.median() if median else algorithm.combine
+    return replace(algorithm, send=(opposite,), combine=combine)
+
+
+def defended(learning_rate):
+    return attacked(learning_rate, median=True)
+'''
+
+
+@pytest.mark.slow
+def test_a_median_withstands_what_wrecks_a_mean(capsys, tmp_path):
+    """Digits, defaults: within six points of no attack, where the mean diverges."""
+    (tmp_path / "attack.py").write_text(ATTACKED)
+    names = ["decomfl", f"{tmp_path / 'attack.py'}:attacked", f"{tmp_path / 'attack.py'}:defended"]
+    options = ["--algorithms", ",".join(names), "--learning-rate", "0.03", "--seeds", "2"]
+    code, text, _ = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
+    assert code == 0
+    assert "attacked" in text
+    runs = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["runs"]
+    honest, attacked, defended = (runs[name] for name in names)
+    assert all(run["diverged_at_round"] is not None for run in attacked)
+    for one, other in zip(honest, defended, strict=True):
+        assert other["accuracy"] >= one["accuracy"] - 0.06

@@ -52,7 +52,12 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("name", PARTS)
+FAST = ("separable, with keys", "whole messages")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PARTS]
+)
 def test_kept_and_regenerated_directions_and_the_replay_are_the_same_to_the_bit(name):
     algorithm = fed.Algorithm(hiso_jax.hiso(0.02), **PARTS[name])
     kept, made_again = run(algorithm, directions="keep"), run(algorithm, directions="regenerate")
@@ -180,8 +185,10 @@ def capped(start=1.0):
     return fed.StatefulCombine(lambda messages: {"cap": jnp.float32(start), "rounds": jnp.int32(0)}, combine)
 
 
-@pytest.mark.parametrize("snapshot_every", [0, 3])
-@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+@pytest.mark.parametrize(
+    ("snapshot_every", "weighting"),
+    [(3, "examples"), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0, "examples"), (3, "uniform")])],
+)
 def test_what_a_combiner_remembers_survives_a_stop(tmp_path, snapshot_every, weighting):
     algorithm = fed.Algorithm(hiso_jax.hiso(0.02), combine=capped())
     settings = {"rounds_per_dispatch": 1, "weighting": weighting}

@@ -1,6 +1,7 @@
 """Directions kept and directions made again: the same bits; and parameters that are not trained."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -198,9 +199,14 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("perturbations", [1, 5])
-@pytest.mark.parametrize("width", [3, 260_000])
-@pytest.mark.parametrize("name", CHAINS)
+BEFORE = [("clipped", 3, 1), ("clipped", 260_000, 5), ("nothing", 260_000, 1), ("unchanged", 3, 5)]
+MORE_BEFORE = [case for case in itertools.product(CHAINS, (3, 260_000), (1, 5)) if case not in BEFORE]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "perturbations"),
+    [*BEFORE, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_BEFORE)],
+)
 def test_what_stands_before_the_head_is_heeded_in_every_mode(name, width, perturbations):
     """Below a million parameters directions are made again by default, above they are kept."""
     tx, key = CHAINS[name](), jax.random.key(3)

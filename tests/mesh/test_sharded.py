@@ -108,7 +108,8 @@ def test_a_heads_init_and_update_keep_the_parameters_sharding(mesh, tx):
     assert_trees_identical(jax.tree.map(np.asarray, updates), jax.tree.map(np.asarray, alone))
 
 
-@pytest.mark.parametrize("make", [algorithms.fed_avg, algorithms.fed_adam], ids=["fed_avg", "fed_adam"])
+@pytest.mark.parametrize("mesh", ["8", pytest.param("2x4", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("make", [algorithms.fed_avg, pytest.param(algorithms.fed_adam, marks=pytest.mark.slow)])
 def test_first_order_clients_on_a_mesh(mesh, make):
     """Local sums and one sum over the devices: the same up to rounding, and the copies on the devices agree."""
 
