@@ -6,7 +6,7 @@
     rounds   4·K·P bytes each: ĝ, float32; NaN where no client was valid and nothing was applied
     or a checkpoint: the bytes of parameters and optimizer state, leaf by leaf
 
-These are the bytes that :mod:`hiso_jax.fed.run.traffic` counts for algorithms whose wire is float32, as it is by default.
+These are the bytes that :mod:`hiso_jax.fed.run.traffic` counts for algorithms whose wire is float32, the default.
 Of one that needs fewer bits they are counted, and no message is packed.
 """
 
