@@ -34,6 +34,16 @@ def between(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
 
 
+def fraction(name: str, value: Any, below: float = 1.0) -> None:
+    """Refuse a plain number outside [0, ``below``); arrays, which may be traced, pass.
+
+    Raises:
+      ValueError: it is outside.
+    """
+    if isinstance(value, int | float) and not 0 <= value < below:
+        raise ValueError(f"{name} must be at least 0 and below {below:g}, got {value}")
+
+
 def finite(name: str, value: Any, low: float = 0.0) -> None:
     """Refuse a plain number that is not finite or below ``low``; arrays, which may be traced, pass.
 

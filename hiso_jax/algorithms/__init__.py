@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
         """A method's factory is found under its file's name."""
 
 
-__all__ = ["FACTORIES", "GROUP", "NAMES", "Method", "available", "load", *NAMES]
+__all__ = ["FACTORIES", "GROUP", "NAMES", "Method", "available", "load", "split_name", *NAMES]
 
 
 def available() -> list[str]:
@@ -100,21 +101,30 @@ class Method:
           ValueError: an option is out of range, or the factory returns something else.
         """
 
-        def own(factory: Factory) -> dict[str, Any]:
-            return {name: options[name] for name in inspect.signature(factory).parameters if name in options}
+        def make(factory: Factory, *given: Any) -> Any:
+            own = {name: options[name] for name in inspect.signature(factory).parameters if name in options}
+            try:
+                return factory(*given, **own)
+            except ValueError:
+                raise
+            except Exception as error:
+                raise ValueError(f"algorithm {self.name} fails: {type(error).__name__}: {error}") from error
 
-        algorithm = self.factory(learning_rate, **own(self.factory))
+        algorithm = make(self.factory, learning_rate)
         if not isinstance(algorithm, Algorithm):
             raise ValueError(
                 f"algorithm {self.name} must return a hiso_jax.fed.Algorithm, got a {type(algorithm).__name__}"
             )
         for name in self.channels:
             factory = channels.FACTORIES[name]
-            made = factory(**own(factory))
+            made = make(factory)
+            # What does not say how few bits it needs sends float32, whatever came before it.
+            bits = getattr(made, "bits", 32)
             if channels.is_send(factory):
-                algorithm = replace(algorithm, send=(*algorithm.send, made))
+                wire = replace(algorithm.wire, up_bits=bits)
+                algorithm = replace(algorithm, send=(*algorithm.send, made), wire=wire)
             else:
-                algorithm = replace(algorithm, combine=made)
+                algorithm = replace(algorithm, combine=made, wire=replace(algorithm.wire, down_bits=bits))
         return algorithm
 
 
@@ -128,28 +138,38 @@ def load(name: str) -> Method:
     Raises:
       ValueError: there is none.
     """
-    base, *through = name.split("+")
+    base, through = split_name(name)
     for channel in through:
         if channel not in channels.NAMES:
             raise ValueError(f"algorithm {name} must go through one of {', '.join(channels.NAMES)}; got {channel!r}")
+    if sum(not channels.is_send(channels.FACTORIES[channel]) for channel in through) > 1:
+        raise ValueError(f"algorithm {name} must go through one combiner at most: messages are combined once")
     if base in NAMES:
-        return Method(name, FACTORIES[base], tuple(through))
-    for point in entry_points(group=GROUP):
-        if point.name == base:
-            return Method(name, point.load(), tuple(through))
+        return Method(name, FACTORIES[base], through)
     source, _, attribute = base.rpartition(":")
-    if not source:
-        raise ValueError(f"algorithm must be one of {', '.join(available())}, or file.py:name; got {name!r}")
-    if source.endswith(".py"):
-        module, sha256 = _of_file(Path(source))
-    else:
-        try:
-            module, sha256 = import_module(source), None
-        except ImportError as error:
-            raise ValueError(f"algorithm {name} names a module that cannot be imported: {error}") from error
+    try:
+        for point in entry_points(group=GROUP):
+            if point.name == base:
+                return Method(name, point.load(), through)
+        if not source:
+            raise ValueError(f"algorithm must be one of {', '.join(available())}, or file.py:name; got {name!r}")
+        module, sha256 = _of_file(Path(source)) if source.endswith(".py") else (import_module(source), None)
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"algorithm names code that cannot be loaded: {base} ({type(error).__name__}: {error})"
+        ) from error
     if not callable(getattr(module, attribute, None)):
         raise ValueError(f"algorithm {name} names a function that {source} does not have")
-    return Method(name, getattr(module, attribute), tuple(through), sha256)
+    return Method(name, getattr(module, attribute), through, sha256)
+
+
+def split_name(name: str) -> tuple[str, tuple[str, ...]]:
+    """A method's name without its channels, and these; a path may hold a ``+``, too."""
+    source, colon, rest = name.rpartition(":")
+    base, *through = rest.split("+")
+    return f"{source}{colon}{base}", tuple(through)
 
 
 def _of_file(path: Path) -> tuple[Any, str]:
@@ -164,12 +184,15 @@ def _of_file(path: Path) -> tuple[Any, str]:
 @cache
 def _run(path: Path, sha256: str) -> Any:
     """The module in a file of these bytes, run once."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"hiso_jax_user_{path.stem}_{sha256[:8]}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Where dataclasses and type hints look for it.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
         raise ValueError(f"algorithm names a file that fails: {path} ({type(error).__name__}: {error})") from error
     return module

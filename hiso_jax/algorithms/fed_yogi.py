@@ -9,7 +9,7 @@ as optax does it and the paper does not.
 import optax
 
 from hiso_jax.algorithms._local import gradients, local_sgd
-from hiso_jax.checks import between, positive
+from hiso_jax.checks import fraction, positive
 from hiso_jax.fed.algorithm import Algorithm, Local, default_rates
 
 
@@ -33,7 +33,7 @@ def fed_yogi(
     """
     positive("server_learning_rate", server_learning_rate)
     positive("adaptivity", adaptivity)
-    between("b1", b1, 0, 1)
-    between("b2", b2, 0, 1)
+    fraction("b1", b1)
+    fraction("b2", b2)
     server = optax.yogi(server_learning_rate, b1=b1, b2=b2, eps=adaptivity)
     return Algorithm(server, measure=Local(local_sgd(learning_rate), gradients))

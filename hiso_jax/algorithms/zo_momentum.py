@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from hiso_jax import zo
-from hiso_jax.checks import between
+from hiso_jax.checks import fraction
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -27,7 +27,7 @@ def zo_momentum(
       nesterov: look ahead, as Nesterov does.
       sampler: family of raw perturbations.
     """
-    between("beta", beta, 0, 1)
+    fraction("beta", beta)
     momentum = optax.trace(beta, nesterov=nesterov, accumulator_dtype=np.float32)
     return Algorithm(
         optax.chain(zo.scale_by_zo(sampler=sampler), momentum, optax.scale_by_learning_rate(learning_rate))

@@ -20,9 +20,17 @@ def clip(*, clip_norm: float = 1.0) -> Send:
     positive("clip_norm", clip_norm)
 
     def send(messages: PyTree, senders: Senders, key: Array) -> PyTree:
-        squares = [jnp.square(m).reshape(len(m), -1).sum(1) for m in jax.tree.leaves(messages)]
-        norm = jnp.sqrt(sum(squares))
-        factor = jnp.where(norm > clip_norm, clip_norm / norm, 1)
-        return jax.tree.map(lambda m: m * jnp.expand_dims(factor, range(1, m.ndim)).astype(m.dtype), messages)
+        rows = jnp.concatenate([m.reshape(len(m), -1) for m in jax.tree.leaves(messages)], axis=1)
+        # In units of the largest, whose square may be beyond what a float holds.
+        largest = jnp.abs(rows).max(1)
+        unit = jnp.where(largest > 0, largest, 1)
+        length = jnp.linalg.norm(rows / unit[:, None], axis=1)
+        too_long = length > clip_norm / unit
+
+        def shorten(message: Array) -> Array:
+            own = tuple(jnp.expand_dims(x, range(1, message.ndim)) for x in (too_long, unit, length))
+            return jnp.where(own[0], message / own[1] * (clip_norm / own[2]), message).astype(message.dtype)
+
+        return jax.tree.map(shorten, messages)
 
     return send

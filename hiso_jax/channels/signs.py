@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hiso_jax.fed.algorithm import Send, Senders, separable
+from hiso_jax.fed.algorithm import Send, Senders, in_bits, separable
 
 
+@in_bits(1)
 @separable
 def _signs(messages: PyTree, senders: Senders, key: Array) -> PyTree:
     return jax.tree.map(lambda m: jnp.where(m < 0, -1, 1).astype(m.dtype), messages)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.checks import between
+from hiso_jax.checks import fraction
 from hiso_jax.fed.algorithm import Combine, separable
 
 
@@ -17,7 +17,7 @@ def trimmed_mean(*, trim: float = 0.2) -> Combine:
     Raises:
       ValueError: ``trim`` outside [0, 0.5).
     """
-    between("trim", trim, 0, 0.499)
+    fraction("trim", trim, below=0.5)
 
     @separable
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTree:

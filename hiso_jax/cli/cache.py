@@ -37,7 +37,7 @@ def cache_folder() -> Path | None:
     named = os.environ.get(VARIABLE)
     if named is not None and named.lower() in ("", "0", "off", "no"):
         return None
-    root = Path(named) if named else Path(platformdirs.user_cache_dir("hiso-jax", appauthor=False))
+    root = Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("hiso-jax", appauthor=False))
     return root / f"jaxlib-{jax.lib.__version__}-{processor()}"
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.language import GENERATES
+from hiso_jax.cli.methods import given_to
 from hiso_jax.fed.algorithm import Local
 
 
@@ -91,12 +92,18 @@ def check_heeded(options: Any, methods: Sequence[Method], given: Collection[str]
                 raise ValueError(f"{name} is read by {rule.by}; it would have no effect with {rule.now(options)}")
     reading: set[str] = set()
     for method in methods:
-        measure = method.build(1e-3, {name: getattr(options, name) for name in method.options}).measure
-        own = measure.reads if measure is not None else MEASUREMENT
-        reading |= {*own, *(("mus",) if "mu" in own else ())}
-        if not isinstance(measure, Local) and measure is not None:
-            # It has a difference of its own.
-            reading -= {"method"}
+        measure = method.build(1e-3, given_to(method, options)).measure
+        own = {*(MEASUREMENT if measure is None else measure.reads)}
+        if measure is not None:
+            # It has a difference of its own, or none.
+            own -= {"method"}
+        reading |= own | ({"mus"} if "mu" in own else set())
+        if not isinstance(measure, Local):
+            reading.add("snapshot_every")
+    if "snapshot_every" in given and "snapshot_every" not in reading:
+        raise ValueError(
+            f"snapshot_every is read by methods with scalars; {methods[0].name} takes a snapshot at every evaluation"
+        )
     for name in MEASUREMENT:
         if name in given and name not in reading:
             names = ", ".join(method.name for method in methods)

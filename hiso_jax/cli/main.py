@@ -111,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script; ends the process with an exit code of ``exit_codes``."""
     options, carry_out = command_of(sys.argv[1:] if arguments is None else arguments)
     keep_compiled()
-    console = Console()
+    # What it prints holds names of files: no markup, and no :words: for pictures.
+    console = Console(markup=False, emoji=False)
     try:
         with _warnings_as_lines():
             code = carry_out(options, console)

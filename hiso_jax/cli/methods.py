@@ -1,5 +1,6 @@
 """The options of a command, composed from its own and from those of the methods that it is asked for."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from functools import cache
@@ -9,6 +10,9 @@ import docstring_parser
 
 from hiso_jax import algorithms
 from hiso_jax.algorithms import Method
+
+# What --help answers to.
+RESERVED = ("help", "h")
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,25 @@ def method_options(method: Method) -> dict[str, Option]:
     found = {}
     for name, parameter in method.options.items():
         factory = method.owner(name)
+        try:
+            hints = get_type_hints(factory, include_extras=True)
+            json.dumps(parameter.default)
+        except Exception as error:
+            raise ValueError(
+                f"algorithm {method.name} has an option {name} that cannot be one: its annotation must be a type, "
+                f"its default a number, a text or a bool ({error})"
+            ) from error
         parsed = docstring_parser.parse(factory.__doc__ or "")
         texts = {each.arg_name: each.description or "" for each in parsed.params}
-        kind = get_type_hints(factory, include_extras=True).get(name, type(parameter.default))
+        without = str | None if parameter.default is None else type(parameter.default)
+        kind = hints.get(name, without)
         found[name] = Option(name, kind, parameter.default, " ".join(texts.get(name, "").split()))
     return found
 
 
 def is_foreign(name: str) -> bool:
     """Whether a method's code comes from a file or module that its name points at."""
-    return ":" in name.split("+")[0]
+    return ":" in name
 
 
 def methods_of(names: Sequence[str]) -> dict[str, Method]:
@@ -84,21 +97,36 @@ def methods_of(names: Sequence[str]) -> dict[str, Method]:
     return methods
 
 
-def options_with(command: type, methods: Sequence[Method]) -> type:
-    """The dataclass of a command with the options of its methods, where they are not its own.
-
-    An option of several methods has the default of the first.
-    """
-    own = own_options(command)
-    added: dict[str, Option] = {}
+def shared_options(methods: Sequence[Method]) -> dict[str, Option]:
+    """The options of several methods; one that they have different defaults of is None unless it is given."""
+    found: dict[str, Option] = {}
     for method in methods:
-        for option in method_options(method).values():
-            if option.name not in own:
-                added.setdefault(option.name, option)
+        for name, option in method_options(method).items():
+            known = found.setdefault(name, option)
+            if known.default != option.default:
+                own = "by default each method's own"
+                found[name] = Option(name, known.kind | None, None, f"{known.text} ({own})")
+    return found
+
+
+def options_with(command: type, methods: Sequence[Method]) -> type:
+    """The dataclass of a command with the options of its methods.
+
+    Raises:
+      ValueError: a method has an option that the command has, too.
+    """
+    own, added = own_options(command), shared_options(methods)
+    for name in added:
+        if name in own or name in RESERVED:
+            owner = next(method.name for method in methods if name in method.options)
+            raise ValueError(
+                f"algorithm {owner} has an option {name}, which is the command's own; it must have another name"
+            )
     listed = [(option.name, option.kind, field(default=option.default)) for option in added.values()]
     return make_dataclass(command.__name__, listed, bases=(command,), frozen=True, kw_only=True)
 
 
 def given_to(method: Method, options: Any) -> dict[str, Any]:
-    """Those of ``options`` that are the method's; the others are its defaults."""
-    return {name: getattr(options, name) for name in method.options if hasattr(options, name)}
+    """Those of ``options`` that are the method's; the others, and those that are None, are its defaults."""
+    given = {name: getattr(options, name, None) for name in method.options}
+    return {name: value for name, value in given.items() if value is not None}

@@ -11,6 +11,7 @@ from hiso_jax.cli.devices import Devices
 from hiso_jax.cli.language import TEXT_TASK_NAMES, Language, comma_separated
 from hiso_jax.cli.presence import Presence
 from hiso_jax.fed import SimulationConfig
+from hiso_jax.fed.ledger import EXECUTION
 
 # Under which headings --help shows the options of a command; those of its methods stand behind the first.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -43,6 +44,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "output": ("out", "resume", "snapshot_every"),
 }
+
+
+# Where things are may change between a run and its continuation, and so may the machine; the rest is the run's.
+MOVABLE = {"resume", "model", "data_dir", "snapshot_every", *EXECUTION, *(field.name for field in fields(Devices))}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,10 @@ import tyro
 from hiso_jax import algorithms, channels
 from hiso_jax.cli.exit_codes import UsageError
 from hiso_jax.cli.heeded import check_heeded
-from hiso_jax.cli.methods import Option, method_options, methods_of, options_with, own_options
-from hiso_jax.cli.options import GROUPS, Experiment
+from hiso_jax.cli.methods import RESERVED, Option, is_foreign, methods_of, options_with, own_options, shared_options
+from hiso_jax.cli.options import GROUPS, MOVABLE, Experiment
 
 PROGRAM = "hiso-jax"
-HELP = ("help", "h")
 
 
 def as_typed(name: str) -> str:
@@ -65,9 +64,8 @@ def _grouped(command: type, flat: Mapping[str, Option], methods: Sequence[algori
         groups[title] = [flat[name] for name in names if name in own and name in flat]
         if place == 0:
             for method in methods:
-                rest = [option for name, option in method_options(method).items() if name not in own]
-                known = {option.name for each in groups.values() for option in each}
-                groups[method.title] = [option for option in rest if option.name not in known]
+                known = {*own, *(option.name for each in groups.values() for option in each)}
+                groups[method.title] = [flat[name] for name in method.options if name not in known]
     known = {option.name for each in groups.values() for option in each}
     groups["other"] = [option for name, option in flat.items() if name not in known and name != "local_learning_rate"]
     listed = []
@@ -92,7 +90,7 @@ def _asked_for(command: type, words: Mapping[str, str | None]) -> list[str]:
     own = own_options(command)
     if "algorithms" in own:
         given = words.get("algorithms")
-        return list(own["algorithms"].default) if given is None else given.split(",")
+        return list(own["algorithms"].default) if given is None else [name.strip() for name in given.split(",")]
     given = words.get("algorithm")
     return [own["algorithm"].default if given is None else given]
 
@@ -103,7 +101,7 @@ def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[
     Raises:
       UsageError: there is one.
     """
-    accepted = {*known, *(f"no_{name}" for name in known), *HELP}
+    accepted = {*known, *(f"no_{name}" for name in known), *RESERVED}
     for name in words:
         if name in accepted:
             continue
@@ -120,6 +118,20 @@ def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {as_typed(near[0])}?" if near else " (see --help for what there is)"
         raise UsageError(f"{as_typed(name)} is no option of {command}{hint}")
+
+
+def _check_resumed(words: Mapping[str, str | None]) -> None:
+    """Refuse, with --resume, what the run has of its own.
+
+    Raises:
+      ValueError: it was given.
+    """
+    if "resume" not in words:
+        return
+    for name, value in words.items():
+        foreign = name == "algorithm" and is_foreign(value or "")
+        if name not in MOVABLE and name not in RESERVED and not foreign:
+            raise ValueError(f"{name} cannot be given with --resume: the run has its own")
 
 
 def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
@@ -139,12 +151,10 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
         return _parsed(kind, command, words)
     try:
         asked = _asked_for(kind, given)
+        _check_resumed(given)
         methods = list(methods_of(asked).values())
         whole = options_with(kind, methods)
-        flat = own_options(whole) | {
-            option.name: option for method in reversed(methods) for option in method_options(method).values()
-        }
-        flat |= own_options(kind)
+        flat = own_options(whole) | shared_options(methods) | own_options(kind)
         _check_known(command, given, list(flat), asked)
         nested = _parsed(_grouped(kind, flat, methods), command, words)
         values = {name: value for group in vars(nested).values() for name, value in vars(group).items()}

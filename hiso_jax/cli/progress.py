@@ -20,10 +20,10 @@ class Display:
         self.console, self.title, self._task = console, title, task
         self._loss, self._metric = math.nan, ""
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=False,

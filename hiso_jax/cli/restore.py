@@ -11,16 +11,13 @@ from jaxtyping import PyTree
 
 from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
-from hiso_jax.cli.devices import Devices
 from hiso_jax.cli.experiment import build_algorithm, load_model
 from hiso_jax.cli.methods import is_foreign, options_with, own_options
-from hiso_jax.cli.options import Experiment, Run
-from hiso_jax.fed.ledger import EXECUTION, LEDGER, LedgerFile, base_fingerprints
+from hiso_jax.cli.options import MOVABLE, Experiment, Run
+from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints
 from hiso_jax.reports import as_json
 
 CONFIG = "config.json"
-# Where things are may change between a run and its continuation, and so may the machine; the rest is the run's.
-MOVABLE = {"resume", "model", "data_dir", "snapshot_every", *EXECUTION, *(field.name for field in fields(Devices))}
 
 
 def about_of(options: Run, method: Method) -> dict[str, Any]:
@@ -63,9 +60,12 @@ def method_of(about: Mapping[str, Any], algorithm: str | None) -> Method:
             "because a run names it"
         )
     method = algorithms.load(algorithm)
+    (base, through), (wanted, own) = algorithms.split_name(algorithm), algorithms.split_name(recorded)
+    if base.rpartition(":")[2] != wanted.rpartition(":")[2] or (method.sha256 is None and base != wanted):
+        raise ValueError(f"algorithm must be the run's, {recorded}, wherever its file is now; got {algorithm}")
     if method.sha256 != about.get("algorithm_sha256"):
         raise ValueError(f"algorithm must be the file that the run was made with; the SHA-256 of {algorithm} differs")
-    if list(method.channels) != recorded.split("+")[1:]:
+    if through != own:
         raise ValueError(f"algorithm must go through the run's channels, as {recorded} does; got {algorithm}")
     return method
 

@@ -34,7 +34,7 @@ from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import Display
 from hiso_jax.cli.restore import about_of, resumed
 from hiso_jax.fed.devices import in_all_processes
-from hiso_jax.fed.ledger import LEDGER, lock
+from hiso_jax.fed.ledger import lock
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.reports import (
     Asked,
@@ -94,8 +94,6 @@ def run(options: Run, console: Console) -> int:
             setting = Setting(method, rate, options.seed)
             simulation = in_all_processes(build_simulation, options, task, population, setting, mesh, storage)
         try:
-            if options.resume is not None:
-                in_all_processes(_take_up, directory, simulation.config.eval_every, console)
             return _run(_Going(options, simulation, directory, setting, begin), console)
         except OSError as error:
             raise exit_codes.Stopped(
@@ -118,7 +116,8 @@ def _run(going: _Going, console: Console) -> int:
     if primary:
         if is_virtual(options, task):
             console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
-        simulation.callbacks = (cast(Display, display), partial(append_evaluation, directory))
+        taking_up = [_TakingUp(directory, console)] if options.resume is not None else []
+        simulation.callbacks = (*taking_up, cast(Display, display), partial(append_evaluation, directory))
     with display, stop_on_interrupt(simulation.stop), exit_codes.refusing():
         result = simulation.run()
     if not primary:
@@ -151,12 +150,18 @@ def _hold(directory: Path, held: ExitStack) -> None:
         held.callback(lock(directory).release)
 
 
-def _take_up(directory: Path, eval_every: int, console: Console) -> None:
-    """Say where a run goes on, and write the evaluations of its ledger: the file may have lost some, or half a line."""
-    if jax.process_index() == 0 and (directory / LEDGER).exists():
-        ledger = fed.load(directory, unfinished=True)
-        write_metrics(directory, [row for row in ledger.evaluations if row.round % eval_every == 0])
-        console.print(f"going on after {len(ledger.rows):,} rounds", highlight=False)
+class _TakingUp:
+    """Says where a run goes on, and writes the ledger's evaluations: their file may have lost some, or half a line."""
+
+    def __init__(self, directory: Path, console: Console) -> None:
+        self.directory, self.console, self.said = directory, console, False
+
+    def __call__(self, progress: fed.Progress) -> None:
+        if self.said:
+            return
+        self.said = True
+        write_metrics(self.directory, [row for row in progress.session.history if row is not progress.evaluation])
+        self.console.print(f"going on after {progress.round:,} rounds", highlight=False)
 
 
 def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, AnyPopulation]:

@@ -70,7 +70,7 @@ class Tuning:
             nonlocal stopped
             stopped = True
 
-        figures = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        figures = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
         rates = grid(options)
         settings = fed.Grid(rates, self.seeds, mus, lambda rate: build_schedule(options, rate))
         config = simulation_config(options, options.seed, build_algorithm(options, method, rates[0]))

@@ -36,6 +36,7 @@ __all__ = [
     "by_number",
     "default_rates",
     "float32",
+    "in_bits",
     "is_separable",
     "mean",
     "measured_by",
@@ -90,6 +91,16 @@ def separable(function: F) -> F:
     """
     function.separable = True  # type: ignore[attr-defined]
     return function
+
+
+def in_bits(bits: int) -> Callable[[F], F]:
+    """Declare how many bits each number takes that a channel or combiner gives; undeclared it is a float32."""
+
+    def declare(function: F) -> F:
+        function.bits = bits  # type: ignore[attr-defined]
+        return function
+
+    return declare
 
 
 def is_separable(function: Any) -> bool:
@@ -217,6 +228,17 @@ class Algorithm:
         return self.has_scalars and all(map(is_separable, (*self.send, self.combine)))
 
     @property
+    def description(self) -> dict[str, Any]:
+        """What of it can be written down, so that another is told from it; ``tx`` is told by what it leads to."""
+        measure = self.measure
+        return {
+            "measure": list(measure.difference.offsets) if isinstance(measure, Probes) else _name(measure),
+            "send": [_name(send) for send in self.send],
+            "combine": _name(self.combine),
+            "wire": [self.wire.up_bits, self.wire.down_bits],
+        }
+
+    @property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
         """``tx``, taking the keyword arguments of a round."""
         return optax.with_extra_args_support(self.tx)
@@ -239,6 +261,15 @@ def default_rates(**rates: float) -> Callable[[Factory], Factory]:
         return factory
 
     return declare
+
+
+def _name(part: Any) -> str | None:
+    """What a function is called, through what holds it."""
+    if isinstance(part, Local):
+        return _name(part.train)
+    if isinstance(part, StatefulCombine):
+        return _name(part.combine)
+    return None if part is None else getattr(part, "__qualname__", type(part).__qualname__)
 
 
 def as_algorithm(method: Algorithm | optax.GradientTransformation) -> Algorithm:

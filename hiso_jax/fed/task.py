@@ -20,8 +20,8 @@ class Task(Protocol):
     The others are optional. ``frozen``, a pytree of arrays, holds what the model needs and nobody trains: it then is
     the third argument of ``loss`` and ``metrics``. ``summarise(outputs)`` turns what ``metrics`` gave for every test
     example, {name: array [n, ...]}, into the reported {name: number}; without it they are means. ``name`` is what
-    reports call the task. ``metric`` names the metric that counts, higher being better; without it that is ``loss``,
-    lower being better, if there is one, else the first. ``target`` is the value of it at which methods are compared.
+    reports call the task. ``metric`` names the metric that counts, higher being better but for one called ``loss``;
+    without it that is ``loss``, or the only one there is. ``target`` is the value of it at which methods are compared.
     ``hold_out(examples, seed=...)`` is the same task with so many random training examples for its test split, for
     tuning; without it both splits are cut along their leading axis.
     """
@@ -63,21 +63,22 @@ class Metric(NamedTuple):
     @property
     def worst(self) -> float:
         """What a run that came to nothing counts as."""
-        return 0.0 if self.higher_is_better else math.inf
+        return -self.sign * math.inf
 
 
 def metric_of(task: Task, reported: Iterable[str]) -> Metric:
     """The metric that counts, of those that are ``reported``.
 
     Raises:
-      ValueError: the task names one that is not reported.
+      ValueError: the task names one that is not reported, or none where there are several and no loss.
     """
     names, name = list(reported), getattr(task, "metric", None)
-    if name is None:
-        return Metric("loss", False) if "loss" in names else Metric(names[0])
+    if name is None and "loss" not in names and len(names) > 1:
+        raise ValueError(f"metric must name the one of the task's metrics that counts, of {', '.join(names)}")
+    name = name or ("loss" if "loss" in names else names[0])
     if name not in names:
         raise ValueError(f"metric must be one of the task's metrics, {', '.join(names)}; got {name}")
-    return Metric(name)
+    return Metric(name, name != "loss")
 
 
 @dataclass(frozen=True)

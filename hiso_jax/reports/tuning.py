@@ -70,7 +70,7 @@ def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Ta
                     names[name],
                     f"{rate:g}",
                     *([f"{mu:g}"] if several_mus else []),
-                    spread(final[runs], lambda value: f"{value:.4f}"),
+                    spread(final[runs], lambda value: f"{value:.4f}") if np.isfinite(final[runs]).all() else NEVER,
                     spread(first[runs], lambda value: f"{value:.0f}") if np.isfinite(first[runs]).all() else NEVER,
                     f"{diverged} of {len(result.seeds)}" if diverged else "",
                     "best" if (rate, mu) == (best.learning_rate, best.mu) else "",

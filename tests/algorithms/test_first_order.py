@@ -145,6 +145,25 @@ def test_a_run_that_was_stopped_goes_on_from_its_snapshot(tmp_path):
     assert_trees_identical((again.params, again.state), (whole.params, whole.state))
 
 
+def test_a_damaged_snapshot_is_passed_over(tmp_path):
+    """The one before it is whole: the run goes on from there, and its ledger is cut back so far."""
+    algorithm, folder = algorithms.fed_avg(0.1), tmp_path / "run"
+    stopped = run(algorithm, fed.Storage(folder), [lambda progress: progress.round >= 6 and progress.session.stop()])
+    assert (stopped.rounds, stopped.interrupted) == (6, True)
+
+    def damage(rounds):
+        for path in (folder / "snapshots" / str(rounds) / "arrays").rglob("d/*"):
+            path.write_bytes(bytes(path.stat().st_size))
+
+    damage(6)
+    begun = []
+    resumed = run(algorithm, fed.Storage(folder, resume=True), [lambda progress: begun.append(progress.round)])
+    assert begun[0] == 3
+    whole = run(algorithm)
+    assert_trees_identical(resumed.params, whole.params)
+    assert_trees_identical(fed.load(folder).records[1:], whole.records[1:])
+
+
 def test_a_run_killed_before_its_first_snapshot_begins_again(tmp_path):
     def killed(progress):
         if progress.round == 2:

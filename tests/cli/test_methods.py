@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hiso_jax import fed
+from hiso_jax import algorithms, fed
 from tests.cli.test_cli import SMALL, call
 
 MINE = '''
@@ -182,8 +182,11 @@ def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine)
         (["--algorithm", "fed_avg", "--mu", "0.1"], "--mu is read by methods that measure along directions"),
         (["--algorithm", "fed_avg", "--method", "central"], "--method is read by methods that measure"),
         (["--client-examples", "3,4"], "--client-examples is read by virtual clients"),
-        (["--algorithm", "decomfl+trimmed_mean", "--trim", "0.7"], "--trim must be between 0 and 0.499, got 0.7"),
+        (["--algorithm", "decomfl+trimmed_mean", "--trim", "0.7"], "--trim must be at least 0 and below 0.5, got 0.7"),
         (["--trim", "0.1"], "--trim is an option of the channel trimmed_mean, which hiso+trimmed_mean goes through"),
+        (["--algorithm", "fed_avg", "--snapshot-every", "5"], "--snapshot-every is read by methods with scalars"),
+        (["--resume", "x", "--algorithm", "hiso"], "--algorithm cannot be given with --resume: the run has its own"),
+        (["--resume", "x", "--curvature-decay", "0.95"], "--curvature-decay cannot be given with --resume"),
         (["--learnig-rate", "3"], "--learnig-rate is no option of run; did you mean --learning-rate?"),
         (["--curvature_decay", "3"], "--curvature-decay must be between 0 and 1, got 3.0"),
     ],
@@ -214,6 +217,114 @@ def test_alone_it_prints_help_and_it_knows_its_version(capsys):
         assert f"\n  {command} " in text
     code, text, _ = call(capsys, "--version")
     assert (code, text) == (0, f"hiso-jax {fed.ledger.release()}\n")
+
+
+def test_methods_that_share_an_option_have_their_own_defaults(capsys, tmp_path):
+    (tmp_path / "two.py").write_text(
+        "from hiso_jax import algorithms\n"
+        "def one(rate, *, beta: float = 0.1): return algorithms.zo_momentum(rate, beta=beta)\n"
+        "def two(rate, *, beta: float = 0.8): return algorithms.zo_momentum(rate, beta=beta)\n"
+    )
+    names = [f"{tmp_path / 'two.py'}:{name}" for name in ("one", "two")]
+    options = [*SMALL, "--algorithms", ",".join(names), "--learning-rate", "0.01"]
+
+    def digests(*more):
+        out = tmp_path / f"out{len(more)}"
+        assert call(capsys, "compare", *options, *more, "--out", out)[0] == 0
+        runs = json.loads((out / "comparison.json").read_text())["runs"]
+        return [runs[name][0]["params_sha256"] for name in names]
+
+    first, second = digests()
+    assert first != second
+    given = digests("--beta", "0.8")
+    assert given == [second, second]
+
+
+BAD_FILES = {
+    "an option of the command": (
+        "def f(rate, *, alpha: float = 2.0): pass",
+        "an option alpha, which is the command's own",
+    ),
+    "an option called help": ("def f(rate, *, help: int = 2): pass", "an option help, which is the command's own"),
+    "no such type": ("def f(rate, *, x: 'Nothing' = 1): pass", "an option x that cannot be one"),
+    "no plain default": ("def f(rate, *, x=lambda y: y): pass", "an option x that cannot be one"),
+    "it fails": ("def f(rate): return 1 / 0", "fails: ZeroDivisionError"),
+    "it ends the process": ("import sys; sys.exit(7)", "names a file that fails"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_what_cannot_be_a_method_is_one_sentence(capsys, tmp_path, what):
+    content, sentence = BAD_FILES[what]
+    (tmp_path / "file.py").write_text(content)
+    code, text, errors = call(capsys, "run", "--algorithm", f"{tmp_path / 'file.py'}:f", "--learning-rate", "0.1")
+    assert (code, text, errors.count("\n")) == (2, "", 1)
+    assert sentence in errors
+
+
+def test_files_with_dataclasses_and_folders_with_a_plus_are_fine(tmp_path):
+    folder = tmp_path / "a+b"
+    folder.mkdir()
+    (folder / "file.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from hiso_jax import algorithms\n"
+        "@dataclass\n"
+        "class Setting:\n"
+        "    rate: float\n"
+        "def f(rate, *, beta: float = 0.5): return algorithms.zo_momentum(Setting(rate).rate, beta=beta)\n"
+    )
+    method = algorithms.load(f"{folder / 'file.py'}:f+median+clip")
+    assert method.channels == ("median", "clip")
+    assert list(method.options) == ["beta", "clip_norm"]
+    assert len(method.build(0.1, {}).send) == 1
+
+
+def test_another_function_of_the_same_file_is_not_the_runs(capsys, tmp_path):
+    (tmp_path / "two.py").write_text(
+        "from hiso_jax import algorithms\n"
+        "def one(rate): return algorithms.fed_avg(rate)\n"
+        "def other(rate): return algorithms.fed_prox(rate)\n"
+    )
+    out, options = tmp_path / "run", [name for name in SMALL if name not in ("--perturbations", "2")]
+    file = tmp_path / "two.py"
+    assert call(capsys, "run", *options, "--algorithm", f"{file}:one", "--learning-rate", "0.1", "--out", out)[0] == 0
+    code, _, errors = call(capsys, "run", "--resume", out, "--algorithm", f"{file}:other")
+    assert code == 2
+    assert "--algorithm must be the run's, " in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("sign", (1, 1)),
+        ("sign+mean", (1, 32)),
+        ("sign+median", (1, 32)),
+        ("sign+clip", (32, 1)),
+        ("decomfl+signs+majority", (1, 1)),
+        ("hiso+trimmed_mean", (32, 32)),
+    ],
+)
+def test_the_bits_of_a_message_are_those_of_what_it_last_went_through(name, bits):
+    wire = algorithms.load(name).build(0.1, {}).wire
+    assert (wire.up_bits, wire.down_bits) == bits
+
+
+def test_messages_are_combined_once():
+    with pytest.raises(ValueError, match=r"algorithm hiso\+mean\+median must go through one combiner at most"):
+        algorithms.load("hiso+mean+median")
+
+
+def test_methods_of_other_packages_are_found(monkeypatch):
+    class Point:
+        name = "theirs"
+
+        def load(self):
+            return algorithms.zo_adam
+
+    monkeypatch.setattr(algorithms, "entry_points", lambda group: [Point()] if group == "hiso_jax.algorithms" else [])
+    assert "theirs" in algorithms.available()
+    assert algorithms.load("theirs+median").factory is algorithms.zo_adam
 
 
 ATTACKED = '''

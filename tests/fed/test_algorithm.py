@@ -216,3 +216,52 @@ def test_a_round_hands_out_what_its_combiner_remembers():
     np.testing.assert_allclose(memory["cap"], 0.5 + 0.5 * np.abs(record.scalars).mean(), rtol=1e-5)
     _, (_, memory), _ = round_(params, state, jnp.full_like(BATCHES, jnp.nan), jnp.ones(4, bool), KEY)
     assert int(memory["rounds"]) == 0
+
+
+def running(decay=0.9):
+    """The root mean square of past aggregates, by arithmetic that is pinned nowhere."""
+
+    def combine(messages, weights, key, state):
+        aggregate = fed.mean(messages, weights)
+        moved = decay * state + (1 - decay) * aggregate * aggregate + 1e-3 * jax.random.normal(key, aggregate.shape)
+        return aggregate / (jnp.sqrt(jnp.abs(moved)) + 1e-8), moved
+
+    return fed.StatefulCombine(
+        lambda messages: jax.tree.map(lambda m: jnp.ones(m.shape[1:], m.dtype), messages), combine
+    )
+
+
+def test_a_memory_made_again_from_the_ledger_is_the_runs_to_the_last_bit(tmp_path):
+    algorithm, settings = fed.Algorithm(hiso_jax.hiso(0.02), combine=running()), {"rounds_per_dispatch": 3}
+    run(
+        algorithm,
+        fed.Storage(tmp_path / "run", snapshot_every=0),
+        [lambda p: p.round >= 9 and p.session.stop()],
+        **settings,
+    )
+    resumed = run(algorithm, fed.Storage(tmp_path / "run", resume=True), **settings)
+    whole = run(algorithm, **settings)
+    assert_trees_identical((resumed.params, resumed.state), (whole.params, whole.state))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"combine": channels.median()},
+        {"send": (doubled,)},
+        {"measure": fed.probes("central")},
+        {"wire": fed.Wire(8, 8)},
+    ],
+)
+def test_another_algorithm_does_not_go_on_with_a_run(tmp_path, other):
+    tx = hiso_jax.hiso(0.02)
+    run(fed.Algorithm(tx), fed.Storage(tmp_path / "run"), [lambda p: p.round >= 4 and p.session.stop()])
+    with pytest.raises(ValueError, match="cannot be continued so: what the method measures, sends, combines or counts"):
+        run(fed.Algorithm(tx, **other), fed.Storage(tmp_path / "run", resume=True))
+
+
+@pytest.mark.parametrize("numbers", [lambda f, mu: (f[0], f[1]), lambda f, mu: {"a.b": f[0]}])
+def test_numbers_that_the_ledger_has_no_columns_for_are_refused(numbers):
+    algorithm = fed.Algorithm(hiso_jax.hiso(0.02), measure=fed.probes(zo.Difference((0.0, 1.0), numbers)))
+    with pytest.raises(ValueError, match="measure must give an array, or a dict of arrays whose names have no dot"):
+        run(algorithm)

@@ -34,7 +34,7 @@ def test_every_setting_is_the_run_it_stands_for(x64):
     assert side_by_side.metrics["loss"].shape == (2, 2, 3, 4)
     assert (side_by_side.diverged_at[:, :, 2] >= 0).all()
     assert (side_by_side.diverged_at[:, :, :2] == monitor.NEVER).all()
-    assert (side_by_side.final()[:, :, 2] == 0).all()
+    assert (side_by_side.final()[:, :, 2] == -np.inf).all()
     assert side_by_side.metric == fed.Metric("accuracy")
 
     in_turn = run(task, 1)
@@ -84,6 +84,11 @@ def test_the_best_reaches_the_target_soonest_with_every_seed():
     result = made_up([[slow, fast, high]], diverged=[[-1, 30, 30]])
     assert result.best(0.85).learning_rate == 0.1
     np.testing.assert_array_equal(result.rounds_to(0.85), [[[20, math.inf, math.inf]]])
+
+
+def test_a_diverged_run_is_never_best_whatever_the_values():
+    result = made_up([[[-2.0, -0.5], [-2.0, -9.0]]], diverged=[[-1, 5]], rates=(0.1, 0.2))
+    assert result.best(None).learning_rate == 0.1
 
 
 def test_without_a_target_the_highest_end_is_best():

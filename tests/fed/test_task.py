@@ -38,7 +38,9 @@ def bare():
 
 def test_without_a_metric_of_its_own_the_loss_counts_and_lower_is_better():
     assert fed.metric_of(bare(), ["error", "loss"]) == fed.Metric("loss", higher_is_better=False)
-    assert fed.metric_of(bare(), ["error", "other"]) == fed.Metric("error")
+    assert fed.metric_of(bare(), ["error"]) == fed.Metric("error")
+    with pytest.raises(ValueError, match="metric must name the one of the task's metrics that counts, of error, other"):
+        fed.metric_of(bare(), ["error", "other"])
     assert fed.metric_of(linear_task(), ["loss", "accuracy"]) == fed.Metric("accuracy")
     with pytest.raises(ValueError, match="metric must be one of the task's metrics, loss, error; got accuracy"):
         fed.metric_of(linear_task(), ["loss", "error"])

@@ -22,11 +22,8 @@ def header_of(
     seed_key: Key[Array, ""],
     params: PyTree,
     state: PyTree,
-    *,
-    base: Mapping[str, str | None],
-    data: str,
     records: Records,
-    about: Mapping[str, Any],
+    said: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The header of a run's ledger.
 
@@ -34,10 +31,9 @@ def header_of(
       config: the run's numbers, as JSON holds them.
       seed_key: its seed key.
       params, state: its parameters and optimizer state, or their shapes.
-      base: the fingerprints of what it begins with.
-      data: the fingerprint of its training data, their partition and who shows up.
       records: the shapes of some of its rounds.
-      about: what its owner says of it.
+      said: ``base``, the fingerprints of what it begins with; ``data``, that of its training data, their partition and
+        who shows up; ``algorithm``, what of the method can be written down; ``about``, what its owner says of it.
     """
     return {
         "format": VERSION,
@@ -45,10 +41,8 @@ def header_of(
         "seed": np.asarray(jax.random.key_data(seed_key)).tolist(),
         "prng_impl": str(jax.random.key_impl(seed_key)),
         "config": dict(config),
-        "about": dict(about),
         "params": contents(params),
         "state": contents(state),
-        "base": dict(base),
-        "data": data,
+        **said,
         "environment": environment(),
     }

@@ -5,9 +5,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import optax
 from filelock import FileLock
 from jaxtyping import PyTree
 
+from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.devices import Placement, agree, all_processes
 from hiso_jax.fed.ledger import ledger as ledgers
 from hiso_jax.fed.ledger.files import sync_directory
@@ -20,6 +22,7 @@ logger = logging.getLogger("hiso_jax")
 SNAPSHOT_SECONDS = 600.0
 # What a run that is continued must have in common with its beginning, and how to say so.
 SAME = {
+    "algorithm": "what the method measures, sends, combines or counts",
     "columns": "the numbers of a round",
     "seed": "the seed",
     "prng_impl": "the random number generator",
@@ -35,7 +38,9 @@ SAME = {
 def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
     """What a header says of a run's numbers, without how they are computed."""
     config = {name: value for name, value in header["config"].items() if name not in EXECUTION}
-    return {**header, "config": config, "flags": header["environment"]["flags"]}
+    # Ledgers of the time before a method was a value do not name one.
+    algorithm = header.get("algorithm", Algorithm(optax.identity()).description)
+    return {**header, "algorithm": algorithm, "config": config, "flags": header["environment"]["flags"]}
 
 
 class Keeper:
@@ -56,7 +61,7 @@ class Keeper:
         """Begin an empty ledger."""
         self.ledger = Ledger(seed_key)
 
-    def begin(self, header: Mapping[str, Any], rounds: int, *, replayable: bool) -> None:
+    def begin(self, header: Mapping[str, Any], rounds: int, *, like: PyTree | None = None) -> None:
         """Take note of what the run is, see :meth:`FileKeeper.begin`."""
 
     def snapshots(self, placement: Placement) -> list[int]:
@@ -133,20 +138,20 @@ class FileKeeper(Keeper):
             self._snapshots = Snapshots(self.storage.directory, read_only=not self.primary)
         return self._snapshots
 
-    def begin(self, header: Mapping[str, Any], rounds: int, *, replayable: bool) -> None:
+    def begin(self, header: Mapping[str, Any], rounds: int, *, like: PyTree | None = None) -> None:
         """Create the ledger, or check that the run found is the one of ``header`` and continue its ledger.
 
         Args:
           header: what the ledger is to say of the run.
           rounds: :attr:`rounds` of the first process.
-          replayable: whether the rounds can be made again from the ledger. If not, they are cut back to the newest
-            snapshot, and one is taken at every evaluation.
+          like: of a run whose rounds cannot be made again from the ledger, what its snapshots hold: the rounds are cut
+            back to the newest that verifies, and one is taken at every evaluation. None if they can.
 
         Raises:
           ValueError: it is not, naming what differs; or the first process found another ledger.
           OSError: the ledger cannot be written.
         """
-        directory, self._replayable = self.storage.directory, replayable
+        directory, self._replayable = self.storage.directory, like is None
         if rounds >= 0 and rounds != self.rounds:
             raise ValueError(f"{directory} must be a folder that every process sees: the first finds {rounds} rounds")
         if self.found is None:
@@ -160,8 +165,8 @@ class FileKeeper(Keeper):
                 raise ValueError(f"{directory} cannot be continued so: {meaning} differ from the run's")
         environments = self.found.all_environments
         self.differs = next((tuple(differs) for each in environments if (differs := differences(each))), ())
-        if not replayable:
-            self._cut_back()
+        if like is not None:
+            self._cut_back(like)
         self._last_seconds = self.found.evaluations[-1].seconds if self.found.evaluations else 0.0
         if self.found.seal is not None or not self.primary:
             self.ledger = FileLedger(self.found, read_only=True)
@@ -178,13 +183,13 @@ class FileKeeper(Keeper):
         if differences(environments[-1]):
             ledger.continued(header["environment"])
 
-    def _cut_back(self) -> None:
-        """Drop the rounds behind the newest snapshot that can be read."""
+    def _cut_back(self, like: PyTree) -> None:
+        """Drop the rounds behind the newest snapshot that verifies."""
         found = self.found
         assert found is not None
         has = (found.path.parent / SNAPSHOTS).is_dir()
         taken = self._open_snapshots().rounds() if has else []
-        last = next((rounds for rounds in taken if self._open_snapshots().head(rounds) is not None), 0)
+        last = next((rounds for rounds in taken if self._open_snapshots().restore(rounds, like) is not None), 0)
         if last == len(found.rows):
             return
         if self.primary:

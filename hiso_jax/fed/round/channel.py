@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from hiso_jax.fed.algorithm import (
@@ -60,7 +61,15 @@ class Channel(NamedTuple):
         combine, key = self.algorithm.combine, combine_key(self.key)
         weights = weights.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(messages)))
         if isinstance(combine, StatefulCombine):
-            return combine.combine(messages, weights, key, memory)
+            # As a branch of a conditional it is compiled apart from what stands around it, so that a resumed run, which
+            # makes its memory again from the ledger, has the same bits.
+            operands = messages, weights, key, memory
+            shapes = jax.eval_shape(combine.combine, *operands)
+
+            def nothing(*_: PyTree) -> tuple[PyTree, PyTree]:
+                return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0]), memory
+
+            return lax.cond((weights > 0).any(), combine.combine, nothing, *operands)
         if self.algorithm.has_scalars and is_separable(combine):
             return by_number(lambda numbers, own: combine(numbers, weights, own), messages, key, first), memory
         return combine(messages, weights, key), memory
@@ -100,13 +109,33 @@ class Shapes(NamedTuple):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.sent)
 
 
+def _check_names(numbers: PyTree) -> None:
+    """Refuse numbers of a direction that the ledger has no columns for.
+
+    Raises:
+      ValueError: they are neither an array nor nested dicts of arrays, with names without dots.
+    """
+    for path, _ in jax.tree_util.tree_leaves_with_path(numbers):
+        for key in path:
+            if not isinstance(key, jax.tree_util.DictKey) or not isinstance(key.key, str) or "." in key.key:
+                raise ValueError(
+                    "measure must give an array, or a dict of arrays whose names have no dot, for each direction; got "
+                    f"{jax.tree.structure(numbers)}"
+                )
+
+
 def shapes_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int) -> Shapes:
-    """The shapes of the messages of ``clients`` clients; of ``params`` only shapes and dtypes are read."""
+    """The shapes of the messages of ``clients`` clients; of ``params`` only shapes and dtypes are read.
+
+    Raises:
+      ValueError: a difference whose numbers the ledger has no columns for.
+    """
     dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
     if isinstance(estimator.measure, Probes):
         difference, shape = estimator.measure.difference, (clients, estimator.local_steps, estimator.num_perturbations)
         losses = [jax.ShapeDtypeStruct(shape, dtype)] * len(difference.offsets)
         measured = jax.eval_shape(lambda losses: difference.numbers(losses, 1.0), losses)
+        _check_names(measured)
     else:
         measured = jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), dtype), params)
 

@@ -34,6 +34,11 @@ def restored(setup: Setup, keeper: Keeper, carry: RunState) -> RunState:
         if tree is not None:
             server, start = ServerState(*setup.placement.like(tree, tuple(server))), candidate
             break
+    if not setup.algorithm.has_scalars and start != len(records.round):
+        raise ValueError(
+            f"resume must name a run whose newest snapshot is whole: that after {len(records.round)} rounds does not "
+            "verify, and a method without scalars cannot be replayed"
+        )
     if setup.algorithm.has_scalars:
         server = _replayed(setup, keeper, server, start)
         server = server._replace(memory=_remembered(setup, records, server.memory, start))
@@ -72,13 +77,14 @@ def _remembered(setup: Setup, records: Records, memory: PyTree, start: int) -> P
         held = jax.vmap(setup.inputs.population.sizes_of)(jnp.asarray(records.cohort))
         sizes = np.asarray(held, np.float32)
 
-    def one(memory: PyTree, row: tuple[Array, Array, Array, Array, PyTree]) -> tuple[PyTree, None]:
+    def one(memory: PyTree, row: tuple[Array, Array, Array, Array, PyTree]) -> tuple[PyTree, PyTree]:
         number, cohort, sizes, valid, messages = row
         senders = Senders(cohort, jnp.arange(len(cohort)))
         channel = Channel(setup.algorithm, senders, channel_key(setup.inputs.seed_key, number))
-        advanced = channel.combine(messages, jnp.where(valid, sizes, 0), memory)[1]
-        return jax.tree.map(lambda new, old: jnp.where(valid.any(), new, old), advanced, memory), None
+        aggregate, advanced = channel.combine(messages, jnp.where(valid, sizes, 0), memory)
+        return jax.tree.map(lambda new, old: jnp.where(valid.any(), new, old), advanced, memory), aggregate
 
     rows = records.round, records.cohort, sizes, records.valid, records.scalars
     block = jax.tree.map(lambda column: jnp.asarray(column[start:]), rows)
-    return jax.jit(lambda memory, block: lax.scan(one, memory, block)[0])(memory, block)
+    # The aggregates are asked for, too: without them the combiner would be another program, with other last bits.
+    return jax.jit(lambda memory, block: lax.scan(one, memory, block))(memory, block)[0]

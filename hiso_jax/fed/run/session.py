@@ -106,18 +106,18 @@ class Session:
         if self._storage is not None:
             rounds = jax.ShapeDtypeStruct(programs.log.seconds.shape, np.int32)
             sent = jax.ShapeDtypeStruct(rounds.shape, np.uint64)
-            header = header_of(
-                config_of(setup.config),
-                self._seed_key,
-                carry.server.params,
-                carry.server.state,
-                base=base_fingerprints(self._initial, frozen_of(setup.task)),
-                data=fingerprint(setup.given),
-                records=programs.log.as_records(self._seed_key, rounds, sent, sent),
-                about=self._storage.about,
-            )
+            said = {
+                "base": base_fingerprints(self._initial, frozen_of(setup.task)),
+                "data": fingerprint(setup.given),
+                "algorithm": setup.algorithm.description,
+                "about": dict(self._storage.about),
+            }
+            records = programs.log.as_records(self._seed_key, rounds, sent, sent)
+            server = carry.server
+            header = header_of(config_of(setup.config), self._seed_key, server.params, server.state, records, said)
             found = agree(setup.mesh, keeper.rounds)[0]
-            in_all_processes(lambda: keeper.begin(header, found, replayable=setup.algorithm.has_scalars))
+            like = None if setup.algorithm.has_scalars else tuple(carry.server)
+            in_all_processes(lambda: keeper.begin(header, found, like=like))
         self._dispatch, self._evaluate = programs.compile(setup)
         self.compile_seconds = time.perf_counter() - before
         self._carry = self._take_up(carry)
@@ -125,7 +125,7 @@ class Session:
     def _take_up(self, carry: RunState) -> RunState:
         """Where the run that was found had come to; ``carry`` is its beginning."""
         keeper, config = self._keeper, self.setup.config
-        self.done, self._timed_from = keeper.ledger.rounds, 0
+        self.done, self._untimed = keeper.ledger.rounds, 0
         if keeper.found is None:
             return carry
         evaluations = keeper.found.evaluations
@@ -135,7 +135,7 @@ class Session:
         if not self.done:
             return carry
         # Rounds after the last evaluation of a run that was killed were not timed.
-        self._timed_from = self.done - (evaluations[-1].round if evaluations else 0)
+        self._untimed = self.done - (evaluations[-1].round if evaluations else 0)
         carry = restored(self.setup, keeper, carry)
         last = self.history[-1].round if self.history else 0
         self._tally.restore(keeper.ledger.records, self.setup.clients, last)
@@ -273,7 +273,7 @@ class Session:
             params=params,
             state=state,
             rounds=self.done,
-            timed_rounds=self.done - self._timed_from,
+            timed_rounds=self.done - self._untimed,
             diverged_at=self.diverged_at,
             interrupted=interrupted,
             traffic=traffic.summary(),

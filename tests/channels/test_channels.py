@@ -1,0 +1,69 @@
+"""What happens to messages, each channel by itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiso_jax import channels
+
+KEY = jax.random.key(0)
+SENDERS = None
+
+
+@given(
+    values=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=9),
+    seed=st.integers(0, 99),
+    share=st.floats(0, 0.49),
+)
+def test_combiners_of_those_that_count_only(values, seed, share):
+    """The others may send anything; compared with NumPy on the rest."""
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(0, 3, len(values)).astype(np.float32)
+    weights[rng.integers(len(values))] = 1
+    messages = np.where(weights > 0, np.array(values, np.float32), np.nan)
+    kept, counted = messages[weights > 0], weights[weights > 0]
+    cut = int(np.floor(np.float32(share) * np.float32(len(kept))))
+    inner = np.sort(kept)[cut : len(kept) - cut]
+    wanted = {
+        channels.mean(): np.average(kept, weights=counted),
+        channels.median(): np.median(kept),
+        channels.trimmed_mean(trim=share): inner.mean(),
+        channels.majority(): 1 if np.average(kept, weights=counted) >= 0 else -1,
+    }
+    for combine, value in wanted.items():
+        if combine is channels.majority() and abs(np.average(kept, weights=counted)) < 1e-3:
+            continue
+        np.testing.assert_allclose(combine(jnp.array(messages), jnp.array(weights), KEY), value, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["mean", "median", "trimmed_mean"])
+def test_without_anyone_that_counts_an_aggregate_is_zero(name):
+    combine = channels.FACTORIES[name]()
+    assert combine(jnp.array([jnp.nan, 3.0]), jnp.zeros(2), KEY) == 0
+
+
+def test_clipping_shortens_what_is_too_long_and_nothing_else():
+    messages = {"a": jnp.array([[3.0, 0.0], [0.3, 0.0], [1e25, 0.0], [0.0, 0.0]]), "b": jnp.array([4.0, 0.4, 0.0, 0.0])}
+    sent = channels.clip(clip_norm=1.0)(messages, SENDERS, KEY)
+    np.testing.assert_allclose(sent["a"], [[0.6, 0.0], [0.3, 0.0], [1.0, 0.0], [0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(sent["b"], [0.8, 0.4, 0.0, 0.0], rtol=1e-6)
+    np.testing.assert_array_equal(sent["a"][1], messages["a"][1])
+
+
+def test_signs():
+    np.testing.assert_array_equal(channels.signs()(jnp.array([-3.0, 0.0, 2.0]), SENDERS, KEY), [-1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: channels.clip(clip_norm=0.0), "clip_norm must be a positive finite number, got 0.0"),
+        (lambda: channels.trimmed_mean(trim=0.5), "trim must be at least 0 and below 0.5, got 0.5"),
+    ],
+)
+def test_options_out_of_range_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
