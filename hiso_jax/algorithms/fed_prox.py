@@ -11,7 +11,7 @@ from hiso_jax.checks import finite
 from hiso_jax.fed.algorithm import Algorithm, Local, default_rates
 
 
-@default_rates(digits=0.3, mnist=0.1, full=1e-4, adapters=1e-2)
+@default_rates(digits=0.3)
 def fed_prox(learning_rate: optax.ScalarOrSchedule, *, proximal: float = 0.01) -> Algorithm:
     """FedProx.
 

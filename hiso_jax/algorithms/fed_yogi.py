@@ -13,7 +13,7 @@ from hiso_jax.checks import fraction, positive
 from hiso_jax.fed.algorithm import Algorithm, Local, default_rates
 
 
-@default_rates(digits=0.3, mnist=0.1, full=1e-4, adapters=1e-2)
+@default_rates(digits=1.0)
 def fed_yogi(
     learning_rate: optax.ScalarOrSchedule,
     *,

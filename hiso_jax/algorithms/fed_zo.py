@@ -30,7 +30,7 @@ def fed_zo_estimate(client: LocalClient, params: PyTree, batch: Any, step: Array
     return loss, zo.accumulate(client.key, scalars, params, step=step, sampler="sphere")
 
 
-@default_rates(digits=0.03, mnist=0.001, full=5e-6, adapters=1e-3)
+@default_rates(digits=0.03)
 def fed_zo(learning_rate: optax.ScalarOrSchedule) -> Algorithm:
     """FedZO.
 

@@ -10,7 +10,7 @@ from hiso_jax.algorithms._server import descent
 from hiso_jax.fed.algorithm import Algorithm, Wire, default_rates
 
 
-@default_rates(digits=0.01, mnist=0.001, full=1e-5, adapters=1e-3)
+@default_rates(digits=0.03)
 def sign(
     learning_rate: optax.ScalarOrSchedule,
     *,
