@@ -1,5 +1,6 @@
 """Pictures of runs and sweeps."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from hiso_jax import fed
+from hiso_jax.reports.text import short_names
 
 Histories = Mapping[str, Sequence[Sequence[fed.Evaluation]]]
 SPREAD_OPACITY = 0.18
+# Bytes that are so many times apart are drawn on a logarithmic axis; a metric so far beyond its start is not followed.
+FAR_APART = 20
+FAR_UP = 3
 
 
 def _figure(width: float, height: float) -> Any:
@@ -30,10 +35,13 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
     """
     figure = _figure(9.6, 3.8)
     ends, soon = figure.subplots(1, 2, sharex=True)
+    names, lines = short_names(list(results)), itertools.count()
     for name, result in results.items():
         first = None if target is None else result.rounds_to(target)
         for m, mu in enumerate(result.mus):
-            label = f"{name}, mu {mu:g}" if len(result.mus) > 1 else name
+            label = f"{names[name]}, mu {mu:g}" if len(result.mus) > 1 else names[name]
+            # Named, since a line that is missing on one side would shift all later colours there.
+            style = {"label": label, "color": f"C{next(lines)}", "marker": "o", "markersize": 4, "capsize": 2}
             for axis, values in ((ends, result.final()), (soon, first)):
                 if values is not None:
                     runs = values[:, m]
@@ -42,7 +50,7 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
                         continue
                     mean = np.where(reached, runs.mean(0), np.nan)
                     bars = np.where(np.isfinite(mean), np.where(np.isfinite(runs), runs, 0).std(0), np.nan)
-                    axis.errorbar(result.learning_rates, mean, bars, label=label, marker="o", markersize=4, capsize=2)
+                    axis.errorbar(result.learning_rates, mean, bars, **style)
     metric = next(iter(results.values())).metric.name.replace("_", " ")
     ends.set_ylabel(f"final validation {metric}")
     soon.set_ylabel("rounds to the target" if target is None else f"rounds to {metric} {target:g}")
@@ -56,6 +64,16 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
         soon.text(0.5, 0.5, "no setting reached it with every seed", transform=soon.transAxes, ha="center", color="0.4")
     ends.legend(frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def _leave_out_what_diverged(axes: Any, runs: Sequence[Sequence[fed.Evaluation]], name: str) -> None:
+    """Where a run went far beyond where all began, show the others, and it as a line that leaves the picture."""
+    begun = max(abs(run[0].metrics[name]) for run in runs)
+    lowest = min((row.metrics[name] for run in runs for row in run if np.isfinite(row.metrics[name])), default=0.0)
+    low, high = axes[0].get_ylim()
+    if np.isfinite(begun) and high > FAR_UP * begun > 0:
+        for axis in axes:
+            axis.set_ylim(max(low, lowest - 0.1 * begun), 1.5 * begun)
 
 
 def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, target: float | None = None) -> None:
@@ -73,15 +91,17 @@ def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, 
     shown = [*(["loss"] if "loss" in known and metric.name != "loss" else []), metric.name]
     figure = _figure(9.6, 3.2 * len(shown))
     axes = figure.subplots(len(shown), 2, sharex="col", sharey="row", squeeze=False)
+    names, largest, smallest = short_names(list(histories)), 0.0, np.inf
     for name, runs in histories.items():
         length = min(len(run) for run in runs)
         rounds = np.array([row.round for row in runs[0][:length]])
         total = np.mean([[row.bytes_up + row.bytes_down for row in run[:length]] for run in runs], 0) / 1e6
+        largest, smallest = max(largest, total[-1]), min(smallest, total[-1])
         for row, figures in enumerate(shown):
             values = np.array([[entry.metrics[figures] for entry in run[:length]] for run in runs])
             mean, spread = values.mean(0), values.std(0)
             for axis, abscissa in zip(axes[row], (rounds, total), strict=True):
-                (line,) = axis.plot(abscissa, mean, label=name, linewidth=1.6)
+                (line,) = axis.plot(abscissa, mean, label=names[name], linewidth=1.6)
                 if len(runs) > 1:
                     axis.fill_between(
                         abscissa, mean - spread, mean + spread, alpha=SPREAD_OPACITY, color=line.get_color()
@@ -93,6 +113,11 @@ def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, 
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+    if largest > FAR_APART * smallest > 0:
+        for axis in axes[:, 1]:
+            axis.set_xscale("log", nonpositive="mask")
+    if shown[0] == "loss":
+        _leave_out_what_diverged(axes[0], [run for runs in histories.values() for run in runs], "loss")
     if target is not None:
         for axis in axes[-1]:
             axis.axhline(target, color="0.4", linewidth=0.8, linestyle="--", label=f"target {target:g}")
