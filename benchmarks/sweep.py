@@ -81,7 +81,7 @@ def single(task: tasks.Classification, config: fed.SimulationConfig) -> tuple[An
         for end in [0, *range(config.eval_every, config.rounds + 1, config.eval_every)]:
             bounds = jnp.int32(done), jnp.int32(end)
             carry, metrics = jax.block_until_ready(program(carry, jnp.float32(rate), key, population, *bounds))
-            accuracies.append(float(metrics["accuracy"]))
+            accuracies.append(float(metrics["accuracy"].mean()))
             done = end
         return accuracies
 
