@@ -11,7 +11,7 @@ from hiso_jax.checks import fraction
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.01)
+@default_rates(digits=0.01, mnist=0.003)
 def zo_adam(
     learning_rate: optax.ScalarOrSchedule,
     *,
