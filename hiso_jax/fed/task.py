@@ -1,13 +1,18 @@
 """What the federation needs to know of a task, and no more."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
+
+
+logger = logging.getLogger("hiso_jax")
 
 
 @runtime_checkable
@@ -21,7 +26,7 @@ class Task(Protocol):
     the third argument of ``loss`` and ``metrics``. ``summarise(outputs)`` turns what ``metrics`` gave for every test
     example, {name: array [n, ...]}, into the reported {name: number}; without it they are means. ``name`` is what
     reports call the task. ``metric`` names the metric that counts, higher being better but for one called ``loss``;
-    without it that is ``loss``, or the only one there is. ``target`` is the value of it at which methods are compared.
+    without it that is ``loss``, or the first. ``target`` is the value of it at which methods are compared.
     ``hold_out(examples, seed=...)`` is the same task with so many random training examples for its test split, for
     tuning; without it both splits are cut along their leading axis.
     """
@@ -66,15 +71,25 @@ class Metric(NamedTuple):
         return -self.sign * math.inf
 
 
+@cache
+def _guess(names: tuple[str, ...]) -> None:
+    """Say once what is taken for want of a word from the task."""
+    logger.warning(
+        "the task does not say by its metric which of %s counts; %s is taken to, higher being better",
+        ", ".join(names),
+        names[0],
+    )
+
+
 def metric_of(task: Task, reported: Iterable[str]) -> Metric:
     """The metric that counts, of those that are ``reported``.
 
     Raises:
-      ValueError: the task names one that is not reported, or none where there are several and no loss.
+      ValueError: the task names one that is not reported.
     """
     names, name = list(reported), getattr(task, "metric", None)
     if name is None and "loss" not in names and len(names) > 1:
-        raise ValueError(f"metric must name the one of the task's metrics that counts, of {', '.join(names)}")
+        _guess(tuple(names))
     name = name or ("loss" if "loss" in names else names[0])
     if name not in names:
         raise ValueError(f"metric must be one of the task's metrics, {', '.join(names)}; got {name}")

@@ -36,11 +36,11 @@ def bare():
     return Bare(linear_task().train, linear_task().test)
 
 
-def test_without_a_metric_of_its_own_the_loss_counts_and_lower_is_better():
+def test_without_a_metric_of_its_own_the_loss_counts_and_lower_is_better(caplog):
     assert fed.metric_of(bare(), ["error", "loss"]) == fed.Metric("loss", higher_is_better=False)
     assert fed.metric_of(bare(), ["error"]) == fed.Metric("error")
-    with pytest.raises(ValueError, match="metric must name the one of the task's metrics that counts, of error, other"):
-        fed.metric_of(bare(), ["error", "other"])
+    assert fed.metric_of(bare(), ["quality", "other"]) == fed.Metric("quality")
+    assert "does not say by its metric which of quality, other counts; quality is taken to" in caplog.text
     assert fed.metric_of(linear_task(), ["loss", "accuracy"]) == fed.Metric("accuracy")
     with pytest.raises(ValueError, match="metric must be one of the task's metrics, loss, error; got accuracy"):
         fed.metric_of(linear_task(), ["loss", "error"])
