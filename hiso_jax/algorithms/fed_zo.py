@@ -30,7 +30,7 @@ def fed_zo_estimate(client: LocalClient, params: PyTree, batch: Any, step: Array
     return loss, zo.accumulate(client.key, scalars, params, step=step, sampler="sphere")
 
 
-@default_rates(digits=0.03)
+@default_rates(digits=0.03, mnist=0.003)
 def fed_zo(learning_rate: optax.ScalarOrSchedule) -> Algorithm:
     """FedZO.
 

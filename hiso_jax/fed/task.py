@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-
 logger = logging.getLogger("hiso_jax")
 
 
