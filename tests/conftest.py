@@ -47,6 +47,15 @@ if os.environ.get("HISO_JAX_CHECK_TYPES"):
 CACHE = pytest.StashKey[str]()
 
 
+# Of the whole suite these take longest, each a process of its own or several: begun last, they would be waited for.
+LONGEST = ("test_on_eight_devices.py", "test_processes.py", "test_survival.py", "test_sweep.py", "test_legacy.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node) -> None:
     """Tell an xdist worker where the cache is."""

@@ -39,8 +39,13 @@ def one_round(algorithm, params, batches, weights, **settings):
     return jax.jit(round_)(params, state, batches, jnp.asarray(weights, jnp.float64), jax.random.key(1))
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 3])
-@pytest.mark.parametrize("proximal", [0.0, 0.5])
+CASES = [(None, 0.0), (3, 0.5)]
+MORE_CASES = [(1, 0.0), (3, 0.0), (None, 0.5), (1, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "proximal"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)]
+)
 def test_fed_avg_is_the_loop_of_its_paper(x64, chunk, proximal):
     rate, weights = 0.05, np.array([1.0, 2.0, 0.0, 3.0])
     params, batches = problem()
@@ -84,7 +89,9 @@ def test_differences_may_be_combined_by_a_median(x64):
     np.testing.assert_allclose(after["w"], np.median(each, 0), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["fed_adam", "fed_yogi", "fed_adagrad"])
+@pytest.mark.parametrize(
+    "name", ["fed_adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fed_yogi", "fed_adagrad"))]
+)
 def test_adaptive_servers_move_by_their_rate_at_first(x64, name):
     """In the first round Adam, Yogi and Adagrad all divide a difference by about its own size."""
     params, batches = problem()

@@ -6,6 +6,9 @@ import json
 import pytest
 
 from hiso_jax import algorithms, fed
+from hiso_jax.cli.methods import given_to
+from hiso_jax.cli.options import Compare
+from hiso_jax.cli.parsing import parse
 from tests.cli.test_cli import SMALL, call
 
 MINE = '''
@@ -219,25 +222,21 @@ def test_alone_it_prints_help_and_it_knows_its_version(capsys):
     assert (code, text) == (0, f"hiso-jax {fed.ledger.release()}\n")
 
 
-def test_methods_that_share_an_option_have_their_own_defaults(capsys, tmp_path):
+def test_methods_that_share_an_option_have_their_own_defaults(tmp_path):
     (tmp_path / "two.py").write_text(
         "from hiso_jax import algorithms\n"
         "def one(rate, *, beta: float = 0.1): return algorithms.zo_momentum(rate, beta=beta)\n"
         "def two(rate, *, beta: float = 0.8): return algorithms.zo_momentum(rate, beta=beta)\n"
     )
     names = [f"{tmp_path / 'two.py'}:{name}" for name in ("one", "two")]
-    options = [*SMALL, "--algorithms", ",".join(names), "--learning-rate", "0.01"]
 
-    def digests(*more):
-        out = tmp_path / f"out{len(more)}"
-        assert call(capsys, "compare", *options, *more, "--out", out)[0] == 0
-        runs = json.loads((out / "comparison.json").read_text())["runs"]
-        return [runs[name][0]["params_sha256"] for name in names]
+    def given(*words):
+        options = parse(Compare, "compare", ["--algorithms", ",".join(names), *words])
+        return [given_to(algorithms.load(name), options) for name in names]
 
-    first, second = digests()
-    assert first != second
-    given = digests("--beta", "0.8")
-    assert given == [second, second]
+    # What is not handed on, a factory has its own default of.
+    assert given() == [{}, {}]
+    assert given("--beta", "0.5") == [{"beta": 0.5}, {"beta": 0.5}]
 
 
 BAD_FILES = {

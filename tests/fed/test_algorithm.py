@@ -248,9 +248,9 @@ def test_a_memory_made_again_from_the_ledger_is_the_runs_to_the_last_bit(tmp_pat
     "other",
     [
         {"combine": channels.median()},
-        {"send": (doubled,)},
         {"measure": fed.probes("central")},
-        {"wire": fed.Wire(8, 8)},
+        pytest.param({"send": (doubled,)}, marks=pytest.mark.slow),
+        pytest.param({"wire": fed.Wire(8, 8)}, marks=pytest.mark.slow),
     ],
 )
 def test_another_algorithm_does_not_go_on_with_a_run(tmp_path, other):

@@ -250,6 +250,7 @@ def test_what_needs_the_parameters_cannot_stand_before_the_head(member, params):
         run(params, tx.init(params), batches()["x"], jnp.ones(CLIENTS, bool), jax.random.key(3))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_member_before_the_head_is_replayed_to_the_bit():
     tx = CHAINS["clipped"]()
     kept, made_again = run(tx=tx, directions="keep"), run(tx=tx, directions="regenerate")

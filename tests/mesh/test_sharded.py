@@ -89,7 +89,7 @@ def test_spheres_are_not_split(mesh):
 
 
 @pytest.mark.parametrize("mesh", ["2x4"], indirect=True)
-@pytest.mark.parametrize("tx", [hiso_jax.scale_by_zo(), hiso_jax.scale_by_hiso()], ids=["zo", "hiso"])
+@pytest.mark.parametrize("tx", [pytest.param(hiso_jax.scale_by_zo(), marks=pytest.mark.slow), hiso_jax.scale_by_hiso()])
 def test_a_heads_init_and_update_keep_the_parameters_sharding(mesh, tx):
     """As optax asks of its members: what is like the parameters lives where they live, and its numbers are the same."""
     params = {"w": jax.numpy.ones((16, 64)), "b": jax.numpy.ones(64)}

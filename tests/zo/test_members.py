@@ -26,7 +26,9 @@ def parameters(dtype=jnp.float32):
 
 
 @heads
-@pytest.mark.parametrize("sampler", zo.SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", ["gaussian", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rademacher", "sphere"))]
+)
 def test_jitted_it_is_the_same(make, sampler):
     tx, params = make(sampler=sampler), parameters()
     state = jax.jit(tx.init)(params)
@@ -92,7 +94,10 @@ def test_numbers_of_the_head_may_be_injected_too():
 
 
 @heads
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.bfloat16, *(pytest.param(each, marks=pytest.mark.slow) for each in (jnp.float16, jnp.float32, jnp.float64))],
+)
 def test_updates_are_in_the_wider_dtype_and_parameters_keep_theirs(make, dtype, x64):
     tx, params = make(), parameters(dtype)
     updates, state = tx.update(SCALARS, tx.init(params), params, key=KEY)
