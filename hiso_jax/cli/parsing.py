@@ -105,8 +105,8 @@ def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[
     for name in words:
         if name in accepted:
             continue
-        through = [channel for channel in channels.NAMES if name in algorithms.load(f"decomfl+{channel}").options]
-        owners = [other for other in algorithms.NAMES if name in algorithms.load(other).options]
+        through = [each for each in channels.NAMES if asked and name in algorithms.load(f"decomfl+{each}").options]
+        owners = [other for other in algorithms.NAMES if asked and name in algorithms.load(other).options]
         if through and not owners:
             raise UsageError(
                 f"{as_typed(name)} is an option of the channel {through[0]}, which {asked[0]}+{through[0]} goes through"

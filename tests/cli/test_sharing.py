@@ -133,6 +133,8 @@ def test_a_delta_is_applied_elsewhere(capsys, finished, tmp_path):
     ("arguments", "sentence"),
     [
         (["run", "--resume", "RUN", "--rounds", "3"], "--rounds cannot be given with --resume: the run has its own"),
+        (["replay", "RUN", "--momentum", "0.5"], "--momentum is no option of replay"),
+        (["replay", "RUN", "--to-ruond", "3"], "--to-ruond is no option of replay; did you mean --to-round?"),
         (["run", "--resume", "nowhere"], "--resume must be the directory of a run; nowhere has no ledger.hiso"),
         (["run", "--out", "RUN"], "--out must be a directory that does not exist yet"),
         (["run", "--snapshot-every", "-1"], "--snapshot-every must be at least 0, got -1"),

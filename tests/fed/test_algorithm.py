@@ -248,7 +248,7 @@ def test_a_memory_made_again_from_the_ledger_is_the_runs_to_the_last_bit(tmp_pat
     "other",
     [
         {"combine": channels.median()},
-        {"measure": fed.probes("central")},
+        pytest.param({"measure": fed.probes("central")}, marks=pytest.mark.slow),
         pytest.param({"send": (doubled,)}, marks=pytest.mark.slow),
         pytest.param({"wire": fed.Wire(8, 8)}, marks=pytest.mark.slow),
     ],

@@ -82,6 +82,7 @@ def long_chain():
     )
 
 
+@pytest.mark.slow
 def test_head_of_a_long_chain_under_jit_vmap_and_scan():
     tx, params = long_chain(), params_of()
     scalars = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 3)), jnp.float32)
