@@ -115,12 +115,12 @@ def test_it_is_compared_and_tuned(capsys, tmp_path, mine, rates):
 
 
 def test_first_order_methods_stand_beside_them_with_their_true_bytes(capsys, tmp_path):
-    options = [*SMALL, "--algorithms", "hiso,sign,fed_avg", "--learning-rate", "0.01,0.01,0.3"]
+    options = [*SMALL, "--algorithms", "sign,fed_avg", "--learning-rate", "0.01,0.3"]
     code, _, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
     assert (code, errors) == (0, "")
     runs = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["runs"]
     sizes = {name: each[0]["bytes_up"] / 48 for name, each in runs.items()}
-    assert sizes == {"hiso": 8 + 8, "sign": 8 + 1, "fed_avg": 8 + 4 * 2410}
+    assert sizes == {"sign": 8 + 1, "fed_avg": 8 + 4 * 2410}
 
 
 def test_what_needs_scalars_refuses_a_first_order_run_in_one_sentence(capsys, tmp_path):

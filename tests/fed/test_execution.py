@@ -88,7 +88,12 @@ def scalars(steps, clients=23, **settings):
 
 
 @pytest.mark.parametrize(
-    ("steps", "settings"), [(1, {"memory_budget": 1}), (3, {"client_chunk": 4}), (3, {"memory_budget": 1})]
+    ("steps", "settings"),
+    [
+        (1, {"memory_budget": 1}),
+        (3, {"client_chunk": 4}),
+        pytest.param(3, {"memory_budget": 1}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_cohort_in_pieces_measures_the_same(steps, settings):
     whole, pieces = scalars(steps, client_chunk=23), scalars(steps, **settings)

@@ -369,6 +369,7 @@ def test_rounds_before_the_newest_snapshot_are_not_replayed(tmp_path, monkeypatc
     assert replayed == [8, 9, 10, 11, 12]
 
 
+@pytest.mark.slow
 def test_an_optimizer_with_random_keys_is_kept(tmp_path):
     tx = optax.chain(hiso_jax.hiso(0.02), optax.add_noise(1e-4, 0.5, key=jax.random.key(3)))
     whole = simulation(tx=tx).run()
