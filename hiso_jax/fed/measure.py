@@ -21,7 +21,7 @@ class Probes:
 
     difference: Difference
 
-    reads = ("perturbations", "mu", "method", "directions", "sampler")
+    reads = ("perturbations", "mu", "method", "directions")
     """Which of a run's options it heeds."""
 
     def passes(self, local_steps: int, num_perturbations: int) -> int:
