@@ -22,7 +22,7 @@ from rich.table import Table
 import hiso_jax
 from hiso_jax import fed, tasks
 from hiso_jax.fed.ledger import FileLedger
-from hiso_jax.fed.ledger.ledger import as_columns, create
+from hiso_jax.fed.ledger.ledger import create
 from hiso_jax.fed.ledger.records import layout
 
 
@@ -89,7 +89,11 @@ def measure(name, task, tx, population, config, repeats):
 def appending(records, rounds_per_dispatch):
     """Seconds a round of appending and syncing, rounds in dispatches of this many."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        header = {"columns": as_columns(layout(records)), "seed": [0, 0], "prng_impl": "threefry2x32"}
+        header = {
+            "columns": [list(column) for column in layout(records).columns],
+            "seed": [0, 0],
+            "prng_impl": "threefry2x32",
+        }
         ledger = FileLedger(create(Path(folder) / "ledger.hiso", header))
         begin = time.perf_counter()
         for place in range(0, len(records.round), rounds_per_dispatch):

@@ -1,6 +1,7 @@
 """HiSo-JAX: scalar-only federated zeroth-order fine-tuning (HiSo, arXiv 2506.02370)."""
 
 from hiso_jax import algorithms, channels, fed, zo
+from hiso_jax.algorithms import mosaic
 from hiso_jax.fed import Algorithm, Population, Result, Simulation, SimulationConfig, Task, make_round, replay
 from hiso_jax.zo import decomfl, gaussian, hiso, rademacher, scale_by_hiso, scale_by_zo, sphere
 
@@ -18,6 +19,7 @@ __all__ = [
     "gaussian",
     "hiso",
     "make_round",
+    "mosaic",
     "rademacher",
     "replay",
     "scale_by_hiso",

@@ -11,18 +11,21 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiso_jax import channels
+from hiso_jax.algorithms._travel import dealt, in_few_bits
 from hiso_jax.fed.algorithm import Algorithm, Factory
 
 GROUP = "hiso_jax.algorithms"
+# Every method that sends scalars can be asked for these.
+SHARED: tuple[Callable[..., Algorithm], ...] = (dealt, in_few_bits)
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 FACTORIES: dict[str, Factory] = {name: getattr(import_module(f"{__name__}.{name}"), name) for name in NAMES}
 globals().update(FACTORIES)
@@ -61,19 +64,32 @@ class Method:
         """A name to call it by, also in a file's name."""
         return self.name.rpartition("/")[2].replace(".py:", "-").replace(":", "-")
 
+    @cached_property
+    def has_scalars(self) -> bool:
+        """Whether its messages are scalars."""
+        try:
+            return self.factory(1e-3).has_scalars
+        except Exception:
+            # What is wrong with it is told when it is built.
+            return False
+
+    @property
+    def factories(self) -> list[tuple[str, Callable[..., Any]]]:
+        """What its options belong to, by name: its own factory, those of its channels, and what all methods share."""
+        own = [(self.name, self.factory), *((name, channels.FACTORIES[name]) for name in self.channels)]
+        return [*own, *((shared.__name__, shared) for shared in SHARED if self.has_scalars)]
+
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """Its options: the keywords of its factory and of its channels.
+        """Its options: the keywords of its factories; of the same name the first.
 
         Raises:
           ValueError: the factory is not ``name(learning_rate, *, options)``, each option with a default.
         """
         found: dict[str, inspect.Parameter] = {}
-        for name, factory, first in [
-            (self.name, self.factory, 1),
-            *((c, channels.FACTORIES[c], 0) for c in self.channels),
-        ]:
+        for name, factory in self.factories:
             parameters = list(inspect.signature(factory).parameters.values())
+            first = factory is self.factory or factory in SHARED
             rest = parameters[first:]
             kinds = {parameter.kind for parameter in rest} <= {inspect.Parameter.KEYWORD_ONLY}
             if len(parameters) < first or not kinds or any(p.default is p.empty for p in rest):
@@ -81,13 +97,12 @@ class Method:
                     f"algorithm {name} must be a function (learning_rate, *, option=default, …) → Algorithm, "
                     f"got {inspect.signature(factory)}"
                 )
-            found |= {parameter.name: parameter for parameter in rest}
+            found |= {parameter.name: parameter for parameter in rest if parameter.name not in found}
         return found
 
     def owner(self, option: str) -> Factory:
         """The factory that an option belongs to."""
-        every = [self.factory, *(channels.FACTORIES[name] for name in self.channels)]
-        return next(factory for factory in every if option in inspect.signature(factory).parameters)
+        return next(factory for _, factory in self.factories if option in inspect.signature(factory).parameters)
 
     def rate(self, *kinds: str) -> float | None:
         """The learning rate that it takes by default for the first of some tasks or kinds of model that it knows."""
@@ -101,8 +116,8 @@ class Method:
           ValueError: an option is out of range, or the factory returns something else.
         """
 
-        def make(factory: Factory, *given: Any) -> Any:
-            own = {name: options[name] for name in inspect.signature(factory).parameters if name in options}
+        def make(factory: Callable[..., Any], *given: Any) -> Any:
+            own = {name: options[name] for name in options if self.owner(name) is factory}
             try:
                 return factory(*given, **own)
             except ValueError:
@@ -117,14 +132,18 @@ class Method:
             )
         for name in self.channels:
             factory = channels.FACTORIES[name]
-            made = make(factory)
+            made, part = make(factory), channels.part_of(factory)
             # What does not say how few bits it needs sends float32, whatever came before it.
             bits = getattr(made, "bits", 32)
-            if channels.is_send(factory):
+            if part == "wire":
+                algorithm = replace(algorithm, wire=made)
+            elif part == "send":
                 wire = replace(algorithm.wire, up_bits=bits)
                 algorithm = replace(algorithm, send=(*algorithm.send, made), wire=wire)
             else:
                 algorithm = replace(algorithm, combine=made, wire=replace(algorithm.wire, down_bits=bits))
+        for shared in SHARED:
+            algorithm = make(shared, algorithm) if algorithm.has_scalars else algorithm
         return algorithm
 
 
@@ -142,7 +161,8 @@ def load(name: str) -> Method:
     for channel in through:
         if channel not in channels.NAMES:
             raise ValueError(f"algorithm {name} must go through one of {', '.join(channels.NAMES)}; got {channel!r}")
-    if sum(not channels.is_send(channels.FACTORIES[channel]) for channel in through) > 1:
+    parts = [channels.part_of(channels.FACTORIES[channel]) for channel in through]
+    if parts.count("combine") > 1:
         raise ValueError(f"algorithm {name} must go through one combiner at most: messages are combined once")
     if base in NAMES:
         return Method(name, FACTORIES[base], through)

@@ -28,6 +28,8 @@ class Presence:
       deadline: simulated seconds after which a client's scalars no longer count; by default never.
       forward_seconds: simulated clock: median seconds in which a client evaluates its loss on one batch.
       forward_spread: standard deviation of its logarithm over the clients.
+      direction_seconds: simulated clock: median seconds in which a client makes one direction, to measure along and to
+        catch up on the rounds that it missed; 0 does not count them.
       downlink_mbps: simulated clock: median megabits a second from server to client.
       uplink_mbps: simulated clock: median megabits a second from client to server.
       bandwidth_spread: standard deviation of their logarithms over the clients.
@@ -42,6 +44,7 @@ class Presence:
     deadline: float | None = None
     forward_seconds: float = 0.1
     forward_spread: float = 0.5
+    direction_seconds: float = 0.0
     downlink_mbps: float = 20.0
     uplink_mbps: float = 5.0
     bandwidth_spread: float = 0.5
@@ -59,7 +62,7 @@ class Presence:
             positive(option, getattr(self, option))
         if self.deadline is not None:
             positive("deadline", self.deadline)
-        for option in ("forward_spread", "bandwidth_spread"):
+        for option in ("forward_spread", "bandwidth_spread", "direction_seconds"):
             if not 0 <= getattr(self, option) < float("inf"):
                 raise ValueError(f"{option} must be a finite number ≥ 0, got {getattr(self, option)}")
         if (self.availability == "trace") != (self.trace is not None):
@@ -91,5 +94,6 @@ class Presence:
             forward_seconds=fed.LogNormal(self.forward_seconds, self.forward_spread),
             downlink=fed.LogNormal(self.downlink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),
             uplink=fed.LogNormal(self.uplink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),
+            direction_seconds=self.direction_seconds or None,
         )
         return fed.Participation(availability, self.dropout or None, fleet, self.deadline)

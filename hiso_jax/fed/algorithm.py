@@ -2,8 +2,8 @@
 
 A round is measure → valid → send → valid → combine → update. What a client measures, what may happen to its message,
 how messages become one aggregate, what the server makes of that, and how many bytes it takes: each is a value here.
-Messages and aggregates are trees of arrays: of scalars [C, K, P] and [K, P] for methods that measure along directions,
-of the parameters' shapes for methods that train on the client.
+Messages and aggregates are trees of arrays: of scalars, [C, K, P] and [K, G·P], for methods that measure along
+directions, of the parameters' shapes for methods that train on the client.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,25 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
+from hiso_jax.fed.codes import Coded, Relayed, are_finite
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Probes, probes
+from hiso_jax.fed.wire import FewBits, Wire, float32
 from hiso_jax.zo import Difference, Method, pin
 
 __all__ = [
     "Algorithm",
+    "Coded",
     "Combine",
     "Factory",
+    "FewBits",
     "Local",
     "LocalClient",
     "Measure",
     "Probes",
+    "Relayed",
+    "RescaledMean",
     "Send",
     "Senders",
     "StatefulCombine",
@@ -81,6 +87,17 @@ class StatefulCombine:
 
     init: Callable[[PyTree], PyTree]
     combine: Callable[[PyTree, Float[Array, "C"], Key[Array, ""], PyTree], tuple[PyTree, PyTree]]
+
+
+@dataclass(frozen=True)
+class RescaledMean:
+    """The weighted mean of messages, each multiplied by a factor of its own that all of them decide.
+
+    Attributes:
+      factors: (messages [C, ...], weights [C]) → [C]. A weight of 0: its message does not count.
+    """
+
+    factors: Callable[[PyTree, Float[Array, "C"]], Float[Array, "C"]]
 
 
 def separable(function: F) -> F:
@@ -164,37 +181,6 @@ def mean(
     return jax.tree.map(one, messages)
 
 
-# ---------------------------------------------------------------- wire
-
-
-@dataclass(frozen=True)
-class Wire:
-    """How many bytes messages and aggregates take.
-
-    Attributes:
-      up_bits: of a number in a client's message.
-      down_bits: of a number in the aggregate that everyone is sent.
-    """
-
-    up_bits: int = 32
-    down_bits: int = 32
-
-    def up(self, message: PyTree) -> int:
-        """Bytes of a message of these shapes."""
-        return _bytes(message, self.up_bits)
-
-    def down(self, aggregate: PyTree) -> int:
-        """Bytes of an aggregate of these shapes."""
-        return _bytes(aggregate, self.down_bits)
-
-
-def _bytes(tree: PyTree, bits: int) -> int:
-    return -(-sum(leaf.size for leaf in jax.tree.leaves(tree)) * bits // 8)
-
-
-float32 = Wire()
-
-
 # ---------------------------------------------------------------- an algorithm
 
 
@@ -208,14 +194,28 @@ class Algorithm:
       measure: what a client measures; None means finite differences by the run's ``method``.
       send: what happens to the messages on their way, in order.
       combine: how they become one aggregate.
-      wire: the bytes they take.
+      wire: in how many bits numbers travel.
+      perturbations: P that it is made for, if a run does not say another; None is 5, as in DeComFL and HiSo.
+      local_share: the rate of the clients' own steps as a share of the server's, where nothing else is asked for.
+
+    Raises:
+      ValueError: few bits for messages that are not scalars.
     """
 
     tx: optax.GradientTransformation
     measure: Measure | None = None
     send: tuple[Send, ...] = ()
-    combine: Combine | StatefulCombine = mean
+    combine: Combine | StatefulCombine | RescaledMean = mean
     wire: Wire = float32
+    perturbations: int | None = None
+    local_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check that its parts go together."""
+        if isinstance(self.wire, FewBits) and not self.has_scalars:
+            raise ValueError(
+                "wire of few bits is for methods that send scalars; this one sends trees like the parameters"
+            )
 
     @property
     def has_scalars(self) -> bool:
@@ -225,7 +225,7 @@ class Algorithm:
     @property
     def is_separable(self) -> bool:
         """Whether a perturbation can be aggregated without the others."""
-        return self.has_scalars and all(map(is_separable, (*self.send, self.combine)))
+        return self.has_scalars and self.wire.is_exact and all(map(is_separable, (*self.send, self.combine)))
 
     @property
     def description(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class Algorithm:
             "measure": list(measure.difference.offsets) if isinstance(measure, Probes) else _name(measure),
             "send": [_name(send) for send in self.send],
             "combine": _name(self.combine),
-            "wire": [self.wire.up_bits, self.wire.down_bits],
+            "wire": self.wire.description,
         }
 
     @property
@@ -269,6 +269,8 @@ def _name(part: Any) -> str | None:
         return _name(part.train)
     if isinstance(part, StatefulCombine):
         return _name(part.combine)
+    if isinstance(part, RescaledMean):
+        return _name(part.factors)
     return None if part is None else getattr(part, "__qualname__", type(part).__qualname__)
 
 
@@ -288,9 +290,3 @@ def measured_by(algorithm: Algorithm, method: Difference | Method | None) -> Mea
     if method is not None:
         raise ValueError(f"method must not be given for an algorithm that has a measure of its own, got {method!r}")
     return algorithm.measure
-
-
-def are_finite(messages: PyTree[Shaped[Array, "C ..."]]) -> Bool[Array, "C"]:
-    """Which clients' messages have finite numbers only."""
-    each = [jnp.isfinite(x).reshape(len(x), -1).all(1) for x in jax.tree.leaves(messages)]
-    return jnp.stack(each).all(0)

@@ -6,7 +6,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Key, PyTree
 
-from hiso_jax.zo import Ascent, apply_updates
+from hiso_jax.fed.codes import told
+from hiso_jax.zo import Ascent, apply_updates, zo_states
 
 
 class ServerState(NamedTuple):
@@ -31,6 +32,7 @@ def server_update(
     any_valid: Bool[Array, ""],
     round_key: Key[Array, ""],
     ascent: Ascent | None = None,
+    clients: int = 1,
 ) -> tuple[PyTree, optax.OptState]:
     """Apply an aggregate to parameters and optimizer state, or leave both if no client was valid.
 
@@ -41,15 +43,18 @@ def server_update(
       tx: the optimizer.
       params: the parameters.
       state: the optimizer's state.
-      aggregate: what ``tx`` takes: ĝ [K, P], or a tree like the parameters.
+      aggregate: what everyone was told, of which ``tx`` takes ĝ [K, G·P]; or a tree like the parameters.
       any_valid: whether there is anything to apply.
       round_key: the key of the round.
       ascent: a Δ that is at hand, and the scalars that it was made of.
+      clients: how many the round invited, C.
     """
+    heads = zo_states(state)
+    numbers = told(aggregate, heads[0].directions.groups_of(clients) if heads else 1)
 
     def apply(operands: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         params, state = operands
-        updates, state = tx.update(aggregate, state, params, key=round_key, ascent=ascent)
+        updates, state = tx.update(numbers, state, params, key=round_key, ascent=ascent, clients=clients)
         return apply_updates(params, updates, round_key), state
 
     return lax.cond(any_valid, apply, lambda operands: operands, (params, state))

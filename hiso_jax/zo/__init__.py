@@ -1,6 +1,6 @@
 """The mathematics of scalar-only zeroth-order optimisation: pure functions of arrays."""
 
-from hiso_jax.zo.accumulate import Ascent, accumulate, add_direction, fold_directions, zero_direction
+from hiso_jax.zo.accumulate import Ascent, accumulate, by_direction, fold_directions, zero_direction
 from hiso_jax.zo.curvature import CurvatureUpdate, hiso, scale_by_hiso
 from hiso_jax.zo.differences import (
     DIFFERENCES,
@@ -29,10 +29,12 @@ from hiso_jax.zo.directions import (
     sphere,
     working_dtype,
 )
+from hiso_jax.zo.groups import Deal, Direction, block_size
 from hiso_jax.zo.heads import (
     LocalStep,
     ScaleByZoState,
     check_chain,
+    dealt,
     decomfl,
     head,
     scale_by_zo,
@@ -48,7 +50,9 @@ __all__ = [
     "SAMPLERS",
     "Ascent",
     "CurvatureUpdate",
+    "Deal",
     "Difference",
+    "Direction",
     "Directions",
     "DirectionsMode",
     "LocalStep",
@@ -57,14 +61,16 @@ __all__ = [
     "SamplerName",
     "ScaleByZoState",
     "accumulate",
-    "add_direction",
     "apply_updates",
     "as_difference",
     "as_directions",
+    "block_size",
+    "by_direction",
     "central",
     "check_chain",
     "check_directions",
     "check_estimator",
+    "dealt",
     "decomfl",
     "direction",
     "fold_directions",

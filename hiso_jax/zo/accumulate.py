@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,18 @@ from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.zo.directions import Directions, Sampler, as_directions, is_partitioned, working_dtype
-from hiso_jax.zo.walls import pin
-
-Carry = TypeVar("Carry")
+from hiso_jax.zo.groups import Deal, Direction
 
 
 class Ascent(NamedTuple):
     """A Δ that was made while its directions were at hand, and what it was made of.
 
     Attributes:
-      scalars: the aggregate of the one local step, ĝ [1, P] or a tree of such arrays.
-      delta: (1/P) Σ_p ĝ_p z_p by the arithmetic of :func:`accumulate`, in the structure of the parameters.
+      scalars: the aggregate of the one local step, ĝ [1, G·P] or a tree of such arrays.
+      delta: (1/(G·P)) Σ ĝ_{g,p} z_{g,p} by the arithmetic of :func:`accumulate`, in the structure of the parameters.
     """
 
-    scalars: PyTree[Float[Array, "1 P"]]
+    scalars: PyTree[Float[Array, "1 GP"]]
     delta: PyTree[Shaped[Array, "..."]]
 
 
@@ -35,81 +33,90 @@ def zero_direction(params: PyTree[Shaped[Array, "..."]]) -> PyTree[Shaped[Array,
     return jax.tree.map(lambda x, z: shard_alike(x, z)[1], params, zero) if is_partitioned() else zero
 
 
-def add_direction(
-    total: PyTree[Shaped[Array, "..."]],
-    z: PyTree[Shaped[Array, "..."]],
-    scalar: Float[Array, ""],
-    num_perturbations: int,
-) -> PyTree[Shaped[Array, "..."]]:
-    """``total + scalar / P · z``: the step of which every Δ is made, whether z is at hand or made again."""
-    # XLA turns a division by a constant into this product; written so, every backend has the same bits.
-    weight = pin(scalar * jnp.asarray(1 / num_perturbations, scalar.dtype))
-    return jax.tree.map(lambda a, u: pin(a + pin(weight.astype(u.dtype) * u)), total, z)
+def by_direction(scalars: Float[Array, "GP"], groups: int) -> Float[Array, "P G"]:
+    """A step's scalars, numbered g·P + p, in the order in which directions are made."""
+    return scalars.reshape(groups, -1).T
 
 
 def fold_directions(
-    direction_at: Callable[[Array], PyTree],
-    scalars: PyTree[Shaped[Array, "P ..."]],
-    fold: Callable[[Carry, PyTree, PyTree], Carry],
-    init: Carry,
-) -> Carry:
-    """``fold(carry, z_p, scalars_p)`` over a step's directions, each made again: the loop behind every Δ.
+    direction_at: Callable[[Array], Direction],
+    scalars: Float[Array, "P G"],
+    init: PyTree[Shaped[Array, "..."]],
+) -> PyTree[Shaped[Array, "..."]]:
+    """``init + Σ_p Σ_g ĝ_{g,p} / (G·P) · z_{g,p}``, each direction made again: the loop behind every Δ.
 
     Args:
-      direction_at: index p → z_p.
-      scalars: one number, or a tree of them, for each direction, [P].
-      fold: its arithmetic must be pinned where a replay has to give the same bits (:func:`hiso_jax.zo.pin`).
-      init: the first carry.
+      direction_at: index p → the direction.
+      scalars: ĝ of every group and direction.
+      init: the first sum.
     """
 
-    def body(carry: Carry, term: tuple[Array, PyTree]) -> tuple[Carry, None]:
-        index, scalar = term
-        return fold(carry, direction_at(index), scalar), None
+    def body(total: PyTree, term: tuple[Array, Array]) -> tuple[PyTree, None]:
+        index, numbers = term
+        return direction_at(index).add_to(total, numbers, len(scalars)), None
 
-    return lax.scan(body, init, (jnp.arange(len(jax.tree.leaves(scalars)[0])), scalars))[0]
+    return lax.scan(body, init, (jnp.arange(len(scalars)), scalars))[0]
 
 
 def accumulate(
     round_key: Key[Array, ""],
-    scalars: Float[Array, "P"],
+    scalars: Float[Array, "GP"],
     params: PyTree[Shaped[Array, "..."]],
     *,
     step: int | Array = 0,
     curvature: PyTree[Shaped[Array, "..."]] | None = None,
     sampler: Directions | Sampler | str | None = None,
+    groups: int | None = None,
 ) -> PyTree[Shaped[Array, "..."]]:
     """Δ_k = (1/P) Σ_p ĝ_{k,p} z_{k,p}, rebuilt from the round key, one direction at a time.
 
-    The same arguments give the same bits in whatever program the call stands (on one backend and jaxlib).
+    With G groups of directions: Δ_k = (1/(G·P)) Σ_g Σ_p ĝ_{k,gP+p} z_{k,g,p}. The same arguments give the same bits in
+    whatever program the call stands (on one backend and jaxlib).
 
     Args:
       round_key: the key of the round.
-      scalars: ĝ_k, the aggregated scalars of step k, [P].
+      scalars: ĝ_k, the aggregated scalars of step k, [P]; with groups [G·P], number g·P + p.
       params: the trainable parameters; only their shapes and dtypes are read.
       step: local step k.
       curvature: H_r, in the structure of ``params``; None means H = 1.
       sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
         gaussian.
+      groups: G; None means what ``sampler`` says.
 
     Returns:
       Δ_k in the structure of ``params``, in promote_types(leaf dtype, float32).
+
+    Raises:
+      ValueError: every client has directions of its own and ``groups`` is not given, or it does not divide the scalars.
     """
-    return _accumulate(round_key, scalars, params, step, curvature, as_directions(sampler))
+    directions = as_directions(sampler)
+    return _accumulate(round_key, scalars, params, step, curvature, directions, groups_in(directions, scalars, groups))
 
 
-@partial(jax.jit, static_argnames="directions")
+def groups_in(directions: Directions, scalars: Shaped[Array, "... GP"], groups: int | None) -> int:
+    """G of a step's scalars.
+
+    Raises:
+      ValueError: it is not known, or does not divide their number.
+    """
+    groups = directions.groups if groups is None else groups
+    if groups is None:
+        raise ValueError("directions of each client its own need clients=, how many clients the round invited")
+    if scalars.shape[-1] % groups:
+        raise ValueError(f"scalars of a step must be a multiple of the {groups} groups, got {scalars.shape[-1]}")
+    return groups
+
+
+@partial(jax.jit, static_argnames=("directions", "groups"))
 def _accumulate(
     round_key: Key[Array, ""],
-    scalars: Float[Array, "P"],
+    scalars: Float[Array, "GP"],
     params: PyTree,
     step: int | Array,
     curvature: PyTree | None,
     directions: Directions,
+    groups: int,
 ) -> PyTree:
-    num_perturbations = scalars.shape[0]
-    return fold_directions(
-        lambda index: directions.at(round_key, step, index, params, curvature),
-        scalars,
-        lambda total, z, scalar: add_direction(total, z, scalar, num_perturbations),
-        zero_direction(params),
-    )
+    dealt = by_direction(scalars, groups)
+    deal = Deal(directions, round_key, step, params, curvature, groups, len(dealt))
+    return fold_directions(deal.at, dealt, zero_direction(params))

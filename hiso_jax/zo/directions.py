@@ -184,10 +184,37 @@ class Directions:
     Attributes:
       sampler: the family of raw perturbations.
       key: the key rule, (round key, step k, index p) → the key of a direction.
+      groups: G, into which a cohort is dealt: its c-th client is in group c mod G and measures along directions of its
+        group (see ``zo/groups.py``). 1 is one set for all; None gives every client its own.
+      block: B, coordinates whose signs are flipped together to tell one group's directions from another's; None is
+        the largest power of two ≤ min(64, d / (8·G)); 0 draws every group's directions independently, at G times the
+        cost.
+
+    Raises:
+      ValueError: ``groups`` < 1, or ``block`` negative.
     """
 
     sampler: Sampler = gaussian
     key: Callable[[Key[Array, ""], ArrayLike, ArrayLike], Key[Array, ""]] = perturbation_key
+    groups: int | None = 1
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if self.groups is not None and self.groups < 1:
+            raise ValueError(f"groups must be at least 1, or None for each client its own, got {self.groups}")
+        if self.block is not None and self.block < 0:
+            raise ValueError(f"block must be at least 0, got {self.block}")
+
+    def groups_of(self, clients: int) -> int:
+        """G of a cohort of so many clients.
+
+        Raises:
+          ValueError: there are fewer clients than groups.
+        """
+        if self.groups is not None and self.groups > clients:
+            raise ValueError(f"groups of directions must be at most the cohort of {clients} clients, got {self.groups}")
+        return clients if self.groups is None else self.groups
 
     def at(
         self,

@@ -6,6 +6,8 @@ no extra byte of communication (HiSo, arXiv 2506.02370, Algorithm 1).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +18,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from hiso_jax.zo.accumulate import Ascent, accumulate
+from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.differences import slopes
 from hiso_jax.zo.directions import Directions, Sampler, as_directions
+from hiso_jax.zo.groups import Deal
 from hiso_jax.zo.walls import pin
 
 
@@ -36,9 +39,11 @@ class ScaleByZoState(NamedTuple):
     curvature: PyTree[Shaped[Array, "..."]] | None
     directions: Directions
 
-    def direction_at(self, round_key: Key[Array, ""], step: ArrayLike, params: PyTree) -> Callable[[Any], PyTree]:
-        """Index p → z_{k,p} of local step k = ``step``, shaped by the curvature of this state."""
-        return lambda index: self.directions.at(round_key, step, index, params, self.curvature)
+    def deal(
+        self, round_key: Key[Array, ""], step: ArrayLike, params: PyTree, *, groups: int, num_perturbations: int
+    ) -> Deal:
+        """The directions of local step k = ``step``, shaped by the curvature of this state, as groups have them."""
+        return Deal(self.directions, round_key, step, params, self.curvature, groups, num_perturbations)
 
 
 def zo_states(state: optax.OptState) -> list[ScaleByZoState]:
@@ -139,12 +144,12 @@ class LocalStep(NamedTuple):
     """What a round's local step k was made of, for a head whose curvature needs more than Δ_k.
 
     Attributes:
-      aggregate: of step k, a tree of [P] arrays.
+      aggregate: of step k, a tree of [P] arrays, or [G·P] with G groups of directions.
       key: apart for each step, for rounding.
-      direction_at: index p → z_{k,p}.
+      direction_at: index p → z_{k,p}; with G groups of directions index g·P + p → z_{k,g,p}.
     """
 
-    aggregate: PyTree[Shaped[Array, "P"]]
+    aggregate: PyTree[Shaped[Array, "GP"]]
     key: Key[Array, ""]
     direction_at: Callable[[Any], PyTree]
 
@@ -180,19 +185,24 @@ def head(
         *,
         key: Any = None,
         ascent: Ascent | None = None,
+        clients: int | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByZoState]:
         if PROBE in extra_args:
             raise _Reached
         scalars = slopes(updates)
         _check_update(scalars, params, key)
+        groups = None if clients is None else state.directions.groups_of(clients)
+        groups = groups_in(state.directions, scalars, groups)
+        deal = partial(state.deal, groups=groups, num_perturbations=scalars.shape[1] // groups)
 
         def delta_of(step: int | Array, scalars: Array) -> PyTree:
-            return accumulate(key, scalars, params, step=step, curvature=state.curvature, sampler=state.directions)
+            shape = state.curvature
+            return accumulate(key, scalars, params, step=step, curvature=shape, sampler=state.directions, groups=groups)
 
         def advance_at(shape: PyTree, delta: PyTree, step: int | Array, aggregate: PyTree) -> PyTree:
             own = jax.random.fold_in(key, step)
-            return advance(shape, delta, LocalStep(aggregate, own, state.direction_at(key, step, params)))
+            return advance(shape, delta, LocalStep(aggregate, own, deal(key, step, params).of))
 
         def body(carry: tuple[PyTree, PyTree], term: tuple[Array, PyTree]) -> tuple[tuple[PyTree, PyTree], None]:
             (total, shape), (step, aggregate) = carry, term
@@ -222,6 +232,31 @@ def head(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def dealt(tx: optax.GradientTransformation, **changes: Any) -> optax.GradientTransformationExtraArgs:
+    """``tx``, its head measuring along directions that differ from its own in ``changes``.
+
+    Args:
+      tx: headed by ``scale_by_zo``, ``scale_by_hiso`` or another head.
+      changes: attributes of :class:`~hiso_jax.zo.Directions`, ``groups`` and ``block`` say.
+
+    Example:
+      >>> import hiso_jax
+      >>> from hiso_jax import zo
+      >>> tx = zo.dealt(hiso_jax.hiso(1e-3), groups=None)  # each client its own
+    """
+
+    def is_zo(node: Any) -> bool:
+        return isinstance(node, ScaleByZoState)
+
+    def redirected(node: Any) -> Any:
+        return node._replace(directions=replace(node.directions, **changes)) if is_zo(node) else node
+
+    def init(params: PyTree) -> optax.OptState:
+        return jax.tree.map(redirected, tx.init(params), is_leaf=is_zo)
+
+    return optax.GradientTransformationExtraArgs(init, optax.with_extra_args_support(tx).update)
+
+
 def scale_by_zo(*, sampler: Directions | Sampler | str | None = None) -> optax.GradientTransformationExtraArgs:
     """Turn a round's scalars into its ascent direction Σ_k Δ_k, with isotropic directions (H = 1).
 
@@ -231,9 +266,10 @@ def scale_by_zo(*, sampler: Directions | Sampler | str | None = None) -> optax.G
       sampler: as in :func:`head`.
 
     Returns:
-      A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars. Where the
-      Δ of a single step is at hand, ``ascent=Ascent(its scalars, Δ)`` saves making its directions again, if those are
-      the scalars that reach the update.
+      A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars; with G
+      groups of directions [K, G·P], and ``clients=``, of the round, if each has its own. Where the Δ of a single step
+      is at hand, ``ascent=Ascent(its scalars, Δ)`` saves making its directions again, if those are the scalars that
+      reach the update.
 
     Raises:
       TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.

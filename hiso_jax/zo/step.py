@@ -7,9 +7,10 @@ import jax
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.zo.accumulate import Ascent, add_direction, zero_direction
+from hiso_jax.zo.accumulate import Ascent, zero_direction
 from hiso_jax.zo.differences import Difference, Method, as_difference, check_estimator, probe, slopes
 from hiso_jax.zo.directions import perturb
+from hiso_jax.zo.groups import Direction
 from hiso_jax.zo.heads import check_chain, zo_state
 from hiso_jax.zo.rounding import apply_updates
 
@@ -66,14 +67,16 @@ def step(
     def run(
         params: PyTree, state: optax.OptState, batch: PyTree, round_key: Any
     ) -> tuple[PyTree, optax.OptState, Float[Array, ""]]:
+        # Who trains alone is a cohort of one.
         head = zo_state(state)
+        deal = head.deal(round_key, 0, params, groups=head.directions.groups_of(1), num_perturbations=num_perturbations)
 
-        def fold(delta: PyTree, z: PyTree, numbers: PyTree) -> tuple[PyTree, PyTree]:
-            return add_direction(delta, z, slopes(numbers), num_perturbations) if keep else delta, numbers
+        def fold(delta: PyTree, direction: Direction, numbers: PyTree) -> tuple[PyTree, PyTree]:
+            return direction.add_to(delta, slopes(numbers)[None], num_perturbations) if keep else delta, numbers
 
         delta, loss, numbers = probe(
-            lambda z, scale: loss_fn(params if z is None else perturb(params, z, scale), batch),
-            head.direction_at(round_key, 0, params),
+            lambda z, scale: loss_fn(params if z is None else perturb(params, z.of(0), scale), batch),
+            deal.at,
             difference,
             num_perturbations=num_perturbations,
             mu=mu,
@@ -83,7 +86,7 @@ def step(
         aggregate = jax.tree.map(lambda x: x[None], numbers)
         check_chain(tx, params, aggregate)
         ascent = Ascent(aggregate, delta) if keep else None
-        updates, state = tx.update(aggregate, state, params, key=round_key, ascent=ascent)
+        updates, state = tx.update(aggregate, state, params, key=round_key, ascent=ascent, clients=1)
         return apply_updates(params, updates, round_key), state, loss
 
     return run

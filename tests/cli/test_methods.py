@@ -148,7 +148,7 @@ def test_fed_avg_learns_the_digits_by_default(capsys, tmp_path):
         ("def f(rate, other): pass", "f", "must be a function (learning_rate, *, option=default, …) → Algorithm"),
         ("def f(rate, *, other): pass", "f", "must be a function"),
         ("def f(rate): return 3", "f", "must return a hiso_jax.fed.Algorithm, got a int"),
-        ("def f(rate): return 3", "f+nothing", "must go through one of clip, majority, mean, median, signs"),
+        ("def f(rate): return 3", "f+nothing", "must go through one of clip, clipped_mean, majority"),
     ],
 )
 def test_a_file_that_holds_no_method_is_one_sentence(capsys, tmp_path, monkeypatch, content, name, sentence):
@@ -275,7 +275,7 @@ def test_files_with_dataclasses_and_folders_with_a_plus_are_fine(tmp_path):
     )
     method = algorithms.load(f"{folder / 'file.py'}:f+median+clip")
     assert method.channels == ("median", "clip")
-    assert list(method.options) == ["beta", "clip_norm"]
+    assert list(method.options)[:2] == ["beta", "clip_norm"]
     assert len(method.build(0.1, {}).send) == 1
 
 

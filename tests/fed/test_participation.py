@@ -1,5 +1,7 @@
 """Who shows up, how long it takes, and what a run makes of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed
-from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED, attend
+from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED, Work, attend
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 CLIENTS = jnp.arange(20_000)
@@ -16,8 +18,8 @@ KEY, TRAITS = jax.random.key(1), jax.random.key(2)
 
 @jax.jit
 def _attend(participation, clients, number, down):
-    key, sizes = jax.random.fold_in(KEY, number), {"bytes_down": down, "bytes_up": 28, "forward_passes": 6}
-    return attend(participation, key, TRAITS, clients, number, **sizes)
+    key = jax.random.fold_in(KEY, number)
+    return attend(participation, key, TRAITS, clients, number, Work(down, 28, 6))
 
 
 def statuses(participation, clients=CLIENTS, number=0, down=0.0):
@@ -102,13 +104,19 @@ def test_the_clock_adds_download_computing_and_upload():
     assert seconds == pytest.approx(4e3 / 1e3 + 6 * 0.5 + 28 / 1e2)
 
 
+def test_the_clock_adds_the_directions_that_a_client_makes():
+    slow = dataclasses.replace(fleet(compute=0.5), direction_seconds=0.25)
+    seconds = slow.seconds(TRAITS, CLIENTS[:2], Work(jnp.zeros(2), 0.0, 2.0, jnp.array([0.0, 8.0])))
+    np.testing.assert_allclose(seconds, [1.0, 3.0])
+
+
 def test_speeds_are_log_normal_and_a_clients_own():
     speeds = fleet(compute=0.1, spread=0.7)
-    seconds = np.asarray(jax.jit(speeds.seconds)(TRAITS, CLIENTS, jnp.zeros(len(CLIENTS)), 0.0, 1.0))
+    seconds = np.asarray(speeds.seconds(TRAITS, CLIENTS, Work(jnp.zeros(len(CLIENTS)), 0.0, 1.0)))
     assert np.median(seconds) == pytest.approx(0.1, rel=0.03)
     assert np.log(seconds).std() == pytest.approx(0.7, rel=0.03)
     some = jnp.array([17, 3])
-    np.testing.assert_allclose(jax.jit(speeds.seconds)(TRAITS, some, jnp.zeros(2), 0.0, 1.0), seconds[[17, 3]])
+    np.testing.assert_allclose(speeds.seconds(TRAITS, some, Work(jnp.zeros(2), 0.0, 1.0)), seconds[[17, 3]])
 
 
 def test_a_deadline_leaves_stragglers_behind_and_bounds_the_round():

@@ -6,18 +6,23 @@ import numpy as np
 from hiso_jax import fed
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
 from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, download_bytes
+from hiso_jax.fed.wire import Told
 
 
 def count(traffic, synced_to, number, cohort, attendance=None):
     """One round, with ``synced_to`` [N] kept as a run keeps it."""
     cohort = np.array(cohort)
     attendance = np.full(len(cohort), REPORTED) if attendance is None else np.array(attendance)
-    traffic.add(np.array([number]), attendance[None].astype(np.int8), synced_to[cohort][None])
+    for skipped in range(len(traffic.told) - 1, number):
+        nobody = np.full((1, len(cohort)), ABSENT, np.int8)
+        traffic.add(np.array([skipped]), nobody, synced_to[cohort][None], nobody == REPORTED)
+    now = attendance[None].astype(np.int8)
+    traffic.add(np.array([number]), now, synced_to[cohort][None], now == REPORTED)
     synced_to[cohort[attendance != ABSENT]] = number
 
 
 def of_scalars(scalars, checkpoint):
-    return fed.Traffic(Costs(4 * scalars, 4 * scalars, checkpoint, scalars + 1))
+    return fed.Traffic(Costs(4 * scalars, Told(4 * scalars), checkpoint, scalars + 1))
 
 
 def newcomers(clients):
@@ -62,9 +67,9 @@ def test_catch_up_costs_at_most_a_checkpoint():
 
 
 def test_many_missed_rounds_of_many_scalars_do_not_overflow():
-    synced_to, costs = np.array([[NEVER_CAME]], np.int32), Costs(4 * 10**4, 4 * 10**4, 10**12, 0)
-    assert download_bytes(np.array([[10**6]], np.int32), synced_to, costs) == 16 + 4 * 10**10
-    on_device = download_bytes(jnp.int32(10**6), jnp.asarray(synced_to), costs, jnp)
+    costs = Costs(4 * 10**4, Told(4 * 10**4), 10**12, 0)
+    assert download_bytes(np.int64(4 * 10**10), True, costs) == 16 + 4 * 10**10
+    on_device = download_bytes(jnp.float32(4e10), True, costs, jnp)
     np.testing.assert_allclose(on_device, 16 + 4 * 10**10, rtol=1e-6)
 
 

@@ -6,20 +6,30 @@ from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint
 from hiso_jax.fed.ledger.header import EXECUTION, header_of
 from hiso_jax.fed.ledger.keeper import Keeper, keeper_of
 from hiso_jax.fed.ledger.ledger import LEDGER, FileLedger, Ledger, LedgerFile, load
+from hiso_jax.fed.ledger.messages import (
+    GROUP_BYTES,
+    HEADER_BYTES,
+    SEED_BYTES,
+    Form,
+    catch_up,
+    catch_up_message,
+    form_of,
+    upload_message,
+)
 from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates
 from hiso_jax.fed.ledger.replay import replay
 from hiso_jax.fed.ledger.storage import Storage, differences, lock, release
-from hiso_jax.fed.ledger.wire import HEADER_BYTES, SCALAR_BYTES, SEED_BYTES, catch_up, catch_up_message
 
 __all__ = [
     "EXECUTION",
+    "GROUP_BYTES",
     "HEADER_BYTES",
     "LEDGER",
-    "SCALAR_BYTES",
     "SEED_BYTES",
     "Delta",
     "Evaluation",
     "FileLedger",
+    "Form",
     "Keeper",
     "Ledger",
     "LedgerFile",
@@ -33,6 +43,7 @@ __all__ = [
     "delta_of",
     "differences",
     "fingerprint",
+    "form_of",
     "header_of",
     "keeper_of",
     "load",
@@ -42,5 +53,6 @@ __all__ = [
     "replay",
     "save_delta",
     "sync_directory",
+    "upload_message",
     "write_whole",
 ]

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from hiso_jax.fed.codes import pack, unpack
 from hiso_jax.fed.ledger.files import write_whole
 from hiso_jax.fed.ledger.ledger import LedgerFile, json_bytes, seed_key_of
-from hiso_jax.fed.ledger.records import Updates, named, unnamed
+from hiso_jax.fed.ledger.records import Codes, Updates, named, unnamed
 
 FORMAT = 1
 KEY = "hiso_jax"
@@ -57,10 +58,18 @@ def save_delta(delta: Delta, path: Path) -> int:
     """
     from safetensors.numpy import save
 
-    updates = delta.updates
-    aggregate = {name: np.ascontiguousarray(array) for name, array in named("aggregate", updates.aggregate).items()}
-    tensors = {**aggregate, "applied": np.packbits(updates.applied)}
-    header = {"format": FORMAT, **delta.header, "sha256": {name: _digest(array) for name, array in tensors.items()}}
+    updates, coded = delta.updates, {}
+    tensors: dict[str, np.ndarray] = {}
+    for name, column in named("aggregate", updates.aggregate).items():
+        if isinstance(column, Codes):
+            coded[name] = [column.bits, *column.array.shape[-2:]]
+            column = pack(column.array, column.bits)
+        elif column.dtype == bool:
+            column = np.packbits(column, axis=-1)
+        tensors[name] = np.ascontiguousarray(column)
+    tensors["applied"] = np.packbits(updates.applied)
+    own = {"format": FORMAT, **delta.header, **({"coded": coded} if coded else {})}
+    header = {**own, "sha256": {name: _digest(array) for name, array in tensors.items()}}
     text = json_bytes(header).decode()
     content = save(tensors, metadata={KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
     write_whole(path, content)
@@ -99,8 +108,17 @@ def load_delta(path: Path) -> Delta:
             raise ValueError(f"{path} is refused: its tensor {name} was altered")
     rounds = header["rounds"]
     applied = np.unpackbits(tensors["applied"], count=rounds).astype(bool)
-    updates = Updates(seed_key_of(header), np.arange(rounds, dtype=np.int32), unnamed("aggregate", tensors), applied)
-    return Delta({name: value for name, value in header.items() if name not in ("format", "sha256")}, updates)
+    clients = header["config"]["cohort"]
+    columns: dict[str, Any] = dict(tensors)
+    for name, (bits, *shape) in header.get("coded", {}).items():
+        columns[name] = Codes(unpack(tensors[name], bits, tuple(shape)), bits)
+        valid = name.removesuffix("codes") + "valid"
+        if valid in tensors:
+            columns[valid] = np.unpackbits(tensors[valid], axis=-1, count=clients).astype(bool)
+    numbers = np.arange(rounds, dtype=np.int32)
+    updates = Updates(seed_key_of(header), numbers, unnamed("aggregate", columns), applied, clients)
+    kept = {name: value for name, value in header.items() if name not in ("format", "sha256", "coded")}
+    return Delta(kept, updates)
 
 
 def _digest(array: np.ndarray) -> str:

@@ -9,7 +9,6 @@ from jaxtyping import Array, Key, PyTree
 
 from hiso_jax.fed.ledger.fingerprint import contents
 from hiso_jax.fed.ledger.frames import VERSION
-from hiso_jax.fed.ledger.ledger import as_columns
 from hiso_jax.fed.ledger.records import Records, layout
 from hiso_jax.fed.ledger.storage import environment
 
@@ -37,7 +36,7 @@ def header_of(
     """
     return {
         "format": VERSION,
-        "columns": as_columns(layout(records)),
+        "columns": [list(column) for column in layout(records).columns],
         "seed": np.asarray(jax.random.key_data(seed_key)).tolist(),
         "prng_impl": str(jax.random.key_impl(seed_key)),
         "config": dict(config),

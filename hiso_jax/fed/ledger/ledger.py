@@ -13,22 +13,10 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from hiso_jax.fed.ledger.frames import Altered, FrameWriter, read_frames
-from hiso_jax.fed.ledger.records import Evaluation, Records, as_records, as_rows
+from hiso_jax.fed.ledger.records import Evaluation, Layout, Records, as_records, as_rows, layout
 
 LEDGER = "ledger.hiso"
 HEADER, ROUNDS, EVALUATION, SEAL, ENVIRONMENT = b"HEAD", b"RNDS", b"EVAL", b"SEAL", b"ENV "
-
-
-def as_columns(layout: np.dtype) -> list[list[Any]]:
-    """A round's layout as JSON holds it: name, dtype and shape of each field."""
-    return [
-        [name, field.base.str, list(field.shape)] for name, (field, *_) in (layout.fields or {}).items() if field.base
-    ]
-
-
-def as_layout(columns: list[list[Any]]) -> np.dtype:
-    """What :func:`as_columns` wrote."""
-    return np.dtype([(name, dtype, tuple(shape)) for name, dtype, shape in columns])
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,12 @@ class LedgerFile:
     @property
     def records(self) -> Records:
         """Its rounds as columns."""
-        return as_records(self.seed_key, self.rows)
+        return as_records(self.seed_key, self.rows, self.layout)
+
+    @property
+    def layout(self) -> Layout:
+        """How a round stands in it."""
+        return layout_of(self.header)
 
     def cut(self, rounds: int) -> "LedgerFile":
         """As it was after so many rounds, an entry of ``ends``."""
@@ -91,6 +84,11 @@ class LedgerFile:
             size=self.ends[rounds],
             torn=0,
         )
+
+
+def layout_of(header: Mapping[str, Any]) -> Layout:
+    """How a round stands in a ledger of this header."""
+    return Layout(tuple((name, kind, tuple(shape)) for name, kind, shape in header["columns"]))
 
 
 def seed_key_of(header: Mapping[str, Any]) -> Key[Array, ""]:
@@ -118,7 +116,7 @@ def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     header: dict[str, Any] = {}
     blocks: list[np.ndarray] = []
-    layout, seal, done, end = np.dtype([]), None, 0, 0
+    row, seal, done, end = np.dtype([]), None, 0, 0
     heads: dict[int, bytes] = {}
     ends: dict[int, int] = {}
     checks: dict[int, str] = {}
@@ -129,14 +127,14 @@ def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
                 raise Altered("is followed by what does not belong there", end)
             end = frame.end
             if frame.kind == ROUNDS:
-                blocks.append(np.frombuffer(frame.payload, layout))
+                blocks.append(np.frombuffer(frame.payload, row))
                 done += len(blocks[-1])
                 heads[done], ends[done] = frame.digest, end
                 continue
             ends[done] = end
             written = json.loads(bytes(frame.payload))
             if frame.kind == HEADER:
-                header, layout = written, as_layout(written["columns"])
+                header, row = written, layout_of(written).dtype
                 heads[0] = frame.digest
             elif frame.kind == EVALUATION:
                 checks[written["round"]] = written.pop("params_sha256")
@@ -147,13 +145,13 @@ def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
                 seal = written
                 checks[seal["rounds"]] = seal["params_sha256"]
     except Altered as error:
-        what = _place(done, error.length // layout.itemsize if error.kind == ROUNDS and header else 0, bool(header))
+        what = _place(done, error.length // row.itemsize if error.kind == ROUNDS and header else 0, bool(header))
         raise ValueError(f"{path} is refused: {what} {error} (byte {error.at})") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a ledger that can be read here: {error}") from error
     if not header:
         raise ValueError(f"{path} is not a ledger that can be read here: its header is cut short or altered")
-    table, torn = np.concatenate([np.empty(0, layout), *blocks]), len(content) - end
+    table, torn = np.concatenate([np.empty(0, row), *blocks]), len(content) - end
     if seal is not None and (seal["rounds"] != done or torn):
         raise ValueError(f"{path} is refused: its seal is not that of its {done} rounds")
     if seal is None and not unfinished:
@@ -180,9 +178,11 @@ class Ledger:
         """Begin an empty log."""
         self.seed_key, self.head = seed_key, b""
         self._blocks: list[np.ndarray] = []
+        self._layout = Layout(())
 
     def append(self, records: Records) -> None:
         """Append some rounds."""
+        self._layout = layout(records)
         self._blocks.append(as_rows(records))
 
     def evaluated(self, evaluation: Evaluation, params_sha256: str | None) -> None:
@@ -208,7 +208,7 @@ class Ledger:
         """
         if not self._blocks:
             raise ValueError("the ledger is empty: no round has been run")
-        return as_records(self.seed_key, np.concatenate(self._blocks))
+        return as_records(self.seed_key, np.concatenate(self._blocks), self._layout)
 
 
 class FileLedger(Ledger):
@@ -218,6 +218,7 @@ class FileLedger(Ledger):
         """Continue the log of ``file``; one that is ``read_only`` leaves the file to another process."""
         super().__init__(file.seed_key)
         self._blocks = [file.rows] if len(file.rows) else []
+        self._layout = file.layout
         self.head = list(file.heads.values())[-1]
         self._writer = None if read_only else FrameWriter(file.path, file.size)
 

@@ -1,5 +1,6 @@
 """The rounds of a run as columns: with the initial parameters and the optimizer, all that rebuilds it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,15 +9,18 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree, UInt64
 
+from hiso_jax.fed.codes import Coded, Relayed, is_coded, pack, packed_size, unpack
+
 
 class RoundRecord(NamedTuple):
     """What a round leaves behind; with the round key it is all that a replay needs.
 
     Attributes:
-      scalars: each client's message, [C, K, P] or a dict of such arrays; None if messages are as large as the model,
-        and not kept.
+      scalars: each client's message, [C, K, P] or a dict of such arrays, or of :class:`~hiso_jax.fed.codes.Coded`
+        numbers; None if messages are as large as the model, and not kept.
       valid: which clients reported and sent finite numbers only, [C].
-      aggregate: what was applied, ĝ [K, P] or a dict of such arrays; None as ``scalars``.
+      aggregate: what everyone is told and what was applied, ĝ [K, G·P] or a dict of such arrays, Coded or
+        :class:`~hiso_jax.fed.codes.Relayed` numbers; None as ``scalars``.
       loss: the mean loss of the valid clients at the round's start, NaN if there is none.
     """
 
@@ -34,9 +38,9 @@ class Records(NamedTuple):
       round: round numbers, [R].
       cohort: the clients invited to each round, [R, C].
       attendance: what became of them, ABSENT, DROPPED, LATE or REPORTED, int8 [R, C].
-      scalars: the messages, [R, C, K, P] or a dict of such arrays; None of a method whose messages are not kept.
+      scalars: the messages, [R, C, K, P] or as in :class:`RoundRecord`; None of a method whose messages are not kept.
       valid: which clients reported finite numbers, [R, C].
-      aggregate: what was applied, [R, K, P] or a dict of such arrays; None as ``scalars``.
+      aggregate: what everyone is told, [R, K, G·P] or as in :class:`RoundRecord`; None as ``scalars``.
       loss: the mean loss of the valid clients at the round's start, [R].
       seconds: how long the round took the clients, simulated, [R].
       bytes_up, bytes_down: of all clients together, [R].
@@ -66,7 +70,7 @@ class Records(NamedTuple):
                 "a run of a method without scalars cannot be rebuilt from its records: its messages are as large as "
                 "the model and are not kept"
             )
-        return Updates(self.seed_key, self.round, self.aggregate, np.asarray(self.valid.any(1)))
+        return Updates(self.seed_key, self.round, self.aggregate, np.asarray(self.valid.any(1)), self.cohort.shape[1])
 
 
 @dataclass(frozen=True)
@@ -99,14 +103,16 @@ class Updates(NamedTuple):
     Attributes:
       seed_key: the run's seed key.
       round: round numbers, [R].
-      aggregate: ĝ, [R, K, P] or a dict of such arrays.
+      aggregate: what everyone is told, ĝ [R, K, G·P] or as in :class:`RoundRecord`.
       applied: whether there was a valid client, and ĝ was applied, [R].
+      clients: how many a round invites, C.
     """
 
     seed_key: Key[Array, ""]
     round: Int[np.ndarray, "R"]
     aggregate: PyTree[Float[np.ndarray, "R K P"]]
     applied: Bool[np.ndarray, "R"]
+    clients: int = 1
 
     def between(self, begin: int, end: int | None = None) -> "Updates":
         """Those of the rounds ``begin`` ≤ r < ``end``.
@@ -125,18 +131,42 @@ class Updates(NamedTuple):
 
 
 def named(name: str, tree: PyTree) -> dict[str, Any]:
-    """The arrays of a nested dict by name: ``name``, ``name.slope``; none of None."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {".".join([name, *(str(key.key) for key in path)]): leaf for path, leaf in leaves}
+    """The arrays of a nested dict by name: ``name``, ``name.slope``; none of None. Codes stay with their bits."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_coded)
+    found: dict[str, Any] = {}
+    for path, leaf in leaves:
+        own = ".".join([name, *(str(key.key) for key in path)])
+        if not is_coded(leaf):
+            found[own] = leaf
+            continue
+        found[f"{own}.codes"] = Codes(leaf.codes, leaf.bits)
+        found |= {f"{own}.{part}": getattr(leaf, part) for part in ("step", "valid") if hasattr(leaf, part)}
+    return found
 
 
 def unnamed(name: str, arrays: Mapping[str, Any]) -> PyTree:
     """What :func:`named` took apart, from among other arrays."""
     if name in arrays:
         return arrays[name]
+    codes = arrays.get(f"{name}.codes")
+    if isinstance(codes, Codes):
+        step, valid = arrays[f"{name}.step"], arrays.get(f"{name}.valid")
+        return Coded(codes.array, step, codes.bits) if valid is None else Relayed(codes.array, step, valid, codes.bits)
     own = [key for key in arrays if key.startswith(f"{name}.")]
     parts = dict.fromkeys(key.removeprefix(f"{name}.").split(".")[0] for key in own)
     return {part: unnamed(f"{name}.{part}", arrays) for part in parts} or None
+
+
+class Codes(NamedTuple):
+    """Codes of few bits, which are packed where they are kept.
+
+    Attributes:
+      array: int8 [..., K, P], or its shape.
+      bits: b.
+    """
+
+    array: Any
+    bits: int
 
 
 def columns_of(records: Records) -> dict[str, Any]:
@@ -147,21 +177,55 @@ def columns_of(records: Records) -> dict[str, Any]:
     return columns
 
 
-def layout(records: Records) -> np.dtype:
-    """One round in the ledger's file, little-endian and packed; ``records`` hold arrays, or shapes, [R, ...]."""
-    columns = columns_of(records)
-    return np.dtype([(name, np.dtype(x.dtype).newbyteorder("<"), x.shape[1:]) for name, x in columns.items()])
+@dataclass(frozen=True)
+class Layout:
+    """How a round stands in the ledger's file: its fields in order, little-endian and packed.
+
+    Attributes:
+      columns: name, type and shape of each; the type is NumPy's, or ``int2`` and the like of codes in few bits.
+    """
+
+    columns: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of a row: codes of few bits are bytes."""
+        return np.dtype([(name, *_stored(kind, shape)) for name, kind, shape in self.columns])
+
+
+def _bits_of(kind: str) -> int | None:
+    """Of a type like ``int2``, of codes in few bits; None of NumPy's."""
+    return int(kind.removeprefix("int")) if kind.startswith("int") else None
+
+
+def _stored(kind: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    bits = _bits_of(kind)
+    return (kind, shape) if bits is None else ("|u1", (*shape[:-2], packed_size(math.prod(shape[-2:]), bits)))
+
+
+def layout(records: Records) -> Layout:
+    """The layout of ``records``, which hold arrays, or shapes, [R, ...]."""
+
+    def column(x: Any) -> tuple[str, tuple[int, ...]]:
+        if isinstance(x, Codes):
+            return f"int{x.bits}", tuple(x.array.shape[1:])
+        return np.dtype(x.dtype).newbyteorder("<").str, tuple(x.shape[1:])
+
+    return Layout(tuple((name, *column(x)) for name, x in columns_of(records).items()))
 
 
 def as_rows(records: Records) -> np.ndarray:
     """A block of rounds as the file holds them, [R]."""
-    rows = np.empty(len(records.round), layout(records))
+    rows = np.empty(len(records.round), layout(records).dtype)
     for name, column in columns_of(records).items():
-        rows[name] = column
+        rows[name] = pack(column.array, column.bits) if isinstance(column, Codes) else column
     return rows
 
 
-def as_records(seed_key: Key[Array, ""], rows: np.ndarray) -> Records:
+def as_records(seed_key: Key[Array, ""], rows: np.ndarray, layout: Layout) -> Records:
     """Rows of the file as columns."""
-    columns = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
+    columns: dict[str, Any] = {}
+    for name, kind, shape in layout.columns:
+        column, bits = np.ascontiguousarray(rows[name]), _bits_of(kind)
+        columns[name] = column if bits is None else Codes(unpack(column, bits, shape[-2:]), bits)
     return Records(seed_key, *(unnamed(name, columns) for name in Records._fields[1:]))

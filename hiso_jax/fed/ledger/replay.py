@@ -22,11 +22,12 @@ from hiso_jax.fed.update import server_update
 ROUNDS_PER_DISPATCH = 64
 
 
-def _block(tx: optax.GradientTransformationExtraArgs) -> Callable[..., tuple[PyTree, Any]]:
+def _block(tx: optax.GradientTransformationExtraArgs, clients: int) -> Callable[..., tuple[PyTree, Any]]:
     def run(params: PyTree, state: Any, seed_key: Array, entries: tuple[Array, PyTree, Array]) -> tuple[PyTree, Any]:
         def one(carry: tuple[PyTree, Any], entry: tuple[Array, PyTree, Array]) -> tuple[tuple[PyTree, Any], None]:
             number, aggregate, applied = entry
-            return server_update(tx, *carry, aggregate, applied, round_key(seed_key, number)), None
+            key = round_key(seed_key, number)
+            return server_update(tx, *carry, aggregate, applied, key, clients=clients), None
 
         return lax.scan(one, (params, state), entries)[0]
 
@@ -40,15 +41,15 @@ def _block_of(column: np.ndarray, *, begin: int, size: int) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _program(tx: optax.GradientTransformationExtraArgs) -> Callable[..., tuple[PyTree, Any]]:
-    return jax.jit(_block(tx), donate_argnums=(0, 1))
+def _program(tx: optax.GradientTransformationExtraArgs, clients: int) -> Callable[..., tuple[PyTree, Any]]:
+    return jax.jit(_block(tx, clients), donate_argnums=(0, 1))
 
 
 def _sharded_program(
-    tx: optax.GradientTransformationExtraArgs, mesh: Mesh, carry: tuple[PyTree, Any]
+    tx: optax.GradientTransformationExtraArgs, clients: int, mesh: Mesh, carry: tuple[PyTree, Any]
 ) -> Callable[..., tuple[PyTree, Any]]:
     own = jax.tree.map(lambda x: x.sharding, carry)
-    return jax.jit(on_all_devices(_block(tx), mesh), donate_argnums=(0, 1), out_shardings=own)
+    return jax.jit(on_all_devices(_block(tx, clients), mesh), donate_argnums=(0, 1), out_shardings=own)
 
 
 def replay(
@@ -88,7 +89,8 @@ def replay(
     state = tx.init(params) if state is None else state
     total, size = len(updates.round), rounds_per_dispatch or ROUNDS_PER_DISPATCH
     params, state = owned((params, state))
-    program = _program(tx) if mesh is None else _sharded_program(tx, mesh, (params, state))
+    own = tx, updates.clients
+    program = _program(*own) if mesh is None else _sharded_program(*own, mesh, (params, state))
     columns = updates.round, updates.aggregate, updates.applied
     for begin in range(0, total, size):
         entries = jax.tree.map(partial(_block_of, begin=begin, size=size), columns)

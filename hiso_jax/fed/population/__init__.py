@@ -1,7 +1,7 @@
 """Who holds which data, and who comes to a round."""
 
 from hiso_jax.fed.population.cohort import permute, sample_cohort
-from hiso_jax.fed.population.fleet import Fleet, LogNormal
+from hiso_jax.fed.population.fleet import Fleet, LogNormal, Work
 from hiso_jax.fed.population.participation import (
     ABSENT,
     DROPPED,
@@ -40,6 +40,7 @@ __all__ = [
     "Trace",
     "UniformRates",
     "VirtualPopulation",
+    "Work",
     "attend",
     "dirichlet",
     "dirichlet_balanced",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
-from hiso_jax.fed.population.fleet import Fleet
+from hiso_jax.fed.population.fleet import Fleet, Work
 
 ABSENT, DROPPED, LATE, REPORTED = range(4)
 """What became of an invited client: never came, left in mid-round, answered too late, or counted."""
@@ -212,10 +212,7 @@ def attend(
     traits_key: Key[Array, ""],
     clients: Int[Array, "C"],
     round_number: Int[Array, ""],
-    *,
-    bytes_down: Float[Array, "C"],
-    bytes_up: float,
-    forward_passes: float,
+    work: Work,
 ) -> Attendance:
     """Who of the cohort reports, and how long the server waits.
 
@@ -228,9 +225,7 @@ def attend(
       traits_key: of the run.
       clients: the cohort.
       round_number: r.
-      bytes_down: what each client has to download, in bytes.
-      bytes_up: what a client uploads, in bytes.
-      forward_passes: evaluations of its loss that a client makes.
+      work: what each client has to do.
     """
     fold_in = jax.random.fold_in
     available, dropped = jnp.ones(clients.shape, bool), jnp.zeros(clients.shape, bool)
@@ -240,7 +235,7 @@ def attend(
     if participation.dropout is not None:
         dropped = _uniform(fold_in(key, 1), clients) < participation.dropout
     if participation.fleet is not None:
-        each = participation.fleet.seconds(fold_in(traits_key, 1), clients, bytes_down, bytes_up, forward_passes)
+        each = participation.fleet.seconds(fold_in(traits_key, 1), clients, work)
         if participation.deadline is not None:
             late = each > participation.deadline
     status = jnp.select([~available, dropped, late], [ABSENT, DROPPED, LATE], REPORTED).astype(jnp.int8)

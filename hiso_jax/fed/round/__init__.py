@@ -1,6 +1,6 @@
 """One round: what its clients measure or train, what happens to their messages, and what the server makes of them."""
 
-from hiso_jax.fed.round.channel import Channel, first_memory, shapes_of
+from hiso_jax.fed.round.channel import Channel, first_memory, groups_of, shapes_of
 from hiso_jax.fed.round.inputs import Cohort, Draw, Estimator, Keys
 from hiso_jax.fed.round.round import Given, Round, check_round, make_round, server_round
 
@@ -14,6 +14,7 @@ __all__ = [
     "Round",
     "check_round",
     "first_memory",
+    "groups_of",
     "make_round",
     "server_round",
     "shapes_of",

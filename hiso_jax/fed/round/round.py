@@ -31,7 +31,7 @@ from hiso_jax.fed.devices import (
 )
 from hiso_jax.fed.keys import CHANNEL_STREAM
 from hiso_jax.fed.ledger import RoundRecord
-from hiso_jax.fed.round.channel import Channel
+from hiso_jax.fed.round.channel import Channel, groups_of
 from hiso_jax.fed.round.inputs import Cohort, Data, Draw, Estimator, Keys
 from hiso_jax.fed.round.local import Trainer, train, train_and_average
 from hiso_jax.fed.round.probes import Measured, Mode, Prober, ascent_of, measure_local_steps, measure_once
@@ -101,7 +101,9 @@ def server_round(
     def run(server: ServerState, cohort: Cohort, keys: Keys, given: Given) -> tuple[ServerState, RoundRecord]:
         data = Data(bind(loss, given.frozen), given.examples, given.source, draw)
         execution = _plan(data, server.params, cohort, settings)
-        channel = Channel(algorithm, Senders(cohort.numbers, jnp.arange(len(cohort.numbers))), keys.channel)
+        clients = len(cohort.numbers)
+        groups = groups_of(algorithm, server.params, clients)
+        channel = Channel(algorithm, Senders(cohort.numbers, jnp.arange(clients)), keys.channel, groups)
         return rest(channel, estimator, settings, execution, data, server, cohort, keys)
 
     return on_all_devices(run, settings.mesh)
@@ -128,9 +130,12 @@ def _plan(data: Data, params: PyTree, cohort: Cohort, settings: ExecutionSetting
     )
 
 
-def _mode(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings, params: PyTree) -> Mode:
+def _mode(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings, server: ServerState) -> Mode:
     """What becomes of directions: as asked for; else they stay or enter Δ at once where that pays."""
-    streams = algorithm.is_separable
+    streams, params = algorithm.is_separable, server.params
+    if not streams and zo_state(server.state).directions.block == 0:
+        # Every group's own draws, G·P of them, are too many to stay.
+        return "regenerate"
     copies = 2 if streams else estimator.num_perturbations + 1
     asked = settings.directions
     if asked is None and estimator.local_steps == 1 and keeps_directions(params, settings.memory_budget, copies):
@@ -150,8 +155,8 @@ def _measured_round(
 ) -> tuple[ServerState, RoundRecord]:
     algorithm, head, reported = channel.algorithm, zo_state(server.state), cohort.weights > 0
     difference = estimator.measure.difference  # type: ignore[union-attr]
-    prober = Prober(estimator, difference, execution, data, server.params, head, keys.round)
-    mode = _mode(algorithm, estimator, settings, server.params)
+    prober = Prober(estimator, difference, execution, data, server.params, head, keys.round, channel.groups)
+    mode = _mode(algorithm, estimator, settings, server)
 
     def measure(batches: PyTree, part: Part) -> Measured:
         if estimator.local_steps > 1:
@@ -164,14 +169,23 @@ def _measured_round(
     messages = channel.send(measured.messages) if measured.sent is None else measured.sent
     valid &= are_finite(messages)
     aggregate, memory = channel.combine(messages, jnp.where(valid, cohort.weights, 0), server.memory)
-    check_chain(algorithm.optimizer, server.params, aggregate)
+    numbers = channel.told(aggregate)
+    check_chain(algorithm.optimizer, server.params, numbers)
     if measured.ascent is not None:
         # The same bits, and told to be: two programs may sum in different ways.
         holds = (valid == reported).all()
         aggregate = jax.tree.map(lambda made, again: jnp.where(holds, made, again), measured.ascent.scalars, aggregate)
-    ascent = ascent_of(prober, measured, aggregate)
+        numbers = aggregate
+    ascent = ascent_of(prober, measured, numbers)
     params, state = server_update(
-        algorithm.optimizer, server.params, server.state, aggregate, valid.any(), keys.round, ascent
+        algorithm.optimizer,
+        server.params,
+        server.state,
+        aggregate,
+        valid.any(),
+        keys.round,
+        ascent=ascent,
+        clients=len(cohort.numbers),
     )
     record = RoundRecord(messages, valid, aggregate, _mean_loss(measured.losses, valid))
     return ServerState(params, state, _if_any(valid, memory, server.memory)), record

@@ -17,7 +17,7 @@ class SimulationConfig:
       rounds: how many rounds to run, R.
       cohort: clients per round, C.
       local_steps: local steps a client takes in a round, K.
-      perturbations: perturbations per local step, P.
+      perturbations: perturbations per local step, P; by default what the method is made for, 5 of most.
       mu: the smoothing radius μ of the finite differences.
       method: forward or central differences; None is forward, unless the algorithm has a measure of its own.
       batch_size: examples per local step, drawn with replacement from the client's own.
@@ -37,7 +37,7 @@ class SimulationConfig:
     rounds: int = 1500
     cohort: int = 10
     local_steps: int = 1
-    perturbations: int = 5
+    perturbations: int | None = None
     mu: float = 1e-3
     method: Literal["forward", "central"] | None = None
     batch_size: int = 32
@@ -56,9 +56,9 @@ class SimulationConfig:
         Raises:
           ValueError: naming the first option out of range.
         """
-        for option in ("rounds", "cohort", "local_steps", "perturbations", "batch_size", "eval_every"):
+        for option in ("rounds", "cohort", "local_steps", "batch_size", "eval_every"):
             at_least(option, getattr(self, option), 1)
-        for option in ("rounds_per_dispatch", "client_chunk", "memory_budget"):
+        for option in ("perturbations", "rounds_per_dispatch", "client_chunk", "memory_budget"):
             if getattr(self, option) is not None:
                 at_least(option, getattr(self, option), 1)
         if self.directions is not None:
@@ -76,8 +76,11 @@ class SimulationConfig:
             positive("local_learning_rate", self.local_learning_rate)
 
 
-def config_of(config: SimulationConfig) -> dict[str, Any]:
-    """The numbers of a run as a ledger's header holds them."""
+def config_of(config: SimulationConfig, perturbations: int) -> dict[str, Any]:
+    """The numbers of a run as a ledger's header holds them; ``perturbations`` is P, whoever chose it."""
     rate = config.local_learning_rate
-    named = {"local_learning_rate": "a schedule" if callable(rate) else rate, "method": config.method or "forward"}
-    return asdict(config) | named
+    return asdict(config) | {
+        "local_learning_rate": "a schedule" if callable(rate) else rate,
+        "method": config.method or "forward",
+        "perturbations": perturbations,
+    }

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int, Int8, Key, PyTree
 from hiso_jax.fed.devices import on_all_devices
 from hiso_jax.fed.keys import channel_key, cohort_key, data_key, presence_key, round_key, traits_key
 from hiso_jax.fed.ledger import Records, RoundRecord
-from hiso_jax.fed.population import ABSENT, REPORTED, AnyPopulation, Participation, attend, sample_cohort
+from hiso_jax.fed.population import ABSENT, REPORTED, AnyPopulation, Participation, Work, attend, sample_cohort
 from hiso_jax.fed.round import Cohort, Given, Keys, Round
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, download_bytes, upload_bytes
+from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, directions_made, download_bytes, upload_bytes
 from hiso_jax.fed.update import ServerState
 
 
@@ -110,15 +110,22 @@ def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, num
     seed_key = inputs.seed_key
     clients = sample_cohort(cohort_key(seed_key, number), inputs.population.num_clients, config.cohort)
     stood = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
+    missed = (number - jnp.maximum(stood, 0)).astype(jnp.float32)
+    # As if all clients of the missed rounds had been valid: the clock does not remember them one by one.
+    told = missed * float(costs.told.most)
+    work = Work(
+        download_bytes(told, stood == NEVER_CAME, costs, jnp),
+        upload_bytes(costs),
+        costs.passes,
+        directions_made(told, missed, costs, jnp),
+    )
     attendance = attend(
         inputs.participation,
         presence_key(seed_key, number),
         traits_key(seed_key),
         clients,
         number,
-        bytes_down=download_bytes(number, stood, costs, jnp),
-        bytes_up=upload_bytes(costs),
-        forward_passes=costs.passes,
+        work,
     )
     return Invited(clients, attendance.status, stood, attendance.seconds)
 

@@ -86,11 +86,14 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
     shapes = shapes_of(algorithm, estimator, server.params, clients)
     # Who cannot replay needs the parameters; who can, the optimizer's state, too.
     known = (server.params, server.state) if algorithm.has_scalars else server.params
+    up, told = shapes.bytes_of(algorithm)
     return Costs(
-        up=algorithm.wire.up(shapes.message),
-        down=algorithm.wire.down(shapes.aggregate),
+        up=up,
+        told=told,
         checkpoint=bytes_of(known),
         passes=estimator.measure.passes(estimator.local_steps, estimator.num_perturbations),
+        draws=estimator.local_steps * estimator.num_perturbations if algorithm.has_scalars else 0,
+        grouped=shapes.groups > 1,
     )
 
 

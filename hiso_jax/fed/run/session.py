@@ -114,7 +114,8 @@ class Session:
             }
             records = programs.log.as_records(self._seed_key, rounds, sent, sent)
             server = carry.server
-            header = header_of(config_of(setup.config), self._seed_key, server.params, server.state, records, said)
+            config = config_of(setup.config, setup.estimator.num_perturbations)
+            header = header_of(config, self._seed_key, server.params, server.state, records, said)
             found = agree(setup.mesh, keeper.rounds)[0]
             like = None if setup.algorithm.has_scalars else tuple(carry.server)
             in_all_processes(lambda: keeper.begin(header, found, like=like))

@@ -22,6 +22,8 @@ from hiso_jax.zo import sphere, zo_states
 # A program's length: rounds past a dispatch's end do nothing, but each is a step of the scan and a row of its log.
 DISPATCH_ROUNDS = 128
 MEBIBYTE = 2**20
+# P of DeComFL and HiSo.
+PERTURBATIONS = 5
 
 
 class Simulation:
@@ -150,7 +152,7 @@ def estimator_of(algorithm: Algorithm, config: SimulationConfig) -> Estimator:
     return Estimator(
         measured_by(algorithm, config.method),
         config.local_steps,
-        config.perturbations,
+        config.perturbations or algorithm.perturbations or PERTURBATIONS,
         config.mu,
         config.local_learning_rate,
     )

@@ -30,14 +30,15 @@ class Tally:
 
     def add(self, seed_key: Key[Array, ""], rounds: Int[np.ndarray, "R"], log: RoundLog) -> Records:
         """Count some rounds, and return them with their bytes; ``log`` is on the host."""
-        sent = self.traffic.add(rounds, np.asarray(log.attendance), np.asarray(log.synced_to))
+        columns = log.attendance, log.synced_to, log.record.valid
+        sent = self.traffic.add(rounds, *map(np.asarray, columns))
         self._count(log.attendance, log.record.valid, log.record.loss, log.seconds)
         return log.as_records(seed_key, rounds, *sent)
 
     def restore(self, records: Records, clients: int, evaluated: int) -> None:
         """Count the rounds of a run of ``clients`` clients that goes on, last evaluated after ``evaluated`` rounds."""
         stood, _ = stood_at(records.round, records.cohort, records.attendance, clients)
-        self.traffic.add(records.round, records.attendance, stood)
+        self.traffic.add(records.round, records.attendance, stood, records.valid)
         self._count(records.attendance, records.valid, records.loss, records.seconds)
         self.losses = self.losses[evaluated:]
 

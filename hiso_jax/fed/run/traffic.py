@@ -1,18 +1,19 @@
 """The bytes of a run, exactly and by the paper's convention.
 
-Down: an 8-byte header, 8 bytes for the seed once per client, and an aggregate for each round that the client missed
-since it last came (a newcomer missed them all), at most a checkpoint. Up: an 8-byte header and a message. Of float32
-scalars both are 4·K·P bytes.
+Down: an 8-byte header, 2 bytes for the client's group if the cohort is dealt into several, 8 bytes for the seed once
+per client, and what everyone is told of each round that the client missed since it last came (a newcomer missed them
+all), at most a checkpoint. Up: an 8-byte header and a message. Of float32 scalars both are 4·K·P bytes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int8, UInt64
+from jaxtyping import Bool, Int, Int8, UInt64
 
-from hiso_jax.fed.ledger import HEADER_BYTES, SEED_BYTES
+from hiso_jax.fed.ledger import GROUP_BYTES, HEADER_BYTES, SEED_BYTES
 from hiso_jax.fed.population import ABSENT, DROPPED
+from hiso_jax.fed.wire import Told
 
 NEVER_CAME = -1
 
@@ -22,15 +23,19 @@ class Costs(NamedTuple):
 
     Attributes:
       up: bytes of a message.
-      down: bytes of an aggregate, of one round.
+      told: bytes of what everyone is told of a round.
       checkpoint: bytes of all that a client needs to know, whatever it missed.
       passes: evaluations of its loss.
+      draws: directions that are made to catch up on one round; 0 of a method without any.
+      grouped: whether an invitation names the client's group.
     """
 
     up: int
-    down: int
+    told: Told
     checkpoint: int
     passes: int
+    draws: int = 0
+    grouped: bool = False
 
 
 def upload_bytes(costs: Costs) -> int:
@@ -38,20 +43,26 @@ def upload_bytes(costs: Costs) -> int:
     return HEADER_BYTES + costs.up
 
 
-def download_bytes(round_number: Any, synced_to: Any, costs: Costs, xp: Any = np) -> Any:
-    """What a client must be sent to take part in a round, in bytes, in the shape of ``synced_to``.
+def download_bytes(told: Any, newcomer: Any, costs: Costs, xp: Any = np) -> Any:
+    """What a client must be sent to take part in a round, in bytes, in the shape of ``told``.
 
     Args:
-      round_number: r.
-      synced_to: the round at which it last came, before which it knows all; NEVER_CAME for a newcomer.
+      told: bytes of what everyone was told of the rounds that it missed.
+      newcomer: whether it never came.
       costs: of a visit.
       xp: numpy, in which integers of 64 bits are exact, or jax.numpy, which has float32 for the clock.
     """
-    exact = xp is np
-    missed = (round_number - xp.maximum(synced_to, 0)).astype(np.int64 if exact else np.float32)
-    # As floats on the device: a checkpoint of two gigabytes is beyond its integers.
-    each, most = (costs.down, costs.checkpoint) if exact else (float(costs.down), float(costs.checkpoint))
-    return HEADER_BYTES + SEED_BYTES * (synced_to == NEVER_CAME) + xp.minimum(missed * each, most)
+    # As a float on the device: a checkpoint of two gigabytes is beyond its integers.
+    most = costs.checkpoint if xp is np else float(costs.checkpoint)
+    return HEADER_BYTES + GROUP_BYTES * costs.grouped + SEED_BYTES * newcomer + xp.minimum(told, most)
+
+
+def directions_made(told: Any, missed: Any, costs: Costs, xp: Any = np) -> Any:
+    """Directions that a client makes to take part in a round: for its own scalars, and to replay ``missed`` rounds.
+
+    Nothing is replayed where a checkpoint is sent; what everyone was ``told`` of the missed rounds is larger then.
+    """
+    return costs.draws * (1 + xp.where(told > costs.checkpoint, 0, missed))
 
 
 def stood_at(
@@ -79,6 +90,8 @@ class Traffic:
       rounds: rounds counted.
       participants: distinct clients that ever came.
       visits: how often a client came, over all rounds.
+      draws: directions that clients made, to measure and to catch up.
+      told: bytes of what everyone was told of all rounds before each, [rounds + 1].
     """
 
     costs: Costs
@@ -87,17 +100,35 @@ class Traffic:
     rounds: int = 0
     participants: int = 0
     visits: int = 0
+    draws: int = 0
+    told: Int[np.ndarray, "R1"] = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def add(
-        self, rounds: Int[np.ndarray, "R"], attendance: Int8[np.ndarray, "R C"], synced_to: Int[np.ndarray, "R C"]
+        self,
+        rounds: Int[np.ndarray, "R"],
+        attendance: Int8[np.ndarray, "R C"],
+        synced_to: Int[np.ndarray, "R C"],
+        valid: Bool[np.ndarray, "R C"],
     ) -> tuple[UInt64[np.ndarray, "R"], UInt64[np.ndarray, "R"]]:
-        """Count some rounds: what became of the invited, and where each stood when it was invited.
+        """Count some rounds, the next ones.
+
+        Args:
+          rounds: their numbers.
+          attendance: what became of the invited.
+          synced_to: where each stood when it was invited.
+          valid: whose messages counted.
 
         Returns:
           The bytes that went up, and those that went down, in each of the rounds.
         """
         came, sent = attendance != ABSENT, (attendance != ABSENT) & (attendance != DROPPED)
-        down = download_bytes(rounds[:, None], synced_to, self.costs)
+        each_told = self.costs.told.fixed + self.costs.told.each * np.count_nonzero(valid, axis=1)
+        self.told = np.concatenate([self.told, self.told[-1] + np.cumsum(each_told)])
+        since = np.maximum(synced_to, 0)
+        told = self.told[rounds][:, None] - self.told[since]
+        down = download_bytes(told, synced_to == NEVER_CAME, self.costs)
+        made = directions_made(told, rounds[:, None] - since, self.costs)
+        self.draws += int(np.where(came, made, 0).sum())
         each_down = np.where(came, down, 0).sum(1).astype(np.uint64)
         each_up = upload_bytes(self.costs) * np.count_nonzero(sent, axis=1).astype(np.uint64)
         self.bytes_down += int(each_down.sum())
@@ -113,13 +144,14 @@ class Traffic:
         return self.visits * self.costs.passes
 
     def summary(self) -> dict[str, float]:
-        """Totals, means per distinct participant and the paper's figure (rounds × (message + aggregate)), in bytes."""
+        """Totals, means per distinct participant, and the paper's figure: rounds × (message + aggregate), in bytes."""
         distinct = max(self.participants, 1)
         return {
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "bytes_up_per_client": self.bytes_up / distinct,
             "bytes_down_per_client": self.bytes_down / distinct,
-            "bytes_paper_convention": self.rounds * (self.costs.up + self.costs.down),
+            "bytes_paper_convention": self.rounds * (self.costs.up + self.costs.told.most),
             "participants": self.participants,
+            "directions": self.draws,
         }

@@ -1,0 +1,171 @@
+"""Numbers as codes of a few bits and one step a message.
+
+A message of n numbers in b bits is a step a and n codes c = ⌊g / a⌋, clamped to −2^{b−1} … 2^{b−1} − 1; its numbers are
+(c + ½)·a. A direction's own noise dwarfs such rounding (DZOFL, arXiv 2409.16456), and since one client's scalars are
+alike in scale it shrinks them by one gain, 0.64, 0.89 and 1 for 1, 2 and more bits, which a learning rate divides out.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int8, PyTree, Shaped
+
+from hiso_jax.zo import pin
+
+# The step of 2 bits in units of the root mean square: the best of Gaussian numbers.
+TWO_BIT_STEP = 0.996
+# On the device, or in the host's memory.
+Either = Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Coded:
+    """Numbers [..., K, P] in few bits.
+
+    Attributes:
+      codes: int8 [..., K, P].
+      step: a, one for all K·P codes, [...]; NaN if the numbers cannot be sent.
+      bits: b of a code.
+    """
+
+    codes: Int8[Either, "... K P"]
+    step: Float[Either, "..."]
+    bits: int = field(metadata={"static": True})
+
+    def decoded(self) -> Float[Array, "... K P"]:
+        """(c + ½)·a, in the step's dtype."""
+        step = jnp.asarray(self.step)
+        return pin((jnp.asarray(self.codes).astype(step.dtype) + 0.5) * step[..., None, None])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Relayed:
+    """The codes of a round's valid clients, passed on to everyone in place of their aggregate.
+
+    A client's step is weighted once, by the server: a'_i = a_i w_i φ_i G / W, so that (c + ½)·a' is its part of ĝ.
+
+    Attributes:
+      codes: int8 [..., C, K, P]; 0 of a client that is not valid.
+      step: a' [..., C]; 0 of a client that is not valid.
+      valid: [..., C].
+      bits: b of a code.
+    """
+
+    codes: Int8[Either, "... C K P"]
+    step: Float[Either, "... C"]
+    valid: Bool[Either, "... C"]
+    bits: int = field(metadata={"static": True})
+
+    def told(self, groups: int) -> Float[Array, "K GP"]:
+        """ĝ [K, G·P]: the parts of every group's clients, added in the cohort's order."""
+        parts = Coded(self.codes, self.step, self.bits).decoded()
+        clients, steps, perturbations = parts.shape
+        turns = -(-clients // groups)
+        whole = jnp.pad(parts, ((0, turns * groups - clients), (0, 0), (0, 0)))
+        rows = whole.reshape(turns, groups, steps, perturbations)
+        zero = jnp.zeros(rows.shape[1:], rows.dtype)
+        total = lax.scan(lambda total, row: (pin(total + row), None), zero, rows)[0]
+        return jnp.moveaxis(total, 0, 1).reshape(steps, groups * perturbations)
+
+
+def is_coded(node: Any) -> bool:
+    """Whether ``node`` is a tree's leaf of coded numbers."""
+    return isinstance(node, Coded | Relayed)
+
+
+def decoded(messages: PyTree) -> PyTree:
+    """Messages as their numbers, where they are coded."""
+    return jax.tree.map(lambda m: m.decoded() if isinstance(m, Coded) else m, messages, is_leaf=is_coded)
+
+
+def told(aggregate: PyTree, groups: int) -> PyTree:
+    """What the server's rule takes, of what everyone is told: ĝ [K, G·P], or a tree."""
+
+    def one(node: Any) -> Any:
+        return node.told(groups) if isinstance(node, Relayed) else decoded(node)
+
+    return jax.tree.map(one, aggregate, is_leaf=is_coded)
+
+
+def are_finite(messages: PyTree[Shaped[Array, "C ..."]]) -> Bool[Array, "C"]:
+    """Which clients' messages have finite numbers only, and steps that are not negative."""
+
+    def one(message: Any) -> Bool[Array, "C"]:
+        numbers = decoded(message)
+        finite = jnp.isfinite(numbers).reshape(len(numbers), -1).all(1)
+        return finite & (message.step >= 0) if isinstance(message, Coded) else finite
+
+    return jnp.stack([one(m) for m in jax.tree.leaves(messages, is_leaf=is_coded)]).all(0)
+
+
+def by_message(function: Callable[[Array], PyTree], messages: Shaped[Array, "C ..."]) -> PyTree:
+    """``function`` of one message after the other.
+
+    By a loop, and never one of a single turn: sums are then compiled apart from what stands around them, and have the
+    same last bit in every program.
+    """
+    count = len(messages)
+    rows = jnp.pad(messages, [(0, max(2 - count, 0))] + [(0, 0)] * (messages.ndim - 1), mode="edge")
+    return jax.tree.map(lambda x: x[:count], lax.map(function, rows))
+
+
+def root_mean_square(numbers: Float[Array, "..."]) -> Float[Array, ""]:
+    """Over all numbers, in units of the largest, whose square may be beyond what a float holds."""
+    largest = jnp.abs(numbers).max()
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit * jnp.sqrt(jnp.square(numbers / unit).mean())
+
+
+def _step(numbers: Float[Array, "..."], bits: int) -> Float[Array, ""]:
+    if bits == 1:
+        return 2 * jnp.abs(numbers).mean()
+    if bits == 2:
+        return TWO_BIT_STEP * root_mean_square(numbers)
+    return jnp.abs(numbers).max() / (2 ** (bits - 1) - 0.5)
+
+
+def quantise(messages: Float[Array, "C K P"], bits: int) -> Coded:
+    """Messages in ``bits`` bits; one with a number that is not finite, or with too large a step, gets the step NaN."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+    def one(numbers: Float[Array, "K P"]) -> tuple[Array, Array]:
+        step = _step(numbers, bits)
+        step = jnp.where(jnp.isfinite(numbers).all() & jnp.isfinite(step), step, jnp.nan)
+        # Of a step that underflows every code is 0, and so is every number.
+        codes = jnp.clip(jnp.floor(numbers / jnp.where(step > 0, step, 1)), low, high)
+        return jnp.where(step > 0, codes, 0).astype(jnp.int8), step
+
+    codes, step = by_message(one, messages)
+    return Coded(codes, step, bits)
+
+
+# ---------------------------------------------------------------- bytes
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of ``count`` codes."""
+    return -(-count * bits // 8)
+
+
+def pack(codes: Int8[np.ndarray, "... K P"], bits: int) -> np.ndarray:
+    """Codes as bytes, uint8 [..., n]: c + 2^{b−1} in b bits, the first code in the lowest bits of the first byte."""
+    outer, count = codes.shape[:-2], math.prod(codes.shape[-2:])
+    rows = np.asarray(codes).reshape(*outer, count).astype(np.int16) + 2 ** (bits - 1)
+    each = (rows[..., None] >> np.arange(bits)) & 1
+    return np.packbits(each.reshape(*outer, count * bits).astype(np.uint8), axis=-1, bitorder="little")
+
+
+def unpack(content: np.ndarray, bits: int, shape: Sequence[int]) -> Int8[np.ndarray, "... K P"]:
+    """What :func:`pack` packed; ``shape`` is (K, P)."""
+    count = math.prod(shape)
+    each = np.unpackbits(content, axis=-1, count=count * bits, bitorder="little")
+    values = (each.reshape(*content.shape[:-1], count, bits).astype(np.int16) << np.arange(bits)).sum(-1)
+    return (values - 2 ** (bits - 1)).astype(np.int8).reshape(*content.shape[:-1], *shape)

@@ -1,0 +1,199 @@
+"""In how many bits messages and aggregates travel, and how many bytes that takes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from hiso_jax.fed.codes import Coded, Relayed, is_coded, packed_size, quantise
+
+BITS = (1, 2, 4, 8, 32)
+AGGREGATE_BITS = (4, 8, 32)
+DEFAULT_BYTES_UP = 20
+Relay = Literal["messages", "aggregate"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """Bytes of what everyone is told of a round.
+
+    Attributes:
+      fixed: whatever happened in it.
+      each: for each of its valid clients.
+      clients: of a cohort.
+    """
+
+    fixed: int
+    each: int = 0
+    clients: int = 0
+
+    @property
+    def most(self) -> int:
+        """If all clients are valid."""
+        return self.fixed + self.clients * self.each
+
+
+def _bytes(tree: PyTree, bits: int) -> int:
+    return -(-sum(leaf.size for leaf in jax.tree.leaves(tree)) * bits // 8)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How messages and aggregates travel: as they are, and how many bits a number of them needs.
+
+    Attributes:
+      up_bits: of a number in a client's message.
+      down_bits: of a number in the aggregate that everyone is sent.
+    """
+
+    up_bits: int = 32
+    down_bits: int = 32
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every number arrives as it was sent, and so may travel by itself."""
+        return True
+
+    @property
+    def description(self) -> list[Any]:
+        """What of it can be written down."""
+        return [self.up_bits, self.down_bits]
+
+    def encode(self, messages: PyTree) -> PyTree:
+        """What clients send, of messages [C, ...]."""
+        return messages
+
+    def relays(self, messages: PyTree, groups: int) -> bool:
+        """Whether everyone is told the codes of all clients, and not their aggregate."""
+        return False
+
+    def encode_aggregate(self, aggregate: PyTree) -> PyTree:
+        """What everyone is told of an aggregate, and the server applies, too."""
+        return aggregate
+
+    def up(self, message: PyTree) -> int:
+        """Bytes of a message of these shapes, of one client."""
+
+        def one(node: Any) -> int:
+            if isinstance(node, Coded):
+                return node.step.dtype.itemsize + packed_size(math.prod(node.codes.shape), node.bits)
+            return 0
+
+        nodes = jax.tree.leaves(message, is_leaf=is_coded)
+        return sum(map(one, nodes)) + _bytes([n for n in nodes if not is_coded(n)], self.up_bits)
+
+    def down(self, aggregate: PyTree) -> Told:
+        """Bytes of an aggregate of these shapes."""
+        nodes = jax.tree.leaves(aggregate, is_leaf=is_coded)
+        relayed = [node for node in nodes if isinstance(node, Relayed)]
+        if not relayed:
+            coded = [node for node in nodes if isinstance(node, Coded)]
+            return Told(self.up(coded) + _bytes([n for n in nodes if not is_coded(n)], self.down_bits))
+        clients = len(relayed[0].step)
+        each = [n.step.dtype.itemsize + packed_size(math.prod(n.codes.shape[1:]), n.bits) for n in relayed]
+        # A mask of who is valid, and the codes of those.
+        return Told(-(-clients // 8), sum(each), clients)
+
+
+float32 = Wire()
+
+
+@dataclass(frozen=True)
+class FewBits(Wire):
+    """Scalars in few bits, up and down.
+
+    Attributes:
+      scalar_bits: b of a scalar in a client's message, 1, 2, 4, 8, or 32 for floats and no step; None is the most that
+        ``bytes_up`` allows.
+      bytes_up: of a message at most.
+      aggregate_bits: of a number in an aggregate, 4, 8, or 32 for floats.
+      relay: whether everyone is told the clients' "messages" or their "aggregate"; None is the smaller where clients
+        have directions of their own, and the aggregate where they share them. Relayed messages show every client's
+        scalars to all, and rule out that the server learns no more than their sum (secure aggregation).
+
+    Raises:
+      ValueError: a number out of range, both or neither of ``scalar_bits`` and ``bytes_up``, or an aggregate in few
+        bits that nobody is told.
+    """
+
+    scalar_bits: int | None = None
+    bytes_up: int | None = None
+    aggregate_bits: int = 32
+    relay: Relay | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if (self.scalar_bits is None) == (self.bytes_up is None):
+            raise ValueError("scalar_bits or bytes_up must be given, and not both")
+        if self.scalar_bits not in (None, *BITS):
+            raise ValueError(f"scalar_bits must be one of {', '.join(map(str, BITS))}, got {self.scalar_bits}")
+        if self.bytes_up is not None and self.bytes_up < 1:
+            raise ValueError(f"bytes_up must be at least 1, got {self.bytes_up}")
+        if self.aggregate_bits not in AGGREGATE_BITS:
+            allowed = ", ".join(map(str, AGGREGATE_BITS))
+            raise ValueError(f"aggregate_bits must be one of {allowed}, got {self.aggregate_bits}")
+        if self.relay not in (None, "messages", "aggregate"):
+            raise ValueError(f"relay must be messages or aggregate, got {self.relay!r}")
+        if self.relay == "messages" and self.aggregate_bits != 32:
+            raise ValueError("aggregate_bits is of an aggregate; it must be 32 with relay messages, which tell none")
+        if self.relay == "messages" and self.scalar_bits == 32:
+            raise ValueError("relay must be aggregate for scalars of 32 bits: nothing is smaller in the messages")
+
+    @property
+    def is_exact(self) -> bool:
+        """Never: a step is known only when all of a message is measured."""
+        return self.scalar_bits == 32 and self.aggregate_bits == 32
+
+    @property
+    def description(self) -> list[Any]:
+        """What of it can be written down."""
+        return ["few bits", self.scalar_bits, self.bytes_up, self.aggregate_bits, self.relay]
+
+    def bits_of(self, count: int) -> int:
+        """B of a message of ``count`` scalars.
+
+        Raises:
+          ValueError: not even one bit each fits ``bytes_up``.
+        """
+        if self.scalar_bits is not None:
+            return self.scalar_bits
+        assert self.bytes_up is not None
+        for bits in reversed(BITS):
+            if packed_size(count, bits) + (4 if bits < 32 else 0) <= self.bytes_up:
+                return bits
+        least = packed_size(count, 1) + 4
+        raise ValueError(f"bytes_up must be at least {least} for {count} scalars a message, got {self.bytes_up}")
+
+    def encode(self, messages: PyTree) -> PyTree:
+        """What clients send, of messages [C, K, P]."""
+
+        def one(message: Float[Array, "C K P"]) -> Any:
+            bits = self.bits_of(math.prod(message.shape[1:]))
+            return message if bits == 32 else quantise(message, bits)
+
+        return jax.tree.map(one, messages)
+
+    def relays(self, messages: PyTree, groups: int) -> bool:
+        """Whether everyone is told the codes of all clients, and not their aggregate."""
+        nodes = jax.tree.leaves(messages, is_leaf=is_coded)
+        if not all(isinstance(node, Coded) for node in nodes) or self.relay == "aggregate":
+            return False
+        if self.relay == "messages":
+            return True
+        clients, steps, perturbations = nodes[0].codes.shape
+        each = 4 + packed_size(steps * perturbations, nodes[0].bits)
+        told = packed_size(groups * steps * perturbations, self.aggregate_bits)
+        return groups > 1 and self.aggregate_bits == 32 and -(-clients // 8) + clients * each < told
+
+    def encode_aggregate(self, aggregate: PyTree) -> PyTree:
+        """What everyone is told of an aggregate [K, G·P], and the server applies, too."""
+        if self.aggregate_bits == 32:
+            return aggregate
+
+        def one(numbers: Float[Array, "K GP"]) -> Coded:
+            coded = quantise(numbers[None], self.aggregate_bits)
+            return Coded(coded.codes[0], coded.step[0], coded.bits)
+
+        return jax.tree.map(one, aggregate)
