@@ -1,0 +1,338 @@
+"""How many rounds, bytes and evaluations methods need, each at its own best rate and schedule: the plane of mosaic.
+
+    python benchmarks/fewer_rounds.py --task digits
+    python benchmarks/fewer_rounds.py --task mnist --data-dir FOLDER_WITH_IDX_FILES --cohort 8
+    python benchmarks/fewer_rounds.py --task perceptron --data-dir FOLDER_WITH_IDX_FILES
+
+Every method and schedule is tuned on a validation split with seeds of its own, on a grid of rates that grows until its
+best is inside; then each method runs at its best with other seeds on the whole training set, and is measured on the
+test split. Methods of one seed share initial parameters, partition, cohorts and batches. One JSON a task, written after
+every method, so that a run that was ended goes on; ``--report`` makes the tables and the picture of what there is.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from fewer_rounds_report import report
+from rich.console import Console
+
+from hiso_jax import algorithms, channels, fed, models, tasks
+from hiso_jax.fed.keys import traits_key
+from hiso_jax.fed.population import Work
+from hiso_jax.fed.run.traffic import NEVER_CAME, directions_made, download_bytes, stood_at, upload_bytes
+from hiso_jax.schedules import inverse_sqrt
+
+SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
+    "constant": lambda rate, rounds: rate,
+    "cosine": optax.cosine_decay_schedule,
+    "inverse-sqrt": lambda rate, rounds: inverse_sqrt(rate),
+}
+FLEETS = {
+    # A phone on a mobile network; a machine in a data centre. Seconds, bytes a second.
+    "phones": fed.Fleet(fed.LogNormal(0.1, 0.5), fed.LogNormal(2.5e6, 0.5), fed.LogNormal(6e5, 0.5), 0.01),
+    "data centre": fed.Fleet(fed.LogNormal(0.01, 0.1), fed.LogNormal(1e9, 0.1), fed.LogNormal(1e9, 0.1), 0.001),
+}
+# What a round costs whatever is sent: a phone is woken and answers.
+LATENCY = {"phones": 2.0, "data centre": 0.001}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of the comparison.
+
+    Attributes:
+      make: learning rate or schedule → the algorithm.
+      perturbations: P.
+      rate: a guess at its best rate, as a multiple of DeComFL's.
+      length: of its runs, as a share of DeComFL's.
+      local_steps: K.
+      batches: its batch, in units of the others'.
+    """
+
+    make: Callable[[Any], fed.Algorithm]
+    perturbations: int
+    rate: float
+    length: float
+    local_steps: int = 1
+    batches: int = 1
+
+
+def _decomfl(*, combine: Any = fed.mean, **options: Any) -> Callable[[Any], fed.Algorithm]:
+    wire = {name: options.pop(name) for name in ("scalar_bits", "aggregate_bits") if name in options}
+
+    def make(rate: Any) -> fed.Algorithm:
+        method = algorithms.load("decomfl")
+        built = method.build(rate, options | wire)
+        return fed.Algorithm(built.tx, combine=combine, wire=built.wire)
+
+    return make
+
+
+def _mosaic(**options: Any) -> Callable[[Any], fed.Algorithm]:
+    return lambda rate: algorithms.mosaic(rate, **options)
+
+
+CLIPPED = channels.clipped_mean()
+ENTRIES: dict[str, Entry] = {
+    "decomfl": Entry(_decomfl(), 5, 1, 1),
+    "decomfl, 8 bits both ways": Entry(_decomfl(scalar_bits=8, aggregate_bits=8), 5, 1, 1),
+    "decomfl, 4 bits both ways": Entry(_decomfl(scalar_bits=4, aggregate_bits=4), 5, 1, 1),
+    "decomfl, batch × 11": Entry(_decomfl(), 5, 1, 1, batches=11),
+    "hiso": Entry(algorithms.hiso, 5, 0.5, 1),
+    "own directions alone": Entry(_decomfl(direction_groups="own"), 5, 1.3, 1),
+    "shared 32 × float32": Entry(_decomfl(), 32, 6.4, 0.4),
+    "shared 32 × 4 bits": Entry(_decomfl(combine=CLIPPED, scalar_bits=4), 32, 6.4, 0.4),
+    "shared 32 × 4 bits, told in 4": Entry(_decomfl(combine=CLIPPED, scalar_bits=4, aggregate_bits=4), 32, 6.4, 0.4),
+    "own 64 × 2 bits, unclipped": Entry(_mosaic(clipping=False), 64, 16, 0.25),
+    "mosaic 16 × 8": Entry(_mosaic(), 16, 4, 0.5),
+    "mosaic 32 × 4": Entry(_mosaic(), 32, 8, 0.33),
+    "mosaic 64 × 2": Entry(_mosaic(), 64, 18, 0.25),
+    "mosaic 128 × 1": Entry(_mosaic(), 128, 40, 0.2),
+    "mosaic K = 4, 16 × 2": Entry(_mosaic(), 16, 3, 0.25, local_steps=4),
+    "fed_sgd": Entry(algorithms.fed_avg, 5, 20, 0.25),
+}
+
+
+@dataclass
+class Arguments:
+    """What to compare.
+
+    Attributes:
+      task: digits; mnist, a CNN of 26,010 parameters; or perceptron, one of 200,350 on MNIST.
+      data_dir: folder with MNIST's IDX files (or Fashion-MNIST's of the same names).
+      name: of the results; by default the task's and the cohort's.
+      methods: some of them, semicolon-separated; by default all.
+      schedules: to try, comma-separated.
+      clients, cohort, alpha, batch_size: of the federation.
+      width: hidden units of the perceptron.
+      rounds: of DeComFL; others run a share of it.
+      rate: a guess at DeComFL's best rate.
+      step: ratio of neighbours in the grid of rates.
+      targets: metric values, comma-separated; the first is tuned for.
+      tuning_seeds, seeds: how many.
+      every: rounds between evaluations.
+      test_rows: of the test split that are read; 0 is all.
+      out: folder of the JSON.
+      report: only make the tables and the picture.
+    """
+
+    task: Literal["digits", "mnist", "perceptron"] = "digits"
+    data_dir: Path | None = None
+    name: str = ""
+    methods: str = ""
+    schedules: str = "constant,cosine,inverse-sqrt"
+    clients: int = 100
+    cohort: int = 10
+    alpha: float = 0.5
+    batch_size: int = 32
+    width: int = 252
+    rounds: int = 1200
+    rate: float = 0.04
+    step: float = 1.5
+    targets: str = "0.90,0.93"
+    tuning_seeds: int = 3
+    seeds: int = 10
+    every: int = 2
+    test_rows: int = 0
+    out: Path = Path("benchmarks/results/fewer_rounds")
+    report: bool = False
+
+
+FIRST_TUNING_SEED = 100
+
+
+def load_task(arguments: Arguments) -> Any:
+    if arguments.task == "digits":
+        return tasks.digits()
+    task = tasks.mnist(arguments.data_dir)
+    if arguments.task == "perceptron":
+        network = models.mlp(side=28, hidden=arguments.width)
+        task = tasks.Classification(
+            network.init,
+            lambda params, x: network.apply(params, x.astype(jnp.float32) / 255),
+            task.train,
+            task.test,
+        )
+    return task
+
+
+@dataclass
+class Bench:
+    """A task and what is asked of it.
+
+    Attributes:
+      arguments: what is asked.
+      task: with the splits on which methods are measured.
+      tuning: with those on which they are tuned.
+    """
+
+    arguments: Arguments
+    task: Any
+    tuning: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        total = len(self.task.train["label"])
+        self.tuning = fed.hold_out(self.task, total // 5 if total < 10_000 else 2000, seed=FIRST_TUNING_SEED)
+        rows = self.arguments.test_rows or len(self.task.test["label"])
+        test = jax.tree.map(lambda a: a[:rows], self.task.test)
+        self.task = fed.task.HeldOut(self.task, self.task.train, test)
+
+    def config(self, entry: Entry, seed: int, **more: Any) -> fed.SimulationConfig:
+        a = self.arguments
+        return fed.SimulationConfig(
+            rounds=self.rounds(entry),
+            cohort=a.cohort,
+            local_steps=entry.local_steps,
+            perturbations=entry.perturbations,
+            batch_size=a.batch_size * entry.batches,
+            seed=seed,
+            eval_every=a.every,
+            **more,
+        )
+
+    def rounds(self, entry: Entry) -> int:
+        every = self.arguments.every
+        return math.ceil(self.arguments.rounds * entry.length / every) * every
+
+    def population(self, task: Any, seed: int) -> Any:
+        return fed.dirichlet(task.train["label"], self.arguments.clients, alpha=self.arguments.alpha, seed=seed)
+
+    def tune(self, entry: Entry, schedule: str, target: float) -> dict[str, Any]:
+        """The best rate with a schedule, on a grid that grows until the best is inside."""
+        seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.arguments.tuning_seeds)
+        populations = [self.population(self.tuning, seed) for seed in seeds]
+        rounds, share = self.rounds(entry), entry.make(1e-3).local_share
+        tried: dict[float, tuple[float, float]] = {}
+        around = [self.arguments.rate * entry.rate * self.arguments.step**power for power in (-1, 0, 1)]
+        while around:
+            grid = fed.Grid(around, list(seeds), None, lambda rate: SCHEDULES[schedule](share * rate, rounds))
+            result = fed.sweep(
+                self.tuning,
+                lambda rate: entry.make(SCHEDULES[schedule](rate, rounds)),
+                populations,
+                self.config(entry, 0),
+                grid,
+            )
+            first, final = result.rounds_to(target).mean(0)[0], result.final().mean(0)[0]
+            tried |= {rate: (float(first[i]), float(-final[i])) for i, rate in enumerate(around)}
+            best = min(tried, key=lambda rate: tried[rate])
+            low, high, step = min(tried), max(tried), self.arguments.step
+            around = [low / step] if best == low else [high * step] if best == high else []
+        listed = {f"{rate:.4g}": tried[rate][0] for rate in sorted(tried)}
+        return {"schedule": schedule, "rate": best, "rounds": tried[best][0], "final": -tried[best][1], "tried": listed}
+
+    def run(self, entry: Entry, schedule: str, rate: float, seed: int) -> dict[str, Any]:
+        """One seed at the best rate, and its figures at each target."""
+        rounds, algorithm = self.rounds(entry), entry.make(SCHEDULES[schedule](rate, self.rounds(entry)))
+        local = SCHEDULES[schedule](algorithm.local_share * rate, rounds)
+        population = self.population(self.task, seed)
+        config = self.config(entry, seed, local_learning_rate=local)
+        simulation = fed.Simulation(self.task, algorithm, population, config)
+        result = simulation.run()
+        curve = [row.metrics["accuracy"] for row in result.metrics]
+        times = {name: simulated(name, result, simulation, seed) for name in FLEETS}
+        at = {}
+        for target in self.arguments.targets.split(","):
+            place = fed.first_at_target(curve, float(target))
+            row = None if place is None or result.diverged_at is not None else result.metrics[place]
+            at[target] = row and {
+                "rounds": row.round,
+                "bytes_up": row.bytes_up,
+                "bytes": row.bytes_up + row.bytes_down,
+                "evaluations": row.forward_passes,
+                **{f"seconds, {name}": float(seconds[: row.round].sum()) for name, seconds in times.items()},
+            }
+        return {
+            "seed": seed,
+            "at": at,
+            "final": float(np.mean(curve[-3:])),
+            "worst_tenth": worst_tenth(self.task, result.params, population),
+            "diverged_at": result.diverged_at,
+            "curve": curve,
+            "bytes_up_each": upload_bytes(simulation_costs(simulation, result)),
+            "evaluations_each": result.forward_passes / max(1, result.rounds) / config.cohort,
+            "offset": offset(result.records.scalars),
+            "seconds": result.run_seconds,
+        }
+
+
+def simulation_costs(simulation: fed.Simulation, result: fed.Result) -> Any:
+    from hiso_jax.fed.run.programs import costs_of
+    from hiso_jax.fed.run.simulation import estimator_of
+    from hiso_jax.fed.update import ServerState
+
+    server = ServerState(result.params, result.state)
+    return costs_of(
+        simulation.algorithm, estimator_of(simulation.algorithm, simulation.config), server, simulation.config.cohort
+    )
+
+
+def simulated(name: str, result: fed.Result, simulation: fed.Simulation, seed: int) -> np.ndarray:
+    """Seconds that each round takes a fleet: the slowest client's, and the latency."""
+    records, costs = result.records, simulation_costs(simulation, result)
+    stood, _ = stood_at(records.round, records.cohort, records.attendance, simulation.config.cohort * 1000)
+    missed = records.round[:, None] - np.maximum(stood, 0)
+    told = missed * costs.told.most
+    down = download_bytes(told, stood == NEVER_CAME, costs)
+    work = Work(down.reshape(-1), upload_bytes(costs), costs.passes, directions_made(told, missed, costs).reshape(-1))
+    clients = jnp.asarray(records.cohort.reshape(-1))
+    each = FLEETS[name].seconds(traits_key(jax.random.key(seed)), clients, jax.tree.map(jnp.float32, work))
+    return np.asarray(each).reshape(records.cohort.shape).max(1) + LATENCY[name]
+
+
+def worst_tenth(task: Any, params: Any, population: Any) -> float:
+    """The mean accuracy, on their own training examples, of the tenth of the clients that fare worst."""
+    right = np.asarray(jax.jit(fed.make_evaluate(task.metrics))(params, task.train)["accuracy"], np.float64)
+    bounds = zip(population.offsets[:-1], population.offsets[1:], strict=True)
+    each = sorted(right[population.indices[begin:end]].mean() for begin, end in bounds)
+    return float(np.mean(each[: max(1, len(each) // 10)]))
+
+
+def offset(scalars: Any) -> float | None:
+    """|mean| / standard deviation of the scalars, what all directions have in common, over all rounds and clients."""
+    if scalars is None:
+        return None
+    numbers = np.asarray(jax.jit(jax.vmap(fed.codes.decoded))(scalars), np.float64)
+    spread = numbers.std(-1, keepdims=True)
+    return float(abs((numbers / np.where(spread > 0, spread, 1)).mean()))
+
+
+def main(arguments: Arguments) -> None:
+    console = Console()
+    name = arguments.name or f"{arguments.task}-{arguments.cohort}"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{name}.json"
+    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"methods": {}}
+    if not arguments.report:
+        bench = Bench(arguments, load_task(arguments))
+        done["setting"] = {k: str(v) for k, v in vars(arguments).items() if k not in ("data_dir", "out", "methods")}
+        done["device"], done["jax"] = jax.devices()[0].device_kind, jax.__version__
+        target = float(arguments.targets.split(",")[0])
+        for method in filter(None, arguments.methods.split(";")) if arguments.methods else ENTRIES:
+            if method in done["methods"]:
+                continue
+            begin, entry = time.perf_counter(), ENTRIES[method]
+            tuned = [bench.tune(entry, schedule, target) for schedule in arguments.schedules.split(",")]
+            best = min(tuned, key=lambda each: (each["rounds"], -each["final"]))
+            runs = [bench.run(entry, best["schedule"], best["rate"], seed) for seed in range(arguments.seeds)]
+            done["methods"][method] = {"tuned": tuned, "best": best, "runs": runs}
+            path.write_text(json.dumps(done, indent=1) + "\n")
+            first = [run["at"][arguments.targets.split(",")[0]] for run in runs]
+            reached = [each and each["rounds"] for each in first]
+            seconds = time.perf_counter() - begin
+            console.print(f"{method}: {best['schedule']} {best['rate']:.4g}, rounds {reached}, {seconds:.0f} s")
+    report(done, path, console)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,144 @@
+"""The tables and the picture of ``fewer_rounds.py``."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+T95 = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 11: 2.201, 14: 2.145, 19: 2.093}
+FROM_SEEDS = 5
+BASE = "decomfl"
+
+
+def paired(ours: list[float], base: list[float]) -> tuple[float, float, float] | None:
+    """The geometric mean of the ratios of paired figures and, from five on, its 95 % t interval."""
+    logs = np.log(np.array(ours, float) / np.array(base, float))
+    mean = logs.mean()
+    if len(logs) < FROM_SEEDS:
+        return float(np.exp(mean)), float("nan"), float("nan")
+    half = T95[len(logs) - 1] * logs.std(ddof=1) / np.sqrt(len(logs))
+    return float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half))
+
+
+def figures(done: dict[str, Any], method: str, target: str, figure: str) -> list[float] | None:
+    """Of every seed, or None if not every one reached the target."""
+    found = [run["at"][target] for run in done["methods"][method]["runs"]]
+    return None if any(each is None for each in found) else [each[figure] for each in found]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ratio(done: dict[str, Any], method: str, target: str, figure: str) -> str:
+    ours = figures(done, method, target, figure)
+    base = figures(done, BASE, target, figure) if BASE in done["methods"] else None
+    if ours is None or base is None:
+        return "—"
+    mean, low, high = paired(ours, base)
+    return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f} – {high:.3f})"
+
+
+def table(done: dict[str, Any], target: str, name: str) -> Table:
+    """One row a method."""
+    view = Table(
+        title=f"{name}, to accuracy {target}: means over the seeds; ratios to DeComFL",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    view.add_column("method")
+    columns = (
+        "rate",
+        "up/round",
+        "rounds",
+        "of DeComFL's",
+        "evaluations",
+        "all bytes",
+        "phones",
+        "data c.",
+        "final",
+        "worst 10th",
+    )
+    for column in columns:
+        view.add_column(column, justify="right")
+    for method, found in done["methods"].items():
+        runs, best = found["runs"], found["best"]
+        rounds = figures(done, method, target, "rounds")
+        spread = (
+            "—" if rounds is None else f"{np.mean(rounds):.0f} ± {np.std(rounds, ddof=1) if len(rounds) > 1 else 0:.0f}"
+        )
+        view.add_row(
+            method,
+            f"{best['rate']:.3g} {best['schedule'][:3]}",
+            f"{runs[0]['bytes_up_each']:,}",
+            spread,
+            _ratio(done, method, target, "rounds"),
+            _ratio(done, method, target, "evaluations").split(" ")[0],
+            _ratio(done, method, target, "bytes").split(" ")[0],
+            _ratio(done, method, target, "seconds, phones").split(" ")[0],
+            _ratio(done, method, target, "seconds, data centre").split(" ")[0],
+            f"{np.mean([run['final'] for run in runs]):.3f}",
+            f"{np.mean([run['worst_tenth'] for run in runs]):.3f}",
+        )
+    return view
+
+
+def picture(done: dict[str, Any], path: Path, name: str) -> None:
+    """Accuracy against bytes up and against evaluations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [
+        m
+        for m in ("decomfl", "hiso", "shared 32 × float32", "mosaic 32 × 4", "mosaic 64 × 2", "fed_sgd")
+        if m in done["methods"]
+    ]
+    figure, panes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    every, cohort = int(done["setting"]["every"]), int(done["setting"]["cohort"])
+    for method in shown:
+        runs = done["methods"][method]["runs"]
+        curves = np.array([run["curve"] for run in runs])
+        rounds = every * np.arange(curves.shape[1])
+        costs = ("bytes_up_each", "evaluations_each")
+        for pane, cost in zip(panes, costs, strict=True):
+            line = pane.plot(
+                rounds[1:] * runs[0][cost] * (cohort if cost == "bytes_up_each" else 1),
+                curves.mean(0)[1:],
+                label=method,
+            )[0]
+            if len(curves) > 1:
+                low, high = curves.mean(0) - curves.std(0), curves.mean(0) + curves.std(0)
+                pane.fill_between(
+                    rounds[1:] * runs[0][cost] * (cohort if cost == "bytes_up_each" else 1),
+                    low[1:],
+                    high[1:],
+                    color=line.get_color(),
+                    alpha=0.15,
+                    lw=0,
+                )
+    for pane, words in zip(panes, ("bytes up, all clients", "evaluations a client of the cohort"), strict=True):
+        pane.set_xscale("log")
+        pane.set_xlabel(words)
+        pane.grid(alpha=0.3)
+        for target in done["setting"]["targets"].split(","):
+            pane.axhline(float(target), color="gray", lw=0.6, ls=":")
+    panes[0].set_ylabel("test accuracy")
+    panes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(name)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def report(done: dict[str, Any], path: Path, console: Console) -> None:
+    """Print a table for every target, and draw."""
+    wide = Console(width=170) if not console.is_terminal else console
+    for target in done["setting"]["targets"].split(","):
+        wide.print(table(done, target, path.stem))
+    picture(done, path.with_suffix(".png"), path.stem)
