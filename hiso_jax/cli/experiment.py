@@ -15,6 +15,7 @@ from hiso_jax.cli import exit_codes
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment, Grid
 from hiso_jax.fed.population import AnyPopulation
+from hiso_jax.schedules import inverse_sqrt
 
 IMAGE_TASKS = ("digits", "mnist")
 GRIDS = {
@@ -180,6 +181,8 @@ def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:
     """The learning rate over the rounds; ``rate`` may be traced."""
     if options.schedule == "cosine":
         return optax.cosine_decay_schedule(rate, options.rounds)
+    if options.schedule == "inverse-sqrt":
+        return inverse_sqrt(rate)
     if options.schedule == "linear":
         return optax.linear_schedule(rate, 0.0, options.rounds)
     return rate
@@ -229,9 +232,9 @@ def build_simulation(
     algorithm = build_algorithm(options, setting.method, setting.rate)
     config = replace(
         simulation_config(options, setting.seed, algorithm),
-        local_learning_rate=build_schedule(options, setting.rate),
+        local_learning_rate=build_schedule(options, algorithm.local_share * setting.rate),
     )
-    with exit_codes.naming(mesh="model_shards"):
+    with exit_codes.naming(mesh="model_shards", groups="direction_groups"):
         return fed.Simulation(
             task, algorithm, population, config, mesh=mesh, participation=options.participation(), storage=storage
         )

@@ -68,7 +68,8 @@ class Experiment(SimulationConfig, Presence, Language):
       client_examples: fewest and most examples that a virtual client holds, log-uniform in between.
       alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
       shards_per_client: label shards dealt to each client in the shards partition.
-      schedule: how the learning rate runs over the rounds: constant, or decaying to zero.
+      schedule: how the learning rate runs over the rounds: constant, decaying to zero (cosine, linear), or as
+        1/√(1 + round/100).
       target: value of the task's metric whose first reaching is reported; by default the task's own.
       out: directory to write, which must not exist; by default a new one under runs/.
     """
@@ -82,7 +83,7 @@ class Experiment(SimulationConfig, Presence, Language):
     client_examples: Annotated[tuple[int, ...], comma_separated(int, "MIN,MAX")] = (16, 256)
     alpha: float = 0.5
     shards_per_client: int = 2
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = "constant"
     target: float | None = None
     out: Path | None = None
     # The clients follow the server's rate at each round.

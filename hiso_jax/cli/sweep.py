@@ -72,8 +72,10 @@ class Tuning:
 
         figures = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
         rates = grid(options)
-        settings = fed.Grid(rates, self.seeds, mus, lambda rate: build_schedule(options, rate))
-        config = simulation_config(options, options.seed, build_algorithm(options, method, rates[0]))
+        algorithm = build_algorithm(options, method, rates[0])
+        share = algorithm.local_share
+        settings = fed.Grid(rates, self.seeds, mus, lambda rate: build_schedule(options, share * rate))
+        config = simulation_config(options, options.seed, algorithm)
         count = len(self.seeds) * len(mus or (0,)) * len(rates)
         title = f"{options.task} {method.name}: {count} settings"
         if not console.is_terminal:

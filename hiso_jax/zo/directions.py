@@ -213,7 +213,7 @@ class Directions:
           ValueError: there are fewer clients than groups.
         """
         if self.groups is not None and self.groups > clients:
-            raise ValueError(f"groups of directions must be at most the cohort of {clients} clients, got {self.groups}")
+            raise ValueError(f"groups must be at most the clients of a round, {clients}, got {self.groups}")
         return clients if self.groups is None else self.groups
 
     def at(

@@ -196,7 +196,7 @@ def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:
     heads = zo_states(jax.eval_shape(algorithm.optimizer.init, params)) if algorithm.has_scalars else []
     groups = heads[0].directions.groups_of(clients) if heads else 1
     if groups > 1 and isinstance(algorithm.combine, StatefulCombine):
-        raise ValueError("groups of directions must be 1 for a combiner with a memory, which sees one cohort")
+        raise ValueError(f"groups must be 1 for a combiner with a memory, got {groups}")
     return groups
 
 

@@ -59,6 +59,9 @@ class Result:
       simulated_seconds: the time the rounds would have taken the clients; None without a fleet.
       attendance: how many of the invited were absent, dropped out, were late and reported.
       invalid: how many reports held a non-finite scalar and were left out.
+      offset: what the scalars of a message have in common, the mean of a message in units of its standard deviation,
+        averaged over the run; None of a message of less than two scalars. Forward differences add μ·tr(∇²f)/2 to every
+        scalar.
       mesh_shape: devices along each axis of the mesh; empty without one.
     """
 
@@ -78,4 +81,5 @@ class Result:
     simulated_seconds: float | None
     attendance: dict[str, int]
     invalid: int
+    offset: float | None
     mesh_shape: dict[str, int]

@@ -284,5 +284,6 @@ class Session:
             simulated_seconds=self._simulated_seconds,
             attendance=self._tally.attendance,
             invalid=self._tally.invalid,
+            offset=self._tally.offset,
             mesh_shape={} if self.setup.mesh is None else dict(self.setup.mesh.shape),
         )

@@ -10,7 +10,7 @@ from hiso_jax.fed.algorithm import Algorithm, as_algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement, agree, check_mesh, memory_budget
 from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.population import AnyPopulation, Participation
-from hiso_jax.fed.round import Estimator, check_round
+from hiso_jax.fed.round import Estimator, check_round, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs
 from hiso_jax.fed.run.programs import Setup
@@ -44,9 +44,9 @@ class Simulation:
 
     Raises:
       ValueError: a cohort larger than the population, an index outside the training data, K > 1 without
-        ``local_learning_rate``, a ``method`` for an algorithm that has a measure of its own, rates of other clients
-        than the population's, a mesh without an axis ``clients``, or parameters split over ``model`` with the sampler
-        ``sphere``.
+        ``local_learning_rate``, more groups of directions than clients in a round, fewer bytes than a message takes, a
+        ``method`` for an algorithm that has a measure of its own, rates of other clients than the population's, a mesh
+        without an axis ``clients``, or parameters split over ``model`` with the sampler ``sphere``.
 
     Example:
       >>> import hiso_jax
@@ -86,7 +86,7 @@ class Simulation:
         budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
         settings = ExecutionSettings(config.client_chunk, budget, config.directions, self.mesh)
         check_round(self.algorithm, estimator, settings)
-        self._check_split()
+        self._check_shapes(estimator)
         placement = Placement(self.mesh)
         given = task.train, population, participation
         inputs = placement.replicate(Inputs(jax.random.key(config.seed), *given))
@@ -105,12 +105,13 @@ class Simulation:
         )
         self._stop = False
 
-    def _check_split(self) -> None:
-        """Refuse parameters split over devices where their directions are not the same numbers then."""
+    def _check_shapes(self, estimator: Estimator) -> None:
+        """Refuse messages that do not fit, and a split of the parameters that makes other directions."""
+        params = jax.eval_shape(self.task.init, jax.random.key(0))
+        shapes_of(self.algorithm, estimator, params, self.config.cohort)
         if self.mesh is None or self.mesh.shape.get(MODEL, 1) == 1:
             return
-        init = self.algorithm.optimizer.init
-        state = jax.eval_shape(lambda key: init(self.task.init(key)), jax.random.key(0))
+        state = jax.eval_shape(self.algorithm.optimizer.init, params)
         if any(head.directions.sampler is sphere for head in zo_states(state)):
             raise ValueError(
                 "mesh must not split parameters along model with the sampler sphere: split norms sum in another order"
