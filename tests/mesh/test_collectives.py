@@ -51,9 +51,18 @@ def compiled(mesh, method=None):
     return programs.trace(setup, costs, carry, shardings).compile(setup)[0].as_text()
 
 
-@pytest.mark.parametrize("mesh", ["8", "2x4"], indirect=True)
-def test_only_scalars_cross_the_clients(mesh):
-    text = compiled(mesh)
+@pytest.mark.parametrize(
+    ("mesh", "method"),
+    [
+        ("8", None),
+        ("2x4", None),
+        ("2x4", hiso_jax.mosaic(0.01, scalar_bits=2)),
+        pytest.param("8", hiso_jax.mosaic(0.01, scalar_bits=2), marks=pytest.mark.slow),
+    ],
+    indirect=["mesh"],
+)
+def test_only_scalars_cross_the_clients(mesh, method):
+    text = compiled(mesh, method)
     clients, model = mesh.shape["clients"], mesh.shape["model"]
     found = collectives(text, mesh.size)
     crossing = [c for c in found if any(len({device // model for device in group}) > 1 for group in c.groups)]
@@ -62,6 +71,9 @@ def test_only_scalars_cross_the_clients(mesh):
     expected = ROUNDS * 4 * padded * (STEPS * PERTURBATIONS + 1)
     assert sum(c.count * c.bytes for c in crossing) == expected
     assert {c.kind for c in crossing} == {"all-gather"}
+    # Along model sums of activations: neither directions nor the signs of their groups are moved.
+    between = [c for c in found if c not in crossing]
+    assert all(c.bytes < 4 * 64 * WIDTH // model // 2 for c in between)
 
 
 @pytest.mark.parametrize("mesh", ["8"], indirect=True)

@@ -1,6 +1,7 @@
 """A sharded run is the unsharded run: scalars, replay, copies on the devices, evaluation."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -121,3 +122,30 @@ def test_first_order_clients_on_a_mesh(mesh, make):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), result.params, alone.params)
     np.testing.assert_allclose(result.records.loss, alone.records.loss, rtol=1e-4)
     assert result.records.valid.all()
+
+
+MATRIX = list(itertools.product((1, 2, 4, 8, 32), (1, 2, 5), (1, 3), ("keep", "regenerate")))
+CASES = [(mesh, *case) for mesh in ("8", "2x4") for case in MATRIX if case[2:] != (3, "keep")]
+LIGHT = [("8", 2, 5, 1, "regenerate")]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "bits", "groups", "steps", "directions"),
+    [case if case in LIGHT else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+    indirect=["mesh"],
+)
+def test_clients_with_directions_of_their_own_on_a_mesh(mesh, bits, groups, steps, directions):
+    """One device rebuilds the run from what was sent, and in its first round measures the same up to rounding."""
+    method = hiso_jax.mosaic(0.05, scalar_bits=bits, direction_groups=groups)
+
+    def run_on(mesh):
+        settings = SETTINGS | {"rounds": 4, "local_steps": steps}
+        config = fed.SimulationConfig(**settings, eval_every=4, local_learning_rate=0.01, directions=directions)
+        return fed.Simulation(linear_task(), method, digits_population(), config, mesh=mesh).run()
+
+    result = run_on(mesh)
+    assert_trees_identical((result.params, result.state), fed.replay(result.initial_params, method, result.records))
+    if bits == 32:
+        alone = run_on(None)
+        tolerance = 8 * 2**-23 * abs(float(alone.records.loss[0])) / MU
+        np.testing.assert_allclose(result.records.scalars[0, :, 0], alone.records.scalars[0, :, 0], atol=tolerance)
