@@ -136,6 +136,8 @@ class Method:
             # What does not say how few bits it needs sends float32, whatever came before it.
             bits = getattr(made, "bits", 32)
             if part == "wire":
+                if not algorithm.has_scalars:
+                    raise ValueError(f"algorithm {self.name} must send scalars to go through {name}")
                 algorithm = replace(algorithm, wire=made)
             elif part == "send":
                 wire = replace(algorithm.wire, up_bits=bits)

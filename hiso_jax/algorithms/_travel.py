@@ -7,9 +7,7 @@ from hiso_jax import zo
 from hiso_jax.fed.algorithm import Algorithm, FewBits
 from hiso_jax.fed.wire import DEFAULT_BYTES_UP
 
-Groups = Literal["own", "shared"] | int | None
-ScalarBits = Literal[1, 2, 4, 8, 32] | None
-AggregateBits = Literal[4, 8, 32] | None
+Groups = int | str | None
 Relay = Literal["messages", "aggregate"] | None
 
 
@@ -35,7 +33,7 @@ def dealt(algorithm: Algorithm, *, direction_groups: Groups = None, direction_bl
         changes["groups"] = direction_groups
     elif direction_groups is not None:
         if direction_groups not in ("own", "shared"):
-            raise ValueError(f"direction_groups must be own, shared or a number, got {direction_groups!r}")
+            raise ValueError(f"direction_groups must be own, shared or at least 1, got {direction_groups}")
         changes["groups"] = None if direction_groups == "own" else 1
     if direction_blocks is not None:
         if direction_blocks < 0:
@@ -47,18 +45,19 @@ def dealt(algorithm: Algorithm, *, direction_groups: Groups = None, direction_bl
 def in_few_bits(
     algorithm: Algorithm,
     *,
-    scalar_bits: ScalarBits = None,
+    scalar_bits: int | None = None,
     bytes_up: int | None = None,
-    aggregate_bits: AggregateBits = None,
+    aggregate_bits: int | None = None,
     relay: Relay = None,
 ) -> Algorithm:
     """The algorithm, its scalars in few bits.
 
     Args:
       algorithm: of a method that sends scalars.
-      scalar_bits: bits of a scalar in a client's message, which has one float32 step for all; 32 is floats and no step.
+      scalar_bits: bits of a scalar in a client's message, 1, 2, 4 or 8, beside one float32 step for all; 32 is floats
+        and no step.
       bytes_up: as many bits a scalar as a message of so many bytes has room for.
-      aggregate_bits: bits of a number in the aggregate that everyone is told, and that the server applies.
+      aggregate_bits: bits of a number in the aggregate that everyone is told and the server applies, 4, 8 or 32.
       relay: tell everyone the clients' messages, or their aggregate; by default the smaller where clients have
         directions of their own, and the aggregate where they share them. Messages show every client's scalars to all,
         and rule out secure aggregation.
@@ -78,7 +77,7 @@ def in_few_bits(
     return replace(algorithm, wire=replace(wire, **given))
 
 
-def message_bits(scalar_bits: ScalarBits, bytes_up: int | None) -> dict[str, Any]:
+def message_bits(scalar_bits: int | None, bytes_up: int | None) -> dict[str, Any]:
     """Both as :class:`~hiso_jax.fed.algorithm.FewBits` takes them: 20 bytes, those of DeComFL, if neither is given."""
     neither = scalar_bits is None and bytes_up is None
     return {"scalar_bits": scalar_bits, "bytes_up": DEFAULT_BYTES_UP if neither else bytes_up}

@@ -8,20 +8,20 @@ import optax
 
 from hiso_jax import channels, zo
 from hiso_jax.algorithms._server import descent
-from hiso_jax.algorithms._travel import AggregateBits, Groups, Relay, ScalarBits, dealt, message_bits
+from hiso_jax.algorithms._travel import Groups, Relay, dealt, message_bits
 from hiso_jax.fed.algorithm import Algorithm, FewBits, default_rates
 
 
-@default_rates(digits=0.3)
+@default_rates(digits=0.6, mnist=0.01)
 def mosaic(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    scalar_bits: ScalarBits = None,
+    scalar_bits: int | None = None,
     bytes_up: int | None = None,
     clipping: bool = True,
     direction_groups: Groups = "own",
     direction_blocks: int | None = None,
-    aggregate_bits: AggregateBits = None,
+    aggregate_bits: int | None = None,
     relay: Relay = None,
     sampler: zo.SamplerName = "gaussian",
     weight_decay: float = 0.0,
@@ -31,15 +31,15 @@ def mosaic(
 
     Args:
       learning_rate: η.
-      scalar_bits: bits of a scalar in a client's message, which has one float32 step for all; by default as many as
-        20 bytes have room for, 2 for 64 scalars.
+      scalar_bits: bits of a scalar in a client's message, 1, 2, 4 or 8, beside one float32 step for all; 32 is floats
+        and no step; by default as many as 20 bytes have room for, 2 for 64 scalars.
       bytes_up: as many bits a scalar as a message of so many bytes has room for.
       clipping: clip messages to their median length.
       direction_groups: into how many groups a cohort is dealt, each with directions of its own; own gives every client
         its own, shared is one group.
       direction_blocks: parameters whose signs are flipped together to tell one group's directions from another's, by
         default up to 64; 0 draws every group's directions independently, at as many times the cost.
-      aggregate_bits: bits of a number in the aggregate that everyone is told, and that the server applies.
+      aggregate_bits: bits of a number in the aggregate that everyone is told and the server applies, 4, 8 or 32.
       relay: tell everyone the clients' messages, or their aggregate; by default the smaller where clients have
         directions of their own, and the aggregate where they share them. Messages show every client's scalars to all,
         and rule out secure aggregation.

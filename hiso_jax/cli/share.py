@@ -15,7 +15,7 @@ from hiso_jax import fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.restore import Base, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
-from hiso_jax.fed.ledger import Delta, delta_of, load_delta, save_delta
+from hiso_jax.fed.ledger import Delta, bytes_a_round, delta_of, load_delta, save_delta
 from hiso_jax.reports import human_bytes, print_rows
 
 # Where things lie on the machine of the run is nobody else's business.
@@ -121,10 +121,9 @@ def _export_delta(delta: Delta, out: Path, console: Console) -> int:
     except OSError as error:
         raise ValueError(f"out cannot be written: {out} ({error.strerror})") from error
     rounds = delta.header["rounds"]
-    each = sum(column[0].nbytes for column in jax.tree.leaves(delta.updates.aggregate)) + 1 / 8
     rows = {
         "rounds": f"{rounds:,}",
-        "size": f"{human_bytes(size)}; {human_bytes(1000 * each)} for each 1,000 rounds",
+        "size": f"{human_bytes(size)}; {human_bytes(1000 * bytes_a_round(delta))} for each 1,000 rounds",
         "base": f"SHA-256 {delta.header['base']['trained']}",
         "written to": str(out),
     }

@@ -100,6 +100,8 @@ def _common(header: Mapping[str, Any]) -> dict[str, str]:
     about, config, made = header["about"], header["config"], header["environment"]
     scalars = any(name.split(".")[0] == "scalars" for name, *_ in header.get("columns", [["scalars"]]))
     messages = f"P = {config['perturbations']}" if scalars else "messages as large as the model, not kept"
+    bits = [kind.removeprefix("int") for name, kind, _ in header.get("columns", []) if name == "scalars.codes"]
+    messages += f", {bits[0]} bits a scalar" if bits else ""
     trained = sum(int(np.prod(shape)) for _, shape, _ in header["params"])
     defaults = as_json(_defaults(about))
     shown = ("task", "algorithm", "algorithm_sha256", "model", "out", "resume")

@@ -125,8 +125,10 @@ class FewBits(Wire):
 
     def __post_init__(self) -> None:
         """Check every range."""
-        if (self.scalar_bits is None) == (self.bytes_up is None):
-            raise ValueError("scalar_bits or bytes_up must be given, and not both")
+        if self.scalar_bits is None and self.bytes_up is None:
+            raise ValueError("scalar_bits must be given, or bytes_up")
+        if self.scalar_bits is not None and self.bytes_up is not None:
+            raise ValueError("scalar_bits must not be given beside bytes_up, which decides them")
         if self.scalar_bits not in (None, *BITS):
             raise ValueError(f"scalar_bits must be one of {', '.join(map(str, BITS))}, got {self.scalar_bits}")
         if self.bytes_up is not None and self.bytes_up < 1:
@@ -137,7 +139,9 @@ class FewBits(Wire):
         if self.relay not in (None, "messages", "aggregate"):
             raise ValueError(f"relay must be messages or aggregate, got {self.relay!r}")
         if self.relay == "messages" and self.aggregate_bits != 32:
-            raise ValueError("aggregate_bits is of an aggregate; it must be 32 with relay messages, which tell none")
+            raise ValueError(
+                f"aggregate_bits must be 32 with relay messages, which tell no aggregate, got {self.aggregate_bits}"
+            )
         if self.relay == "messages" and self.scalar_bits == 32:
             raise ValueError("relay must be aggregate for scalars of 32 bits: nothing is smaller in the messages")
 

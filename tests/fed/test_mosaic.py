@@ -1,5 +1,6 @@
 """Mosaic and its parts in whole rounds: against NumPy, against DeComFL, and replayed from what was sent."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -242,6 +243,8 @@ def test_what_cannot_be_is_refused_before_the_run():
     with pytest.raises(ValueError, match="bytes_up must be at least 12 for 64 scalars"):
         run(hiso_jax.mosaic(0.1, bytes_up=8), perturbations=64)
     with pytest.raises(ValueError, match="few bits is for methods that send scalars"):
+        dataclasses.replace(algorithms.fed_avg(0.1), wire=fed.FewBits(scalar_bits=2))
+    with pytest.raises(ValueError, match=r"algorithm fed_avg\+quantise must send scalars to go through quantise"):
         algorithms.load("fed_avg+quantise").build(0.1, {})
     memory = fed.StatefulCombine(
         lambda messages: (), lambda messages, weights, key, state: (fed.mean(messages, weights), state)

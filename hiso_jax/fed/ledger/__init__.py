@@ -1,6 +1,6 @@
 """What is kept of a run: its rounds in a file, snapshots, deltas, and the way back from them to the model."""
 
-from hiso_jax.fed.ledger.delta import Delta, delta_of, load_delta, save_delta
+from hiso_jax.fed.ledger.delta import Delta, bytes_a_round, delta_of, load_delta, save_delta
 from hiso_jax.fed.ledger.files import sync_directory, write_whole
 from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint
 from hiso_jax.fed.ledger.header import EXECUTION, header_of
@@ -38,6 +38,7 @@ __all__ = [
     "Storage",
     "Updates",
     "base_fingerprints",
+    "bytes_a_round",
     "catch_up",
     "catch_up_message",
     "delta_of",

@@ -50,16 +50,15 @@ def delta_of(ledger: LedgerFile, about: Mapping[str, Any] | None = None) -> Delt
     return Delta(header, ledger.records.updates)
 
 
-def save_delta(delta: Delta, path: Path) -> int:
-    """Write a delta as one safetensors file, and return its size in bytes.
+def bytes_a_round(delta: Delta) -> float:
+    """How much a delta grows with a round."""
+    return sum(tensor.nbytes for tensor in _tensors_of(delta.updates)[0].values()) / len(delta.updates.round)
 
-    Raises:
-      OSError: it cannot be written.
-    """
-    from safetensors.numpy import save
 
-    updates, coded = delta.updates, {}
+def _tensors_of(updates: Updates) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+    """What a delta holds of its rounds: arrays, and of packed codes their bits, K and P by name."""
     tensors: dict[str, np.ndarray] = {}
+    coded: dict[str, list[int]] = {}
     for name, column in named("aggregate", updates.aggregate).items():
         if isinstance(column, Codes):
             coded[name] = [column.bits, *column.array.shape[-2:]]
@@ -68,6 +67,18 @@ def save_delta(delta: Delta, path: Path) -> int:
             column = np.packbits(column, axis=-1)
         tensors[name] = np.ascontiguousarray(column)
     tensors["applied"] = np.packbits(updates.applied)
+    return tensors, coded
+
+
+def save_delta(delta: Delta, path: Path) -> int:
+    """Write a delta as one safetensors file, and return its size in bytes.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    from safetensors.numpy import save
+
+    tensors, coded = _tensors_of(delta.updates)
     own = {"format": FORMAT, **delta.header, **({"coded": coded} if coded else {})}
     header = {**own, "sha256": {name: _digest(array) for name, array in tensors.items()}}
     text = json_bytes(header).decode()

@@ -62,7 +62,7 @@ class Tally:
             own = (own.codes + 0.5) * own.step[..., None, None]
         if own is None or own[0, 0].size < 2:
             return
-        count = np.count_nonzero(valid)
+        count = int(np.count_nonzero(valid))
         messages = np.asarray(own)[np.asarray(valid)].astype(np.float64).reshape(count, own[0, 0].size)
         spread = messages.std(1)
         self._offsets += float((messages.mean(1) / np.where(spread > 0, spread, 1)).sum())
