@@ -1,5 +1,6 @@
 """What is counted while a run goes: bytes, visits, reports, losses, simulated time."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class Tally:
         self.losses: list[float] = []
         self.seconds, self.invalid = 0.0, 0
         self._statuses = np.zeros(REPORTED + 1, np.int64)
-        self._offsets, self._messages = 0.0, 0
+        self._offsets: list[float] = []
+        self._messages = 0
 
     def add(self, seed_key: Key[Array, ""], rounds: Int[np.ndarray, "R"], log: RoundLog) -> Records:
         """Count some rounds, and return them with their bytes; ``log`` is on the host."""
@@ -62,16 +64,17 @@ class Tally:
             own = (own.codes + 0.5) * own.step[..., None, None]
         if own is None or own[0, 0].size < 2:
             return
-        count = int(np.count_nonzero(valid))
-        messages = np.asarray(own)[np.asarray(valid)].astype(np.float64).reshape(count, own[0, 0].size)
-        spread = messages.std(1)
-        self._offsets += float((messages.mean(1) / np.where(spread > 0, spread, 1)).sum())
-        self._messages += count
+        for row, counted in zip(np.asarray(own, np.float64), np.asarray(valid), strict=True):
+            messages = row[counted].reshape(np.count_nonzero(counted), row[0].size)
+            spread = messages.std(1)
+            # Round by round and summed exactly, so that a run that goes on tells the same.
+            self._offsets.append(float((messages.mean(1) / np.where(spread > 0, spread, 1)).sum()))
+            self._messages += len(messages)
 
     @property
     def offset(self) -> float | None:
         """See the attributes."""
-        return self._offsets / self._messages if self._messages else None
+        return math.fsum(self._offsets) / self._messages if self._messages else None
 
     @property
     def attendance(self) -> dict[str, int]:
