@@ -12,6 +12,7 @@ import pytest
 import hiso_jax
 from hiso_jax import algorithms, channels, fed, zo
 from hiso_jax.channels.clipped_mean import clipping_factors
+from hiso_jax.fed.ledger import delta_of, load_delta, save_delta
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 CLIENTS, MU = 5, 1e-3
@@ -269,3 +270,36 @@ def test_a_common_offset_of_forward_differences_is_told():
 
     steep = with_loss(linear_task(), curved)
     assert run(algorithms.decomfl(1e-9), steep, perturbations=40, mu=0.05).offset > 1
+
+
+# ---------------------------------------------------------------- kept
+
+
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"relay": "aggregate", "aggregate_bits": 4}, marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_kept_goes_on_and_becomes_a_delta(options, tmp_path):
+    """Its codes are packed on disk, a run that was stopped ends in the same bits, and its delta leads there, too."""
+    method = hiso_jax.mosaic(0.05, scalar_bits=2, **options)
+    config = fed.SimulationConfig(
+        rounds=6, cohort=CLIENTS, perturbations=7, batch_size=8, eval_every=3, rounds_per_dispatch=3
+    )
+
+    def simulation(folder, **more):
+        storage = fed.Storage(folder, snapshot_every=0, **more)
+        return fed.Simulation(linear_task(), method, digits_population(), config, storage=storage)
+
+    whole = simulation(tmp_path / "whole").run()
+    stopped = simulation(tmp_path / "run")
+    stopped.callbacks = (lambda progress: progress.round >= 3 and stopped.stop(),)
+    assert stopped.run().interrupted
+    resumed = simulation(tmp_path / "run", resume=True).run()
+    assert_trees_identical((resumed.params, resumed.records[1:]), (whole.params, whole.records[1:]))
+    assert (resumed.traffic, resumed.offset) == (whole.traffic, whole.offset)
+
+    ledger = fed.load(tmp_path / "run")
+    assert ledger.rows["scalars.codes"].shape == (6, CLIENTS, 2)
+    save_delta(delta_of(ledger), tmp_path / "delta.safetensors")
+    updates = load_delta(tmp_path / "delta.safetensors").updates
+    assert_trees_identical(updates[1:], whole.records.updates[1:])
+    assert_trees_identical(fed.replay(whole.initial_params, method, updates)[0], whole.params)
