@@ -3,6 +3,7 @@
     python benchmarks/fewer_rounds.py --task digits
     python benchmarks/fewer_rounds.py --task mnist --data-dir FOLDER_WITH_IDX_FILES --cohort 8
     python benchmarks/fewer_rounds.py --task perceptron --data-dir FOLDER_WITH_IDX_FILES
+    python benchmarks/fewer_rounds.py --task reviews --model SmolLM2-135M-Instruct.Q4_1.gguf --data-dir FOLDER
 
 Every method and schedule is tuned on a validation split with seeds of its own, on a grid of rates that grows until its
 best is inside; then each method runs at its best with other seeds on the whole training set, and is measured on the
@@ -108,13 +109,17 @@ class Arguments:
     """What to compare.
 
     Attributes:
-      task: digits; mnist, a CNN of 26,010 parameters; or perceptron, one of 200,350 on MNIST.
+      task: digits; mnist, a CNN of 28,938 parameters; perceptron, one of 200,350 on MNIST; or reviews, a language
+        model on movie reviews.
       data_dir: folder with MNIST's IDX files (or Fashion-MNIST's of the same names).
       name: of the results; by default the task's and the cohort's.
       methods: some of them, semicolon-separated; by default all.
       schedules: to try, comma-separated.
       clients, cohort, alpha, batch_size: of the federation.
       width: hidden units of the perceptron.
+      model: of the reviews, a GGUF file or a folder.
+      trainable: of the reviews, lora or all.
+      rates: do not tune but take these, method=rate, semicolon-separated, with the first of the schedules.
       rounds: of DeComFL; others run a share of it.
       rate: a guess at DeComFL's best rate.
       step: ratio of neighbours in the grid of rates.
@@ -126,7 +131,7 @@ class Arguments:
       report: only make the tables and the picture.
     """
 
-    task: Literal["digits", "mnist", "perceptron"] = "digits"
+    task: Literal["digits", "mnist", "perceptron", "reviews"] = "digits"
     data_dir: Path | None = None
     name: str = ""
     methods: str = ""
@@ -136,6 +141,9 @@ class Arguments:
     alpha: float = 0.5
     batch_size: int = 32
     width: int = 252
+    model: str = ""
+    trainable: str = "lora"
+    rates: str = ""
     rounds: int = 1200
     rate: float = 0.04
     step: float = 1.5
@@ -154,6 +162,8 @@ FIRST_TUNING_SEED = 100
 def load_task(arguments: Arguments) -> Any:
     if arguments.task == "digits":
         return tasks.digits()
+    if arguments.task == "reviews":
+        return load_reviews(arguments)
     task = tasks.mnist(arguments.data_dir)
     if arguments.task == "perceptron":
         network = models.mlp(side=28, hidden=arguments.width)
@@ -164,6 +174,23 @@ def load_task(arguments: Arguments) -> Any:
             task.test,
         )
     return task
+
+
+def load_reviews(arguments: Arguments) -> Any:
+    from hiso_jax.models import lm
+    from hiso_jax.models.lm import tune
+    from hiso_jax.tasks.text import text_task
+
+    pretrained = lm.load(arguments.model)
+    return text_task(
+        "text-classification",
+        tune(pretrained, arguments.trainable),
+        pretrained,
+        data_dir=arguments.data_dir,
+        template="{text} It was",
+        verbalizer=(" bad", " good"),
+        test_rows=arguments.test_rows or None,
+    )
 
 
 @dataclass
@@ -183,9 +210,10 @@ class Bench:
     def __post_init__(self) -> None:
         total = len(self.task.train["label"])
         self.tuning = fed.hold_out(self.task, total // 5 if total < 10_000 else 2000, seed=FIRST_TUNING_SEED)
-        rows = self.arguments.test_rows or len(self.task.test["label"])
-        test = jax.tree.map(lambda a: a[:rows], self.task.test)
-        self.task = fed.task.HeldOut(self.task, self.task.train, test)
+        rows = self.arguments.test_rows
+        if rows and rows < len(self.task.test["label"]):
+            test = jax.tree.map(lambda a: a[:rows], self.task.test)
+            self.task = fed.task.HeldOut(self.task, self.task.train, test)
 
     def config(self, entry: Entry, seed: int, **more: Any) -> fed.SimulationConfig:
         a = self.arguments
@@ -205,7 +233,8 @@ class Bench:
         return math.ceil(self.arguments.rounds * entry.length / every) * every
 
     def population(self, task: Any, seed: int) -> Any:
-        return fed.dirichlet(task.train["label"], self.arguments.clients, alpha=self.arguments.alpha, seed=seed)
+        deal = fed.dirichlet_balanced if self.arguments.task == "reviews" else fed.dirichlet
+        return deal(task.train["label"], self.arguments.clients, alpha=self.arguments.alpha, seed=seed)
 
     def tune(self, entry: Entry, schedule: str, target: float) -> dict[str, Any]:
         """The best rate with a schedule, on a grid that grows until the best is inside."""
@@ -256,7 +285,9 @@ class Bench:
             "seed": seed,
             "at": at,
             "final": float(np.mean(curve[-3:])),
-            "worst_tenth": worst_tenth(self.task, result.params, population),
+            "worst_tenth": None
+            if self.arguments.task == "reviews"
+            else worst_tenth(self.task, result.params, population),
             "diverged_at": result.diverged_at,
             "curve": curve,
             "bytes_up_each": upload_bytes(simulation_costs(simulation, result)),
@@ -318,11 +349,17 @@ def main(arguments: Arguments) -> None:
         done["setting"] = {k: str(v) for k, v in vars(arguments).items() if k not in ("data_dir", "out", "methods")}
         done["device"], done["jax"] = jax.devices()[0].device_kind, jax.__version__
         target = float(arguments.targets.split(",")[0])
+        pairs = [pair.rsplit("=", 1) for pair in arguments.rates.split(";") if pair]
+        given = {method: float(rate) for method, rate in pairs}
         for method in filter(None, arguments.methods.split(";")) if arguments.methods else ENTRIES:
             if method in done["methods"]:
                 continue
             begin, entry = time.perf_counter(), ENTRIES[method]
-            tuned = [bench.tune(entry, schedule, target) for schedule in arguments.schedules.split(",")]
+            schedules = arguments.schedules.split(",")
+            if method in given:
+                tuned = [{"schedule": schedules[0], "rate": given[method], "rounds": math.inf, "final": math.nan}]
+            else:
+                tuned = [bench.tune(entry, schedule, target) for schedule in schedules]
             best = min(tuned, key=lambda each: (each["rounds"], -each["final"]))
             runs = [bench.run(entry, best["schedule"], best["rate"], seed) for seed in range(arguments.seeds)]
             done["methods"][method] = {"tuned": tuned, "best": best, "runs": runs}

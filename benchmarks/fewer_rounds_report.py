@@ -82,7 +82,7 @@ def table(done: dict[str, Any], target: str, name: str) -> Table:
             _ratio(done, method, target, "seconds, phones").split(" ")[0],
             _ratio(done, method, target, "seconds, data centre").split(" ")[0],
             f"{np.mean([run['final'] for run in runs]):.3f}",
-            f"{np.mean([run['worst_tenth'] for run in runs]):.3f}",
+            "—" if runs[0]["worst_tenth"] is None else f"{np.mean([run['worst_tenth'] for run in runs]):.3f}",
         )
     return view
 

@@ -4,7 +4,8 @@
 
 The floor ratio is the median round time over (forward evaluations per client) × the median time of one jitted
 evaluation of the same loss over the whole cohort, in the fastest layout of one flat batch, vmap and map; for local
-steps after the first, the fastest layout with distinct weights per client. Rounds are whole: sampling the cohort
+steps after the first, and where every client has directions of its own (mosaic), the fastest layout with distinct
+weights per client. Rounds are whole: sampling the cohort
 and its batches, the scalars, the update, the curvature, and the divergence check. Rounds and evaluations are timed
 in turn in one process; memory is taken in another, which runs rounds only.
 """
@@ -19,6 +20,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +29,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-import hiso_jax
-from hiso_jax import fed, models, tasks
+from hiso_jax import algorithms, fed, models, tasks
 
 CLIENTS = 64
 BATCH = 32
-PERTURBATIONS = 5
+METHODS = {"hiso": lambda: algorithms.hiso(1e-3), "mosaic": lambda: algorithms.mosaic(1e-3)}
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Arguments:
       data_dir: folder with MNIST's IDX files; without it random bytes of MNIST's shape take their place.
       cohorts: cohort sizes, comma-separated.
       local_steps: values of K, comma-separated.
+      method: hiso, or mosaic.
+      perturbations: P.
       repeats: timed dispatches per setting.
       client_chunk: clients evaluated at a time once they have diverged; 0 leaves it to the library.
       out: JSON file to write.
@@ -52,6 +55,8 @@ class Arguments:
     data_dir: Path | None = None
     cohorts: str = "8,64"
     local_steps: str = "1,5"
+    method: Literal["hiso", "mosaic"] = "hiso"
+    perturbations: int = 5
     repeats: int = 9
     client_chunk: int = 0
     out: Path = Path("benchmarks/results/round_throughput.json")
@@ -106,19 +111,20 @@ def simulate(arguments, steps, cohort, callback, rounds_per_dispatch, repeats):
         rounds=rounds_per_dispatch * repeats,
         cohort=cohort,
         local_steps=steps,
-        perturbations=PERTURBATIONS,
+        perturbations=arguments.perturbations,
         batch_size=BATCH,
         eval_every=10**6,
         rounds_per_dispatch=rounds_per_dispatch,
         local_learning_rate=1e-3,
         client_chunk=arguments.client_chunk or None,
     )
-    return fed.Simulation(task, hiso_jax.hiso(1e-3), population, config, callbacks=(callback,)).run()
+    return fed.Simulation(task, METHODS[arguments.method](), population, config, callbacks=(callback,)).run()
 
 
 def measure_time(arguments, steps, cohort):
     layouts = evaluations(load_task(arguments.data_dir), cohort)
-    if steps == 1:
+    own = arguments.method == "mosaic"
+    if steps == 1 and not own:
         layouts["distinct"] = {}
     times = defaultdict(list)
     for choices in layouts.values():
@@ -142,7 +148,8 @@ def measure_time(arguments, steps, cohort):
     medians = {key: median(values[1:]) for key, values in times.items()}
     shared = min((seconds, name) for (kind, name), seconds in medians.items() if kind == "shared")
     distinct = min(((s, name) for (kind, name), s in medians.items() if kind == "distinct"), default=(0.0, "-"))
-    floor = (PERTURBATIONS + 1) * (shared[0] + (steps - 1) * distinct[0])
+    evaluations_of_first = shared[0] + arguments.perturbations * (distinct if own else shared)[0]
+    floor = evaluations_of_first + (arguments.perturbations + 1) * (steps - 1) * distinct[0]
     round_seconds = median(rounds[1:])
     return {
         "rounds_per_second": 1 / round_seconds,
@@ -174,7 +181,10 @@ def main(arguments: Arguments) -> None:
         return
     console = Console()
     source = "MNIST" if arguments.data_dir else "random bytes of MNIST's shape"
-    view = Table(title=f"{source}, P = {PERTURBATIONS}, batch {BATCH}, forward differences", title_justify="left")
+    view = Table(
+        title=f"{source}, {arguments.method}, P = {arguments.perturbations}, batch {BATCH}, forward differences",
+        title_justify="left",
+    )
     for column in ("K", "cohort", "rounds/s", "floor ratio", "peak memory (MB)", "floor layout"):
         view.add_column(column, justify="right")
     rows = []
@@ -184,6 +194,7 @@ def main(arguments: Arguments) -> None:
             for what in ("time", "memory"):
                 command = [sys.executable, __file__, "--worker", f"{what} {steps} {cohort}"]
                 command += ["--repeats", str(arguments.repeats), "--client-chunk", str(arguments.client_chunk)]
+                command += ["--method", arguments.method, "--perturbations", str(arguments.perturbations)]
                 command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
                 output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 row |= json.loads(output.splitlines()[-1])
