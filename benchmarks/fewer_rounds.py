@@ -346,7 +346,10 @@ def main(arguments: Arguments) -> None:
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"methods": {}}
     if not arguments.report:
         bench = Bench(arguments, load_task(arguments))
-        done["setting"] = {k: str(v) for k, v in vars(arguments).items() if k not in ("data_dir", "out", "methods")}
+        local = ("data_dir", "out", "methods", "model", "rates", "report")
+        setting = {name: str(value) for name, value in vars(arguments).items() if name not in local}
+        if done.setdefault("setting", setting) != setting:
+            raise SystemExit(f"{path} holds methods of another setting; give --name or --out")
         done["device"], done["jax"] = jax.devices()[0].device_kind, jax.__version__
         target = float(arguments.targets.split(",")[0])
         pairs = [pair.rsplit("=", 1) for pair in arguments.rates.split(";") if pair]
