@@ -1,4 +1,4 @@
-"""The weighted mean of messages clipped to their median length (clipping as in arXiv 2012.10333).
+"""The weighted mean of messages clipped to their median length (as in Andrew et al., arXiv 1905.03871).
 
 φ_i = min(1, m / R_i), R_i the root mean square of client i's numbers, m the lower median of R over the clients that
 count; ĝ = Σ_i w_i φ_i g_i / Σ_i w_i. Half of the clients are shortened, whatever the scale: a client whose loss is

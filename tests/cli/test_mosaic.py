@@ -36,6 +36,7 @@ def test_a_run_is_kept_shown_replayed_and_exported(capsys, tmp_path, words):
     assert ", the run's" in text
 
 
+@pytest.mark.slow
 def test_mosaic_has_sixty_four_directions_and_twenty_bytes_and_compares_with_five(capsys, tmp_path):
     words = ["--algorithms", "decomfl,mosaic", "--learning-rate", "0.03,0.3", "--out", tmp_path / "out"]
     code, _, _ = call(capsys, "compare", *FOUR, *words)
@@ -76,6 +77,7 @@ def test_vectors_cannot_be_asked_for_few_bits(capsys, tmp_path):
     assert "must send scalars to go through quantise" in error
 
 
+@pytest.mark.slow
 def test_the_schedule_inverse_sqrt_is_replayed(capsys, tmp_path):
     run = tmp_path / "run"
     assert call(capsys, "run", *SMALL, "--schedule", "inverse-sqrt", "--out", run)[0] == 0

@@ -66,7 +66,9 @@ def test_moments_of_the_groups_directions():
     np.testing.assert_allclose(z.mean(0), 0, atol=0.03)
 
 
-@pytest.mark.parametrize(("groups", "block"), [(4, 1), (4, 4), (4, 16), (2, 4)])
+@pytest.mark.parametrize(
+    ("groups", "block"), [(4, 16), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(4, 1), (4, 4), (2, 4)])]
+)
 def test_the_floor_of_shared_draws_is_the_one_that_is_stated(groups, block):
     """E‖Δ‖² / ‖∇f‖² = d/(G·P) + (1 − 1/G)(B + 1)/P + 1 of a linear function, whose scalars are exact."""
     size, perturbations = 64, 2
@@ -85,7 +87,9 @@ def test_the_floor_of_shared_draws_is_the_one_that_is_stated(groups, block):
     assert measured == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize(("groups", "block"), [(1, 8), (3, 8), (3, 0), (40, 8)])
+@pytest.mark.parametrize(
+    ("groups", "block"), [(3, 8), (3, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 8), (40, 8)])]
+)
 def test_delta_is_the_mean_over_groups_and_directions(groups, block):
     own = deal(groups, block=block)
     numbers = jax.random.normal(jax.random.key(2), (groups * 3,))
