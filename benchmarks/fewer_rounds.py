@@ -121,6 +121,7 @@ class Arguments:
       trainable: of the reviews, lora or all.
       rates: do not tune but take these, method=rate, semicolon-separated, with the first of the schedules.
       rounds: of DeComFL; others run a share of it.
+      longest: of a run of a method with more than 5 directions, in rounds; 0 is any.
       rate: a guess at DeComFL's best rate.
       step: ratio of neighbours in the grid of rates.
       targets: metric values, comma-separated; the first is tuned for.
@@ -145,6 +146,7 @@ class Arguments:
     trainable: str = "lora"
     rates: str = ""
     rounds: int = 1200
+    longest: int = 0
     rate: float = 0.04
     step: float = 1.5
     targets: str = "0.90,0.93"
@@ -229,8 +231,10 @@ class Bench:
         )
 
     def rounds(self, entry: Entry) -> int:
-        every = self.arguments.every
-        return math.ceil(self.arguments.rounds * entry.length / every) * every
+        every, rounds = self.arguments.every, self.arguments.rounds * entry.length
+        if self.arguments.longest and (entry.perturbations > 5 or entry.length < 1):
+            rounds = min(rounds, self.arguments.longest)
+        return math.ceil(rounds / every) * every
 
     def population(self, task: Any, seed: int) -> Any:
         deal = fed.dirichlet_balanced if self.arguments.task == "reviews" else fed.dirichlet
