@@ -7,9 +7,8 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-T95 = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 11: 2.201, 14: 2.145, 19: 2.093}
 FROM_SEEDS = 5
 BASE = "decomfl"
 
@@ -20,7 +19,7 @@ def paired(ours: list[float], base: list[float]) -> tuple[float, float, float] |
     mean = logs.mean()
     if len(logs) < FROM_SEEDS:
         return float(np.exp(mean)), float("nan"), float("nan")
-    half = T95[len(logs) - 1] * logs.std(ddof=1) / np.sqrt(len(logs))
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
     return float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half))
 
 

@@ -12,10 +12,10 @@ from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import (
     AnyTask,
     Setting,
-    build_algorithm,
     build_population,
     build_simulation,
     build_task,
+    check_methods,
     check_virtual,
     grid,
     is_virtual,
@@ -54,8 +54,7 @@ def compare(options: Compare, console: Console) -> int:
         populations = {seed: build_population(options, task, seed) for seed in seeds}
         tuning = Tuning(options, task) if options.learning_rate is None else None
         options.participation()
-        for method in methods_of(options.algorithms).values():
-            build_algorithm(options, method, 1e-3)
+        check_methods(options, task, methods_of(options.algorithms).values())
         directory = create_directory(options.out, f"{options.task}-compare")
     target = target_of(options, task)
     config = {**as_written(options), "learning_rates": grid(options), "target": target}

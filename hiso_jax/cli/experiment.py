@@ -1,6 +1,6 @@
 """Options → task, population, algorithm and simulation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from hiso_jax.cli import exit_codes
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment, Grid
 from hiso_jax.fed.population import AnyPopulation
+from hiso_jax.fed.run import check_messages
 from hiso_jax.schedules import inverse_sqrt
 
 IMAGE_TASKS = ("digits", "mnist")
@@ -204,6 +205,18 @@ def simulation_config(options: Experiment, seed: int, algorithm: fed.Algorithm) 
         # Asked for by another method of the command.
         numbers["method"] = None
     return fed.SimulationConfig(**{**numbers, "seed": seed})
+
+
+def check_methods(options: Experiment, task: AnyTask, methods: Iterable[Method]) -> None:
+    """Refuse, before any long work, what does not suit a method.
+
+    Raises:
+      ValueError: one of its options is out of range, or does not go with the cohort or the perturbations.
+    """
+    for method in methods:
+        algorithm = build_algorithm(options, method, 1e-3)
+        with exit_codes.naming(groups="direction_groups"):
+            check_messages(task, algorithm, simulation_config(options, options.seed, algorithm))
 
 
 class Setting(NamedTuple):

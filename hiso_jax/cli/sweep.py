@@ -15,6 +15,7 @@ from hiso_jax.cli.experiment import (
     build_population,
     build_schedule,
     build_task,
+    check_methods,
     check_virtual,
     examples_of,
     grid,
@@ -104,6 +105,7 @@ def sweep(options: Sweep, console: Console) -> int:
         task = build_task(options)
         check_virtual(options, task)
         tuning = Tuning(options, task)
+        check_methods(options, task, tuning.methods.values())
         directory = create_directory(options.out, f"{options.task}-sweep")
     config = {**as_written(options), "learning_rates": grid(options), "target": tuning.target}
     write_json(directory / "config.json", config)

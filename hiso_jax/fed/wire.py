@@ -147,7 +147,7 @@ class FewBits(Wire):
 
     @property
     def is_exact(self) -> bool:
-        """Never: a step is known only when all of a message is measured."""
+        """Of floats both ways only: a step is known when all of a message is measured, and not before."""
         return self.scalar_bits == 32 and self.aggregate_bits == 32
 
     @property

@@ -67,6 +67,15 @@ def test_what_cannot_be_is_one_sentence(capsys, tmp_path, words, sentence):
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [["sweep"], ["compare", "--learning-rate", "0.1"]])
+def test_every_command_tells_before_it_begins(capsys, tmp_path, command):
+    words = ["--algorithms", "decomfl,mosaic", "--direction-groups", "5", "--out", tmp_path / "out"]
+    code, _, error = call(capsys, *command, *FOUR, *words)
+    assert code == 2
+    assert "--direction-groups must be at most the clients of a round, 4, got 5" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_vectors_cannot_be_asked_for_few_bits(capsys, tmp_path):
     words = ["--algorithm", "fed_avg", "--scalar-bits", "2", "--out", tmp_path / "run"]
     code, _, error = call(capsys, "run", *words)

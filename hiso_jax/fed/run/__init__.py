@@ -5,7 +5,7 @@ from hiso_jax.fed.run.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.run.grid import Best, Grid, SweepResult
 from hiso_jax.fed.run.result import Callback, Progress, Result
 from hiso_jax.fed.run.session import Session
-from hiso_jax.fed.run.simulation import Simulation
+from hiso_jax.fed.run.simulation import Simulation, check_messages
 from hiso_jax.fed.run.sweep import sweep
 from hiso_jax.fed.run.traffic import Traffic
 
@@ -20,6 +20,7 @@ __all__ = [
     "SimulationConfig",
     "SweepResult",
     "Traffic",
+    "check_messages",
     "first_at_target",
     "make_evaluate",
     "sweep",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import optax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement, agree, check_mesh, memory_budget
@@ -86,7 +87,7 @@ class Simulation:
         budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
         settings = ExecutionSettings(config.client_chunk, budget, config.directions, self.mesh)
         check_round(self.algorithm, estimator, settings)
-        self._check_shapes(estimator)
+        self._check_shapes()
         placement = Placement(self.mesh)
         given = task.train, population, participation
         inputs = placement.replicate(Inputs(jax.random.key(config.seed), *given))
@@ -105,10 +106,9 @@ class Simulation:
         )
         self._stop = False
 
-    def _check_shapes(self, estimator: Estimator) -> None:
+    def _check_shapes(self) -> None:
         """Refuse messages that do not fit, and a split of the parameters that makes other directions."""
-        params = jax.eval_shape(self.task.init, jax.random.key(0))
-        shapes_of(self.algorithm, estimator, params, self.config.cohort)
+        params = check_messages(self.task, self.algorithm, self.config)
         if self.mesh is None or self.mesh.shape.get(MODEL, 1) == 1:
             return
         state = jax.eval_shape(self.algorithm.optimizer.init, params)
@@ -142,6 +142,20 @@ class Simulation:
         finally:
             # Not when a run begins: it may be asked to stop before its first round.
             self._stop = False
+
+
+def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -> PyTree:
+    """Refuse a cohort or messages that do not suit a method, without running anything.
+
+    Returns:
+      The shapes of the task's parameters.
+
+    Raises:
+      ValueError: more groups of directions than clients in a round, or fewer bytes than a message takes.
+    """
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    shapes_of(algorithm, estimator_of(algorithm, config), params, config.cohort)
+    return params
 
 
 def estimator_of(algorithm: Algorithm, config: SimulationConfig) -> Estimator:
