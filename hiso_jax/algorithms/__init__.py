@@ -104,10 +104,16 @@ class Method:
         """The factory that an option belongs to."""
         return next(factory for _, factory in self.factories if option in inspect.signature(factory).parameters)
 
-    def rate(self, *kinds: str) -> float | None:
-        """The learning rate that it takes by default for the first of some tasks or kinds of model that it knows."""
-        rates = getattr(self.factory, "default_rates", {})
-        return next((rates[kind] for kind in kinds if kind in rates), None)
+    def rate(self, *kinds: str, perturbations: int | None = None) -> float | None:
+        """The learning rate that it takes by default for the first of some tasks or kinds of model that it knows.
+
+        Args:
+          kinds: names of tasks, or of kinds of model.
+          perturbations: P of the run; None is the method's own.
+        """
+        rates, meant = getattr(self.factory, "default_rates", {}), getattr(self.factory, "rates_for", None)
+        share = min(1.0, perturbations / meant) if perturbations and meant else 1.0
+        return next((share * rates[kind] for kind in kinds if kind in rates), None)
 
     def build(self, learning_rate: Any, options: Mapping[str, Any]) -> Algorithm:
         """The algorithm, with those of ``options`` that it has.

@@ -172,7 +172,8 @@ def learning_rate(options: Experiment, method: Method, given: float | None) -> f
     """
     if given is not None:
         return given
-    rate = method.rate(options.task if options.task in IMAGE_TASKS else _kind(options))
+    kind = options.task if options.task in IMAGE_TASKS else _kind(options)
+    rate = method.rate(kind, perturbations=options.perturbations)
     if rate is None:
         raise ValueError(f"learning_rate must be given: {method.name} has none of its own for --task {options.task}")
     return rate

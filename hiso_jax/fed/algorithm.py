@@ -249,15 +249,18 @@ Factory = Callable[..., Algorithm]
 number, traced, or a schedule over rounds."""
 
 
-def default_rates(**rates: float) -> Callable[[Factory], Factory]:
+def default_rates(perturbations: int | None = None, **rates: float) -> Callable[[Factory], Factory]:
     """Declare the learning rates that a factory's method takes where none is given.
 
     Args:
+      perturbations: P that they are for; a run with fewer takes as much less, since a direction that is one of few
+        brings as much more noise. None: they are the same for any P.
       rates: by the name of a task; or for language models, ``full`` if all parameters are trained and ``adapters``.
     """
 
     def declare(factory: Factory) -> Factory:
         factory.default_rates = rates  # type: ignore[attr-defined]
+        factory.rates_for = perturbations  # type: ignore[attr-defined]
         return factory
 
     return declare

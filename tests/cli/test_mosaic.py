@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hiso_jax import fed
+from hiso_jax import algorithms, fed
 from tests.cli.test_cli import SMALL, call
 
 FOUR = [name for name in SMALL if name not in ("--perturbations", "2")]
@@ -45,6 +45,14 @@ def test_mosaic_has_sixty_four_directions_and_twenty_bytes_and_compares_with_fiv
     decomfl, mosaic = runs["decomfl"][0], runs["mosaic"][0]
     assert decomfl["bytes_up"] == mosaic["bytes_up"] == 12 * 4 * 28
     assert (decomfl["forward_passes"], mosaic["forward_passes"]) == (12 * 4 * 6, 12 * 4 * 65)
+
+
+def test_the_default_rate_falls_with_the_directions():
+    method = algorithms.load("mosaic")
+    whole = method.rate("digits")
+    assert method.rate("digits", perturbations=16) == whole / 4
+    assert method.rate("digits", perturbations=128) == whole
+    assert algorithms.load("decomfl").rate("digits", perturbations=2) == algorithms.load("decomfl").rate("digits")
 
 
 @pytest.mark.parametrize(
