@@ -16,9 +16,9 @@ from hiso_jax.zo import slopes
 
 def clipping_factors(messages: PyTree, weights: Float[Array, "C"]) -> Float[Array, "C"]:
     """φ of every client; 1 if none counts."""
+    rows = jnp.concatenate([m.reshape(len(m), -1) for m in jax.tree.leaves(slopes(messages))], axis=1)
     # A message that does not count may be anything.
-    numbers = jax.tree.map(lambda m: jnp.where(jnp.expand_dims(weights > 0, range(1, m.ndim)), m, 0), slopes(messages))
-    lengths = by_message(root_mean_square, numbers)
+    lengths = by_message(root_mean_square, jnp.where(weights[:, None] > 0, rows, 0))
     counted = (weights > 0).sum()
     ordered = jnp.sort(jnp.where(weights > 0, lengths, jnp.inf))
     middle = ordered[jnp.maximum(counted - 1, 0) // 2]

@@ -213,6 +213,15 @@ def test_clipping_is_to_the_lower_median_of_those_that_count():
     weights = jnp.array([1.0, 0.1, 1.0, 1.0, 0.0])
     np.testing.assert_allclose(clipping_factors(messages, weights)[:4], [1, 1, 0.5, 0.25], rtol=1e-6)
     np.testing.assert_allclose(clipping_factors(messages, jnp.zeros(5)), 1)
+    # Of trees like the parameters all numbers of a message count.
+    tree = {"b": messages[:, 0, 0], "w": messages[:, 0]}
+    np.testing.assert_allclose(clipping_factors(tree, weights)[:4], [1, 1, 0.5, 0.25], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_vectors_are_clipped_to_their_median_length_too():
+    result = run(algorithms.load("fed_avg+clipped_mean").build(0.3, {}), rounds=40, eval_every=40)
+    assert result.metrics[-1].metrics["accuracy"] > 0.6
 
 
 def test_a_directions_draws_are_counted():

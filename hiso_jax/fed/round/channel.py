@@ -77,7 +77,7 @@ class Channel(NamedTuple):
         if rule is mean and wire.relays(messages, self.groups):
             return self._relayed(messages, weights, factors), memory
         if factors is not None:
-            values = jax.tree.map(lambda m: pin(m * jnp.expand_dims(factors.astype(m.dtype), (1, 2))), values)
+            values = jax.tree.map(lambda m: pin(m * jnp.expand_dims(factors.astype(m.dtype), range(1, m.ndim))), values)
         return wire.encode_aggregate(self._in_groups(rule, values, weights, first)), memory
 
     def _remembering(
