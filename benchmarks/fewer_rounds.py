@@ -293,7 +293,7 @@ class Bench:
             if self.arguments.task == "reviews"
             else worst_tenth(self.task, result.params, population),
             "diverged_at": result.diverged_at,
-            "curve": curve,
+            "curve": [round(value, 4) for value in curve],
             "bytes_up_each": upload_bytes(simulation_costs(simulation, result)),
             "evaluations_each": result.forward_passes / max(1, result.rounds) / config.cohort,
             "offset": offset(result.records.scalars),
@@ -370,7 +370,7 @@ def main(arguments: Arguments) -> None:
             best = min(tuned, key=lambda each: (each["rounds"], -each["final"]))
             runs = [bench.run(entry, best["schedule"], best["rate"], seed) for seed in range(arguments.seeds)]
             done["methods"][method] = {"tuned": tuned, "best": best, "runs": runs}
-            path.write_text(json.dumps(done, indent=1) + "\n")
+            path.write_text(json.dumps(done, separators=(",", ":")) + "\n")
             first = [run["at"][arguments.targets.split(",")[0]] for run in runs]
             reached = [each and each["rounds"] for each in first]
             seconds = time.perf_counter() - begin

@@ -86,50 +86,38 @@ def table(done: dict[str, Any], target: str, name: str) -> Table:
     return view
 
 
-def picture(done: dict[str, Any], path: Path, name: str) -> None:
-    """Accuracy against bytes up and against evaluations."""
+SHOWN = ("decomfl", "hiso", "shared 32 × float32", "mosaic 32 × 4", "mosaic 64 × 2", "fed_sgd")
+
+
+def picture(done: dict[str, Any], path: Path) -> None:
+    """Accuracy against bytes up and against evaluations, bands of one standard deviation over the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [
-        m
-        for m in ("decomfl", "hiso", "shared 32 × float32", "mosaic 32 × 4", "mosaic 64 × 2", "fed_sgd")
-        if m in done["methods"]
-    ]
+    setting = done["setting"]
+    every, cohort = int(setting["every"]), int(setting["cohort"])
     figure, panes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    every, cohort = int(done["setting"]["every"]), int(done["setting"]["cohort"])
-    for method in shown:
-        runs = done["methods"][method]["runs"]
-        curves = np.array([run["curve"] for run in runs])
-        rounds = every * np.arange(curves.shape[1])
-        costs = ("bytes_up_each", "evaluations_each")
-        for pane, cost in zip(panes, costs, strict=True):
-            line = pane.plot(
-                rounds[1:] * runs[0][cost] * (cohort if cost == "bytes_up_each" else 1),
-                curves.mean(0)[1:],
-                label=method,
-            )[0]
-            if len(curves) > 1:
-                low, high = curves.mean(0) - curves.std(0), curves.mean(0) + curves.std(0)
-                pane.fill_between(
-                    rounds[1:] * runs[0][cost] * (cohort if cost == "bytes_up_each" else 1),
-                    low[1:],
-                    high[1:],
-                    color=line.get_color(),
-                    alpha=0.15,
-                    lw=0,
-                )
-    for pane, words in zip(panes, ("bytes up, all clients", "evaluations a client of the cohort"), strict=True):
-        pane.set_xscale("log")
-        pane.set_xlabel(words)
-        pane.grid(alpha=0.3)
-        for target in done["setting"]["targets"].split(","):
+    costs = {
+        "bytes up, all clients together": ("bytes_up_each", cohort),
+        "evaluations by a client that comes every round": ("evaluations_each", 1),
+    }
+    for pane, (words, (cost, times)) in zip(panes, costs.items(), strict=True):
+        for method in (name for name in SHOWN if name in done["methods"]):
+            runs = done["methods"][method]["runs"]
+            curves = np.array([run["curve"] for run in runs])[:, 1:]
+            at = every * np.arange(1, curves.shape[1] + 1) * runs[0][cost] * times
+            mean, spread = curves.mean(0), curves.std(0)
+            line = pane.plot(at, mean, label=method)[0]
+            pane.fill_between(at, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, lw=0)
+        for target in setting["targets"].split(","):
             pane.axhline(float(target), color="gray", lw=0.6, ls=":")
+        pane.set(xscale="log", xlabel=words)
+        pane.grid(alpha=0.3)
     panes[0].set_ylabel("test accuracy")
     panes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(name)
+    figure.suptitle(f"{setting['task']}: {setting['clients']} clients, {cohort} a round, {setting['seeds']} seeds")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -140,4 +128,4 @@ def report(done: dict[str, Any], path: Path, console: Console) -> None:
     wide = Console(width=170) if not console.is_terminal else console
     for target in done["setting"]["targets"].split(","):
         wide.print(table(done, target, path.stem))
-    picture(done, path.with_suffix(".png"), path.stem)
+    picture(done, path.with_suffix(".png"))
