@@ -20,8 +20,6 @@ from hiso_jax.zo import pin
 
 # The step of 2 bits in units of the root mean square: the best of Gaussian numbers.
 TWO_BIT_STEP = 0.996
-# On the device, or in the host's memory.
-Either = Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -29,14 +27,16 @@ Either = Array | np.ndarray
 class Coded:
     """Numbers [..., K, P] in few bits.
 
+    Its arrays are on the device or in the host's memory.
+
     Attributes:
       codes: int8 [..., K, P].
       step: a, one for all K·P codes, [...]; NaN if the numbers cannot be sent.
       bits: b of a code.
     """
 
-    codes: Int8[Either, "... K P"]
-    step: Float[Either, "..."]
+    codes: Any
+    step: Any
     bits: int = field(metadata={"static": True})
 
     def decoded(self) -> Float[Array, "... K P"]:
@@ -59,9 +59,9 @@ class Relayed:
       bits: b of a code.
     """
 
-    codes: Int8[Either, "... C K P"]
-    step: Float[Either, "... C"]
-    valid: Bool[Either, "... C"]
+    codes: Any
+    step: Any
+    valid: Any
     bits: int = field(metadata={"static": True})
 
     def told(self, groups: int) -> Float[Array, "K GP"]:

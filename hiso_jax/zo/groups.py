@@ -27,8 +27,8 @@ LARGEST_BLOCK = 64
 WORD = 32
 
 
-def block_size(params: PyTree[Shaped[Array, "..."]], groups: int) -> int:
-    """B where none is asked for: the largest power of two ≤ min(64, d / (8·G)), at least 1; d counts parameters."""
+def block_size(params: PyTree, groups: int) -> int:
+    """B where none is asked for: the largest power of two ≤ min(64, d / (8·G)), at least 1; d counts parameters, of which only shapes are read."""
     share = sum(leaf.size for leaf in jax.tree.leaves(params)) // (8 * groups)
     return min(LARGEST_BLOCK, 1 << max(share.bit_length() - 1, 0))
 
@@ -95,7 +95,7 @@ class Signs(NamedTuple):
     def weighted(self, numbers: Float[Array, "G"]) -> PyTree[Float[Array, "..."]]:
         """Σ_g D_g numbers_g, in the structure and shapes of the parameters."""
 
-        def add_word(word: ArrayLike, own: Float[Array, "32"], count: int) -> PyTree:
+        def add_word(word: ArrayLike, own: Float[Array, "G"], count: int) -> PyTree:
             def of_words(words: UInt32[Array, "n"]) -> Float[Array, "n"]:
                 total = jnp.zeros(words.shape, own.dtype)
                 for place in range(count):
