@@ -28,7 +28,12 @@ WORD = 32
 
 
 def block_size(params: PyTree, groups: int) -> int:
-    """B where none is asked for: the largest power of two ≤ min(64, d / (8·G)), at least 1; d counts parameters, of which only shapes are read."""
+    """B where none is asked for: the largest power of two ≤ min(64, d / (8·G)), and at least 1.
+
+    Args:
+      params: the trained parameters, d of them; only shapes are read.
+      groups: G.
+    """
     share = sum(leaf.size for leaf in jax.tree.leaves(params)) // (8 * groups)
     return min(LARGEST_BLOCK, 1 << max(share.bit_length() - 1, 0))
 
