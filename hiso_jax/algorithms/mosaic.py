@@ -12,7 +12,7 @@ from hiso_jax.algorithms._travel import Groups, Relay, dealt, message_bits
 from hiso_jax.fed.algorithm import Algorithm, FewBits, default_rates
 
 
-@default_rates(perturbations=64, digits=0.6, mnist=0.01)
+@default_rates(perturbations=64, digits=0.6, mnist=0.01, adapters=0.03)
 def mosaic(
     learning_rate: optax.ScalarOrSchedule,
     *,
