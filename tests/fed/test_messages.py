@@ -33,12 +33,12 @@ def methods():
     }
 
 
-SLOW = ["few bits both ways", "momentum", "one bit in two groups", "aggregate", "floats"]
+SLOW = ["hiso-all", "few bits both ways", "momentum", "one bit in two groups", "aggregate", "floats"]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["hiso-all", "own", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+    ["own", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
 )
 def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
     """Every visit of the run: the client replays what it missed from the bytes it is sent, and is where the server is.

@@ -69,7 +69,7 @@ def read(losses, x, direction, *, steps, perturbations, groups, bits, rate, loca
 
 
 CASES = list(itertools.product((1, 2, 4, 8, 32), (1, 2, CLIENTS), (1, 3)))
-LIGHT = [(2, CLIENTS, 1), (4, 2, 3)]
+LIGHT = [(2, 2, 3)]
 
 
 def light(cases, few):
@@ -174,7 +174,8 @@ def test_a_rounded_aggregate_is_what_the_server_applies(options):
     assert_trees_identical((result.params, result.state), fed.replay(result.initial_params, method, result.records))
 
 
-@pytest.mark.parametrize("method", ["hiso", pytest.param("zo_adam", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hiso", "zo_adam"])
 def test_every_method_with_scalars_can_have_groups_and_few_bits(method):
     options = {"direction_groups": 2, "scalar_bits": 2, "aggregate_bits": 8, "relay": "aggregate"}
     built = algorithms.load(f"{method}+median").build(0.02, options)
@@ -188,7 +189,7 @@ def test_every_method_with_scalars_can_have_groups_and_few_bits(method):
 
 @pytest.mark.parametrize(
     ("groups", "relay"),
-    light(list(itertools.product((2, 3), ("messages", "aggregate"))), [(2, "messages"), (3, "aggregate")]),
+    light(list(itertools.product((2, 3), ("messages", "aggregate"))), [(3, "messages")]),
 )
 def test_delta_is_the_weighted_mean_of_the_clients_own(groups, relay):
     """With groups of other sizes, and one without a valid client."""

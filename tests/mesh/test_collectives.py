@@ -56,7 +56,7 @@ def compiled(mesh, method=None):
     [
         ("8", None),
         ("2x4", None),
-        ("2x4", hiso_jax.mosaic(0.01, scalar_bits=2)),
+        pytest.param("2x4", hiso_jax.mosaic(0.01, scalar_bits=2), marks=pytest.mark.slow),
         pytest.param("8", hiso_jax.mosaic(0.01, scalar_bits=2), marks=pytest.mark.slow),
     ],
     indirect=["mesh"],
