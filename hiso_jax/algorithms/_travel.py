@@ -1,14 +1,13 @@
 """What every method that sends scalars can be asked for: whose directions are whose, and in how many bits they go."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from hiso_jax import zo
 from hiso_jax.fed.algorithm import Algorithm, FewBits
-from hiso_jax.fed.wire import DEFAULT_BYTES_UP
+from hiso_jax.fed.wire import DEFAULT_BYTES_UP, Relay
 
 Groups = int | str | None
-Relay = Literal["messages", "aggregate"] | None
 
 
 def dealt(algorithm: Algorithm, *, direction_groups: Groups = None, direction_blocks: int | None = None) -> Algorithm:
@@ -48,7 +47,7 @@ def in_few_bits(
     scalar_bits: int | None = None,
     bytes_up: int | None = None,
     aggregate_bits: int | None = None,
-    relay: Relay = None,
+    relay: Relay | None = None,
 ) -> Algorithm:
     """The algorithm, its scalars in few bits.
 

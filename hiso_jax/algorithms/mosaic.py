@@ -8,8 +8,9 @@ import optax
 
 from hiso_jax import channels, zo
 from hiso_jax.algorithms._server import descent
-from hiso_jax.algorithms._travel import Groups, Relay, dealt, message_bits
+from hiso_jax.algorithms._travel import Groups, dealt, message_bits
 from hiso_jax.fed.algorithm import Algorithm, FewBits, default_rates
+from hiso_jax.fed.wire import Relay
 
 
 @default_rates(perturbations=64, digits=0.6, mnist=0.01, adapters=0.03)
@@ -22,7 +23,7 @@ def mosaic(
     direction_groups: Groups = "own",
     direction_blocks: int | None = None,
     aggregate_bits: int | None = None,
-    relay: Relay = None,
+    relay: Relay | None = None,
     sampler: zo.SamplerName = "gaussian",
     weight_decay: float = 0.0,
     momentum: float = 0.0,

@@ -129,6 +129,9 @@ def _at_server(prober: Prober, batch: PyTree, places: Int[Array, "C"]) -> Evalua
     def dealt(a: Array) -> Array:
         return a.reshape(rows, columns, *a.shape[1:]).swapaxes(0, 1)
 
+    # Dealt once a round, not once an evaluation.
+    each = jax.tree.map(dealt, filled((batch, places), rows * columns)) if groups > 1 else None
+
     def evaluate(direction: Direction | None, scale: Any) -> Float[Array, "C"]:
         if direction is None or groups == 1:
             return at(_moved(prober, prober.params, direction, scale, 0), batch)
@@ -137,7 +140,6 @@ def _at_server(prober: Prober, batch: PyTree, places: Int[Array, "C"]) -> Evalua
             own, members = given
             return at(_moved(prober, prober.params, direction, scale, members[0] % groups), own)
 
-        each = jax.tree.map(dealt, filled((batch, places), rows * columns))
         return _one_by_one(column, each, prober.execution.vmapped // rows).T.reshape(-1)[:clients]
 
     return evaluate
