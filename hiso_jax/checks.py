@@ -1,54 +1,94 @@
-"""Checks of numbers: one sentence that begins with the name of the parameter and says what would be valid."""
+"""Checks of numbers: one sentence that begins with the name of the parameter and says what would be valid.
 
-import math
+Python's numbers and NumPy's are checked alike. Arrays of JAX pass the checks that say so, since they may be traced.
+No library does this: they take a whole float for an integer, or refuse NumPy's integers, or know nothing of tracing.
+"""
+
+import numbers
 from typing import Any
 
-
-def at_least(name: str, value: float, minimum: float) -> None:
-    """Refuse a value below ``minimum``.
-
-    Raises:
-      ValueError: it is.
-    """
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+import jax
+import numpy as np
 
 
-def positive(name: str, value: float) -> None:
-    """Refuse a value that is not a positive finite number.
+def _is_traceable(value: Any) -> bool:
+    return isinstance(value, jax.Array)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether ``value`` was written by a user, and is not what JAX puts in its place in a pytree of values."""
+    return isinstance(value, str | bytes | numbers.Number | np.generic)
+
+
+def is_real(value: Any) -> bool:
+    """Whether ``value`` is one number, of Python or NumPy, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether ``value`` is one integer, of Python or NumPy, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+
+
+def whole(name: str, value: Any, minimum: int | None = None, below: int | None = None) -> None:
+    """Refuse what is not an integer in [``minimum``, ``below``).
 
     Raises:
       ValueError: it is not.
     """
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive finite number, got {value}")
+    if not is_whole(value):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if (minimum is not None and value < minimum) or (below is not None and value >= below):
+        limits = [] if minimum is None else [f"at least {minimum}"]
+        limits += [] if below is None else [f"below {'2^31' if below == 2**31 else below}"]
+        raise ValueError(f"{name} must be {' and '.join(limits)}, got {value}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Refuse what is not a positive finite number; arrays of JAX, which may be traced, pass.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if not (_is_traceable(value) or (is_real(value) and np.isfinite(value) and value > 0)):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
 
 
 def between(name: str, value: Any, low: float, high: float) -> None:
-    """Refuse a plain number outside [low, high]; arrays, which may be traced, pass.
+    """Refuse what is not a number in [low, high]; arrays of JAX, which may be traced, pass.
 
     Raises:
-      ValueError: it is outside.
+      ValueError: it is not.
     """
-    if isinstance(value, int | float) and not low <= value <= high:
-        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
+    if not (_is_traceable(value) or (is_real(value) and low <= value <= high)):
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value!r}")
 
 
 def fraction(name: str, value: Any, below: float = 1.0) -> None:
-    """Refuse a plain number outside [0, ``below``); arrays, which may be traced, pass.
+    """Refuse what is not a number in [0, ``below``); arrays of JAX, which may be traced, pass.
 
     Raises:
-      ValueError: it is outside.
+      ValueError: it is not.
     """
-    if isinstance(value, int | float) and not 0 <= value < below:
-        raise ValueError(f"{name} must be at least 0 and below {below:g}, got {value}")
+    if not (_is_traceable(value) or (is_real(value) and 0 <= value < below)):
+        raise ValueError(f"{name} must be at least 0 and below {below:g}, got {value!r}")
 
 
 def finite(name: str, value: Any, low: float = 0.0) -> None:
-    """Refuse a plain number that is not finite or below ``low``; arrays, which may be traced, pass.
+    """Refuse what is not a finite number of at least ``low``; arrays of JAX, which may be traced, pass.
 
     Raises:
-      ValueError: it is.
+      ValueError: it is not.
     """
-    if isinstance(value, int | float) and not (math.isfinite(value) and value >= low):
-        raise ValueError(f"{name} must be a finite number ≥ {low:g}, got {value}")
+    if not (_is_traceable(value) or (is_real(value) and np.isfinite(value) and value >= low)):
+        raise ValueError(f"{name} must be a finite number ≥ {low:g}, got {value!r}")
+
+
+def rate(name: str, value: Any) -> None:
+    """Refuse a learning rate that is neither a schedule nor a finite number of at least 0; arrays of JAX pass.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if not (callable(value) or _is_traceable(value) or (is_real(value) and np.isfinite(value) and value >= 0)):
+        raise ValueError(f"{name} must be a finite number ≥ 0 or a schedule over rounds, got {value!r}")

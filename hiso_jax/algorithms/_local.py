@@ -9,6 +9,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from hiso_jax.checks import rate
 from hiso_jax.fed.algorithm import LocalClient
 
 Estimate = Callable[[LocalClient, PyTree, Any, Array], tuple[Float[Array, ""], PyTree]]
@@ -30,9 +31,10 @@ def local_sgd(
       estimate: of the gradient.
       proximal: the weight of the pull back to the server's parameters.
     """
+    rate("learning_rate", learning_rate)
 
     def train(client: LocalClient) -> tuple[PyTree, Float[Array, ""]]:
-        rate = learning_rate(client.round_number) if callable(learning_rate) else learning_rate
+        eta = learning_rate(client.round_number) if callable(learning_rate) else learning_rate
         # In float32: in bfloat16 small steps would be lost.
         start = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), client.params)
 
@@ -42,7 +44,7 @@ def local_sgd(
 
             def move(x: Array, g: Array, origin: Array) -> Array:
                 pulled = g if proximal == 0 else g + proximal * (x - origin)
-                return x - rate * pulled.astype(x.dtype)
+                return x - eta * pulled.astype(x.dtype)
 
             return jax.tree.map(move, local, gradient, start), loss
 

@@ -3,7 +3,7 @@
 import numpy as np
 import optax
 
-from hiso_jax.checks import between, finite
+from hiso_jax.checks import between, finite, rate
 
 
 def descent(
@@ -12,8 +12,9 @@ def descent(
     """Decoupled weight decay, heavy-ball momentum and a learning rate; the first two only where they are not 0.
 
     Raises:
-      ValueError: ``momentum`` outside [0, 1], or ``weight_decay`` negative or not finite.
+      ValueError: ``momentum`` outside [0, 1], or ``learning_rate`` or ``weight_decay`` negative or not finite.
     """
+    rate("learning_rate", learning_rate)
     finite("weight_decay", weight_decay)
     between("momentum", momentum, 0, 1)
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []

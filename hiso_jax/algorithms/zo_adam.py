@@ -7,7 +7,7 @@ Bytes a round: 4·K·P up, 4·K·P down; memory: two copies of the trained param
 import optax
 
 from hiso_jax import zo
-from hiso_jax.checks import fraction
+from hiso_jax.checks import fraction, rate
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -27,6 +27,7 @@ def zo_adam(
       b2: the weight that the mean of their squares keeps.
       sampler: family of raw perturbations.
     """
+    rate("learning_rate", learning_rate)
     fraction("b1", b1)
     fraction("b2", b2)
     server = optax.adam(learning_rate, b1=b1, b2=b2)

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from hiso_jax import zo
-from hiso_jax.checks import fraction
+from hiso_jax.checks import fraction, rate
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -28,6 +28,7 @@ def zo_momentum(
       sampler: family of raw perturbations.
     """
     fraction("beta", beta)
+    rate("learning_rate", learning_rate)
     momentum = optax.trace(beta, nesterov=nesterov, accumulator_dtype=np.float32)
     return Algorithm(
         optax.chain(zo.scale_by_zo(sampler=sampler), momentum, optax.scale_by_learning_rate(learning_rate))

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from hiso_jax import fed
-from hiso_jax.checks import at_least
+from hiso_jax.checks import whole
 from hiso_jax.cli import exit_codes
 
 
@@ -40,15 +40,15 @@ class Devices:
           ValueError: naming the first option out of range.
         """
         if self.devices is not None:
-            at_least("devices", self.devices, 1)
-        at_least("model_shards", self.model_shards, 1)
+            whole("devices", self.devices, 1)
+        whole("model_shards", self.model_shards, 1)
         by_hand = (self.coordinator, self.process_id, self.num_processes)
         if any(given is not None for given in by_hand):
             if None in by_hand:
                 raise ValueError("coordinator must be given with process_id and num_processes, and they with it")
             if ":" not in str(self.coordinator):
                 raise ValueError(f"coordinator must be an address host:port, got {self.coordinator}")
-            at_least("num_processes", self.num_processes or 0, 1)
+            whole("num_processes", self.num_processes or 0, 1)
             if not 0 <= (self.process_id or 0) < (self.num_processes or 0):
                 raise ValueError(
                     f"process_id must be at least 0 and below num_processes, {self.num_processes}, "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -46,8 +47,8 @@ def load_model(options: Experiment) -> tuple[Any, Any]:
     Raises:
       ValueError: there is none of that name, or it cannot be tuned so.
     """
-    if options.model is None or options.model in ("mlp", "cnn"):
-        raise ValueError(f"model must name a language model for {options.task}: by hub name, a folder or a .gguf file")
+    check_model(options)
+    assert options.model is not None
     # Imported where they are needed: they need the extra lm.
     from hiso_jax.models import lm
     from hiso_jax.models.lm import tune
@@ -66,24 +67,37 @@ def load_model(options: Experiment) -> tuple[Any, Any]:
 
 
 def _text_task(options: Experiment) -> AnyTask:
-    pretrained, model = load_model(options)
-    # After the model, whose absence is told first; it needs the extra lm, too.
-    from hiso_jax.tasks.text import text_task
+    from hiso_jax.tasks.text import text_data, text_task
 
-    return text_task(
+    check_model(options)
+    # Before the model: what is wrong with the data is told at once.
+    data = text_data(
         options.task,
-        model,
-        pretrained,
         data_dir=options.data_dir,
         prompts=options.prompts,
         template=options.template,
         verbalizer=options.verbalizer,
-        max_length=options.max_length,
-        max_new_tokens=options.max_new_tokens,
+        labels=options.labels,
         train_rows=options.train_rows,
         test_rows=options.test_rows,
         seed=options.seed,
     )
+    pretrained, model = load_model(options)
+    return text_task(data, model, pretrained, max_length=options.max_length, max_new_tokens=options.max_new_tokens)
+
+
+def check_model(options: Experiment) -> None:
+    """Refuse, before anything is loaded, what names no language model.
+
+    Raises:
+      ValueError: it names none, or a file or folder that is not there.
+    """
+    given = options.model
+    if given is None or given in ("mlp", "cnn"):
+        raise ValueError(f"model must name a language model for {options.task}: by hub name, a folder or a .gguf file")
+    looks_local = given.endswith(".gguf") or given.startswith((".", "/", "~")) or given.count("/") > 1
+    if looks_local and not Path(given).exists():
+        raise ValueError(f"model must be a hub name, a folder or a .gguf file; there is no {given}")
 
 
 def examples_of(task: AnyTask) -> int:

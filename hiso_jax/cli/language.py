@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from hiso_jax.checks import at_least, positive
+from hiso_jax.checks import positive, whole
 
 TEXT_TASK_NAMES = Literal[
     "sst2",
@@ -51,6 +51,7 @@ class Language:
         weight decay are options of their own.
       template: the prompt, with columns of the data in braces, for text-classification or in place of the task's.
       verbalizer: the answer word of each label, in their order, blanks included; as template.
+      labels: the label of each answer word, in their order, for data whose labels are text; by default alphabetical.
       max_length: most tokens of a prompt, longer ones keep their end; by default the task's or the model's.
       max_new_tokens: most tokens to generate (squad, drop, xsum); by default the task's.
       train_rows: random rows of the training data to use; by default all, for generation 1,000.
@@ -67,6 +68,7 @@ class Language:
     prompts: Literal["decomfl", "mezo"] = "decomfl"
     template: str | None = None
     verbalizer: Annotated[tuple[str, ...] | None, comma_separated(str, "WORD,WORD,…", strip=False)] = None
+    labels: Annotated[tuple[str, ...] | None, comma_separated(str, "NAME,NAME,…")] = None
     max_length: int | None = None
     max_new_tokens: int | None = None
     train_rows: int | None = None
@@ -90,7 +92,7 @@ class Language:
         if task not in get_args(TEXT_TASK_NAMES):
             heeded = set()
         elif task in GENERATES:
-            heeded -= {"template", "verbalizer"}
+            heeded -= {"template", "verbalizer", "labels"}
         else:
             heeded -= {"max_new_tokens"} | ({"prompts"} if task == "text-classification" else set())
         heeded -= set() if self.trainable == "lora" else {"lora_rank", "lora_alpha", "lora_targets"}
@@ -101,5 +103,5 @@ class Language:
                 raise ValueError(f"{option} has no meaning for --task {task}{tuned}")
         for option in ("max_length", "max_new_tokens", "train_rows", "test_rows", "lora_rank", "prefix_tokens"):
             if getattr(self, option) is not None:
-                at_least(option, getattr(self, option), 1)
+                whole(option, getattr(self, option), 1)
         positive("lora_alpha", self.lora_alpha)

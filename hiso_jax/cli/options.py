@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from hiso_jax.checks import at_least, finite, positive
+from hiso_jax.checks import finite, positive, whole
 from hiso_jax.cli.devices import Devices
 from hiso_jax.cli.language import TEXT_TASK_NAMES, Language, comma_separated
 from hiso_jax.cli.presence import Presence
@@ -96,8 +96,8 @@ class Experiment(SimulationConfig, Presence, Language):
           ValueError: naming the first option out of range.
         """
         super().__post_init__()
-        at_least("clients", self.clients, 1)
-        at_least("shards_per_client", self.shards_per_client, 1)
+        whole("clients", self.clients, 1)
+        whole("shards_per_client", self.shards_per_client, 1)
         positive("alpha", self.alpha)
         self.check_presence()
         self.check_language(self.task)
@@ -140,7 +140,7 @@ class Run(Experiment, Devices):
         super().__post_init__()
         self.check_devices()
         if self.snapshot_every is not None:
-            at_least("snapshot_every", self.snapshot_every, 0)
+            whole("snapshot_every", self.snapshot_every, 0)
         if self.learning_rate is not None:
             positive("learning_rate", self.learning_rate)
 
@@ -171,7 +171,7 @@ class Grid(Experiment):
           ValueError: naming the first option out of range.
         """
         super().__post_init__()
-        at_least("seeds", self.seeds, 1)
+        whole("seeds", self.seeds, 1)
         if len(set(self.algorithms)) != len(self.algorithms):
             raise ValueError(f"algorithms must not repeat, got {','.join(self.algorithms)}")
         _check_grid("learning_rates", self.learning_rates or ())

@@ -66,6 +66,7 @@ from hiso_jax.fed.run import (
     make_evaluate,
     sweep,
 )
+from hiso_jax.fed.sanity import check_examples, check_task
 from hiso_jax.fed.task import Metric, Task, hold_out, metric_of
 
 __all__ = [
@@ -111,6 +112,8 @@ __all__ = [
     "VirtualPopulation",
     "Wire",
     "are_finite",
+    "check_examples",
+    "check_task",
     "cohort_key",
     "data_key",
     "dirichlet",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float, PyTree
 
+from hiso_jax.checks import whole
 from hiso_jax.fed.codes import Coded, Relayed, is_coded, packed_size, quantise
 
 BITS = (1, 2, 4, 8, 32)
@@ -131,8 +132,8 @@ class FewBits(Wire):
             raise ValueError("scalar_bits must not be given beside bytes_up, which decides them")
         if self.scalar_bits not in (None, *BITS):
             raise ValueError(f"scalar_bits must be one of {', '.join(map(str, BITS))}, got {self.scalar_bits}")
-        if self.bytes_up is not None and self.bytes_up < 1:
-            raise ValueError(f"bytes_up must be at least 1, got {self.bytes_up}")
+        if self.bytes_up is not None:
+            whole("bytes_up", self.bytes_up, 1)
         if self.aggregate_bits not in AGGREGATE_BITS:
             allowed = ", ".join(map(str, AGGREGATE_BITS))
             raise ValueError(f"aggregate_bits must be one of {allowed}, got {self.aggregate_bits}")

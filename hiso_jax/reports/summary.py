@@ -75,6 +75,7 @@ def summarise(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]:
         "forward_passes": result.forward_passes,
         "simulated_seconds": result.simulated_seconds,
         "scalar_offset": result.offset,
+        "concerns": list(result.concerns),
         "attendance": {**result.attendance, "invalid": result.invalid},
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,

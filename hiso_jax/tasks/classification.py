@@ -4,11 +4,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from hiso_jax.tasks.splits import held_out
+
+
+def _check_labels(name: str, labels: Any, classes: int) -> None:
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        first = repr(labels.reshape(-1)[0].item()) if labels.size else "none"
+        raise ValueError(
+            f"{name} must be one whole number for each example, got {labels.dtype} of shape {labels.shape}, {first} "
+            "first: names, numbers = numpy.unique(labels, return_inverse=True) numbers label names"
+        )
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        example = int(np.argmax(outside))
+        raise ValueError(
+            f"{name} must be at least 0 and below {classes}, the model's number of classes; {int(outside.sum())} are "
+            f"not, the first of them {labels[example]} of example {example}"
+        )
 
 
 @dataclass(frozen=True)
@@ -37,7 +56,8 @@ class Classification:
         """Check the splits.
 
         Raises:
-          ValueError: a split without "input" and "label", empty, or of unequal lengths.
+          ValueError: a split without "input" and "label", empty, or of unequal lengths; labels that are not numbers
+            0, 1, … of the model's classes; or a model that does not give [B, classes] logits.
         """
         for split in ("train", "test"):
             data = getattr(self, split)
@@ -48,6 +68,29 @@ class Classification:
                     f"{split} must have as many inputs as labels and at least one, "
                     f"got {len(data['input'])} and {len(data['label'])}"
                 )
+        classes = self._classes()
+        for split in ("train", "test"):
+            _check_labels(f'{split}["label"]', getattr(self, split)["label"], classes)
+
+    def _classes(self) -> int:
+        """How many classes the model tells apart.
+
+        Raises:
+          ValueError: it does not give the logits of each example.
+        """
+        inputs = self.train["input"]
+
+        def logits(key: Key[Array, ""], inputs: Any) -> Any:
+            return self.model_apply(self.model_init(key), inputs)
+
+        row = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), inputs
+        )
+        given = jax.eval_shape(logits, jax.random.key(0), row)
+        if getattr(given, "ndim", None) != 2 or given.shape[0] != 1:
+            got = getattr(given, "shape", f"a {type(given).__name__}")
+            raise ValueError(f"model_apply must give logits of shape [B, classes], here (1, classes); got {got}")
+        return given.shape[1]
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """The initial parameters."""

@@ -14,6 +14,7 @@ from hiso_jax.zo.differences import (
     scalars,
     second,
     slopes,
+    suggested_mu,
 )
 from hiso_jax.zo.directions import (
     SAMPLERS,
@@ -91,6 +92,7 @@ __all__ = [
     "sphere",
     "step",
     "store",
+    "suggested_mu",
     "working_dtype",
     "zero_direction",
     "zo_state",

@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PyTree
 
+from hiso_jax.checks import between, finite, rate
 from hiso_jax.zo.directions import Directions, Sampler, working_dtype
 from hiso_jax.zo.heads import LocalStep, head
 from hiso_jax.zo.rounding import CURVATURE_STREAM, store
@@ -57,10 +58,8 @@ def scale_by_hiso(
       (2, 3)
     """
     # optax.inject_hyperparams passes arrays here, traced ones too: only plain numbers can be checked.
-    if isinstance(decay, int | float) and not 0 <= decay <= 1:
-        raise ValueError(f"decay must be in [0, 1], got {decay}")
-    if isinstance(eps, int | float) and not 0 <= eps < float("inf"):
-        raise ValueError(f"eps must be a finite number ≥ 0, got {eps}")
+    between("decay", decay, 0, 1)
+    finite("eps", eps)
     if curvature_update not in ("last", "all"):
         raise ValueError(f"curvature_update must be 'last' or 'all', got {curvature_update!r}")
 
@@ -113,6 +112,7 @@ def hiso(
       >>> import hiso_jax
       >>> tx = hiso_jax.hiso(learning_rate=1e-3)
     """
+    rate("learning_rate", learning_rate)
     scale = scale_by_hiso(
         decay=decay, eps=eps, curvature_update=curvature_update, curvature_dtype=curvature_dtype, sampler=sampler
     )

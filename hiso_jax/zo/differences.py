@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
+from hiso_jax.checks import positive, whole
 from hiso_jax.zo.directions import Directions, Sampler, as_directions, perturb
 
 Method = Literal["forward", "central", "second"]
@@ -84,10 +85,25 @@ def check_estimator(num_perturbations: int, mu: ArrayLike) -> None:
     Raises:
       ValueError: ``num_perturbations`` < 1, or ``mu`` not positive and finite.
     """
-    if num_perturbations < 1:
-        raise ValueError(f"num_perturbations must be at least 1, got {num_perturbations}")
-    if isinstance(mu, int | float) and not (math.isfinite(mu) and mu > 0):
-        raise ValueError(f"mu must be a positive finite number, got {mu}")
+    whole("num_perturbations", num_perturbations, 1)
+    positive("mu", mu)
+
+
+def suggested_mu(loss: float, dtype: DTypeLike, dimension: int) -> float:
+    """A smoothing radius at which rounding and curvature spoil a scalar alike, to one significant digit.
+
+    A difference of losses rounds to about eps·log₂(d)·|f|, so that a scalar is off by that over μ; for the curvature
+    it is off by μ·uᵀ∇²f u / 2, whose mean over directions is μ·tr(∇²f) / 2. They are equal at
+    μ = √(2·eps·log₂(d)·|f| / tr ∇²f). The trace is taken to be 1, for want of a measurement; then d enters by its
+    logarithm alone.
+
+    Args:
+      loss: f, where the run begins.
+      dtype: in which losses are computed.
+      dimension: d, the number of trained parameters.
+    """
+    mu = math.sqrt(2 * float(jnp.finfo(dtype).eps) * math.log2(max(dimension, 2)) * max(abs(loss), 1e-3))
+    return float(f"{mu:.0e}")
 
 
 def probe(

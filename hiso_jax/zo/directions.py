@@ -18,6 +18,7 @@ from jax.sharding import AxisType
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Key, PyTree, Shaped, UInt32
 
+from hiso_jax.checks import whole
 from hiso_jax.stacked import Layers, Stacked, is_stacked
 from hiso_jax.zo.threefry import fused
 from hiso_jax.zo.walls import pin
@@ -201,10 +202,10 @@ class Directions:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        if self.groups is not None and self.groups < 1:
-            raise ValueError(f"groups must be at least 1, or None for each client its own, got {self.groups}")
-        if self.block is not None and self.block < 0:
-            raise ValueError(f"block must be at least 0, got {self.block}")
+        if self.groups is not None:
+            whole("groups", self.groups, 1)
+        if self.block is not None:
+            whole("block", self.block, 0)
 
     def groups_of(self, clients: int) -> int:
         """G of a cohort of so many clients.

@@ -18,6 +18,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
+from hiso_jax.checks import rate
 from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.differences import slopes
 from hiso_jax.zo.directions import Directions, Sampler, as_directions
@@ -287,4 +288,5 @@ def decomfl(
       learning_rate: η, a number or an optax schedule over rounds.
       sampler: as in :func:`head`.
     """
+    rate("learning_rate", learning_rate)
     return optax.chain(scale_by_zo(sampler=sampler), optax.scale_by_learning_rate(learning_rate))

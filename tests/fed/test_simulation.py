@@ -142,7 +142,7 @@ def test_stop_ends_the_run_and_keeps_what_was_done():
         ({"mu": float("inf")}, "mu must be a positive finite number, got inf"),
         ({"method": "sideways"}, "method must be forward or central, got sideways"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"local_learning_rate": float("nan")}, "local_learning_rate must be a positive finite number, got nan"),
+        ({"local_learning_rate": float("nan")}, "local_learning_rate must be a finite number ≥ 0 or a schedule over rounds, got nan"),
         ({"local_steps": 2}, "need local_learning_rate"),
         ({"rounds_per_dispatch": 0}, "rounds_per_dispatch must be at least 1"),
     ],

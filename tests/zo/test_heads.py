@@ -207,7 +207,7 @@ def test_misuse_is_answered_with_one_sentence(tx):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"decay": 1.5}, "decay must be in"),
+        ({"decay": 1.5}, "decay must be between 0 and 1"),
         ({"eps": -1.0}, "eps must be a finite number"),
         ({"curvature_update": "first"}, "curvature_update must be 'last' or 'all', got 'first'"),
     ],

@@ -1,6 +1,5 @@
 """How fast the clients are: the simulated clock's model of their computers and their networks."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from hiso_jax.checks import finite
+from hiso_jax.checks import finite, is_plain, positive
 
 
 @jax.tree_util.register_dataclass
@@ -30,10 +29,10 @@ class LogNormal:
         Raises:
           ValueError: a median that is not positive and finite, or a negative spread.
         """
-        if isinstance(self.median, int | float) and not (math.isfinite(self.median) and self.median > 0):
-            raise ValueError(f"median must be a positive finite number, got {self.median}")
-        if isinstance(self.spread, int | float) and not (math.isfinite(self.spread) and self.spread >= 0):
-            raise ValueError(f"spread must be a finite number ≥ 0, got {self.spread}")
+        if is_plain(self.median):
+            positive("median", self.median)
+        if is_plain(self.spread):
+            finite("spread", self.spread)
 
 
 class Work(NamedTuple):
@@ -76,7 +75,8 @@ class Fleet:
         Raises:
           ValueError: ``direction_seconds`` negative or not finite.
         """
-        finite("direction_seconds", self.direction_seconds)
+        if is_plain(self.direction_seconds):
+            finite("direction_seconds", self.direction_seconds)
 
     def seconds(self, traits_key: Key[Array, ""], clients: Int[Array, "C"], work: Work) -> Float[Array, "C"]:
         """How long each client takes to download, to compute and to upload, in seconds."""

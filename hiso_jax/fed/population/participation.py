@@ -1,6 +1,5 @@
 """Who shows up: availability, dropout in mid-round, and stragglers behind a deadline."""
 
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
+from hiso_jax.checks import between, is_plain, positive
 from hiso_jax.fed.population.fleet import Fleet, Work
 
 ABSENT, DROPPED, LATE, REPORTED = range(4)
@@ -34,8 +34,8 @@ def _uniform(key: Key[Array, ""], clients: Int[Array, "C"]) -> Float[Array, "C"]
 
 
 def _check_rate(option: str, value: Any) -> None:
-    if isinstance(value, int | float) and not 0 <= value <= 1:
-        raise ValueError(f"{option} must be between 0 and 1, got {value}")
+    if is_plain(value):
+        between(option, value, 0, 1)
 
 
 @jax.tree_util.register_dataclass
@@ -112,8 +112,8 @@ class Diurnal:
         """Raise a ValueError for a number out of range."""
         _check_rate("rate", self.rate)
         _check_rate("amplitude", self.amplitude)
-        if isinstance(self.period, int | float) and not (math.isfinite(self.period) and self.period > 0):
-            raise ValueError(f"period must be a positive finite number, got {self.period}")
+        if is_plain(self.period):
+            positive("period", self.period)
 
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
         """See :class:`Availability`."""
@@ -181,8 +181,8 @@ class Participation:
         if self.deadline is not None:
             if self.fleet is None:
                 raise ValueError("deadline needs a fleet: without the clients' speeds nobody is late")
-            if isinstance(self.deadline, int | float) and not (math.isfinite(self.deadline) and self.deadline > 0):
-                raise ValueError(f"deadline must be a positive finite number of seconds, got {self.deadline}")
+            if is_plain(self.deadline):
+                positive("deadline", self.deadline)
 
     def check(self, clients: int) -> None:
         """Refuse rules for another population than one of ``clients`` clients.

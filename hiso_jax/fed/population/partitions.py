@@ -6,12 +6,12 @@ import itertools
 import numpy as np
 from jaxtyping import Int
 
+from hiso_jax.checks import positive, whole
 from hiso_jax.fed.population.population import Population
 
 
 def _check(examples: int, clients: int) -> None:
-    if clients < 1:
-        raise ValueError(f"clients must be at least 1, got {clients}")
+    whole("clients", clients, 1)
     if clients > examples:
         raise ValueError(
             f"clients must be at most the number of training examples, {examples}, "
@@ -71,8 +71,7 @@ def dirichlet(labels: Int[np.ndarray, "n"], clients: int, *, alpha: float, seed:
       ValueError: N < 1, N > n, or α not positive and finite.
     """
     _check(len(labels), clients)
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be a positive finite number, got {alpha}")
+    positive("alpha", alpha)
     rng = np.random.default_rng(seed)
     owners = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
@@ -122,8 +121,7 @@ def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int
       ValueError: N < 1, N > n, or ``shards_per_client`` < 1.
     """
     _check(len(labels), clients)
-    if shards_per_client < 1:
-        raise ValueError(f"shards_per_client must be at least 1, got {shards_per_client}")
+    whole("shards_per_client", shards_per_client, 1)
     rng = np.random.default_rng(seed)
     count = clients * shards_per_client
     shuffled = rng.permutation(len(labels))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from hiso_jax.checks import is_whole, positive, whole
 from hiso_jax.fed.keys import population_key
 
 _MIXTURE, _SIZE, _EXAMPLES = range(3)
@@ -113,11 +114,10 @@ def virtual(
     Raises:
       ValueError: N, α or the sizes out of range.
     """
-    if not 1 <= clients < 2**31:
-        raise ValueError(f"clients must be at least 1 and below 2^31, got {clients}")
-    if alpha is not None and not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be a positive finite number, got {alpha}")
-    if not 1 <= sizes[0] <= sizes[1] < 2**31:
+    whole("clients", clients, 1, 2**31)
+    if alpha is not None:
+        positive("alpha", alpha)
+    if not all(map(is_whole, sizes)) or not 1 <= sizes[0] <= sizes[1] < 2**31:
         raise ValueError(f"sizes must be two numbers 1 ≤ fewest ≤ most < 2^31, got {sizes[0]}, {sizes[1]}")
     labels = np.asarray(labels)
     _, counts = np.unique(labels, return_counts=True)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import optax
 
-from hiso_jax.checks import at_least, positive
+from hiso_jax.checks import positive, rate, whole
 from hiso_jax.zo import DirectionsMode, check_directions
 
 
@@ -57,10 +57,10 @@ class SimulationConfig:
           ValueError: naming the first option out of range.
         """
         for option in ("rounds", "cohort", "local_steps", "batch_size", "eval_every"):
-            at_least(option, getattr(self, option), 1)
+            whole(option, getattr(self, option), 1, 2**31)
         for option in ("perturbations", "rounds_per_dispatch", "client_chunk", "memory_budget"):
             if getattr(self, option) is not None:
-                at_least(option, getattr(self, option), 1)
+                whole(option, getattr(self, option), 1)
         if self.directions is not None:
             check_directions(self.directions)
         if self.directions == "keep" and self.local_steps > 1:
@@ -70,10 +70,9 @@ class SimulationConfig:
             raise ValueError(f"method must be forward or central, got {self.method}")
         if self.weighting not in ("uniform", "examples"):
             raise ValueError(f"weighting must be uniform or examples, got {self.weighting}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be at least 0 and below 2^31, got {self.seed}")
-        if isinstance(self.local_learning_rate, int | float):
-            positive("local_learning_rate", self.local_learning_rate)
+        whole("seed", self.seed, 0, 2**31)
+        if self.local_learning_rate is not None:
+            rate("local_learning_rate", self.local_learning_rate)
 
 
 def config_of(config: SimulationConfig, perturbations: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hiso_jax.fed.ledger import (
     keeper_of,
 )
 from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run.concerns import Concerns
 from hiso_jax.fed.run.config import config_of
 from hiso_jax.fed.run.dispatch import RunState
 from hiso_jax.fed.run.programs import Setup, costs_of, first_state, initial_parameters, trace
@@ -41,6 +42,7 @@ class Session:
       history: the evaluations so far.
       diverged_at: the number of the round at which it diverged, or None.
       run_seconds: time spent in rounds, without compilation and evaluation.
+      concerns: what there is to say of its rounds.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class Session:
         carry, shardings = first_state(setup, self._initial)
         costs = costs_of(setup.algorithm, setup.estimator, carry.server, setup.config.cohort)
         self._tally = Tally(costs)
+        dimension = sum(leaf.size for leaf in jax.tree.leaves(carry.server.params))
+        self.concerns = Concerns(setup.config.mu if setup.algorithm.has_scalars else None, dimension)
         before = time.perf_counter()
         programs = trace(setup, costs, carry, shardings)
         # Before the long work: a run that cannot be continued so is told at once.
@@ -140,6 +144,7 @@ class Session:
         carry = restored(self.setup, keeper, carry)
         last = self.history[-1].round if self.history else 0
         self._tally.restore(keeper.ledger.records, self.setup.clients, last)
+        self.concerns.note(keeper.ledger.records, silent=True)
         self._note_divergence(carry)
         return carry
 
@@ -178,6 +183,7 @@ class Session:
         log = jax.tree.map(lambda column: np.asarray(column)[: len(numbers)], log)
         records = self._tally.add(self._seed_key, numbers, log)
         in_all_processes(lambda: self._keeper.ledger.append(records))
+        self.concerns.note(records)
         if config.rounds_per_dispatch is None:
             # At most double: the first dispatches are slow for reasons that pass.
             fitting = int(DISPATCH_SECONDS * len(numbers) / elapsed)
@@ -222,6 +228,7 @@ class Session:
         in_all_processes(lambda: self._keeper.ledger.evaluated(row, digest))
         self.history.append(row)
         tally.losses.clear()
+        self.concerns.evaluated()
         return row
 
     @property
@@ -283,7 +290,8 @@ class Session:
             run_seconds=self.run_seconds,
             simulated_seconds=self._simulated_seconds,
             attendance=self._tally.attendance,
-            invalid=self._tally.invalid,
+            invalid=self.concerns.invalid,
+            concerns=self.concerns.sentences,
             offset=self._tally.offset,
             mesh_shape={} if self.setup.mesh is None else dict(self.setup.mesh.shape),
         )

@@ -17,6 +17,7 @@ from hiso_jax.fed.run.dispatch import Inputs
 from hiso_jax.fed.run.programs import Setup
 from hiso_jax.fed.run.result import Callback, Result
 from hiso_jax.fed.run.session import Session
+from hiso_jax.fed.sanity import check_task
 from hiso_jax.fed.task import Task, examples_of, frozen_of
 from hiso_jax.zo import sphere, zo_states
 
@@ -44,7 +45,8 @@ class Simulation:
         :data:`Callback`.
 
     Raises:
-      ValueError: a cohort larger than the population, an index outside the training data, K > 1 without
+      ValueError: data or a loss that no run can use, see :func:`hiso_jax.fed.check_task`; a cohort
+        larger than the population, an index outside the training data, K > 1 without
         ``local_learning_rate``, more groups of directions than clients in a round, fewer bytes than a message takes, a
         ``method`` for an algorithm that has a measure of its own, rates of other clients than the population's, a mesh
         without an axis ``clients``, or parameters split over ``model`` with the sampler ``sphere``.
@@ -73,6 +75,7 @@ class Simulation:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """Place the data on the devices and build, but not yet compile, the programs of the run."""
+        check_task(task)
         if config.cohort > population.num_clients:
             raise ValueError(
                 f"cohort must be at most the number of clients, {population.num_clients}, got {config.cohort}"

@@ -28,6 +28,7 @@ from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.programs import bytes_of, costs_of
 from hiso_jax.fed.run.simulation import estimator_of
+from hiso_jax.fed.sanity import check_task
 from hiso_jax.fed.task import Task, bind, examples_of, frozen_of, metric_of, summarise
 from hiso_jax.fed.update import ServerState
 
@@ -198,6 +199,7 @@ def sweep(
     if len(populations) != len(grid.seeds):
         raise ValueError(f"populations must be one for each of the {len(grid.seeds)} seeds, got {len(populations)}")
     participation = Participation() if participation is None else participation
+    check_task(task)
     for population in populations:
         population.check(examples_of(task.train))
         participation.check(population.num_clients)

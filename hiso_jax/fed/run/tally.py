@@ -21,7 +21,6 @@ class Tally:
       traffic: bytes and visits.
       losses: the mean cohort losses of the rounds since the last evaluation.
       seconds: simulated.
-      invalid: reports with a non-finite scalar.
       offset: what the scalars of a message have in common, the mean of a message in units of its standard deviation,
         averaged over all valid messages; None if a message is less than two scalars. Along random directions it is
         about 0; forward differences add μ·tr(∇²f)/2 to every scalar, on which few bits are lost.
@@ -31,7 +30,7 @@ class Tally:
         """Nothing yet; ``costs`` are those of a client's visit."""
         self.traffic = Traffic(costs)
         self.losses: list[float] = []
-        self.seconds, self.invalid = 0.0, 0
+        self.seconds = 0.0
         self._statuses = np.zeros(REPORTED + 1, np.int64)
         self._offsets: list[float] = []
         self._messages = 0
@@ -40,7 +39,7 @@ class Tally:
         """Count some rounds, and return them with their bytes; ``log`` is on the host."""
         columns = log.attendance, log.synced_to, log.record.valid
         sent = self.traffic.add(rounds, *map(np.asarray, columns))
-        self._count(log.attendance, log.record.valid, log.record.loss, log.seconds)
+        self._count(log.attendance, log.record.loss, log.seconds)
         self._note_offsets(log.record.scalars, log.record.valid)
         return log.as_records(seed_key, rounds, *sent)
 
@@ -48,13 +47,12 @@ class Tally:
         """Count the rounds of a run of ``clients`` clients that goes on, last evaluated after ``evaluated`` rounds."""
         stood, _ = stood_at(records.round, records.cohort, records.attendance, clients)
         self.traffic.add(records.round, records.attendance, stood, records.valid)
-        self._count(records.attendance, records.valid, records.loss, records.seconds)
+        self._count(records.attendance, records.loss, records.seconds)
         self._note_offsets(records.scalars, records.valid)
         self.losses = self.losses[evaluated:]
 
-    def _count(self, attendance: Any, valid: Any, loss: Any, seconds: Any) -> None:
+    def _count(self, attendance: Any, loss: Any, seconds: Any) -> None:
         self._statuses += np.bincount(attendance.reshape(-1), minlength=len(self._statuses))
-        self.invalid += int(np.count_nonzero((attendance == REPORTED) & ~valid))
         self.seconds += float(seconds.sum(dtype=np.float64))
         self.losses += loss.tolist()
 

@@ -3,7 +3,7 @@
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation
 from hiso_jax.tasks.text.prompts import PROMPTS, SOURCES, Prompt, PromptSet, user_prompt
-from hiso_jax.tasks.text.tasks import CLASSIFICATION, GENERATION, TEXT_TASKS, text_task
+from hiso_jax.tasks.text.tasks import CLASSIFICATION, GENERATION, TEXT_TASKS, TextData, text_data, text_task
 
 __all__ = [
     "CLASSIFICATION",
@@ -14,8 +14,10 @@ __all__ = [
     "Prompt",
     "PromptSet",
     "TextChoice",
+    "TextData",
     "TextGeneration",
     "text_choice",
+    "text_data",
     "text_generation",
     "text_task",
     "user_prompt",

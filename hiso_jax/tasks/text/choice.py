@@ -124,7 +124,7 @@ def text_choice(
     texts: dict[str, list[list[int]]] = {}
     for split in ("train", "test"):
         encoded = tokenize(tokenizer, [prompt.render(row) for row in rows[split]])
-        for number, ids in enumerate(encoded):
+        for number, ids in enumerate(encoded, 1):
             if not ids:
                 raise ValueError(f"row {number} of {split} has no tokens: its prompt is empty")
         texts[split] = [truncate(ids, max_length, bos) for ids in encoded]

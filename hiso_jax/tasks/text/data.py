@@ -1,7 +1,7 @@
 """Rows of text tasks: from the ``datasets`` hub, or from local files with the same columns."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,20 +30,29 @@ def load_rows(source: Source | None, data_dir: str | Path | None, columns: Seque
         rows = _from_hub(source)
     else:
         raise ValueError("data_dir must name a folder with train and validation files for text-classification")
+    _check_columns(rows, columns, "data_dir")
+    return rows
+
+
+def _check_columns(rows: Mapping[str, Sequence[Row]], columns: Sequence[str], option: str) -> None:
+    """Refuse splits without rows, or rows without one of the columns.
+
+    Raises:
+      ValueError: the split, and the row where it is one row's fault.
+    """
     for split, split_rows in rows.items():
         if not len(split_rows):
-            raise ValueError(f"data_dir must hold at least one row of each split; {split} has none")
+            raise ValueError(f"{option} must hold at least one row of each split; {split} has none")
         missing = [name for name in columns if name not in split_rows[0]]
         if missing:
             raise ValueError(
-                f"data_dir must hold the columns {', '.join(columns)}; {split} lacks {', '.join(missing)} and has "
+                f"{option} must hold the columns {', '.join(columns)}; {split} lacks {', '.join(missing)} and has "
                 f"{', '.join(split_rows[0])}"
             )
-        for number, row in enumerate(split_rows):
-            empty = [name for name in columns if row[name] is None]
+        for number, row in enumerate(split_rows, 1):
+            empty = [name for name in columns if row.get(name) is None]
             if empty:
                 raise ValueError(f"row {number} of {split} has no {empty[0]}")
-    return rows
 
 
 def _from_files(folder: Path) -> dict[str, list[Row]]:
@@ -57,6 +66,8 @@ def _from_files(folder: Path) -> dict[str, list[Row]]:
                 f"{'' if len(names) == 1 else f' (nor of the names {chr(44).join(names[1:])})'}"
             )
         rows[split] = read_rows(path)
+        if not rows[split]:
+            raise ValueError(f"data_dir must hold at least one row of each split; {path} is empty")
     return rows
 
 
@@ -89,22 +100,70 @@ def sample_rows(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
     return [rows[i] for i in chosen]
 
 
-def number_labels(rows: Mapping[str, Sequence[Row]], classes: int) -> dict[str, list[Row]]:
-    """The same rows with every label a number; label names are numbered in alphabetical order over all splits.
+def given_rows(rows: Mapping[str, Iterable[Row]], columns: Sequence[str]) -> dict[str, list[Row]]:
+    """Rows that are in memory, as :func:`load_rows` gives those of files.
 
     Raises:
-      ValueError: a label that is none of the classes, or more or fewer names than classes.
+      ValueError: there are no splits, a row is no dict, or a split lacks a column.
     """
-    names = sorted({row["label"] for split in rows.values() for row in split if isinstance(row["label"], str)})
-    if names and len(names) != classes:
-        raise ValueError(f"verbalizer must have one word for each of the {len(names)} labels {', '.join(names)}")
-    number = {name: place for place, name in enumerate(names)}
+    taken: dict[str, list[Row]] = {}
+    for split, names in {"train": ("train",), "test": ("test", *SPLITS["test"])}.items():
+        name = next((name for name in names if isinstance(rows, Mapping) and name in rows), None)
+        if name is None:
+            raise ValueError(
+                'rows must be {"train": rows, "test": rows}, of lists of dicts or datasets of the datasets library; '
+                f"there is no {split}"
+            )
+        taken[split] = list(rows[name])
+        for number, row in enumerate(taken[split], 1):
+            if not isinstance(row, Mapping):
+                raise ValueError(f"rows must be dicts of columns; row {number} of {name} is a {type(row).__name__}")
+    _check_columns(taken, columns, "rows")
+    return taken
+
+
+def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The label that each of so many answer words stands for, in the order of the words.
+
+    Args:
+      rows: of every split.
+      classes: how many answer words there are.
+      given: the labels in that order; without it, text is taken in alphabetical order, and numbers are 0, 1, …
+
+    Raises:
+      ValueError: more or fewer labels than words, or a label of the rows that is none of them.
+    """
+    if given is not None:
+        if len(given) != classes or len(set(given)) != classes:
+            raise ValueError(
+                f"labels must be {classes} different ones, one for each word of the verbalizer; got {','.join(given)}"
+            )
+        return tuple(given)
+    found = {row["label"] for split in rows.values() for row in split}
+    texts = sorted(label for label in found if isinstance(label, str))
+    if texts and len(texts) != len(found):
+        other = next(label for label in found if not isinstance(label, str))
+        raise ValueError(f"labels must be all text or all numbers; the data have {texts[0]!r} and {other!r}")
+    if texts and len(texts) != classes:
+        raise ValueError(
+            f"verbalizer must have one word for each of the {len(texts)} labels {', '.join(texts[:8])}, not {classes}"
+        )
+    return tuple(texts) or tuple(map(str, range(classes)))
+
+
+def number_labels(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> dict[str, list[Row]]:
+    """The same rows with every label the place of its name among ``names``.
+
+    Raises:
+      ValueError: a label that is none of them.
+    """
+    place = {name: number for number, name in enumerate(names)}
     numbered: dict[str, list[Row]] = {}
     for split, split_rows in rows.items():
         numbered[split] = []
-        for place, row in enumerate(split_rows):
-            label = number.get(row["label"], row["label"])
-            if not isinstance(label, int) or not 0 <= label < classes:
-                raise ValueError(f"row {place} of {split} has label {label}; labels must be 0 to {classes - 1}")
-            numbered[split].append({**row, "label": label})
+        for number, row in enumerate(split_rows, 1):
+            label = row["label"]
+            if isinstance(label, bool) or not isinstance(label, int | str) or str(label) not in place:
+                raise ValueError(f"row {number} of {split} has label {label!r}; it must be one of {', '.join(names)}")
+            numbered[split].append({**row, "label": place[str(label)]})
     return numbered

@@ -210,7 +210,7 @@ def _encode(prompt: Prompt, tokenizer: Any, rows: Sequence[Row], split: str) -> 
     """The tokens of each row's prompt and of the answer that is trained on, the first."""
     assert prompt.answers is not None
     answers = [prompt.answers(row) for row in rows]
-    for number, given in enumerate(answers):
+    for number, given in enumerate(answers, 1):
         if not given or not given[0].strip():
             raise ValueError(f"row {number} of {split} has no answer")
     prompts = tokenize(tokenizer, [prompt.render(row) for row in rows])

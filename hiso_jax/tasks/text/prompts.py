@@ -164,9 +164,12 @@ def user_prompt(template: str, words: tuple[str, ...]) -> Prompt:
       ValueError: a template that is malformed or names no column, or fewer than two words.
     """
     try:
-        columns = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        fields = [parts[1:] for parts in Formatter().parse(template) if parts[1] is not None]
     except ValueError as error:
         raise ValueError(f"template must be text with columns in braces, like '{{text}} It was': {error}") from error
+    columns = [name or "" for name, _, _ in fields]
+    if any(specification or conversion for _, specification, conversion in fields):
+        raise ValueError(f"template must name columns alone in its braces, without : or !; got {template!r}")
     if not columns or not all(name.isidentifier() for name in columns):
         raise ValueError(f"template must name a column in braces, like '{{text}} It was'; got {template!r}")
     return Prompt(template, checked_words(words))

@@ -1,14 +1,15 @@
 """Text tasks by name: data, prompts and a language model made into a task."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hiso_jax.models.lm import Pretrained, Tuned
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
-from hiso_jax.tasks.text.data import load_rows, number_labels, sample_rows
+from hiso_jax.tasks.text.data import given_rows, label_names, load_rows, number_labels, sample_rows
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation
-from hiso_jax.tasks.text.prompts import SOURCES, PromptSet, checked_words, prompt_for, user_prompt
+from hiso_jax.tasks.text.prompts import SOURCES, Prompt, PromptSet, Row, checked_words, prompt_for, user_prompt
 
 TEXT_CLASSIFICATION = "text-classification"
 CLASSIFICATION = ("sst2", "qqp", "rte", "boolq", "cb", "wic", "wsc", "multirc", "ag_news", TEXT_CLASSIFICATION)
@@ -18,35 +19,64 @@ TEXT_TASKS = (*CLASSIFICATION, *GENERATION)
 GENERATION_ROWS = (1000, 100)
 NEW_TOKENS = {"squad": 32, "drop": 32, "xsum": 64}
 DEFAULT_MAX_LENGTH = 128
+EXAMPLES = {"template": "'{text} It was'", "verbalizer": "' bad, good'"}
 
 
-def text_task(
+@dataclass(frozen=True)
+class TextData:
+    """What a text task asks, and of which rows: all of it that needs no model.
+
+    Attributes:
+      name: of the task, one of ``TEXT_TASKS``.
+      prompt: how a row becomes a prompt, and what may follow it.
+      rows: of the splits ``train`` and ``test``; a classification's labels are numbers.
+      labels: the name of each label in the order of the prompt's words; empty for generation.
+      max_length: the most tokens of a prompt, unless another is asked for.
+      target: the accuracy at which methods are compared, or None.
+    """
+
+    name: str
+    prompt: Prompt
+    rows: Mapping[str, Sequence[Row]]
+    labels: tuple[str, ...]
+    max_length: int
+    target: float | None
+
+    @property
+    def label_words(self) -> str:
+        """Which word stands for which label, as a sentence; empty for generation."""
+        pairs = [
+            f"{label} is {word!r}" for label, word in zip(self.labels, self.prompt.words, strict=bool(self.labels))
+        ]
+        return ", ".join(pairs)
+
+
+def text_data(
     name: str,
-    model: Tuned,
-    pretrained: Pretrained,
     *,
+    rows: Mapping[str, Iterable[Row]] | None = None,
     data_dir: str | Path | None = None,
     prompts: PromptSet = "decomfl",
     template: str | None = None,
     verbalizer: Sequence[str] | None = None,
-    max_length: int | None = None,
-    max_new_tokens: int | None = None,
+    labels: Sequence[str] | None = None,
     train_rows: int | None = None,
     test_rows: int | None = None,
     seed: int = 0,
-) -> TextChoice | TextGeneration:
-    """A text task.
+) -> TextData:
+    """The data and the prompt of a text task, read and checked before any model is loaded.
 
     Args:
       name: one of ``TEXT_TASKS``.
-      model: the language model and what of it is trained.
-      pretrained: where it came from, for its tokenizer.
-      data_dir: a folder with train and validation files of the task's columns; None asks the hub.
+      rows: {"train": rows, "test": rows}, each row a dict of the task's columns; a list of them or a
+        ``datasets.Dataset``.
+      data_dir: in their place, a folder with train and validation files of these columns; without either the datasets
+        hub is asked.
       prompts: whose prompts and answer words.
       template: of text-classification, or in place of the task's prompt.
       verbalizer: the answer words, in place of the task's.
-      max_length: the most tokens of a prompt; by default the task's or the model's, whichever is less.
-      max_new_tokens: of generation.
+      labels: the label that each answer word stands for, in the words' order; by default the numbers 0, 1, …, and for
+        labels that are text their alphabetical order.
       train_rows, test_rows: how many random rows to use; None is all, for generation 1,000 and 100.
       seed: of the choice of rows.
 
@@ -56,10 +86,13 @@ def text_task(
     if name not in TEXT_TASKS:
         raise ValueError(f"task must be one of {', '.join(TEXT_TASKS)}, got {name}")
     source = SOURCES.get(name)
-    if source is None and (template is None or verbalizer is None):
-        raise ValueError("template and verbalizer must be given for text-classification, like '{text} It was'")
-    if name in GENERATION and (template is not None or verbalizer is not None):
-        raise ValueError(f"template and verbalizer are for classification; {name} generates its answers")
+    for option, value in (("template", template), ("verbalizer", verbalizer)):
+        if source is None and value is None:
+            raise ValueError(f"{option} must be given for text-classification, like {EXAMPLES[option]}")
+        if name in GENERATION and value is not None:
+            raise ValueError(f"{option} is for classification; {name} generates its answers")
+    if labels is not None and name in GENERATION:
+        raise ValueError(f"labels are for classification; {name} generates its answers")
     prompt = prompt_for(name, prompts) if source is not None else user_prompt(template or "", tuple(verbalizer or ()))
     if source is not None and template is not None:
         prompt = user_prompt(template, tuple(verbalizer or prompt.words))
@@ -67,28 +100,61 @@ def text_task(
         prompt = replace(prompt, words=checked_words(verbalizer))
     answer_columns = {"squad": ("answers",), "drop": ("answers_spans",), "xsum": ("summary",)}.get(name, ("label",))
     derived = {"wsc": ("span2_text",)}.get(name, ()) if template is None else ()
-    rows = load_rows(source, data_dir, (*prompt.columns, *derived, *answer_columns))
+    columns = (*prompt.columns, *derived, *answer_columns)
+    found = load_rows(source, data_dir, columns) if rows is None else given_rows(rows, columns)
+    names: tuple[str, ...] = ()
     if name in CLASSIFICATION:
-        rows = number_labels(rows, len(prompt.words))
+        names = label_names(found, len(prompt.words), labels)
+        found = number_labels(found, names)
     else:
         train_rows, test_rows = train_rows or GENERATION_ROWS[0], test_rows or GENERATION_ROWS[1]
     chosen = {
-        "train": sample_rows(rows["train"], train_rows, seed),
-        "test": sample_rows(rows["test"], test_rows, seed),
+        "train": sample_rows(found["train"], train_rows, seed),
+        "test": sample_rows(found["test"], test_rows, seed),
     }
+    length = source.max_length if source is not None else DEFAULT_MAX_LENGTH
+    return TextData(name, prompt, chosen, names, length, None if source is None else source.target)
+
+
+def text_task(
+    data: TextData | str,
+    model: Tuned,
+    pretrained: Pretrained,
+    *,
+    max_length: int | None = None,
+    max_new_tokens: int | None = None,
+    **given: Any,
+) -> TextChoice | TextGeneration:
+    """A text task: its data put to a language model.
+
+    Args:
+      data: what :func:`text_data` gives, or the name of a task, to read its data here.
+      model: the language model and what of it is trained.
+      pretrained: where it came from, for its tokenizer.
+      max_length: the most tokens of a prompt; by default the task's or the model's, whichever is less.
+      max_new_tokens: of generation.
+      given: keywords of :func:`text_data`, with a name.
+
+    Raises:
+      ValueError: as :func:`text_data`, or what the tokenizer makes of the data does not suit the model.
+    """
+    if isinstance(data, str):
+        data = text_data(data, **given)
+    elif given:
+        raise ValueError(f"{next(iter(given))} must be given to text_data, which has read the data")
     most = model.decoder.config.max_positions - model.decoder.adapters.prefix
-    wanted = source.max_length if source is not None else DEFAULT_MAX_LENGTH
-    length = min(wanted, most) if max_length is None else max_length
-    if name in GENERATION:
+    length = min(data.max_length, most) if max_length is None else max_length
+    if data.name in GENERATION:
         return text_generation(
             model,
             pretrained.tokenizer,
-            prompt,
-            chosen,
+            data.prompt,
+            data.rows,
             max_length=length,
-            max_new_tokens=max_new_tokens or NEW_TOKENS[name],
-            scoring="summary" if name == "xsum" else "span",
-            name=name,
+            max_new_tokens=max_new_tokens or NEW_TOKENS[data.name],
+            scoring="summary" if data.name == "xsum" else "span",
+            name=data.name,
         )
-    target = None if source is None else source.target
-    return text_choice(model, pretrained.tokenizer, prompt, chosen, max_length=length, name=name, target=target)
+    return text_choice(
+        model, pretrained.tokenizer, data.prompt, data.rows, max_length=length, name=data.name, target=data.target
+    )

@@ -1,0 +1,94 @@
+"""Whether a task can be run at all: its data are arrays of finite numbers, and its loss is one number an example.
+
+What is wrong here would otherwise be seen only in what does not come of the run: a client whose loss is not a number
+is left out, round after round.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from hiso_jax.fed.task import Task, frozen_of
+
+BLOCK = 2**24
+HOW = 'make it a pytree of NumPy or JAX arrays that share their leading axis, {"input": …, "label": …} say'
+
+
+def check_task(task: Task) -> None:
+    """Refuse a task whose data or loss no run can use, without running anything.
+
+    Raises:
+      ValueError: a split that is no pytree of arrays with one length, that holds text or a number that is not finite
+        (the entry and the example are named); or a loss that is not one number for each example.
+    """
+    for split in ("train", "test"):
+        check_examples(split, getattr(task, split))
+    _check_loss(task)
+
+
+def check_examples(split: str, data: PyTree) -> None:
+    """Refuse examples that no run can use; see :func:`check_task`.
+
+    Args:
+      split: what they are called in the refusal.
+      data: the examples.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(data)
+    if not leaves:
+        raise ValueError(f"{split} must hold examples, and is empty: {HOW}")
+    lengths = {}
+    for path, leaf in leaves:
+        place = f"{split}{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, np.ndarray | jax.Array) or leaf.ndim < 1:
+            what = f"a {type(leaf).__module__.partition('.')[0]} {type(leaf).__name__}"
+            raise ValueError(f"{place} must be an array of examples, got {what.removeprefix('a builtins ')}: {HOW}")
+        if leaf.dtype.kind in "USOT":
+            raise ValueError(
+                f"{place} must hold numbers, and holds text or objects, {np.asarray(leaf).reshape(-1)[0]!r} first: "
+                "number label names, say, by names, numbers = numpy.unique(labels, return_inverse=True)"
+            )
+        lengths[place] = len(leaf)
+        bad = _first_not_finite(leaf)
+        if bad is not None:
+            raise ValueError(f"{place} must hold finite numbers only; example {bad} has one that is not")
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{place} {length}" for place, length in lengths.items())
+        raise ValueError(f"{split} must have as many entries in each array as there are examples, got {told}")
+    if not next(iter(lengths.values())):
+        raise ValueError(f"{split} must hold at least one example, and is empty")
+
+
+def _first_not_finite(array: Any) -> int | None:
+    """The number of the first example with a number that is not finite."""
+    if not jax.numpy.issubdtype(array.dtype, np.inexact):
+        return None
+    # In blocks: the truth values of all of it may not fit into memory beside it.
+    rows = max(1, BLOCK // max(1, array[0].size if len(array) else 1))
+    for begin in range(0, len(array), rows):
+        finite = np.isfinite(np.asarray(array[begin : begin + rows], np.float32))
+        if not finite.all():
+            return begin + int(np.argmin(finite.reshape(len(finite), -1).all(1)))
+    return None
+
+
+def _check_loss(task: Task) -> None:
+    count = 2
+    params = jax.eval_shape(task.init, jax.random.key(0))
+
+    def shape_of(a: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
+
+    batch = jax.tree.map(shape_of, task.train)
+    frozen = frozen_of(task)
+    losses = jax.eval_shape(task.loss, params, batch, *([] if frozen is None else [frozen]))
+    if isinstance(losses, tuple):
+        raise ValueError(
+            "loss must return the loss of each example and nothing else, got a tuple: what else there is to tell of "
+            "an example, return by metrics"
+        )
+    if getattr(losses, "shape", None) != (count,):
+        got = getattr(losses, "shape", type(losses).__name__)
+        hint = ": do not take its mean" if got == () else ""
+        raise ValueError(f"loss must be per example, of shape ({count},) for {count} examples; got {got}{hint}")
