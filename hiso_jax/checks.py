@@ -22,6 +22,7 @@ def is_plain(value: Any) -> bool:
 
 def is_real(value: Any) -> bool:
     """Whether ``value`` is one number, of Python or NumPy, and no truth value."""
+    value = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 

@@ -42,8 +42,8 @@ def check_examples(split: str, data: PyTree) -> None:
     for path, leaf in leaves:
         place = f"{split}{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, np.ndarray | jax.Array) or leaf.ndim < 1:
-            what = f"a {type(leaf).__module__.partition('.')[0]} {type(leaf).__name__}"
-            raise ValueError(f"{place} must be an array of examples, got {what.removeprefix('a builtins ')}: {HOW}")
+            library = f"{type(leaf).__module__.partition('.')[0]} ".removeprefix("builtins ")
+            raise ValueError(f"{place} must be an array of examples, got a {library}{type(leaf).__name__}: {HOW}")
         if leaf.dtype.kind in "USOT":
             raise ValueError(
                 f"{place} must hold numbers, and holds text or objects, {np.asarray(leaf).reshape(-1)[0]!r} first: "

@@ -106,6 +106,22 @@ def suggested_mu(loss: float, dtype: DTypeLike, dimension: int) -> float:
     return float(f"{mu:.0e}")
 
 
+def scalar_loss(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Array]:
+    """``loss_fn`` as it is; what is not one number is refused where it is called."""
+
+    def checked(params: Any, batch: Any) -> Array:
+        loss = loss_fn(params, batch)
+        if isinstance(loss, tuple):
+            raise ValueError("loss_fn must return the loss alone, got a tuple: there is no has_aux without a gradient")
+        if jnp.shape(loss) != ():
+            raise ValueError(
+                f"loss_fn must return one number, got an array of shape {jnp.shape(loss)}: take the mean over the batch"
+            )
+        return jnp.asarray(loss)
+
+    return checked
+
+
 def probe(
     evaluate: Callable[[Any, Any], Array],
     direction_at: Callable[[Array], Any],
@@ -189,7 +205,7 @@ def scalars(
       (loss, scalars [P]), in float32 or wider. The central loss is the mean over the pairs.
 
     Raises:
-      ValueError: P, μ or the method out of range.
+      ValueError: P, μ or the method out of range, or a loss that is not one number.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -199,9 +215,9 @@ def scalars(
       >>> g.shape
       (2,)
     """
-    directions = as_directions(sampler)
+    directions, loss_of = as_directions(sampler), scalar_loss(loss_fn)
     _, loss, values = probe(
-        lambda z, scale: loss_fn(params if z is None else perturb(params, z, scale), batch),
+        lambda z, scale: loss_of(params if z is None else perturb(params, z, scale), batch),
         lambda index: directions.at(round_key, step, index, params, curvature),
         as_difference(method),
         num_perturbations=num_perturbations,

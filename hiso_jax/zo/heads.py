@@ -113,6 +113,12 @@ def _zeros(tree: PyTree) -> PyTree:
 
 
 def _check_params(params: PyTree) -> None:
+    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+        raise TypeError(
+            "scale_by_hiso and scale_by_zo take scalars, which optax.masked and optax.multi_transform would mask: "
+            "train a part of the parameters by passing that part alone, and close over the rest"
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(

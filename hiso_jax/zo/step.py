@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.zo.accumulate import Ascent, zero_direction
-from hiso_jax.zo.differences import Difference, Method, as_difference, check_estimator, probe, slopes
+from hiso_jax.zo.differences import Difference, Method, as_difference, check_estimator, probe, scalar_loss, slopes
 from hiso_jax.zo.directions import perturb
 from hiso_jax.zo.groups import Direction
 from hiso_jax.zo.heads import check_chain, zo_state
@@ -43,8 +43,8 @@ def step(
         of the parameters; ``"keep"`` makes it once and needs two. The same bits.
 
     Raises:
-      ValueError: P, μ, the method or ``directions`` out of range; at the call, a state without such a head, or an
-        optimizer whose members before it need the parameters.
+      ValueError: P, μ, the method or ``directions`` out of range; at the call, a loss that is not one number, a state
+        without such a head, or an optimizer whose members before it need the parameters.
 
     Example:
       Fold the step number into the key: a constant key repeats its directions.
@@ -61,6 +61,7 @@ def step(
     check_estimator(num_perturbations, mu)
     difference = as_difference(method)
     check_directions(directions)
+    loss_of = scalar_loss(loss_fn)
     keep = directions == "keep"
     tx = optax.with_extra_args_support(tx)
 
@@ -75,7 +76,7 @@ def step(
             return direction.add_to(delta, slopes(numbers)[None], num_perturbations) if keep else delta, numbers
 
         delta, loss, numbers = probe(
-            lambda z, scale: loss_fn(params if z is None else perturb(params, z.of(0), scale), batch),
+            lambda z, scale: loss_of(params if z is None else perturb(params, z.of(0), scale), batch),
             deal.at,
             difference,
             num_perturbations=num_perturbations,

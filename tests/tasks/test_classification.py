@@ -21,6 +21,14 @@ def split(inputs, labels):
         ({"x": 1}, split(2, 2), 'train must have the entries "input" and "label"'),
         (split(2, 2), split(2, 3), "test must have as many inputs as labels"),
         (split(0, 0), split(2, 2), "at least one, got 0 and 0"),
+        (
+            split(2, 2),
+            {**split(2, 2), "label": np.array([0, 9])},
+            r'test\["label"\] must be .* below 3, .* 9 of example 1',
+        ),
+        ({**split(2, 2), "label": np.array([-1, 0])}, split(2, 2), r"the first of them -1 of example 0"),
+        ({**split(2, 2), "label": np.array(["a", "b"])}, split(2, 2), "'a' first: names, numbers = numpy.unique"),
+        ({**split(2, 2), "label": np.zeros((2, 3))}, split(2, 2), r"got float64 of shape \(2, 3\)"),
     ],
 )
 def test_malformed_splits_are_refused(train, test, sentence):
@@ -45,3 +53,9 @@ def test_loss_is_the_cross_entropy():
     batch = {"input": jax.numpy.asarray(logits), "label": np.array([0, 1])}
     np.testing.assert_allclose(task.loss({}, batch), -np.log([0.7, 0.1]), rtol=1e-6)
     np.testing.assert_array_equal(task.metrics({}, batch)["accuracy"], [1.0, 0.0])
+
+
+@pytest.mark.parametrize("apply", [lambda params, x: x.sum(1), lambda params, x: (x, x)])
+def test_a_model_without_logits_is_refused(apply):
+    with pytest.raises(ValueError, match=r"model_apply must give logits of shape \[B, classes\]"):
+        tasks.Classification(lambda key: {}, apply, split(2, 2), split(2, 2))

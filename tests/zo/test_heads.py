@@ -215,3 +215,21 @@ def test_misuse_is_answered_with_one_sentence(tx):
 def test_settings_out_of_range_are_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         hiso_jax.scale_by_hiso(**arguments)
+
+
+@pytest.mark.parametrize("make", [hiso_jax.hiso, hiso_jax.decomfl, hiso_jax.mosaic, hiso_jax.algorithms.zo_adam])
+@pytest.mark.parametrize("rate", [-1, float("nan"), np.float32("nan"), "0.1", True])
+def test_a_rate_that_is_none_is_refused(make, rate):
+    with pytest.raises(ValueError, match="learning_rate must be a finite number ≥ 0 or a schedule"):
+        make(rate)
+
+
+@pytest.mark.parametrize("rate", [0.1, np.float32(0.1), np.array(0.1), jnp.float32(0.1), optax.constant_schedule(0.1)])
+def test_every_kind_of_rate_is_taken(rate):
+    assert hiso_jax.hiso(rate).init({"w": jnp.ones(2)})
+
+
+def test_a_mask_around_a_head_is_refused():
+    params = {"w": jnp.ones(2), "b": jnp.ones(1)}
+    with pytest.raises(TypeError, match="passing that part alone"):
+        optax.masked(hiso_jax.hiso(0.1), {"w": True, "b": False}).init(params)

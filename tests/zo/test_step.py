@@ -44,3 +44,18 @@ def test_an_optimizer_without_a_zeroth_order_head_is_refused():
     tx = optax.sgd(0.1)
     with pytest.raises(ValueError, match="exactly one of scale_by_hiso or scale_by_zo"):
         zo.step(lambda p, b: p.sum(), tx)(jnp.ones(2), tx.init(jnp.ones(2)), None, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "sentence"),
+    [
+        (lambda w, b: (w - b) ** 2, r"must return one number, got an array of shape \(3,\): take the mean"),
+        (lambda w, b: (jnp.sum(w), {"aux": b}), "must return the loss alone, got a tuple"),
+    ],
+)
+def test_a_loss_that_is_not_one_number_is_refused(loss_fn, sentence):
+    tx, params, key = hiso_jax.hiso(0.1), jnp.ones(3), jax.random.key(0)
+    with pytest.raises(ValueError, match=sentence):
+        zo.step(loss_fn, tx)(params, tx.init(params), jnp.zeros(3), key)
+    with pytest.raises(ValueError, match=sentence):
+        zo.scalars(loss_fn, params, jnp.zeros(3), key, num_perturbations=2, mu=1e-3)

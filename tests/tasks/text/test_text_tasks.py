@@ -13,7 +13,7 @@ import hiso_jax
 from hiso_jax import fed
 from hiso_jax.models import lm
 from hiso_jax.models.lm.trainable import tune
-from hiso_jax.tasks.text import text_task
+from hiso_jax.tasks.text import text_data, text_task
 from hiso_jax.tasks.text.encode import buckets_for, truncate
 from hiso_jax.tasks.text.scores import exact_match, macro_f1, rouge, token_f1
 from tests.models.lm.checkpoints import WORDS
@@ -199,6 +199,36 @@ def test_label_names_are_numbered_alike_in_all_splits(pretrained, tmp_path):
         classification(pretrained, tmp_path)
 
 
+def test_labels_say_which_word_stands_for_which(pretrained):
+    """From rows in memory: ' good, bad' with the alphabet's order would train the inverse."""
+    rows = [{"text": "film", "label": name} for name in ("pos", "neg")]
+    rows = {"train": rows, "test": rows}
+    words = {"template": "{text} It was", "verbalizer": (" good", " bad")}
+    data = text_data("text-classification", rows=rows, **words)
+    assert (data.label_words, [row["label"] for row in data.rows["train"]]) == ("neg is ' good', pos is ' bad'", [1, 0])
+    data = text_data("text-classification", rows=rows, labels=("pos", "neg"), **words)
+    assert (data.label_words, [row["label"] for row in data.rows["train"]]) == ("pos is ' good', neg is ' bad'", [0, 1])
+    assert text_task(data, tune(pretrained), pretrained).train["label"].tolist() == [0, 1]
+    for labels, sentence in [
+        (("pos", "good"), "row 2 of train has label 'neg'; it must be one of pos, good"),
+        (("pos",), "labels must be 2 different ones"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            text_data("text-classification", rows=rows, labels=labels, **words)
+
+
+@pytest.mark.parametrize("rows", ["datasets", "splits"])
+def test_rows_of_the_datasets_library_are_taken(rows):
+    import datasets
+
+    split = datasets.Dataset.from_list([{"text": "film", "label": 1}, {"text": "film", "label": 0}])
+    given = {"train": split, "test": split} if rows == "splits" else datasets.DatasetDict(train=split, validation=split)
+    data = text_data("text-classification", rows=given, template="{text} It was", verbalizer=(" bad", " good"))
+    assert [row["label"] for row in data.rows["test"]] == [1, 0]
+    with pytest.raises(ValueError, match="rows must be .* there is no train"):
+        text_data("text-classification", rows=split, template="{text} It was", verbalizer=(" bad", " good"))
+
+
 def test_a_user_s_words_may_replace_the_task_s(pretrained, tmp_path):
     row = {"text": "the film", "span1_text": "film", "span2_text": "It", "label": 1}
     for split in ("train", "validation"):
@@ -217,10 +247,13 @@ def test_a_user_s_words_may_replace_the_task_s(pretrained, tmp_path):
         (None, {"verbalizer": (" bad", " bad")}, "verbalizer must be at least two different words"),
         (None, {"verbalizer": (" splendid", " bad")}, None),
         (None, {"verbalizer": (" unknown", " splendid")}, "verbalizer must be words that end in different tokens"),
+        (None, {"template": "{text:>999999999} It was"}, "template must name columns alone in its braces"),
+        (None, {"template": "{text.real} It was"}, "template must name a column in braces"),
+        ("", {}, "train.jsonl is empty"),
         (None, {"max_length": 97}, "max_length must be between 1 and the model's 96 positions, got 97"),
-        (None, {"template": None}, "template and verbalizer must be given for text-classification"),
-        ({"text": "x", "label": 2}, {}, "row 40 of train has label 2; labels must be 0 to 1"),
-        ({"text": None, "label": 1}, {}, "row 40 of train has no text"),
+        (None, {"template": None}, "template must be given for text-classification"),
+        ({"text": "x", "label": 2}, {}, "row 41 of train has label 2; it must be one of 0, 1"),
+        ({"text": None, "label": 1}, {}, "row 41 of train has no text"),
         ("{broken", {}, "train.jsonl cannot be read"),
     ],
 )
