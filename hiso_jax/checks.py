@@ -39,10 +39,10 @@ def whole(name: str, value: Any, minimum: int | None = None, below: int | None =
     """
     if not is_whole(value):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if (minimum is not None and value < minimum) or (below is not None and value >= below):
-        limits = [] if minimum is None else [f"at least {minimum}"]
-        limits += [] if below is None else [f"below {'2^31' if below == 2**31 else below}"]
-        raise ValueError(f"{name} must be {' and '.join(limits)}, got {value}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if below is not None and value >= below:
+        raise ValueError(f"{name} must be below {'2^31' if below == 2**31 else below}, got {value}")
 
 
 def positive(name: str, value: Any) -> None:

@@ -19,10 +19,11 @@ from hiso_jax.cli.experiment import (
     check_virtual,
     grid,
     is_virtual,
+    notes,
     target_of,
     virtual_note,
 )
-from hiso_jax.cli.interrupt import stop_on_interrupt
+from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.methods import methods_of
 from hiso_jax.cli.options import Compare
 from hiso_jax.cli.progress import Display
@@ -59,9 +60,9 @@ def compare(options: Compare, console: Console) -> int:
     target = target_of(options, task)
     config = {**as_written(options), "learning_rates": grid(options), "target": target}
     write_json(directory / "config.json", config)
-    if is_virtual(options, task):
-        console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
-    elif tuning is not None and is_virtual(options, tuning.task):
+    for note in notes(options, task):
+        console.print(note, soft_wrap=True, highlight=False)
+    if tuning is not None and is_virtual(options, tuning.task) and not is_virtual(options, task):
         console.print(f"tuning with {virtual_note(options, tuning.task)}", soft_wrap=True, highlight=False)
     rates, interrupted = _rates(options, tuning, directory, console)
     write_json(directory / "config.json", {**config, "learning_rate": rates})
@@ -73,7 +74,7 @@ def compare(options: Compare, console: Console) -> int:
     console.print(f"written to {directory}", soft_wrap=True, highlight=False)
     if interrupted:
         console.print("interrupted: the table holds the finished runs", soft_wrap=True)
-        return exit_codes.INTERRUPTED
+        return exit_code()
     return exit_codes.DONE
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 DONE = 0
+FAILED = 1
 USAGE = 2
 DIVERGED = 3
 INTERRUPTED = 130
@@ -11,6 +12,12 @@ INTERRUPTED = 130
 
 class UsageError(Exception):
     """The command cannot be carried out as given; its message is one sentence for the user."""
+
+
+def told(error: OSError) -> str:
+    """What the file system said, with the file that it is about."""
+    why = error.strerror or str(error)
+    return f"{error.filename}: {why}" if error.filename else why
 
 
 class Stopped(Exception):

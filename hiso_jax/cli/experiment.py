@@ -18,6 +18,7 @@ from hiso_jax.cli.options import Experiment, Grid
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.run import check_messages
 from hiso_jax.schedules import inverse_sqrt
+from hiso_jax.simulation import Simulation
 
 IMAGE_TASKS = ("digits", "mnist")
 GRIDS = {
@@ -135,6 +136,13 @@ def virtual_note(options: Experiment, task: AnyTask) -> str:
         f"{options.clients:,} virtual clients: each draws its own {fewest} to {most} examples from the pool of "
         f"{examples_of(task):,}"
     )
+
+
+def notes(options: Experiment, task: AnyTask) -> list[str]:
+    """What to tell the user of the data before a run."""
+    told = [virtual_note(options, task)] if is_virtual(options, task) else []
+    words = getattr(task, "label_words", "")
+    return [*told, *([f"labels: {words}"] if words else [])]
 
 
 def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopulation:
@@ -255,7 +263,7 @@ def build_simulation(
     setting: Setting,
     mesh: Mesh | None = None,
     storage: fed.Storage | None = None,
-) -> fed.Simulation:
+) -> Simulation:
     """The simulation of one setting."""
     algorithm = build_algorithm(options, setting.method, setting.rate)
     config = replace(
@@ -263,6 +271,6 @@ def build_simulation(
         local_learning_rate=build_schedule(options, algorithm.local_share * setting.rate),
     )
     with exit_codes.naming(mesh="model_shards", groups="direction_groups"):
-        return fed.Simulation(
+        return Simulation(
             task, algorithm, population, config, mesh=mesh, participation=options.participation(), storage=storage
         )

@@ -12,7 +12,9 @@ from rich.console import Console
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.compare import compare
+from hiso_jax.cli.interrupt import exit_code, heeding
 from hiso_jax.cli.options import Compare, Run, Sweep
+from hiso_jax.cli.output import forgiving
 from hiso_jax.cli.parsing import PROGRAM, as_typed, parse
 from hiso_jax.cli.replay import Replay, replay
 from hiso_jax.cli.run import run
@@ -20,6 +22,7 @@ from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
 from hiso_jax.cli.sweep import sweep
 from hiso_jax.fed.ledger import release
+from hiso_jax.reports import plain
 
 ABOUT = "Scalar-only federated zeroth-order fine-tuning: simulate it, and measure which method is better."
 COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
@@ -37,11 +40,19 @@ POSITIONAL = {"run", "delta", "path"}
 OPTION_NAMES = {field.name for kind, _ in COMMANDS.values() for field in fields(kind)}
 
 
+class _Plain(logging.Formatter):
+    """A line that says who speaks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        return f"{PROGRAM}: {plain(record.getMessage())}"
+
+
 @contextlib.contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """What the library warns of, as lines of this program."""
     logger, handler = logging.getLogger("hiso_jax"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"{PROGRAM}: %(message)s"))
+    handler.setFormatter(_Plain())
     logger.addHandler(handler)
     logger.propagate = False
     try:
@@ -52,7 +63,7 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def _fail(message: str, names: Sequence[str] = ()) -> NoReturn:
-    print(f"{PROGRAM}: error: {name_option(message, names)}", file=sys.stderr)
+    print(f"{PROGRAM}: error: {plain(name_option(message, names))}", file=sys.stderr)
     raise SystemExit(exit_codes.USAGE)
 
 
@@ -109,22 +120,30 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script; ends the process with an exit code of ``exit_codes``."""
-    options, carry_out = command_of(sys.argv[1:] if arguments is None else arguments)
-    keep_compiled()
+    with forgiving(PROGRAM):
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    raise SystemExit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options, carry_out = command_of(arguments)
     # What it prints holds names of files: no markup, and no :words: for pictures.
-    console = Console(markup=False, emoji=False)
+    console = Console(file=sys.stdout, markup=False, emoji=False)
     try:
-        with _warnings_as_lines():
-            code = carry_out(options, console)
+        with heeding(), _warnings_as_lines():
+            keep_compiled()
+            return carry_out(options, console)
     except exit_codes.UsageError as error:
         _fail(str(error), [field.name for field in fields(options)])
     except exit_codes.Stopped as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        code = exit_codes.INTERRUPTED
+        print(f"{PROGRAM}: {plain(str(error))}", file=sys.stderr)
+        return exit_codes.INTERRUPTED
+    except OSError as error:
+        print(f"{PROGRAM}: {plain(exit_codes.told(error))}", file=sys.stderr)
+        return exit_codes.FAILED
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted before the rounds in flight were done", file=sys.stderr)
-        code = exit_codes.INTERRUPTED
-    raise SystemExit(code)
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return exit_code()
 
 
 if __name__ == "__main__":

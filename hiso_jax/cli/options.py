@@ -42,12 +42,21 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "memory_budget",
         "rounds_per_dispatch",
     ),
-    "output": ("out", "resume", "snapshot_every"),
+    "output": ("out", "resume", "from_snapshot", "snapshot_every", "log"),
 }
 
 
 # Where things are may change between a run and its continuation, and so may the machine; the rest is the run's.
-MOVABLE = {"resume", "model", "data_dir", "snapshot_every", *EXECUTION, *(field.name for field in fields(Devices))}
+MOVABLE = {
+    "resume",
+    "from_snapshot",
+    "rounds",
+    "model",
+    "data_dir",
+    "snapshot_every",
+    *EXECUTION,
+    *(field.name for field in fields(Devices)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +130,9 @@ class Run(Experiment, Devices):
         hiso+median, say, sends its messages through a channel of hiso_jax.channels.
       learning_rate: learning rate η; by default one tuned for the task and the algorithm.
       resume: directory of a run to continue from where it was ended, with its options; all but --model, --data-dir,
-        --snapshot-every and what concerns devices and memory, which may have changed.
+        --snapshot-every and what concerns devices and memory, which may have changed, and --rounds, which extends it.
+      from_snapshot: with --resume, where the processor or jaxlib compute other initial parameters than they did: go on
+        from the newest snapshot in place of them.
       snapshot_every: rounds between snapshots, which bound how many rounds a resumed run has to replay; 0 takes none;
         by default one every ten minutes.
     """
@@ -129,6 +140,7 @@ class Run(Experiment, Devices):
     algorithm: str = "hiso"
     learning_rate: float | None = None
     resume: Path | None = None
+    from_snapshot: bool = False
     snapshot_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -139,6 +151,8 @@ class Run(Experiment, Devices):
         """
         super().__post_init__()
         self.check_devices()
+        if self.from_snapshot and self.resume is None:
+            raise ValueError("from_snapshot must be given with --resume: it says how a run is continued")
         if self.snapshot_every is not None:
             whole("snapshot_every", self.snapshot_every, 0)
         if self.learning_rate is not None:

@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import tyro
 from rich.console import Console
 
@@ -12,7 +11,7 @@ from hiso_jax import fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.restore import base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
-from hiso_jax.fed.ledger import differences
+from hiso_jax.fed.ledger import differences, exists
 from hiso_jax.reports import human_seconds, print_rows
 
 
@@ -49,13 +48,13 @@ def replay(options: Replay, console: Console) -> int:
         until = total if options.to_round is None else options.to_round
         if not 0 <= until <= total:
             raise ValueError(f"to_round must be between 0 and the {total} rounds of the ledger, got {until}")
-        if options.out is not None and options.out.exists():
+        if options.out is not None and exists(options.out):
             raise ValueError(f"out must be a file that does not exist yet; {options.out} does")
         about = ledger.header["about"] | ({} if options.model is None else {"model": options.model})
         run = options_of(about, options.algorithm)
         base = base_of(run, ledger.header["base"], "model")
         begin = time.perf_counter()
-        params, state = jax.block_until_ready(rebuild(run, base, ledger.records.updates.between(0, until)))
+        params, state = rebuild(run, base, ledger.records.updates.between(0, until))
         seconds = time.perf_counter() - begin
     digest = fed.fingerprint(params)
     known = ledger.checks.get(until)

@@ -1,6 +1,7 @@
 """From a run's directory or a delta back to options, the model it began as, and what it became."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,9 +13,9 @@ from jaxtyping import PyTree
 from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.experiment import build_algorithm, load_model
-from hiso_jax.cli.methods import is_foreign, options_with, own_options
+from hiso_jax.cli.methods import Option, is_foreign, options_with, own_options
 from hiso_jax.cli.options import MOVABLE, Experiment, Run
-from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints
+from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
 from hiso_jax.reports import as_json
 
 CONFIG = "config.json"
@@ -47,7 +48,7 @@ def method_of(about: Mapping[str, Any], algorithm: str | None) -> Method:
     Raises:
       ValueError: it has to be given, or is not the run's.
     """
-    if "algorithm" not in about:
+    if not isinstance(about.get("algorithm"), str):
         raise ValueError("a run that a program of its own made has no options: rebuild it there, by fed.replay")
     recorded = about["algorithm"]
     if not is_foreign(recorded):
@@ -83,13 +84,26 @@ def options_of(about: Mapping[str, Any], algorithm: str | None = None) -> Run:
     method = method_of(about, algorithm)
     whole = options_with(Run, [method])
     known = own_options(whole)
-    given: dict[str, Any] = {}
-    for name, value in about.items():
-        if name in known:
-            if "Path" in str(known[name].kind) and value is not None:
-                value = Path(value)
-            given[name] = tuple(value) if isinstance(value, list) else value
+    given = {name: as_option(known[name], value) for name, value in about.items() if name in known}
     return whole(**{**given, "algorithm": method.name})
+
+
+def as_option(option: Option, value: Any) -> Any:
+    """The value of an option as JSON held it.
+
+    Raises:
+      ValueError: it is none.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if value is None and option.default is None:
+        return None
+    try:
+        # As JSON, in which arrays may stand for tuples and text for paths.
+        return TypeAdapter(option.kind).validate_json(json.dumps(value), strict=True)
+    except (ValidationError, TypeError, ValueError) as error:
+        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise ValueError(f"{option.name} is not what the run can have had: {reason}") from None
 
 
 def recorded(run: Path, *, unfinished: bool) -> LedgerFile:
@@ -120,6 +134,7 @@ def resumed(options: Run) -> Run:
     """
     directory = options.resume
     assert directory is not None
+    refuse_links(directory)
     changed = {}
     for field in fields(options):
         value = getattr(options, field.name)
@@ -129,12 +144,34 @@ def resumed(options: Run) -> Run:
         if field.name not in MOVABLE:
             raise ValueError(f"{field.name} cannot be given with --resume: the run has its own")
         changed[field.name] = value
-    if (directory / LEDGER).exists():
-        about = fed.load(directory, unfinished=True).header["about"]
+    if exists(directory / LEDGER, "resume"):
+        ledger = fed.load(directory, unfinished=True)
+        about, found = ledger.header["about"] | {"rounds": ledger.planned}, len(ledger.rows)
     else:
-        about = _config(directory)
+        about, found = _config(directory), 0
     algorithm = options.algorithm if options.algorithm != Run.algorithm else None
-    return replace(options_of(about, algorithm), resume=directory, out=directory, **changed)
+    recorded = options_of(about, algorithm)
+    rounds = changed.get("rounds", recorded.rounds)
+    if rounds != recorded.rounds and recorded.schedule in ("cosine", "linear"):
+        raise ValueError(
+            f"rounds must be the run's, {recorded.rounds}: its schedule, {recorded.schedule}, ends there; got {rounds}"
+        )
+    if rounds < found:
+        raise ValueError(f"rounds must be at least the {found} that the run has, got {rounds}")
+    return replace(recorded, resume=directory, out=directory, **changed)
+
+
+def refuse_links(directory: Path) -> None:
+    """Refuse a run's folder that leads elsewhere: what a run writes and removes by its names would be there.
+
+    Raises:
+      ValueError: something in it is a symbolic link.
+    """
+    links = links_in(directory)
+    if links:
+        raise ValueError(
+            f"resume must be a directory that holds its own files; {links[0]} is a link to {os.readlink(links[0])}"
+        )
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -144,9 +181,12 @@ def _config(directory: Path) -> dict[str, Any]:
       ValueError: there is no such run.
     """
     try:
-        return json.loads((directory / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"resume must be the directory of a run; {directory} has no {LEDGER}") from error
+        content = json.loads(read_regular(directory / CONFIG))
+        if isinstance(content, dict):
+            return content
+    except (ValueError, RecursionError):
+        pass
+    raise ValueError(f"resume must be the directory of a run; {directory} has no {LEDGER}")
 
 
 @dataclass(frozen=True)
@@ -191,6 +231,12 @@ def base_of(options: Run, fingerprints: Mapping[str, Any], option: str) -> Base:
 
 def rebuild(options: Run, base: Base, updates: fed.Updates) -> tuple[PyTree, Any]:
     """Parameters and optimizer state after ``updates``."""
-    assert options.learning_rate is not None
+    if not isinstance(options.learning_rate, float):
+        raise ValueError("learning_rate must be a number to rebuild a run, and the run has none")
     algorithm = build_algorithm(options, algorithms.load(options.algorithm), options.learning_rate)
-    return fed.replay(base.params, algorithm, updates)
+    try:
+        return jax.block_until_ready(fed.replay(base.params, algorithm, updates))
+    except Exception as error:
+        # Whatever JAX raises of records that are not those of this method and model.
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the run's scalars do not suit its method and model: {told}") from error

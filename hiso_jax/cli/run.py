@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,32 +22,26 @@ from hiso_jax.cli.experiment import (
     build_simulation,
     build_task,
     check_virtual,
-    is_virtual,
     learning_rate,
+    notes,
     target_of,
-    virtual_note,
 )
-from hiso_jax.cli.interrupt import stop_on_interrupt
+from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.methods import is_foreign
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import Display
 from hiso_jax.cli.restore import about_of, resumed
 from hiso_jax.fed.devices import in_all_processes
-from hiso_jax.fed.ledger import lock
+from hiso_jax.fed.ledger import Lost, lock
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.reports import (
-    Asked,
-    append_evaluation,
     create_directory,
-    curves,
     human_bytes,
     human_count,
     human_seconds,
     print_rows,
-    summarise,
-    write_json,
-    write_metrics,
 )
+from hiso_jax.simulation import Simulation
 
 # In standard deviations. Of Gaussian scalars, 1 bit then tells 9 % less of them, 2 bits 3 %.
 LARGE_OFFSET = 0.5
@@ -66,7 +59,7 @@ class _Going(NamedTuple):
     """
 
     options: Run
-    simulation: fed.Simulation
+    simulation: Simulation
     directory: Path
     setting: Setting
     begin: float
@@ -94,16 +87,27 @@ def run(options: Run, console: Console) -> int:
             about = about_of(options, method) | {"learning_rate": rate, "target": target_of(options, task)}
             directory = in_all_processes(_directory, options, method, about)
             in_all_processes(_hold, directory, held)
-            storage = fed.Storage(directory, about, options.snapshot_every, options.resume is not None)
+            resume = options.resume is not None
+            storage = fed.Storage(directory, about, options.snapshot_every, resume, options.from_snapshot)
             setting = Setting(method, rate, options.seed)
             simulation = in_all_processes(build_simulation, options, task, population, setting, mesh, storage)
         try:
             return _run(_Going(options, simulation, directory, setting, begin), console)
         except OSError as error:
+            if error.filename is None:
+                raise  # of no file of the run's
+            if isinstance(error, Lost):
+                raise exit_codes.Stopped(
+                    f"{exit_codes.told(error)}; what the run has done is not there any more, and it cannot go on"
+                ) from error
             raise exit_codes.Stopped(
-                f"{directory} cannot be written ({error.strerror or error}); what was done before is kept: make room "
-                f"and go on with: {_again(options, directory)}"
+                f"{exit_codes.told(error)}: it cannot be written; what was done before is kept; make room and go on "
+                f"with: {_again(options, directory)}"
             ) from error
+        except KeyboardInterrupt:
+            if jax.process_index() == 0:
+                console.print(f"interrupted; go on with: {_again(options, directory)}", soft_wrap=True)
+            raise
 
 
 def _again(options: Run, directory: Path) -> str:
@@ -114,28 +118,21 @@ def _again(options: Run, directory: Path) -> str:
 
 def _run(going: _Going, console: Console) -> int:
     options, simulation, directory, setting = going.options, going.simulation, going.directory, going.setting
-    task, name = simulation.task, setting.method.name
     primary = jax.process_index() == 0
-    display = Display(console, f"{options.task} {name}", task) if primary else nullcontext()
+    display = Display(console, f"{options.task} {setting.method.name}", simulation.task) if primary else nullcontext()
     if primary:
-        if is_virtual(options, task):
-            console.print(virtual_note(options, task), soft_wrap=True, highlight=False)
-        taking_up = [_TakingUp(directory, console)] if options.resume is not None else []
-        simulation.callbacks = (*taking_up, cast(Display, display), partial(append_evaluation, directory))
+        for note in notes(options, simulation.task):
+            console.print(note, soft_wrap=True, highlight=False)
+        taking_up = [_TakingUp(console)] if options.resume is not None else []
+        simulation.callbacks = (*taking_up, cast(Display, display))
+    simulation.began = going.begin
     with display, stop_on_interrupt(simulation.stop), exit_codes.refusing():
         result = simulation.run()
     if not primary:
         own = f"process {jax.process_index()} of {jax.process_count()}"
         print(f"{own}: after {result.rounds} rounds the parameters have SHA-256 {fed.fingerprint(result.params)}")
         return _exit_code(result)
-    wall = time.perf_counter() - going.begin
-    metric, target = fed.metric_of(task, result.metrics[0].metrics), target_of(options, task)
-    summary = summarise(Asked(options.task, name, setting.rate, setting.seed, metric, target), result, wall)
-    write_json(directory / "summary.json", summary)
-    write_metrics(directory, result.metrics)
-    title = f"{options.task}, {name}: {options.clients} clients, {options.cohort} a round"
-    curves({name: [result.metrics]}, directory / "curves.png", title=title, metric=metric, target=target)
-    _print(console, summary, directory)
+    print_summary(console, simulation.summary, directory)
     if result.diverged_at is not None:
         console.print(
             f"diverged at round {result.diverged_at}: the learning rate {setting.rate:g} is probably too high",
@@ -167,17 +164,16 @@ def _hold(directory: Path, held: ExitStack) -> None:
 
 
 class _TakingUp:
-    """Says where a run goes on, and writes the ledger's evaluations: their file may have lost some, or half a line."""
+    """Says where a run goes on."""
 
-    def __init__(self, directory: Path, console: Console) -> None:
-        self.directory, self.console, self.said = directory, console, False
+    def __init__(self, console: Console) -> None:
+        self.console = console
 
     def __call__(self, progress: fed.Progress) -> None:
-        if self.said:
-            return
-        self.said = True
-        write_metrics(self.directory, [row for row in progress.session.history if row is not progress.evaluation])
-        self.console.print(f"going on after {progress.round:,} rounds", highlight=False)
+        if not progress.session.is_told:
+            over = progress.round == progress.rounds
+            words = f"all {progress.round:,} rounds are done" if over else f"going on after {progress.round:,} rounds"
+            self.console.print(words, highlight=False)
 
 
 def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, AnyPopulation]:
@@ -200,10 +196,11 @@ def _directory(options: Run, method: Method, about: Mapping[str, Any]) -> Path:
 def _exit_code(result: fed.Result) -> int:
     if result.diverged_at is not None:
         return exit_codes.DIVERGED
-    return exit_codes.INTERRUPTED if result.interrupted else exit_codes.DONE
+    return exit_code() if result.interrupted else exit_codes.DONE
 
 
-def _print(console: Console, summary: dict, directory: Path) -> None:
+def print_summary(console: Console, summary: dict, directory: Path) -> None:
+    """Print the figures of a run that has ended."""
     reached = summary["rounds_to_target"]
     at_target = f"at round {reached}" if reached is not None else "not reached"
     attendance = summary["attendance"]

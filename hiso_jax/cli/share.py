@@ -1,13 +1,14 @@
 """``hiso-jax export`` and ``hiso-jax apply``: a fine-tuned model as a small delta, or as a folder for transformers."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import jax
+import numpy as np
 import tyro
 from rich.console import Console
 
@@ -15,7 +16,8 @@ from hiso_jax import fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.restore import Base, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
-from hiso_jax.fed.ledger import Delta, bytes_a_round, delta_of, load_delta, save_delta
+from hiso_jax.fed.ledger import Delta, bytes_a_round, delta_of, exists, load_delta, save_delta
+from hiso_jax.fed.ledger import sample as take_sample
 from hiso_jax.reports import human_bytes, print_rows
 
 # Where things lie on the machine of the run is nobody else's business.
@@ -52,12 +54,16 @@ class Apply:
       base: the checkpoint that the run began with, as --model takes it; embedded models need none.
       out: folder to write for transformers; a safetensors file for a model that is not a language model.
       algorithm: FILE:NAME of the delta's method, if it is its user's own.
+      expect_sha256: SHA-256 of the delta's file, from whom you trust: a file's own digests do not tell who wrote it.
+      accept_difference: write the model also if it is not the run's to the last bit, and tell how far apart they are.
     """
 
     delta: tyro.conf.Positional[Path]
     base: str | None = None
     out: Path
     algorithm: str | None = None
+    expect_sha256: str | None = None
+    accept_difference: bool = False
 
 
 def export(options: Export, console: Console) -> int:
@@ -79,8 +85,8 @@ def export(options: Export, console: Console) -> int:
         if run.task in ("digits", "mnist"):
             raise ValueError(f"format must be delta for {run.task}: transformers has no such model")
         base = base_of(run, ledger.header["base"], "model")
-        digest = ledger.checks.get(len(ledger.rows))
-        _write_model(run, base, ledger.records.updates, digest, out, console)
+        known = Known(ledger.checks.get(len(ledger.rows)), None, True)
+        _write_model(run, base, ledger.records.updates, known, out, console)
     return exit_codes.DONE
 
 
@@ -91,7 +97,7 @@ def apply(options: Apply, console: Console) -> int:
       UsageError: the delta is altered, the base is another one, or the model cannot be written.
     """
     with exit_codes.refusing():
-        delta = load_delta(options.delta)
+        delta = load_delta(options.delta, expect_sha256=options.expect_sha256)
         out = _fresh(options.out)
         run = options_of(delta.header["about"], options.algorithm)
         if run.task not in ("digits", "mnist"):
@@ -99,14 +105,42 @@ def apply(options: Apply, console: Console) -> int:
                 raise ValueError(f"base must be the checkpoint that the run began with, {run.model} there")
             run = replace(run, model=options.base)
         base = base_of(run, delta.header["base"], "base")
-        _write_model(run, base, delta.updates, delta.header["params_sha256"], out, console)
+        known = Known(delta.header["params_sha256"], delta.header.get("sample"), options.accept_difference)
+        _write_model(run, base, delta.updates, known, out, console)
     return exit_codes.DONE
 
 
+class Known(NamedTuple):
+    """What is known of the model that is to come out.
+
+    Attributes:
+      sha256: of its parameters, or None.
+      sample: some of them, or None.
+      accept_difference: whether another is written, too.
+    """
+
+    sha256: str | None
+    sample: list[float] | None
+    accept_difference: bool
+
+
 def _fresh(out: Path) -> Path:
-    if out.exists():
+    if exists(out):
         raise ValueError(f"out must not exist yet; {out} does")
     return out
+
+
+def _apart(params: Any, sample: list[float] | None) -> str:
+    """How far some parameters are from those of the run, in a clause."""
+    if sample is None:
+        return "how far apart they are is not known"
+    here, there = np.array(take_sample(params)), np.array(sample)
+    if here.shape != there.shape:
+        return "they are not of one size"
+    size, most = np.sqrt(np.mean(there**2)), np.abs(here - there).max()
+    return (
+        f"of {len(there)} of them, evenly spread, the farthest is off by {most:.2g}, their root mean square {size:.2g}"
+    )
 
 
 def _without_places(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,16 +159,25 @@ def _export_delta(delta: Delta, out: Path, console: Console) -> int:
         "rounds": f"{rounds:,}",
         "size": f"{human_bytes(size)}; {human_bytes(1000 * bytes_a_round(delta))} for each 1,000 rounds",
         "base": f"SHA-256 {delta.header['base']['trained']}",
+        "file": f"SHA-256 {hashlib.sha256(out.read_bytes()).hexdigest()}, for hiso-jax apply --expect-sha256",
         "written to": str(out),
     }
     print_rows(console, rows)
     return exit_codes.DONE
 
 
-def _write_model(run: Any, base: Base, updates: fed.Updates, digest: str | None, out: Path, console: Console) -> None:
-    params, _ = jax.block_until_ready(rebuild(run, base, updates))
+def _write_model(run: Any, base: Base, updates: fed.Updates, known: Known, out: Path, console: Console) -> None:
+    params, _ = rebuild(run, base, updates)
     rebuilt = fed.fingerprint(params)
-    verdict = "" if digest is None else ", the run's" if digest == rebuilt else ", not the run's to the last bit"
+    verdict = "" if known.sha256 is None else ", the run's"
+    if known.sha256 not in (None, rebuilt):
+        apart = _apart(params, known.sample)
+        if not known.accept_difference:
+            raise ValueError(
+                f"the model is not the run's to the last bit: its parameters have SHA-256 {rebuilt}, the run's "
+                f"{known.sha256}; {apart}. Nothing is written; --accept-difference writes it all the same"
+            )
+        verdict = f", not the run's to the last bit: {apart}"
     if base.tuned is None:
         write_tree(params, out)
     else:

@@ -1,5 +1,6 @@
 """``hiso-jax show``: what a run or a delta is, and whether it is whole."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,12 @@ from hiso_jax import algorithms, fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.methods import is_foreign, options_with, own_options
 from hiso_jax.cli.options import Run
-from hiso_jax.fed.ledger import LedgerFile, load_delta
+from hiso_jax.fed.ledger import LEDGER, LedgerFile, exists, load_delta, salvage
 from hiso_jax.fed.population import ABSENT
 from hiso_jax.reports import as_json, human_bytes, print_rows
+
+# Characters of a value that are shown.
+LONGEST = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +28,12 @@ class Show:
 
     Attributes:
       path: a run's directory, its ledger, or a delta.
+      salvage: directory to make: of a ledger that was altered, the rounds before the damage as a new one, without a
+        seal, which hiso-jax run --resume goes on from.
     """
 
     path: tyro.conf.Positional[Path]
+    salvage: Path | None = None
 
 
 def show(options: Show, console: Console) -> int:
@@ -36,12 +43,26 @@ def show(options: Show, console: Console) -> int:
       UsageError: it cannot be read, or was altered.
     """
     with exit_codes.refusing():
-        if options.path.suffix == ".safetensors":
+        if options.salvage is not None:
+            rows = _salvaged(options.path, options.salvage)
+        elif options.path.suffix == ".safetensors":
             rows = _of_delta(options.path)
         else:
             rows = _of_ledger(fed.load(options.path, unfinished=True))
     print_rows(console, rows)
     return exit_codes.DONE
+
+
+def _salvaged(path: Path, out: Path) -> dict[str, str]:
+    if exists(out, "salvage"):
+        raise ValueError(f"salvage must be a directory that does not exist yet; {out} does")
+    found = fed.load(path, salvage=True)
+    try:
+        out.mkdir(parents=True)
+        salvage(found, out / LEDGER)
+    except OSError as error:
+        raise ValueError(f"salvage cannot be made: {exit_codes.told(error)}") from error
+    return _of_ledger(fed.load(out, unfinished=True)) | {"written to": str(out)}
 
 
 def _of_ledger(ledger: LedgerFile) -> dict[str, str]:
@@ -58,7 +79,7 @@ def _of_ledger(ledger: LedgerFile) -> dict[str, str]:
     ended = "" if seal is None or seal["diverged_at"] is None else f", diverged at round {seal['diverged_at']}"
     return {
         **_common(ledger.header),
-        "rounds": f"{len(ledger.rows):,} of {ledger.header['config']['rounds']:,}{ended}",
+        "rounds": f"{len(ledger.rows):,} of {ledger.planned:,}{ended}",
         "clients": f"{distinct:,} took part, {len(came):,} times",
         "bytes": f"up {human_bytes(up)}, down {human_bytes(down)}",
         "evaluated": "never" if last is None else _metrics({"round": last.round, **last.metrics}),
@@ -77,23 +98,31 @@ def _of_delta(path: Path) -> dict[str, str]:
         "base": f"SHA-256 {delta.header['base']['trained']}",
         "parameters": "of an unfinished run, no SHA-256 noted" if digest is None else f"SHA-256 {digest}",
         "size": human_bytes(path.stat().st_size),
+        "file": f"SHA-256 {delta.sha256}",
         "integrity": "every byte verified",
     }
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> str:
-    named = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in evaluation.items() if name != "round"]
-    return f"after round {evaluation['round']:,}: {', '.join(named)}"
+    numbers = {name: math.nan if value is None else value for name, value in evaluation.items() if name != "round"}
+    named = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items()]
+    rounds = evaluation.get("round")
+    return f"after round {int(rounds or 0):,}: {', '.join(named)}"
 
 
 def _defaults(about: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a run has if none is given; of a method whose code is not here only the command's own."""
-    name = about.get("algorithm", "")
+    name = about.get("algorithm")
     try:
-        methods = [] if is_foreign(name) else [algorithms.load(name)]
+        methods = [] if not isinstance(name, str) or is_foreign(name) else [algorithms.load(name)]
     except ValueError:
         methods = []
     return {option.name: option.default for option in own_options(options_with(Run, methods)).values()}
+
+
+def _shown(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _common(header: Mapping[str, Any]) -> dict[str, str]:
@@ -107,16 +136,16 @@ def _common(header: Mapping[str, Any]) -> dict[str, str]:
     shown = ("task", "algorithm", "algorithm_sha256", "model", "out", "resume")
     changed = {name: value for name, value in about.items() if name not in shown and value != defaults.get(name)}
     settings = " ".join(
-        f"--{name.replace('_', '-')} {','.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in changed.items()
-        if value is not None
+        f"--{name.replace('_', '-')} {_shown(value)}" for name, value in changed.items() if value is not None
     )
     rows = {
-        "task": f"{about.get('task', 'a program of its own')}, {about.get('algorithm', '')}".rstrip(", "),
-        "model": f"{about['model']}, " if about.get("model") else "",
+        "task": f"{_shown(about.get('task', 'a program of its own'))}, {_shown(about.get('algorithm', ''))}".rstrip(
+            ", "
+        ),
+        "model": f"{_shown(about['model'])}, " if about.get("model") else "",
         "rounds of": f"{config['cohort']} clients, K = {config['local_steps']}, {messages}",
         "options": settings,
-        "made with": f"jax {made['versions']['jax']} on {made['device']}",
+        "made with": f"jax {made['versions'].get('jax', '?')} on {made['device']}",
     }
     rows["model"] += f"{trained:,} trained parameters"
     return {name: value for name, value in rows.items() if value}

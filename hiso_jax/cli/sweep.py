@@ -19,12 +19,11 @@ from hiso_jax.cli.experiment import (
     check_virtual,
     examples_of,
     grid,
-    is_virtual,
+    notes,
     simulation_config,
     target_of,
-    virtual_note,
 )
-from hiso_jax.cli.interrupt import stop_on_interrupt
+from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.methods import methods_of
 from hiso_jax.cli.options import Grid, Sweep
 from hiso_jax.cli.restore import as_written
@@ -109,14 +108,14 @@ def sweep(options: Sweep, console: Console) -> int:
         directory = create_directory(options.out, f"{options.task}-sweep")
     config = {**as_written(options), "learning_rates": grid(options), "target": tuning.target}
     write_json(directory / "config.json", config)
-    if is_virtual(options, tuning.task):
-        console.print(virtual_note(options, tuning.task), soft_wrap=True, highlight=False)
+    for note in notes(options, tuning.task):
+        console.print(note, soft_wrap=True, highlight=False)
     results = tuning.sweep_all(options.mus, console)
     report(results, tuning.target, directory, console)
     console.print(f"written to {directory}", soft_wrap=True, highlight=False)
     if any(result.interrupted for result in results.values()):
         console.print("interrupted: the settings are compared as far as they got", soft_wrap=True)
-        return exit_codes.INTERRUPTED
+        return exit_code()
     return exit_codes.DONE
 
 

@@ -10,7 +10,7 @@ from hiso_jax.reports.directory import (
 )
 from hiso_jax.reports.pictures import curves, rates_picture
 from hiso_jax.reports.summary import Asked, summarise
-from hiso_jax.reports.text import human_bytes, human_count, human_seconds, print_rows
+from hiso_jax.reports.text import human_bytes, human_count, human_seconds, plain, print_rows
 from hiso_jax.reports.tuning import sweep_as_dict, sweep_table, verdict
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "human_bytes",
     "human_count",
     "human_seconds",
+    "plain",
     "print_rows",
     "rates_picture",
     "summarise",

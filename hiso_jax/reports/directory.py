@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso_jax import fed
-from hiso_jax.fed.ledger import sync_directory, write_whole
+from hiso_jax.fed.ledger import exists, sync_directory, write_whole
 
 
 def as_json(value: Any) -> Any:
@@ -52,7 +52,7 @@ def create_directory(out: Path | None, name: str, config: Mapping[str, Any] | No
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     path = out or Path("runs") / f"{name}-{stamp}"
-    if path.exists():
+    if exists(path):
         raise ValueError(f"out must be a directory that does not exist yet; {path} does")
     new = path.parent / f".{path.name}.{os.getpid()}"
     try:

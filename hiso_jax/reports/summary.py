@@ -36,7 +36,7 @@ class Asked(NamedTuple):
 
     Attributes:
       task, algorithm: their names.
-      learning_rate: η.
+      learning_rate: η, or None where only a program knows it.
       seed: of the run.
       metric: the one that counts.
       target: the value of it at which methods are compared, or None.
@@ -44,7 +44,7 @@ class Asked(NamedTuple):
 
     task: str
     algorithm: str
-    learning_rate: float
+    learning_rate: float | None
     seed: int
     metric: fed.Metric
     target: float | None

@@ -36,6 +36,11 @@ def human_seconds(seconds: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
+def plain(text: str) -> str:
+    """``text`` as a terminal may have it: what is not printable is written out, so that nothing in it acts."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def spread(values: np.ndarray, show: Callable[[float], str]) -> str:
     """A mean, and the standard deviation over seeds if there are several."""
     mean = show(float(np.mean(values)))
@@ -50,6 +55,6 @@ def short_names(methods: Sequence[str]) -> dict[str, str]:
 
 def print_rows(console: Console, rows: Mapping[str, str]) -> None:
     """Names and values in two columns."""
-    width = max(map(len, rows))
+    width = max(len(plain(name)) for name in rows)
     for name, value in rows.items():
-        console.print(f"  {name:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {plain(name):<{width}}  {plain(value)}", soft_wrap=True, highlight=False, markup=False)

@@ -132,7 +132,10 @@ def test_a_delta_is_applied_elsewhere(capsys, finished, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run", "--resume", "RUN", "--rounds", "3"], "--rounds cannot be given with --resume: the run has its own"),
+        (["run", "--resume", "RUN", "--cohort", "3"], "--cohort cannot be given with --resume: the run has its own"),
+        (["run", "--resume", "RUN", "--rounds", "3"], "--rounds must be at least the 12 that the run has, got 3"),
+        (["show", "RUN", "--salvage", "RUN"], "--salvage must be a directory that does not exist yet"),
+        (["replay", "RUN", "--out", "x" * 300], "--out must be a name that a file can have"),
         (["replay", "RUN", "--momentum", "0.5"], "--momentum is no option of replay"),
         (["replay", "RUN", "--to-ruond", "3"], "--to-ruond is no option of replay; did you mean --to-round?"),
         (["run", "--resume", "nowhere"], "--resume must be the directory of a run; nowhere has no ledger.hiso"),
@@ -181,7 +184,7 @@ def test_a_full_disk_ends_a_run_that_can_go_on(capsys, monkeypatch, finished, tm
     code, _, errors = call(capsys, "run", *SMALL, "--snapshot-every", "5", "--out", out)
     assert code == 130
     assert errors.count("\n") == 1
-    assert "cannot be written (No space left on device); what was done before is kept: make room" in errors
+    assert "No space left on device: it cannot be written; what was done before is kept; make room" in errors
     monkeypatch.undo()
     assert call(capsys, "run", "--resume", out)[0] == 0
     assert summary(out)["params_sha256"] == summary(finished)["params_sha256"]

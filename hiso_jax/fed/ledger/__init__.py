@@ -1,11 +1,12 @@
 """What is kept of a run: its rounds in a file, snapshots, deltas, and the way back from them to the model."""
 
 from hiso_jax.fed.ledger.delta import Delta, bytes_a_round, delta_of, load_delta, save_delta
-from hiso_jax.fed.ledger.files import sync_directory, write_whole
-from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint
+from hiso_jax.fed.ledger.files import exists, links_in, read_regular, sync_directory, write_whole
+from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint, sample
+from hiso_jax.fed.ledger.frames import Lost
 from hiso_jax.fed.ledger.header import EXECUTION, header_of
 from hiso_jax.fed.ledger.keeper import Keeper, keeper_of
-from hiso_jax.fed.ledger.ledger import LEDGER, FileLedger, Ledger, LedgerFile, load
+from hiso_jax.fed.ledger.ledger import FileLedger, Ledger, salvage
 from hiso_jax.fed.ledger.messages import (
     GROUP_BYTES,
     HEADER_BYTES,
@@ -16,6 +17,7 @@ from hiso_jax.fed.ledger.messages import (
     form_of,
     upload_message,
 )
+from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
 from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates
 from hiso_jax.fed.ledger.replay import replay
 from hiso_jax.fed.ledger.storage import Storage, differences, lock, release
@@ -33,6 +35,7 @@ __all__ = [
     "Keeper",
     "Ledger",
     "LedgerFile",
+    "Lost",
     "Records",
     "RoundRecord",
     "Storage",
@@ -43,15 +46,20 @@ __all__ = [
     "catch_up_message",
     "delta_of",
     "differences",
+    "exists",
     "fingerprint",
     "form_of",
     "header_of",
     "keeper_of",
+    "links_in",
     "load",
     "load_delta",
     "lock",
+    "read_regular",
     "release",
     "replay",
+    "salvage",
+    "sample",
     "save_delta",
     "sync_directory",
     "upload_message",

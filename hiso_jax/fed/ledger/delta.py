@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from hiso_jax.fed.codes import pack, unpack
-from hiso_jax.fed.ledger.files import write_whole
-from hiso_jax.fed.ledger.ledger import LedgerFile, json_bytes, seed_key_of
+from hiso_jax.fed.codes import pack, packed_size, unpack
+from hiso_jax.fed.ledger.files import read_regular, write_whole
+from hiso_jax.fed.ledger.ledger import json_bytes
+from hiso_jax.fed.ledger.reading import LedgerFile, seed_key_of
 from hiso_jax.fed.ledger.records import Codes, Updates, named, unnamed
+from hiso_jax.fed.ledger.schema import DeltaHeader, DeltaMetadata, check_key, read_json, shown
 
 FORMAT = 1
 KEY = "hiso_jax"
@@ -25,13 +28,15 @@ class Delta:
     """What a delta file holds.
 
     Attributes:
-      header: as that of a ledger, and the number of rounds, the SHA-256 of the parameters after them, and the last
-        evaluation.
+      header: as that of a ledger, and the number of rounds, the SHA-256 of the parameters after them, some of them, and
+        the last evaluation.
       updates: the rounds.
+      sha256: of the file it was read from, or None.
     """
 
     header: Mapping[str, Any]
     updates: Updates
+    sha256: str | None = None
 
 
 def delta_of(ledger: LedgerFile, about: Mapping[str, Any] | None = None) -> Delta:
@@ -46,6 +51,9 @@ def delta_of(ledger: LedgerFile, about: Mapping[str, Any] | None = None) -> Delt
     header["about"] = ledger.header["about"] if about is None else dict(about)
     header["rounds"] = len(ledger.rows)
     header["params_sha256"] = ledger.checks.get(len(ledger.rows))
+    taken = None if ledger.seal is None else ledger.seal.get("sample")
+    if taken is not None and None not in taken:
+        header["sample"] = taken
     header["evaluation"] = None if last is None else {"round": last.round, **last.metrics}
     return Delta(header, ledger.records.updates)
 
@@ -87,49 +95,89 @@ def save_delta(delta: Delta, path: Path) -> int:
     return len(content)
 
 
-def load_delta(path: Path) -> Delta:
-    """Read a delta and verify every byte of it.
+def load_delta(path: Path, *, expect_sha256: str | None = None) -> Delta:
+    """Read a delta, verify every byte of it, and check that it is one that a run can have left.
+
+    Its digests tell what was altered on the way, not who wrote it: of a delta got elsewhere know the SHA-256 of the
+    file from one whom you trust.
+
+    Args:
+      path: the file.
+      expect_sha256: of the whole file, 64 hexadecimal digits.
 
     Raises:
-      ValueError: it is no delta, or it was altered (the field is named).
+      ValueError: it is another file than expected, no delta, or was altered (the field is named); or what it says of
+        itself is not what its tensors are.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    content = read_regular(path)
+    own = hashlib.sha256(content).hexdigest()
+    if expect_sha256 is not None and own != expect_sha256.strip().lower():
+        raise ValueError(f"expect_sha256 must be that of {path}, which is {own}; got {shown(expect_sha256)}")
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        DeltaMetadata.model_validate(metadata)
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is refused: its safetensors header is damaged, or it is no delta") from error
-    text = metadata.get(KEY)
-    if text is None or hashlib.sha256(text.encode()).hexdigest() != metadata.get("sha256"):
+    text = metadata[KEY].encode("utf-8", "surrogatepass")
+    if hashlib.sha256(text).hexdigest() != metadata["sha256"]:
         raise ValueError(f"{path} is refused: its metadata were altered, or it is no delta")
-    header = json.loads(text)
-    if header["format"] != FORMAT:
-        raise ValueError(f"{path} has delta format {header['format']}; this release reads {FORMAT}")
-    if set(tensors) != set(header["sha256"]):
-        raise ValueError(f"{path} is refused: its tensors must be {', '.join(header['sha256'])}")
-    for name, digest in header["sha256"].items():
-        if _digest(tensors[name]) != digest:
-            raise ValueError(f"{path} is refused: its tensor {name} was altered")
-    rounds = header["rounds"]
-    applied = np.unpackbits(tensors["applied"], count=rounds).astype(bool)
-    clients = header["config"]["cohort"]
-    columns: dict[str, Any] = dict(tensors)
-    for name, (bits, *shape) in header.get("coded", {}).items():
-        columns[name] = Codes(unpack(tensors[name], bits, tuple(shape)), bits)
-        valid = name.removesuffix("codes") + "valid"
-        if valid in tensors:
-            columns[valid] = np.unpackbits(tensors[valid], axis=-1, count=clients).astype(bool)
-    numbers = np.arange(rounds, dtype=np.int32)
-    updates = Updates(seed_key_of(header), numbers, unnamed("aggregate", columns), applied, clients)
+    try:
+        header = read_json(text, DeltaHeader)
+        check_key(header)
+        if set(tensors) != set(header["sha256"]):
+            raise ValueError(f"its tensors must be {', '.join(header['sha256'])}")
+        for name, digest in header["sha256"].items():
+            if _digest(tensors[name]) != digest:
+                raise ValueError(f"its tensor {name} was altered")
+        updates = _updates(header, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} is refused: {error}") from error
     kept = {name: value for name, value in header.items() if name not in ("format", "sha256", "coded")}
-    return Delta(kept, updates)
+    return Delta(kept, updates, own)
+
+
+def _updates(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Updates:
+    """The rounds in a delta's tensors.
+
+    Raises:
+      ValueError: they are not of the types and shapes that its header says.
+    """
+    rounds, clients = header["rounds"], header["config"]["cohort"]
+    coded = header.get("coded", {})
+    columns: dict[str, Any] = dict(tensors)
+    bits = columns.pop("applied", None)
+    if bits is None or bits.dtype != np.uint8 or bits.shape != (-(-rounds // 8),):
+        raise ValueError(f"its tensor applied must be a bit for each of {rounds} rounds")
+    for name, column in columns.items():
+        if column.ndim < 1 or len(column) != rounds:
+            raise ValueError(f"its tensor {name} must have {rounds} rounds, and has shape {column.shape}")
+        if name.partition(".")[0] != "aggregate":
+            raise ValueError(f"its tensor {name} is none that a delta has")
+        wanted = np.uint8 if name in coded or name.endswith(".valid") else np.floating
+        if not np.issubdtype(column.dtype, wanted):
+            raise ValueError(f"its tensor {name} must not be of {column.dtype}")
+    for name, (width, *shape) in coded.items():
+        packed = columns.get(name)
+        if packed is None or packed.shape[-1] != packed_size(math.prod(shape), width):
+            raise ValueError(f"its tensor {name} must hold codes of {width} bits, {shape[0]} × {shape[1]} of them")
+        columns[name] = Codes(unpack(packed, width, tuple(shape)), width)
+        valid, step = (name.removesuffix("codes") + part for part in ("valid", "step"))
+        if step not in columns:
+            raise ValueError(f"its tensor {step} is missing")
+        if valid in tensors:
+            if columns[valid].shape != (rounds, -(-clients // 8)):
+                raise ValueError(f"its tensor {valid} must be a bit for each of {clients} clients")
+            columns[valid] = np.unpackbits(tensors[valid], axis=-1, count=clients).astype(bool)
+    aggregate = unnamed("aggregate", columns)
+    if aggregate is None:
+        raise ValueError("it has no tensor aggregate")
+    applied = np.unpackbits(bits, count=rounds).astype(bool)
+    return Updates(seed_key_of(header), np.arange(rounds, dtype=np.int32), aggregate, applied, clients)
 
 
 def _digest(array: np.ndarray) -> str:

@@ -9,6 +9,9 @@ from jaxtyping import PyTree
 
 from hiso_jax.fed.devices import words_of
 
+# How many numbers of a model a ledger and a delta hold.
+SAMPLED = 64
+
 
 def fingerprint(tree: PyTree) -> str:
     """SHA-256 over every leaf's path, shape, dtype and bytes, in the order of ``jax.tree.leaves``."""
@@ -18,6 +21,15 @@ def fingerprint(tree: PyTree) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {np.shape(leaf)} {array.dtype}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def sample(tree: PyTree) -> list[float]:
+    """Some of a tree's numbers, at places evenly spread over it: enough to tell how far two of its kind are apart."""
+    leaves = [np.asarray(words_of(leaf)).reshape(-1) for leaf in jax.tree.leaves(tree)]
+    ends = np.cumsum([0, *(leaf.size for leaf in leaves)])
+    places = np.unique(np.linspace(0, ends[-1] - 1, min(SAMPLED, int(ends[-1]))).astype(np.int64))
+    owners = np.searchsorted(ends, places, "right") - 1
+    return [float(leaves[owner][place - ends[owner]]) for owner, place in zip(owners, places, strict=True)]
 
 
 def base_fingerprints(trained: PyTree, frozen: PyTree | None) -> dict[str, str | None]:

@@ -11,6 +11,8 @@ The check tells a length that was altered from a frame that was cut short. A fra
 so that a kill or a power failure can only spoil the last.
 """
 
+import errno
+import fcntl
 import hashlib
 import os
 import struct
@@ -19,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hiso_jax.fed.ledger.files import write_whole
+from hiso_jax.fed.ledger.files import naming, write_whole
 
 VERSION = 1
 MAGIC = b"HiSoLog" + bytes([VERSION])
@@ -101,14 +103,44 @@ def frame_bytes(kind: bytes, payload: bytes, chain: Any) -> bytes:
     return frame + digest
 
 
+class Lost(OSError):
+    """The file that a run writes is not its own any more: what the run has learned since is in memory alone."""
+
+
 class FrameWriter:
     """Appends frames to a file; each is on disk once :meth:`append` returns."""
 
-    def __init__(self, path: Path, end: int) -> None:
-        """Continue the file at ``path``, whose good frames are its first ``end`` bytes; what follows is cut off."""
-        with path.open("rb") as file:
-            self._chain = hashlib.sha256(file.read(end))
-        self._file, self._end = os.open(path, os.O_RDWR), end
+    def __init__(self, path: Path, end: int, length: int) -> None:
+        """Continue the file at ``path``, whose good frames are its first ``end`` bytes; what follows is cut off.
+
+        The file itself is locked while it is open, so that no second process writes there, whatever became of other
+        locks.
+
+        Args:
+          path: the file.
+          end: where its next frame is to begin.
+          length: of the file when it was read.
+
+        Raises:
+          ValueError: another process writes there, or has since it was read.
+          OSError: it cannot be opened.
+        """
+        self.path, self._end = path, end
+        self._file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._file).st_size != length:
+                raise ValueError(f"{path} was written by another process since it was read; nothing of it is touched")
+            with path.open("rb") as file:
+                self._chain = hashlib.sha256(file.read(end))
+            # What a kill left of a frame.
+            self._cut()
+        except BlockingIOError:
+            self.close()
+            raise ValueError(f"{path} is being written by another process, and a run has one writer") from None
+        except BaseException:
+            self.close()
+            raise
 
     @staticmethod
     def create(path: Path, kind: bytes, payload: bytes) -> None:
@@ -125,12 +157,36 @@ class FrameWriter:
         """Append a frame, wait until it is on disk, and return its digest.
 
         Raises:
+          Lost: the file is not the one that was opened any more, or another process has written there; nothing is
+            written then.
           OSError: it cannot be written; the file then is as it was, as after an interrupt.
         """
         chain = self._chain.copy()
         frame = frame_bytes(kind, payload, chain)
+        self._check_ours()
+        with naming(self.path):
+            self._write(frame)
+        self._chain, self._end = chain, self._end + len(frame)
+        return frame[-DIGEST:]
+
+    def _check_ours(self) -> None:
+        """Refuse to write where our frames are not, or others' are.
+
+        Raises:
+          Lost: the file lost its name or has another end.
+        """
+        own = os.fstat(self._file)
         try:
-            self._cut()
+            named = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            raise Lost(errno.ENOENT, "it was removed while the run went on", str(self.path)) from None
+        if (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino):
+            raise Lost(errno.ESTALE, "it was replaced by another file while the run went on", str(self.path))
+        if own.st_size != self._end:
+            raise Lost(errno.ESTALE, "another process has written to it", str(self.path))
+
+    def _write(self, frame: bytes) -> None:
+        try:
             rest, place = memoryview(frame), self._end
             while rest:
                 count = os.pwrite(self._file, rest, place)
@@ -139,8 +195,6 @@ class FrameWriter:
         except BaseException:
             self._cut()
             raise
-        self._chain, self._end = chain, self._end + len(frame)
-        return frame[-DIGEST:]
 
     def _cut(self) -> None:
         """Drop what is behind the last frame that was appended."""

@@ -14,7 +14,8 @@ from hiso_jax.fed.devices import Placement, agree, all_processes
 from hiso_jax.fed.ledger import ledger as ledgers
 from hiso_jax.fed.ledger.files import sync_directory
 from hiso_jax.fed.ledger.header import EXECUTION
-from hiso_jax.fed.ledger.ledger import LEDGER, FileLedger, Ledger, LedgerFile, json_bytes
+from hiso_jax.fed.ledger.ledger import FileLedger, Ledger, json_bytes
+from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
 from hiso_jax.fed.ledger.snapshots import KEPT, SNAPSHOTS, Snapshots
 from hiso_jax.fed.ledger.storage import Storage, differences, lock
 
@@ -50,12 +51,14 @@ class Keeper:
       ledger: its rounds.
       found: the ledger of a run that goes on; None if it begins.
       differs: in what this environment differs from one in which the run's rounds were made.
+      elsewhere: whether the initial parameters are others here than the run's.
     """
 
     ledger: Ledger
     found: LedgerFile | None = None
     rounds = -1
     differs: tuple[str, ...] = ()
+    elsewhere: bool = False
 
     def __init__(self, seed_key: Any) -> None:
         """Begin an empty ledger."""
@@ -101,16 +104,16 @@ class FileKeeper(Keeper):
         if not (primary or storage.resume):
             return
         if primary:
-            if not storage.directory.exists():
-                storage.directory.mkdir(parents=True)
-                sync_directory(storage.directory.parent)
-            self._lock = lock(storage.directory)
-        path = storage.directory / LEDGER
+            if not storage.folder.exists():
+                storage.folder.mkdir(parents=True)
+                sync_directory(storage.folder.parent)
+            self._lock = lock(storage.folder)
+        path = storage.folder / LEDGER
         try:
             if path.exists():
                 if not storage.resume:
-                    raise ValueError(f"{storage.directory} has a ledger already; resume it, or name another directory")
-                self.found = ledgers.load(path, unfinished=True)
+                    raise ValueError(f"{storage.folder} has a ledger already; resume it, or name another directory")
+                self.found = load(path, unfinished=True)
                 self.rounds = len(self.found.rows)
                 self._check_snapshots(self.found)
         except BaseException:
@@ -135,7 +138,7 @@ class FileKeeper(Keeper):
 
     def _open_snapshots(self) -> Snapshots:
         if self._snapshots is None:
-            self._snapshots = Snapshots(self.storage.directory, read_only=not self.primary)
+            self._snapshots = Snapshots(self.storage.folder, read_only=not self.primary)
         return self._snapshots
 
     def begin(self, header: Mapping[str, Any], rounds: int, *, like: PyTree | None = None) -> None:
@@ -151,7 +154,7 @@ class FileKeeper(Keeper):
           ValueError: it is not, naming what differs; or the first process found another ledger.
           OSError: the ledger cannot be written.
         """
-        directory, self._replayable = self.storage.directory, like is None
+        directory, self._replayable = self.storage.folder, like is None
         if rounds >= 0 and rounds != self.rounds:
             raise ValueError(f"{directory} must be a folder that every process sees: the first finds {rounds} rounds")
         if self.found is None:
@@ -160,17 +163,16 @@ class FileKeeper(Keeper):
             return
         now = _comparable(json.loads(json_bytes(header)))
         before = _comparable(self.found.header)
-        for name, meaning in SAME.items():
-            if before[name] != now[name]:
-                raise ValueError(f"{directory} cannot be continued so: {meaning} differ from the run's")
         environments = self.found.all_environments
+        more = self._check_same(before, now)
         self.differs = next((tuple(differs) for each in environments if (differs := differences(each))), ())
         if like is not None:
             self._cut_back(like)
         self._last_seconds = self.found.evaluations[-1].seconds if self.found.evaluations else 0.0
-        if self.found.seal is not None or not self.primary:
+        if (self.found.seal is not None and not more) or not self.primary:
             self.ledger = FileLedger(self.found, read_only=True)
             return
+        self.found = self.found.without_seal()
         if self.found.torn:
             logger.warning(
                 "%s: %d bytes behind its %d rounds, of a frame that was not written to its end, are dropped",
@@ -180,8 +182,47 @@ class FileKeeper(Keeper):
             )
         ledger = FileLedger(self.found)
         self.ledger = ledger
+        if more:
+            ledger.extended(more)
         if differences(environments[-1]):
             ledger.continued(header["environment"])
+
+    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> int:
+        """Refuse to continue another run; of one that is to have another number of rounds, return how many.
+
+        Raises:
+          ValueError: it is another, naming what differs.
+        """
+        found, rounds = self.found, now["config"]["rounds"]
+        assert found is not None
+        more = rounds if rounds != found.planned else 0
+        diverged_at = None if found.seal is None else found.seal["diverged_at"]
+        if more and diverged_at is not None:
+            raise ValueError(f"rounds cannot be added to {found.path.parent}: it diverged at round {diverged_at}")
+        if more and more < len(found.rows):
+            raise ValueError(f"rounds must be at least the {len(found.rows)} that the run has, got {more}")
+        before = {**before, "config": {**before["config"], "rounds": rounds}}
+        for name, meaning in SAME.items():
+            if before[name] == now[name]:
+                continue
+            refused = f"{found.path.parent} cannot be continued so: "
+            if name == "base" and self.storage.from_snapshot:
+                self.elsewhere = True
+                continue
+            if name in ("config", "flags"):
+                other = next(key for key in now[name] if before[name].get(key) != now[name][key])
+                was, given = before[name].get(other), now[name][other]
+                meaning = "jax's flag" if name == "flags" else "its"
+                raise ValueError(f"{refused}{meaning} {other} is {given!r} now, and was {was!r}")
+            if name == "base":
+                elsewhere = "; ".join(next(filter(None, map(differences, found.all_environments)), ()))
+                raise ValueError(
+                    f"{refused}the initial parameters differ from the run's. If they are computed, this processor or "
+                    f"jaxlib is another ({elsewhere or 'of the same name'}): from_snapshot goes on from the newest "
+                    "snapshot in place of them. If they are loaded, the checkpoint is another"
+                )
+            raise ValueError(f"{refused}{meaning} differ from the run's")
+        return more
 
     def _cut_back(self, like: PyTree) -> None:
         """Drop the rounds behind the newest snapshot that verifies."""
@@ -204,7 +245,7 @@ class FileKeeper(Keeper):
 
     def snapshots(self, placement: Placement) -> list[int]:
         """After how many rounds the first process has snapshots, the newest first."""
-        has = (self.storage.directory / SNAPSHOTS).is_dir()
+        has = (self.storage.folder / SNAPSHOTS).is_dir()
         rounds = self._open_snapshots().rounds()[:KEPT] if has else []
         return [number for number in agree(placement.mesh, *rounds, *[0] * (KEPT - len(rounds))) if number]
 

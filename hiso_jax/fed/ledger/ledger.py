@@ -1,174 +1,21 @@
 """The ledger: every round of a run, appended to a file before the state that it produced is seen."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from hiso_jax.fed.ledger.frames import Altered, FrameWriter, read_frames
+from hiso_jax.fed.ledger.files import write_whole
+from hiso_jax.fed.ledger.frames import FrameWriter
+from hiso_jax.fed.ledger.reading import ENVIRONMENT, EVALUATION, EXTENSION, HEADER, ROUNDS, SEAL, LedgerFile, load
 from hiso_jax.fed.ledger.records import Evaluation, Layout, Records, as_records, as_rows, layout
-
-LEDGER = "ledger.hiso"
-HEADER, ROUNDS, EVALUATION, SEAL, ENVIRONMENT = b"HEAD", b"RNDS", b"EVAL", b"SEAL", b"ENV "
-
-
-@dataclass(frozen=True)
-class LedgerFile:
-    """A ledger as it was read and verified.
-
-    Attributes:
-      path: where it is.
-      header: what the run is, see ``docs/formats.md``.
-      rows: its rounds as the file holds them, [R].
-      heads: the digest of the header, and of every frame of rounds, by the number of rounds up to its end.
-      ends: where in the file what was written of so many rounds ends, by the same numbers.
-      evaluations: those that were made.
-      checks: SHA-256 of the parameters, by the number of rounds, where it was noted: at evaluations and at the end.
-      environments: where it was continued elsewhere: {"round": r, ...}.
-      seal: how it ended, or None if it has not.
-      size: bytes of its good frames.
-      torn: bytes behind them, of a frame that was not written to its end.
-    """
-
-    path: Path
-    header: dict[str, Any]
-    rows: np.ndarray
-    heads: dict[int, bytes]
-    ends: dict[int, int]
-    evaluations: list[Evaluation]
-    checks: dict[int, str]
-    environments: list[dict[str, Any]]
-    seal: dict[str, Any] | None
-    size: int
-    torn: int
-
-    @property
-    def seed_key(self) -> Key[Array, ""]:
-        """The run's seed key."""
-        return seed_key_of(self.header)
-
-    @property
-    def all_environments(self) -> list[dict[str, Any]]:
-        """Where its rounds were made."""
-        return [self.header["environment"], *self.environments]
-
-    @property
-    def records(self) -> Records:
-        """Its rounds as columns."""
-        return as_records(self.seed_key, self.rows, self.layout)
-
-    @property
-    def layout(self) -> Layout:
-        """How a round stands in it."""
-        return layout_of(self.header)
-
-    def cut(self, rounds: int) -> "LedgerFile":
-        """As it was after so many rounds, an entry of ``ends``."""
-        kept = {number: head for number, head in self.heads.items() if number <= rounds}
-        return replace(
-            self,
-            rows=self.rows[:rounds],
-            heads=kept,
-            ends={number: end for number, end in self.ends.items() if number <= rounds},
-            evaluations=[row for row in self.evaluations if row.round <= rounds],
-            checks={number: check for number, check in self.checks.items() if number <= rounds},
-            environments=[each for each in self.environments if each["round"] <= rounds],
-            seal=None,
-            size=self.ends[rounds],
-            torn=0,
-        )
-
-
-def layout_of(header: Mapping[str, Any]) -> Layout:
-    """How a round stands in a ledger of this header."""
-    return Layout(tuple((name, kind, tuple(shape)) for name, kind, shape in header["columns"]))
-
-
-def seed_key_of(header: Mapping[str, Any]) -> Key[Array, ""]:
-    """The seed key that a header or a delta names."""
-    return jax.random.wrap_key_data(jnp.array(header["seed"], jnp.uint32), impl=header["prng_impl"])
-
-
-def load(path: Path | str, *, unfinished: bool = False) -> LedgerFile:
-    """Read a ledger and verify every byte of it.
-
-    Args:
-      path: the file, or the directory of its run.
-      unfinished: whether to read one without a seal, of a run that goes on or was ended. What a kill left of its last
-        frame is dropped. A ledger that lost its end looks the same: only a seal, or a snapshot, tells.
-
-    Raises:
-      ValueError: there is no ledger, it was altered (the round is named), or it has no seal and ``unfinished`` is not
-        set.
-    """
-    path = Path(path)
-    path = path / LEDGER if path.is_dir() else path
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    header: dict[str, Any] = {}
-    blocks: list[np.ndarray] = []
-    row, seal, done, end = np.dtype([]), None, 0, 0
-    heads: dict[int, bytes] = {}
-    ends: dict[int, int] = {}
-    checks: dict[int, str] = {}
-    evaluations, environments = [], []
-    try:
-        for frame in read_frames(content):
-            if (frame.kind == HEADER) == bool(header) or seal is not None:
-                raise Altered("is followed by what does not belong there", end)
-            end = frame.end
-            if frame.kind == ROUNDS:
-                blocks.append(np.frombuffer(frame.payload, row))
-                done += len(blocks[-1])
-                heads[done], ends[done] = frame.digest, end
-                continue
-            ends[done] = end
-            written = json.loads(bytes(frame.payload))
-            if frame.kind == HEADER:
-                header, row = written, layout_of(written).dtype
-                heads[0] = frame.digest
-            elif frame.kind == EVALUATION:
-                checks[written["round"]] = written.pop("params_sha256")
-                evaluations.append(_evaluation(written))
-            elif frame.kind == ENVIRONMENT:
-                environments.append(written)
-            elif frame.kind == SEAL:
-                seal = written
-                checks[seal["rounds"]] = seal["params_sha256"]
-    except Altered as error:
-        what = _place(done, error.length // row.itemsize if error.kind == ROUNDS and header else 0, bool(header))
-        raise ValueError(f"{path} is refused: {what} {error} (byte {error.at})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a ledger that can be read here: {error}") from error
-    if not header:
-        raise ValueError(f"{path} is not a ledger that can be read here: its header is cut short or altered")
-    table, torn = np.concatenate([np.empty(0, row), *blocks]), len(content) - end
-    if seal is not None and (seal["rounds"] != done or torn):
-        raise ValueError(f"{path} is refused: its seal is not that of its {done} rounds")
-    if seal is None and not unfinished:
-        raise ValueError(
-            f"{path} is refused: it has no seal, and ends after {done} rounds; its run has not finished, or the end of "
-            "the file was lost or altered"
-        )
-    return LedgerFile(path, header, table, heads, ends, evaluations, checks, environments, seal, size=end, torn=torn)
-
-
-def _place(done: int, rounds: int, has_header: bool) -> str:
-    """What of a ledger of ``done`` good rounds is damaged; ``rounds`` are in its frame, if that is known."""
-    if rounds:
-        return f"round {done}" if rounds == 1 else f"its frame of rounds {done} to {done + rounds - 1}"
-    if not has_header:
-        return "its header"
-    return f"what follows round {done - 1}" if done else "what follows the header"
 
 
 class Ledger:
@@ -220,7 +67,7 @@ class FileLedger(Ledger):
         self._blocks = [file.rows] if len(file.rows) else []
         self._layout = file.layout
         self.head = list(file.heads.values())[-1]
-        self._writer = None if read_only else FrameWriter(file.path, file.size)
+        self._writer = None if read_only else FrameWriter(file.path, file.size, file.length)
 
     def _write(self, kind: bytes, payload: bytes) -> None:
         if self._writer is not None:
@@ -245,6 +92,10 @@ class FileLedger(Ledger):
         """Note that the run goes on elsewhere than it began."""
         self._write(ENVIRONMENT, json_bytes({"round": self.rounds, **environment}))
 
+    def extended(self, rounds: int) -> None:
+        """Note that the run is to have so many rounds."""
+        self._write(EXTENSION, json_bytes({"round": self.rounds, "rounds": rounds}))
+
     def seal(self, **ending: Any) -> None:
         """End the log: the number of rounds, the digest of the last, and what ``ending`` says of the run."""
         self._write(SEAL, json_bytes({"rounds": self.rounds, "head": self.head.hex(), **ending}))
@@ -253,6 +104,18 @@ class FileLedger(Ledger):
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def salvage(found: LedgerFile, path: Path) -> None:
+    """Write the good frames of a ledger as a new one without a seal, which a run can go on from.
+
+    Raises:
+      FileExistsError: there is a file at ``path``.
+      OSError: it cannot be written.
+    """
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    write_whole(path, found.path.read_bytes()[: found.ends[len(found.rows)]])
 
 
 def create(path: Path, header: Mapping[str, Any]) -> LedgerFile:
@@ -276,13 +139,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _evaluation(written: dict[str, Any]) -> Evaluation:
-    """What :meth:`Ledger.evaluated` wrote; what was not finite is NaN."""
-
-    def number(value: float | None) -> float:
-        return math.nan if value is None else value
-
-    metrics = {name: number(value) for name, value in written["metrics"].items()}
-    return Evaluation(**{**written, "metrics": metrics, "train_loss": number(written["train_loss"])})

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
+from hiso_jax.checks import whole
+
 LOCK = ".lock"
 PACKAGES = ("hiso-jax", "jax", "jaxlib", "optax", "numpy")
 FLAGS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_matmul_precision")
@@ -21,26 +23,37 @@ class Storage:
     """Where a run is kept, so that it survives its process.
 
     Attributes:
-      directory: the run's own; made if there is none.
+      directory: the run's own, a path or its text; made if there is none.
       about: what a reader should know of the run beside its numbers, as JSON: the command's options, say.
       snapshot_every: rounds between snapshots, which bound how many a resumed run replays; 0 takes none; None takes
         one every ten minutes of rounds.
-      resume: continue the run that is there; if it had not begun, begin it.
+      resume: continue the run that is there; if it had not begun, begin it. It may be given more rounds than it had.
+      from_snapshot: when it is continued where the processor or jaxlib compute other initial parameters, begin with the
+        newest snapshot in place of them; what its rounds lead to is then not checked before it.
     """
 
-    directory: Path
+    directory: Path | str
     about: Mapping[str, Any] = field(default_factory=dict)
     snapshot_every: int | None = None
     resume: bool = False
+    from_snapshot: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked.
 
         Raises:
-          ValueError: a negative ``snapshot_every``.
+          ValueError: a negative ``snapshot_every``, or a snapshot to go on from where nothing is to be continued.
         """
-        if self.snapshot_every is not None and self.snapshot_every < 0:
-            raise ValueError(f"snapshot_every must be at least 0, got {self.snapshot_every}")
+        object.__setattr__(self, "directory", Path(self.directory))
+        if self.snapshot_every is not None:
+            whole("snapshot_every", self.snapshot_every, 0)
+        if self.from_snapshot and not self.resume:
+            raise ValueError("from_snapshot must be given with resume: it says how a run is continued")
+
+    @property
+    def folder(self) -> Path:
+        """:attr:`directory` as a path."""
+        return Path(self.directory)
 
 
 def release() -> str:

@@ -1,6 +1,6 @@
 """The programs of a run, and the state that they carry from round to round."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -24,13 +24,14 @@ from hiso_jax.fed.devices import (
     to_host,
 )
 from hiso_jax.fed.keys import init_key
+from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
 from hiso_jax.fed.round import Estimator, first_memory, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
-from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.config import SimulationConfig, config_of
 from hiso_jax.fed.run.dispatch import Dispatch, Inputs, RoundLog, RunState, draw_batches, make_dispatch, newcomers
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.traffic import Costs
-from hiso_jax.fed.task import Task
+from hiso_jax.fed.task import Task, frozen_of
 from hiso_jax.fed.update import ServerState
 
 
@@ -178,3 +179,29 @@ def trace(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Progra
             dispatch.trace(carry, zero, zero, setup.inputs),
             evaluate.trace(carry.server.params, setup.test, setup.inputs.frozen),
         )
+
+
+def header_for(
+    setup: Setup, log: RoundLog, server: ServerState, initial: PyTree, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the ledger of a run is to say of it.
+
+    Args:
+      setup: what was asked for.
+      log: the shapes of what a dispatch leaves.
+      server: the shapes, or values, of the state that it carries.
+      initial: the parameters that it begins with.
+      about: what its owner says of it.
+    """
+    seed_key = jax.random.key(setup.config.seed)
+    rounds = jax.ShapeDtypeStruct(log.seconds.shape, np.int32)
+    sent = jax.ShapeDtypeStruct(rounds.shape, np.uint64)
+    said = {
+        "base": base_fingerprints(initial, frozen_of(setup.task)),
+        "data": fingerprint(setup.given),
+        "algorithm": setup.algorithm.description,
+        "about": dict(about),
+    }
+    config = config_of(setup.config, setup.estimator.num_perturbations)
+    records = log.as_records(seed_key, rounds, sent, sent)
+    return header_of(config, seed_key, server.params, server.state, records, said)

@@ -34,6 +34,11 @@ def restored(setup: Setup, keeper: Keeper, carry: RunState) -> RunState:
         if tree is not None:
             server, start = ServerState(*setup.placement.like(tree, tuple(server))), candidate
             break
+    if keeper.elsewhere and not start:
+        raise ValueError(
+            "from_snapshot needs a snapshot, and the run has none that verifies: only a processor and a jaxlib like "
+            "those that it began with can continue it"
+        )
     if not setup.algorithm.has_scalars and start != len(records.round):
         raise ValueError(
             f"resume must name a run whose newest snapshot is whole: that after {len(records.round)} rounds does not "
@@ -58,12 +63,13 @@ def _replayed(setup: Setup, keeper: Keeper, server: ServerState, start: int) -> 
     params, state = replay(server.params, tx, updates.between(start, known), state=server.state, mesh=placement.mesh)
     if known > start and fingerprint(placement.whole(params)) != found.checks[known]:
         other = f"its first {known} rounds lead to other parameters here"
-        if not keeper.differs:
+        if not (keeper.differs or keeper.elsewhere):
             raise ValueError(
                 f"{found.path.parent} cannot be continued so: {other}; its optimizer or its processor was another"
             )
         if jax.process_index() == 0:
-            logger.warning("%s goes on, but %s: %s", found.path.parent, other, "; ".join(keeper.differs))
+            why = "; ".join(keeper.differs) or "the processor is another"
+            logger.warning("%s goes on, but %s: %s", found.path.parent, other, why)
     params, state = replay(params, tx, updates.between(known), state=state, mesh=placement.mesh)
     return server._replace(params=params, state=state)
 

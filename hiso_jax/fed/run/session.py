@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,20 +15,18 @@ from hiso_jax.fed.devices import agree, in_all_processes
 from hiso_jax.fed.ledger import (
     Evaluation,
     Storage,
-    base_fingerprints,
     fingerprint,
-    header_of,
     keeper_of,
+    sample,
 )
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.concerns import Concerns
-from hiso_jax.fed.run.config import config_of
 from hiso_jax.fed.run.dispatch import RunState
-from hiso_jax.fed.run.programs import Setup, costs_of, first_state, initial_parameters, trace
+from hiso_jax.fed.run.programs import Setup, costs_of, first_state, header_for, initial_parameters, trace
 from hiso_jax.fed.run.restore import restored
 from hiso_jax.fed.run.result import Callback, Progress, Result
 from hiso_jax.fed.run.tally import Tally
-from hiso_jax.fed.task import frozen_of, summarise
+from hiso_jax.fed.task import summarise
 
 # A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
 DISPATCH_SECONDS = 0.5
@@ -43,6 +42,8 @@ class Session:
       diverged_at: the number of the round at which it diverged, or None.
       run_seconds: time spent in rounds, without compilation and evaluation.
       concerns: what there is to say of its rounds.
+      begun_at: how many rounds had been run when the session began.
+      is_told: whether callbacks have been told of it.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Session:
         self._seed_key = jax.random.key(setup.config.seed)
         self._keeper = in_all_processes(lambda: keeper_of(storage, self._seed_key, primary=primary))
         self.done, self.run_seconds = 0, 0.0
+        self.begun_at, self.is_told = 0, False
         self.diverged_at: int | None = None
         self.history: list[Evaluation] = []
         self._length = setup.length if setup.config.rounds_per_dispatch else 1
@@ -108,24 +110,16 @@ class Session:
         programs = trace(setup, costs, carry, shardings)
         # Before the long work: a run that cannot be continued so is told at once.
         if self._storage is not None:
-            rounds = jax.ShapeDtypeStruct(programs.log.seconds.shape, np.int32)
-            sent = jax.ShapeDtypeStruct(rounds.shape, np.uint64)
-            said = {
-                "base": base_fingerprints(self._initial, frozen_of(setup.task)),
-                "data": fingerprint(setup.given),
-                "algorithm": setup.algorithm.description,
-                "about": dict(self._storage.about),
-            }
-            records = programs.log.as_records(self._seed_key, rounds, sent, sent)
-            server = carry.server
-            config = config_of(setup.config, setup.estimator.num_perturbations)
-            header = header_of(config, self._seed_key, server.params, server.state, records, said)
+            header = header_for(setup, programs.log, carry.server, self._initial, self._storage.about)
             found = agree(setup.mesh, keeper.rounds)[0]
             like = None if setup.algorithm.has_scalars else tuple(carry.server)
             in_all_processes(lambda: keeper.begin(header, found, like=like))
-        self._dispatch, self._evaluate = programs.compile(setup)
+        # What has ended needs neither rounds nor evaluations.
+        if keeper.found is None or keeper.found.seal is None:
+            self._dispatch, self._evaluate = programs.compile(setup)
         self.compile_seconds = time.perf_counter() - before
         self._carry = self._take_up(carry)
+        self.begun_at = self.done
 
     def _take_up(self, carry: RunState) -> RunState:
         """Where the run that was found had come to; ``carry`` is its beginning."""
@@ -134,7 +128,8 @@ class Session:
         if keeper.found is None:
             return carry
         evaluations = keeper.found.evaluations
-        self.history = [row for row in evaluations if row.round % config.eval_every == 0]
+        over = keeper.found.seal is not None
+        self.history = [row for row in evaluations if over or row.round % config.eval_every == 0]
         if evaluations:
             self.run_seconds = evaluations[-1].seconds
         if not self.done:
@@ -249,6 +244,7 @@ class Session:
             session=self,
         )
         in_all_processes(lambda: [callback(progress) for callback in self._callbacks])
+        self.is_told = True
 
     def snapshot(self) -> None:
         """Take a snapshot if it is time for one.
@@ -272,7 +268,13 @@ class Session:
         interrupted = self.done < config.rounds and self.diverged_at is None
         if not interrupted and not (keeper.found is not None and keeper.found.seal is not None):
             digest = None if self._storage is None else fingerprint(params)
-            ending = {"params_sha256": digest, "diverged_at": self.diverged_at, "seconds": self.run_seconds}
+            ending: dict[str, Any] = {
+                "params_sha256": digest,
+                "diverged_at": self.diverged_at,
+                "seconds": self.run_seconds,
+            }
+            if self._storage is not None:
+                ending["sample"] = sample(params)
             in_all_processes(lambda: keeper.ledger.seal(**ending))
         return Result(
             records=keeper.ledger.records if self.done else None,

@@ -84,6 +84,7 @@ class Simulation:
         participation = Participation() if participation is None else participation
         participation.check(population.num_clients)
         self.task, self.config, self.callbacks, self.storage = task, config, tuple(callbacks), storage
+        self.population = population
         self.algorithm, self.mesh = as_algorithm(tx), None if mesh is None else check_mesh(mesh)
         estimator = estimator_of(self.algorithm, config)
         # One budget for all processes, so that their programs are one.

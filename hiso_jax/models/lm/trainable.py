@@ -1,6 +1,5 @@
 """What of a language model is trained: everything, adapters, the head, or the parameters that a pattern names."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from hiso_jax.models.lm.checkpoint import Pretrained
+from hiso_jax.models.lm.checkpoint import Pretrained, needing
 from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.modules import Adapters
 from hiso_jax.models.lm.names import leaves, path_name
 from hiso_jax.stacked import Stacked, merge
 
 LORA_TARGETS = ("q_proj", "v_proj")
+# On one parameter's name.
+SEARCH_SECONDS = 0.5
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -95,11 +96,7 @@ def tune(
         return _prefix(pretrained, prefix_tokens, key)
     if trainable == "head":
         return _head(pretrained)
-    try:
-        pattern = re.compile(trainable)
-    except re.error as error:
-        raise ValueError(f"trainable must be all, lora, prefix, head or a regular expression: {error}") from error
-    trained, frozen = partition(base, lambda name: pattern.search(name) is not None)
+    trained, frozen = partition(base, _matcher(trainable))
     if trained is None:
         known = [leaf.name for leaf in leaves(base)]
         raise ValueError(
@@ -107,6 +104,30 @@ def tune(
             f"of {', '.join(known[:4])}, … {known[-1]}"
         )
     return Tuned(pretrained.decoder, trained, frozen)
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Whether a name has what ``pattern`` searches for; one that takes forever, as a stranger's may, is refused.
+
+    Raises:
+      ValueError: it is no regular expression, or takes too long.
+    """
+    with needing("regex"):
+        import regex
+    try:
+        compiled = regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"trainable must be all, lora, prefix, head or a regular expression: {error}") from error
+
+    def matches(name: str) -> bool:
+        try:
+            return compiled.search(name, timeout=SEARCH_SECONDS) is not None
+        except TimeoutError:
+            raise ValueError(
+                f"trainable must be a regular expression that ends; {pattern!r} does not on {name}"
+            ) from None
+
+    return matches
 
 
 def _lora(pretrained: Pretrained, adapters: Adapters, key: jax.Array) -> Tuned:
@@ -117,6 +138,9 @@ def _lora(pretrained: Pretrained, adapters: Adapters, key: jax.Array) -> Tuned:
     for target in adapters.targets:
         if target not in present:
             raise ValueError(f"lora_targets must be of {', '.join(present)}; got {target}")
+    hidden = pretrained.decoder.config.hidden_size
+    if adapters.rank > hidden:
+        raise ValueError(f"lora_rank must be at most the model's width, {hidden}, got {adapters.rank}")
     if not adapters.targets:
         raise ValueError(f"lora_targets must name at least one of {', '.join(present)}")
     # Only the adapters are made: the rest of the program is dead.
@@ -125,9 +149,10 @@ def _lora(pretrained: Pretrained, adapters: Adapters, key: jax.Array) -> Tuned:
 
 
 def _prefix(pretrained: Pretrained, tokens: int, key: jax.Array) -> Tuned:
-    if tokens < 1:
-        raise ValueError(f"prefix_tokens must be at least 1, got {tokens}")
     plain = pretrained.decoder
+    most = plain.config.max_positions - 1
+    if not 1 <= tokens <= most:
+        raise ValueError(f"prefix_tokens must be at least 1 and at most {most}, got {tokens}")
     numbers = jax.random.randint(key, (1, tokens), 0, plain.config.vocab_size)
     _, cache = jax.jit(lambda params: plain.prefill(params, numbers, jnp.ones(numbers.shape, bool), 0))(
         pretrained.params

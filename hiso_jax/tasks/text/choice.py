@@ -41,6 +41,7 @@ class TextChoice(PretrainedTask):
       name: what reports call it.
       target: the accuracy at which methods are compared, or None.
       metric: the one that counts.
+      label_words: which word stands for which label, in a sentence.
     """
 
     words: tuple[int, ...]
@@ -50,6 +51,7 @@ class TextChoice(PretrainedTask):
     name: str
     target: float | None = None
     metric: str = "accuracy"
+    label_words: str = ""
 
     def logits(
         self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None
@@ -103,6 +105,7 @@ def text_choice(
     max_length: int,
     name: str,
     target: float | None = None,
+    label_words: str = "",
 ) -> TextChoice:
     """Classification of rows of text.
 
@@ -114,6 +117,7 @@ def text_choice(
       max_length: the most tokens of a prompt; longer ones keep their end, and the token that begins a text.
       name: what reports call the task.
       target: the accuracy at which methods are compared, or None.
+      label_words: which word stands for which label, in a sentence.
 
     Raises:
       ValueError: ``max_length`` below 1 or beyond the model's positions, words that the tokenizer cannot tell apart,
@@ -145,4 +149,5 @@ def text_choice(
         test=sorted_by_length(arrays["test"]),
         name=name,
         target=target,
+        label_words=label_words,
     )

@@ -156,5 +156,12 @@ def text_task(
             name=data.name,
         )
     return text_choice(
-        model, pretrained.tokenizer, data.prompt, data.rows, max_length=length, name=data.name, target=data.target
+        model,
+        pretrained.tokenizer,
+        data.prompt,
+        data.rows,
+        max_length=length,
+        name=data.name,
+        target=data.target,
+        label_words=data.label_words,
     )

@@ -225,7 +225,7 @@ def test_rows_of_the_datasets_library_are_taken(rows):
     given = {"train": split, "test": split} if rows == "splits" else datasets.DatasetDict(train=split, validation=split)
     data = text_data("text-classification", rows=given, template="{text} It was", verbalizer=(" bad", " good"))
     assert [row["label"] for row in data.rows["test"]] == [1, 0]
-    with pytest.raises(ValueError, match="rows must be .* there is no train"):
+    with pytest.raises(ValueError, match=r"rows must be .* there is no train"):
         text_data("text-classification", rows=split, template="{text} It was", verbalizer=(" bad", " good"))
 
 

@@ -1,0 +1,296 @@
+"""A ledger as it is read back: every byte verified, and every claim of its own checked."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from hiso_jax.fed.ledger.files import is_folder, read_regular
+from hiso_jax.fed.ledger.frames import Altered, Frame, read_frames
+from hiso_jax.fed.ledger.records import Evaluation, Layout, Records, as_records
+from hiso_jax.fed.ledger.schema import (
+    EnvironmentFrame,
+    EvaluationFrame,
+    ExtensionFrame,
+    Header,
+    SealFrame,
+    check_columns,
+    check_key,
+    read_json,
+)
+from hiso_jax.fed.population import REPORTED
+
+LEDGER = "ledger.hiso"
+HEADER, ROUNDS, EVALUATION, SEAL = b"HEAD", b"RNDS", b"EVAL", b"SEAL"
+ENVIRONMENT, EXTENSION = b"ENV ", b"MORE"
+# What the payload of each kind of frame must be.
+KINDS: dict[bytes, Any] = {
+    HEADER: Header,
+    ROUNDS: None,
+    EVALUATION: EvaluationFrame,
+    SEAL: SealFrame,
+    ENVIRONMENT: EnvironmentFrame,
+    EXTENSION: ExtensionFrame,
+}
+
+
+@dataclass(frozen=True)
+class LedgerFile:
+    """A ledger as it was read and verified.
+
+    Attributes:
+      path: where it is.
+      header: what the run is, see ``docs/formats.md``.
+      rows: its rounds as the file holds them, [R].
+      heads: the digest of the header, and of every frame of rounds, by the number of rounds up to its end.
+      ends: where in the file what was written of so many rounds ends, by the same numbers.
+      evaluations: those that were made.
+      checks: SHA-256 of the parameters, by the number of rounds, where it was noted: at evaluations and at the end.
+      environments: where it was continued elsewhere: {"round": r, ...}.
+      seal: how it ended, or None if it has not.
+      size: bytes of its good frames.
+      torn: bytes behind them, of a frame that was not written to its end.
+      length: of the file when it was read.
+      extended: to how many rounds it was extended, after how many, in order: {"round": r, "rounds": n}.
+      unsealed: bytes of its frames before the seal.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    rows: np.ndarray
+    heads: dict[int, bytes]
+    ends: dict[int, int]
+    evaluations: list[Evaluation]
+    checks: dict[int, str]
+    environments: list[dict[str, Any]]
+    seal: dict[str, Any] | None
+    size: int
+    torn: int
+    length: int
+    extended: list[dict[str, Any]]
+    unsealed: int
+
+    @property
+    def planned(self) -> int:
+        """How many rounds it is to have."""
+        return self.extended[-1]["rounds"] if self.extended else self.header["config"]["rounds"]
+
+    def without_seal(self) -> "LedgerFile":
+        """As it was before it was sealed, to be continued."""
+        return replace(self, seal=None, size=self.unsealed)
+
+    @property
+    def seed_key(self) -> Key[Array, ""]:
+        """The run's seed key."""
+        return seed_key_of(self.header)
+
+    @property
+    def all_environments(self) -> list[dict[str, Any]]:
+        """Where its rounds were made."""
+        return [self.header["environment"], *self.environments]
+
+    @property
+    def records(self) -> Records:
+        """Its rounds as columns."""
+        return as_records(self.seed_key, self.rows, self.layout)
+
+    @property
+    def layout(self) -> Layout:
+        """How a round stands in it."""
+        return layout_of(self.header)
+
+    def cut(self, rounds: int) -> "LedgerFile":
+        """As it was after so many rounds, an entry of ``ends``."""
+        kept = {number: head for number, head in self.heads.items() if number <= rounds}
+        return replace(
+            self,
+            rows=self.rows[:rounds],
+            heads=kept,
+            ends={number: end for number, end in self.ends.items() if number <= rounds},
+            evaluations=[row for row in self.evaluations if row.round <= rounds],
+            checks={number: check for number, check in self.checks.items() if number <= rounds},
+            environments=[each for each in self.environments if each["round"] <= rounds],
+            extended=[each for each in self.extended if each["round"] <= rounds],
+            unsealed=self.ends[rounds],
+            seal=None,
+            size=self.ends[rounds],
+            torn=0,
+        )
+
+
+def layout_of(header: Mapping[str, Any]) -> Layout:
+    """How a round stands in a ledger of this header."""
+    return Layout(tuple((name, kind, tuple(shape)) for name, kind, shape in header["columns"]))
+
+
+def seed_key_of(header: Mapping[str, Any]) -> Key[Array, ""]:
+    """The seed key that a header or a delta names."""
+    return jax.random.wrap_key_data(jnp.array(header["seed"], jnp.uint32), impl=header["prng_impl"])
+
+
+def load(path: Path | str, *, unfinished: bool = False, salvage: bool = False) -> LedgerFile:
+    """Read a ledger and verify every byte of it.
+
+    Args:
+      path: the file, or the directory of its run.
+      unfinished: whether to read one without a seal, of a run that goes on or was ended. What a kill left of its last
+        frame is dropped. A ledger that lost its end looks the same: only a seal, or a snapshot, tells.
+      salvage: whether to read, of one that was altered, what is whole before the damage, as one without a seal.
+
+    Raises:
+      ValueError: there is no ledger, it was altered (the round is named), or it has no seal and ``unfinished`` is not
+        set; or its header says what no run can be.
+    """
+    path = Path(path)
+    path = path / LEDGER if is_folder(path) else path
+    content = read_regular(path)
+    reader = _Reader(length=len(content))
+    try:
+        for frame in read_frames(content):
+            reader.take(frame)
+    except Altered as error:
+        if not (salvage and reader.header):
+            hint = " (hiso-jax show --salvage FOLDER keeps the rounds before it)" if reader.done else ""
+            raise ValueError(f"{path} is refused: {reader.place(error)} {error} (byte {error.at}){hint}") from None
+        reader.drop_seal()
+    except (ValueError, KeyError, TypeError, MemoryError) as error:
+        raise ValueError(f"{path} is not a ledger that can be read here: {error}") from error
+    if not reader.header:
+        raise ValueError(f"{path} is not a ledger that can be read here: its header is cut short or altered")
+    found = reader.found(path)
+    _check_rows(path, found.rows)
+    if found.seal is not None and found.torn:
+        raise ValueError(f"{path} is refused: its seal is followed by what does not belong there")
+    if found.seal is None and not (unfinished or salvage):
+        raise ValueError(
+            f"{path} is refused: it has no seal, and ends after {len(found.rows)} rounds; its run has not finished, or "
+            "the end of the file was lost or altered"
+        )
+    return found
+
+
+@dataclass
+class _Reader:
+    """What was read of a ledger so far, see :class:`LedgerFile`."""
+
+    length: int
+    header: dict[str, Any] = field(default_factory=dict)
+    row: np.dtype = field(default_factory=lambda: np.dtype([]))
+    blocks: list[np.ndarray] = field(default_factory=list)
+    heads: dict[int, bytes] = field(default_factory=dict)
+    ends: dict[int, int] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    checks: dict[int, str] = field(default_factory=dict)
+    environments: list[dict[str, Any]] = field(default_factory=list)
+    extended: list[dict[str, Any]] = field(default_factory=list)
+    seal: dict[str, Any] | None = None
+    done: int = 0
+    end: int = 0
+    unsealed: int = 0
+
+    def take(self, frame: Frame) -> None:
+        """Take in the next frame.
+
+        Raises:
+          Altered: it does not belong there.
+          ValueError: it does not hold what its kind says.
+        """
+        begin = self.end
+        if frame.kind not in KINDS:
+            raise Altered("is of a kind that this release does not know", begin)
+        if (frame.kind == HEADER) == bool(self.header) or self.seal is not None:
+            raise Altered("is followed by what does not belong there", begin)
+        if frame.kind == ROUNDS:
+            self.blocks.append(np.frombuffer(frame.payload, self.row))
+            self.done += len(self.blocks[-1])
+            self.heads[self.done] = frame.digest
+        else:
+            self._take_json(frame, read_json(bytes(frame.payload), KINDS[frame.kind]), begin)
+        self.unsealed = begin if frame.kind == SEAL else frame.end
+        self.end = self.ends[self.done] = frame.end
+
+    def _take_json(self, frame: Frame, written: dict[str, Any], begin: int) -> None:
+        if frame.kind == HEADER:
+            check_key(written)
+            check_columns(written["columns"], written["config"])
+            self.header, self.row, self.heads[0] = written, layout_of(written).dtype, frame.digest
+            return
+        if written["rounds" if frame.kind == SEAL else "round"] != self.done:
+            raise Altered("is of other rounds than those before it", begin)
+        if frame.kind == EVALUATION:
+            self.checks[self.done] = written.pop("params_sha256")
+            self.evaluations.append(_evaluation(written))
+        elif frame.kind == ENVIRONMENT:
+            self.environments.append(written)
+        elif frame.kind == EXTENSION:
+            self.extended.append(written)
+        elif written["head"] != self.heads[self.done].hex():
+            raise Altered("is the seal of other rounds", begin)
+        else:
+            self.seal = written
+            self.checks[self.done] = written["params_sha256"]
+
+    def drop_seal(self) -> None:
+        """Take what was read for the ledger of a run that has not ended."""
+        self.seal, self.end = None, self.unsealed
+
+    def place(self, error: Altered) -> str:
+        """What of the ledger is damaged."""
+        counted = error.length // self.row.itemsize if error.kind == ROUNDS and self.header else 0
+        return _place(self.done, counted, bool(self.header))
+
+    def found(self, path: Path) -> LedgerFile:
+        """All of it."""
+        return LedgerFile(
+            path,
+            self.header,
+            np.concatenate([np.empty(0, self.row), *self.blocks]),
+            self.heads,
+            self.ends,
+            self.evaluations,
+            self.checks,
+            self.environments,
+            self.seal,
+            size=self.end,
+            torn=self.length - self.end,
+            length=self.length,
+            extended=self.extended,
+            unsealed=self.unsealed,
+        )
+
+
+def _check_rows(path: Path, rows: np.ndarray) -> None:
+    """Refuse rounds that no run has.
+
+    Raises:
+      ValueError: they are not numbered from 0, or name what no client or status is.
+    """
+    if (rows["round"] != np.arange(len(rows))).any():
+        raise ValueError(f"{path} is refused: its rounds are not numbered 0, 1, …")
+    if (rows["cohort"] < 0).any() or not np.isin(rows["attendance"], range(REPORTED + 1)).all():
+        raise ValueError(f"{path} is refused: its rounds name clients or attendances that there are not")
+
+
+def _place(done: int, rounds: int, has_header: bool) -> str:
+    """What of a ledger of ``done`` good rounds is damaged; ``rounds`` are in its frame, if that is known."""
+    if rounds:
+        return f"round {done}" if rounds == 1 else f"its frame of rounds {done} to {done + rounds - 1}"
+    if not has_header:
+        return "its header"
+    return f"what follows round {done - 1}" if done else "what follows the header"
+
+
+def _evaluation(written: dict[str, Any]) -> Evaluation:
+    """What :meth:`Ledger.evaluated` wrote; what was not finite is NaN."""
+
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    metrics = {name: number(value) for name, value in written["metrics"].items()}
+    return Evaluation(**{**written, "metrics": metrics, "train_loss": number(written["train_loss"])})
