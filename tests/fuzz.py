@@ -31,7 +31,7 @@ import numpy as np
 from hiso_jax import fed
 from hiso_jax.cli.main import main
 from hiso_jax.fed.ledger import LEDGER, frames
-from tests.tasks.text.problems import data_folder, model_folder, write_rows, reviews
+from tests.tasks.text.problems import data_folder, model_folder, reviews
 
 SECONDS = 60
 CODES = (0, 2, 3)
@@ -39,7 +39,8 @@ RUN = ["--rounds", "6", "--clients", "20", "--cohort", "3", "--perturbations", "
 DEEP = "[" * 100_000
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**70, -(2**40), 0.5, -0.0, 1e308, -1e308, "", "x", "x" * 5000,
-    "\x1b[31mred\n  integrity    signed by the author", "../../etc/passwd", "/dev/zero", "(a+)+$", "٣", "\ud800", [], {},
+    "\x1b[31mred\n  integrity    signed by the author", "../../etc/passwd", "/dev/zero", "(a+)+$", "٣", "\ud800", [],
+    {},
     [[]], [None], [-1], [2**40, 2**40], {"a": 1}, [1] * 1000, "hiso", "decomfl", "os:system", "{x:>999999999}",
 ]  # fmt: skip
 
@@ -261,7 +262,16 @@ class Fuzz:
 
     def _text(self, model: Path, data: Path) -> str | None:
         options = ["--rounds", "1", "--clients", "4", "--cohort", "2", "--perturbations", "1", "--test-rows", "4"]
-        words = ["--template", "{text} It was", "--verbalizer", " bad, good", "--trainable", "lora", "--batch-size", "2"]
+        words = [
+            "--template",
+            "{text} It was",
+            "--verbalizer",
+            " bad, good",
+            "--trainable",
+            "lora",
+            "--batch-size",
+            "2",
+        ]
         where = ["--model", model, "--data-dir", data, "--out", self.case / "run", "--learning-rate", "1e-3"]
         return call("run", "--task", "text-classification", *words, *where, *options)
 

@@ -54,7 +54,7 @@ def load_model(options: Experiment) -> tuple[Any, Any]:
     from hiso_jax.models import lm
     from hiso_jax.models.lm import tune
 
-    pretrained = lm.load(options.model, dtype=options.dtype, param_dtype=options.param_dtype)
+    pretrained = lm.load(options.model, revision=options.revision, dtype=options.dtype, param_dtype=options.param_dtype)
     model = tune(
         pretrained,
         options.trainable,

@@ -49,6 +49,8 @@ class Language:
     Attributes:
       prompts: whose prompts and answer words: those of DeComFL and HiSo, or of MeZO; their numbers of rows, rates and
         weight decay are options of their own.
+      revision: branch, tag or commit of a hub's model; converted takes the pull request of the hub's converter, which has
+        the safetensors that old checkpoints lack.
       template: the prompt, with columns of the data in braces, for text-classification or in place of the task's.
       verbalizer: the answer word of each label, in their order, blanks included; as template.
       labels: the label of each answer word, in their order, for data whose labels are text; by default alphabetical.
@@ -66,6 +68,7 @@ class Language:
     """
 
     prompts: Literal["decomfl", "mezo"] = "decomfl"
+    revision: str | None = None
     template: str | None = None
     verbalizer: Annotated[tuple[str, ...] | None, comma_separated(str, "WORD,WORD,…", strip=False)] = None
     labels: Annotated[tuple[str, ...] | None, comma_separated(str, "NAME,NAME,…")] = None

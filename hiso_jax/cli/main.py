@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -33,6 +34,13 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
     "export": (Export, export),
     "apply": (Apply, apply),
     "show": (Show, show),
+}
+
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
 # What stands in its place needs no name.
@@ -126,6 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    # What other libraries would say on standard error is not this program's.
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     options, carry_out = command_of(arguments)
     # What it prints holds names of files: no markup, and no :words: for pictures.
     console = Console(file=sys.stdout, markup=False, emoji=False)

@@ -52,8 +52,8 @@ def test_a_run_tells_the_accuracy_before_and_after(capsys, tmp_path, model, data
     [
         (["--task", "sst2"], "--model must name a language model for sst2: by hub name, a folder or a .gguf file"),
         (["--task", "sst2", "--model", "cnn"], "--model must name a language model"),
-        (["--task", "text-classification", "--model", "MODEL"], "--template and verbalizer must be given"),
-        (["--task", "text-classification", "--model", "x.gguf"], "there is no file x.gguf"),
+        (["--task", "text-classification", "--model", "MODEL"], "--template must be given"),
+        (["--task", "text-classification", "--model", "x.gguf"], "there is no x.gguf"),
         (["--task", "squad", "--model", "MODEL", "--partition", "dirichlet", "--data-dir", "SQUAD",
           "--max-new-tokens", "4"],
          "--partition must be iid for squad, which has no labels; got dirichlet"),

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,7 +24,11 @@ from hiso_jax.models.lm.names import Leaf, as_ours, checkpoint_name, gguf_name, 
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "vocab*", "merges*", "special*"]
 # Buffers that some checkpoints keep and no architecture reads.
 IGNORED = ("rotary_emb.inv_freq", "position_ids", "rope_freqs.weight")
-CONVERTER = "SFconvertbot"
+CONVERTER, CONVERTED = "SFconvertbot", "converted"
+# Bytes of a configuration or an index; a reader of JSON takes many times as much.
+MOST_JSON = 2**25
+# How long the hub may take to answer before its cache has to do.
+HUB_SECONDS = 5.0
 MISSING_EXTRA = "language models need the packages of the extra lm: pip install 'hiso-jax[lm]' (missing: {})"
 
 
@@ -34,6 +40,9 @@ class Tensors(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, as it is stored or dequantised."""
+
+    def size(self, name: str) -> int:
+        """How many numbers a tensor has, without reading it."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,19 @@ class Pretrained:
     hf_config: Mapping[str, Any] | None = None
 
 
-def load(model: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> Pretrained:
+def load(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+) -> Pretrained:
     """Load a language model by hub name, from a folder or from a GGUF file.
 
     Args:
       model: ``facebook/opt-125m``; a folder with config.json, tokenizer files and safetensors; or a ``.gguf`` file.
+      revision: of a hub's model: a branch, a tag or a commit, by default ``main``; ``converted`` is the pull request of
+        the hub's own converter, which has the safetensors that old checkpoints lack.
       dtype: in which the model computes.
       param_dtype: in which its parameters are kept, float32 or bfloat16.
 
@@ -76,9 +93,10 @@ def load(model: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTyp
             Decoder(config, dtype), read_parameters(tensors, config, gguf_name, param_dtype, path), tokenizer, path.name
         )
     with needing("transformers", "tokenizers", "safetensors"):
-        folder = path if path.is_dir() else _from_hub(str(model))
+        folder = path if path.is_dir() else _from_hub(str(model), revision)
+        check_files(folder)
         config = read_config(folder)
-        content = json.loads((folder / "config.json").read_text())
+        content = read_json(folder / "config.json")
         tokenizer = read_tokenizer(folder)
         params = read_safetensors(folder, config, param_dtype)
     return Pretrained(Decoder(config, dtype), params, tokenizer, str(model), content)
@@ -105,11 +123,8 @@ def read_config(folder: Path) -> LMConfig:
     Raises:
       ValueError: there is no readable config.json, or its architecture is not known.
     """
-    try:
-        content = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model must be a folder with a readable config.json; {folder} has none ({error})") from error
-    if content.get("model_type") is None:
+    content = read_json(folder / "config.json")
+    if not isinstance(content.get("model_type"), str):
         raise ValueError(f"model must name its architecture; {folder / 'config.json'} has no model_type")
     from transformers import CONFIG_MAPPING
 
@@ -121,7 +136,44 @@ def read_config(folder: Path) -> LMConfig:
         # It validates what it reads, by errors of every kind.
         told = " ".join(str(error).split())
         raise ValueError(f"model must have a valid config.json; that of {folder}: {told}") from error
-    return from_transformers({**content, **full})
+    try:
+        return from_transformers({**content, **full})
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"model must have a valid config.json; that of {folder} lacks or has a wrong entry ({told})"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small file of JSON.
+
+    Raises:
+      ValueError: there is none.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_JSON:
+            raise ValueError(f"it is no file of at most {MOST_JSON:,} bytes")
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"model must be a folder with a readable {path.name}; {path}: {told}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"model must be a folder with a readable {path.name}; {path} holds no object")
+    return content
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder with what a reader would wait at: pipes, sockets and devices.
+
+    Raises:
+      ValueError: there is one.
+    """
+    for path in sorted(folder.iterdir()):
+        kind = path.stat().st_mode if path.exists() else stat.S_IFREG
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise ValueError(f"model must be a folder of files; {path} is none")
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -134,30 +186,37 @@ def read_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        # transformers raises whatever its readers raise.
-        raise ValueError(f"model must come with a tokenizer; that of {folder} cannot be read ({error})") from error
+    except BaseException as error:
+        # transformers raises whatever its readers raise, and those written in Rust panic past Exception.
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(f"model must come with a tokenizer; that of {folder} cannot be read ({told})") from error
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     """The hub's files, downloaded or from its cache.
 
     Raises:
-      ValueError: the hub cannot be reached, or has no safetensors of that name.
+      ValueError: the hub cannot be reached, or has no safetensors of that name and revision.
     """
     # The client logs each of its retries; the one sentence below says it all.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        folder = _snapshot(name, None)
-        if not any(folder.glob("*.safetensors")):
-            # Old checkpoints are pickles on the main branch; the hub's converter keeps safetensors in a pull request.
-            folder = _cached_beside(folder) or _snapshot(name, _converted(name))
+        if revision == CONVERTED:
+            return _from_converter(name)
+        folder = _snapshot(name, revision)
     except Exception as error:
         # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
         raise ValueError(
             f"model must be a hub name, a folder or a .gguf file; {name} is no local folder and cannot be had from "
             f"the hub ({type(error).__name__})"
         ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"revision must be one with safetensors; {name} has none at {revision or 'main'}: --revision {CONVERTED} "
+            "takes those in the pull request of the hub's converter"
+        )
     return folder
 
 
@@ -165,16 +224,30 @@ def _snapshot(name: str, revision: str | None) -> Path:
     import huggingface_hub
 
     # Some repositories keep the weights a second time, in their authors' own format or in folders.
-    ignored = ["consolidated*", "*/*"]
-    return Path(
-        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=PATTERNS, ignore_patterns=ignored)
-    )
+    wanted: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": PATTERNS,
+        "ignore_patterns": ["consolidated*", "*/*"],
+    }
+    try:
+        huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
+    except Exception:
+        # Without a hub its cache must do, and at once: the client would try again for minutes.
+        return Path(huggingface_hub.snapshot_download(name, local_files_only=True, **wanted))
+    return Path(huggingface_hub.snapshot_download(name, **wanted))
 
 
-def _cached_beside(snapshot: Path) -> Path | None:
-    """Another snapshot of the same repository in the cache that has safetensors: it needs no network."""
-    others = (folder for folder in sorted(snapshot.parent.iterdir()) if folder != snapshot)
-    return next((folder for folder in others if any(folder.glob("*.safetensors"))), None)
+def _from_converter(name: str) -> Path:
+    """The files of the converter's pull request, also where only the cache has them."""
+    try:
+        return _snapshot(name, _converted(name))
+    except Exception:
+        snapshots = _snapshot(name, None).parent
+        kept = (folder for folder in sorted(snapshots.iterdir()) if any(folder.glob("*.safetensors")))
+        found = next(kept, None)
+        if found is None:
+            raise
+        return found
 
 
 def _converted(name: str) -> str:
@@ -199,9 +272,12 @@ class SafeTensors:
 
         index = folder / "model.safetensors.index.json"
         try:
-            parts = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else None
-        except (OSError, ValueError, KeyError) as error:
+            parts = list(dict.fromkeys(read_json(index)["weight_map"].values())) if index.is_file() else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{index} cannot be read: {error}") from error
+        for part in parts or ():
+            if not isinstance(part, str) or Path(part).name != part or part in (".", ".."):
+                raise ValueError(f"{index} must name files of its own folder, got {part!r}")
         paths = [folder / part for part in parts] if parts else sorted(folder.glob("*.safetensors"))
         if not paths:
             raise ValueError(f"model must have safetensors files; {folder} has none")
@@ -225,8 +301,16 @@ class SafeTensors:
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as it is stored."""
-        stored = name if name in self._where else name.removeprefix("model.")
+        stored = self._stored(name)
         return self._where[stored].get_tensor(stored)
+
+    def size(self, name: str) -> int:
+        """How many numbers a tensor has, without reading it."""
+        stored = self._stored(name)
+        return math.prod(self._where[stored].get_slice(stored).get_shape())
+
+    def _stored(self, name: str) -> str:
+        return name if name in self._where else name.removeprefix("model.")
 
 
 def read_safetensors(folder: Path, config: LMConfig, param_dtype: DTypeLike = jnp.float32) -> PyTree:
@@ -263,10 +347,20 @@ def read_parameters(
     if config.tied:
         left.discard(called("lm_head.kernel", None))
 
+    # Before anything is allocated: a configuration may claim any size.
+    for leaf in leaves(shapes):
+        for layer in [None] if leaf.layers is None else range(leaf.layers):
+            name = called(leaf.name, layer)
+            if name not in left:
+                raise ValueError(f"{source} lacks the tensor {name}, which its architecture needs")
+            if tensors.size(name) != math.prod(leaf.shape):
+                raise ValueError(
+                    f"{source}: tensor {name} has {tensors.size(name):,} numbers where the architecture has "
+                    f"{math.prod(leaf.shape):,}, of shape {leaf.shape} (as input × output)"
+                )
+
     def read(leaf: Leaf, layer: int | None) -> np.ndarray:
         name = called(leaf.name, layer)
-        if name not in left:
-            raise ValueError(f"{source} lacks the tensor {name}, which its architecture needs")
         left.discard(name)
         tensor = as_ours(leaf.name, tensors.read(name))
         if tensor.shape != leaf.shape:

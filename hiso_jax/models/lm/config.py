@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hiso_jax.checks import is_real, is_whole
+
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 FAMILIES = ("opt", "llama", "mistral", "qwen2")
@@ -36,6 +38,35 @@ class Rope:
     truncate: bool = True
     attention_factor: float = 1.0
     factors: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that there can be such embeddings.
+
+        Raises:
+          ValueError: a number that is none, or out of range.
+        """
+        names = ("theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
+        for name in names:
+            value = getattr(self, name)
+            if not is_real(value) or not 0 < value < float("inf"):
+                raise ValueError(f"model must have a positive {name} of its rotary embeddings; it has {value!r}")
+        if not is_whole(self.original) or not 0 <= self.original <= SIZES["max_positions"]:
+            raise ValueError(f"model must have an original context of tokens; its configuration has {self.original!r}")
+
+
+# The largest of each that is taken for a model's; the largest there are today have a hundredth of it, or a tenth.
+SIZES = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "embedding_size": 2**20,
+    "layers": 2**12,
+    "heads": 2**14,
+    "kv_heads": 2**14,
+    "head_dim": 2**14,
+    "mlp_size": 2**22,
+    "max_positions": 2**27,
+    "learned_positions": 2**27,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +118,28 @@ class LMConfig:
     mlp_bias: bool = False
     tied: bool = True
     windows: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there can be such a model.
+
+        Raises:
+          ValueError: a size that is no number of its kind, or heads that do not go together.
+        """
+        for name, most in SIZES.items():
+            value, least = getattr(self, name), name != "learned_positions"
+            if not is_whole(value) or not least <= value <= most:
+                raise ValueError(
+                    f"model must have a {name} of {int(least)} to {most:,}; its configuration has {value!r}"
+                )
+        if not is_real(self.norm_eps) or not 0 < self.norm_eps < 1:
+            raise ValueError(f"model must have a norm_eps between 0 and 1; its configuration has {self.norm_eps!r}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model must have heads in groups of {self.kv_heads}; its configuration has {self.heads}")
+        flags = (self.gated, self.rms, self.norm_first, self.final_norm, self.tied)
+        if not all(isinstance(flag, bool) for flag in (*flags, self.qkv_bias, self.out_bias, self.mlp_bias)):
+            raise ValueError(
+                "model must say yes or no to its biases, norms and tied embeddings; its configuration does not"
+            )
 
 
 def from_transformers(config: Mapping[str, Any]) -> LMConfig:

@@ -18,6 +18,8 @@ from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.stacked import Stacked, merge
 
 SHARD_BYTES = 5 * 10**9
+# Of the base's configuration: what is said anew, and which of its repository's code to run.
+DROPPED = ("dtype", "torch_dtype", "auto_map", "custom_pipelines")
 ARCHITECTURES = {
     "opt": "OPTForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -56,6 +58,8 @@ def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folde
     with needing("safetensors", "huggingface_hub"):
         files = _write_weights(dict(_tensors(whole, plain)), folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name in DROPPED:
+        pretrained.tokenizer.init_kwargs.pop(name, None)
     pretrained.tokenizer.save_pretrained(folder)
     return files
 
@@ -128,7 +132,7 @@ def transformers_config(pretrained: Pretrained, config: LMConfig) -> dict[str, A
         "torch_dtype": dtype,
     }
     if pretrained.hf_config is not None:
-        kept = {name: value for name, value in pretrained.hf_config.items() if name not in ("dtype", "torch_dtype")}
+        kept = {name: value for name, value in pretrained.hf_config.items() if name not in DROPPED}
         return {**kept, **common}
     tokenizer = pretrained.tokenizer
     return {

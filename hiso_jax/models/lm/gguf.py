@@ -1,11 +1,13 @@
 """GGUF files: architecture, tokenizer and weights from one file, by the ``gguf`` package and without torch."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hiso_jax.models.lm.claims import check_claims
 from hiso_jax.models.lm.config import LMConfig, Rope
 
 READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
@@ -37,6 +39,10 @@ class GGUFTensors:
     def names(self) -> Iterable[str]:
         """All names."""
         return list(self._tensors)
+
+    def size(self, name: str) -> int:
+        """How many numbers a tensor has, without reading it."""
+        return math.prod(map(int, self._tensors[name].shape))
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, float32, in the layout of a Hugging Face checkpoint."""
@@ -82,15 +88,20 @@ def open_gguf(path: Path) -> tuple[LMConfig, GGUFTensors, Any]:
 
     if not path.is_file():
         raise ValueError(f"model must be a hub name, a folder or a .gguf file; there is no file {path}")
+    check_claims(path)
     try:
         reader = GGUFReader(path)
+        fields = Fields(path, {name: field.contents() for name, field in reader.fields.items()})
     except Exception as error:
         # The reader maps the file and fails wherever it ends.
         raise ValueError(f"{path} is no GGUF file, or a truncated one: {error}") from error
-    fields = Fields(path, {name: field.contents() for name, field in reader.fields.items()})
-    config = _config(fields, reader)
-    permuted = {"attn_q": config.heads, "attn_k": config.kv_heads} if config.family == "llama" else {}
-    return config, GGUFTensors(reader, permuted), _tokenizer(fields, path)
+    try:
+        config = _config(fields, reader)
+        permuted = {"attn_q": config.heads, "attn_k": config.kv_heads} if config.family == "llama" else {}
+        return config, GGUFTensors(reader, permuted), _tokenizer(fields, path)
+    except (KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} has a field of another kind than a model's ({told})") from error
 
 
 def _config(fields: Fields, reader: Any) -> LMConfig:

@@ -15,6 +15,7 @@ from hiso_jax.tasks.text.encode import (
     at_bucket,
     buckets_for,
     check_length,
+    check_tokens,
     last_tokens,
     left_padded,
     pad_token,
@@ -141,6 +142,8 @@ def text_choice(
         }
         for split, encoded in texts.items()
     }
+    for own in (*arrays.values(), {"tokens": np.array(words)}):
+        check_tokens(own["tokens"], model)
     return TextChoice(
         model=model,
         words=words,

@@ -139,6 +139,10 @@ def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence
                 f"labels must be {classes} different ones, one for each word of the verbalizer; got {','.join(given)}"
             )
         return tuple(given)
+    for split, split_rows in rows.items():
+        for number, row in enumerate(split_rows, 1):
+            if not isinstance(row["label"], int | str):
+                raise ValueError(f"row {number} of {split} has label {row['label']!r}; labels must be numbers or text")
     found = {row["label"] for split in rows.values() for row in split}
     texts = sorted(label for label in found if isinstance(label, str))
     if texts and len(texts) != len(found):

@@ -157,3 +157,16 @@ def check_length(max_length: int, model: Tuned) -> None:
     most = model.decoder.config.max_positions - model.decoder.adapters.prefix
     if not 1 <= max_length <= most:
         raise ValueError(f"max_length must be between 1 and the model's {most} positions, got {max_length}")
+
+
+def check_tokens(tokens: Int[np.ndarray, "n T"], model: Tuned) -> None:
+    """Refuse tokens that the model has no embedding for: a gather beyond the last row takes the last, in silence.
+
+    Raises:
+      ValueError: there is one.
+    """
+    known = model.decoder.config.vocab_size
+    if tokens.size and tokens.max() >= known:
+        raise ValueError(
+            f"model must come with a tokenizer of its own {known:,} tokens; that which it has gives token {tokens.max():,}"
+        )

@@ -14,6 +14,7 @@ from hiso_jax.tasks.text.encode import (
     at_bucket,
     buckets_for,
     check_length,
+    check_tokens,
     left_padded,
     pad_token,
     sorted_by_length,
@@ -190,6 +191,9 @@ def text_generation(
         "prompt_length": np.array([len(ids) for ids in splits["test"]["prompt"]], np.int32),
         "row": np.arange(len(rows["test"]), dtype=np.int32),
     }
+    train = arrays(splits["train"])
+    check_tokens(train["tokens"], model)
+    check_tokens(test["tokens"], model)
     ends = [tokenizer.eos_token_id, *tokenize(tokenizer, ["\n"], special=False)[0][-1:]]
     return TextGeneration(
         model=model,
@@ -199,7 +203,7 @@ def text_generation(
         max_new_tokens=max_new_tokens,
         stop_tokens=tuple(token for token in ends if token is not None),
         scoring=scoring,
-        train=arrays(splits["train"]),
+        train=train,
         test=sorted_by_length(test),
         golden=tuple(tuple(prompt.answers(row)) for row in rows["test"]),
         name=name,

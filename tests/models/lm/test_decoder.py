@@ -140,7 +140,7 @@ def test_a_pattern_names_what_is_trained():
         ({"trainable": "lora", "lora_rank": 0}, "lora_rank must be at least 1, got 0"),
         ({"trainable": "lora", "lora_targets": ("query",)}, "lora_targets must be of q_proj, .*; got query"),
         ({"trainable": "lora", "lora_targets": ()}, "lora_targets must name at least one"),
-        ({"trainable": "prefix", "prefix_tokens": 0}, "prefix_tokens must be at least 1, got 0"),
+        ({"trainable": "prefix", "prefix_tokens": 0}, "prefix_tokens must be at least 1 and at most 63, got 0"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence(settings, sentence):
