@@ -10,7 +10,7 @@ from hiso_jax.algorithms._server import descent
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.03, mnist=0.001, full=5e-6, adapters=1e-3)
+@default_rates(digits=0.03, mnist=0.001, full=5e-6, adapters=1e-2)
 def decomfl(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -9,28 +9,25 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from rich.console import Console
 
 from hiso_jax import fed, tasks
 from hiso_jax.algorithms import Method
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.methods import given_to
-from hiso_jax.cli.options import Experiment, Grid
+from hiso_jax.cli.options import Experiment
+from hiso_jax.cli.progress import working
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.run import check_messages
 from hiso_jax.schedules import inverse_sqrt
 from hiso_jax.simulation import Simulation
 
 IMAGE_TASKS = ("digits", "mnist")
-GRIDS = {
-    "images": (0.001, 0.003, 0.01, 0.03, 0.1),
-    "full": (2e-6, 1e-5, 5e-5, 2e-4),
-    "adapters": (3e-4, 1e-3, 3e-3, 1e-2),
-}
 AnyTask = Any
 
 
-def build_task(options: Experiment) -> AnyTask:
-    """The task, its data loaded, and its model.
+def build_task(options: Experiment, console: Console) -> AnyTask:
+    """The task, its data loaded, and its model; what takes long is told on ``console``.
 
     Raises:
       ValueError: the data or the model cannot be had, or do not belong together.
@@ -39,7 +36,7 @@ def build_task(options: Experiment) -> AnyTask:
         return tasks.digits(options.model or "mlp")
     if options.task == "mnist":
         return tasks.mnist(options.data_dir, options.model or "cnn")
-    return _text_task(options)
+    return _text_task(options, console)
 
 
 def load_model(options: Experiment) -> tuple[Any, Any]:
@@ -67,24 +64,27 @@ def load_model(options: Experiment) -> tuple[Any, Any]:
     return pretrained, model
 
 
-def _text_task(options: Experiment) -> AnyTask:
+def _text_task(options: Experiment, console: Console) -> AnyTask:
     from hiso_jax.tasks.text import text_data, text_task
 
     check_model(options)
     # Before the model: what is wrong with the data is told at once.
-    data = text_data(
-        options.task,
-        data_dir=options.data_dir,
-        prompts=options.prompts,
-        template=options.template,
-        verbalizer=options.verbalizer,
-        labels=options.labels,
-        train_rows=options.train_rows,
-        test_rows=options.test_rows,
-        seed=options.seed,
-    )
-    pretrained, model = load_model(options)
-    return text_task(data, model, pretrained, max_length=options.max_length, max_new_tokens=options.max_new_tokens)
+    where = "the hub" if options.data_dir is None else options.data_dir
+    with working(console, f"reading {options.task} from {where}"):
+        data = text_data(
+            options.task,
+            data_dir=options.data_dir,
+            prompts=options.prompts,
+            template=options.template,
+            verbalizer=options.verbalizer,
+            labels=options.labels,
+            train_rows=options.train_rows,
+            test_rows=options.test_rows,
+            seed=options.seed,
+        )
+    with working(console, f"loading {options.model}"):
+        pretrained, model = load_model(options)
+        return text_task(data, model, pretrained, max_length=options.max_length, max_new_tokens=options.max_new_tokens)
 
 
 def check_model(options: Experiment) -> None:
@@ -173,32 +173,6 @@ def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopula
         return fed.shards(labels, clients, shards_per_client=options.shards_per_client, seed=seed)
     deal = fed.dirichlet if partition == "dirichlet" else fed.dirichlet_balanced
     return deal(labels, clients, alpha=options.alpha, seed=seed)
-
-
-def _kind(options: Experiment) -> str:
-    if options.task in IMAGE_TASKS:
-        return "images"
-    return "adapters" if options.trainable in ("lora", "prefix") else "full"
-
-
-def grid(options: Grid) -> tuple[float, ...]:
-    """The learning rates to try: those asked for, or those for the kind of model."""
-    return options.learning_rates or GRIDS[_kind(options)]
-
-
-def learning_rate(options: Experiment, method: Method, given: float | None) -> float:
-    """The rate asked for, or the one that the method takes by default on the task.
-
-    Raises:
-      ValueError: there is neither.
-    """
-    if given is not None:
-        return given
-    kind = options.task if options.task in IMAGE_TASKS else _kind(options)
-    rate = method.rate(kind, perturbations=options.perturbations)
-    if rate is None:
-        raise ValueError(f"learning_rate must be given: {method.name} has none of its own for --task {options.task}")
-    return rate
 
 
 def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:

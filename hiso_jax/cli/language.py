@@ -49,8 +49,8 @@ class Language:
     Attributes:
       prompts: whose prompts and answer words: those of DeComFL and HiSo, or of MeZO; their numbers of rows, rates and
         weight decay are options of their own.
-      revision: branch, tag or commit of a hub's model; converted takes the pull request of the hub's converter, which has
-        the safetensors that old checkpoints lack.
+      revision: branch, tag or commit of a hub's model; converted takes the pull request of the hub's converter, which
+        has the safetensors that old checkpoints lack.
       template: the prompt, with columns of the data in braces, for text-classification or in place of the task's.
       verbalizer: the answer word of each label, in their order, blanks included; as template.
       labels: the label of each answer word, in their order, for data whose labels are text; by default alphabetical.

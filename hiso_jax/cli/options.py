@@ -22,7 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "algorithms",
         "rounds",
         "learning_rate",
-        "learning_rates",
+        "probe_rounds",
         "mus",
         "schedule",
         "seed",
@@ -43,6 +43,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rounds_per_dispatch",
     ),
     "output": ("out", "resume", "from_snapshot", "snapshot_every", "log"),
+}
+
+
+# The defaults of language models: the papers' 2 of 6 clients, adapters, and rounds that end within minutes.
+TEXT_DEFAULTS: dict[str, Any] = {
+    "rounds": 24,
+    "eval_every": 6,
+    "clients": 6,
+    "cohort": 2,
+    "batch_size": 16,
+    "trainable": "lora",
+    "test_rows": 200,
 }
 
 
@@ -128,7 +140,10 @@ class Run(Experiment, Devices):
     Attributes:
       algorithm: method: one of hiso_jax.algorithms, or your own as path/to/file.py:name or package.module:name;
         hiso+median, say, sends its messages through a channel of hiso_jax.channels.
-      learning_rate: learning rate η; by default one tuned for the task and the algorithm.
+      learning_rate: learning rate η; auto tries some for --probe-rounds each from the same start and takes the best; by
+        default one tuned for the task and the algorithm, and auto for language models.
+      probe_rounds: rounds for which auto tries each rate; by default a fiftieth of --rounds, at least 4. They are
+        counted, and told, beside those of the run.
       resume: directory of a run to continue from where it was ended, with its options; all but --model, --data-dir,
         --snapshot-every and what concerns devices and memory, which may have changed, and --rounds, which extends it.
       from_snapshot: with --resume, where the processor or jaxlib compute other initial parameters than they did: go on
@@ -138,7 +153,8 @@ class Run(Experiment, Devices):
     """
 
     algorithm: str = "hiso"
-    learning_rate: float | None = None
+    learning_rate: float | Literal["auto"] | None = None
+    probe_rounds: int | None = None
     resume: Path | None = None
     from_snapshot: bool = False
     snapshot_every: int | None = None
@@ -155,8 +171,12 @@ class Run(Experiment, Devices):
             raise ValueError("from_snapshot must be given with --resume: it says how a run is continued")
         if self.snapshot_every is not None:
             whole("snapshot_every", self.snapshot_every, 0)
-        if self.learning_rate is not None:
+        if self.learning_rate not in (None, "auto"):
             positive("learning_rate", self.learning_rate)
+        if self.probe_rounds is not None:
+            whole("probe_rounds", self.probe_rounds, 2)
+            if self.learning_rate not in (None, "auto"):
+                raise ValueError("probe_rounds is read with --learning-rate auto; a rate is given")
 
 
 ALGORITHMS = ("hiso", "decomfl")
@@ -168,15 +188,18 @@ class Grid(Experiment):
 
     Attributes:
       algorithms: methods, each as --algorithm of run takes it.
-      learning_rates: learning rates to try with every method; by default a grid for the kind of model.
+      learning_rate: learning rates to try with every method; by default a grid for the kind of model. compare takes one
+        alone, and NAME=X,NAME=X for each method's own, as they are.
+      resume: directory of a sweep or a comparison to continue from where it was ended, with its options.
       seeds: how many seeds to run for each method, counted up from --seed.
       validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
     """
 
     algorithms: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ALGORITHMS
-    learning_rates: Annotated[tuple[float, ...] | None, comma_separated(float, "X,Y,…")] = None
+    learning_rate: Annotated[tuple[str, ...] | None, comma_separated(str, "X,Y,…")] = None
     seeds: int = 1
     validation: int | None = None
+    resume: Path | None = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -188,7 +211,22 @@ class Grid(Experiment):
         whole("seeds", self.seeds, 1)
         if len(set(self.algorithms)) != len(self.algorithms):
             raise ValueError(f"algorithms must not repeat, got {','.join(self.algorithms)}")
-        _check_grid("learning_rates", self.learning_rates or ())
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        _check_grid("learning_rate", self.rates)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The rates to try, as they are asked for; none if they are not."""
+        return tuple(_number("learning_rate", word) for word in self.learning_rate or ())
+
+
+def _number(option: str, word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueError(f"{option} must be numbers, comma-separated, got {word!r}") from None
 
 
 def _check_grid(option: str, values: tuple[float, ...]) -> None:
@@ -220,25 +258,29 @@ class Sweep(Grid):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Grid):
-    """Tune several methods on one grid, run each at its best rate from the same start, and print one table.
+    """Tune several methods on one grid, run each at its best rate from the same start, and print one table."""
 
-    Attributes:
-      learning_rate: do not tune: one rate for all methods, or one for each in their order.
-    """
-
-    learning_rate: Annotated[tuple[float, ...] | None, comma_separated(float, "X,Y,…")] = None
-
-    def __post_init__(self) -> None:
-        """Check every range.
-
-        Raises:
-          ValueError: naming the first option out of range.
-        """
-        super().__post_init__()
-        for rate in self.learning_rate or ():
-            positive("learning_rate", rate)
-        if self.learning_rate is not None and len(self.learning_rate) not in (1, len(self.algorithms)):
+    def _check_rates(self) -> None:
+        own = self.own_rates
+        if own is None:
+            super()._check_rates()
+        elif set(own) != set(self.algorithms):
             raise ValueError(
-                f"learning_rate must be one rate or one for each of the {len(self.algorithms)} algorithms, "
-                f"got {len(self.learning_rate)}"
+                f"learning_rate must name each of the algorithms {', '.join(self.algorithms)} once, as NAME=X, or none "
+                f"of them; got {','.join(self.learning_rate or ())}"
             )
+
+    @property
+    def own_rates(self) -> dict[str, float] | None:
+        """Each method's rate, where there is nothing to tune; None if there is."""
+        words = self.learning_rate or ()
+        if any("=" in word for word in words):
+            pairs = [word.rpartition("=") for word in words]
+            own = {name.strip(): _number("learning_rate", word) for name, _, word in pairs}
+        elif len(words) == 1:
+            own = dict.fromkeys(self.algorithms, _number("learning_rate", words[0]))
+        else:
+            return None
+        for rate in own.values():
+            positive("learning_rate", rate)
+        return own

@@ -5,17 +5,18 @@ import difflib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import field, make_dataclass, replace
 from itertools import dropwhile, takewhile
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
 from hiso_jax import algorithms, channels
 from hiso_jax.cli.exit_codes import UsageError
 from hiso_jax.cli.heeded import check_heeded
+from hiso_jax.cli.language import GENERATES, TEXT_TASK_NAMES
 from hiso_jax.cli.methods import RESERVED, Option, is_foreign, methods_of, options_with, own_options, shared_options
-from hiso_jax.cli.options import GROUPS, MOVABLE, Experiment
+from hiso_jax.cli.options import GROUPS, MOVABLE, TEXT_DEFAULTS, Experiment
 
 PROGRAM = "hiso-jax"
 
@@ -120,7 +121,7 @@ def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[
         raise UsageError(f"{as_typed(name)} is no option of {command}{hint}")
 
 
-def _check_resumed(words: Mapping[str, str | None]) -> None:
+def _check_resumed(command: str, words: Mapping[str, str | None]) -> None:
     """Refuse, with --resume, what the run has of its own.
 
     Raises:
@@ -130,8 +131,14 @@ def _check_resumed(words: Mapping[str, str | None]) -> None:
         return
     for name, value in words.items():
         foreign = name == "algorithm" and is_foreign(value or "")
-        if name not in MOVABLE and name not in RESERVED and not foreign:
+        movable = MOVABLE if command == "run" else {"resume"}
+        if name not in movable and name not in RESERVED and not foreign:
             raise ValueError(f"{name} cannot be given with --resume: the run has its own")
+
+
+def _not_for(words: Mapping[str, str | None]) -> set[str]:
+    """The defaults of language models that the task has no use for: generation has its own number of rows."""
+    return {"test_rows"} if words.get("task") in GENERATES else set()
 
 
 def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
@@ -151,11 +158,14 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
         return _parsed(kind, command, words)
     try:
         asked = _asked_for(kind, given)
-        _check_resumed(given)
+        _check_resumed(command, given)
         methods = list(methods_of(asked).values())
         whole = options_with(kind, methods)
         flat = own_options(whole) | shared_options(methods) | own_options(kind)
         _check_known(command, given, list(flat), asked)
+        if given.get("task") in get_args(TEXT_TASK_NAMES):
+            own = {name: value for name, value in TEXT_DEFAULTS.items() if name not in _not_for(given)}
+            flat |= {name: replace(flat[name], default=value) for name, value in own.items()}
         nested = _parsed(_grouped(kind, flat, methods), command, words)
         values = {name: value for group in vars(nested).values() for name, value in vars(group).items()}
         options = whole(**values)

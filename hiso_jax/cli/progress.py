@@ -1,34 +1,65 @@
-"""Live progress: a bar on a terminal, plain lines elsewhere."""
+"""Live progress: a bar on a terminal, plain lines elsewhere; and a line for every step that takes a while."""
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Timer
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from hiso_jax import fed
-from hiso_jax.reports import human_bytes, human_seconds
+from hiso_jax.reports import human_bytes, human_seconds, plain
+
+# Seconds; what takes less needs no line.
+SOON = 1.0
+
+
+@contextmanager
+def working(console: Console, what: str) -> Iterator[None]:
+    """Say what is going on, and how long it took."""
+    begin = time.perf_counter()
+    if console.is_terminal:
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        with Bar(*columns, console=console, transient=True) as bar:
+            bar.add_task(plain(what), total=None)
+            yield
+    else:
+        # Not at once: what is refused at once needs no line before.
+        line = Timer(SOON, lambda: console.print(f"{plain(what)} …", soft_wrap=True, highlight=False))
+        line.start()
+        try:
+            yield
+        finally:
+            line.cancel()
+    seconds = time.perf_counter() - begin
+    if seconds >= SOON:
+        console.print(f"{plain(what)}: {seconds:.0f} s", soft_wrap=True, highlight=False)
 
 
 class Display:
     """Shows the progress of one run; called with :class:`hiso_jax.fed.Progress` after every dispatch."""
 
-    def __init__(self, console: Console, title: str, task: Any) -> None:
-        """``title`` names the run of ``task``."""
-        self.console, self.title, self._task = console, title, task
+    def __init__(self, console: Console, title: str, task: Any, asked: str = "") -> None:
+        """``title`` names the run of ``task``; ``asked`` is what to say of it before its first round."""
+        self.console, self.title, self._task, self._asked = console, plain(title), task, asked
         self._loss, self._metric = math.nan, ""
+        self._begin = time.perf_counter()
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}", markup=False),
+            TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
             transient=False,
         )
-        self._row = self._bar.add_task(title, total=None, figures="compiling …")
+        self._row = self._bar.add_task(self.title, total=None, figures="compiling …")
 
     def __enter__(self) -> Self:
         """Begin to show."""
@@ -41,19 +72,27 @@ class Display:
         """Stop showing."""
         self._bar.stop()
 
+    def _say_what_follows(self, progress: fed.Progress) -> None:
+        said = [f"compiled in {progress.session.compile_seconds:.0f} s", *([self._asked] if self._asked else [])]
+        if progress.expected_seconds is not None and progress.round < progress.rounds:
+            left = progress.rounds - progress.round
+            said.append(f"{left:,} rounds take about {human_seconds(max(1.0, progress.expected_seconds))}")
+        self.console.print(f"{self.title}: {', '.join(said)}", soft_wrap=True, highlight=False)
+
     def __call__(self, progress: fed.Progress) -> None:
         """Take note of a dispatch."""
+        if not progress.session.is_told:
+            self._say_what_follows(progress)
         if not math.isnan(progress.train_loss):
             self._loss = progress.train_loss
         if progress.evaluation:
             name = fed.metric_of(self._task, progress.evaluation.metrics).name
             self._metric = f"{name.replace('_', ' ')} {progress.evaluation.metrics[name]:.3f}"
         speed = progress.round / progress.seconds if progress.seconds else 0.0
-        left = (progress.rounds - progress.round) / speed if speed else math.nan
         known = [self._metric]
         if progress.round:
             known = [f"loss {self._loss:.3f}", *known, f"{speed:.3g} rounds/s", human_bytes(progress.bytes_total)]
-            known.append(f"ETA {human_seconds(left)}")
+            known.append(f"ETA {human_seconds(progress.expected_seconds or 0.0)}")
         figures = "  ".join(known)
         self._bar.update(self._row, completed=progress.round, total=progress.rounds, figures=figures)
         if progress.evaluation and not self.console.is_terminal:

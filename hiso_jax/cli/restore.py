@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jaxtyping import PyTree
@@ -13,12 +13,13 @@ from jaxtyping import PyTree
 from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.experiment import build_algorithm, load_model
-from hiso_jax.cli.methods import Option, is_foreign, options_with, own_options
-from hiso_jax.cli.options import MOVABLE, Experiment, Run
+from hiso_jax.cli.methods import Option, is_foreign, methods_of, options_with, own_options
+from hiso_jax.cli.options import MOVABLE, Experiment, Grid, Run
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
 from hiso_jax.reports import as_json
 
 CONFIG = "config.json"
+AnyGrid = TypeVar("AnyGrid", bound=Grid)
 
 
 def about_of(options: Run, method: Method) -> dict[str, Any]:
@@ -159,6 +160,28 @@ def resumed(options: Run) -> Run:
     if rounds < found:
         raise ValueError(f"rounds must be at least the {found} that the run has, got {rounds}")
     return replace(recorded, resume=directory, out=directory, **changed)
+
+
+def resumed_grid(options: AnyGrid) -> AnyGrid:
+    """The options of the sweep or comparison in the directory that ``options.resume`` names.
+
+    Raises:
+      ValueError: there is none, or it holds links.
+    """
+    directory = options.resume
+    assert directory is not None
+    refuse_links(directory)
+    about = _config(directory)
+    named = about.get("algorithms")
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ValueError(f"resume must be the directory of a sweep or a comparison; {directory} is another")
+    if any(map(is_foreign, named)):
+        raise ValueError("resume needs methods of this package: no code is run because a directory names it")
+    kind = next(base for base in type(options).__mro__ if base.__module__ == Grid.__module__)
+    whole = options_with(kind, list(methods_of(named).values()))
+    known = own_options(whole)
+    given = {name: as_option(known[name], value) for name, value in about.items() if name in known}
+    return whole(**{**given, "resume": directory, "out": directory})
 
 
 def refuse_links(directory: Path) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,36 +16,35 @@ from hiso_jax import algorithms, fed
 from hiso_jax.algorithms import Method
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import (
+    IMAGE_TASKS,
     AnyTask,
     Setting,
     build_algorithm,
     build_population,
     build_simulation,
     build_task,
+    check_methods,
     check_virtual,
-    learning_rate,
     notes,
     target_of,
 )
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.methods import is_foreign
 from hiso_jax.cli.options import Run
-from hiso_jax.cli.progress import Display
+from hiso_jax.cli.progress import Display, working
+from hiso_jax.cli.rates import learning_rate, probe_rate, tried_rates
 from hiso_jax.cli.restore import about_of, resumed
+from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
 from hiso_jax.fed.devices import in_all_processes
 from hiso_jax.fed.ledger import Lost, lock
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.reports import (
+    as_json,
     create_directory,
     human_bytes,
     human_count,
-    human_seconds,
-    print_rows,
 )
 from hiso_jax.simulation import Simulation
-
-# In standard deviations. Of Gaussian scalars, 1 bit then tells 9 % less of them, 2 bits 3 %.
-LARGE_OFFSET = 0.5
 
 
 class _Going(NamedTuple):
@@ -80,13 +80,16 @@ def run(options: Run, console: Console) -> int:
             if options.resume is not None:
                 options = in_all_processes(resumed, options)
             method = algorithms.load(options.algorithm)
-            rate = learning_rate(options, method, options.learning_rate)
+            wanted = wanted_rate(options, method)
             # Before any long work.
-            build_algorithm(options, method, rate)
-            mesh, task, population = in_all_processes(_ingredients, options)
-            about = about_of(options, method) | {"learning_rate": rate, "target": target_of(options, task)}
+            build_algorithm(options, method, 1e-3 if wanted == "auto" else wanted)
+            mesh, task, population = in_all_processes(_ingredients, options, console)
+            check_methods(options, task, [method])
+            about = about_of(options, method) | {"learning_rate": wanted, "target": target_of(options, task)}
             directory = in_all_processes(_directory, options, method, about)
             in_all_processes(_hold, directory, held)
+            rate, found = _rate(options, method, task, population, console) if wanted == "auto" else (wanted, {})
+            about |= {"learning_rate": rate, **found}
             resume = options.resume is not None
             storage = fed.Storage(directory, about, options.snapshot_every, resume, options.from_snapshot)
             setting = Setting(method, rate, options.seed)
@@ -110,6 +113,38 @@ def run(options: Run, console: Console) -> int:
             raise
 
 
+def wanted_rate(options: Run, method: Method) -> Any:
+    """The learning rate that a run is asked for, a number or auto.
+
+    Raises:
+      ValueError: there is none, or it cannot be looked for.
+    """
+    given = options.learning_rate
+    if given is None and options.task not in IMAGE_TASKS:
+        given = "auto"
+    if given == "auto" and (jax.process_count() > 1 or options.model_shards > 1):
+        raise ValueError("learning_rate must be a number where several processes or shards of a model run; got auto")
+    return learning_rate(options, method, given) if given != "auto" else given
+
+
+def _rate(
+    options: Run, method: Method, task: AnyTask, population: AnyPopulation, console: Console
+) -> tuple[float, dict[str, Any]]:
+    """A rate that was looked for, and what to write of the search."""
+    tried = tried_rates(options, method)
+    with working(console, f"trying learning rates {', '.join(f'{rate:g}' for rate in tried)}"):
+        probe = probe_rate(options, method, task, population, lambda done, rounds: None)
+    losses = ", ".join(f"{loss:.3f}" if np.isfinite(loss) else "diverged" for loss in probe.losses)
+    console.print(
+        f"from loss {probe.start:.3f}, {probe.rounds} rounds of each lead to {losses}; rate {probe.learning_rate:g}, "
+        f"a third of the fastest{' (the edge of those tried)' if probe.is_edge else ''}, is taken; it cost the clients "
+        f"{human_bytes(probe.bytes_up + probe.bytes_down)} and {human_count(probe.forward_passes)} evaluations",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return probe.learning_rate, {"probe": as_json(asdict(probe))}
+
+
 def _again(options: Run, directory: Path) -> str:
     """The command that goes on with a run."""
     own = f" --algorithm {options.algorithm}" if is_foreign(options.algorithm) else ""
@@ -119,7 +154,9 @@ def _again(options: Run, directory: Path) -> str:
 def _run(going: _Going, console: Console) -> int:
     options, simulation, directory, setting = going.options, going.simulation, going.directory, going.setting
     primary = jax.process_index() == 0
-    display = Display(console, f"{options.task} {setting.method.name}", simulation.task) if primary else nullcontext()
+    asked = f"rate {setting.rate:g}, {options.schedule}" if options.schedule != "constant" else f"rate {setting.rate:g}"
+    title = f"{options.task} {setting.method.name}"
+    display = Display(console, title, simulation.task, asked) if primary else nullcontext()
     if primary:
         for note in notes(options, simulation.task):
             console.print(note, soft_wrap=True, highlight=False)
@@ -142,19 +179,9 @@ def _run(going: _Going, console: Console) -> int:
         console.print(
             f"interrupted after {result.rounds} rounds; go on with: {_again(options, directory)}", soft_wrap=True
         )
-    _warn_of_offset(simulation.algorithm, options, result, console)
+    hint(setting.rate, result, console)
+    warn_of_offset(simulation.algorithm, options.method, result, console)
     return _exit_code(result)
-
-
-def _warn_of_offset(algorithm: fed.Algorithm, options: Run, result: fed.Result, console: Console) -> None:
-    """Say so if forward differences have spent the few bits of a scalar on what all scalars have in common."""
-    few = isinstance(algorithm.wire, fed.FewBits) and not algorithm.wire.is_exact
-    if few and options.method != "central" and abs(result.offset or 0.0) > LARGE_OFFSET:
-        console.print(
-            f"the scalars of a message have {result.offset:.2f} of their spread in common, which few bits lose their "
-            "range on: --method central removes it, for 2·P evaluations in place of P + 1",
-            soft_wrap=True,
-        )
 
 
 def _hold(directory: Path, held: ExitStack) -> None:
@@ -176,8 +203,8 @@ class _TakingUp:
             self.console.print(words, highlight=False)
 
 
-def _ingredients(options: Run) -> tuple[Mesh | None, AnyTask, AnyPopulation]:
-    mesh, task = options.mesh(), build_task(options)
+def _ingredients(options: Run, console: Console) -> tuple[Mesh | None, AnyTask, AnyPopulation]:
+    mesh, task = options.mesh(), build_task(options, console)
     check_virtual(options, task)
     # Files are read here, where one process may fail alone: building the simulation, the processes already talk.
     options.participation()
@@ -197,46 +224,3 @@ def _exit_code(result: fed.Result) -> int:
     if result.diverged_at is not None:
         return exit_codes.DIVERGED
     return exit_code() if result.interrupted else exit_codes.DONE
-
-
-def print_summary(console: Console, summary: dict, directory: Path) -> None:
-    """Print the figures of a run that has ended."""
-    reached = summary["rounds_to_target"]
-    at_target = f"at round {reached}" if reached is not None else "not reached"
-    attendance = summary["attendance"]
-    missing = ", ".join(f"{attendance[name]} {name}" for name in ("absent", "dropped", "late", "invalid"))
-    per_device = f"{summary['cohort_per_device']} clients a round each"
-    if summary["cohort_padding"]:
-        per_device += f" ({summary['cohort_padding']} of them padding)"
-    shards = summary["mesh"]["model"]
-    split = f", parameters in {shards} parts" if shards > 1 else ""
-    metric = summary["metric"]
-    words = metric.replace("_", " ")
-    others = {name: value for name, value in summary["metrics"].items() if name != metric}
-    rows = {
-        f"test {words}": f"{summary[metric]:.4f}, before {summary[f'initial_{metric}']:.4f}"
-        if np.isfinite(summary[metric])
-        else "—",
-        "also": ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in others.items()),
-        "target": f"{words} {summary['target']:g} {at_target}" if summary["target"] is not None else "none",
-        "rounds": f"{summary['rounds']} ({summary['rounds_per_second']:.3g} rounds/s)",
-        "seconds": f"{summary['wall_seconds']:.1f}, of which compiling {summary['compile_seconds']:.1f}",
-        "bytes a client": f"up {human_bytes(summary['bytes_up_per_client'])}, "
-        f"down {human_bytes(summary['bytes_down_per_client'])} "
-        f"(paper's convention: {human_bytes(summary['bytes_paper_convention'])})",
-        "attendance": f"{attendance['reported']} reports, {missing}",
-        "simulated time": human_seconds(summary["simulated_seconds"]),
-        "devices": f"{summary['device_count']} {summary['device']}: {per_device}{split}",
-        "directions": f"{human_count(summary['directions'])} made by all clients, to measure along and to catch up",
-        "trained": f"{summary['trained_parameters']:,} parameters",
-        "written to": str(directory),
-    }
-    if not summary["directions"]:
-        del rows["directions"]
-    if not others:
-        del rows["also"]
-    if summary["target"] is None:
-        del rows["target"]
-    if not any(attendance[name] for name in ("absent", "dropped", "late", "invalid")):
-        del rows["attendance"]
-    print_rows(console, rows)

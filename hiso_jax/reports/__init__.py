@@ -5,13 +5,14 @@ from hiso_jax.reports.directory import (
     append_evaluation,
     as_json,
     create_directory,
+    evaluation_line,
     write_json,
     write_metrics,
 )
 from hiso_jax.reports.pictures import curves, rates_picture
 from hiso_jax.reports.summary import Asked, summarise
 from hiso_jax.reports.text import human_bytes, human_count, human_seconds, plain, print_rows
-from hiso_jax.reports.tuning import sweep_as_dict, sweep_table, verdict
+from hiso_jax.reports.tuning import sweep_as_dict, sweep_from_dict, sweep_table, verdict
 
 __all__ = [
     "Asked",
@@ -20,6 +21,7 @@ __all__ = [
     "comparison_table",
     "create_directory",
     "curves",
+    "evaluation_line",
     "human_bytes",
     "human_count",
     "human_seconds",
@@ -28,6 +30,7 @@ __all__ = [
     "rates_picture",
     "summarise",
     "sweep_as_dict",
+    "sweep_from_dict",
     "sweep_table",
     "verdict",
     "write_json",

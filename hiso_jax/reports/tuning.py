@@ -37,6 +37,8 @@ def sweep_as_dict(result: fed.SweepResult, target: float | None) -> dict[str, An
         "mus": list(result.mus),
         "learning_rates": list(result.learning_rates),
         "metric": result.metric.name,
+        "metrics": sorted(result.metrics),
+        "interrupted": result.interrupted,
         "target": target,
         "best": vars(result.best(target)),
         "rounds": result.rounds.tolist(),
@@ -47,6 +49,37 @@ def sweep_as_dict(result: fed.SweepResult, target: float | None) -> dict[str, An
         "compile_seconds": result.compile_seconds,
         "run_seconds": result.run_seconds,
     }
+
+
+def sweep_from_dict(content: dict[str, Any]) -> fed.SweepResult:
+    """What :func:`sweep_as_dict` made JSON of.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    try:
+        name = content["metric"]
+        metrics = {each: np.array(content[each], np.float64) for each in content["metrics"]}
+        grid = tuple(len(content[axis]) for axis in ("seeds", "mus", "learning_rates"))
+        diverged_at, rounds = np.array(content["diverged_at_round"]), np.array(content["rounds"])
+        if name not in metrics or diverged_at.shape != grid:
+            raise ValueError("its arrays are not those of its grid")
+        if any(values.shape != (*grid, len(rounds)) for values in metrics.values()):
+            raise ValueError("its arrays are not those of its grid")
+        return fed.SweepResult(
+            seeds=tuple(content["seeds"]),
+            mus=tuple(content["mus"]),
+            learning_rates=tuple(content["learning_rates"]),
+            rounds=rounds,
+            metric=fed.Metric(name, name != "loss"),
+            metrics=metrics,
+            diverged_at=diverged_at,
+            interrupted=bool(content["interrupted"]),
+            compile_seconds=float(content["compile_seconds"]),
+            run_seconds=float(content["run_seconds"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"resume must be a directory whose sweep.json is as it was written ({error})") from error
 
 
 def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Table:

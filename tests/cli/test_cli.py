@@ -98,12 +98,12 @@ def test_every_option_of_the_optimizer_runs(capsys, tmp_path):
 
 # The same grid for both commands, so that the second finds its program compiled.
 GRID = ["--rounds", "120", "--clients", "20", "--cohort", "4", "--eval-every", "20", "--perturbations", "2"]
-GRID += ["--learning-rates", "0.0001,0.02,1000", "--seeds", "2", "--target", "0.2"]
+GRID += ["--learning-rate", "0.0001,0.02,1000", "--seeds", "2", "--target", "0.2"]
 
 
 def test_compare_at_given_rates_prints_one_table(capsys, tmp_path):
     out = tmp_path / "comparison"
-    code, text, errors = call(capsys, "compare", *SMALL, "--learning-rate", "0.02,0.01", "--out", out)
+    code, text, errors = call(capsys, "compare", *SMALL, "--learning-rate", "hiso=0.02,decomfl=0.01", "--out", out)
     assert (code, errors) == (0, "")
     assert json.loads((out / "config.json").read_text())["learning_rate"] == {"hiso": 0.02, "decomfl": 0.01}
     assert {path.name for path in out.iterdir()} == {"config.json", "comparison.json", "metrics.jsonl", "curves.png"}
@@ -265,11 +265,17 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
             ["run", "--coordinator", "localhost:1", "--process-id", "2", "--num-processes", "2"],
             "--process-id must be at least 0 and below num_processes, 2, got 2",
         ),
-        (["sweep", "--learning-rates", "0.1,0.1"], "--learning-rates must not repeat"),
-        (["sweep", "--learning-rates", "0.1,-1"], "--learning-rates must be a positive finite number, got -1.0"),
+        (["sweep", "--learning-rate", "0.1,0.1"], "--learning-rate must not repeat"),
+        (["sweep", "--learning-rate", "0.1,-1"], "--learning-rate must be a positive finite number, got -1.0"),
         (["sweep", "--mus", "0"], "--mus must be a positive finite number, got 0.0"),
         (["sweep", "--validation", "1437"], "--validation must be at least 1 and below 1437"),
-        (["sweep", "--learning-rate", "0.1"], "--learning-rate"),
+        (["sweep", "--learning-rates", "0.1"], "did you mean --learning-rate?"),
+        (["sweep", "--resume", "nowhere"], "--resume must be the directory of a run; nowhere has no"),
+        (["compare", "--resume", "nowhere", "--rounds", "3"], "--rounds cannot be given with --resume"),
+        (["run", "--learning-rate", "fast"], "--learning-rate"),
+        (["run", "--probe-rounds", "1"], "--probe-rounds must be at least 2, got 1"),
+        (["run", "--probe-rounds", "9", "--learning-rate", "0.1"], "--probe-rounds is read with --learning-rate auto"),
+        (["run", "--from-snapshot"], "--from-snapshot must be given with --resume"),
         (["run", "--alpha", "0"], "--alpha must be a positive finite number, got 0.0"),
         (["run", "--momentum", "2"], "--momentum must be between 0 and 1, got 2.0"),
         (["run", "--weight-decay", "inf"], "--weight-decay must be a finite number"),
@@ -280,8 +286,11 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["compare", "--algorithms", "hiso,adam"], "--algorithms must be one of decomfl"),
         (["compare", "--algorithms", "hiso,hiso"], "--algorithms must not repeat"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["compare", "--learning-rate", "1,2,3"], "--learning-rate must be one rate or one for each of the 2"),
-        (["compare", "--learning-rate", "1,x"], "--learning-rate: could not convert string to float: 'x'"),
+        (
+            ["compare", "--learning-rate", "hiso=1"],
+            "--learning-rate must name each of the algorithms hiso, decomfl once",
+        ),
+        (["compare", "--learning-rate", "1,x"], "--learning-rate must be numbers, comma-separated, got 'x'"),
         (["compare", "--learning-rate", "0.1,nan"], "--learning-rate must be a positive finite number, got nan"),
         (["train"], "train is none of the commands run, sweep, compare, replay, export, apply, show"),
     ],

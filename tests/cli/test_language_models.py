@@ -62,7 +62,7 @@ def test_a_run_tells_the_accuracy_before_and_after(capsys, tmp_path, model, data
         (["--lora-rank", "4"], "--lora-rank has no meaning for --task digits"),
         (["--param-dtype", "bfloat16"], "--param-dtype has no meaning for --task digits"),
         (["--task", "sst2", "--prefix-tokens", "4"],
-         "--prefix-tokens has no meaning for --task sst2 and --trainable all"),
+         "--prefix-tokens has no meaning for --task sst2 and --trainable lora"),
         (["--task", "sst2", "--max-new-tokens", "4"], "--max-new-tokens has no meaning for --task sst2"),
         (["--task", "xsum", "--template", "{document}"], "--template has no meaning for --task xsum"),
         (["--directions", "keep", "--local-steps", "2"], "--directions must be regenerate for several local steps"),

@@ -102,7 +102,7 @@ def test_another_file_is_not_the_runs(capsys, tmp_path, mine):
 
 
 @pytest.mark.parametrize(
-    "rates", [["--learning-rate", "0.01"], pytest.param(["--learning-rates", "0.003,0.01"], marks=pytest.mark.slow)]
+    "rates", [["--learning-rate", "0.01"], pytest.param(["--learning-rate", "0.003,0.01"], marks=pytest.mark.slow)]
 )
 def test_it_is_compared_and_tuned(capsys, tmp_path, mine, rates):
     options = [*SMALL, "--algorithms", f"decomfl,{mine},decomfl+median", *rates]
@@ -164,7 +164,7 @@ def test_a_file_that_holds_no_method_is_one_sentence(capsys, tmp_path, monkeypat
 def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine):
     code, _, errors = call(capsys, "run", "--algorithm", mine)
     assert code == 2
-    assert "--learning-rate must be given: " in errors
+    assert "--learning-rate must be given, or be auto: " in errors
 
 
 @pytest.mark.parametrize(

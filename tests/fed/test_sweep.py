@@ -50,7 +50,7 @@ def test_every_setting_is_the_run_it_stands_for(x64):
     np.testing.assert_allclose(side_by_side.metrics["loss"][1, 1, 1], losses, rtol=1e-5)
 
     done = []
-    stopped = run(task, 2**40, callback=lambda now, rounds: done.append(now), should_stop=lambda: done[-1] >= 10)
+    stopped = run(task, 2**40, callback=lambda now, rounds: done.append(now) or now >= 10)
     assert stopped.interrupted
     np.testing.assert_array_equal(stopped.rounds, [0, 10])
     np.testing.assert_array_equal(stopped.metrics["loss"], side_by_side.metrics["loss"][..., :2])

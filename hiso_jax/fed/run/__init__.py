@@ -3,6 +3,7 @@
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.run.grid import Best, Grid, SweepResult
+from hiso_jax.fed.run.rate import RateProbe, find_rate
 from hiso_jax.fed.run.result import Callback, Progress, Result
 from hiso_jax.fed.run.session import Session
 from hiso_jax.fed.run.simulation import Simulation, check_messages
@@ -14,6 +15,7 @@ __all__ = [
     "Callback",
     "Grid",
     "Progress",
+    "RateProbe",
     "Result",
     "Session",
     "Simulation",
@@ -21,6 +23,7 @@ __all__ = [
     "SweepResult",
     "Traffic",
     "check_messages",
+    "find_rate",
     "first_at_target",
     "make_evaluate",
     "sweep",

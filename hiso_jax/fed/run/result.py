@@ -21,6 +21,7 @@ class Progress:
       seconds: time spent in rounds so far.
       bytes_total: sent and received by all clients so far.
       evaluation: one that was just made, or None.
+      expected_seconds: about how long the rest of the run will take; None where there is nothing to tell it by.
       session: the run itself: its ``params``, ``state`` and ``history``, and ``stop()``.
     """
 
@@ -30,6 +31,7 @@ class Progress:
     seconds: float
     bytes_total: int
     evaluation: Evaluation | None
+    expected_seconds: float | None = None
     session: Any = field(repr=False, default=None)
 
 

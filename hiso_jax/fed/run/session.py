@@ -22,14 +22,12 @@ from hiso_jax.fed.ledger import (
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.concerns import Concerns
 from hiso_jax.fed.run.dispatch import RunState
+from hiso_jax.fed.run.pace import Pace, expected_seconds, next_length
 from hiso_jax.fed.run.programs import Setup, costs_of, first_state, header_for, initial_parameters, trace
 from hiso_jax.fed.run.restore import restored
 from hiso_jax.fed.run.result import Callback, Progress, Result
 from hiso_jax.fed.run.tally import Tally
 from hiso_jax.fed.task import summarise
-
-# A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
-DISPATCH_SECONDS = 0.5
 
 
 class Session:
@@ -42,8 +40,7 @@ class Session:
       diverged_at: the number of the round at which it diverged, or None.
       run_seconds: time spent in rounds, without compilation and evaluation.
       concerns: what there is to say of its rounds.
-      begun_at: how many rounds had been run when the session began.
-      is_told: whether callbacks have been told of it.
+      begun_at, is_told: how many rounds had been run when the session began, and whether callbacks were told of that.
     """
 
     def __init__(
@@ -60,10 +57,9 @@ class Session:
         """
         self.setup, self._storage, self._callbacks = setup, storage, tuple(callbacks)
         self._should_stop, self._stopping = should_stop, False
-        primary = jax.process_index() == 0
-        self._seed_key = jax.random.key(setup.config.seed)
+        self._seed_key, primary = jax.random.key(setup.config.seed), jax.process_index() == 0
         self._keeper = in_all_processes(lambda: keeper_of(storage, self._seed_key, primary=primary))
-        self.done, self.run_seconds = 0, 0.0
+        self.done, self.run_seconds, self._evaluation_seconds = 0, 0.0, 0.0
         self.begun_at, self.is_told = 0, False
         self.diverged_at: int | None = None
         self.history: list[Evaluation] = []
@@ -128,8 +124,7 @@ class Session:
         if keeper.found is None:
             return carry
         evaluations = keeper.found.evaluations
-        over = keeper.found.seal is not None
-        self.history = [row for row in evaluations if over or row.round % config.eval_every == 0]
+        self.history = [row for row in evaluations if keeper.found.seal or row.round % config.eval_every == 0]
         if evaluations:
             self.run_seconds = evaluations[-1].seconds
         if not self.done:
@@ -180,9 +175,7 @@ class Session:
         in_all_processes(lambda: self._keeper.ledger.append(records))
         self.concerns.note(records)
         if config.rounds_per_dispatch is None:
-            # At most double: the first dispatches are slow for reasons that pass.
-            fitting = int(DISPATCH_SECONDS * len(numbers) / elapsed)
-            self._length = max(1, min(setup.length, 2 * self._length, fitting))
+            self._length = next_length(self._length, setup.length, elapsed / len(numbers))
         self.done = end
         return True
 
@@ -205,7 +198,9 @@ class Session:
 
     def _measure(self) -> Evaluation:
         setup, tally = self.setup, self._tally
-        outputs = self._evaluate(self.params, setup.test, setup.inputs.frozen)
+        before = time.perf_counter()
+        outputs = jax.block_until_ready(self._evaluate(self.params, setup.test, setup.inputs.frozen))
+        self._evaluation_seconds = time.perf_counter() - before
         metrics = summarise(setup.task, jax.tree.map(np.asarray, outputs))
         for callback in self._callbacks:
             metrics |= callback.metrics(self) if hasattr(callback, "metrics") else {}
@@ -227,6 +222,11 @@ class Session:
         return row
 
     @property
+    def _pace(self) -> Pace:
+        each = self.run_seconds / max(1, self.done - self._untimed) or None
+        return Pace(each, self._evaluation_seconds, self._tally.traffic.costs.passes)
+
+    @property
     def _simulated_seconds(self) -> float | None:
         return None if self.setup.inputs.participation.fleet is None else self._tally.seconds
 
@@ -241,6 +241,7 @@ class Session:
             seconds=self.run_seconds,
             bytes_total=tally.traffic.bytes_up + tally.traffic.bytes_down,
             evaluation=evaluation,
+            expected_seconds=expected_seconds(self.setup, self._pace, self.done),
             session=self,
         )
         in_all_processes(lambda: [callback(progress) for callback in self._callbacks])

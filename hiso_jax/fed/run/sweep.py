@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import ExecutionSettings, evaluation_bytes, has_convolution, memory_budget
@@ -23,7 +23,7 @@ from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.round import Estimator, first_memory, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import Inputs, RunState, draw_batches, make_dispatch
+from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, make_dispatch
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.programs import bytes_of, costs_of
@@ -34,6 +34,11 @@ from hiso_jax.fed.update import ServerState
 
 MakeAlgorithm = Callable[[Any], Algorithm | optax.GradientTransformation]
 """A learning rate, a traced scalar → the method with it."""
+
+
+Watch = Callable[[tuple[int, ...], Int[np.ndarray, "R"], RoundLog], None]
+"""(where in the grid [seeds, μ, rates] a group of settings is, the numbers of some rounds, their log): the log's arrays
+have an axis for each axis of the group's settings, then the rounds."""
 
 
 class Point(NamedTuple):
@@ -62,6 +67,7 @@ class _Bench(NamedTuple):
     participation: Participation
     budget: int
     side_by_side: int
+    watch: Watch | None
 
     def estimator(self, algorithm: Algorithm, point: Point) -> Estimator:
         rate = self.grid.local_learning_rate(point.rate)
@@ -75,8 +81,8 @@ class _Bench(NamedTuple):
 
     def segment(
         self, carry: RunState, point: Point, bounds: tuple[Array, Array], data: PyTree
-    ) -> tuple[RunState, dict[str, Array]]:
-        """Rounds from one evaluation to the next, and the evaluation."""
+    ) -> tuple[RunState, dict[str, Array], RoundLog | None]:
+        """Rounds from one evaluation to the next, the evaluation, and the rounds' log if someone watches."""
         algorithm, config = as_algorithm(self.make(point.rate)), self.config
         estimator, budget = self.estimator(algorithm, point), max(1, self.budget // self.side_by_side)
         # Side by side both branches of a conditional are run: a kept Δ would be made again all the same.
@@ -87,8 +93,9 @@ class _Bench(NamedTuple):
         inputs = Inputs(point.seed_key, train, point.population, self.participation, frozen)
         costs = costs_of(algorithm, estimator, carry.server, config.cohort)
         length = min(config.eval_every, config.rounds)
-        carry, _ = make_dispatch(run_round, config, costs, length)(carry, *bounds, inputs)
-        return carry, make_evaluate(self.task.metrics, budget=budget)(carry.server.params, test, frozen)
+        carry, log = make_dispatch(run_round, config, costs, length)(carry, *bounds, inputs)
+        outputs = make_evaluate(self.task.metrics, budget=budget)(carry.server.params, test, frozen)
+        return carry, outputs, None if self.watch is None else log
 
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
@@ -97,7 +104,8 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
 
 def _fits(task: Task, config: SimulationConfig, params: PyTree, state: PyTree, budget: int) -> int:
     """How many settings may run side by side."""
-    loss = bind(task.loss, frozen_of(task))
+    # As arrays of the device: a model may index them by traced numbers.
+    loss = bind(task.loss, jax.tree.map(jnp.asarray, frozen_of(task)))
     if jax.default_backend() == "cpu" and has_convolution(loss, params, task.train):
         # Distinct weights make grouped convolutions of them, which are slow on CPU.
         return 1
@@ -174,8 +182,8 @@ def sweep(
     grid: Grid,
     *,
     participation: Participation | None = None,
-    callback: Callable[[int, int], None] = lambda done, rounds: None,
-    should_stop: Callable[[], bool] = lambda: False,
+    callback: Callable[[int, int], Any] = lambda done, rounds: None,
+    watch: Watch | None = None,
 ) -> SweepResult:
     """Run every setting of a grid, in one compiled program.
 
@@ -190,8 +198,8 @@ def sweep(
       config: the runs' numbers; its seed, μ and local learning rate give way to the grid's.
       grid: the settings.
       participation: as in :class:`hiso_jax.fed.Simulation`.
-      callback: told (rounds done, rounds) after each evaluation.
-      should_stop: asked after each evaluation.
+      callback: told (rounds done, rounds) after each evaluation; the sweep ends if it returns True.
+      watch: told of the rounds themselves, see :data:`Watch`.
 
     Raises:
       ValueError: a number of populations other than of seeds.
@@ -213,13 +221,11 @@ def sweep(
     axes, side_by_side = (3, settings) if fitting >= settings else (1, rates) if fitting >= rates else (0, 1)
     all_rates, radii = jnp.asarray(grid.learning_rates, jnp.float32), jnp.asarray(grid.mus, jnp.float32)
     groups = _Groups(initials, Point(all_rates, radii, seed_keys, list(populations)), axes)
-    bench = _Bench(task, make, config, grid, participation, budget, side_by_side)
-    return _run(bench, groups, callback, should_stop)
+    bench = _Bench(task, make, config, grid, participation, budget, side_by_side, watch)
+    return _run(bench, groups, callback)
 
 
-def _run(
-    bench: _Bench, groups: _Groups, callback: Callable[[int, int], None], should_stop: Callable[[], bool]
-) -> SweepResult:
+def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any]) -> SweepResult:
     task, config, shape = bench.task, bench.config, groups.shape
     length = min(config.eval_every, config.rounds)
     ends = [0, *range(length, config.rounds, length), config.rounds]
@@ -241,14 +247,17 @@ def _run(
         for place, end in enumerate(ends):
             before = time.perf_counter()
             bounds = jnp.int32(done), jnp.int32(end)
-            carry, outputs = jax.block_until_ready(program(carry, point, bounds, data))
+            carry, outputs, log = jax.block_until_ready(program(carry, point, bounds, data))
             run_seconds += time.perf_counter() - before
+            if bench.watch is not None and end > done:
+                kept = (slice(None),) * (3 - len(group)) + (slice(0, end - done),)
+                rounds = np.arange(done, end, dtype=np.int32)
+                bench.watch(group, rounds, jax.tree.map(lambda column, kept=kept: np.asarray(column)[kept], log))
             done, reached = end, max(reached, place + 1)
             where: tuple[Any, ...] = (*group, ..., place)
             for name, column in _reported(task, outputs, shape[len(group) :]).items():
                 metrics.setdefault(name, np.full((*shape, len(ends)), np.nan))[where] = column
-            callback((number * config.rounds + done) // len(listed), config.rounds)
-            interrupted = should_stop()
+            interrupted = callback((number * config.rounds + done) // len(listed), config.rounds) is True
             if interrupted:
                 break
         diverged_at[group] = np.asarray(carry.monitor.diverged_at)

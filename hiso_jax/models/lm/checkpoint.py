@@ -1,9 +1,6 @@
 """Checkpoints → parameters: safetensors by hub name or from a local folder, and GGUF files; never a pickle."""
 
-import json
-import logging
 import math
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,16 +16,12 @@ from jaxtyping import PyTree
 
 from hiso_jax.models.lm.config import LMConfig, from_transformers
 from hiso_jax.models.lm.decoder import Decoder
+from hiso_jax.models.lm.files import check_files, read_json
+from hiso_jax.models.lm.hub import from_hub
 from hiso_jax.models.lm.names import Leaf, as_ours, checkpoint_name, gguf_name, leaves
 
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "vocab*", "merges*", "special*"]
 # Buffers that some checkpoints keep and no architecture reads.
 IGNORED = ("rotary_emb.inv_freq", "position_ids", "rope_freqs.weight")
-CONVERTER, CONVERTED = "SFconvertbot", "converted"
-# Bytes of a configuration or an index; a reader of JSON takes many times as much.
-MOST_JSON = 2**25
-# How long the hub may take to answer before its cache has to do.
-HUB_SECONDS = 5.0
 MISSING_EXTRA = "language models need the packages of the extra lm: pip install 'hiso-jax[lm]' (missing: {})"
 
 
@@ -93,7 +86,7 @@ def load(
             Decoder(config, dtype), read_parameters(tensors, config, gguf_name, param_dtype, path), tokenizer, path.name
         )
     with needing("transformers", "tokenizers", "safetensors"):
-        folder = path if path.is_dir() else _from_hub(str(model), revision)
+        folder = path if path.is_dir() else from_hub(str(model), revision)
         check_files(folder)
         config = read_config(folder)
         content = read_json(folder / "config.json")
@@ -145,37 +138,6 @@ def read_config(folder: Path) -> LMConfig:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small file of JSON.
-
-    Raises:
-      ValueError: there is none.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_JSON:
-            raise ValueError(f"it is no file of at most {MOST_JSON:,} bytes")
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"model must be a folder with a readable {path.name}; {path}: {told}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"model must be a folder with a readable {path.name}; {path} holds no object")
-    return content
-
-
-def check_files(folder: Path) -> None:
-    """Refuse a folder with what a reader would wait at: pipes, sockets and devices.
-
-    Raises:
-      ValueError: there is one.
-    """
-    for path in sorted(folder.iterdir()):
-        kind = path.stat().st_mode if path.exists() else stat.S_IFREG
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise ValueError(f"model must be a folder of files; {path} is none")
-
-
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in ``folder``.
 
@@ -192,71 +154,6 @@ def read_tokenizer(folder: Path) -> Any:
             raise
         told = " ".join(str(error).split())[:300]
         raise ValueError(f"model must come with a tokenizer; that of {folder} cannot be read ({told})") from error
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    """The hub's files, downloaded or from its cache.
-
-    Raises:
-      ValueError: the hub cannot be reached, or has no safetensors of that name and revision.
-    """
-    # The client logs each of its retries; the one sentence below says it all.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        if revision == CONVERTED:
-            return _from_converter(name)
-        folder = _snapshot(name, revision)
-    except Exception as error:
-        # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
-        raise ValueError(
-            f"model must be a hub name, a folder or a .gguf file; {name} is no local folder and cannot be had from "
-            f"the hub ({type(error).__name__})"
-        ) from error
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"revision must be one with safetensors; {name} has none at {revision or 'main'}: --revision {CONVERTED} "
-            "takes those in the pull request of the hub's converter"
-        )
-    return folder
-
-
-def _snapshot(name: str, revision: str | None) -> Path:
-    import huggingface_hub
-
-    # Some repositories keep the weights a second time, in their authors' own format or in folders.
-    wanted: dict[str, Any] = {
-        "revision": revision,
-        "allow_patterns": PATTERNS,
-        "ignore_patterns": ["consolidated*", "*/*"],
-    }
-    try:
-        huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
-    except Exception:
-        # Without a hub its cache must do, and at once: the client would try again for minutes.
-        return Path(huggingface_hub.snapshot_download(name, local_files_only=True, **wanted))
-    return Path(huggingface_hub.snapshot_download(name, **wanted))
-
-
-def _from_converter(name: str) -> Path:
-    """The files of the converter's pull request, also where only the cache has them."""
-    try:
-        return _snapshot(name, _converted(name))
-    except Exception:
-        snapshots = _snapshot(name, None).parent
-        kept = (folder for folder in sorted(snapshots.iterdir()) if any(folder.glob("*.safetensors")))
-        found = next(kept, None)
-        if found is None:
-            raise
-        return found
-
-
-def _converted(name: str) -> str:
-    import huggingface_hub
-
-    for discussion in huggingface_hub.HfApi().get_repo_discussions(name, author=CONVERTER):
-        if discussion.is_pull_request and discussion.git_reference:
-            return discussion.git_reference
-    raise FileNotFoundError(f"{name} has no safetensors")
 
 
 class SafeTensors:

@@ -168,5 +168,5 @@ def check_tokens(tokens: Int[np.ndarray, "n T"], model: Tuned) -> None:
     known = model.decoder.config.vocab_size
     if tokens.size and tokens.max() >= known:
         raise ValueError(
-            f"model must come with a tokenizer of its own {known:,} tokens; that which it has gives token {tokens.max():,}"
+            f"model must come with a tokenizer of its own {known:,} tokens; the one it has gives token {tokens.max():,}"
         )

@@ -1,0 +1,85 @@
+"""Learning rates: those that methods take by default, those of a grid, and one that is looked for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from hiso_jax import fed
+from hiso_jax.algorithms import Method
+from hiso_jax.cli.experiment import IMAGE_TASKS, AnyTask, build_algorithm, simulation_config
+from hiso_jax.cli.methods import given_to
+from hiso_jax.cli.options import Experiment, Grid, Run
+from hiso_jax.fed.population import AnyPopulation
+
+GRIDS = {
+    "images": (0.001, 0.003, 0.01, 0.03, 0.1),
+    "full": (2e-6, 1e-5, 5e-5, 2e-4),
+    "adapters": (1e-3, 3e-3, 1e-2, 3e-2),
+}
+# What --learning-rate auto tries, in units of the method's own rate; a third of the fastest is taken.
+TRIED = {"images": (1 / 3, 1, 3, 9), "full": (1 / 3, 1, 3, 9), "adapters": (1, 3, 9)}
+# As a share of a run's rounds.
+PROBE_SHARE, LEAST_PROBE = 1 / 50, 4
+
+
+def _kind(options: Experiment) -> str:
+    if options.task in IMAGE_TASKS:
+        return "images"
+    return "adapters" if options.trainable in ("lora", "prefix") else "full"
+
+
+def grid(options: Grid) -> tuple[float, ...]:
+    """The learning rates to try: those asked for, or those for the kind of model."""
+    return options.rates or GRIDS[_kind(options)]
+
+
+def learning_rate(options: Experiment, method: Method, given: float | None) -> float:
+    """The rate asked for, or the one that the method takes by default on the task.
+
+    Raises:
+      ValueError: there is neither.
+    """
+    rate = default_rate(options, method) if given is None else given
+    if rate is None:
+        raise ValueError(
+            f"learning_rate must be given, or be auto: {method.name} has none of its own for --task {options.task}"
+        )
+    return rate
+
+
+def default_rate(options: Experiment, method: Method) -> float | None:
+    """The rate that the method takes by default on the task, if it has one."""
+    kind = options.task if options.task in IMAGE_TASKS else _kind(options)
+    return method.rate(kind, perturbations=options.perturbations)
+
+
+def tried_rates(options: Experiment, method: Method) -> tuple[float, ...]:
+    """The learning rates that auto tries."""
+    kind, own = _kind(options), default_rate(options, method)
+    if own is None:
+        return tuple(3 * rate for rate in GRIDS[kind])
+    return tuple(float(f"{factor * own:.2g}") for factor in TRIED[kind])
+
+
+def probe_rate(
+    options: Run, method: Method, task: AnyTask, population: AnyPopulation, callback: Callable[[int, int], None]
+) -> fed.RateProbe:
+    """Look for a learning rate.
+
+    Raises:
+      ValueError: the loss stays finite at none.
+    """
+    algorithm = build_algorithm(options, method, 1.0)
+    rounds = options.probe_rounds or max(LEAST_PROBE, round(PROBE_SHARE * options.rounds))
+    config = replace(simulation_config(options, options.seed, algorithm), rounds=rounds, eval_every=rounds)
+    share = algorithm.local_share
+    # At the rate that the run begins with, whatever its schedule.
+    return fed.find_rate(
+        task,
+        lambda rate: method.build(rate, given_to(method, options)),
+        population,
+        replace(config, local_learning_rate=1.0),
+        tried_rates(options, method),
+        local_learning_rate=lambda rate: share * rate,
+        participation=options.participation(),
+        callback=callback,
+    )

@@ -1,0 +1,83 @@
+"""What is said of a run that has ended: its figures, and what to try if it has learned nothing."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from hiso_jax import fed
+from hiso_jax.reports import human_bytes, human_count, human_seconds, print_rows
+
+# In standard deviations. Of Gaussian scalars, 1 bit then tells 9 % less of them, 2 bits 3 %.
+LARGE_OFFSET = 0.5
+# As a share of the loss at the start.
+UNMOVED = 0.01
+
+
+def print_summary(console: Console, summary: dict, directory: Path) -> None:
+    """Print the figures of a run that has ended."""
+    reached = summary["rounds_to_target"]
+    at_target = f"at round {reached}" if reached is not None else "not reached"
+    attendance = summary["attendance"]
+    missing = ", ".join(f"{attendance[name]} {name}" for name in ("absent", "dropped", "late", "invalid"))
+    per_device = f"{summary['cohort_per_device']} clients a round each"
+    if summary["cohort_padding"]:
+        per_device += f" ({summary['cohort_padding']} of them padding)"
+    shards = summary["mesh"]["model"]
+    split = f", parameters in {shards} parts" if shards > 1 else ""
+    metric = summary["metric"]
+    words = metric.replace("_", " ")
+    others = {name: value for name, value in summary["metrics"].items() if name != metric}
+    rows = {
+        f"test {words}": f"{summary[metric]:.4f}, before {summary[f'initial_{metric}']:.4f}"
+        if np.isfinite(summary[metric])
+        else "—",
+        "also": ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in others.items()),
+        "target": f"{words} {summary['target']:g} {at_target}" if summary["target"] is not None else "none",
+        "rounds": f"{summary['rounds']} ({summary['rounds_per_second']:.3g} rounds/s)",
+        "seconds": f"{summary['wall_seconds']:.1f}, of which compiling {summary['compile_seconds']:.1f}",
+        "bytes a client": f"up {human_bytes(summary['bytes_up_per_client'])}, "
+        f"down {human_bytes(summary['bytes_down_per_client'])} "
+        f"(paper's convention: {human_bytes(summary['bytes_paper_convention'])})",
+        "attendance": f"{attendance['reported']} reports, {missing}",
+        "simulated time": human_seconds(summary["simulated_seconds"]),
+        "devices": f"{summary['device_count']} {summary['device']}: {per_device}{split}",
+        "directions": f"{human_count(summary['directions'])} made by all clients, to measure along and to catch up",
+        "trained": f"{summary['trained_parameters']:,} parameters",
+        "written to": str(directory),
+    }
+    if not summary["directions"]:
+        del rows["directions"]
+    if not others:
+        del rows["also"]
+    if summary["target"] is None:
+        del rows["target"]
+    if not any(attendance[name] for name in ("absent", "dropped", "late", "invalid")):
+        del rows["attendance"]
+    print_rows(console, rows)
+
+
+def hint(rate: float, result: fed.Result, console: Console) -> None:
+    """Say so if a run that came to its end has not learned anything."""
+    losses = [row.metrics["loss"] for row in result.metrics if "loss" in row.metrics]
+    if result.diverged_at is not None or result.interrupted or len(losses) < 2:
+        return
+    first, best, last = losses[0], min(losses[1:]), losses[-1]
+    if last > first + UNMOVED * abs(first):
+        words = f"the loss rose from {first:.3g} to {last:.3g}: rate {rate:g} is probably too high"
+    elif best > first - UNMOVED * abs(first):
+        words = f"the loss has hardly moved from {first:.3g}: rate {rate:g} is probably too low, or the rounds too few"
+    else:
+        return
+    console.print(f"{words}; --learning-rate auto looks for one", soft_wrap=True, highlight=False)
+
+
+def warn_of_offset(algorithm: fed.Algorithm, method: str | None, result: fed.Result, console: Console) -> None:
+    """Say so if forward differences have spent the few bits of a scalar on what all scalars have in common."""
+    few = isinstance(algorithm.wire, fed.FewBits) and not algorithm.wire.is_exact
+    if few and method != "central" and abs(result.offset or 0.0) > LARGE_OFFSET:
+        console.print(
+            f"the scalars of a message have {result.offset:.2f} of their spread in common, which few bits lose their "
+            "range on: --method central removes it, for 2·P evaluations in place of P + 1",
+            soft_wrap=True,
+        )
