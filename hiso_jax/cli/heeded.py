@@ -1,12 +1,14 @@
 """Options that would have no effect are refused: each belongs to what reads it."""
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from hiso_jax.algorithms import Method
-from hiso_jax.cli.language import GENERATES
+from hiso_jax.cli.language import GENERATES, TEXT_TASK_NAMES
 from hiso_jax.cli.methods import given_to
 from hiso_jax.fed.algorithm import Local
+
+TEXT_TASKS = get_args(TEXT_TASK_NAMES)
 
 
 class Rule(NamedTuple):
@@ -33,7 +35,18 @@ def _availability(options: Any) -> str:
     return f"--availability {options.availability}"
 
 
+def _rate(options: Any) -> str:
+    rate = getattr(options, "learning_rate", None)
+    return "the method's own rate" if rate is None else f"--learning-rate {rate}"
+
+
 RULES = (
+    Rule(
+        ("probe_rounds",),
+        lambda options: options.learning_rate in (("auto", None) if options.task in TEXT_TASKS else ("auto",)),
+        "--learning-rate auto",
+        _rate,
+    ),
     Rule(
         ("alpha",),
         lambda options: _partition(options) in ("dirichlet", "dirichlet-balanced"),

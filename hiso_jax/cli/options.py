@@ -46,13 +46,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
+LOGS = ("tensorboard", "wandb")
 # The defaults of language models: the papers' 2 of 6 clients, adapters, and rounds that end within minutes.
 TEXT_DEFAULTS: dict[str, Any] = {
-    "rounds": 24,
+    "rounds": 30,
     "eval_every": 6,
     "clients": 6,
     "cohort": 2,
-    "batch_size": 16,
+    "batch_size": 8,
     "trainable": "lora",
     "test_rows": 200,
 }
@@ -148,6 +149,8 @@ class Run(Experiment, Devices):
         --snapshot-every and what concerns devices and memory, which may have changed, and --rounds, which extends it.
       from_snapshot: with --resume, where the processor or jaxlib compute other initial parameters than they did: go on
         from the newest snapshot in place of them.
+      log: where else evaluations go: tensorboard (in the run's directory), wandb; comma-separated. Each needs the extra
+        of its name.
       snapshot_every: rounds between snapshots, which bound how many rounds a resumed run has to replay; 0 takes none;
         by default one every ten minutes.
     """
@@ -157,6 +160,7 @@ class Run(Experiment, Devices):
     probe_rounds: int | None = None
     resume: Path | None = None
     from_snapshot: bool = False
+    log: Annotated[tuple[str, ...], comma_separated(str, "A,B")] = ()
     snapshot_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -167,6 +171,9 @@ class Run(Experiment, Devices):
         """
         super().__post_init__()
         self.check_devices()
+        for name in self.log:
+            if name not in LOGS or self.log.count(name) > 1:
+                raise ValueError(f"log must be of {', '.join(LOGS)}, each once, got {','.join(self.log)}")
         if self.from_snapshot and self.resume is None:
             raise ValueError("from_snapshot must be given with --resume: it says how a run is continued")
         if self.snapshot_every is not None:
@@ -175,8 +182,6 @@ class Run(Experiment, Devices):
             positive("learning_rate", self.learning_rate)
         if self.probe_rounds is not None:
             whole("probe_rounds", self.probe_rounds, 2)
-            if self.learning_rate not in (None, "auto"):
-                raise ValueError("probe_rounds is read with --learning-rate auto; a rate is given")
 
 
 ALGORITHMS = ("hiso", "decomfl")

@@ -73,8 +73,11 @@ class Display:
         self._bar.stop()
 
     def _say_what_follows(self, progress: fed.Progress) -> None:
+        if progress.round == progress.rounds:
+            self.console.print(f"{self.title}: all {progress.round:,} rounds are done", highlight=False)
+            return
         said = [f"compiled in {progress.session.compile_seconds:.0f} s", *([self._asked] if self._asked else [])]
-        if progress.expected_seconds is not None and progress.round < progress.rounds:
+        if progress.expected_seconds is not None:
             left = progress.rounds - progress.round
             said.append(f"{left:,} rounds take about {human_seconds(max(1.0, progress.expected_seconds))}")
         self.console.print(f"{self.title}: {', '.join(said)}", soft_wrap=True, highlight=False)

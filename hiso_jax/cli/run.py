@@ -43,6 +43,7 @@ from hiso_jax.reports import (
     create_directory,
     human_bytes,
     human_count,
+    loggers,
 )
 from hiso_jax.simulation import Simulation
 
@@ -161,7 +162,9 @@ def _run(going: _Going, console: Console) -> int:
         for note in notes(options, simulation.task):
             console.print(note, soft_wrap=True, highlight=False)
         taking_up = [_TakingUp(console)] if options.resume is not None else []
-        simulation.callbacks = (*taking_up, cast(Display, display))
+        with exit_codes.refusing():
+            own = loggers(options.log, directory, {"learning_rate": setting.rate, **about_of(options, setting.method)})
+        simulation.callbacks = (*taking_up, cast(Display, display), *own)
     simulation.began = going.begin
     with display, stop_on_interrupt(simulation.stop), exit_codes.refusing():
         result = simulation.run()
@@ -197,10 +200,8 @@ class _TakingUp:
         self.console = console
 
     def __call__(self, progress: fed.Progress) -> None:
-        if not progress.session.is_told:
-            over = progress.round == progress.rounds
-            words = f"all {progress.round:,} rounds are done" if over else f"going on after {progress.round:,} rounds"
-            self.console.print(words, highlight=False)
+        if not progress.session.is_told and progress.round < progress.rounds:
+            self.console.print(f"going on after {progress.round:,} rounds", highlight=False)
 
 
 def _ingredients(options: Run, console: Console) -> tuple[Mesh | None, AnyTask, AnyPopulation]:

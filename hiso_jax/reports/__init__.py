@@ -9,6 +9,7 @@ from hiso_jax.reports.directory import (
     write_json,
     write_metrics,
 )
+from hiso_jax.reports.loggers import TensorBoard, WandB, loggers
 from hiso_jax.reports.pictures import curves, rates_picture
 from hiso_jax.reports.summary import Asked, summarise
 from hiso_jax.reports.text import human_bytes, human_count, human_seconds, plain, print_rows
@@ -16,6 +17,8 @@ from hiso_jax.reports.tuning import sweep_as_dict, sweep_from_dict, sweep_table,
 
 __all__ = [
     "Asked",
+    "TensorBoard",
+    "WandB",
     "append_evaluation",
     "as_json",
     "comparison_table",
@@ -25,6 +28,7 @@ __all__ = [
     "human_bytes",
     "human_count",
     "human_seconds",
+    "loggers",
     "plain",
     "print_rows",
     "rates_picture",

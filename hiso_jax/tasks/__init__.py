@@ -2,8 +2,9 @@
 
 from hiso_jax.tasks.classification import Classification
 from hiso_jax.tasks.digits import digits, digits_network
+from hiso_jax.tasks.freeze import Partial, train_only
 from hiso_jax.tasks.mnist import mnist, mnist_network
 
 NETWORKS = {"digits": digits_network, "mnist": mnist_network}
 
-__all__ = ["NETWORKS", "Classification", "digits", "mnist"]
+__all__ = ["NETWORKS", "Classification", "Partial", "digits", "mnist", "train_only"]

@@ -274,7 +274,10 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["compare", "--resume", "nowhere", "--rounds", "3"], "--rounds cannot be given with --resume"),
         (["run", "--learning-rate", "fast"], "--learning-rate"),
         (["run", "--probe-rounds", "1"], "--probe-rounds must be at least 2, got 1"),
-        (["run", "--probe-rounds", "9", "--learning-rate", "0.1"], "--probe-rounds is read with --learning-rate auto"),
+        (
+            ["run", "--probe-rounds", "9", "--learning-rate", "0.1"],
+            "--probe-rounds is read by --learning-rate auto; it would have no effect with --learning-rate 0.1",
+        ),
         (["run", "--from-snapshot"], "--from-snapshot must be given with --resume"),
         (["run", "--alpha", "0"], "--alpha must be a positive finite number, got 0.0"),
         (["run", "--momentum", "2"], "--momentum must be between 0 and 1, got 2.0"),

@@ -18,7 +18,7 @@ from hiso_jax.fed.population.participation import (
     attend,
     load_trace,
 )
-from hiso_jax.fed.population.partitions import dirichlet, dirichlet_balanced, iid, shards
+from hiso_jax.fed.population.partitions import by_column, dirichlet, dirichlet_balanced, iid, shards
 from hiso_jax.fed.population.population import AnyPopulation, Population
 from hiso_jax.fed.population.virtual import VirtualPopulation, virtual
 
@@ -42,6 +42,7 @@ __all__ = [
     "VirtualPopulation",
     "Work",
     "attend",
+    "by_column",
     "dirichlet",
     "dirichlet_balanced",
     "iid",

@@ -2,6 +2,8 @@
 
 import heapq
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -130,3 +132,30 @@ def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int
     owners = np.empty(len(labels), np.int64)
     owners[by_label] = deal[np.arange(len(labels)) * count // len(labels)]
     return _from_owners(owners, clients)
+
+
+def by_column(owners: Sequence[Any]) -> tuple[Population, list[Any]]:
+    """Each example to the client that a column of the data names: a user, a hospital, a device.
+
+    Args:
+      owners: the client of every training example, numbers or text, [n].
+
+    Returns:
+      (population, names): client i is ``names[i]``; names are in their own order, text alphabetically.
+
+    Raises:
+      ValueError: there is no example, or the names are not all of one kind.
+
+    Example:
+      >>> from hiso_jax import fed
+      >>> population, names = fed.by_column(["ann", "bo", "ann"])
+      >>> names, population.sizes.tolist()
+      (['ann', 'bo'], [2, 1])
+    """
+    column = np.asarray(owners)
+    if column.ndim != 1 or not len(column) or column.dtype.kind not in "iuUSb":
+        raise ValueError(
+            f"owners must be one number or text for each example, got {column.dtype} of shape {column.shape}"
+        )
+    names, numbers = np.unique(column, return_inverse=True)
+    return _from_owners(numbers.reshape(-1), len(names)), names.tolist()

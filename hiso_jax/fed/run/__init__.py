@@ -1,5 +1,6 @@
 """Many rounds: what a run is asked for, its loop, and what it leaves behind."""
 
+from hiso_jax.fed.run.clients import client_metrics
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.run.grid import Best, Grid, SweepResult
@@ -23,6 +24,7 @@ __all__ = [
     "SweepResult",
     "Traffic",
     "check_messages",
+    "client_metrics",
     "find_rate",
     "first_at_target",
     "make_evaluate",

@@ -20,8 +20,22 @@ CPU_GROUP, ACCELERATOR_GROUP = 8, 64
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-    """The token numbers of each text; ``special`` adds what the tokenizer puts around a text."""
-    return tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
+    """The token numbers of each text; ``special`` adds what the tokenizer puts around a text.
+
+    Raises:
+      ValueError: a text is none, or the tokenizer fails.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a text must be of whole characters; {text[:40]!r} has half of one") from error
+    try:
+        return tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
+    except Exception as error:
+        # Whatever a tokenizer raises that came with a model of somebody's.
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(f"model must come with a tokenizer that works; {type(error).__name__}: {told}") from error
 
 
 def truncate(ids: Sequence[int], limit: int, bos: int | None) -> list[int]:
