@@ -19,6 +19,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optax import GradientTransformation
+
 from hiso_jax import channels
 from hiso_jax.algorithms._travel import dealt, in_few_bits
 from hiso_jax.fed.algorithm import Algorithm, Factory
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
         """A method's factory is found under its file's name."""
 
 
-__all__ = ["FACTORIES", "GROUP", "NAMES", "Method", "available", "load", "split_name", *NAMES]
+__all__ = ["FACTORIES", "GROUP", "NAMES", "Method", "available", "load", "load_value", "split_name", *NAMES]
 
 
 def available() -> list[str]:
@@ -188,9 +190,29 @@ def load(name: str) -> Method:
         raise ValueError(
             f"algorithm names code that cannot be loaded: {base} ({type(error).__name__}: {error})"
         ) from error
-    if not callable(getattr(module, attribute, None)):
+    found = getattr(module, attribute, None)
+    if not callable(found) and not isinstance(found, Algorithm | GradientTransformation):
         raise ValueError(f"algorithm {name} names a function that {source} does not have")
     return Method(name, getattr(module, attribute), through, sha256)
+
+
+def load_value(name: str) -> Algorithm | GradientTransformation:
+    """The optimizer or algorithm that a user's file or module holds, itself or as a function without arguments.
+
+    Args:
+      name: ``path/to/file.py:name`` or ``package.module:name``. Code of the file or module is run.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = load(name).factory
+    try:
+        value = found if isinstance(found, Algorithm | GradientTransformation) else found()
+    except Exception as error:
+        raise ValueError(f"algorithm {name} must be a function without arguments ({error})") from error
+    if not isinstance(value, Algorithm | GradientTransformation):
+        raise ValueError(f"algorithm {name} must be an optimizer or an algorithm, got a {type(value).__name__}")
+    return value
 
 
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:

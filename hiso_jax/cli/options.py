@@ -63,6 +63,7 @@ TEXT_DEFAULTS: dict[str, Any] = {
 MOVABLE = {
     "resume",
     "from_snapshot",
+    "log",
     "rounds",
     "model",
     "data_dir",

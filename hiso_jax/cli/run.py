@@ -163,8 +163,8 @@ def _run(going: _Going, console: Console) -> int:
             console.print(note, soft_wrap=True, highlight=False)
         taking_up = [_TakingUp(console)] if options.resume is not None else []
         with exit_codes.refusing():
-            own = loggers(options.log, directory, {"learning_rate": setting.rate, **about_of(options, setting.method)})
-        simulation.callbacks = (*taking_up, cast(Display, display), *own)
+            also = loggers(options.log, directory, {"learning_rate": setting.rate, **about_of(options, setting.method)})
+        simulation.callbacks = (*taking_up, cast(Display, display), *also)
     simulation.began = going.begin
     with display, stop_on_interrupt(simulation.stop), exit_codes.refusing():
         result = simulation.run()

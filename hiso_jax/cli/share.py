@@ -12,10 +12,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from hiso_jax import fed
+from hiso_jax import algorithms, fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.restore import Base, base_of, options_of, rebuild, recorded
-from hiso_jax.cli.trees import write_tree
+from hiso_jax.cli.trees import read_tree, write_tree
 from hiso_jax.fed.ledger import Delta, bytes_a_round, delta_of, exists, load_delta, save_delta
 from hiso_jax.fed.ledger import sample as take_sample
 from hiso_jax.reports import human_bytes, print_rows
@@ -51,9 +51,10 @@ class Apply:
 
     Attributes:
       delta: file that hiso-jax export wrote.
-      base: the checkpoint that the run began with, as --model takes it; embedded models need none.
+      base: the checkpoint that the run began with, as --model takes it; embedded models need none; of a run made from
+        Python, a safetensors file of its initial parameters.
       out: folder to write for transformers; a safetensors file for a model that is not a language model.
-      algorithm: FILE:NAME of the delta's method, if it is its user's own.
+      algorithm: FILE:NAME of the delta's method, if it is its user's own; of a run made from Python, of its optimizer.
       expect_sha256: SHA-256 of the delta's file, from whom you trust: a file's own digests do not tell who wrote it.
       accept_difference: write the model also if it is not the run's to the last bit, and tell how far apart they are.
     """
@@ -99,14 +100,40 @@ def apply(options: Apply, console: Console) -> int:
     with exit_codes.refusing():
         delta = load_delta(options.delta, expect_sha256=options.expect_sha256)
         out = _fresh(options.out)
+        if not isinstance(delta.header["about"].get("algorithm"), str):
+            return _apply_own(options, delta, console)
         run = options_of(delta.header["about"], options.algorithm)
         if run.task not in ("digits", "mnist"):
             if options.base is None:
                 raise ValueError(f"base must be the checkpoint that the run began with, {run.model} there")
             run = replace(run, model=options.base)
-        base = base_of(run, delta.header["base"], "base")
+        with exit_codes.naming(model="base"):
+            base = base_of(run, delta.header["base"], "base")
         known = Known(delta.header["params_sha256"], delta.header.get("sample"), options.accept_difference)
         _write_model(run, base, delta.updates, known, out, console)
+    return exit_codes.DONE
+
+
+def _apply_own(options: Apply, delta: Delta, console: Console) -> int:
+    """Apply the delta of a run that a program made: who applies it has the optimizer and the initial parameters."""
+    for option in ("algorithm", "base"):
+        if getattr(options, option) is None:
+            raise ValueError(
+                f"{option} must be given: the run was made from Python, so that --algorithm FILE:NAME has to name its "
+                "optimizer, and --base a safetensors file of its initial parameters"
+            )
+    assert options.base is not None
+    assert options.algorithm is not None
+    tx, base = algorithms.load_value(options.algorithm), read_tree(Path(options.base), "base")
+    with exit_codes.naming(params="base", tx="algorithm"):
+        params = fed.apply_delta(delta, base, tx, accept_difference=options.accept_difference)
+    write_tree(params, options.out)
+    rows = {
+        "rounds": f"{delta.header['rounds']:,}",
+        "parameters": f"SHA-256 {fed.fingerprint(params)}",
+        "written to": str(options.out),
+    }
+    print_rows(console, rows)
     return exit_codes.DONE
 
 

@@ -1,12 +1,13 @@
 """Trees of arrays as safetensors files, each leaf under its path."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from hiso_jax.fed.ledger import write_whole
+from hiso_jax.fed.ledger import read_regular, write_whole
 
 
 def write_tree(tree: PyTree, path: Path) -> None:
@@ -26,3 +27,27 @@ def write_tree(tree: PyTree, path: Path) -> None:
         write_whole(path, save(named))
     except OSError as error:
         raise ValueError(f"out cannot be written: {path} ({error.strerror})") from error
+
+
+def read_tree(path: Path, option: str) -> PyTree:
+    """What :func:`write_tree` wrote of a tree of dicts.
+
+    Raises:
+      ValueError: there is no such file, naming the ``option`` that asked for it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        named = load(read_regular(path))
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"{option} must be a safetensors file of the parameters that the run began with: {error}"
+        ) from error
+    tree: dict[str, Any] = {}
+    for name, array in named.items():
+        node, parts = tree, name.split("/")
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+        node[parts[-1]] = array
+    return tree

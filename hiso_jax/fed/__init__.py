@@ -20,6 +20,7 @@ from hiso_jax.fed.algorithm import (
 from hiso_jax.fed.devices import Execution, ExecutionSettings, make_mesh
 from hiso_jax.fed.keys import cohort_key, data_key, init_key, round_key
 from hiso_jax.fed.ledger import (
+    Delta,
     Evaluation,
     Ledger,
     LedgerFile,
@@ -27,9 +28,13 @@ from hiso_jax.fed.ledger import (
     RoundRecord,
     Storage,
     Updates,
+    apply_delta,
+    delta_of,
     fingerprint,
     load,
+    load_delta,
     replay,
+    save_delta,
 )
 from hiso_jax.fed.population import (
     Bernoulli,
@@ -79,6 +84,7 @@ __all__ = [
     "Best",
     "ClientRates",
     "Coded",
+    "Delta",
     "Diurnal",
     "Evaluation",
     "Execution",
@@ -116,6 +122,7 @@ __all__ = [
     "Updates",
     "VirtualPopulation",
     "Wire",
+    "apply_delta",
     "are_finite",
     "by_column",
     "check_examples",
@@ -123,6 +130,7 @@ __all__ = [
     "client_metrics",
     "cohort_key",
     "data_key",
+    "delta_of",
     "dirichlet",
     "dirichlet_balanced",
     "find_rate",
@@ -132,6 +140,7 @@ __all__ = [
     "iid",
     "init_key",
     "load",
+    "load_delta",
     "load_trace",
     "make_evaluate",
     "make_mesh",
@@ -143,6 +152,7 @@ __all__ = [
     "replay",
     "round_key",
     "sample_cohort",
+    "save_delta",
     "separable",
     "shards",
     "sweep",

@@ -1,5 +1,6 @@
 """What is kept of a run: its rounds in a file, snapshots, deltas, and the way back from them to the model."""
 
+from hiso_jax.fed.ledger.apply import apply_delta
 from hiso_jax.fed.ledger.delta import Delta, bytes_a_round, delta_of, load_delta, save_delta
 from hiso_jax.fed.ledger.files import exists, links_in, read_regular, sync_directory, write_whole
 from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint, sample
@@ -40,6 +41,7 @@ __all__ = [
     "RoundRecord",
     "Storage",
     "Updates",
+    "apply_delta",
     "base_fingerprints",
     "bytes_a_round",
     "catch_up",

@@ -78,7 +78,7 @@ def _tensors_of(updates: Updates) -> tuple[dict[str, np.ndarray], dict[str, list
     return tensors, coded
 
 
-def save_delta(delta: Delta, path: Path) -> int:
+def save_delta(delta: Delta, path: Path | str) -> int:
     """Write a delta as one safetensors file, and return its size in bytes.
 
     Raises:
@@ -91,11 +91,11 @@ def save_delta(delta: Delta, path: Path) -> int:
     header = {**own, "sha256": {name: _digest(array) for name, array in tensors.items()}}
     text = json_bytes(header).decode()
     content = save(tensors, metadata={KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
-    write_whole(path, content)
+    write_whole(Path(path), content)
     return len(content)
 
 
-def load_delta(path: Path, *, expect_sha256: str | None = None) -> Delta:
+def load_delta(path: Path | str, *, expect_sha256: str | None = None) -> Delta:
     """Read a delta, verify every byte of it, and check that it is one that a run can have left.
 
     Its digests tell what was altered on the way, not who wrote it: of a delta got elsewhere know the SHA-256 of the
@@ -112,6 +112,7 @@ def load_delta(path: Path, *, expect_sha256: str | None = None) -> Delta:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    path = Path(path)
     content = read_regular(path)
     own = hashlib.sha256(content).hexdigest()
     if expect_sha256 is not None and own != expect_sha256.strip().lower():

@@ -29,7 +29,7 @@ def client_metrics(task: Task, params: PyTree, population: Population) -> dict[s
       >>> population = fed.dirichlet(task.train["label"], 20, alpha=0.5)
       >>> config = fed.SimulationConfig(rounds=10, cohort=4, eval_every=10)
       >>> result = fed.Simulation(task, hiso_jax.hiso(1e-2), population, config).run()
-      >>> fed.client_metrics(task, result.params, population)["accuracy"].shape
+      >>> fed.client_metrics(task, result.params, population)["loss"].shape
       (20,)
     """
     population.check(len(jax.tree.leaves(task.train)[0]))

@@ -36,6 +36,9 @@ MakeAlgorithm = Callable[[Any], Algorithm | optax.GradientTransformation]
 """A learning rate, a traced scalar → the method with it."""
 
 
+# Parameters of a model whose draws, which settings share, are most of its work.
+SMALL = 2**20
+
 Watch = Callable[[tuple[int, ...], Int[np.ndarray, "R"], RoundLog], None]
 """(where in the grid [seeds, μ, rates] a group of settings is, the numbers of some rounds, their log): the log's arrays
 have an axis for each axis of the group's settings, then the rounds."""
@@ -106,8 +109,10 @@ def _fits(task: Task, config: SimulationConfig, params: PyTree, state: PyTree, b
     """How many settings may run side by side."""
     # As arrays of the device: a model may index them by traced numbers.
     loss = bind(task.loss, jax.tree.map(jnp.asarray, frozen_of(task)))
-    if jax.default_backend() == "cpu" and has_convolution(loss, params, task.train):
-        # Distinct weights make grouped convolutions of them, which are slow on CPU.
+    numbers = sum(leaf.size for leaf in jax.tree.leaves((params, frozen_of(task))))
+    if jax.default_backend() == "cpu" and (numbers > SMALL or has_convolution(loss, params, task.train)):
+        # Distinct weights make grouped convolutions of them, which are slow on CPU, and so are the products of a
+        # language model: three rates of one of 135 million parameters side by side took 5.5 times as long as in turn.
         return 1
     rows = config.cohort * config.batch_size
     each = 4 * bytes_of((params, state)) + evaluation_bytes(loss, params, task.train, rows)
