@@ -53,7 +53,7 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "eval_every": 6,
     "clients": 6,
     "cohort": 2,
-    "batch_size": 8,
+    "batch_size": 16,
     "trainable": "lora",
     "test_rows": 200,
 }

@@ -15,8 +15,8 @@ GRIDS = {
     "full": (2e-6, 1e-5, 5e-5, 2e-4),
     "adapters": (1e-3, 3e-3, 1e-2, 3e-2),
 }
-# What --learning-rate auto tries, in units of the method's own rate; a third of the fastest is taken.
-TRIED = {"images": (1 / 3, 1, 3, 9), "full": (1 / 3, 1, 3, 9), "adapters": (1, 3, 9)}
+# What --learning-rate auto tries, in units of the method's own rate.
+TRIED = {"images": (1 / 3, 1, 3, 9), "full": (1 / 3, 1, 3, 9), "adapters": (1 / 3, 1, 3)}
 # As a share of a run's rounds.
 PROBE_SHARE, LEAST_PROBE = 1 / 50, 4
 
@@ -56,7 +56,7 @@ def tried_rates(options: Experiment, method: Method) -> tuple[float, ...]:
     """The learning rates that auto tries."""
     kind, own = _kind(options), default_rate(options, method)
     if own is None:
-        return tuple(3 * rate for rate in GRIDS[kind])
+        return GRIDS[kind]
     return tuple(float(f"{factor * own:.2g}") for factor in TRIED[kind])
 
 

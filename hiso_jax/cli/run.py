@@ -137,9 +137,9 @@ def _rate(
         probe = probe_rate(options, method, task, population, lambda done, rounds: None)
     losses = ", ".join(f"{loss:.3f}" if np.isfinite(loss) else "diverged" for loss in probe.losses)
     console.print(
-        f"from loss {probe.start:.3f}, {probe.rounds} rounds of each lead to {losses}; rate {probe.learning_rate:g}, "
-        f"a third of the fastest{' (the edge of those tried)' if probe.is_edge else ''}, is taken; it cost the clients "
-        f"{human_bytes(probe.bytes_up + probe.bytes_down)} and {human_count(probe.forward_passes)} evaluations",
+        f"from loss {probe.start:.3f}, {probe.rounds} rounds of each lead to {losses}; {probe.learning_rate:g} is "
+        f"taken, {probe.reason}; it cost the clients {human_bytes(probe.bytes_up + probe.bytes_down)} and "
+        f"{human_count(probe.forward_passes)} evaluations",
         soft_wrap=True,
         highlight=False,
     )

@@ -280,11 +280,10 @@ def test_a_rate_is_found_and_told(capsys, tmp_path):
     probe = fed.load(out).header["about"]["probe"]
     assert probe["learning_rates"] == [0.0033, 0.01, 0.03, 0.09]
     assert probe["fastest"] == probe["learning_rates"][int(np.argmin([loss or np.inf for loss in probe["losses"]]))]
-    assert (
-        probe["learning_rate"] == fed.load(out).header["about"]["learning_rate"] == float(f"{probe['fastest'] / 3:.2g}")
-    )
+    assert probe["learning_rate"] == fed.load(out).header["about"]["learning_rate"]
+    assert probe["learning_rate"] in (probe["fastest"], float(f"{probe['fastest'] / 3:.2g}"))
     # Four rates, 8 rounds of 4 clients with 6 evaluations and a message of 8 + 20 bytes.
     assert (probe["forward_passes"], probe["bytes_up"]) == (4 * 8 * 4 * 6, 4 * 8 * 4 * 28)
-    assert f"rate {probe['learning_rate']:g}, a third of the fastest" in text
+    assert f"{probe['learning_rate']:g} is taken, " in text
     assert "12 rounds take about" in text
     assert call(capsys, "replay", out)[0] == 0
