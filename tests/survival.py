@@ -3,8 +3,9 @@
     python -m tests.survival --kills 50                       # of digits and of a small language model
     python -m tests.survival --kills 5 --small-disk FOLDER    # FOLDER a file system that is too small for a run
 
-A run is killed (SIGKILL, or interrupted) amid its rounds, one time in five while it starts, and resumed until it
-ends. Every ledger found on the way must be readable, and the final parameters those of a run left alone.
+A run is killed (SIGKILL, SIGSTOP and then SIGKILL, SIGTERM, SIGINT or SIGHUP) amid its rounds, one time in five as it
+starts, and resumed until it ends, one time in four with its lock file removed. Every ledger found on the way must be
+readable, the final parameters those of a run left alone, and an export that is killed whole or not there.
 """
 
 import json
@@ -53,6 +54,7 @@ TEXT = [
     "2",
 ]
 DONE, INTERRUPTED, KILLED = 0, 130, -signal.SIGKILL
+HOW = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # How long a dispatch takes, at most about.
 DISPATCH_SECONDS = 0.6
 # What a run writes beside its ledger: its options and its evaluations.
@@ -108,19 +110,50 @@ def await_moment(process: subprocess.Popen, case: Case, out: Path, chance: rando
     return process.poll() is None
 
 
+def strike(process: subprocess.Popen, how: signal.Signals) -> str:
+    """End a process so, and return what it said on standard error; SIGSTOP is followed by SIGKILL."""
+    process.send_signal(how)
+    if how == signal.SIGSTOP:
+        time.sleep(0.1)
+        process.kill()
+    return process.communicate()[1]
+
+
+def codes_of(how: signal.Signals) -> tuple[int, ...]:
+    """How a process may end: a signal may meet the interpreter before the command, or what is behind its last round."""
+    return (KILLED,) if how in (signal.SIGKILL, signal.SIGSTOP) else (128 + how, DONE, -how)
+
+
+def export_killed(case: Case, out: Path, chance: random.Random) -> dict:
+    """Kill an export; the delta is whole or not there, and the next export is as it should be."""
+    path, how = out / "delta.safetensors", chance.choice(HOW)
+    process = subprocess.Popen(
+        [*COMMAND[:-1], "export", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(chance.uniform(1, 4))
+    errors = strike(process, how)
+    assert process.returncode in codes_of(how), (process.returncode, errors)
+    there = path.exists()
+    if not there:
+        again = subprocess.run([*COMMAND[:-1], "export", str(out)], capture_output=True, text=True)
+        assert again.returncode == DONE, again.stderr
+    assert fed.load_delta(path).header["params_sha256"] == case.sha256
+    return {"signal": how.name, "code": process.returncode, "export": there, "rounds": None, "torn": 0, "sealed": True}
+
+
 def until_done(case: Case, out: Path, chance: random.Random, most_kills: int) -> Iterator[dict]:
     """Kill and resume a run until it has ended, at most so often; what was found after every kill."""
     kills = 0
     while True:
+        if out.exists() and chance.random() < 0.25:
+            (out / ".lock").unlink(missing_ok=True)
         process = start(["--resume", str(out)] if out.exists() else [*case.options, "--out", str(out)])
-        how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
+        how = chance.choice(HOW)
         if kills < most_kills and await_moment(process, case, out, chance):
-            process.send_signal(how)
-            errors = process.communicate()[1]
+            errors = strike(process, how)
             kills += 1
-            # An interrupt may meet the interpreter before the command, or the command behind its last round.
-            expected = (KILLED,) if how == signal.SIGKILL else (INTERRUPTED, DONE, -signal.SIGINT)
-            assert process.returncode in expected, (process.returncode, errors)
+            assert process.returncode in codes_of(how), (process.returncode, errors)
+            assert "Traceback" not in errors or process.returncode == -how, errors
             found = {"signal": how.name, "code": process.returncode, "rounds": None, "torn": 0, "sealed": False}
             if (out / LEDGER).exists():
                 ledger = fed.load(out, unfinished=True)
@@ -143,6 +176,8 @@ def survive(case: Case, folder: Path, kills: int, seed: int) -> list[dict]:
             print(json.dumps(found[-1]), flush=True)
         assert summary(out)["params_sha256"] == case.sha256, f"{out} ended otherwise"
         assert fed.load(out).seal["params_sha256"] == case.sha256
+        found.append({"case": case.name, "run": number, **export_killed(case, out, chance)})
+        print(json.dumps(found[-1]), flush=True)
         number += 1
         shutil.rmtree(out)
     return found
@@ -201,6 +236,8 @@ def cases(folder: Path) -> list[Case]:
         "8",
         "--learning-rate",
         "1e-3",
+        "--trainable",
+        "all",
     ]
     text = ["--task", "text-classification", "--model", str(model), "--data-dir", str(data), *words, *TEXT]
     return [Case("digits", DIGITS), Case("language-model", text)]

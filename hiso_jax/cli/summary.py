@@ -34,16 +34,19 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         else "—",
         "also": ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in others.items()),
         "target": f"{words} {summary['target']:g} {at_target}" if summary["target"] is not None else "none",
+        "method": f"{summary['algorithm']}, rate {summary['learning_rate']:g}, seed {summary['seed']}",
         "rounds": f"{summary['rounds']} ({summary['rounds_per_second']:.3g} rounds/s)",
         "seconds": f"{summary['wall_seconds']:.1f}, of which compiling {summary['compile_seconds']:.1f}",
         "bytes a client": f"up {human_bytes(summary['bytes_up_per_client'])}, "
         f"down {human_bytes(summary['bytes_down_per_client'])} "
         f"(paper's convention: {human_bytes(summary['bytes_paper_convention'])})",
+        "evaluations": f"{human_count(summary['forward_passes'])} of their losses by all clients",
         "attendance": f"{attendance['reported']} reports, {missing}",
         "simulated time": human_seconds(summary["simulated_seconds"]),
         "devices": f"{summary['device_count']} {summary['device']}: {per_device}{split}",
         "directions": f"{human_count(summary['directions'])} made by all clients, to measure along and to catch up",
         "trained": f"{summary['trained_parameters']:,} parameters",
+        "parameters": f"SHA-256 {summary['params_sha256']}",
         "written to": str(directory),
     }
     if not summary["directions"]:
@@ -55,12 +58,14 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
     if not any(attendance[name] for name in ("absent", "dropped", "late", "invalid")):
         del rows["attendance"]
     print_rows(console, rows)
+    for concern in summary["concerns"]:
+        console.print(f"warning: {concern}", soft_wrap=True, highlight=False)
 
 
 def hint(rate: float, result: fed.Result, console: Console) -> None:
     """Say so if a run that came to its end has not learned anything."""
     losses = [row.metrics["loss"] for row in result.metrics if "loss" in row.metrics]
-    if result.diverged_at is not None or result.interrupted or len(losses) < 2:
+    if result.diverged_at is not None or result.interrupted or result.concerns or len(losses) < 2:
         return
     first, best, last = losses[0], min(losses[1:]), losses[-1]
     if last > first + UNMOVED * abs(first):

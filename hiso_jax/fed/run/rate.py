@@ -23,9 +23,9 @@ from hiso_jax.fed.run.traffic import Traffic, stood_at
 from hiso_jax.fed.task import HeldOut, Task
 from hiso_jax.fed.update import ServerState
 
-# What falls fastest at first may be too much for long. On the digits it was, for HiSo, DeComFL and ZO-Adam, where the
-# next rate that was tried, three times as much, led to more than 1.5 times its loss or diverged: a third was the best of
-# 1,000 rounds then, and the fastest made DeComFL diverge.
+# What falls fastest at first may be too much for long. On the digits it was, for HiSo, DeComFL and ZO-Adam, where three
+# times as much, the next that was tried, led to more than 1.5 times its loss or diverged: a third was the best of 1,000
+# rounds then, and the fastest made DeComFL diverge.
 TOO_MUCH, SHARE = 1.5, 1 / 3
 
 
