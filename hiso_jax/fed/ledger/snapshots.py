@@ -78,7 +78,7 @@ class Snapshots:
         arrays = {str(number): leaf for number, leaf in leaves.items()}
         # Asked beforehand: half-way through, the storage library's threads each tell of it at length.
         if shutil.disk_usage(self._folder).free < sum(leaf.nbytes for leaf in leaves.values()) + ROOM:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         try:
             self._manager.save(
                 rounds, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
@@ -86,9 +86,8 @@ class Snapshots:
         except (ValueError, RuntimeError) as error:
             # The storage library's own wrapping of what the file system said.
             full = os.strerror(errno.ENOSPC) in str(error)
-            raise OSError(
-                errno.ENOSPC if full else errno.EIO, os.strerror(errno.ENOSPC if full else errno.EIO)
-            ) from error
+            number = errno.ENOSPC if full else errno.EIO
+            raise OSError(number, os.strerror(number), str(self._folder)) from error
 
     def head(self, rounds: int) -> bytes | None:
         """The ledger's digest at the snapshot after ``rounds`` rounds; None if it cannot be read."""

@@ -173,7 +173,7 @@ class SafeTensors:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{index} cannot be read: {error}") from error
         for part in parts or ():
-            if not isinstance(part, str) or Path(part).name != part or part in (".", ".."):
+            if not isinstance(part, str) or Path(part).name != part or part in ("", ".", ".."):
                 raise ValueError(f"{index} must name files of its own folder, got {part!r}")
         paths = [folder / part for part in parts] if parts else sorted(folder.glob("*.safetensors"))
         if not paths:
