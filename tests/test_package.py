@@ -57,8 +57,9 @@ def python_blocks(repository):
     return re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
 
 
-def test_readme_examples_run(repository, capsys):
+def test_readme_examples_run(repository, capsys, tmp_path, monkeypatch):
     blocks = python_blocks(repository)
+    monkeypatch.chdir(tmp_path)
     assert len(blocks) >= 2
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})

@@ -1,14 +1,12 @@
 """Options that would have no effect are refused: each belongs to what reads it."""
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from hiso_jax.algorithms import Method
-from hiso_jax.cli.language import GENERATES, TEXT_TASK_NAMES
+from hiso_jax.cli.language import GENERATES
 from hiso_jax.cli.methods import given_to
 from hiso_jax.fed.algorithm import Local
-
-TEXT_TASKS = get_args(TEXT_TASK_NAMES)
 
 
 class Rule(NamedTuple):
@@ -43,7 +41,7 @@ def _rate(options: Any) -> str:
 RULES = (
     Rule(
         ("probe_rounds",),
-        lambda options: options.learning_rate in (("auto", None) if options.task in TEXT_TASKS else ("auto",)),
+        lambda options: options.learning_rate == "auto",
         "--learning-rate auto",
         _rate,
     ),

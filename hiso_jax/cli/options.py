@@ -49,11 +49,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 LOGS = ("tensorboard", "wandb")
 # The defaults of language models: the papers' 2 of 6 clients, adapters, and rounds that end within minutes.
 TEXT_DEFAULTS: dict[str, Any] = {
-    "rounds": 30,
+    "rounds": 24,
     "eval_every": 6,
     "clients": 6,
     "cohort": 2,
     "batch_size": 16,
+    "partition": "dirichlet-balanced",
+    "alpha": 1.0,
     "trainable": "lora",
     "test_rows": 200,
 }
@@ -143,7 +145,7 @@ class Run(Experiment, Devices):
       algorithm: method: one of hiso_jax.algorithms, or your own as path/to/file.py:name or package.module:name;
         hiso+median, say, sends its messages through a channel of hiso_jax.channels.
       learning_rate: learning rate η; auto tries some for --probe-rounds each from the same start and takes the best; by
-        default one tuned for the task and the algorithm, and auto for language models.
+        default one tuned for the task and the algorithm, and auto for a language model where there is none.
       probe_rounds: rounds for which auto tries each rate; by default a fiftieth of --rounds, at least 4. They are
         counted, and told, beside those of the run.
       resume: directory of a run to continue from where it was ended, with its options; all but --model, --data-dir,

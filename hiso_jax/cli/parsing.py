@@ -137,8 +137,9 @@ def _check_resumed(command: str, words: Mapping[str, str | None]) -> None:
 
 
 def _not_for(words: Mapping[str, str | None]) -> set[str]:
-    """The defaults of language models that the task has no use for: generation has its own number of rows."""
-    return {"test_rows"} if words.get("task") in GENERATES else set()
+    """The defaults of language models that do not suit: generation has no labels and its own number of rows."""
+    unsuited = {"test_rows", "partition", "alpha"} if words.get("task") in GENERATES else set()
+    return unsuited | ({"partition"} if "virtual" in words else set())
 
 
 def parse(kind: Any, command: str, words: Sequence[str]) -> Any:

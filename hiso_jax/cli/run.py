@@ -32,7 +32,7 @@ from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.methods import is_foreign
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import Display, working
-from hiso_jax.cli.rates import learning_rate, probe_rate, tried_rates
+from hiso_jax.cli.rates import default_rate, learning_rate, probe_rate, tried_rates
 from hiso_jax.cli.restore import about_of, resumed
 from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
 from hiso_jax.fed.devices import in_all_processes
@@ -121,7 +121,7 @@ def wanted_rate(options: Run, method: Method) -> Any:
       ValueError: there is none, or it cannot be looked for.
     """
     given = options.learning_rate
-    if given is None and options.task not in IMAGE_TASKS:
+    if given is None and options.task not in IMAGE_TASKS and default_rate(options, method) is None:
         given = "auto"
     if given == "auto" and (jax.process_count() > 1 or options.model_shards > 1):
         raise ValueError("learning_rate must be a number where several processes or shards of a model run; got auto")

@@ -105,8 +105,10 @@ def test_compare_at_given_rates_prints_one_table(capsys, tmp_path):
     out = tmp_path / "comparison"
     code, text, errors = call(capsys, "compare", *SMALL, "--learning-rate", "hiso=0.02,decomfl=0.01", "--out", out)
     assert (code, errors) == (0, "")
-    assert json.loads((out / "config.json").read_text())["learning_rate"] == {"hiso": 0.02, "decomfl": 0.01}
-    assert {path.name for path in out.iterdir()} == {"config.json", "comparison.json", "metrics.jsonl", "curves.png"}
+    compared = json.loads((out / "comparison.json").read_text())
+    assert compared["config"]["rates"] == {"hiso": 0.02, "decomfl": 0.01}
+    names = {"config.json", "comparison.json", "metrics.jsonl", "curves.png", "runs"}
+    assert {path.name for path in out.iterdir()} == names
     assert [line.split()[0] for line in text.splitlines() if line.startswith((" hiso ", " decomfl "))] == [
         "hiso",
         "decomfl",
@@ -124,7 +126,8 @@ def test_compare_tunes_every_method_on_one_grid_and_prints_one_table(capsys, tmp
         assert f"{name}: best at rate 0.02, accuracy 0.2 after" in text
     runs = json.loads((out / "comparison.json").read_text())["runs"]
     assert {run["learning_rate"] for method in runs.values() for run in method} == {0.02}
-    assert json.loads((out / "config.json").read_text())["learning_rate"] == {"hiso": 0.02, "decomfl": 0.02}
+    config = json.loads((out / "comparison.json").read_text())["config"]
+    assert config["rates"] == {"hiso": 0.02, "decomfl": 0.02}
     assert [run["seed"] for run in runs["hiso"]] == [0, 1]
     assert {run["target"] for method in runs.values() for run in method} == {0.2}
     # The same start and the same data for every method.
