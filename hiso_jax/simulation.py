@@ -42,7 +42,7 @@ class Simulation(fed.Simulation):
           ValueError: as there.
           OSError: as there, or the report cannot be written; the ledger is then.
         """
-        self.summary = {}
+        self.summary, self._begun_at = {}, 0
         if self.storage is None:
             return super().run()
         from hiso_jax.reports import append_evaluation
@@ -63,7 +63,8 @@ class Simulation(fed.Simulation):
     def _write_earlier(self, progress: fed.Progress) -> None:
         """Write the ledger's evaluations once: their file may have lost some, or half a line."""
         assert self.storage is not None
-        if progress.round == progress.session.begun_at and not progress.session.is_told:
+        if not progress.session.is_told:
+            self._begun_at = progress.round
             from hiso_jax.reports import write_metrics
 
             rows = [row for row in progress.session.history if row is not progress.evaluation]
@@ -81,6 +82,9 @@ class Simulation(fed.Simulation):
         algorithm = str(about.get("algorithm", "a method of its own"))
         asked = Asked(name, algorithm, about.get("learning_rate"), self.config.seed, metric, target)
         self.summary = summarise(asked, result, seconds)
+        # A run that was over tells nothing new, and would tell less of how long it took.
+        if self._begun_at == result.rounds and (folder / "summary.json").exists():
+            return
         write_json(folder / "summary.json", self.summary)
         write_metrics(folder, result.metrics)
         title = f"{name}, {algorithm}: {self.population.num_clients:,} clients, {self.config.cohort} a round"

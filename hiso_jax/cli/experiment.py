@@ -19,6 +19,7 @@ from hiso_jax.cli.options import Experiment
 from hiso_jax.cli.progress import working
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.run import check_messages
+from hiso_jax.reports import plain
 from hiso_jax.schedules import inverse_sqrt
 from hiso_jax.simulation import Simulation
 
@@ -142,7 +143,7 @@ def notes(options: Experiment, task: AnyTask) -> list[str]:
     """What to tell the user of the data before a run."""
     told = [virtual_note(options, task)] if is_virtual(options, task) else []
     words = getattr(task, "label_words", "")
-    return [*told, *([f"labels: {words}"] if words else [])]
+    return [*told, *([f"labels: {plain(words)}"] if words else [])]
 
 
 def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopulation:
