@@ -36,9 +36,9 @@ def stop(progress):
 
 
 def test_what_strangers_hand_over_is_answered_in_a_sentence():
-    counted, wrong = fuzz(60, 3)
+    counted, wrong = fuzz(40, 3)
     assert wrong == []
-    assert sum(counted.values()) == 60
+    assert sum(counted.values()) == 40
 
 
 def test_the_ledger_itself_is_locked(tmp_path):
@@ -56,7 +56,6 @@ def test_the_ledger_itself_is_locked(tmp_path):
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (lambda path: path.unlink(), "it was removed while the run went on"),
         (lambda path: shutil.rmtree(path.parent), "it was removed while the run went on"),
         (lambda path: (path.unlink(), path.write_bytes(b"mine")), "it was replaced by another file"),
         (lambda path: path.open("ab").write(b"mine"), "another process has written to it"),
@@ -190,7 +189,14 @@ def test_a_delta_that_leads_elsewhere_is_not_written(capsys, finished, tmp_path)
 LONG = ["--rounds", "1000000", "--clients", "20", "--cohort", "4", "--perturbations", "2", "--eval-every", "1000"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
 def test_what_schedulers_send_ends_a_run_like_ctrl_c(capsys, tmp_path, number, code):
     out = tmp_path / "run"
 
@@ -226,6 +232,7 @@ def test_output_that_nobody_reads_does_not_end_a_run(capsys, tmp_path, monkeypat
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 12
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_where_it_was(capsys, tmp_path):
     out = tmp_path / "compare"
     options = [*SMALL, "--learning-rate", "hiso=0.02,decomfl=0.01"]

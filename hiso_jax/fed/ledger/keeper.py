@@ -169,10 +169,11 @@ class FileKeeper(Keeper):
         if like is not None:
             self._cut_back(like)
         self._last_seconds = self.found.evaluations[-1].seconds if self.found.evaluations else 0.0
-        if (self.found.seal is not None and not more) or not self.primary:
+        if more:
+            self.found = self.found.without_seal()
+        if self.found.seal is not None or not self.primary:
             self.ledger = FileLedger(self.found, read_only=True)
             return
-        self.found = self.found.without_seal()
         if self.found.torn:
             logger.warning(
                 "%s: %d bytes behind its %d rounds, of a frame that was not written to its end, are dropped",

@@ -25,9 +25,14 @@ def restored(setup: Setup, keeper: Keeper, carry: RunState) -> RunState:
     """The state of the run that ``keeper`` found; ``carry`` is that of its beginning.
 
     Raises:
-      ValueError: the rounds lead to other parameters than those that the run had, made where it was made.
+      ValueError: the rounds lead to other parameters than those that the run had, made where it was made; or name
+        clients that there are not.
     """
     records = keeper.ledger.records
+    if records.cohort.max() >= setup.clients:
+        raise ValueError(
+            f"the run cannot be continued: a round of it names client {records.cohort.max()} of {setup.clients}"
+        )
     server, start = carry.server, 0
     for candidate in keeper.snapshots(setup.placement):
         tree = keeper.restore(candidate, tuple(server))
