@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
-from itertools import dropwhile, takewhile
+from itertools import dropwhile, takewhile, zip_longest
 from typing import Annotated, Any, get_args
 
 import tyro
@@ -29,7 +29,7 @@ def as_typed(name: str) -> str:
 def option_words(words: Sequence[str]) -> dict[str, str | None]:
     """The options among some words, by their fields' names, each with the word behind it."""
     found: dict[str, str | None] = {}
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip_longest(words, words[1:]):
         match = re.fullmatch(r"--([A-Za-z][\w-]*)(?:=(.*))?", word, re.DOTALL)
         if match:
             found[match[1].replace("-", "_")] = match[2] if match[2] is not None else following

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.cli.main import main
+from hiso_jax.cli.main import command_of, main
 from hiso_jax.cli.options import Run
 from hiso_jax.reports import comparison_table
 
@@ -310,6 +310,13 @@ def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, argumen
     assert errors.startswith("hiso-jax: error: ")
     assert sentence in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_needs_no_options():
+    """As the README's first has none."""
+    for command in ("run", "sweep", "compare"):
+        options, _ = command_of([command])
+        assert options.task == "digits"
 
 
 def test_an_existing_directory_is_not_touched(capsys, tmp_path):
