@@ -53,12 +53,15 @@ def run(command: str, folder: Path, activated: bool) -> None:
     """Run a command, and fail if it does."""
     begin = time.perf_counter()
     prefix = ". .venv/bin/activate && " if activated else ""
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", prefix + command], cwd=folder, capture_output=True, text=True
-    )
+    # Of this program's own environment nothing may help.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HISO", "JAX"))}
+    words = ["bash", "-euo", "pipefail", "-c", prefix + command]
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     print(f"{time.perf_counter() - begin:7.1f} s  exit {done.returncode}  {command[:150]}", flush=True)
-    if done.stderr.strip():
-        print(f"           stderr: {done.stderr.strip()[:300]}", flush=True)
+    # What an installer warns of is not ours.
+    told = [line for line in done.stderr.splitlines() if line.strip() and "pip" not in command]
+    if told:
+        print(f"           stderr: {' / '.join(told)[:300]}", flush=True)
     if done.returncode:
         raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
 
