@@ -6,6 +6,7 @@ What stands in capitals in a command is replaced by what it stands for, rounds t
 needs a hub of models is left out; all of it is printed. The clone must have no environment yet.
 """
 
+import os
 import re
 import shutil
 import subprocess
