@@ -21,5 +21,6 @@ OPTIONS = [
 def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path):
     case = Case("digits", OPTIONS)
     leave_alone(case, tmp_path / "alone")
-    (found,) = survive(case, tmp_path, 1, seed=3)
-    assert found["rounds"] > 0
+    killed, exported = survive(case, tmp_path, 1, seed=3)
+    assert killed["rounds"] > 0
+    assert exported["sealed"]

@@ -77,7 +77,7 @@ def test_examples_are_held_out_of_any_task():
     "command", ["run", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sweep", "compare"))]
 )
 def test_it_goes_through_every_command(capsys, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(f"hiso_jax.cli.{command}.build_task", lambda options: bare())
+    monkeypatch.setattr(f"hiso_jax.cli.{command}.build_task", lambda options, console: bare())
     options = ["--learning-rate", "0.02"] if command == "run" else ["--learning-rates", "0.01,0.02"]
     code, text, errors = call(capsys, command, *SMALL, *options, "--out", tmp_path / "out")
     assert (code, errors) == (0, "")
