@@ -45,8 +45,8 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
-class Hangs(Exception):
-    """A case took too long."""
+class Hangs(KeyboardInterrupt):
+    """A case took too long; what nobody may take for trouble with a file."""
 
 
 @contextlib.contextmanager

@@ -32,8 +32,10 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> l
             raise ValueError(f"a text must be of whole characters; {text[:40]!r} has half of one") from error
     try:
         return tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
-    except Exception as error:
-        # Whatever a tokenizer raises that came with a model of somebody's.
+    except BaseException as error:
+        # Whatever a tokenizer raises that came with a model of somebody's; Rust's panics are no Exceptions.
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         told = " ".join(str(error).split())[:200]
         raise ValueError(f"model must come with a tokenizer that works; {type(error).__name__}: {told}") from error
 
