@@ -11,6 +11,9 @@ from hiso_jax import fed
 from hiso_jax.checks import whole
 from hiso_jax.cli import exit_codes
 
+# Virtual devices of a process; each has threads of its own, and a thousand of them bring the process down.
+MOST_VIRTUAL = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class Devices:
@@ -62,9 +65,11 @@ class Devices:
           ValueError: the others cannot be found.
         """
         if self.devices is not None and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            each = -(-self.devices // (self.num_processes or 1))
             # Without effect once the devices have been looked at; asking for too many is then answered by name.
-            with contextlib.suppress(RuntimeError):
-                jax.config.update("jax_num_cpu_devices", -(-self.devices // (self.num_processes or 1)))
+            if each <= MOST_VIRTUAL:
+                with contextlib.suppress(RuntimeError):
+                    jax.config.update("jax_num_cpu_devices", each)
         if self.distributed or self.coordinator is not None:
             try:
                 jax.distributed.initialize(self.coordinator, self.num_processes, self.process_id)
