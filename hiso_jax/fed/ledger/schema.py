@@ -183,8 +183,12 @@ def check_key(header: Mapping[str, Any]) -> None:
         raise ValueError(f"its seed must be {length[0]} words for {name}, and has {len(seed)}")
 
 
-def check_columns(columns: Sequence[tuple[str, str, Sequence[int]]], config: Mapping[str, Any]) -> None:
+def check_columns(columns: Sequence[Sequence[Any]], config: Mapping[str, Any]) -> None:
     """Refuse a ledger whose rounds are not laid out as rounds are.
+
+    Args:
+      columns: name, type and shape of each.
+      config: the run's numbers.
 
     Raises:
       ValueError: a column is missing, twice there, or of another type or shape.
