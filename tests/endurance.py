@@ -27,10 +27,14 @@ def descriptors() -> int:
 
 def simulation(folder: Path, rounds: int, watch: list[tuple[int, int]]) -> fed.Simulation:
     config = fed.SimulationConfig(rounds=rounds, cohort=5, perturbations=3, batch_size=8, eval_every=500)
-    callback = lambda progress: progress.evaluation and watch.append((progress.round, resident()))  # noqa: E731
+
+    def note(progress: fed.Progress) -> None:
+        if progress.evaluation:
+            watch.append((progress.round, resident()))
+
     storage = fed.Storage(folder, snapshot_every=2000)
     return fed.Simulation(
-        linear_task(), hiso_jax.hiso(0.01), digits_population(), config, storage=storage, callbacks=[callback]
+        linear_task(), hiso_jax.hiso(0.01), digits_population(), config, storage=storage, callbacks=[note]
     )
 
 

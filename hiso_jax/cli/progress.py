@@ -48,7 +48,6 @@ class Display:
         """``title`` names the run of ``task``; ``asked`` is what to say of it before its first round."""
         self.console, self.title, self._task, self._asked = console, plain(title), task, asked
         self._loss, self._metric = math.nan, ""
-        self._begin = time.perf_counter()
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),

@@ -5,8 +5,6 @@ from typing import Any
 
 from hiso_jax import fed
 
-NAMES = ("tensorboard", "wandb")
-
 
 def _numbers(evaluation: fed.Evaluation) -> dict[str, float]:
     own = {f"test/{name}": value for name, value in evaluation.metrics.items()}
@@ -73,7 +71,7 @@ def loggers(names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> lis
     """The callbacks of some names.
 
     Args:
-      names: of ``NAMES``.
+      names: ``tensorboard`` and ``wandb``, or one of them.
       folder: of the run.
       config: what to say of it.
 
