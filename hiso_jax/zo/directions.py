@@ -20,7 +20,7 @@ from jaxtyping import Array, Key, PyTree, Shaped, UInt32
 
 from hiso_jax.checks import whole
 from hiso_jax.stacked import Layers, Stacked, is_stacked
-from hiso_jax.zo.threefry import fused
+from hiso_jax.zo.threefry import drawn
 from hiso_jax.zo.walls import pin
 
 Sampler = Callable[[Any, Sequence[int], Any], Array]
@@ -43,14 +43,18 @@ def _normal(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Arra
     """
     if is_partitioned():
         return jax.random.normal(key, shape, dtype)
-    return jax.random.normal(fused(key), (math.prod(shape),), dtype).reshape(shape)
+    return drawn(lambda own: jax.random.normal(own, (math.prod(shape),), dtype), key).reshape(shape)
+
+
+def _flat_words(key: Key[Array, ""], count: int) -> UInt32[Array, "n"]:
+    return drawn(lambda own: jax.random.bits(own, (count,), jnp.uint32), key)
 
 
 def random_words(key: Key[Array, ""], shape: Sequence[int]) -> UInt32[Array, "..."]:
     """``jax.random.bits`` of 32, to the bit, in the layout that suits the program."""
     if is_partitioned():
         return jax.random.bits(key, shape, jnp.uint32)
-    return jax.random.bits(fused(key), (math.prod(shape),), jnp.uint32).reshape(shape)
+    return _flat_words(key, math.prod(shape)).reshape(shape)
 
 
 def gaussian(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
@@ -64,7 +68,7 @@ def rademacher(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> A
     The signs are unpacked 32 to a random word, where ``jax.random.rademacher`` spends a word on each.
     """
     size = math.prod(shape)
-    words = jax.random.bits(fused(key), (-(-size // 32),), jnp.uint32)
+    words = _flat_words(key, -(-size // 32))
     bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     return (1 - 2 * bits.astype(jnp.int8)).reshape(-1)[:size].reshape(shape).astype(dtype)
 

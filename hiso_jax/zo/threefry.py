@@ -7,7 +7,8 @@ itself.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,11 +59,15 @@ _FUSED = define_prng_impl(
 )
 
 
-def fused(key: Key[Array, ""]) -> Key[Array, ""]:
-    """A key of the same bits in the form that suits the backend; one of another generator as it is."""
+def drawn(draw: Callable[[Any], Array], key: Key[Array, ""]) -> Array:
+    """``draw(key)``, its bits made in the form that suits the platform for which the program is lowered."""
     # The counters of the one layout that JAX has by default.
     partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
-    is_threefry = str(jax.random.key_impl(key)) == "threefry2x32" and partitionable
-    if jax.default_backend() != "cpu" or not is_threefry:
-        return key
-    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_FUSED)
+    if str(jax.random.key_impl(key)) != "threefry2x32" or not partitionable:
+        return draw(key)
+    words = jax.random.key_data(key)
+    return lax.platform_dependent(
+        words,
+        cpu=lambda words: draw(jax.random.wrap_key_data(words, impl=_FUSED)),
+        default=lambda words: draw(jax.random.wrap_key_data(words, impl=threefry_prng_impl)),
+    )

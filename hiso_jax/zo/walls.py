@@ -1,18 +1,31 @@
 """Walls to the compiler, where the last bit matters."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
+
+PIN = "pin"
+"""The named scope of every pin, by which they can be counted in a compiled program."""
 
 
 def pin(x: Array) -> Array:
     """Round ``x`` to its own dtype: nothing to the value, a wall to XLA.
 
     A run and a replay put the same formula into different programs, where XLA may or may not move a factor or rewrite
-    a product, and the last bit parts. ``lax.reduce_precision`` at the dtype's own precision stands between and
-    survives its passes; ``lax.optimization_barrier`` is dropped on CPU. What generates the code behind XLA still
-    contracts a product and a sum through it, in a run and its replay alike: see :func:`rounded`.
+    a product, and the last bit parts. On CPU and TPU ``lax.reduce_precision`` at the dtype's own precision stands
+    between and survives all passes; XLA's pipeline for GPUs removes it at its end and simplifies again (``u / sqrt(h)``
+    became ``u · rsqrt(h)``), and there the wall is :func:`rounded`. On CPU :func:`rounded` would give other bits than
+    ledgers that have been written, so each platform keeps its own.
+
+    What generates the code behind XLA still contracts a product and a sum through ``reduce_precision``, in a run and
+    its replay alike.
     """
+    with jax.named_scope(PIN):
+        return lax.platform_dependent(x, cuda=rounded, rocm=rounded, default=_to_own_precision)
+
+
+def _to_own_precision(x: Array) -> Array:
     info = jnp.finfo(x.dtype)
     return lax.reduce_precision(x, info.nexp, info.nmant)
 

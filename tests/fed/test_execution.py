@@ -1,7 +1,5 @@
 """How many clients are in memory at a time: the choice, the pieces, and that it changes nothing else."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.fed.devices import evaluation_bytes, execution, has_convolution, in_pieces, plan
+from hiso_jax.fed.devices import evaluation_bytes, execution, execution_for, has_convolution, in_pieces
 from hiso_jax.fed.round import Cohort, Estimator, Given, Keys, server_round
 from hiso_jax.fed.run.dispatch import draw_batches
 from hiso_jax.fed.update import ServerState
@@ -46,25 +44,23 @@ def test_the_estimate_of_memory_is_safe_and_not_wild(model):
     assert 1 <= evaluation_bytes(task.loss, params, train, 256) / (allocated(512) - allocated(256)) < 8
 
 
-def planned(model="mlp", backend="cpu", budget=10**9, chunk=None, monkeypatch=None):
-    monkeypatch.setattr(execution.jax, "default_backend", lambda: backend)
+def planned(model="mlp", backend="cpu", budget=10**9, chunk=None):
     task = tasks.digits(model)
     params = jax.eval_shape(task.init, jax.random.key(0))
-    return plan(task.loss, params, dict(task.train), 32, client_chunk=chunk, budget=budget)
+    return execution_for(task.loss, params, dict(task.train), 32, platform=backend, client_chunk=chunk, budget=budget)
 
 
-def test_the_choice_follows_backend_model_budget_and_the_user(monkeypatch):
-    choose = functools.partial(planned, monkeypatch=monkeypatch)
+def test_the_choice_follows_backend_model_budget_and_the_user():
     assert has_convolution(tasks.digits("cnn").loss, tasks.digits("cnn").init(jax.random.key(0)), tasks.digits().train)
-    assert choose(model="cnn").vmapped == 1
-    assert choose(model="mlp").vmapped == execution.CPU_TOGETHER
-    assert choose(model="cnn", backend="gpu").vmapped > 1000
-    small, large = (choose(backend="gpu", budget=budget) for budget in (10**6, 10**8))
+    assert planned(model="cnn").vmapped == 1
+    assert planned(model="mlp").vmapped == execution.CPU_TOGETHER
+    assert planned(model="cnn", backend="gpu").vmapped > 1000
+    small, large = (planned(backend="gpu", budget=budget) for budget in (10**6, 10**8))
     for one, hundred in zip(small, large, strict=True):
         assert 50 * one < hundred < 200 * one
-    assert choose(backend="gpu", budget=1) == (1, 1, 1)
-    assert choose(model="cnn", chunk=256)[1:] == (256, 256)
-    one_by_one = choose(chunk=1)
+    assert planned(backend="gpu", budget=1) == (1, 1, 1, 0)
+    assert planned(model="cnn", chunk=256)[1:3] == (256, 256)
+    one_by_one = planned(chunk=1)
     assert one_by_one.vmapped == 1
     assert one_by_one.stream > 1000
 

@@ -37,11 +37,13 @@ class Execution(NamedTuple):
       flat: clients evaluated as one flat batch while all stand at the server's parameters (local step 0).
       stream: clients whose own parameters exist at the same time (K > 1).
       vmapped: of those, the clients evaluated in one vmap; 1 maps over them one by one.
+      gathered: batches that may be at hand for all evaluations of a round, and not be gathered for each again.
     """
 
     flat: int
     stream: int
     vmapped: int
+    gathered: int
 
 
 class ExecutionSettings(NamedTuple):
@@ -49,7 +51,7 @@ class ExecutionSettings(NamedTuple):
 
     Attributes:
       client_chunk: how many diverged clients (K > 1) to evaluate together: 1 maps over them, more are vmapped and bound
-        the clients in memory, too. None chooses by backend, model and memory.
+        the clients in memory, too. None chooses by platform, model and memory.
       memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
       directions: ``"keep"`` makes each direction once, for all clients and the update; ``"regenerate"`` makes it again
         for the update and needs one copy of the trained parameters beside them. Kept directions need two copies, or,
@@ -124,6 +126,11 @@ def has_convolution(loss: Callable[[PyTree, PyTree], Any], params: PyTree, examp
     return any(equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr))
 
 
+def a_device(mesh: Mesh | None) -> jax.Device:
+    """One of the devices for which programs are made: of the mesh, or where arrays are put without one."""
+    return jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
 def memory_budget() -> int:
     """The bytes a cohort may take on one device, unless told otherwise."""
     device = jax.local_devices()[0]
@@ -146,12 +153,13 @@ def keeps_directions(params: PyTree, budget: int | None, copies: int) -> bool:
     return count >= MANY_PARAMETERS and copies * 4 * count <= (memory_budget() if budget is None else budget)
 
 
-def plan(
+def execution_for(
     loss: Callable[[PyTree, PyTree], Any],
     params: PyTree,
     examples: PyTree,
     batch_size: int,
     *,
+    platform: str,
     client_chunk: int | None = None,
     budget: int | None = None,
     model_shards: int = 1,
@@ -163,16 +171,18 @@ def plan(
       params: parameters; only shapes and dtypes are read, here and below.
       examples: examples with a leading axis of any length.
       batch_size: examples per client and local step.
+      platform: of the devices: ``"cpu"`` or another.
       client_chunk: diverged clients evaluated together, 1 for one by one; a number above 1 also bounds the clients
-        whose batches and own parameters exist at the same time. None chooses by backend, model and budget.
+        whose batches and own parameters exist at the same time. None chooses by platform, model and budget.
       budget: bytes that the cohort may take; None means :func:`memory_budget`.
       model_shards: devices that the parameters are split over.
     """
     budget = memory_budget() if budget is None else budget
-    cpu = jax.default_backend() == "cpu"
+    cpu = platform == "cpu"
     # A client's own parameters are in the wider dtype.
     own = sum(leaf.size * working_dtype(leaf).itemsize for leaf in jax.tree.leaves(params)) // model_shards
-    batch = batch_size * _bytes_of_rows(examples) + evaluation_bytes(loss, params, examples, batch_size)
+    rows = batch_size * _bytes_of_rows(examples)
+    batch = rows + evaluation_bytes(loss, params, examples, batch_size)
     flat = max(1, budget // batch)
     if cpu:
         flat = max(1, min(flat, CPU_FLAT_EXAMPLES // batch_size))
@@ -185,7 +195,7 @@ def plan(
         vmapped = 1
     else:
         flat, stream, vmapped = min(flat, client_chunk), client_chunk, client_chunk
-    return Execution(flat, stream, vmapped)
+    return Execution(flat, stream, vmapped, budget // 4 // rows)
 
 
 def _bytes_of_rows(examples: PyTree) -> int:

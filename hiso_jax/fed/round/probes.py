@@ -6,6 +6,7 @@ is dealt into G groups with directions of their own, one flat batch and one set 
 on the clients have their own parameters, [C, ...].
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -57,6 +58,15 @@ class Prober(NamedTuple):
     head: ScaleByZoState
     round_key: Any
     groups: int
+
+    def gathered(self, batches: PyTree) -> tuple["Prober", PyTree]:
+        """The examples of ``batches`` [..., B], if they fit the memory, and the prober that reads such batches.
+
+        Once for all evaluations: an accelerator went through the whole training set for each.
+        """
+        if self.data.examples is None or math.prod(jax.tree.leaves(batches)[0].shape[:-1]) > self.execution.gathered:
+            return self, batches
+        return self._replace(data=self.data._replace(examples=None)), self.data.fetch(batches)
 
     def deal(self, step: int | Array) -> Deal:
         """The directions of a local step."""
@@ -190,7 +200,8 @@ def measure_once(
       relay: (one number of all clients, p) → (what is sent, its aggregate); called to stream only.
     """
     first = jax.tree.map(lambda a: a[:, 0], prober.data.drawn(batches, prober.execution.stream))
-    evaluate, perturbations = _at_server(prober, first, part.places), prober.estimator.num_perturbations
+    evaluate = _at_server(*prober.gathered(first), part.places)
+    perturbations = prober.estimator.num_perturbations
     if mode == "stream":
 
         def fold(carry: tuple[Array, PyTree], direction: Direction, own: PyTree) -> tuple[tuple[Array, PyTree], Any]:
@@ -252,11 +263,12 @@ def measure_local_steps(prober: Prober, batches: PyTree, part: Part) -> Measured
 
         def local_step(local: PyTree, inputs: tuple[Int[Array, ""], PyTree]) -> tuple[PyTree, PyTree]:
             step, batch = inputs
-            deltas, _, numbers = prober.run(_at_clients(prober, local, batch, places), step, add, zero)
+            own, batch = prober.gathered(batch)
+            deltas, _, numbers = prober.run(_at_clients(own, local, batch, places), step, add, zero)
             return jax.tree.map(move, local, deltas), numbers
 
         first = jax.tree.map(lambda a: a[:, 0], batches)
-        deltas, losses, numbers = prober.run(_at_server(prober, first, places), 0, add, zero)
+        deltas, losses, numbers = prober.run(_at_server(*prober.gathered(first), places), 0, add, zero)
         local = jax.tree.map(lambda x, delta: move(x[None], delta), prober.params, deltas)
         later = jax.tree.map(lambda a: jnp.moveaxis(a[:, 1:], 1, 0), batches)
         _, rest = lax.scan(local_step, local, (jnp.arange(1, prober.estimator.local_steps), later))

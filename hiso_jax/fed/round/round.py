@@ -24,10 +24,11 @@ from hiso_jax.fed.devices import (
     Execution,
     ExecutionSettings,
     Part,
+    a_device,
+    execution_for,
     keeps_directions,
     on_all_devices,
     over_clients,
-    plan,
 )
 from hiso_jax.fed.keys import CHANNEL_STREAM
 from hiso_jax.fed.ledger import RoundRecord
@@ -119,11 +120,12 @@ def _plan(data: Data, params: PyTree, cohort: Cohort, settings: ExecutionSetting
         arrays,
         cohort.batches,
     )
-    return plan(
+    return execution_for(
         data.loss,
         params,
         batch,
         jax.tree.leaves(batch)[0].shape[0],
+        platform=a_device(settings.mesh).platform,
         client_chunk=settings.client_chunk,
         budget=settings.memory_budget,
         model_shards=1 if settings.mesh is None else settings.mesh.shape.get(MODEL, 1),

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
-from hiso_jax.fed.devices import ExecutionSettings, evaluation_bytes, has_convolution, memory_budget
+from hiso_jax.fed.devices import ExecutionSettings, a_device, evaluation_bytes, has_convolution, memory_budget
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.round import Estimator, first_memory, server_round, shapes_of
@@ -110,7 +110,7 @@ def _fits(task: Task, config: SimulationConfig, params: PyTree, state: PyTree, b
     # As arrays of the device: a model may index them by traced numbers.
     loss = bind(task.loss, jax.tree.map(jnp.asarray, frozen_of(task)))
     numbers = sum(leaf.size for leaf in jax.tree.leaves((params, frozen_of(task))))
-    if jax.default_backend() == "cpu" and (numbers > SMALL or has_convolution(loss, params, task.train)):
+    if a_device(None).platform == "cpu" and (numbers > SMALL or has_convolution(loss, params, task.train)):
         # Distinct weights make grouped convolutions of them, which are slow on CPU, and so are the products of a
         # language model: three rates of one of 135 million parameters side by side took 5.5 times as long as in turn.
         return 1

@@ -104,9 +104,8 @@ def _longest_of_all(axis_size: int, in_batched: list[bool], lengths: Array) -> t
     return longest(lengths.reshape(-1)), False
 
 
-def group_size(examples: int) -> int:
-    """How many examples to evaluate at one length: few where padding costs, many where parallelism pays."""
-    smallest = CPU_GROUP if jax.default_backend() == "cpu" else ACCELERATOR_GROUP
+def group_size(examples: int, smallest: int) -> int:
+    """How many examples to evaluate at one length: at least ``smallest``, as they divide ``examples``."""
     groups = max(examples // smallest, 1)
     while examples % groups:
         groups -= 1
@@ -148,14 +147,22 @@ def at_bucket(
         index = jnp.searchsorted(jnp.array(buckets[:-1], jnp.int32), longest(rows[1]))
         return lax.switch(index, [branch(bucket) for bucket in buckets], *rows)
 
-    size = group_size(len(lengths))
-    if size == len(lengths):
-        return group((tokens, lengths))
-    order = jnp.argsort(lengths)
-    rows = jax.tree.map(lambda a: a[order].reshape(-1, size, *a.shape[1:]), (tokens, lengths))
-    outputs = lax.map(group, rows)
-    place = jnp.argsort(order)
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[place], outputs)
+    def in_groups(size: int) -> Callable[[Array, Array], PyTree]:
+        def run(tokens: Array, lengths: Array) -> PyTree:
+            if size == len(lengths):
+                return group((tokens, lengths))
+            order = jnp.argsort(lengths)
+            rows = jax.tree.map(lambda a: a[order].reshape(-1, size, *a.shape[1:]), (tokens, lengths))
+            outputs = lax.map(group, rows)
+            place = jnp.argsort(order)
+            return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[place], outputs)
+
+        return run
+
+    few, many = (group_size(len(lengths), smallest) for smallest in (CPU_GROUP, ACCELERATOR_GROUP))
+    if few == many:
+        return in_groups(few)(tokens, lengths)
+    return lax.platform_dependent(tokens, lengths, cpu=in_groups(few), default=in_groups(many))
 
 
 def sorted_by_length(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
