@@ -80,6 +80,13 @@ def scan(layers: Any, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
 
 
+def path_name(path: tuple[Any, ...]) -> str:
+    """A parameter's path as one dotted name, ``layers.self_attn.q_proj.kernel``."""
+    # A Stacked's own key is an attribute, and no part of the name.
+    keys = (key for key in path if not isinstance(key, jax.tree_util.GetAttrKey))
+    return jax.tree_util.keystr(tuple(keys), simple=True, separator=".")
+
+
 def is_stacked(node: Any) -> bool:
     """Whether ``node`` declares scanned layers."""
     return isinstance(node, Stacked)

@@ -17,6 +17,7 @@ from hiso_jax.cli.interrupt import exit_code, heeding
 from hiso_jax.cli.options import Compare, Run, Sweep
 from hiso_jax.cli.output import forgiving
 from hiso_jax.cli.parsing import PROGRAM, as_typed, parse
+from hiso_jax.cli.plan import Plan, plan_round
 from hiso_jax.cli.replay import Replay, replay
 from hiso_jax.cli.run import run
 from hiso_jax.cli.share import Apply, Export, apply, export
@@ -30,6 +31,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
     "run": (Run, run),
     "sweep": (Sweep, sweep),
     "compare": (Compare, compare),
+    "plan": (Plan, plan_round),
     "replay": (Replay, replay),
     "export": (Export, export),
     "apply": (Apply, apply),

@@ -133,6 +133,9 @@ class Experiment(SimulationConfig, Presence, Language):
             raise ValueError(f"partition must be dirichlet or iid for virtual clients, got {self.partition}")
         if self.cohort > self.clients:
             raise ValueError(f"cohort must be at most the number of clients, {self.clients}, got {self.cohort}")
+        self._check_target()
+
+    def _check_target(self) -> None:
         if self.target is not None:
             finite("target", self.target, float("-inf"))
 

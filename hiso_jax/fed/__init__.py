@@ -60,6 +60,7 @@ from hiso_jax.fed.population import (
 from hiso_jax.fed.round import make_round
 from hiso_jax.fed.run import (
     Best,
+    Given,
     Grid,
     Progress,
     RateProbe,
@@ -91,6 +92,7 @@ __all__ = [
     "ExecutionSettings",
     "FewBits",
     "Fleet",
+    "Given",
     "Grid",
     "Ledger",
     "LedgerFile",

@@ -27,7 +27,8 @@ class Task(Protocol):
     reports call the task. ``metric`` names the metric that counts, higher being better but for one called ``loss``;
     without it that is ``loss``, or the first. ``target`` is the value of it at which methods are compared.
     ``hold_out(examples, seed=...)`` is the same task with so many random training examples for its test split, for
-    tuning; without it both splits are cut along their leading axis.
+    tuning; without it both splits are cut along their leading axis. ``layout(name, shape, shards)`` says along which
+    axis a parameter is split over so many devices, None for not at all; without it that is the longest that divides.
     """
 
     @property

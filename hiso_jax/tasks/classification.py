@@ -14,6 +14,8 @@ from hiso_jax.tasks.splits import held_out
 
 
 def _check_labels(name: str, labels: Any, classes: int) -> None:
+    if isinstance(labels, jax.ShapeDtypeStruct):  # of a task of which nothing is loaded
+        return
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         first = repr(labels.reshape(-1)[0].item()) if labels.size else "none"

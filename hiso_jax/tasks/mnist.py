@@ -2,9 +2,11 @@
 
 import gzip
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
@@ -115,12 +117,25 @@ def mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classificat
     Raises:
       ValueError: an unknown model, or data that is missing, truncated or not MNIST.
     """
-    network = mnist_network(model)
+    return _task(_from_hub() if data_dir is None else _from_files(Path(data_dir)), mnist_network(model))
 
+
+def mnist_shapes(model: str = "cnn") -> Classification:
+    """:func:`mnist` of which nothing is loaded: its data are shapes."""
+
+    def split(rows: int) -> dict[str, Any]:
+        return {
+            "input": jax.ShapeDtypeStruct((rows, 28, 28, 1), np.uint8),
+            "label": jax.ShapeDtypeStruct((rows,), np.int32),
+        }
+
+    return _task({"train": split(60_000), "test": split(10_000)}, mnist_network(model))
+
+
+def _task(splits: Mapping[str, Mapping[str, Any]], network: Model) -> Classification:
     def apply(params: PyTree, images: UInt8[Array, "B 28 28 1"]) -> Float[Array, "B 10"]:
         return network.apply(params, (images.astype(jnp.float32) / 255 - MEAN) / DEVIATION)
 
-    splits = _from_hub() if data_dir is None else _from_files(Path(data_dir))
     return Classification(
         model_init=network.init,
         model_apply=apply,

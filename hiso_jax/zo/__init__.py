@@ -44,10 +44,11 @@ from hiso_jax.zo.heads import (
 )
 from hiso_jax.zo.rounding import apply_updates, store
 from hiso_jax.zo.step import DirectionsMode, check_directions, step
-from hiso_jax.zo.walls import pin
+from hiso_jax.zo.walls import PIN, pin
 
 __all__ = [
     "DIFFERENCES",
+    "PIN",
     "SAMPLERS",
     "Ascent",
     "CurvatureUpdate",

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from hiso_jax.zo.directions import Directions, Sampler, as_directions, is_partitioned, working_dtype
+from hiso_jax.zo.directions import Directions, Sampler, as_directions, working_dtype
 from hiso_jax.zo.groups import Deal, Direction
+from hiso_jax.zo.partitioned import split_as
 
 
 class Ascent(NamedTuple):
@@ -28,9 +28,7 @@ class Ascent(NamedTuple):
 
 def zero_direction(params: PyTree[Shaped[Array, "..."]]) -> PyTree[Shaped[Array, "..."]]:
     """The Δ of no direction, in promote_types(leaf dtype, float32), split over devices as ``params`` are."""
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params)
-    # Nothing in it depends on the parameters but their shapes: the partitioner has to be told.
-    return jax.tree.map(lambda x, z: shard_alike(x, z)[1], params, zero) if is_partitioned() else zero
+    return split_as(params, jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params))
 
 
 def by_direction(scalars: Float[Array, "GP"], groups: int) -> Float[Array, "P G"]:

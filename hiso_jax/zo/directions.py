@@ -14,24 +14,17 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Key, PyTree, Shaped, UInt32
 
 from hiso_jax.checks import whole
 from hiso_jax.stacked import Layers, Stacked, is_stacked
+from hiso_jax.zo.partitioned import is_partitioned, split_as
 from hiso_jax.zo.threefry import drawn
 from hiso_jax.zo.walls import pin
 
 Sampler = Callable[[Any, Sequence[int], Any], Array]
 """A family of raw perturbations: (leaf key, shape, dtype) → u with E[u uᵀ] = I."""
-
-
-def is_partitioned() -> bool:
-    """Whether the program being traced leaves a mesh axis to the partitioner."""
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
-    return any(kind == AxisType.Auto and size > 1 for kind, size in sizes)
 
 
 def _normal(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
@@ -170,7 +163,7 @@ def direction(
     if curvature is not None:
         # Tied to the key: in a loop over keys XLA would compute every square root before it and keep them all.
         curvature, key = lax.optimization_barrier((curvature, key))
-    z = draw_leaves(key, params, draw)
+    z = split_as(params, draw_leaves(key, params, draw))
     if curvature is not None:
         # A square root and a division, each correctly rounded, so that H = 1 returns u to the last bit and HiSo at
         # decay 1 is DeComFL exactly. Without the inner pin XLA makes of them u · rsqrt(h), which is approximate.

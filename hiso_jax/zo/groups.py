@@ -18,7 +18,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped, UInt32
 
-from hiso_jax.zo.directions import Directions, draw_leaves, is_partitioned, random_words
+from hiso_jax.zo.directions import Directions, draw_leaves, random_words
+from hiso_jax.zo.partitioned import is_partitioned
 from hiso_jax.zo.walls import pin
 
 # Leaves are below 2³¹, so that no leaf's draw has this key.

@@ -60,7 +60,12 @@ _FUSED = define_prng_impl(
 
 
 def drawn(draw: Callable[[Any], Array], key: Key[Array, ""]) -> Array:
-    """``draw(key)``, its bits made in the form that suits the platform for which the program is lowered."""
+    """``draw(key)``, its bits made in the form that suits the platform for which the program is lowered.
+
+    Args:
+      draw: of a key, in a layout of its choice; the bits are those of ``key``.
+      key: of any generator.
+    """
     # The counters of the one layout that JAX has by default.
     partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
     if str(jax.random.key_impl(key)) != "threefry2x32" or not partitionable:

@@ -1,8 +1,12 @@
 """Walls to the compiler, where the last bit matters."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 PIN = "pin"
@@ -22,7 +26,7 @@ def pin(x: Array) -> Array:
     its replay alike.
     """
     with jax.named_scope(PIN):
-        return lax.platform_dependent(x, cuda=rounded, rocm=rounded, default=_to_own_precision)
+        return _pin.bind(x)
 
 
 def _to_own_precision(x: Array) -> Array:
@@ -36,4 +40,21 @@ def rounded(x: Array) -> Array:
     A selection that only a NaN changes, into an infinity; no compiler can know that there is none, and none contracts
     through a selection. It costs nothing measurable beside a pass over memory.
     """
-    return jnp.where(x == x, x, jnp.asarray(jnp.inf, x.dtype))
+    return lax.select(x == x, x, lax.full_like(x, jnp.inf))
+
+
+# A primitive and not ``lax.platform_dependent``: one equation and one operation where that makes a conditional.
+_pin = Primitive("hiso_jax_pin")
+_pin.def_impl(jax.jit(lambda x: _pin.bind(x)))
+_pin.def_abstract_eval(lambda x: x)
+batching.defvectorized(_pin)
+ad.deflinear2(_pin, lambda cotangent, x: [cotangent])
+
+
+def _lower_as(wall: Any, platform: str | None) -> None:
+    mlir.register_lowering(_pin, mlir.lower_fun(wall, multiple_results=False), platform=platform, cacheable=False)
+
+
+_lower_as(_to_own_precision, None)
+_lower_as(rounded, "cuda")
+_lower_as(rounded, "rocm")

@@ -12,6 +12,7 @@ from hiso_jax.fed.devices.execution import (
     keeps_directions,
     memory_budget,
 )
+from hiso_jax.fed.devices.layout import Layout, longest_axis, param_shardings, state_shardings
 from hiso_jax.fed.devices.mesh import (
     CLIENTS,
     MODEL,
@@ -20,21 +21,21 @@ from hiso_jax.fed.devices.mesh import (
     make_mesh,
     on_all_devices,
     over_clients,
-    param_shardings,
     put,
     replicated_shardings,
-    state_shardings,
     to_host,
 )
-from hiso_jax.fed.devices.placement import Placement, owned
+from hiso_jax.fed.devices.placement import Described, Placement, owned
 from hiso_jax.fed.devices.processes import agree, all_processes, in_all_processes
 from hiso_jax.fed.devices.words import from_words, is_key, words_of
 
 __all__ = [
     "CLIENTS",
     "MODEL",
+    "Described",
     "Execution",
     "ExecutionSettings",
+    "Layout",
     "Part",
     "Placement",
     "a_device",
@@ -50,6 +51,7 @@ __all__ = [
     "in_pieces",
     "is_key",
     "keeps_directions",
+    "longest_axis",
     "make_mesh",
     "memory_budget",
     "on_all_devices",

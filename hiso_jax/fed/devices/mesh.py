@@ -138,37 +138,6 @@ def over_clients(function: Callable[[PyTree, Part], PyTree], mesh: Mesh | None) 
     return split
 
 
-def _param_spec(shape: tuple[int, ...], shards: int) -> P:
-    """The longest axis that ``shards`` divides is split, the first of equals."""
-    divisible = [axis for axis, length in enumerate(shape) if length % shards == 0 and length]
-    if shards == 1 or not divisible:
-        return P()
-    longest = max(divisible, key=lambda axis: shape[axis])
-    return P(*(MODEL if axis == longest else None for axis in range(len(shape))))
-
-
-def param_shardings(mesh: Mesh, params: PyTree) -> PyTree:
-    """Where each parameter lives: split over ``model`` along its longest axis that the mesh divides."""
-    shards = mesh.shape.get(MODEL, 1)
-    return jax.tree.map(lambda x: NamedSharding(mesh, _param_spec(x.shape, shards)), params)
-
-
-def state_shardings(mesh: Mesh, params: PyTree, state: PyTree) -> PyTree:
-    """Where an optimizer's state lives: what has the structure and shapes of the parameters is split as they are."""
-    structure, shardings = jax.tree.structure(params), param_shardings(mesh, params)
-    shapes = [x.shape for x in jax.tree.leaves(params)]
-
-    def is_like_params(node: Any) -> bool:
-        leaves, own_structure = jax.tree.flatten(node)
-        same = own_structure == structure  # type: ignore[operator]
-        return same and [jnp.shape(x) for x in leaves] == shapes
-
-    def of(node: Any) -> PyTree:
-        return shardings if is_like_params(node) else jax.tree.map(lambda _: NamedSharding(mesh, P()), node)
-
-    return jax.tree.map(of, state, is_leaf=is_like_params)
-
-
 def replicated_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
     """Shardings that repeat every leaf of ``tree`` on every device."""
     return jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)

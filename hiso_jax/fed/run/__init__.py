@@ -2,18 +2,22 @@
 
 from hiso_jax.fed.run.clients import client_metrics
 from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.described import DescribedRun, describe
 from hiso_jax.fed.run.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.run.grid import Best, Grid, SweepResult
 from hiso_jax.fed.run.rate import RateProbe, find_rate
 from hiso_jax.fed.run.result import Callback, Progress, Result
 from hiso_jax.fed.run.session import Session
-from hiso_jax.fed.run.simulation import Simulation, check_messages
+from hiso_jax.fed.run.setup import Given, check_messages
+from hiso_jax.fed.run.simulation import Simulation
 from hiso_jax.fed.run.sweep import sweep
 from hiso_jax.fed.run.traffic import Traffic
 
 __all__ = [
     "Best",
     "Callback",
+    "DescribedRun",
+    "Given",
     "Grid",
     "Progress",
     "RateProbe",
@@ -25,6 +29,7 @@ __all__ = [
     "Traffic",
     "check_messages",
     "client_metrics",
+    "describe",
     "find_rate",
     "first_at_target",
     "make_evaluate",

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hiso_jax.fed.run.programs import Setup
+from hiso_jax.fed.run.setup import Setup
 from hiso_jax.fed.task import examples_of
 
 # A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.

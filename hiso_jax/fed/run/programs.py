@@ -1,80 +1,33 @@
 """The programs of a run, and the state that they carry from round to round."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jax.stages import Traced
 from jaxtyping import PyTree
 
 from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.devices import (
     MODEL,
-    ExecutionSettings,
-    Placement,
     owned,
-    param_shardings,
     put,
     replicated_shardings,
-    state_shardings,
     to_host,
 )
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
 from hiso_jax.fed.round import Estimator, first_memory, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
-from hiso_jax.fed.run.config import SimulationConfig, config_of
-from hiso_jax.fed.run.dispatch import Dispatch, Inputs, RoundLog, RunState, draw_batches, make_dispatch, newcomers
+from hiso_jax.fed.run.config import config_of
+from hiso_jax.fed.run.dispatch import Dispatch, RoundLog, RunState, draw_batches, make_dispatch, newcomers
 from hiso_jax.fed.run.evaluation import make_evaluate
+from hiso_jax.fed.run.setup import Setup
 from hiso_jax.fed.run.traffic import Costs
-from hiso_jax.fed.task import Task, frozen_of
+from hiso_jax.fed.task import frozen_of
 from hiso_jax.fed.update import ServerState
-
-
-class Setup(NamedTuple):
-    """A run before it begins: what was asked for, and its data on the devices.
-
-    Attributes:
-      task: the model, its loss and its data.
-      algorithm: the method.
-      config: the run's numbers.
-      estimator: how clients measure.
-      settings: how rounds are computed; its memory budget is set.
-      placement: where arrays live.
-      inputs: what every dispatch reads.
-      test: the test split.
-      given: the training data, their partition and who shows up, as they were given.
-      length: the most rounds of a dispatch.
-    """
-
-    task: Task
-    algorithm: Algorithm
-    config: SimulationConfig
-    estimator: Estimator
-    settings: ExecutionSettings
-    placement: Placement
-    inputs: Inputs
-    test: PyTree
-    given: PyTree
-    length: int
-
-    @property
-    def mesh(self) -> Mesh | None:
-        """The devices, or None for one."""
-        return self.placement.mesh
-
-    @property
-    def clients(self) -> int:
-        """N, the number of clients."""
-        return self.inputs.population.num_clients
-
-    def on_mesh(self) -> AbstractContextManager[Any]:
-        """Programs are built and run inside."""
-        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 def bytes_of(tree: PyTree) -> int:
@@ -108,7 +61,28 @@ def initial_parameters(setup: Setup) -> PyTree:
     if loaded or mesh.shape.get(MODEL, 1) == 1:
         return jax.tree.map(np.asarray, task.init(key))
     shapes = jax.eval_shape(task.init, key)
-    return to_host(jax.jit(task.init, out_shardings=param_shardings(mesh, shapes))(setup.placement.replicate(key)))
+    return to_host(
+        jax.jit(task.init, out_shardings=setup.placement.parameter_shardings(shapes))(setup.placement.replicate(key))
+    )
+
+
+def shapes_of_state(setup: Setup, params: PyTree) -> tuple[RunState, RunState]:
+    """The shapes of the state of a run that has not begun, and where on the mesh it would live.
+
+    Args:
+      setup: the run, on a mesh.
+      params: of which only shapes and paths are read.
+    """
+    state = jax.eval_shape(setup.algorithm.optimizer.init, params)
+    sent = shapes_of(setup.algorithm, setup.estimator, params, setup.config.cohort).sent
+    memory, monitor, synced_to = jax.eval_shape(
+        lambda: (first_memory(setup.algorithm, sent), monitoring.start(), newcomers(setup.clients))
+    )
+    shapes = RunState(ServerState(params, state, memory), monitor, synced_to)
+    assert setup.mesh is not None
+    rest = replicated_shardings(setup.mesh, (memory, monitor, synced_to))
+    own = setup.placement.parameter_shardings(params), setup.placement.state_shardings(params, state)
+    return shapes, RunState(ServerState(*own, rest[0]), *rest[1:])
 
 
 def first_state(setup: Setup, initial: PyTree) -> tuple[RunState, Any]:
@@ -120,17 +94,12 @@ def first_state(setup: Setup, initial: PyTree) -> tuple[RunState, Any]:
         # The carry is donated to each dispatch; the result keeps the parameters, and an optimizer its keys.
         memory, monitor, synced_to = rest
         return RunState(ServerState(owned(initial), owned(tx.init(initial)), owned(memory)), monitor, synced_to), None
-    state = jax.eval_shape(tx.init, initial)
-    own = param_shardings(mesh, initial), state_shardings(mesh, initial, state)
-    params = put(initial, own[0])
+    where = shapes_of_state(setup, initial)[1]
+    params = put(initial, where.server.params)
     # Made where it lives: a curvature is as large as the parameters.
-    state = jax.jit(tx.init, out_shardings=own[1])(params)
+    state = jax.jit(tx.init, out_shardings=where.server.state)(params)
     memory, monitor, synced_to = setup.placement.replicate(rest)
-    where = replicated_shardings(mesh, rest)
-    return (
-        RunState(ServerState(params, state, memory), monitor, synced_to),
-        RunState(ServerState(*own, where[0]), *where[1:]),
-    )
+    return RunState(ServerState(params, state, memory), monitor, synced_to), where
 
 
 class Programs(NamedTuple):
@@ -164,21 +133,23 @@ def build_dispatch(setup: Setup, costs: Costs) -> Dispatch:
     return make_dispatch(run_round, setup.config, costs, setup.length, setup.mesh)
 
 
-def trace(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Programs:
-    """The programs of a run whose state is ``carry`` and lives at ``shardings``."""
+def trace_dispatch(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Traced:
+    """The program of a dispatch of a run whose state is ``carry``, arrays or shapes, and lives at ``shardings``."""
     zero, outputs = setup.placement.replicate(jnp.int32(0)), None
     run = build_dispatch(setup, costs)
     if setup.mesh is not None:
         logs = jax.eval_shape(run, carry, zero, zero, setup.inputs)[1]
         outputs = shardings, replicated_shardings(setup.mesh, logs)
     with setup.on_mesh():
-        dispatch = jax.jit(run, donate_argnums=0, out_shardings=outputs)
-        budget = setup.settings.memory_budget
+        return jax.jit(run, donate_argnums=0, out_shardings=outputs).trace(carry, zero, zero, setup.inputs)
+
+
+def trace(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Programs:
+    """The programs of a run whose state is ``carry`` and lives at ``shardings``."""
+    dispatch, budget = trace_dispatch(setup, costs, carry, shardings), setup.settings.memory_budget
+    with setup.on_mesh():
         evaluate = jax.jit(make_evaluate(setup.task.metrics, budget=budget, mesh=setup.mesh))
-        return Programs(
-            dispatch.trace(carry, zero, zero, setup.inputs),
-            evaluate.trace(carry.server.params, setup.test, setup.inputs.frozen),
-        )
+        return Programs(dispatch, evaluate.trace(carry.server.params, setup.test, setup.inputs.frozen))
 
 
 def header_for(

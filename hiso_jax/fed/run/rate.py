@@ -17,7 +17,7 @@ from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import RoundLog
 from hiso_jax.fed.run.grid import Grid
 from hiso_jax.fed.run.programs import costs_of
-from hiso_jax.fed.run.simulation import estimator_of
+from hiso_jax.fed.run.setup import estimator_of
 from hiso_jax.fed.run.sweep import MakeAlgorithm, sweep
 from hiso_jax.fed.run.traffic import Traffic, stood_at
 from hiso_jax.fed.task import HeldOut, Task

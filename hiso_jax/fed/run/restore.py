@@ -14,7 +14,7 @@ from hiso_jax.fed.ledger import Keeper, Records, fingerprint, replay
 from hiso_jax.fed.round import Channel
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.dispatch import RunState
-from hiso_jax.fed.run.programs import Setup
+from hiso_jax.fed.run.setup import Setup
 from hiso_jax.fed.run.traffic import stood_at
 from hiso_jax.fed.update import ServerState
 

@@ -23,9 +23,10 @@ from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.concerns import Concerns
 from hiso_jax.fed.run.dispatch import RunState
 from hiso_jax.fed.run.pace import Pace, expected_seconds, next_length
-from hiso_jax.fed.run.programs import Setup, costs_of, first_state, header_for, initial_parameters, trace
+from hiso_jax.fed.run.programs import costs_of, first_state, header_for, initial_parameters, trace
 from hiso_jax.fed.run.restore import restored
 from hiso_jax.fed.run.result import Callback, Progress, Result
+from hiso_jax.fed.run.setup import Setup
 from hiso_jax.fed.run.tally import Tally
 from hiso_jax.fed.task import summarise
 

@@ -5,27 +5,19 @@ from collections.abc import Sequence
 import jax
 import optax
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
-from hiso_jax.fed.algorithm import Algorithm, as_algorithm, measured_by
-from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement, agree, check_mesh, memory_budget
+from hiso_jax.fed.algorithm import Algorithm, as_algorithm
+from hiso_jax.fed.devices import Placement, agree, check_mesh, longest_axis, memory_budget
 from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.population import AnyPopulation, Participation
-from hiso_jax.fed.round import Estimator, check_round, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import Inputs
-from hiso_jax.fed.run.programs import Setup
 from hiso_jax.fed.run.result import Callback, Result
 from hiso_jax.fed.run.session import Session
+from hiso_jax.fed.run.setup import Given, set_up
 from hiso_jax.fed.sanity import check_task
-from hiso_jax.fed.task import Task, examples_of, frozen_of
-from hiso_jax.zo import sphere, zo_states
+from hiso_jax.fed.task import Task, examples_of
 
-# A program's length: rounds past a dispatch's end do nothing, but each is a step of the scan and a row of its log.
-DISPATCH_ROUNDS = 128
 MEBIBYTE = 2**20
-# P of DeComFL and HiSo.
-PERTURBATIONS = 5
 
 
 class Simulation:
@@ -86,40 +78,13 @@ class Simulation:
         self.task, self.config, self.callbacks, self.storage = task, config, tuple(callbacks), storage
         self.population = population
         self.algorithm, self.mesh = as_algorithm(tx), None if mesh is None else check_mesh(mesh)
-        estimator = estimator_of(self.algorithm, config)
         # One budget for all processes, so that their programs are one.
         budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
-        settings = ExecutionSettings(config.client_chunk, budget, config.directions, self.mesh)
-        check_round(self.algorithm, estimator, settings)
-        self._check_shapes()
-        placement = Placement(self.mesh)
-        given = task.train, population, participation
-        inputs = placement.replicate(Inputs(jax.random.key(config.seed), *given))
-        longest = config.rounds_per_dispatch or min(DISPATCH_ROUNDS, config.eval_every)
-        self._setup = Setup(
-            task=task,
-            algorithm=self.algorithm,
-            config=config,
-            estimator=estimator,
-            settings=settings,
-            placement=placement,
-            inputs=inputs._replace(frozen=placement.parameters(frozen_of(task))),
-            test=placement.replicate(task.test),
-            given=given,
-            length=min(longest, config.rounds),
-        )
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        placement = Placement(self.mesh, getattr(task, "layout", longest_axis))
+        given = Given(task, params, population, participation)
+        self._setup = set_up(given, self.algorithm, config, placement, budget)
         self._stop = False
-
-    def _check_shapes(self) -> None:
-        """Refuse messages that do not fit, and a split of the parameters that makes other directions."""
-        params = check_messages(self.task, self.algorithm, self.config)
-        if self.mesh is None or self.mesh.shape.get(MODEL, 1) == 1:
-            return
-        state = jax.eval_shape(self.algorithm.optimizer.init, params)
-        if any(head.directions.sampler is sphere for head in zo_states(state)):
-            raise ValueError(
-                "mesh must not split parameters along model with the sampler sphere: split norms sum in another order"
-            )
 
     def stop(self) -> None:
         """Ask a running :meth:`run` to end after the dispatch in flight; what it has done is kept."""
@@ -146,32 +111,3 @@ class Simulation:
         finally:
             # Not when a run begins: it may be asked to stop before its first round.
             self._stop = False
-
-
-def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -> PyTree:
-    """Refuse a cohort or messages that do not suit a method, without running anything.
-
-    Returns:
-      The shapes of the task's parameters.
-
-    Raises:
-      ValueError: more groups of directions than clients in a round, or fewer bytes than a message takes.
-    """
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    shapes_of(algorithm, estimator_of(algorithm, config), params, config.cohort)
-    return params
-
-
-def estimator_of(algorithm: Algorithm, config: SimulationConfig) -> Estimator:
-    """How the clients of a run measure.
-
-    Raises:
-      ValueError: the algorithm has a measure of its own, and the configuration asks for a method.
-    """
-    return Estimator(
-        measured_by(algorithm, config.method),
-        config.local_steps,
-        config.perturbations or algorithm.perturbations or PERTURBATIONS,
-        config.mu,
-        config.local_learning_rate,
-    )

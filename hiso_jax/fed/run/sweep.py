@@ -27,7 +27,7 @@ from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, 
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.programs import bytes_of, costs_of
-from hiso_jax.fed.run.simulation import estimator_of
+from hiso_jax.fed.run.setup import estimator_of
 from hiso_jax.fed.sanity import check_task
 from hiso_jax.fed.task import Task, bind, examples_of, frozen_of, metric_of, summarise
 from hiso_jax.fed.update import ServerState

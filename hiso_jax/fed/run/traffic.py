@@ -52,9 +52,13 @@ def download_bytes(told: Any, newcomer: Any, costs: Costs, xp: Any = np) -> Any:
       costs: of a visit.
       xp: numpy, in which integers of 64 bits are exact, or jax.numpy, which has float32 for the clock.
     """
-    # As a float on the device: a checkpoint of two gigabytes is beyond its integers.
-    most = costs.checkpoint if xp is np else float(costs.checkpoint)
+    most = _checkpoint(costs, xp)
     return HEADER_BYTES + GROUP_BYTES * costs.grouped + SEED_BYTES * newcomer + xp.minimum(told, most)
+
+
+def _checkpoint(costs: Costs, xp: Any) -> float:
+    # As a float on the device: a checkpoint of two gigabytes is beyond its integers.
+    return costs.checkpoint if xp is np else float(costs.checkpoint)
 
 
 def directions_made(told: Any, missed: Any, costs: Costs, xp: Any = np) -> Any:
@@ -62,7 +66,7 @@ def directions_made(told: Any, missed: Any, costs: Costs, xp: Any = np) -> Any:
 
     Nothing is replayed where a checkpoint is sent; what everyone was ``told`` of the missed rounds is larger then.
     """
-    return costs.draws * (1 + xp.where(told > costs.checkpoint, 0, missed))
+    return costs.draws * (1 + xp.where(told > _checkpoint(costs, xp), 0, missed))
 
 
 def stood_at(

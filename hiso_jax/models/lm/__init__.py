@@ -1,13 +1,16 @@
 """Decoder-only language models (OPT and the Llama family) and their checkpoints; no training code."""
 
-from hiso_jax.models.lm.checkpoint import Pretrained, load
+from hiso_jax.models.lm.checkpoint import Pretrained, load, read_architecture
 from hiso_jax.models.lm.config import LMConfig, Rope, from_transformers
 from hiso_jax.models.lm.decoder import Decoder, greedy
 from hiso_jax.models.lm.export import save_pretrained
+from hiso_jax.models.lm.layout import layout_of
 from hiso_jax.models.lm.modules import Adapters
-from hiso_jax.models.lm.trainable import Tuned, tune
+from hiso_jax.models.lm.shapes import SHAPES
+from hiso_jax.models.lm.trainable import Tuned, tune, tuned_shapes
 
 __all__ = [
+    "SHAPES",
     "Adapters",
     "Decoder",
     "LMConfig",
@@ -16,7 +19,10 @@ __all__ = [
     "Tuned",
     "from_transformers",
     "greedy",
+    "layout_of",
     "load",
+    "read_architecture",
     "save_pretrained",
     "tune",
+    "tuned_shapes",
 ]

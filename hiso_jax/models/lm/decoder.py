@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hiso_jax.models.lm.config import LMConfig
+from hiso_jax.models.lm.layout import placed
 from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters, Block, Cache, Reading, norm
 from hiso_jax.models.lm.rope import rotations
 from hiso_jax.stacked import Stacked, scan
@@ -120,7 +121,7 @@ class Decoder:
         per_layer = (None if windows is None else np.array(windows, np.int32), cache)
 
         def layer(x: Array, block: PyTree, inputs: tuple[Any, Cache | None]) -> tuple[Array, Cache]:
-            return nnx.merge(self._block, block)(x, reading, *inputs, at)
+            return nnx.merge(self._block, placed(self.config, block))(x, reading, *inputs, at)
 
         x, caches = scan(params["layers"], layer, x, per_layer)
         return (nnx.merge(self._norm, params["norm"])(x) if "norm" in params else x), caches

@@ -36,6 +36,27 @@ def from_hub(name: str, revision: str | None) -> Path:
     return folder
 
 
+def config_from_hub(name: str, revision: str | None) -> Path:
+    """A folder with the hub's config.json and nothing else of the model, downloaded or from its cache.
+
+    Raises:
+      ValueError: the hub cannot be reached, or has no such model.
+    """
+    import huggingface_hub
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(name, "config.json", revision=revision, etag_timeout=HUB_SECONDS)
+        ).parent
+    except Exception as error:
+        # Whatever the hub's client raises means the same here.
+        raise ValueError(
+            f"model must be an architecture's name, a folder or a hub name; {name} is no local folder and its "
+            f"config.json cannot be had from the hub ({type(error).__name__})"
+        ) from error
+
+
 def _snapshot(name: str, revision: str | None) -> Path:
     import huggingface_hub
 

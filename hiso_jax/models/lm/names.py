@@ -2,21 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from hiso_jax.models.lm.config import LMConfig
-from hiso_jax.stacked import Stacked
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A parameter's path as one dotted name, ``layers.self_attn.q_proj.kernel``."""
-    # A Stacked's own key is an attribute, and no part of the name.
-    keys = (key for key in path if not isinstance(key, jax.tree_util.GetAttrKey))
-    return ".".join(str(getattr(key, "key", key)) for key in keys)
+from hiso_jax.stacked import Stacked, path_name
 
 
 @dataclass(frozen=True)

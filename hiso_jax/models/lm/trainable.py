@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from hiso_jax.models.lm.checkpoint import Pretrained, needing
 from hiso_jax.models.lm.decoder import Decoder
-from hiso_jax.models.lm.modules import Adapters
-from hiso_jax.models.lm.names import leaves, path_name
-from hiso_jax.stacked import Stacked, merge
+from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters
+from hiso_jax.models.lm.names import leaves
+from hiso_jax.stacked import Stacked, merge, path_name
 
 LORA_TARGETS = ("q_proj", "v_proj")
 # On one parameter's name.
@@ -104,6 +105,34 @@ def tune(
             f"of {', '.join(known[:4])}, … {known[-1]}"
         )
     return Tuned(pretrained.decoder, trained, frozen)
+
+
+def tuned_shapes(
+    decoder: Decoder, trainable: str = "all", *, adapters: Adapters = NO_ADAPTERS, param_dtype: DTypeLike = jnp.float32
+) -> Tuned:
+    """What :func:`tune` makes of a model of which only the architecture is at hand: shapes in place of arrays.
+
+    Args:
+      decoder: the model's functions.
+      trainable: as of :func:`tune`.
+      adapters: those that ``trainable`` asks for.
+      param_dtype: in which the model's own parameters are kept; adapters are float32.
+    """
+    if trainable == "head":
+        decoder = replace(decoder, config=replace(decoder.config, tied=False))
+    decoder = replace(decoder, adapters=adapters)
+    whole = jax.eval_shape(decoder.init, jax.random.key(0))
+
+    def kept(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = path_name(path).rpartition(".")[2]
+        return leaf if name.startswith(("lora_", "prefix_")) else leaf.update(dtype=jnp.dtype(param_dtype))
+
+    whole = jax.tree_util.tree_map_with_path(kept, whole)
+    if trainable == "all":
+        return Tuned(decoder, whole, None)
+    chosen = {"lora": lambda name: "lora_" in name, "prefix": lambda name: "prefix_" in name}
+    chosen["head"] = lambda name: name.startswith("lm_head.")
+    return Tuned(decoder, *partition(whole, chosen.get(trainable) or _matcher(trainable)))
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:

@@ -3,6 +3,7 @@
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation
 from hiso_jax.tasks.text.prompts import PROMPTS, SOURCES, Prompt, PromptSet, user_prompt
+from hiso_jax.tasks.text.shapes import text_shapes
 from hiso_jax.tasks.text.tasks import CLASSIFICATION, GENERATION, TEXT_TASKS, TextData, text_data, text_task
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "text_choice",
     "text_data",
     "text_generation",
+    "text_shapes",
     "text_task",
     "user_prompt",
 ]

@@ -1,10 +1,11 @@
 """What every task of a pretrained language model shares: where it begins, and what of it is not trained."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Array, Key, PyTree
 
-from hiso_jax.models.lm import Tuned
+from hiso_jax.models.lm import Tuned, layout_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,11 @@ class PretrainedTask:
     def frozen(self) -> PyTree | None:
         """The parameters that are not trained."""
         return self.model.frozen
+
+    @property
+    def layout(self) -> Callable[[str, tuple[int, ...], int], int | None]:
+        """How the parameters are split over devices."""
+        return layout_of(self.model.decoder.config)
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """The trained parameters as they were loaded; the key changes nothing."""

@@ -1,0 +1,183 @@
+"""``hiso-jax plan``: what a round would take on devices that are not here."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from hiso_jax import algorithms, fed, plan, tasks
+from hiso_jax.checks import whole
+from hiso_jax.cli import exit_codes
+from hiso_jax.cli.experiment import AnyTask, build_algorithm, check_model, simulation_config
+from hiso_jax.cli.methods import given_to
+from hiso_jax.cli.options import Experiment
+from hiso_jax.cli.progress import working
+from hiso_jax.reports import human_bytes, human_count, print_rows
+
+# A rate changes no shape.
+RATE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Experiment):
+    """Compile a round for devices that are not here, and tell what it takes: memory, messages, work, time.
+
+    Attributes:
+      target: devices by name and shape: v5e:2x4 for that many chips (v4, v5e, v5p, v6e; needs the extra tpu), or
+        h100:1x1x8 for partitions x hosts x GPUs of a host (a100, h100, h200; needs the extra cuda).
+      model: for digits and mnist mlp or cnn; for text an architecture by name (opt-125m to opt-66b, llama-7b,
+        llama-13b, smollm2-135m), a folder with a config.json, or a hub name. No weights are read.
+      algorithm: method, as of run.
+      model_shards: devices that the parameters are split over.
+      json: print one JSON object.
+    """
+
+    # Of the other commands it is a value of the metric, which no round takes.
+    target: str  # type: ignore[assignment]
+    algorithm: str = "hiso"
+    model_shards: int = 1
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
+        whole("model_shards", self.model_shards, 1)
+
+    def _check_target(self) -> None:
+        plan.chip_of(self.target)
+
+
+def plan_round(options: Plan, console: Console) -> int:
+    """Print what a round would take, and return the exit code.
+
+    Raises:
+      UsageError: it cannot be compiled for.
+    """
+    with exit_codes.refusing():
+        # What is planned for is not what is here: the host's processor compiles.
+        jax.config.update("jax_platforms", "cpu")
+        # Nor can a program for absent devices be loaded from where compiled ones are kept.
+        jax.config.update("jax_enable_compilation_cache", False)
+        method = algorithms.load(options.algorithm)
+        algorithm = build_algorithm(options, method, RATE)
+        given = described(options)
+        found = plan.target(options.target)
+        config = simulation_config(options, options.seed, algorithm)
+        if config.local_steps > 1:
+            config = replace(config, local_learning_rate=RATE)
+        with working(console, f"compiling for {options.target}"), exit_codes.naming(model="model_shards"):
+            made = plan.plan(given, algorithm, config, found, model_shards=options.model_shards, rate=options.dtype)
+    own = {field.name: getattr(options, field.name) for field in fields(options)} | given_to(method, options)
+    advice = plan.advise(made, own)
+    if options.json:
+        print(json.dumps(made.as_dict() | {"advice": advice}))
+    else:
+        print_rows(console, _rows(made, algorithm.has_scalars))
+        for sentence in advice:
+            console.print(sentence, soft_wrap=True, highlight=False)
+    return exit_codes.DONE
+
+
+def described(options: Experiment) -> fed.Given:
+    """What a run with these options is made of, as shapes.
+
+    Raises:
+      ValueError: the options name no model.
+    """
+    task, params = _task(options)
+    examples = len(jax.tree.leaves(task.train)[0])
+    clients = options.clients
+    if options.virtual or clients > examples:
+        population: Any = fed.virtual(np.arange(examples, dtype=np.int32) % 2, clients, alpha=options.alpha)
+    else:
+        offsets = jax.ShapeDtypeStruct((clients + 1,), np.int32)
+        population = fed.Population(jax.ShapeDtypeStruct((examples,), np.int32), offsets)
+    return fed.Given(task, params, population, options.participation())
+
+
+def _task(options: Experiment) -> tuple[AnyTask, Any]:
+    if options.task in tasks.NETWORKS:
+        digits = options.task == "digits"
+        own = tasks.digits(options.model or "mlp") if digits else tasks.mnist_shapes(options.model or "cnn")
+        return own, jax.eval_shape(own.init, jax.random.key(0))
+    from hiso_jax.models import lm
+    from hiso_jax.tasks.text import PROMPTS, text_shapes
+
+    adapters = {
+        "lora": lm.Adapters(options.lora_rank, options.lora_alpha, tuple(options.lora_targets)),
+        "prefix": lm.Adapters(prefix=options.prefix_tokens),
+    }.get(options.trainable, lm.Adapters())
+    decoder = lm.Decoder(_architecture(options, lm.SHAPES), options.dtype)
+    model = lm.tuned_shapes(decoder, options.trainable, adapters=adapters, param_dtype=options.param_dtype)
+    known = PROMPTS[options.prompts].get(options.task)
+    words = options.verbalizer or (() if known is None else known.words)
+    task = text_shapes(
+        options.task,
+        model,
+        classes=max(len(words), 2),
+        max_length=options.max_length,
+        max_new_tokens=options.max_new_tokens,
+        rows=(options.train_rows or 8192, options.test_rows or 1000),
+    )
+    return task, model.trained
+
+
+def _architecture(options: Experiment, shapes: Mapping[str, Any]) -> Any:
+    from hiso_jax.models.lm import read_architecture
+
+    if options.model is None:
+        raise ValueError(f"model must name an architecture ({', '.join(shapes)}), a folder or a hub's model")
+    if options.model.lower() in shapes and not Path(options.model).exists():
+        return shapes[options.model.lower()]
+    check_model(options)
+    return read_architecture(options.model, revision=options.revision)
+
+
+def _rows(made: plan.Plan, has_scalars: bool) -> dict[str, str]:
+    memory, mesh = made.memory, made.mesh
+    devices = mesh["clients"] * mesh["model"]
+    rest = memory.temporaries - memory.directions
+    rows = {
+        "target": f"{made.target}: {devices} devices, {mesh['clients']} × {mesh['model']} (clients × model)",
+        "fits": f"{'yes' if made.fits else 'no'}: {human_bytes(memory.total)} of {human_bytes(memory.usable)} a device",
+        "  trained parameters": human_bytes(memory.parameters),
+        "  frozen parameters": human_bytes(memory.frozen),
+        "  optimizer, curvature": human_bytes(memory.state),
+        "  data": human_bytes(memory.data),
+        "  directions, Δ": f"{human_bytes(memory.directions)} at most, by arithmetic",
+        "  activations, batches": f"{human_bytes(rest)}, the rest of what is temporary",
+    }
+    for axes in dict.fromkeys(own.axes for own in made.messages):
+        group = [own for own in made.messages if own.axes == axes]
+        kinds = " and ".join(f"{own.count:,} {own.kind}" for own in group)
+        sizes = human_bytes(sum(own.bytes for own in group)), human_bytes(max(own.largest for own in group))
+        rows[f"across {axes}"] = f"{kinds} a round, {sizes[0]}, the largest {sizes[1]}"
+    if not made.messages:
+        rows["across devices"] = "nothing"
+    ratio = made.flops / max(made.floor_flops, 1)
+    floor = "the forward passes alone" if has_scalars else "the forward passes, of which a training step makes three"
+    rows["products"] = f"{human_count(made.flops)}FLOP a round and device, {ratio:.3f} of {floor}"
+    rows["memory traffic"] = f"{human_bytes(made.bytes_moved)} a round and device"
+    seconds = made.seconds
+    limit = max(("products", "memory", "links"), key=lambda part: seconds[part])
+    parts = ", ".join(f"{part} {_duration(seconds[part])}" for part in ("products", "memory", "links"))
+    rows["estimate"] = f"{_duration(seconds['round'])} a round at published rates, held by {limit} ({parts})"
+    rows["walls"] = f"{made.pins[1]} in the program, {made.pins[0]} as lowered"
+    rows["large copies"] = ", ".join(map(human_bytes, made.copies)) or "none larger than the largest parameter"
+    rows["compiled in"] = f"{made.compile_seconds:.0f} s"
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"

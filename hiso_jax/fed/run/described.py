@@ -1,0 +1,64 @@
+"""A run's rounds for devices that may not be here, from shapes alone: to be compiled and read, not run."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jax.stages import Traced
+
+from hiso_jax.fed.algorithm import Algorithm, as_algorithm
+from hiso_jax.fed.devices import Described, check_mesh, longest_axis
+from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.dispatch import RunState
+from hiso_jax.fed.run.programs import costs_of, shapes_of_state, trace_dispatch
+from hiso_jax.fed.run.setup import Given, Setup, set_up
+
+
+class DescribedRun(NamedTuple):
+    """A run that nobody starts.
+
+    Attributes:
+      setup: what was asked for, its data as shapes.
+      dispatch: its rounds, traced: (state, begin, end, inputs) → (state, log).
+      state: the shapes of what it carries from round to round, each with its sharding.
+    """
+
+    setup: Setup
+    dispatch: Traced
+    state: RunState
+
+
+def describe(
+    given: Given,
+    tx: Algorithm | optax.GradientTransformation,
+    config: SimulationConfig,
+    mesh: Mesh,
+    *,
+    memory_budget: int,
+) -> DescribedRun:
+    """The rounds that :class:`~hiso_jax.fed.Simulation` would run on ``mesh``.
+
+    Args:
+      given: the task, its initial parameters, the population and who shows up; their arrays may be
+        ``jax.ShapeDtypeStruct``.
+      tx: as a simulation takes it.
+      config: the run's numbers.
+      mesh: of devices that may only be described, see ``jax.experimental.topologies``.
+      memory_budget: bytes that a cohort may take on a device, unless the configuration says.
+
+    Raises:
+      ValueError: as a simulation.
+    """
+    algorithm, mesh = as_algorithm(tx), check_mesh(mesh)
+    placement = Described(mesh, getattr(given.task, "layout", longest_axis))
+    setup = set_up(given, algorithm, config, placement, config.memory_budget or memory_budget)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given.params)
+    shapes, shardings = shapes_of_state(setup, params)
+    costs = costs_of(algorithm, setup.estimator, shapes.server, config.cohort)
+
+    def place(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    state = jax.tree.map(place, shapes, shardings)
+    return DescribedRun(setup, trace_dispatch(setup, costs, state, shardings), state)

@@ -1,0 +1,156 @@
+"""A run before it begins: what was asked for, checked, and its data where it will be read."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from hiso_jax.fed.algorithm import Algorithm, measured_by
+from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
+from hiso_jax.fed.population import AnyPopulation, Participation
+from hiso_jax.fed.round import Estimator, check_round, shapes_of
+from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.dispatch import Inputs
+from hiso_jax.fed.task import Task, frozen_of
+from hiso_jax.zo import sphere, zo_states
+
+# A program's length: rounds past a dispatch's end do nothing, but each is a step of the scan and a row of its log.
+DISPATCH_ROUNDS = 128
+# P of DeComFL and HiSo.
+PERTURBATIONS = 5
+
+
+class Setup(NamedTuple):
+    """A run before it begins: what was asked for, and its data on the devices.
+
+    Attributes:
+      task: the model, its loss and its data.
+      algorithm: the method.
+      config: the run's numbers.
+      estimator: how clients measure.
+      settings: how rounds are computed; its memory budget is set.
+      placement: where arrays live.
+      inputs: what every dispatch reads.
+      test: the test split.
+      given: the training data, their partition and who shows up, as they were given.
+      length: the most rounds of a dispatch.
+    """
+
+    task: Task
+    algorithm: Algorithm
+    config: SimulationConfig
+    estimator: Estimator
+    settings: ExecutionSettings
+    placement: Placement
+    inputs: Inputs
+    test: PyTree
+    given: PyTree
+    length: int
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices, or None for one."""
+        return self.placement.mesh
+
+    @property
+    def clients(self) -> int:
+        """N, the number of clients."""
+        return self.inputs.population.num_clients
+
+    def on_mesh(self) -> AbstractContextManager[Any]:
+        """Programs are built and run inside."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+class Given(NamedTuple):
+    """What a run is made of: arrays, or their shapes.
+
+    Attributes:
+      task: the model, its loss and its data.
+      params: the initial parameters, of which only shapes are read.
+      population: who holds which training examples.
+      participation: who shows up.
+    """
+
+    task: Task
+    params: PyTree
+    population: AnyPopulation
+    participation: Participation
+
+
+def set_up(given: Given, algorithm: Algorithm, config: SimulationConfig, placement: Placement, budget: int) -> Setup:
+    """A run, its data put where ``placement`` says.
+
+    Args:
+      given: what it is made of.
+      algorithm: the method.
+      config: the run's numbers.
+      placement: where arrays live.
+      budget: bytes that a cohort may take on a device.
+
+    Raises:
+      ValueError: the numbers, the method, the messages or the devices do not go together.
+    """
+    task, params, population, participation = given
+    estimator = estimator_of(algorithm, config)
+    settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh)
+    check_round(algorithm, estimator, settings)
+    shapes_of(algorithm, estimator, params, config.cohort)
+    _check_split(algorithm, params, placement.mesh)
+    data = task.train, population, participation
+    inputs = placement.replicate(Inputs(jax.random.key(config.seed), *data))
+    longest = config.rounds_per_dispatch or min(DISPATCH_ROUNDS, config.eval_every)
+    return Setup(
+        task=task,
+        algorithm=algorithm,
+        config=config,
+        estimator=estimator,
+        settings=settings,
+        placement=placement,
+        inputs=inputs._replace(frozen=placement.parameters(frozen_of(task))),
+        test=placement.replicate(task.test),
+        given=data,
+        length=min(longest, config.rounds),
+    )
+
+
+def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> None:
+    """Refuse a split of the parameters that makes other directions."""
+    if mesh is None or mesh.shape.get(MODEL, 1) == 1:
+        return
+    state = jax.eval_shape(algorithm.optimizer.init, params)
+    if any(head.directions.sampler is sphere for head in zo_states(state)):
+        raise ValueError(
+            "mesh must not split parameters along model with the sampler sphere: split norms sum in another order"
+        )
+
+
+def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -> PyTree:
+    """Refuse a cohort or messages that do not suit a method, without running anything.
+
+    Returns:
+      The shapes of the task's parameters.
+
+    Raises:
+      ValueError: more groups of directions than clients in a round, or fewer bytes than a message takes.
+    """
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    shapes_of(algorithm, estimator_of(algorithm, config), params, config.cohort)
+    return params
+
+
+def estimator_of(algorithm: Algorithm, config: SimulationConfig) -> Estimator:
+    """How the clients of a run measure.
+
+    Raises:
+      ValueError: the algorithm has a measure of its own, and the configuration asks for a method.
+    """
+    return Estimator(
+        measured_by(algorithm, config.method),
+        config.local_steps,
+        config.perturbations or algorithm.perturbations or PERTURBATIONS,
+        config.mu,
+        config.local_learning_rate,
+    )

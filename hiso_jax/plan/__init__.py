@@ -1,0 +1,26 @@
+"""What a round would take on devices that are not here: compiled from shapes, and read."""
+
+from hiso_jax.plan.advice import advise
+from hiso_jax.plan.collectives import Collective, collectives
+from hiso_jax.plan.hlo import Program, read
+from hiso_jax.plan.plan import Memory, Messages, Plan, plan
+from hiso_jax.plan.targets import CHIPS, Target, chip_of, target
+from hiso_jax.plan.work import Work, work_of
+
+__all__ = [
+    "CHIPS",
+    "Collective",
+    "Memory",
+    "Messages",
+    "Plan",
+    "Program",
+    "Target",
+    "Work",
+    "advise",
+    "chip_of",
+    "collectives",
+    "plan",
+    "read",
+    "target",
+    "work_of",
+]

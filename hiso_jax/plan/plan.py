@@ -1,0 +1,249 @@
+"""What a round would take on devices that are not here: memory, messages, work, and an estimate of its time."""
+
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding
+from jaxtyping import PyTree
+
+from hiso_jax import fed
+from hiso_jax.fed.run import DescribedRun, Given, describe
+from hiso_jax.fed.task import bind, frozen_of
+from hiso_jax.plan.collectives import Collective, collectives
+from hiso_jax.plan.hlo import read
+from hiso_jax.plan.products import flops_of_function
+from hiso_jax.plan.targets import Target
+from hiso_jax.plan.work import Work, work_of
+from hiso_jax.zo import PIN, working_dtype
+
+# Turns of the loop over rounds in the program that is compiled: of one turn XLA would make no loop.
+ROUNDS = 2
+# Of a device's memory a cohort may take this, as in a run.
+BUDGET_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+      parameters: trained ones.
+      frozen: not trained.
+      state: the optimizer's, its curvature among it.
+      data: training and test examples, the population.
+      directions: a direction and Δ, or as many as are kept, by arithmetic, of ``temporaries``.
+      temporaries: of the compiled program, with ``directions``; activations, batches and the like are the rest.
+      total: at its peak, as the compiler says.
+      usable: of the device.
+    """
+
+    parameters: int
+    frozen: int
+    state: int
+    data: int
+    directions: int
+    temporaries: int
+    total: int
+    usable: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the round fits."""
+        return self.total <= self.usable
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What devices send each other along one axis of the mesh in a round.
+
+    Attributes:
+      axes: of the mesh.
+      kind: as XLA names it.
+      count: how often.
+      bytes: of the results on one device, together.
+      largest: of one of them.
+    """
+
+    axes: str
+    kind: str
+    count: int
+    bytes: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round would take, of one device unless it says otherwise.
+
+    Attributes:
+      target: the devices.
+      mesh: clients × model.
+      memory: bytes.
+      messages: between devices.
+      flops: of matrix products and convolutions, as compiled.
+      floor_flops: those of the forward passes alone, K·(P + 1) evaluations of the device's clients' batches.
+      bytes_moved: from and to the device's memory.
+      seconds: an estimate: at the published rates of products, memory and links, the longest of the three is the round.
+      pins: walls in the program as it was lowered, and as it was compiled.
+      copies: of arrays larger than the largest parameter on the device, bytes.
+      compile_seconds: that compiling took here.
+    """
+
+    target: str
+    mesh: dict[str, int]
+    memory: Memory
+    messages: tuple[Messages, ...]
+    flops: int
+    floor_flops: int
+    bytes_moved: int
+    seconds: dict[str, float]
+    pins: tuple[int, int]
+    copies: tuple[int, ...]
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the round fits the device's memory."""
+        return self.memory.fits
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        memory = asdict(self.memory) | {"fits": self.memory.fits}
+        return asdict(self) | {"memory": memory, "floor_ratio": self.flops / max(self.floor_flops, 1)}
+
+
+def plan(
+    given: Given,
+    tx: fed.Algorithm | optax.GradientTransformation,
+    config: fed.SimulationConfig,
+    target: Target,
+    *,
+    model_shards: int = 1,
+    rate: str = "float32",
+) -> Plan:
+    """Compile a round for devices that may not be here, from shapes alone, and read the program.
+
+    Args:
+      given: the task, its initial parameters, the population and who shows up, of which only shapes are read.
+      tx: the method.
+      config: the run's numbers; of the rounds of a dispatch two are compiled.
+      target: the devices.
+      model_shards: over how many of them the parameters are split.
+      rate: of the chip's, by which products are timed: ``"bfloat16"``, ``"float32"`` or ``"highest"``.
+
+    Raises:
+      ValueError: as a simulation would, or as :func:`hiso_jax.fed.make_mesh`.
+    """
+    mesh = fed.make_mesh(list(target.devices), model=model_shards)
+    begin = time.perf_counter()
+    config = replace(config, rounds=ROUNDS, eval_every=ROUNDS, rounds_per_dispatch=ROUNDS)
+    run = describe(given, tx, config, mesh, memory_budget=int(BUDGET_SHARE * target.usable))
+    with run.setup.on_mesh():
+        lowered = run.dispatch.lower()
+        compiled = lowered.compile()
+    seconds = time.perf_counter() - begin
+    program = read(compiled.as_text())
+    rounds = run.setup.length
+    work, found = work_of(program), list(collectives(program, mesh))
+    floor = _floor(run, model_shards)
+    own_largest = max((_on_one(leaf) for leaf in jax.tree.leaves(run.state.server.params)), default=0)
+    return Plan(
+        target=target.name,
+        mesh=dict(mesh.shape),
+        memory=_memory(run, compiled.memory_analysis(), target),
+        messages=_messages(found, rounds),
+        flops=work.flops // rounds,
+        floor_flops=floor,
+        bytes_moved=work.bytes // rounds,
+        seconds=_seconds(work, found, target, rate, rounds),
+        pins=(_lowered_pins(lowered.as_text(debug_info=True)), work.pins),
+        copies=tuple(size for size in work.copies if size > own_largest),
+        compile_seconds=seconds,
+    )
+
+
+def _on_one(leaf: Any) -> int:
+    """Bytes of an array on one device."""
+    shape = leaf.sharding.shard_shape(leaf.shape) if isinstance(leaf.sharding, NamedSharding) else leaf.shape
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(_on_one(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _memory(run: DescribedRun, said: Any, target: Target) -> Memory:
+    server, inputs = run.state.server, run.setup.inputs
+    total = (
+        said.argument_size_in_bytes
+        + said.output_size_in_bytes
+        - said.alias_size_in_bytes
+        + said.temp_size_in_bytes
+        + said.generated_code_size_in_bytes
+    )
+    one = sum(
+        _on_one(leaf) // leaf.dtype.itemsize * working_dtype(leaf).itemsize for leaf in jax.tree.leaves(server.params)
+    )
+    return Memory(
+        parameters=_bytes(server.params),
+        frozen=_bytes(inputs.frozen),
+        state=_bytes(server.state),
+        data=_bytes((inputs.train, inputs.population, run.setup.test)),
+        directions=min(one, said.temp_size_in_bytes),
+        temporaries=said.temp_size_in_bytes,
+        total=total,
+        usable=target.usable,
+    )
+
+
+def _messages(found: list[Collective], rounds: int) -> tuple[Messages, ...]:
+    kinds = sorted({(own.axes, own.kind) for own in found})
+    grouped: Mapping[Any, list[Collective]] = {
+        kind: [own for own in found if (own.axes, own.kind) == kind] for kind in kinds
+    }
+    return tuple(
+        Messages(
+            axes="×".join(axes),
+            kind=kind,
+            count=sum(own.times for own in group) // rounds,
+            bytes=sum(own.times * own.bytes for own in group) // rounds,
+            largest=max(own.bytes for own in group),
+        )
+        for (axes, kind), group in grouped.items()
+    )
+
+
+def _floor(run: DescribedRun, model_shards: int) -> int:
+    """Floating-point operations of the forward passes of one device's clients."""
+    setup, config = run.setup, run.setup.config
+    clients = -(-config.cohort // setup.settings.mesh.shape["clients"])  # type: ignore[union-attr]
+    rows = clients * config.batch_size
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), setup.task.train)
+    params, frozen = run.state.server.params, frozen_of(setup.task)
+    one = flops_of_function(lambda p, f, b: bind(setup.task.loss, f)(p, b), params, frozen, batch)
+    return one * setup.estimator.measure.passes(config.local_steps, setup.estimator.num_perturbations) // model_shards
+
+
+def _seconds(work: Work, found: list[Collective], target: Target, rate: str, rounds: int) -> dict[str, float]:
+    chip = target.chip
+    sent = sum(own.times * own.bytes for own in found)
+    parts = {
+        "products": work.flops / getattr(chip, rate) / rounds,
+        "memory": work.bytes / chip.bandwidth / rounds,
+        "links": sent / chip.links / rounds,
+    }
+    return parts | {"round": max(parts.values())}
+
+
+def _lowered_pins(text: str) -> int:
+    """Walls in a program as JAX lowers it, its locations printed."""
+    places = dict(re.findall(r'^(#loc\d+) = loc\("([^"]*)"', text, re.MULTILINE))
+    walls = re.findall(r"stablehlo\.(?:reduce_precision|select)\b.*loc\((#loc\d+)\)", text)
+    return Counter(PIN in places.get(place, "").split("/") for place in walls)[True]

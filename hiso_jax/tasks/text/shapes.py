@@ -1,0 +1,62 @@
+"""Text tasks of which nothing is loaded: their data and their model's parameters are shapes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from hiso_jax.models.lm import Tuned
+from hiso_jax.tasks.text.choice import TextChoice
+from hiso_jax.tasks.text.generation import TextGeneration
+from hiso_jax.tasks.text.prompts import SOURCES
+from hiso_jax.tasks.text.tasks import DEFAULT_MAX_LENGTH, GENERATION, NEW_TOKENS
+
+ROWS = (8192, 1000)
+
+
+def text_shapes(
+    name: str,
+    model: Tuned,
+    *,
+    classes: int = 2,
+    max_length: int | None = None,
+    max_new_tokens: int | None = None,
+    rows: tuple[int, int] = ROWS,
+) -> TextChoice | TextGeneration:
+    """A text task whose every prompt is as long as it may be.
+
+    Args:
+      name: of the task.
+      model: :func:`hiso_jax.models.lm.tuned_shapes`.
+      classes: of a classification.
+      max_length: tokens of a prompt; by default the task's, or the model's most.
+      max_new_tokens: tokens of an answer, of generation.
+      rows: of the training and the test data.
+    """
+    source, config = SOURCES.get(name), model.decoder.config
+    most = config.max_positions - model.decoder.adapters.prefix
+    length = (
+        min(DEFAULT_MAX_LENGTH if source is None else source.max_length, most) if max_length is None else max_length
+    )
+    answer = (max_new_tokens or NEW_TOKENS[name]) if name in GENERATION else 0
+    width = length + answer
+
+    def split(count: int) -> dict[str, Any]:
+        own = {"tokens": (count, width), "length": (count,), ("answer" if answer else "label"): (count,)}
+        return {entry: jax.ShapeDtypeStruct(shape, np.int32) for entry, shape in own.items()}
+
+    data: dict[str, Any] = {"train": split(rows[0]), "test": split(rows[1])}
+    if not answer:
+        return TextChoice(model=model, words=tuple(range(classes)), buckets=(width,), name=name, **data)
+    return TextGeneration(
+        model=model,
+        tokenizer=None,
+        buckets=(width,),
+        answer_length=answer,
+        max_new_tokens=answer,
+        stop_tokens=(),
+        scoring="summary" if name == "xsum" else "span",
+        golden=(),
+        name=name,
+        **data,
+    )
