@@ -245,5 +245,5 @@ def _seconds(work: Work, found: list[Collective], target: Target, rate: str, rou
 def _lowered_pins(text: str) -> int:
     """Walls in a program as JAX lowers it, its locations printed."""
     places = dict(re.findall(r'^(#loc\d+) = loc\("([^"]*)"', text, re.MULTILINE))
-    walls = re.findall(r"stablehlo\.(?:reduce_precision|select)\b.*loc\((#loc\d+)\)", text)
+    walls = re.findall(r"stablehlo\.(?:reduce_precision|minimum)\b.*loc\((#loc\d+)\)", text)
     return Counter(PIN in places.get(place, "").split("/") for place in walls)[True]

@@ -51,9 +51,9 @@ def work_of(program: Program) -> Work:
 
 
 def _is_pin(run: Run) -> bool:
-    """Whether an instruction is a wall: of ``reduce_precision``, or a selection where that does not stand."""
+    """Whether an instruction is a wall: of ``reduce_precision``, or a minimum where that does not stand."""
     inside = f"/{PIN}/" in f"/{run.instruction.scope}"
-    return inside and run.instruction.operation in ("reduce-precision", "select")
+    return inside and run.instruction.operation in ("reduce-precision", "minimum")
 
 
 def _far(shapes: Iterable[Shape]) -> int:

@@ -19,8 +19,10 @@ def pin(x: Array) -> Array:
     A run and a replay put the same formula into different programs, where XLA may or may not move a factor or rewrite
     a product, and the last bit parts. On CPU and TPU ``lax.reduce_precision`` at the dtype's own precision stands
     between and survives all passes; XLA's pipeline for GPUs removes it at its end and simplifies again (``u / sqrt(h)``
-    became ``u · rsqrt(h)``), and there the wall is :func:`rounded`. On CPU :func:`rounded` would give other bits than
-    ledgers that have been written, so each platform keeps its own.
+    became ``u · rsqrt(h)``). There the wall is the smaller of ``x`` and the largest finite number, which takes +∞ to
+    that number and leaves all else: it fuses as if it were not there, where a selection or a barrier took a fifth or
+    two more of a large model's memory (``benchmarks/README.md``). On CPU another wall would give other bits than
+    ledgers that have been written.
 
     What generates the code behind XLA still contracts a product and a sum through ``reduce_precision``, in a run and
     its replay alike.
@@ -32,6 +34,10 @@ def pin(x: Array) -> Array:
 def _to_own_precision(x: Array) -> Array:
     info = jnp.finfo(x.dtype)
     return lax.reduce_precision(x, info.nexp, info.nmant)
+
+
+def _at_most_the_largest(x: Array) -> Array:
+    return lax.min(x, lax.full_like(x, jnp.finfo(x.dtype).max))
 
 
 def rounded(x: Array) -> Array:
@@ -56,5 +62,5 @@ def _lower_as(wall: Any, platform: str | None) -> None:
 
 
 _lower_as(_to_own_precision, None)
-_lower_as(rounded, "cuda")
-_lower_as(rounded, "rocm")
+_lower_as(_at_most_the_largest, "cuda")
+_lower_as(_at_most_the_largest, "rocm")
