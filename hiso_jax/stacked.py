@@ -80,6 +80,43 @@ def scan(layers: Any, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
 
 
+def scan_to_last(layers: Any, body: Body, last: Body, carry: PyTree, inputs: PyTree = None) -> PyTree:
+    """:func:`scan` without its outputs, in which the last layer has a body of its own.
+
+    The scan goes over the layers' numbers: a slice of stacked arrays without their last layer would be a copy.
+
+    Args:
+      layers: as of :func:`scan`.
+      body: of all layers but the last.
+      last: of the last.
+      carry: as of :func:`scan`.
+      inputs: as of :func:`scan`.
+    """
+
+    def turn(carry: PyTree, number: Any, function: Body) -> PyTree:
+        of_layer = jax.tree.map(lambda a: lax.dynamic_index_in_dim(jnp.asarray(a), number, keepdims=False), inputs)
+        if isinstance(layers, Stacked | Layers):
+            each = _opened(layers)
+            own = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, number, keepdims=False), each.inputs)
+            return function(carry, each.open(own), of_layer)[0]
+        return function(carry, layers[number], of_layer)[0]
+
+    if isinstance(layers, Stacked | Layers):
+        depth = jax.tree.leaves(_opened(layers).inputs)[0].shape[0]
+        carry = lax.scan(lambda c, number: (turn(c, number, body), None), carry, jnp.arange(depth - 1))[0]
+        shapes = jax.eval_shape(lambda c: turn(c, depth - 1, last), carry)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        # Also a loop, of one turn that XLA does not know of: beside a loop, what reads the stacked arrays in another way
+        # has XLA make them, perturbed or drawn, a second time.
+        end = lax.optimization_barrier(jnp.int32(depth))
+        return lax.fori_loop(end - 1, end, lambda number, _: turn(carry, number, last), zeros)
+    else:
+        depth = len(layers)
+        for number in range(depth - 1):
+            carry = turn(carry, number, body)
+    return turn(carry, depth - 1, last)
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """A parameter's path as one dotted name, ``layers.self_attn.q_proj.kernel``."""
     # A Stacked's own key is an attribute, and no part of the name.

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hiso_jax.models.functional import Model, functional
+from hiso_jax.models.initial import lecun_normal
 
 
 class MLP(nnx.Module):
@@ -14,8 +15,8 @@ class MLP(nnx.Module):
 
     def __init__(self, inputs: int, hidden: int, classes: int, *, rngs: nnx.Rngs) -> None:
         """``inputs`` pixels, ``hidden`` units, ``classes`` logits."""
-        self.hidden = nnx.Linear(inputs, hidden, rngs=rngs)
-        self.output = nnx.Linear(hidden, classes, rngs=rngs)
+        self.hidden = nnx.Linear(inputs, hidden, kernel_init=lecun_normal, rngs=rngs)
+        self.output = nnx.Linear(hidden, classes, kernel_init=lecun_normal, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B H W 1"]) -> Float[Array, "B classes"]:
         """Logits."""
@@ -58,9 +59,9 @@ class CNN(nnx.Module):
     def __init__(self, side: int, kernel: int, features: tuple[int, int], classes: int, *, rngs: nnx.Rngs) -> None:
         """``side``×``side`` grey images, ``kernel``×``kernel`` convolutions with ``features`` channels."""
         window = (kernel, kernel)
-        self.conv1 = PooledConv(1, features[0], window, rngs=rngs)
-        self.conv2 = nnx.Conv(features[0], features[1], window, rngs=rngs)
-        self.output = nnx.Linear((side // 4) ** 2 * features[1], classes, rngs=rngs)
+        self.conv1 = PooledConv(1, features[0], window, kernel_init=lecun_normal, rngs=rngs)
+        self.conv2 = nnx.Conv(features[0], features[1], window, kernel_init=lecun_normal, rngs=rngs)
+        self.output = nnx.Linear((side // 4) ** 2 * features[1], classes, kernel_init=lecun_normal, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B H W 1"]) -> Float[Array, "B classes"]:
         """Logits."""

@@ -116,18 +116,20 @@ def draw_leaves(
       tree: only the shapes and dtypes of its leaves are read.
       draw: (leaf key, shape, leaf) → the leaf's draw, of that shape.
     """
+    nodes = jax.tree.leaves(tree, is_leaf=is_stacked)
+    counts = [len(jax.tree.leaves(node)) * (node.depth if isinstance(node, Stacked) else 1) for node in nodes]
+    # One loop of the hash for the keys of all leaves: each fold_in by itself is a loop to compile.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(sum(counts)))
     drawn, first = [], 0
-    for node in jax.tree.leaves(tree, is_leaf=is_stacked):
-        leaves = jax.tree.leaves(node)
-        if not isinstance(node, Stacked):
-            drawn.append(draw(jax.random.fold_in(key, first), node.shape, node))
-            first += 1
-            continue
-        for place, leaf in enumerate(leaves):
-            indices = first + place + len(leaves) * jnp.arange(leaf.shape[0])
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-            drawn.append(jax.vmap(lambda layer_key, leaf=leaf: draw(layer_key, leaf.shape[1:], leaf))(keys))
-        first += len(leaves) * node.depth
+    for node, count in zip(nodes, counts, strict=True):
+        if isinstance(node, Stacked):
+            leaves = jax.tree.leaves(node)
+            for place, leaf in enumerate(leaves):
+                own = keys[first + place : first + count : len(leaves)]
+                drawn.append(jax.vmap(lambda layer_key, leaf=leaf: draw(layer_key, leaf.shape[1:], leaf))(own))
+        else:
+            drawn.append(draw(keys[first], node.shape, node))
+        first += count
     return drawn
 
 

@@ -203,6 +203,11 @@ def head(
         groups = groups_in(state.directions, scalars, groups)
         deal = partial(state.deal, groups=groups, num_perturbations=scalars.shape[1] // groups)
 
+        # Tied to the scalars: with one perturbation XLA unrolls both loops over directions and would make of the two
+        # drawings one, whose directions all stay from the first forward pass to the update.
+        key, updates = lax.optimization_barrier((key, jax.tree.map(jnp.asarray, updates)))
+        scalars = slopes(updates)
+
         def delta_of(step: int | Array, scalars: Array) -> PyTree:
             shape = state.curvature
             return accumulate(key, scalars, params, step=step, curvature=shape, sampler=state.directions, groups=groups)
@@ -216,7 +221,7 @@ def head(
             delta = delta_of(step, slopes(aggregate))
             return (_add(total, delta), advance_at(shape, delta, step, aggregate) if every_step else shape), None
 
-        aggregate, last_step = jax.tree.map(jnp.asarray, updates), scalars.shape[0] - 1
+        aggregate, last_step = updates, scalars.shape[0] - 1
         if ascent is None or slopes(ascent.scalars).shape != scalars.shape:
             delta = delta_of(last_step, slopes(aggregate)[last_step])
         else:

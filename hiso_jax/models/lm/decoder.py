@@ -1,5 +1,6 @@
 """A decoder-only language model as pure functions of (parameters, tokens): hidden states, logits, cached decoding."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.layout import placed
 from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters, Block, Cache, Reading, norm
 from hiso_jax.models.lm.rope import rotations
-from hiso_jax.stacked import Stacked, scan
+from hiso_jax.stacked import Stacked, scan, scan_to_last
 
 # transformers keeps the first rows of OPT's table of positions for padding.
 OPT_POSITION_OFFSET = 2
@@ -76,28 +77,53 @@ class Decoder:
         return params
 
     def hidden(
-        self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
-    ) -> Float[Array, "B T H"]:
-        """The hidden state of every position, after the last norm: what :meth:`logits` takes.
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"] | None = None,
+        *,
+        last: int | None = None,
+    ) -> Float[Array, "B N H"]:
+        """The hidden state of positions after the last norm: what :meth:`logits` takes.
 
         Args:
           params: the parameters.
           tokens: token numbers, padded on either side.
           mask: which of them are real; None means all. Padding changes nothing at the real positions.
+          last: N, how many of the last positions are read; the last layer computes no others. None means all of them.
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        return self._run(params, tokens, mask)[0]
+        x, reading = self._begin(params, tokens, mask)
+        if last is None:
+            return self._layers(params, x, reading, None, None)[0]
+        windows = self.config.windows
 
-    def _run(
+        def layer(read: int | None) -> Callable[..., tuple[Array, None]]:
+            def run(x: Array, block: PyTree, window: Any) -> tuple[Array, None]:
+                return self._at(block)(x, reading, window, None, None, read)[0], None
+
+            return run
+
+        per_layer = None if windows is None else np.array(windows, np.int32)
+        return self._normed(params, scan_to_last(params["layers"], layer(None), layer(last), x, per_layer))
+
+    def _begin(
         self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
-    ) -> tuple[Float[Array, "B T H"], Cache]:
-        """Hidden states, and every layer's keys and values, [L, B, T, kv_heads, head_dim]."""
+    ) -> tuple[Float[Array, "B T H"], Reading]:
+        """What goes into the first layer, and what all layers share."""
         positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0) + self.adapters.prefix
         distance = positions[:, :, None] - positions[:, None, :]
         # Causal by place in the sequence, which orders padding, too.
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
         reading = self._reading(positions, causal & mask[:, None, :], distance)
-        return self._layers(params, self._embed(params, tokens, positions), reading, None, None)
+        return self._embed(params, tokens, positions), reading
+
+    def _at(self, block: PyTree) -> Any:
+        """A layer with its parameters."""
+        return nnx.merge(self._block, placed(self.config, block))
+
+    def _normed(self, params: PyTree, x: Array) -> Array:
+        return nnx.merge(self._norm, params["norm"])(x) if "norm" in params else x
 
     def _reading(
         self, positions: Int[Array, "B T"], mask: Bool[Array, "B T S"], distance: Int[Array, "B T S"]
@@ -121,10 +147,10 @@ class Decoder:
         per_layer = (None if windows is None else np.array(windows, np.int32), cache)
 
         def layer(x: Array, block: PyTree, inputs: tuple[Any, Cache | None]) -> tuple[Array, Cache]:
-            return nnx.merge(self._block, placed(self.config, block))(x, reading, *inputs, at)
+            return self._at(block)(x, reading, *inputs, at)
 
         x, caches = scan(params["layers"], layer, x, per_layer)
-        return (nnx.merge(self._norm, params["norm"])(x) if "norm" in params else x), caches
+        return self._normed(params, x), caches
 
     def logits(
         self, params: PyTree, hidden: Float[Array, "... H"], columns: Int[Array, "W"] | None = None
@@ -155,7 +181,7 @@ class Decoder:
         self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], room: int
     ) -> tuple[Float[Array, "B H"], Cache]:
         """The hidden state of the last position of left-padded prompts, and a cache with ``room`` for more tokens."""
-        hidden, cache = self._run(params, tokens, mask)
+        hidden, cache = self._layers(params, *self._begin(params, tokens, mask), None, None)
         grown = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), cache)
         return hidden[:, -1], grown
 

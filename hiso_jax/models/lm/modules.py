@@ -106,25 +106,37 @@ class Attention(nnx.Module):
             self.prefix_values = nnx.Param(jnp.zeros(shape, jnp.float32))
 
     def __call__(
-        self, x: Float[Array, "B T H"], reading: Reading, window: Any, cache: Cache | None, at: Any
-    ) -> tuple[Float[Array, "B T H"], Cache]:
-        """The attention's output, and the keys and values: of ``x``, or the cache with those written from ``at``."""
-        queries = self.q_proj(x).reshape(*x.shape[:2], self.heads, self.head_dim)
+        self,
+        x: Float[Array, "B T H"],
+        reading: Reading,
+        window: Any,
+        cache: Cache | None,
+        at: Any,
+        last: int | None = None,
+    ) -> tuple[Float[Array, "B N H"], Cache]:
+        """The output of the last N positions, by default of all, and the keys and values.
+
+        These are of ``x``, or the cache with those written from ``at``.
+        """
+        asked = x if last is None else x[:, -last:]
+        queries = self.q_proj(asked).reshape(*asked.shape[:2], self.heads, self.head_dim)
         keys = self.k_proj(x).reshape(*x.shape[:2], self.kv_heads, self.head_dim)
         values = self.v_proj(x).reshape(*x.shape[:2], self.kv_heads, self.head_dim)
         if reading.rotation is not None:
-            queries, keys = rotate(queries, *reading.rotation), rotate(keys, *reading.rotation)
+            own = [turn[:, -asked.shape[1] :] for turn in reading.rotation]
+            queries, keys = rotate(queries, *own), rotate(keys, *reading.rotation)
         if cache is not None:
             keys = lax.dynamic_update_slice_in_dim(cache.keys, keys.astype(cache.keys.dtype), at, 1)
             values = lax.dynamic_update_slice_in_dim(cache.values, values.astype(cache.values.dtype), at, 1)
         new = Cache(keys, values)
         mask = reading.mask if window is None else reading.mask & (reading.distance < window)
+        mask = mask[:, -asked.shape[1] :]
         if self.prefix:
             keys = self._behind(self.prefix_keys[...], keys)
             values = self._behind(self.prefix_values[...], values)
             mask = jnp.pad(mask, ((0, 0), (0, 0), (self.prefix, 0)), constant_values=True)
         mixed = jax.nn.dot_product_attention(queries, keys, values, mask=mask[:, None])
-        return self.o_proj(mixed.reshape(*x.shape[:2], -1)), new
+        return self.o_proj(mixed.reshape(*asked.shape[:2], -1)), new
 
     def _behind(self, prefix: Array, own: Array) -> Array:
         return jnp.concatenate([jnp.broadcast_to(prefix.astype(own.dtype), (len(own), *prefix.shape)), own], 1)
@@ -168,13 +180,20 @@ class Block(nnx.Module):
         self.mlp = MLP(config, adapters, dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T H"], reading: Reading, window: Any, cache: Cache | None, at: Any
-    ) -> tuple[Float[Array, "B T H"], Cache]:
-        """The residual stream after the layer, and its keys and values."""
+        self,
+        x: Float[Array, "B T H"],
+        reading: Reading,
+        window: Any,
+        cache: Cache | None,
+        at: Any,
+        last: int | None = None,
+    ) -> tuple[Float[Array, "B N H"], Cache]:
+        """The residual stream of the last N positions after the layer, by default of all, and keys and values."""
+        asked = x if last is None else x[:, -last:]
         if self.norm_first:
-            mixed, new = self.self_attn(self.attention_norm(x), reading, window, cache, at)
-            x = x + mixed
+            mixed, new = self.self_attn(self.attention_norm(x), reading, window, cache, at, last)
+            x = asked + mixed
             return x + self.mlp(self.mlp_norm(x)), new
-        mixed, new = self.self_attn(x, reading, window, cache, at)
-        x = self.attention_norm(x + mixed)
+        mixed, new = self.self_attn(x, reading, window, cache, at, last)
+        x = self.attention_norm(asked + mixed)
         return self.mlp_norm(x + self.mlp(x)), new

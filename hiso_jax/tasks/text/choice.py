@@ -61,7 +61,7 @@ class TextChoice(PretrainedTask):
         whole, decoder = self.model.whole(params, frozen), self.model.decoder
 
         def last(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B H"]:
-            return decoder.hidden(whole, tokens, mask)[:, -1]
+            return decoder.hidden(whole, tokens, mask, last=1)[:, 0]
 
         hidden = at_bucket(last, self.buckets, batch["tokens"], batch["length"])
         return decoder.logits(whole, hidden, jnp.array(self.words, jnp.int32))

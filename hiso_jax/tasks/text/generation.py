@@ -73,7 +73,7 @@ class TextGeneration(PretrainedTask):
         whole, decoder, count = self.model.whole(params, frozen), self.model.decoder, self.answer_length
 
         def before(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B A H"]:
-            return decoder.hidden(whole, tokens, mask)[:, -count - 1 : -1]
+            return decoder.hidden(whole, tokens, mask, last=count + 1)[:, :-1]
 
         hidden = at_bucket(before, self.buckets, batch["tokens"], batch["length"])
         losses = optax.softmax_cross_entropy_with_integer_labels(
