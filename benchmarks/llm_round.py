@@ -28,56 +28,24 @@ from rich.console import Console
 from rich.table import Table
 
 from hiso_jax import fed, hiso, zo
-from hiso_jax.models.lm import Decoder, LMConfig, Rope, Tuned
+from hiso_jax.models import lm
+from hiso_jax.models.lm import Decoder, Tuned
 from hiso_jax.tasks.text import TextChoice
 
-OPT = LMConfig(
-    family="opt",
-    vocab_size=50272,
-    hidden_size=768,
-    embedding_size=768,
-    layers=12,
-    heads=12,
-    kv_heads=12,
-    head_dim=64,
-    mlp_size=3072,
-    gated=False,
-    activation="relu",
-    rms=False,
-    norm_eps=1e-5,
-    max_positions=2048,
-    learned_positions=2050,
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-)
 SHAPES = {
+    **lm.SHAPES,
     "tiny": replace(
-        OPT, vocab_size=512, hidden_size=64, embedding_size=64, layers=2, heads=4, kv_heads=4, head_dim=16, mlp_size=128
+        lm.SHAPES["opt-125m"],
+        vocab_size=512,
+        hidden_size=64,
+        embedding_size=64,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        head_dim=16,
+        mlp_size=128,
     ),
-    "opt-125m": OPT,
-    "opt-1.3b": replace(
-        OPT, hidden_size=2048, embedding_size=2048, layers=24, heads=32, kv_heads=32, mlp_size=8192
-    ),
-    "llama-7b": LMConfig(
-        family="llama",
-        vocab_size=32000,
-        hidden_size=4096,
-        embedding_size=4096,
-        layers=32,
-        heads=32,
-        kv_heads=32,
-        head_dim=128,
-        mlp_size=11008,
-        gated=True,
-        activation="silu",
-        rms=True,
-        norm_eps=1e-5,
-        max_positions=4096,
-        rope=Rope(),
-        tied=False,
-    ),
-}  # fmt: skip
+}
 MODES: tuple[zo.DirectionsMode, ...] = ("keep", "regenerate")
 
 
@@ -86,7 +54,7 @@ class Arguments:
     """What to measure.
 
     Attributes:
-      shape: tiny, opt-125m, opt-1.3b or llama-7b.
+      shape: tiny, or an architecture of hiso_jax.models.lm.SHAPES.
       dtype: in which the model computes.
       param_dtype: in which its parameters are kept; by default as it computes.
       curvature_dtype: in which the curvature is kept.
@@ -97,11 +65,12 @@ class Arguments:
       local_steps: K; above 1 only regenerate exists.
       repeats: timed rounds per mode.
       modes: keep, regenerate, comma-separated.
+      sampler: family of directions.
       out: JSON file to write; by default named after the shape.
       worker: measure in this process: "time", or "memory" and a mode.
     """
 
-    shape: Literal["tiny", "opt-125m", "opt-1.3b", "llama-7b"] = "opt-125m"
+    shape: str = "opt-125m"
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] | None = None
     curvature_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -112,6 +81,7 @@ class Arguments:
     local_steps: int = 1
     repeats: int = 5
     modes: str = "keep,regenerate"
+    sampler: Literal["gaussian", "rademacher", "binomial"] = "gaussian"
     out: Path | None = None
     worker: str = ""
 
@@ -167,8 +137,7 @@ def make_round(arguments, task, mode):
 
 
 def zo_optimizer(arguments):
-
-    return hiso(1e-6, curvature_dtype=jnp.dtype(arguments.curvature_dtype))
+    return hiso(1e-6, curvature_dtype=jnp.dtype(arguments.curvature_dtype), sampler=arguments.sampler)
 
 
 def seconds(call, *inputs):
@@ -186,7 +155,7 @@ def measure_time(arguments):
 
     def generate(params, curvature, key):
         # Written somewhere, as a use of it would; one direction at a time.
-        return zo.direction(zo.perturbation_key(key, 0, 0), params, curvature)
+        return zo.direction(zo.perturbation_key(key, 0, 0), params, curvature, arguments.sampler)
 
     tx = zo_optimizer(arguments)
     state = jax.jit(tx.init)(params)
@@ -249,7 +218,7 @@ def worker(arguments, task):
     settings = [
         item
         for name in ("shape", "dtype", "param_dtype", "curvature_dtype", "clients", "batch", "tokens", "perturbations",
-                     "local_steps", "repeats", "modes")
+                     "local_steps", "repeats", "modes", "sampler")
         if (value := getattr(arguments, name)) is not None
         for item in (f"--{name.replace('_', '-')}", str(value))
     ]  # fmt: skip
@@ -280,7 +249,9 @@ def main(arguments: Arguments) -> None:
     )
     kind, version = device.stdout.splitlines()[-1].split(";")
     report = {"settings": settings, "device": kind, "jax": version, **timed}
-    out = arguments.out or Path(f"benchmarks/results/llm_round_{arguments.shape}_k{arguments.local_steps}.json")
+    out = arguments.out or Path(
+        f"benchmarks/results/llm_round_{arguments.shape}_k{arguments.local_steps}_{arguments.sampler}.json"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
     table = Table(title=f"{arguments.shape}: {timed['parameters'] / 1e6:.0f} million parameters on {kind}")

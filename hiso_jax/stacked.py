@@ -106,8 +106,8 @@ def scan_to_last(layers: Any, body: Body, last: Body, carry: PyTree, inputs: PyT
         carry = lax.scan(lambda c, number: (turn(c, number, body), None), carry, jnp.arange(depth - 1))[0]
         shapes = jax.eval_shape(lambda c: turn(c, depth - 1, last), carry)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        # Also a loop, of one turn that XLA does not know of: beside a loop, what reads the stacked arrays in another way
-        # has XLA make them, perturbed or drawn, a second time.
+        # Also a loop, of one turn that XLA does not know of: beside a loop, what reads the stacked arrays in another
+        # way has XLA make them, perturbed or drawn, a second time.
         end = lax.optimization_barrier(jnp.int32(depth))
         return lax.fori_loop(end - 1, end, lambda number, _: turn(carry, number, last), zeros)
     else:

@@ -56,10 +56,26 @@ def rademacher(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> A
 
     The signs are unpacked 32 to a random word, where ``jax.random.rademacher`` spends a word on each.
     """
-    size = math.prod(shape)
-    words = drawn(_words, key, (-(-size // 32),))
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return (1 - 2 * bits.astype(jnp.int8)).reshape(-1)[:size].reshape(shape).astype(dtype)
+    bits = _unpacked(key, math.prod(shape), 1)
+    return (1 - 2 * bits.astype(jnp.int8)).reshape(shape).astype(dtype)
+
+
+def _unpacked(key: Key[Array, ""], size: int, bits: int) -> UInt32[Array, "n"]:
+    """``size`` numbers of so many random bits each, several to a random word."""
+    each = 32 // bits
+    words = drawn(_words, key, (-(-size // each),))
+    parts = (words[:, None] >> (bits * jnp.arange(each, dtype=jnp.uint32))) & jnp.uint32(2**bits - 1)
+    return parts.reshape(-1)[:size]
+
+
+def binomial(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
+    """Binomial numbers of 16 fair coins, centred and of variance one: nearly normal, in steps of one half up to ±4.
+
+    Made of integers by counting the bits of half a random word, hence the same on every backend. Kurtosis 2.875.
+    """
+    coins = 16
+    heads = lax.population_count(_unpacked(key, math.prod(shape), coins)).astype(jnp.int8)
+    return ((heads - coins // 2).astype(dtype) * jnp.asarray(2 / math.sqrt(coins), dtype)).reshape(shape)
 
 
 def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
@@ -68,8 +84,13 @@ def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array
     return normal * (math.sqrt(normal.size) / jnp.linalg.norm(normal))
 
 
-SamplerName = Literal["gaussian", "rademacher", "sphere"]
-SAMPLERS: dict[str, Sampler] = {"gaussian": gaussian, "rademacher": rademacher, "sphere": sphere}
+SamplerName = Literal["gaussian", "rademacher", "binomial", "sphere"]
+SAMPLERS: dict[str, Sampler] = {
+    "gaussian": gaussian,
+    "rademacher": rademacher,
+    "binomial": binomial,
+    "sphere": sphere,
+}
 
 
 def as_sampler(sampler: Sampler | str | None) -> Sampler:

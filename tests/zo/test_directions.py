@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hiso_jax import fed, zo
 
-SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "sphere": zo.sphere}
+SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "binomial": zo.binomial, "sphere": zo.sphere}
 DRAWS = 40_000
 
 

@@ -111,7 +111,9 @@ def test_updates_are_in_the_wider_dtype_and_parameters_keep_theirs(make, dtype, 
 
 def test_strings_name_values():
     assert zo.scale_by_zo(sampler="sphere").init(parameters()).directions == zo.Directions(zo.sphere)
-    with pytest.raises(ValueError, match="sampler must be one of gaussian, rademacher, sphere, or a function; got 'x'"):
+    with pytest.raises(
+        ValueError, match="sampler must be one of gaussian, rademacher, binomial, sphere, or a function; got 'x'"
+    ):
         zo.scale_by_hiso(sampler="x")
     with pytest.raises(ValueError, match="method must be one of forward, central, second, or a Difference; got 'x'"):
         zo.step(lambda p, b: p, zo.hiso(0.1), method="x")

@@ -23,7 +23,7 @@ def unstacked(params):
     return {**params, "layers": params["layers"].unstacked()}
 
 
-SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "sphere": zo.sphere}
+SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "binomial": zo.binomial, "sphere": zo.sphere}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
