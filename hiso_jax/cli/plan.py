@@ -38,7 +38,7 @@ class Plan(Experiment):
     """
 
     # Of the other commands it is a value of the metric, which no round takes.
-    target: str  # type: ignore[assignment]
+    target: str = ""  # type: ignore[assignment]
     algorithm: str = "hiso"
     model_shards: int = 1
     json: bool = False
@@ -53,6 +53,8 @@ class Plan(Experiment):
         whole("model_shards", self.model_shards, 1)
 
     def _check_target(self) -> None:
+        if not self.target:
+            raise ValueError(f"target must be given: {plan.EXAMPLES}")
         plan.chip_of(self.target)
 
 
@@ -76,7 +78,7 @@ def plan_round(options: Plan, console: Console) -> int:
             config = replace(config, local_learning_rate=RATE)
         with working(console, f"compiling for {options.target}"), exit_codes.naming(model="model_shards"):
             made = plan.plan(given, algorithm, config, found, model_shards=options.model_shards, rate=options.dtype)
-    own = {field.name: getattr(options, field.name) for field in fields(options)} | given_to(method, options)
+    own = {own.name: getattr(options, own.name) for own in fields(options)} | given_to(method, options)
     advice = plan.advise(made, own)
     if options.json:
         print(json.dumps(made.as_dict() | {"advice": advice}))

@@ -4,11 +4,12 @@ from hiso_jax.plan.advice import advise
 from hiso_jax.plan.collectives import Collective, collectives
 from hiso_jax.plan.hlo import Program, read
 from hiso_jax.plan.plan import Memory, Messages, Plan, plan
-from hiso_jax.plan.targets import CHIPS, Target, chip_of, target
+from hiso_jax.plan.targets import CHIPS, EXAMPLES, Target, chip_of, target
 from hiso_jax.plan.work import Work, work_of
 
 __all__ = [
     "CHIPS",
+    "EXAMPLES",
     "Collective",
     "Memory",
     "Messages",
