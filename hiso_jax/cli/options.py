@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "target",
     ),
     "federation": ("clients", "cohort", "local_steps", "batch_size", "weighting", "eval_every"),
-    "measurement": ("perturbations", "mu", "method"),
+    "measurement": ("perturbations", "mu", "method", "matmul_precision"),
     "data": ("data_dir", "partition", "alpha", "shards_per_client", "virtual", "client_examples"),
     "language model": tuple(field.name for field in fields(Language)),
     "participation": tuple(field.name for field in fields(Presence)),

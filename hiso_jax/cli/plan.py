@@ -77,7 +77,7 @@ def plan_round(options: Plan, console: Console) -> int:
         if config.local_steps > 1:
             config = replace(config, local_learning_rate=RATE)
         with working(console, f"compiling for {options.target}"), exit_codes.naming(model="model_shards"):
-            made = plan.plan(given, algorithm, config, found, model_shards=options.model_shards, rate=options.dtype)
+            made = plan.plan(given, algorithm, config, found, model_shards=options.model_shards, rate=_rate(options))
     own = {own.name: getattr(options, own.name) for own in fields(options)} | given_to(method, options)
     advice = plan.advise(made, own)
     if options.json:
@@ -87,6 +87,12 @@ def plan_round(options: Plan, console: Console) -> int:
         for sentence in advice:
             console.print(sentence, soft_wrap=True, highlight=False)
     return exit_codes.DONE
+
+
+def _rate(options: Plan) -> str:
+    """By which of a chip's rates products are timed."""
+    full = options.matmul_precision == "highest" and options.dtype == "float32"
+    return "highest" if full else options.dtype
 
 
 def described(options: Experiment) -> fed.Given:

@@ -139,6 +139,18 @@ def bind(function: Callable[..., Any], frozen: PyTree | None) -> Callable[[PyTre
     return function if frozen is None else lambda params, batch: function(params, batch, frozen)
 
 
+def at_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    """A task's ``loss`` or ``metrics``, its products of float32 rounded as JAX's ``default_matmul_precision`` says."""
+    if precision == "default":
+        return function
+
+    def run(*arguments: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return function(*arguments)
+
+    return run
+
+
 def summarise(task: Task, outputs: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> dict[str, float]:
     """The reported metrics from those of every test example."""
     reduce = getattr(task, "summarise", None)

@@ -34,16 +34,14 @@ from hiso_jax.zo.directions import (
 from hiso_jax.zo.groups import Deal, Direction, block_size
 from hiso_jax.zo.heads import (
     LocalStep,
-    ScaleByZoState,
     check_chain,
     dealt,
     decomfl,
     head,
     scale_by_zo,
-    zo_state,
-    zo_states,
 )
 from hiso_jax.zo.rounding import apply_updates, store
+from hiso_jax.zo.state import ScaleByZoState, zo_state, zo_states
 from hiso_jax.zo.step import DirectionsMode, check_directions, step
 from hiso_jax.zo.walls import PIN, pin
 

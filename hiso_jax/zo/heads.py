@@ -15,61 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.checks import rate
 from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.differences import slopes
 from hiso_jax.zo.directions import Directions, Sampler, as_directions
-from hiso_jax.zo.groups import Deal
+from hiso_jax.zo.state import ScaleByZoState
 from hiso_jax.zo.walls import pin
-
-
-class ScaleByZoState(NamedTuple):
-    """State of :func:`scale_by_zo` and :func:`scale_by_hiso`.
-
-    Attributes:
-      rounds: the number of updates made, int32 scalar.
-      curvature: H in the structure of the parameters, in promote_types(leaf dtype, float32) unless another dtype
-        was asked for; None for H = 1.
-      directions: the static description of the directions that the scalars must have been measured along.
-    """
-
-    rounds: Int[Array, ""]
-    curvature: PyTree[Shaped[Array, "..."]] | None
-    directions: Directions
-
-    def deal(
-        self, round_key: Key[Array, ""], step: ArrayLike, params: PyTree, *, groups: int, num_perturbations: int
-    ) -> Deal:
-        """The directions of local step k = ``step``, shaped by the curvature of this state, as groups have them."""
-        return Deal(self.directions, round_key, step, params, self.curvature, groups, num_perturbations)
-
-
-def zo_states(state: optax.OptState) -> list[ScaleByZoState]:
-    """Every :class:`ScaleByZoState` inside an optimizer state, through any chain or wrapper."""
-
-    def is_zo(node: Any) -> bool:
-        return isinstance(node, ScaleByZoState)
-
-    return [node for node in jax.tree.leaves(state, is_leaf=is_zo) if is_zo(node)]
-
-
-def zo_state(state: optax.OptState) -> ScaleByZoState:
-    """The one :class:`ScaleByZoState` inside an optimizer state.
-
-    Raises:
-      ValueError: there is none, or more than one.
-    """
-    found = zo_states(state)
-    if len(found) != 1:
-        raise ValueError(
-            "the optimizer must have exactly one of scale_by_hiso or scale_by_zo, at the head of its chain; "
-            f"found {len(found)}"
-        )
-    return found[0]
-
 
 # Asks an optimizer for no update, only whether its head is reached.
 PROBE = "hiso_jax_probe"

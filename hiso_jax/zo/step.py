@@ -11,8 +11,9 @@ from hiso_jax.zo.accumulate import Ascent, zero_direction
 from hiso_jax.zo.differences import Difference, Method, as_difference, check_estimator, probe, scalar_loss, slopes
 from hiso_jax.zo.directions import perturb
 from hiso_jax.zo.groups import Direction
-from hiso_jax.zo.heads import check_chain, zo_state
+from hiso_jax.zo.heads import check_chain
 from hiso_jax.zo.rounding import apply_updates
+from hiso_jax.zo.state import zo_state
 
 DirectionsMode = Literal["keep", "regenerate"]
 

@@ -9,6 +9,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed
+from hiso_jax.fed.run import describe
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run import simulation as simulations
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
@@ -183,3 +184,22 @@ def test_a_far_evaluation_does_not_lengthen_a_dispatch():
     steps = np.diff([progress.round for progress in told])
     assert 16 <= steps.max() <= 128
     assert result.rounds < 600
+
+
+@pytest.mark.parametrize("precision", ["default", "high", "highest"])
+def test_products_are_made_in_the_precision_asked_for(precision):
+    """What is asked for stands at every product of the dispatch; without asking nothing does."""
+    task, population = linear_task(), digits_population()
+    config = fed.SimulationConfig(rounds=1, cohort=2, matmul_precision=precision)
+    given = fed.Given(task, jax.eval_shape(task.init, jax.random.key(0)), population, fed.Participation())
+    run = describe(given, hiso_jax.hiso(0.01), config, fed.make_mesh(1), memory_budget=10**8)
+    text = run.dispatch.lower().as_text()
+    asked = {"default": "", "high": "precision = [HIGH, HIGH]", "highest": "precision = [HIGHEST, HIGHEST]"}[precision]
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    assert all(asked in line and (asked or "HIGH" not in line) for line in products)
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="matmul_precision must be one of default, high, highest, got full"):
+        fed.SimulationConfig(matmul_precision="full")

@@ -38,8 +38,9 @@ SAME = {
 
 def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
     """What a header says of a run's numbers, without how they are computed."""
-    config = {name: value for name, value in header["config"].items() if name not in EXECUTION}
-    # Ledgers of the time before a method was a value do not name one.
+    # Older ledgers do not say how products round, the oldest name no method.
+    given = {"matmul_precision": "default", **header["config"]}
+    config = {name: value for name, value in given.items() if name not in EXECUTION}
     algorithm = header.get("algorithm", Algorithm(optax.identity()).description)
     return {**header, "algorithm": algorithm, "config": config, "flags": header["environment"]["flags"]}
 

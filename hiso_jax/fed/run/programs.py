@@ -26,7 +26,7 @@ from hiso_jax.fed.run.dispatch import Dispatch, RoundLog, RunState, draw_batches
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.setup import Setup
 from hiso_jax.fed.run.traffic import Costs
-from hiso_jax.fed.task import frozen_of
+from hiso_jax.fed.task import at_precision, frozen_of
 from hiso_jax.fed.update import ServerState
 
 
@@ -127,9 +127,8 @@ class Programs(NamedTuple):
 
 def build_dispatch(setup: Setup, costs: Costs) -> Dispatch:
     """A dispatch of the run as a function."""
-    run_round = server_round(
-        setup.task.loss, setup.algorithm, setup.estimator, setup.settings, draw_batches(setup.config)
-    )
+    loss = at_precision(setup.task.loss, setup.config.matmul_precision)
+    run_round = server_round(loss, setup.algorithm, setup.estimator, setup.settings, draw_batches(setup.config))
     return make_dispatch(run_round, setup.config, costs, setup.length, setup.mesh)
 
 
@@ -148,7 +147,8 @@ def trace(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Progra
     """The programs of a run whose state is ``carry`` and lives at ``shardings``."""
     dispatch, budget = trace_dispatch(setup, costs, carry, shardings), setup.settings.memory_budget
     with setup.on_mesh():
-        evaluate = jax.jit(make_evaluate(setup.task.metrics, budget=budget, mesh=setup.mesh))
+        metrics = at_precision(setup.task.metrics, setup.config.matmul_precision)
+        evaluate = jax.jit(make_evaluate(metrics, budget=budget, mesh=setup.mesh))
         return Programs(dispatch, evaluate.trace(carry.server.params, setup.test, setup.inputs.frozen))
 
 

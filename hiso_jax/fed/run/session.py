@@ -12,13 +12,7 @@ import optax
 from jaxtyping import PyTree
 
 from hiso_jax.fed.devices import agree, in_all_processes
-from hiso_jax.fed.ledger import (
-    Evaluation,
-    Storage,
-    fingerprint,
-    keeper_of,
-    sample,
-)
+from hiso_jax.fed.ledger import Evaluation, Storage, fingerprint, keeper_of, sample
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.concerns import Concerns
 from hiso_jax.fed.run.dispatch import RunState

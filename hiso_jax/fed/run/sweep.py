@@ -29,7 +29,7 @@ from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.programs import bytes_of, costs_of
 from hiso_jax.fed.run.setup import estimator_of
 from hiso_jax.fed.sanity import check_task
-from hiso_jax.fed.task import Task, bind, examples_of, frozen_of, metric_of, summarise
+from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, summarise
 from hiso_jax.fed.update import ServerState
 
 MakeAlgorithm = Callable[[Any], Algorithm | optax.GradientTransformation]
@@ -91,13 +91,16 @@ class _Bench(NamedTuple):
         # Side by side both branches of a conditional are run: a kept Δ would be made again all the same.
         directions = config.directions if self.side_by_side == 1 else "regenerate"
         settings = ExecutionSettings(config.client_chunk, budget, directions)
-        run_round = server_round(self.task.loss, algorithm, estimator, settings, draw_batches(config))
+        loss, metrics = (
+            at_precision(function, config.matmul_precision) for function in (self.task.loss, self.task.metrics)
+        )
+        run_round = server_round(loss, algorithm, estimator, settings, draw_batches(config))
         train, test, frozen = data
         inputs = Inputs(point.seed_key, train, point.population, self.participation, frozen)
         costs = costs_of(algorithm, estimator, carry.server, config.cohort)
         length = min(config.eval_every, config.rounds)
         carry, log = make_dispatch(run_round, config, costs, length)(carry, *bounds, inputs)
-        outputs = make_evaluate(self.task.metrics, budget=budget)(carry.server.params, test, frozen)
+        outputs = make_evaluate(metrics, budget=budget)(carry.server.params, test, frozen)
         return carry, outputs, None if self.watch is None else log
 
 

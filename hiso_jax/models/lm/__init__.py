@@ -1,6 +1,7 @@
 """Decoder-only language models (OPT and the Llama family) and their checkpoints; no training code."""
 
-from hiso_jax.models.lm.checkpoint import Pretrained, load, read_architecture
+from hiso_jax.models.lm.architecture import read_architecture
+from hiso_jax.models.lm.checkpoint import Pretrained, load
 from hiso_jax.models.lm.config import LMConfig, Rope, from_transformers
 from hiso_jax.models.lm.decoder import Decoder, greedy
 from hiso_jax.models.lm.export import save_pretrained

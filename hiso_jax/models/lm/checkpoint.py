@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from hiso_jax.models.lm.config import LMConfig, from_transformers
 from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.files import check_files, read_json
-from hiso_jax.models.lm.hub import config_from_hub, from_hub
+from hiso_jax.models.lm.hub import from_hub
 from hiso_jax.models.lm.names import Leaf, as_ours, checkpoint_name, gguf_name, leaves
 
 # Buffers that some checkpoints keep and no architecture reads.
@@ -93,26 +93,6 @@ def load(
         tokenizer = read_tokenizer(folder)
         params = read_safetensors(folder, config, param_dtype)
     return Pretrained(Decoder(config, dtype), params, tokenizer, str(model), content)
-
-
-def read_architecture(model: str | Path, *, revision: str | None = None) -> LMConfig:
-    """The architecture of a model, of which nothing else is read.
-
-    Args:
-      model: as of :func:`load`.
-      revision: as of :func:`load`.
-
-    Raises:
-      ValueError: there is no such model, or its architecture is not known.
-    """
-    path = Path(model)
-    if path.suffix == ".gguf":
-        from hiso_jax.models.lm.gguf import open_gguf
-
-        with needing("gguf", "transformers", "tokenizers"):
-            return open_gguf(path)[0]
-    with needing("transformers", "huggingface_hub"):
-        return read_config(path if path.is_dir() else config_from_hub(str(model), revision))
 
 
 @contextmanager
