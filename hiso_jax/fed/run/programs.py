@@ -1,6 +1,7 @@
 """The programs of a run, and the state that they carry from round to round."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -119,10 +120,13 @@ class Programs(NamedTuple):
         return self.dispatch.out_info[1]
 
     def compile(self, setup: Setup) -> tuple[Callable, Callable]:
-        """Both, compiled."""
+        """Both, compiled at the same time."""
         with setup.on_mesh():
             dispatch, evaluate = self.dispatch.lower(), self.evaluate.lower()
-            return dispatch.compile(), evaluate.compile()
+        with ThreadPoolExecutor(1) as other:
+            # Much of XLA's work is done by one thread.
+            compiled = other.submit(evaluate.compile)
+            return dispatch.compile(), compiled.result()
 
 
 def build_dispatch(setup: Setup, costs: Costs) -> Dispatch:
