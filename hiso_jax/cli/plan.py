@@ -91,8 +91,7 @@ def plan_round(options: Plan, console: Console) -> int:
 
 def _rate(options: Plan) -> str:
     """By which of a chip's rates products are timed."""
-    full = options.matmul_precision == "highest" and options.dtype == "float32"
-    return "highest" if full else options.dtype
+    return options.matmul_precision if options.dtype == "float32" else options.dtype
 
 
 def described(options: Experiment) -> fed.Given:

@@ -126,7 +126,7 @@ def plan(
     target: Target,
     *,
     model_shards: int = 1,
-    rate: str = "float32",
+    rate: str = "high",
 ) -> Plan:
     """Compile a round for devices that may not be here, from shapes alone, and read the program.
 
@@ -136,7 +136,7 @@ def plan(
       config: the run's numbers; of the rounds of a dispatch two are compiled.
       target: the devices.
       model_shards: over how many of them the parameters are split.
-      rate: of the chip's, by which products are timed: ``"bfloat16"``, ``"float32"`` or ``"highest"``.
+      rate: of the chip's, by which products are timed: ``"bfloat16"``, or a precision of float32.
 
     Raises:
       ValueError: as a simulation would, or as :func:`hiso_jax.fed.make_mesh`.

@@ -37,8 +37,8 @@ class Chip:
       memory: bytes.
       bandwidth: of that memory, bytes a second.
       bfloat16: floating-point operations a second of matrix products in bfloat16.
-      float32: of products of float32 at JAX's default precision: one pass of bfloat16 on TPU, TF32 on GPUs.
-      highest: of products of float32 at the highest.
+      default, high, highest: of products of float32 in JAX's precisions: one, three and six passes of bfloat16 on TPU;
+        TF32, TF32 and in full on GPUs.
       links: bytes a second to other devices.
       gpu: of a GPU: name, cores, L2 bytes, shared bytes of a core, compute capability, clock in GHz.
     """
@@ -47,15 +47,15 @@ class Chip:
     memory: int
     bandwidth: float
     bfloat16: float
-    float32: float
+    default: float
+    high: float
     highest: float
     links: float
     gpu: tuple[str, int, int, int, tuple[int, int], float] | None = None
 
 
 def _tpu(memory: float, bandwidth: float, rate: float, links: float) -> Chip:
-    # Six passes of bfloat16 make a product of float32.
-    rates = rate * TFLOPS, rate * TFLOPS, rate * TFLOPS / 6
+    rates = [rate * TFLOPS / passes for passes in (1, 1, 3, 6)]
     return Chip("tpu", int(memory * GB), bandwidth * GB, *rates, links * GB)
 
 
@@ -65,15 +65,15 @@ CHIPS = {
     "v5p": _tpu(95, 2765, 459, 600),
     "v6e": _tpu(32, 1640, 918, 448),
     "a100": Chip(
-        "cuda", 84_950_000_000, 2039 * GB, 312 * TFLOPS, 156 * TFLOPS, 19.5 * TFLOPS, 300 * GB,
+        "cuda", 84_950_000_000, 2039 * GB, 312 * TFLOPS, 156 * TFLOPS, 156 * TFLOPS, 19.5 * TFLOPS, 300 * GB,
         ("NVIDIA A100-SXM4-80GB", 108, 40 << 20, 164 << 10, (8, 0), 1.41),
     ),
     "h100": Chip(
-        "cuda", 84_940_000_000, 3350 * GB, 989 * TFLOPS, 494 * TFLOPS, 67 * TFLOPS, 450 * GB,
+        "cuda", 84_940_000_000, 3350 * GB, 989 * TFLOPS, 494 * TFLOPS, 494 * TFLOPS, 67 * TFLOPS, 450 * GB,
         ("NVIDIA H100 80GB HBM3", 132, 50 << 20, 228 << 10, (9, 0), 1.98),
     ),
     "h200": Chip(
-        "cuda", 150_750_000_000, 4800 * GB, 989 * TFLOPS, 494 * TFLOPS, 67 * TFLOPS, 450 * GB,
+        "cuda", 150_750_000_000, 4800 * GB, 989 * TFLOPS, 494 * TFLOPS, 494 * TFLOPS, 67 * TFLOPS, 450 * GB,
         ("NVIDIA H200", 132, 50 << 20, 228 << 10, (9, 0), 1.98),
     ),
 }  # fmt: skip

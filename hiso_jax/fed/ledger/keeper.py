@@ -39,7 +39,7 @@ SAME = {
 def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
     """What a header says of a run's numbers, without how they are computed."""
     # Older ledgers do not say how products round, the oldest name no method.
-    given = {"matmul_precision": "default", **header["config"]}
+    given = {"matmul_precision": "high", **header["config"]}
     config = {name: value for name, value in given.items() if name not in EXECUTION}
     algorithm = header.get("algorithm", Algorithm(optax.identity()).description)
     return {**header, "algorithm": algorithm, "config": config, "flags": header["environment"]["flags"]}
