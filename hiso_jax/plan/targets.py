@@ -55,8 +55,8 @@ class Chip:
 
 
 def _tpu(memory: float, bandwidth: float, rate: float, links: float) -> Chip:
-    rates = [rate * TFLOPS / passes for passes in (1, 1, 3, 6)]
-    return Chip("tpu", int(memory * GB), bandwidth * GB, *rates, links * GB)
+    one = rate * TFLOPS
+    return Chip("tpu", int(memory * GB), bandwidth * GB, one, one, one / 3, one / 6, links * GB)
 
 
 CHIPS = {
