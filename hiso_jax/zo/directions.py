@@ -56,16 +56,10 @@ def rademacher(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> A
 
     The signs are unpacked 32 to a random word, where ``jax.random.rademacher`` spends a word on each.
     """
-    bits = _unpacked(key, math.prod(shape), 1)
-    return (1 - 2 * bits.astype(jnp.int8)).reshape(shape).astype(dtype)
-
-
-def _unpacked(key: Key[Array, ""], size: int, bits: int) -> UInt32[Array, "n"]:
-    """``size`` numbers of so many random bits each, several to a random word."""
-    each = 32 // bits
-    words = drawn(_words, key, (-(-size // each),))
-    parts = (words[:, None] >> (bits * jnp.arange(each, dtype=jnp.uint32))) & jnp.uint32(2**bits - 1)
-    return parts.reshape(-1)[:size]
+    size = math.prod(shape)
+    words = drawn(_words, key, (-(-size // 32),))
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return (1 - 2 * bits.astype(jnp.int8)).reshape(-1)[:size].reshape(shape).astype(dtype)
 
 
 def binomial(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
@@ -73,9 +67,12 @@ def binomial(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Arr
 
     Made of integers by counting the bits of half a random word, hence the same on every backend. Kurtosis 2.875.
     """
-    coins = 16
-    heads = lax.population_count(_unpacked(key, math.prod(shape), coins)).astype(jnp.int8)
-    return ((heads - coins // 2).astype(dtype) * jnp.asarray(2 / math.sqrt(coins), dtype)).reshape(shape)
+    size, coins = math.prod(shape), 16
+    words = drawn(_words, key, (-(-size // 2),))
+    # All lower halves, then all upper ones: taken in turn, XLA did not vectorise them, at a third of the speed.
+    halves = jnp.concatenate([words & 0xFFFF, words >> coins])[:size]
+    heads = lax.population_count(halves).astype(dtype)
+    return ((heads - coins / 2) * (2 / math.sqrt(coins))).reshape(shape)
 
 
 def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:

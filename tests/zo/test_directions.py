@@ -1,5 +1,7 @@
 """Keys, raw perturbations and directions."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +91,24 @@ def test_keys_do_not_collide(seed, first):
         ]
     )
     assert len(np.unique(words, axis=0)) == len(words)
+
+
+def test_binomial_numbers_are_of_sixteen_coins():
+    u = np.asarray(zo.binomial(jax.random.key(0), (333, 301), jnp.float32)).ravel()
+    values, counts = np.unique(u, return_counts=True)
+    np.testing.assert_array_equal(values * 2, np.round(values * 2))
+    expected = np.array([math.comb(16, int(2 * value + 8)) for value in values]) / 2**16 * u.size
+    # Pearson's statistic, of about 16 degrees of freedom.
+    assert ((counts - expected) ** 2 / expected).sum() < 16 + 6 * np.sqrt(2 * 16)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "rademacher", "binomial"])
+def test_neighbours_and_keys_do_not_correlate(name):
+    """Neighbours along a row and a column, halves of one word, and the draws of neighbouring keys."""
+    size = 2**18
+    keys = [jax.random.fold_in(jax.random.key(1), number) for number in range(2)]
+    u, other = (np.asarray(SAMPLERS[name](key, (512, 512), jnp.float32)) for key in keys)
+    flat, other = u.ravel(), other.ravel()
+    pairs = [(flat[:-shift], flat[shift:]) for shift in (1, 2, 16, 32, 512, size // 2)]
+    for left, right in [*pairs, (flat, other), (flat[1:], other[:-1])]:
+        assert abs(np.mean(left * right)) < 5 / np.sqrt(len(left))
