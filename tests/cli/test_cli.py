@@ -298,7 +298,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         ),
         (["compare", "--learning-rate", "1,x"], "--learning-rate must be numbers, comma-separated, got 'x'"),
         (["compare", "--learning-rate", "0.1,nan"], "--learning-rate must be a positive finite number, got nan"),
-        (["train"], "train is none of the commands run, sweep, compare, replay, export, apply, show"),
+        (["train"], "train is none of the commands run, sweep, compare, plan, replay, export, apply, show"),
     ],
 )
 def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, arguments, sentence):
