@@ -35,9 +35,9 @@ class SimulationConfig:
       directions: keep each direction for the update, which needs two copies of the trained parameters beside them, or
         regenerate it, which needs one; the same bits. None keeps where it can (K = 1), memory permits and it pays.
       matmul_precision: how matrix products of float32 round. default is as the device is fastest, on TPU with operands
-        in bfloat16, which moved the scalars of MNIST's CNN by 12 % rms and cost it 2.5 points after 400 rounds (emulated); high
-        is three passes of it there, and TF32 on GPUs, which moved them by 1.6 % and cost nothing; highest is in full.
-        On CPU all are.
+        in bfloat16, which moved the scalars of MNIST's CNN by 12 % rms and cost it 2.5 points after 400 rounds (all
+        emulated); high is three passes of it there, and TF32 on GPUs, which moved them by 1.6 % and cost nothing;
+        highest is in full. On CPU all are.
     """
 
     rounds: int = 1500
