@@ -136,17 +136,18 @@ def draw_leaves(
     """
     nodes = jax.tree.leaves(tree, is_leaf=is_stacked)
     counts = [len(jax.tree.leaves(node)) * (node.depth if isinstance(node, Stacked) else 1) for node in nodes]
-    # One loop of the hash for the keys of all leaves: each fold_in by itself is a loop to compile.
+    # One loop of the hash for the keys of all leaves: each fold_in by itself is a loop to compile. The leaves' own are
+    # then kept apart by barriers: XLA for GPUs fuses what reads one array, and would hold all leaves' draws at once.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(sum(counts)))
     drawn, first = [], 0
     for node, count in zip(nodes, counts, strict=True):
         if isinstance(node, Stacked):
             leaves = jax.tree.leaves(node)
             for place, leaf in enumerate(leaves):
-                own = keys[first + place : first + count : len(leaves)]
+                own = lax.optimization_barrier(keys[first + place : first + count : len(leaves)])
                 drawn.append(jax.vmap(lambda layer_key, leaf=leaf: draw(layer_key, leaf.shape[1:], leaf))(own))
         else:
-            drawn.append(draw(keys[first], node.shape, node))
+            drawn.append(draw(lax.optimization_barrier(keys[first]), node.shape, node))
         first += count
     return drawn
 
