@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
+ONE_TURN = "one_turn"
+"""The named scope of a loop that turns once, which the program that it is in does not tell."""
+
 Body = Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]]
 
 
@@ -109,7 +112,8 @@ def scan_to_last(layers: Any, body: Body, last: Body, carry: PyTree, inputs: PyT
         # Also a loop, of one turn that XLA does not know of: beside a loop, what reads the stacked arrays in another
         # way has XLA make them, perturbed or drawn, a second time.
         end = lax.optimization_barrier(jnp.int32(depth))
-        return lax.fori_loop(end - 1, end, lambda number, _: turn(carry, number, last), zeros)
+        with jax.named_scope(ONE_TURN):
+            return lax.fori_loop(end - 1, end, lambda number, _: turn(carry, number, last), zeros)
     else:
         depth = len(layers)
         for number in range(depth - 1):

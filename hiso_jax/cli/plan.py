@@ -94,7 +94,7 @@ def _rate(options: Plan) -> str:
     return options.matmul_precision if options.dtype == "float32" else options.dtype
 
 
-def described(options: Experiment) -> fed.Given:
+def described(options: Experiment) -> fed.Ingredients:
     """What a run with these options is made of, as shapes.
 
     Raises:
@@ -108,7 +108,7 @@ def described(options: Experiment) -> fed.Given:
     else:
         offsets = jax.ShapeDtypeStruct((clients + 1,), np.int32)
         population = fed.Population(jax.ShapeDtypeStruct((examples,), np.int32), offsets)
-    return fed.Given(task, params, population, options.participation())
+    return fed.Ingredients(task, params, population, options.participation())
 
 
 def _task(options: Experiment) -> tuple[AnyTask, Any]:

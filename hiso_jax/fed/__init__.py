@@ -60,8 +60,8 @@ from hiso_jax.fed.population import (
 from hiso_jax.fed.round import make_round
 from hiso_jax.fed.run import (
     Best,
-    Given,
     Grid,
+    Ingredients,
     Progress,
     RateProbe,
     Result,
@@ -92,8 +92,8 @@ __all__ = [
     "ExecutionSettings",
     "FewBits",
     "Fleet",
-    "Given",
     "Grid",
+    "Ingredients",
     "Ledger",
     "LedgerFile",
     "Local",

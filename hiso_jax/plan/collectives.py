@@ -48,6 +48,8 @@ def collectives(program: Program, mesh: Mesh) -> Iterator[Collective]:
         if kind in KINDS:
             axes = _axes(groups_of(instruction.attributes, mesh.size), mesh)
             if axes:
+                if not run.is_counted:
+                    raise ValueError(f"a collective stands in a loop of unknown length: {instruction.name}")
                 shapes = _result(instruction.type, kind, instruction.operation != kind)
                 yield Collective(kind, axes, run.times, tuple(shapes), instruction.scope)
 

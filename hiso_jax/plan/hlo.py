@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hiso_jax.stacked import ONE_TURN
+
 ITEM_BYTES = {
     "pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
     "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
@@ -46,9 +48,7 @@ class Shape(NamedTuple):
 def shapes_in(text: str) -> list[Shape]:
     """Every array of a type, a tuple's one after the other."""
     return [
-        Shape(
-            kind, tuple(int(n) for n in dims.split(",") if n), bool(layout) and re.search(r"S\(\d", layout) is not None
-        )
+        Shape(kind, tuple(int(n) for n in dims.split(",") if n), re.search(r"S\(\d", layout) is not None)
         for kind, dims, layout in _ARRAY.findall(text)
     ]
 
@@ -106,21 +106,19 @@ class Run(NamedTuple):
       times: how often it runs.
       computation: in which it stands.
       is_fused: whether it is inside a fusion, where nothing but the fusion's own operands and result is in memory.
+      is_counted: whether the turns of all loops around it are known; those of others count as one.
     """
 
     instruction: Instruction
     times: int
     computation: Computation
     is_fused: bool
+    is_counted: bool
 
     def operand_shapes(self) -> list[Shape]:
         """Of what it reads."""
         known = [self.computation[name] for name in self.instruction.operands if name in self.computation]
         return [shape for operand in known for shape in operand.shapes]
-
-
-class UnknownLoop(ValueError):
-    """A loop whose number of turns the program does not tell."""
 
 
 @dataclass(frozen=True)
@@ -136,40 +134,41 @@ class Program:
     entry: str
 
     def __iter__(self) -> Iterator[Run]:
-        """Every instruction that runs, in no particular order; a loop of unknown length counts as one turn."""
-        yield from self._walk(self.entry, 1, False)
+        """Every instruction that runs, in no particular order."""
+        yield from self._walk(self.entry, 1, False, True)
 
-    def _walk(self, name: str, count: int, is_fused: bool) -> Iterator[Run]:
+    def _walk(self, name: str, times: int, is_fused: bool, is_counted: bool) -> Iterator[Run]:
         computation = self.computations[name]
         for instruction in computation.values():
-            yield Run(instruction, count, computation, is_fused)
+            yield Run(instruction, times, computation, is_fused, is_counted)
             if instruction.operation == "while":
-                body, condition = (self._named(instruction, part) for part in ("body", "condition"))
-                turns = count * (self.trip_count(instruction) or 1)
-                yield from self._walk(body, turns, is_fused)
-                yield from self._walk(condition, turns, is_fused)
+                turns = self.trip_count(instruction)
+                inside = times * (1 if turns is None else turns), is_fused, is_counted and turns is not None
+                for part in ("body", "condition"):
+                    yield from self._walk(self._named(instruction, part), *inside)
             elif instruction.operation == "conditional":
-                yield from self._walk(max(self._branches(instruction), key=self._weight), count, is_fused)
-            else:
-                inside = is_fused or instruction.operation == "fusion"
-                # What a reduction or a sort applies to each pair is part of it.
-                if instruction.operation in ("fusion", "call", "async-start", "custom-call"):
-                    for called in _CALLED.findall(instruction.attributes):
-                        if called in self.computations:
-                            yield from self._walk(called, count, inside)
+                chosen = max(self._branches(instruction), key=self._weight)
+                yield from self._walk(chosen, times, is_fused, is_counted)
+            # What a reduction or a sort applies to each pair is part of it.
+            elif instruction.operation in ("fusion", "call", "async-start", "custom-call"):
+                for called in _CALLED.findall(instruction.attributes):
+                    if called in self.computations:
+                        fused = is_fused or instruction.operation == "fusion"
+                        yield from self._walk(called, times, fused, is_counted)
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often a loop turns: as XLA says, or by its condition ``counter < constant``; None where neither tells."""
+        """How often a loop turns: as XLA says, by its condition ``counter < constant``, or once if its scope says so.
+
+        None where nothing tells.
+        """
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
         condition = self.computations[self._named(loop, "condition")]
         root = next(instruction for instruction in condition.values() if instruction.is_root)
-        if root.operation != "compare" or "direction=LT" not in root.attributes:
-            return None
-        bound = condition.get(root.operands[1])
-        if bound is None or bound.operation != "constant":
-            return None
-        return int(bound.operands[0]) if bound.operands else None
+        bound = condition.get(root.operands[1]) if root.operation == "compare" else None
+        if bound is not None and bound.operation == "constant" and bound.operands and "direction=LT" in root.attributes:
+            return int(bound.operands[0])
+        return 1 if ONE_TURN in loop.scope.split("/") else None
 
     def called(self, fusion: Instruction) -> str:
         """The name of what a fusion computes."""
@@ -186,7 +185,7 @@ class Program:
         return [self._named(instruction, part) for part in ("true_computation", "false_computation")]
 
     def _weight(self, name: str) -> tuple[int, int]:
-        runs = list(self._walk(name, 1, False))
+        runs = list(self._walk(name, 1, False, True))
         return sum(run.times for run in runs if run.instruction.product), len(runs)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from hiso_jax import fed
-from hiso_jax.fed.run import DescribedRun, Given, describe
+from hiso_jax.fed.devices import CLIENTS, MODEL
+from hiso_jax.fed.run import DescribedRun, Ingredients, describe
 from hiso_jax.fed.task import bind, frozen_of
 from hiso_jax.plan.collectives import Collective, collectives
 from hiso_jax.plan.hlo import read
@@ -120,7 +121,7 @@ class Plan:
 
 
 def plan(
-    given: Given,
+    given: Ingredients,
     tx: fed.Algorithm | optax.GradientTransformation,
     config: fed.SimulationConfig,
     target: Target,
@@ -152,7 +153,7 @@ def plan(
     program = read(compiled.as_text())
     rounds = run.setup.length
     work, found = work_of(program), list(collectives(program, mesh))
-    floor = _floor(run, model_shards)
+    floor = _floor(run, mesh)
     own_largest = max((_on_one(leaf) for leaf in jax.tree.leaves(run.state.server.params)), default=0)
     return Plan(
         target=target.name,
@@ -220,15 +221,16 @@ def _messages(found: list[Collective], rounds: int) -> tuple[Messages, ...]:
     )
 
 
-def _floor(run: DescribedRun, model_shards: int) -> int:
+def _floor(run: DescribedRun, mesh: Mesh) -> int:
     """Floating-point operations of the forward passes of one device's clients."""
     setup, config = run.setup, run.setup.config
-    clients = -(-config.cohort // setup.settings.mesh.shape["clients"])  # type: ignore[union-attr]
+    clients = -(-config.cohort // mesh.shape[CLIENTS])
     rows = clients * config.batch_size
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), setup.task.train)
     params, frozen = run.state.server.params, frozen_of(setup.task)
     one = flops_of_function(lambda p, f, b: bind(setup.task.loss, f)(p, b), params, frozen, batch)
-    return one * setup.estimator.measure.passes(config.local_steps, setup.estimator.num_perturbations) // model_shards
+    evaluations = setup.estimator.measure.passes(config.local_steps, setup.estimator.num_perturbations)
+    return one * evaluations // mesh.shape[MODEL]
 
 
 def _seconds(work: Work, found: list[Collective], target: Target, rate: str, rounds: int) -> dict[str, float]:

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
-JAXPRS = (ClosedJaxpr, Jaxpr)
+from hiso_jax.fed.devices import inner_jaxprs
 
 
 def flops_of_function(function: Callable[..., Any], *arguments: Any) -> int:
@@ -30,11 +29,7 @@ def _of_equation(equation: Any) -> int:
         kernel = equation.invars[1].aval.shape
         outputs = params["dimension_numbers"].rhs_spec[0]
         return 2 * math.prod(result.shape) * math.prod(kernel) // kernel[outputs]
-    inner = [
-        getattr(nested, "jaxpr", nested)
-        for nested in jax.tree.leaves(list(params.values()), is_leaf=lambda x: isinstance(x, JAXPRS))
-        if isinstance(nested, JAXPRS)
-    ]
+    inner = inner_jaxprs(equation)
     if name == "cond":
         return max(map(_of, inner))
     return sum(map(_of, inner)) * (params["length"] if name == "scan" else 1)

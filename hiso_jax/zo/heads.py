@@ -100,6 +100,15 @@ def _add(total: PyTree, delta: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: pin(a + b), total, delta)
 
 
+def _last_delta(scalars: Float[Array, "K P"], ascent: Ascent | None, make: Callable[[], PyTree]) -> PyTree:
+    """The Δ of the last step: the one at hand if it is of these ``scalars``, or made."""
+    if ascent is None or slopes(ascent.scalars).shape != scalars.shape:
+        return make()
+    # A member of the chain before this one may have changed the scalars: their Δ is another then.
+    same = (scalars == slopes(ascent.scalars)).all()
+    return lax.cond(same, lambda made: made, lambda made: make(), ascent.delta)
+
+
 class LocalStep(NamedTuple):
     """What a round's local step k was made of, for a head whose curvature needs more than Δ_k.
 
@@ -175,16 +184,7 @@ def head(
             return (_add(total, delta), advance_at(shape, delta, step, aggregate) if every_step else shape), None
 
         aggregate, last_step = updates, scalars.shape[0] - 1
-        if ascent is None or slopes(ascent.scalars).shape != scalars.shape:
-            delta = delta_of(last_step, slopes(aggregate)[last_step])
-        else:
-            # A member of the chain before this one may have changed the scalars: their Δ is another then.
-            delta = lax.cond(
-                (scalars == slopes(ascent.scalars)).all(),
-                lambda made: made,
-                lambda made: delta_of(0, slopes(aggregate)[0]),
-                ascent.delta,
-            )
+        delta = _last_delta(scalars, ascent, lambda: delta_of(last_step, scalars[last_step]))
         total, shape = delta, state.curvature
         if last_step:
             zero = jax.tree.map(jnp.zeros_like, delta)

@@ -1,8 +1,12 @@
 """Programs that leave an axis of a mesh to XLA's partitioner: what it has to be told of directions."""
 
+import itertools
+from typing import Any
+
 import jax
-from jax.experimental.shard_alike import shard_alike
-from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import Primitive
+from jax.extend.mlir.dialects import sdy
+from jax.interpreters import mlir
 from jax.sharding import AxisType
 from jaxtyping import Array, PyTree, Shaped
 
@@ -19,13 +23,21 @@ def split_as(params: PyTree[Shaped[Array, "..."]], tree: PyTree[Shaped[Array, ".
 
     Nothing in a draw depends on the parameters but their shapes, so that the partitioner would choose for itself.
     """
-    if not is_partitioned():
-        return tree
-    leaves, structure = jax.tree.flatten(tree)
-    told = []
-    for number, (x, own) in enumerate(zip(jax.tree.leaves(params), leaves, strict=True)):
-        # JAX 0.10 caches what it makes of shard_alike by shape, and would tie all leaves of a shape to each other
-        # (queries, split by columns, to outputs, split by rows); what stands under other metadata it makes anew.
-        with set_xla_metadata(hiso_jax_leaf=number):
-            told.append(shard_alike(x, own)[1])
-    return jax.tree.unflatten(structure, told)
+    return jax.tree.map(_alike.bind, params, tree) if is_partitioned() else tree
+
+
+# A group of Shardy's (JAX's partitioner), whose members are split alike. JAX 0.10 has it as ``shard_alike``, lowered
+# once for all arrays of a shape, so that queries, split by columns, were tied to outputs, split by rows; 0.11 lacks it.
+_alike = Primitive("hiso_jax_alike")
+_alike.def_abstract_eval(lambda x, own: own)
+_groups = itertools.count()
+
+
+def _lower(context: Any, x: Any, own: Any) -> list[Any]:
+    number = next(_groups)
+    for member in (x, own):
+        sdy.sharding_group(member, number)
+    return [own]
+
+
+mlir.register_lowering(_alike, _lower, cacheable=False)

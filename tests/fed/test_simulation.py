@@ -191,7 +191,7 @@ def test_products_are_made_in_the_precision_asked_for(precision):
     """What is asked for stands at every product of the dispatch; without asking nothing does."""
     task, population = linear_task(), digits_population()
     config = fed.SimulationConfig(rounds=1, cohort=2, matmul_precision=precision)
-    given = fed.Given(task, jax.eval_shape(task.init, jax.random.key(0)), population, fed.Participation())
+    given = fed.Ingredients(task, jax.eval_shape(task.init, jax.random.key(0)), population, fed.Participation())
     run = describe(given, hiso_jax.hiso(0.01), config, fed.make_mesh(1), memory_budget=10**8)
     text = run.dispatch.lower().as_text()
     asked = {"default": "", "high": "precision = [HIGH, HIGH]", "highest": "precision = [HIGHEST, HIGHEST]"}[precision]

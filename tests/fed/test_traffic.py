@@ -1,11 +1,12 @@
 """Bytes, counted by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hiso_jax import fed
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
-from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, download_bytes
+from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, directions_made, download_bytes
 from hiso_jax.fed.wire import Told
 
 
@@ -79,3 +80,16 @@ def test_the_papers_convention_gives_the_papers_figure():
         count(traffic, synced_to, number, [number % 2])
     # 58.59 KB (of 1024 bytes) after 1,500 rounds at P = 5 (HiSo, arXiv 2506.02370).
     assert round(traffic.summary()["bytes_paper_convention"] / 1024, 2) == 58.59
+
+
+def test_a_checkpoint_beyond_an_integer_of_the_device_is_a_number_there():
+    """Parameters and curvature above two gigabytes: what catching up costs, on the device as on the host."""
+    costs = Costs(20, Told(20), 27 * 10**9, 6, draws=5)
+    told, missed = np.array([40.0, 6e10], np.float32), np.array([2.0, 3e9], np.float32)
+    run = jax.jit(
+        lambda told, missed: (directions_made(told, missed, costs, jnp), download_bytes(told, False, costs, jnp))
+    )
+    here = directions_made(told, missed, costs), download_bytes(told, False, costs)
+    for ours, theirs in zip(run(told, missed), here, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert here[0][1] == 5

@@ -118,7 +118,7 @@ def test_a_layer_of_a_language_model_takes_two_sums_across_the_devices(mesh):
         eval_every=ROUNDS,
         directions="regenerate",
     )
-    given = fed.Given(task, model.trained, population, fed.Participation())
+    given = fed.Ingredients(task, model.trained, population, fed.Participation())
     run = describe(given, hiso_jax.hiso(1e-3), config, mesh, memory_budget=10**8)
     with run.setup.on_mesh():
         program = read(run.dispatch.lower().compile().as_text())

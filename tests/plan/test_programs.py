@@ -1,14 +1,18 @@
 """Reading compiled programs: loops, products, bytes, groups of devices."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
 from hiso_jax import zo
-from hiso_jax.plan import read, work_of
+from hiso_jax.plan import collectives, read, work_of
 from hiso_jax.plan.collectives import groups_of
 from hiso_jax.plan.products import flops_of_function
+from hiso_jax.stacked import ONE_TURN
 
 
 def compiled(function, *arguments):
@@ -73,6 +77,32 @@ def test_pins_are_counted():
 )
 def test_every_notation_of_groups(text, groups):
     assert groups_of(text, 4) == groups
+
+
+def test_a_collective_in_a_loop_of_unknown_length_is_refused():
+    """Its count could not be told; in a loop that is said to turn once it could."""
+    text = """
+cond (p: (f32[8])) -> pred[] {
+  %p = (f32[8]{0}) parameter(0)
+  ROOT %go = pred[] custom-call(%p), custom_call_target="whether"
+}
+body (q: (f32[8])) -> (f32[8]) {
+  %q = (f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%q), index=0
+  %sum = f32[8]{0} all-reduce(%x), replica_groups={}, to_apply=%add
+  ROOT %t = (f32[8]{0}) tuple(%sum)
+}
+ENTRY main (a: f32[8]) -> (f32[8]) {
+  %a = f32[8]{0} parameter(0)
+  %s = (f32[8]{0}) tuple(%a)
+  ROOT %loop = (f32[8]{0}) while(%s), condition=%cond, body=%body, metadata={op_name="jit(f)/SCOPE/while"}
+}
+"""
+    mesh = SimpleNamespace(size=2, axis_names=("model",), devices=np.empty(2, object))
+    with pytest.raises(ValueError, match="a loop of unknown length: sum"):
+        list(collectives(read(text.replace("SCOPE", "scan")), mesh))
+    (found,) = collectives(read(text.replace("SCOPE", ONE_TURN)), mesh)
+    assert (found.kind, found.axes, found.times, found.bytes) == ("all-reduce", ("model",), 1, 32)
 
 
 def test_an_unknown_notation_is_refused():

@@ -9,6 +9,7 @@ from hiso_jax.fed.devices.execution import (
     filled,
     has_convolution,
     in_pieces,
+    inner_jaxprs,
     keeps_directions,
     memory_budget,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "has_convolution",
     "in_all_processes",
     "in_pieces",
+    "inner_jaxprs",
     "is_key",
     "keeps_directions",
     "longest_axis",

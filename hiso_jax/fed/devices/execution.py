@@ -90,12 +90,17 @@ def in_pieces(function: Callable[[PyTree], PyTree], inputs: PyTree, size: int) -
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], outputs)
 
 
+def inner_jaxprs(equation: Any) -> list[Any]:
+    """The jaxprs that an equation of a jaxpr runs: a loop's body, a conditional's branches."""
+    found = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, JAXPRS))
+    return [getattr(nested, "jaxpr", nested) for nested in found if isinstance(nested, JAXPRS)]
+
+
 def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        for nested in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, JAXPRS)):
-            if isinstance(nested, JAXPRS):
-                yield from _equations(getattr(nested, "jaxpr", nested))
+        for nested in inner_jaxprs(equation):
+            yield from _equations(nested)
 
 
 def _bytes(atoms: list[Any]) -> int:

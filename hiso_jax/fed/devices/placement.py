@@ -45,18 +45,19 @@ class Placement:
 
     def replicate(self, tree: PyTree) -> PyTree:
         """On the device, or repeated on every device of the mesh."""
-        return self._put(tree, None if self.mesh is None else replicated_shardings(self.mesh, tree))
+        return self.at(tree, None if self.mesh is None else replicated_shardings(self.mesh, tree))
 
     def parameters(self, tree: PyTree) -> PyTree:
         """On the device, or split as parameters are over the mesh."""
-        return self._put(tree, None if self.mesh is None else self.parameter_shardings(tree))
+        return self.at(tree, None if self.mesh is None else self.parameter_shardings(tree))
 
-    def _put(self, tree: PyTree, shardings: PyTree | None) -> PyTree:
+    def at(self, tree: PyTree, shardings: PyTree | None) -> PyTree:
+        """Each leaf where its sharding says; None is one device."""
         return jax.tree.map(jnp.asarray, tree) if shardings is None else put(tree, shardings)
 
     def like(self, tree: PyTree, placed: PyTree) -> PyTree:
         """From host memory, each leaf where that of ``placed`` lives."""
-        return self._put(tree, None if self.mesh is None else jax.tree.map(lambda leaf: leaf.sharding, placed))
+        return self.at(tree, None if self.mesh is None else jax.tree.map(lambda leaf: leaf.sharding, placed))
 
     def whole(self, tree: PyTree) -> PyTree:
         """``tree``, in this process's memory if there is a mesh."""
@@ -66,7 +67,9 @@ class Placement:
 class Described(Placement):
     """Of devices that nobody has: arrays are shapes that know where they would live."""
 
-    def _put(self, tree: PyTree, shardings: PyTree | None) -> PyTree:
+    def at(self, tree: PyTree, shardings: PyTree | None) -> PyTree:
+        """Each leaf as a shape with its sharding."""
+
         def place(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             dtype = x.dtype if is_key(x) else jnp.result_type(x)
             return jax.ShapeDtypeStruct(jnp.shape(x), dtype, sharding=sharding)

@@ -8,7 +8,7 @@ from hiso_jax.fed.run.grid import Best, Grid, SweepResult
 from hiso_jax.fed.run.rate import RateProbe, find_rate
 from hiso_jax.fed.run.result import Callback, Progress, Result
 from hiso_jax.fed.run.session import Session
-from hiso_jax.fed.run.setup import Given, check_messages
+from hiso_jax.fed.run.setup import Ingredients, check_messages
 from hiso_jax.fed.run.simulation import Simulation
 from hiso_jax.fed.run.sweep import sweep
 from hiso_jax.fed.run.traffic import Traffic
@@ -17,8 +17,8 @@ __all__ = [
     "Best",
     "Callback",
     "DescribedRun",
-    "Given",
     "Grid",
+    "Ingredients",
     "Progress",
     "RateProbe",
     "Result",

@@ -12,7 +12,7 @@ from hiso_jax.fed.devices import Described, check_mesh, longest_axis
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import RunState
 from hiso_jax.fed.run.programs import costs_of, shapes_of_state, trace_dispatch
-from hiso_jax.fed.run.setup import Given, Setup, set_up
+from hiso_jax.fed.run.setup import Ingredients, Setup, set_up
 
 
 class DescribedRun(NamedTuple):
@@ -30,7 +30,7 @@ class DescribedRun(NamedTuple):
 
 
 def describe(
-    given: Given,
+    given: Ingredients,
     tx: Algorithm | optax.GradientTransformation,
     config: SimulationConfig,
     mesh: Mesh,
@@ -56,9 +56,5 @@ def describe(
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given.params)
     shapes, shardings = shapes_of_state(setup, params)
     costs = costs_of(algorithm, setup.estimator, shapes.server, config.cohort)
-
-    def place(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-    state = jax.tree.map(place, shapes, shardings)
+    state = placement.at(shapes, shardings)
     return DescribedRun(setup, trace_dispatch(setup, costs, state, shardings), state)

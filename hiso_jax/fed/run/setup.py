@@ -64,7 +64,7 @@ class Setup(NamedTuple):
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-class Given(NamedTuple):
+class Ingredients(NamedTuple):
     """What a run is made of: arrays, or their shapes.
 
     Attributes:
@@ -80,7 +80,9 @@ class Given(NamedTuple):
     participation: Participation
 
 
-def set_up(given: Given, algorithm: Algorithm, config: SimulationConfig, placement: Placement, budget: int) -> Setup:
+def set_up(
+    given: Ingredients, algorithm: Algorithm, config: SimulationConfig, placement: Placement, budget: int
+) -> Setup:
     """A run, its data put where ``placement`` says.
 
     Args:

@@ -13,7 +13,7 @@ from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.result import Callback, Result
 from hiso_jax.fed.run.session import Session
-from hiso_jax.fed.run.setup import Given, set_up
+from hiso_jax.fed.run.setup import Ingredients, set_up
 from hiso_jax.fed.sanity import check_task
 from hiso_jax.fed.task import Task, examples_of
 
@@ -82,7 +82,7 @@ class Simulation:
         budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
         params = jax.eval_shape(task.init, jax.random.key(0))
         placement = Placement(self.mesh, getattr(task, "layout", longest_axis))
-        given = Given(task, params, population, participation)
+        given = Ingredients(task, params, population, participation)
         self._setup = set_up(given, self.algorithm, config, placement, budget)
         self._stop = False
 

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from hiso_jax.models.lm.checkpoint import Pretrained, needing
+from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters
 from hiso_jax.models.lm.names import leaves
@@ -97,14 +98,7 @@ def tune(
         return _prefix(pretrained, prefix_tokens, key)
     if trainable == "head":
         return _head(pretrained)
-    trained, frozen = partition(base, _matcher(trainable))
-    if trained is None:
-        known = [leaf.name for leaf in leaves(base)]
-        raise ValueError(
-            f"trainable must be all, lora, prefix, head or a pattern that names a parameter; {trainable!r} names none "
-            f"of {', '.join(known[:4])}, … {known[-1]}"
-        )
-    return Tuned(pretrained.decoder, trained, frozen)
+    return Tuned(pretrained.decoder, *_named(base, trainable))
 
 
 def tuned_shapes(
@@ -117,8 +111,15 @@ def tuned_shapes(
       trainable: as of :func:`tune`.
       adapters: those that ``trainable`` asks for.
       param_dtype: in which the model's own parameters are kept; adapters are float32.
+
+    Raises:
+      ValueError: as :func:`tune`.
     """
-    if trainable == "head":
+    if trainable == "lora":
+        check_lora(adapters, decoder.config)
+    elif trainable == "prefix":
+        check_prefix(adapters.prefix, decoder.config)
+    elif trainable == "head":
         decoder = replace(decoder, config=replace(decoder.config, tied=False))
     decoder = replace(decoder, adapters=adapters)
     whole = jax.eval_shape(decoder.init, jax.random.key(0))
@@ -130,9 +131,32 @@ def tuned_shapes(
     whole = jax.tree_util.tree_map_with_path(kept, whole)
     if trainable == "all":
         return Tuned(decoder, whole, None)
-    chosen = {"lora": lambda name: "lora_" in name, "prefix": lambda name: "prefix_" in name}
-    chosen["head"] = lambda name: name.startswith("lm_head.")
-    return Tuned(decoder, *partition(whole, chosen.get(trainable) or _matcher(trainable)))
+    chosen = {"lora": _is_lora, "prefix": lambda name: "prefix_" in name, "head": _is_head}
+    return Tuned(decoder, *(partition(whole, chosen[trainable]) if trainable in chosen else _named(whole, trainable)))
+
+
+def _is_lora(name: str) -> bool:
+    return "lora_" in name
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith("lm_head.")
+
+
+def _named(params: PyTree, pattern: str) -> tuple[PyTree, PyTree]:
+    """The parameters whose names have what ``pattern`` searches for, and the rest.
+
+    Raises:
+      ValueError: there are none.
+    """
+    trained, frozen = partition(params, _matcher(pattern))
+    if trained is None:
+        known = [leaf.name for leaf in leaves(params)]
+        raise ValueError(
+            f"trainable must be all, lora, prefix, head or a pattern that names a parameter; {pattern!r} names none "
+            f"of {', '.join(known[:4])}, … {known[-1]}"
+        )
+    return trained, frozen
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
@@ -159,29 +183,46 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
     return matches
 
 
-def _lora(pretrained: Pretrained, adapters: Adapters, key: jax.Array) -> Tuned:
+def check_lora(adapters: Adapters, config: LMConfig) -> None:
+    """Refuse adapters that a model cannot have.
+
+    Raises:
+      ValueError: a rank out of range, no target, or one that the model lacks.
+    """
     if adapters.rank < 1:
         raise ValueError(f"lora_rank must be at least 1, got {adapters.rank}")
-    decoder = replace(pretrained.decoder, adapters=adapters)
-    present = [name for name in PROJECTIONS if pretrained.decoder.config.gated or name != "gate_proj"]
+    present = [name for name in PROJECTIONS if config.gated or name != "gate_proj"]
     for target in adapters.targets:
         if target not in present:
             raise ValueError(f"lora_targets must be of {', '.join(present)}; got {target}")
-    hidden = pretrained.decoder.config.hidden_size
-    if adapters.rank > hidden:
-        raise ValueError(f"lora_rank must be at most the model's width, {hidden}, got {adapters.rank}")
+    if adapters.rank > config.hidden_size:
+        raise ValueError(f"lora_rank must be at most the model's width, {config.hidden_size}, got {adapters.rank}")
     if not adapters.targets:
         raise ValueError(f"lora_targets must name at least one of {', '.join(present)}")
+
+
+def check_prefix(tokens: int, config: LMConfig) -> None:
+    """Refuse a prefix that leaves no position for a token.
+
+    Raises:
+      ValueError: it does, or is empty.
+    """
+    most = config.max_positions - 1
+    if not 1 <= tokens <= most:
+        raise ValueError(f"prefix_tokens must be at least 1 and at most {most}, got {tokens}")
+
+
+def _lora(pretrained: Pretrained, adapters: Adapters, key: jax.Array) -> Tuned:
+    check_lora(adapters, pretrained.decoder.config)
+    decoder = replace(pretrained.decoder, adapters=adapters)
     # Only the adapters are made: the rest of the program is dead.
-    added = jax.jit(lambda key: partition(decoder.init(key), lambda name: "lora_" in name)[0])(key)
+    added = jax.jit(lambda key: partition(decoder.init(key), _is_lora)[0])(key)
     return Tuned(decoder, jax.tree.map(np.asarray, added), pretrained.params)
 
 
 def _prefix(pretrained: Pretrained, tokens: int, key: jax.Array) -> Tuned:
     plain = pretrained.decoder
-    most = plain.config.max_positions - 1
-    if not 1 <= tokens <= most:
-        raise ValueError(f"prefix_tokens must be at least 1 and at most {most}, got {tokens}")
+    check_prefix(tokens, plain.config)
     numbers = jax.random.randint(key, (1, tokens), 0, plain.config.vocab_size)
     _, cache = jax.jit(lambda params: plain.prefill(params, numbers, jnp.ones(numbers.shape, bool), 0))(
         pretrained.params
@@ -197,4 +238,4 @@ def _head(pretrained: Pretrained) -> Tuned:
     if "lm_head" not in params:
         decoder = replace(decoder, config=replace(decoder.config, tied=False))
         params = {**params, "lm_head": {"kernel": np.ascontiguousarray(params["embed_tokens"]["embedding"].T)}}
-    return Tuned(decoder, *partition(params, lambda name: name.startswith("lm_head.")))
+    return Tuned(decoder, *partition(params, _is_head))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hiso_jax import zo
-from hiso_jax.models.lm import Adapters, Decoder, from_transformers, greedy
+from hiso_jax.models.lm import SHAPES, Adapters, Decoder, from_transformers, greedy, tuned_shapes
 from hiso_jax.models.lm.checkpoint import Pretrained
 from hiso_jax.models.lm.names import leaves
 from hiso_jax.models.lm.trainable import partition, tune
@@ -176,3 +176,47 @@ def test_a_deep_model_compiles_as_fast_as_a_shallow_one():
         tokens, mask = inputs("left")
         lines[depth] = len(jax.jit(decoder.hidden).lower(shapes, tokens, mask).as_text().splitlines())
     assert lines[32] == lines[2]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("last", [1, 3])
+def test_the_last_positions_alone_are_those_of_all(name, last):
+    """Where the last layer computes no other position, on every architecture, padded."""
+    model = pretrained(name)
+    tokens, mask = inputs("left")
+    whole = jax.jit(model.decoder.hidden)(model.params, tokens, mask)
+    alone = jax.jit(lambda *given: model.decoder.hidden(*given, last=last))(model.params, tokens, mask)
+    np.testing.assert_allclose(alone, whole[:, -last:], atol=2e-6 * float(jnp.abs(whole).max()))
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora", "prefix", "head", "norm"])
+def test_what_is_tuned_is_described_alike(trainable):
+    model = pretrained()
+    adapters = {"lora": Adapters(3, 6.0, ("q_proj",)), "prefix": Adapters(prefix=2)}.get(trainable, Adapters())
+    made = tune(model, trainable, lora_rank=3, lora_alpha=6.0, lora_targets=("q_proj",), prefix_tokens=2)
+    told = tuned_shapes(Decoder(model.decoder.config), trainable, adapters=adapters)
+    assert told.decoder.config == made.decoder.config
+    assert told.decoder.adapters == made.decoder.adapters
+    for shapes, arrays in ((told.trained, made.trained), (told.frozen, made.frozen)):
+        assert jax.tree.structure(shapes) == jax.tree.structure(arrays)
+        assert [x.shape for x in jax.tree.leaves(shapes)] == [x.shape for x in jax.tree.leaves(arrays)]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "adapters", "said"),
+    [
+        ("lora", Adapters(3, 6.0, ("nothing",)), "lora_targets must be of"),
+        ("prefix", Adapters(prefix=10**6), "prefix_tokens must be at least 1"),
+        ("nothing", Adapters(), "trainable must be all, lora, prefix, head or a pattern"),
+    ],
+)
+def test_what_cannot_be_tuned_is_not_described(trainable, adapters, said):
+    with pytest.raises(ValueError, match=said):
+        tuned_shapes(Decoder(pretrained().decoder.config), trainable, adapters=adapters)
+
+
+def test_published_architectures_have_their_published_sizes():
+    millions = {"opt-125m": 125.2, "opt-1.3b": 1315.8, "opt-66b": 65717, "llama-7b": 6738.4, "smollm2-135m": 134.5}
+    for name, expected in millions.items():
+        shapes = jax.eval_shape(Decoder(SHAPES[name]).init, KEY)
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(expected, rel=1e-3)
