@@ -140,7 +140,7 @@ def plan(
       rate: of the chip's, by which products are timed: ``"bfloat16"``, or a precision of float32.
 
     Raises:
-      ValueError: as a simulation would, or as :func:`hiso_jax.fed.make_mesh`.
+      ValueError: as a simulation would, or as :func:`hiso_jax.fed.make_mesh`; or XLA cannot compile the round.
     """
     mesh = fed.make_mesh(list(target.devices), model=model_shards)
     begin = time.perf_counter()
@@ -148,7 +148,11 @@ def plan(
     run = describe(given, tx, config, mesh, memory_budget=int(BUDGET_SHARE * target.usable))
     with run.setup.on_mesh():
         lowered = run.dispatch.lower()
-        compiled = lowered.compile()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            told = str(error).splitlines()[0][:200]
+            raise ValueError(f"target {target.name}: XLA cannot compile this round for it from here: {told}") from error
     seconds = time.perf_counter() - begin
     program = read(compiled.as_text())
     rounds = run.setup.length

@@ -180,7 +180,7 @@ def direction(
     if curvature is not None:
         # Tied to the key: in a loop over keys XLA would compute every square root before it and keep them all.
         curvature, key = lax.optimization_barrier((curvature, key))
-    z = split_as(params, draw_leaves(key, params, draw))
+    z = split_as(jax.tree.leaves(params), draw_leaves(key, params, draw))
     if curvature is not None:
         # A square root and a division, each correctly rounded, so that H = 1 returns u to the last bit and HiSo at
         # decay 1 is DeComFL exactly. Without the inner pin XLA makes of them u · rsqrt(h), which is approximate.
