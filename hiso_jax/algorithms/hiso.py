@@ -21,6 +21,7 @@ def hiso(
     curvature_decay: float = 0.95,
     curvature_update: zo.CurvatureUpdate = "last",
     curvature_dtype: Literal["float32", "bfloat16"] = "float32",
+    curvature_form: zo.CurvatureForm | None = None,
     sampler: zo.SamplerName = "gaussian",
     weight_decay: float = 0.0,
     momentum: float = 0.0,
@@ -32,6 +33,8 @@ def hiso(
       curvature_decay: weight γ that HiSo's curvature keeps in each round; 1 is DeComFL.
       curvature_update: advance the curvature by the last local step of a round, or by all of them.
       curvature_dtype: in which the curvature is kept; bfloat16 halves its memory and is rounded stochastically.
+      curvature_form: diagonal, or factored, which keeps a number for each row and column of a matrix; by default
+        factored for directions of low rank, which stay so then, else diagonal.
       sampler: family of raw perturbations.
       weight_decay: decoupled weight decay on the server, added to the ascent direction; 0 is none.
       momentum: heavy-ball momentum on the server; 0 is none. Like everything on the server it costs no byte.
@@ -41,6 +44,7 @@ def hiso(
         decay=curvature_decay,
         curvature_update=curvature_update,
         curvature_dtype=None if curvature_dtype == "float32" else curvature_dtype,
+        curvature_form=curvature_form,
         sampler=sampler,
     )
     return Algorithm(optax.chain(head, descent(learning_rate, weight_decay=weight_decay, momentum=momentum)))

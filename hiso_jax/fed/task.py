@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
+from hiso_jax.factored import MovedAs
+
 logger = logging.getLogger("hiso_jax")
 
 
@@ -29,6 +31,8 @@ class Task(Protocol):
     ``hold_out(examples, seed=...)`` is the same task with so many random training examples for its test split, for
     tuning; without it both splits are cut along their leading axis. ``layout(name, shape, shards)`` says along which
     axis a parameter is split over so many devices, None for not at all; without it that is the longest that divides.
+    ``moved_as(name)`` says how the model reads a parameter moved along a direction (:data:`hiso_jax.factored.MovedAs`),
+    so that directions of low rank need no moved copy of it; without it moved parameters are arrays.
     """
 
     @property
@@ -132,6 +136,11 @@ def examples_of(data: PyTree) -> int:
 def frozen_of(task: Task) -> PyTree | None:
     """What the task's model needs beside its trained parameters, or None."""
     return getattr(task, "frozen", None)
+
+
+def moved_as_of(task: Any) -> MovedAs | None:
+    """How the task's model reads moved parameters, or None."""
+    return getattr(task, "moved_as", None)
 
 
 def bind(function: Callable[..., Any], frozen: PyTree | None) -> Callable[[PyTree, Any], Any]:

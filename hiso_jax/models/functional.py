@@ -1,11 +1,14 @@
 """flax.nnx modules as pairs of pure functions."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Key, PyTree
+
+from hiso_jax.factored import MovedAs
+from hiso_jax.models.linear import Linear
 
 
 class Model(NamedTuple):
@@ -13,16 +16,21 @@ class Model(NamedTuple):
 
     Attributes:
       init: key → parameters, a nested dict of arrays.
-      apply: (parameters, inputs) → outputs.
+      apply: (parameters, inputs) → outputs; where ``moved_as`` says so, a parameter may be a
+        :class:`hiso_jax.factored.Moved`.
+      moved_as: the kernels of its linear layers.
     """
 
     init: Callable[[Key[Array, ""]], PyTree]
     apply: Callable[..., Any]
+    moved_as: MovedAs
 
 
 def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """The pure functions of the module that ``build`` makes; the module must hold parameters only."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    shapes = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    graph = nnx.graphdef(shapes)
+    layers = {".".join(map(str, path)) for path, module in nnx.iter_modules(shapes) if isinstance(module, Linear)}
 
     # One program, so that a key gives the same bits wherever it is called from, and starts sooner than op by op.
     @jax.jit
@@ -32,4 +40,8 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     def apply(params: PyTree, *inputs: jax.Array) -> Any:
         return nnx.merge(graph, params)(*inputs)
 
-    return Model(init, apply)
+    def moved_as(name: str) -> Literal["matrix"] | None:
+        layer, _, parameter = name.rpartition(".")
+        return "matrix" if parameter == "kernel" and layer in layers else None
+
+    return Model(init, apply, moved_as)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from hiso_jax.models.functional import Model, functional
 from hiso_jax.models.initial import lecun_normal
+from hiso_jax.models.linear import Linear
 
 
 class MLP(nnx.Module):
@@ -15,8 +16,8 @@ class MLP(nnx.Module):
 
     def __init__(self, inputs: int, hidden: int, classes: int, *, rngs: nnx.Rngs) -> None:
         """``inputs`` pixels, ``hidden`` units, ``classes`` logits."""
-        self.hidden = nnx.Linear(inputs, hidden, kernel_init=lecun_normal, rngs=rngs)
-        self.output = nnx.Linear(hidden, classes, kernel_init=lecun_normal, rngs=rngs)
+        self.hidden = Linear(inputs, hidden, kernel_init=lecun_normal, rngs=rngs)
+        self.output = Linear(hidden, classes, kernel_init=lecun_normal, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B H W 1"]) -> Float[Array, "B classes"]:
         """Logits."""
@@ -61,7 +62,7 @@ class CNN(nnx.Module):
         window = (kernel, kernel)
         self.conv1 = PooledConv(1, features[0], window, kernel_init=lecun_normal, rngs=rngs)
         self.conv2 = nnx.Conv(features[0], features[1], window, kernel_init=lecun_normal, rngs=rngs)
-        self.output = nnx.Linear((side // 4) ** 2 * features[1], classes, kernel_init=lecun_normal, rngs=rngs)
+        self.output = Linear((side // 4) ** 2 * features[1], classes, kernel_init=lecun_normal, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B H W 1"]) -> Float[Array, "B classes"]:
         """Logits."""

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from hiso_jax.factored import MovedAs
 from hiso_jax.tasks.splits import held_out
 
 
@@ -44,6 +45,8 @@ class Classification:
       name: what reports call it.
       target: the accuracy at which methods are compared, or None.
       metric: the one that counts.
+      moved_as: which parameters ``model_apply`` reads as a weight with a direction of low rank beside it, see
+        :func:`hiso_jax.zo.perturb`.
     """
 
     model_init: Callable[[Key[Array, ""]], PyTree]
@@ -53,6 +56,7 @@ class Classification:
     name: str = "classification"
     target: float | None = None
     metric: str = "accuracy"
+    moved_as: MovedAs | None = None
 
     def __post_init__(self) -> None:
         """Check the splits.

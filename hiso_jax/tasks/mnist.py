@@ -139,6 +139,7 @@ def _task(splits: Mapping[str, Mapping[str, Any]], network: Model) -> Classifica
     return Classification(
         model_init=network.init,
         model_apply=apply,
+        moved_as=network.moved_as,
         train=splits["train"],
         test=splits["test"],
         name="mnist",

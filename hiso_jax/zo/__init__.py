@@ -1,7 +1,8 @@
 """The mathematics of scalar-only zeroth-order optimisation: pure functions of arrays."""
 
-from hiso_jax.zo.accumulate import Ascent, accumulate, by_direction, fold_directions, zero_direction
-from hiso_jax.zo.curvature import CurvatureUpdate, hiso, scale_by_hiso
+from hiso_jax.walls import PIN, pin
+from hiso_jax.zo.accumulate import Ascent, accumulate, by_direction, fold_directions
+from hiso_jax.zo.curvature import CurvatureForm, CurvatureUpdate, hiso, scale_by_hiso
 from hiso_jax.zo.differences import (
     DIFFERENCES,
     Difference,
@@ -17,21 +18,16 @@ from hiso_jax.zo.differences import (
     suggested_mu,
 )
 from hiso_jax.zo.directions import (
-    SAMPLERS,
     Directions,
-    Sampler,
-    SamplerName,
     as_directions,
-    binomial,
     direction,
-    gaussian,
+    made_whole,
     perturb,
     perturbation_key,
-    rademacher,
-    sphere,
+    rides,
     working_dtype,
 )
-from hiso_jax.zo.groups import Deal, Direction, block_size
+from hiso_jax.zo.groups import Deal, Direction
 from hiso_jax.zo.heads import (
     LocalStep,
     check_chain,
@@ -41,15 +37,26 @@ from hiso_jax.zo.heads import (
     scale_by_zo,
 )
 from hiso_jax.zo.rounding import apply_updates, store
+from hiso_jax.zo.samplers import (
+    SAMPLERS,
+    LowRank,
+    Sampler,
+    SamplerName,
+    binomial,
+    gaussian,
+    rademacher,
+    sphere,
+)
+from hiso_jax.zo.signs import block_size
 from hiso_jax.zo.state import ScaleByZoState, zo_state, zo_states
 from hiso_jax.zo.step import DirectionsMode, check_directions, step
-from hiso_jax.zo.walls import PIN, pin
 
 __all__ = [
     "DIFFERENCES",
     "PIN",
     "SAMPLERS",
     "Ascent",
+    "CurvatureForm",
     "CurvatureUpdate",
     "Deal",
     "Difference",
@@ -57,6 +64,7 @@ __all__ = [
     "Directions",
     "DirectionsMode",
     "LocalStep",
+    "LowRank",
     "Method",
     "Sampler",
     "SamplerName",
@@ -80,11 +88,13 @@ __all__ = [
     "gaussian",
     "head",
     "hiso",
+    "made_whole",
     "perturb",
     "perturbation_key",
     "pin",
     "probe",
     "rademacher",
+    "rides",
     "scalars",
     "scale_by_hiso",
     "scale_by_zo",
@@ -95,7 +105,6 @@ __all__ = [
     "store",
     "suggested_mu",
     "working_dtype",
-    "zero_direction",
     "zo_state",
     "zo_states",
 ]

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from hiso_jax.zo.directions import Directions, Sampler, as_directions, working_dtype
+from hiso_jax.zo.directions import Directions, as_directions
 from hiso_jax.zo.groups import Deal, Direction
-from hiso_jax.zo.partitioned import split_as
+from hiso_jax.zo.samplers import Sampler
+from hiso_jax.zo.sums import Total
 
 
 class Ascent(NamedTuple):
@@ -26,34 +27,28 @@ class Ascent(NamedTuple):
     delta: PyTree[Shaped[Array, "..."]]
 
 
-def zero_direction(params: PyTree[Shaped[Array, "..."]]) -> PyTree[Shaped[Array, "..."]]:
-    """The Δ of no direction, in promote_types(leaf dtype, float32), split over devices as ``params`` are."""
-    return split_as(params, jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params))
-
-
 def by_direction(scalars: Float[Array, "GP"], groups: int) -> Float[Array, "P G"]:
     """A step's scalars, numbered g·P + p, in the order in which directions are made."""
     return scalars.reshape(groups, -1).T
 
 
 def fold_directions(
-    direction_at: Callable[[Array], Direction],
-    scalars: Float[Array, "P G"],
-    init: PyTree[Shaped[Array, "..."]],
+    deal: Deal, scalars: Float[Array, "P G"], direction_at: Callable[[Array], Direction] | None = None
 ) -> PyTree[Shaped[Array, "..."]]:
-    """``init + Σ_p Σ_g ĝ_{g,p} / (G·P) · z_{g,p}``, each direction made again: the loop behind every Δ.
+    """Σ_p Σ_g ĝ_{g,p} / (G·P) · z_{g,p}: the loop behind every Δ.
 
     Args:
-      direction_at: index p → the direction.
+      deal: the directions.
       scalars: ĝ of every group and direction.
-      init: the first sum.
+      direction_at: index p → the direction, where it is at hand; None makes each again.
     """
+    direction_at = direction_at or deal.at
 
-    def body(total: PyTree, term: tuple[Array, Array]) -> tuple[PyTree, None]:
+    def body(total: Total, term: tuple[Array, Array]) -> tuple[Total, list]:
         index, numbers = term
-        return direction_at(index).add_to(total, numbers, len(scalars)), None
+        return direction_at(index).add_to(total, numbers, len(scalars))
 
-    return lax.scan(body, init, (jnp.arange(len(scalars)), scalars))[0]
+    return deal.finish(*lax.scan(body, deal.begin(), (jnp.arange(len(scalars)), scalars)))
 
 
 def accumulate(
@@ -117,4 +112,4 @@ def _accumulate(
 ) -> PyTree:
     dealt = by_direction(scalars, groups)
     deal = Deal(directions, round_key, step, params, curvature, groups, len(dealt))
-    return fold_directions(deal.at, dealt, zero_direction(params))
+    return fold_directions(deal, dealt)

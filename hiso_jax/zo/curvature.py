@@ -1,20 +1,26 @@
 """Directions shaped by a learned diagonal curvature: ``scale_by_hiso`` and ``hiso`` (arXiv 2506.02370)."""
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PyTree
 
 from hiso_jax.checks import between, finite, rate
-from hiso_jax.zo.directions import Directions, Sampler, working_dtype
+from hiso_jax.factored import Factors, is_factors
+from hiso_jax.stacked import is_stacked
+from hiso_jax.walls import pin
+from hiso_jax.zo.directions import Directions, as_directions, working_dtype
 from hiso_jax.zo.heads import LocalStep, head
 from hiso_jax.zo.rounding import CURVATURE_STREAM, store
-from hiso_jax.zo.walls import pin
+from hiso_jax.zo.samplers import LowRank, Sampler
 
 CurvatureUpdate = Literal["last", "all"]
+CurvatureForm = Literal["diagonal", "factored"]
 CURVATURE_DTYPES = (jnp.float32, jnp.float64, jnp.bfloat16)
 
 
@@ -24,6 +30,7 @@ def scale_by_hiso(
     eps: ArrayLike = 1e-8,
     curvature_update: CurvatureUpdate = "last",
     curvature_dtype: DTypeLike | None = None,
+    curvature_form: CurvatureForm | None = None,
     sampler: Directions | Sampler | str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Turn a round's scalars into Σ_k Δ_k, its directions shaped by a learned diagonal curvature H.
@@ -37,6 +44,10 @@ def scale_by_hiso(
       curvature_update: ``"last"`` advances H by Δ_{K−1} once, ``"all"`` by each Δ_k in order.
       curvature_dtype: in which H is kept; None means promote_types(leaf dtype, float32). bfloat16 halves its memory
         and is rounded stochastically, so that its small steps are not lost.
+      curvature_form: ``"diagonal"`` is the paper's. ``"factored"`` keeps for each matrix of R rows and C columns
+        H = r cᵀ, of R + C numbers and with the row and column means that the diagonal would have (as Adafactor, Shazeer
+        and Stern, arXiv 1804.04235); directions of low rank stay so when they are shaped by it. None means factored
+        for directions of low rank, else diagonal.
       sampler: as in :func:`head`.
 
     Returns:
@@ -45,7 +56,7 @@ def scale_by_hiso(
 
     Raises:
       TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.
-      ValueError: ``decay``, ``eps``, ``curvature_update`` or ``curvature_dtype`` out of range; in ``update``,
+      ValueError: ``decay``, ``eps`` or another option out of range; in ``update``,
         ``params`` or ``key`` missing.
 
     Example:
@@ -66,27 +77,78 @@ def scale_by_hiso(
     if curvature_dtype is not None and jnp.dtype(curvature_dtype) not in CURVATURE_DTYPES:
         raise ValueError(f"curvature_dtype must be float32, float64 or bfloat16, got {jnp.dtype(curvature_dtype)}")
 
-    def advance_leaf(h: Array, delta: Array) -> Array:
-        h = h.astype(delta.dtype)
-        kept = jnp.asarray(decay, h.dtype)
-        square = pin(pin(jnp.square(delta)) + jnp.asarray(eps, h.dtype))
-        moved = pin(pin(kept * h) + pin((1 - kept) * square))
-        # where, not 0 · Δ²: at decay 1 an infinite Δ must leave H as it was.
-        return jnp.where(kept == 1, h, moved)
+    if curvature_form not in (None, "diagonal", "factored"):
+        raise ValueError(f"curvature_form must be 'diagonal' or 'factored', got {curvature_form!r}")
+    low_rank = isinstance(as_directions(sampler).sampler, LowRank)
+    factored = curvature_form == "factored" or (curvature_form is None and low_rank)
 
-    def initial(x: Array) -> Array:
+    def advance_leaf(h: Array | Factors, delta: Array) -> Array | Factors:
+        if isinstance(h, Factors):
+            new: Any = _advance_factors(h, delta, decay, eps)
+        else:
+            h = h.astype(delta.dtype)
+            new = _advance_diagonal(h, delta, decay, eps)
+        # where, not 0 · Δ²: at decay 1 an infinite Δ must leave H as it was.
+        return jax.tree.map(lambda old, new: jnp.where(jnp.asarray(decay, old.dtype) == 1, old, new), h, new)
+
+    def initial(x: Array, layers: int) -> Array | Factors:
+        if factored and has_factors(jnp.shape(x)[layers:]):
+            return _factors_of_one(x, layers)
         dtype = working_dtype(jnp.asarray(x)) if curvature_dtype is None else curvature_dtype
         return jnp.ones_like(x, dtype)
 
+    def first(node: Any) -> PyTree:
+        layers = int(is_stacked(node))
+        return jax.tree.map(lambda x: initial(x, layers), node)
+
     def advance(curvature: PyTree, delta: PyTree, step: LocalStep) -> PyTree:
-        return store(step.key, CURVATURE_STREAM, jax.tree.map(advance_leaf, curvature, delta), curvature)
+        moved = jax.tree.map(advance_leaf, curvature, delta, is_leaf=is_factors)
+        return store(step.key, CURVATURE_STREAM, moved, curvature)
 
     return head(
         sampler=sampler,
-        curvature=lambda params: jax.tree.map(initial, params),
+        curvature=lambda params: jax.tree.map(first, params, is_leaf=is_stacked),
         advance=advance,
         every_step=curvature_update == "all",
     )
+
+
+def has_factors(shape: tuple[int, ...]) -> bool:
+    """Whether a factored curvature keeps a parameter of ``shape`` by its rows and columns."""
+    return len(shape) > 1 and min(math.prod(shape[:-1]), shape[-1]) > 1
+
+
+def _factors_of_one(x: Array, layers: int) -> Factors:
+    """H = 1, by its factors."""
+    shape, dtype = jnp.shape(x), working_dtype(jnp.asarray(x))
+    lead, own = shape[:layers], shape[layers:]
+    rows, columns = jnp.ones((*lead, math.prod(own[:-1]), 1), dtype), jnp.ones((*lead, own[-1], 1), dtype)
+    return Factors(rows, columns, own)
+
+
+def _mixed(decay: ArrayLike, h: Array, square: Array) -> Array:
+    """γ h + (1 − γ) (Δ² + ε)."""
+    kept = jnp.asarray(decay, h.dtype)
+    return pin(pin(kept * h) + pin((1 - kept) * square))
+
+
+def _advance_diagonal(h: Array, delta: Array, decay: ArrayLike, eps: ArrayLike) -> Array:
+    return _mixed(decay, h, pin(pin(jnp.square(delta)) + jnp.asarray(eps, h.dtype)))
+
+
+def _advance_factors(h: Factors, delta: Array, decay: ArrayLike, eps: ArrayLike) -> Factors:
+    """The factors of H after Δ: r the means of its rows, c those of its columns in units of the mean of all."""
+
+    # Apart from what comes before and after, so that a run and its replay sum in one order.
+    def mean(x: Array, axis: int) -> Array:
+        return lax.optimization_barrier(lax.optimization_barrier(x).mean(axis, keepdims=True))
+
+    square = pin(jnp.square(delta)).reshape(*h.rows.shape[:-1], h.columns.shape[-2])
+    of_rows, of_columns = mean(square, -1), mean(square, -2).swapaxes(-1, -2)
+    least = jnp.asarray(eps, delta.dtype)
+    rows = _mixed(decay, h.rows, pin(of_rows + least))
+    columns = _mixed(decay, pin(h.columns * mean(h.rows, -2)), pin(of_columns + least))
+    return Factors(rows, pin(columns / mean(rows, -2)), h.own)
 
 
 def hiso(
@@ -96,6 +158,7 @@ def hiso(
     eps: ArrayLike = 1e-8,
     curvature_update: CurvatureUpdate = "last",
     curvature_dtype: DTypeLike | None = None,
+    curvature_form: CurvatureForm | None = None,
     sampler: Directions | Sampler | str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """HiSo (arXiv 2506.02370): :func:`scale_by_hiso` followed by plain gradient descent.
@@ -106,6 +169,7 @@ def hiso(
       eps: ε.
       curvature_update: ``"last"`` or ``"all"``.
       curvature_dtype: in which H is kept.
+      curvature_form: ``"diagonal"``, ``"factored"``, or None for what suits the directions.
       sampler: as in :func:`head`.
 
     Example:
@@ -114,6 +178,11 @@ def hiso(
     """
     rate("learning_rate", learning_rate)
     scale = scale_by_hiso(
-        decay=decay, eps=eps, curvature_update=curvature_update, curvature_dtype=curvature_dtype, sampler=sampler
+        decay=decay,
+        eps=eps,
+        curvature_update=curvature_update,
+        curvature_dtype=curvature_dtype,
+        curvature_form=curvature_form,
+        sampler=sampler,
     )
     return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))

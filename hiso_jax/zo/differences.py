@@ -13,7 +13,9 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.checks import positive, whole
-from hiso_jax.zo.directions import Directions, Sampler, as_directions, perturb
+from hiso_jax.factored import MovedAs
+from hiso_jax.zo.directions import Directions, as_directions, perturb
+from hiso_jax.zo.samplers import Sampler
 
 Method = Literal["forward", "central", "second"]
 Carry = TypeVar("Carry")
@@ -181,6 +183,7 @@ def scalars(
     mu: float,
     method: Difference | Method = "forward",
     sampler: Directions | Sampler | str | None = None,
+    moved_as: MovedAs | None = None,
 ) -> tuple[Float[Array, ""], PyTree[Float[Array, "P"]]]:
     """The P scalars of one local step: what a client sends in place of a gradient (HiSo, Algorithm 1).
 
@@ -200,6 +203,8 @@ def scalars(
         {"slope": [P], "curvature": [P]}.
       sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
         gaussian.
+      moved_as: which parameters the model reads as a weight with a direction of low rank beside it, see
+        :func:`~hiso_jax.zo.perturb`; None makes every moved parameter whole.
 
     Returns:
       (loss, scalars [P]), in float32 or wider. The central loss is the mean over the pairs.
@@ -217,7 +222,7 @@ def scalars(
     """
     directions, loss_of = as_directions(sampler), scalar_loss(loss_fn)
     _, loss, values = probe(
-        lambda z, scale: loss_of(params if z is None else perturb(params, z, scale), batch),
+        lambda z, scale: loss_of(params if z is None else perturb(params, z, scale, moved_as), batch),
         lambda index: directions.at(round_key, step, index, params, curvature),
         as_difference(method),
         num_perturbations=num_perturbations,

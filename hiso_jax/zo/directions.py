@@ -6,103 +6,22 @@ Everything here is made leaf by leaf: a direction is never needed whole, and a l
 but its key, so that any party, device or layer can make just the part that it holds.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Key, PyTree, Shaped, UInt32
+from jax.typing import ArrayLike
+from jaxtyping import Array, Key, PyTree, Shaped
 
-from hiso_jax.checks import whole
-from hiso_jax.stacked import Layers, Stacked, is_stacked
-from hiso_jax.zo.partitioned import is_partitioned, split_as
-from hiso_jax.zo.threefry import drawn
-from hiso_jax.zo.walls import pin
-
-Sampler = Callable[[Any, Sequence[int], Any], Array]
-"""A family of raw perturbations: (leaf key, shape, dtype) → u with E[u uᵀ] = I."""
-
-
-def _normal(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """``jax.random.normal``, to the bit, in the layout that suits the program."""
-
-    def draw(own: Any, own_shape: Sequence[int]) -> Array:
-        return jax.random.normal(own, own_shape, dtype)
-
-    # A flat draw cannot be split along an axis of ``shape``: under a partitioner each device makes its own part.
-    return draw(key, shape) if is_partitioned() else drawn(draw, key, shape)
-
-
-def _words(key: Any, shape: Sequence[int]) -> UInt32[Array, "..."]:
-    return jax.random.bits(key, shape, jnp.uint32)
-
-
-def random_words(key: Key[Array, ""], shape: Sequence[int]) -> UInt32[Array, "..."]:
-    """``jax.random.bits`` of 32, to the bit, in the layout that suits the program."""
-    return _words(key, shape) if is_partitioned() else drawn(_words, key, shape)
-
-
-def gaussian(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """Standard normal perturbations, the family of MeZO, DeComFL and HiSo."""
-    return _normal(key, shape, dtype)
-
-
-def rademacher(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """Random signs ±1 (SPSA, Spall 1992): made of integers, hence the same on every backend.
-
-    The signs are unpacked 32 to a random word, where ``jax.random.rademacher`` spends a word on each.
-    """
-    size = math.prod(shape)
-    words = drawn(_words, key, (-(-size // 32),))
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return (1 - 2 * bits.astype(jnp.int8)).reshape(-1)[:size].reshape(shape).astype(dtype)
-
-
-def binomial(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """Binomial numbers of 16 fair coins, centred and of variance one: nearly normal, in steps of one half up to ±4.
-
-    Made of integers by counting the bits of half a random word, hence the same on every backend. Kurtosis 2.875.
-    """
-    size, coins = math.prod(shape), 16
-    words = drawn(_words, key, (-(-size // 2),))
-    # All lower halves, then all upper ones: taken in turn, XLA did not vectorise them, at a third of the speed.
-    halves = jnp.concatenate([words & 0xFFFF, words >> coins])[:size]
-    heads = lax.population_count(halves).astype(dtype)
-    return ((heads - coins / 2) * (2 / math.sqrt(coins))).reshape(shape)
-
-
-def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """Uniform on the sphere of radius √d_leaf, so that E[u uᵀ] = I holds leaf by leaf."""
-    normal = _normal(key, shape, dtype)
-    return normal * (math.sqrt(normal.size) / jnp.linalg.norm(normal))
-
-
-SamplerName = Literal["gaussian", "rademacher", "binomial", "sphere"]
-SAMPLERS: dict[str, Sampler] = {
-    "gaussian": gaussian,
-    "rademacher": rademacher,
-    "binomial": binomial,
-    "sphere": sphere,
-}
-
-
-def as_sampler(sampler: Sampler | str | None) -> Sampler:
-    """A family of raw perturbations, given itself or by name; None means gaussian.
-
-    Raises:
-      ValueError: an unknown name.
-    """
-    if sampler is None:
-        return gaussian
-    if not isinstance(sampler, str):
-        return sampler
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, or a function; got {sampler!r}")
-    return SAMPLERS[sampler]
+from hiso_jax import checks
+from hiso_jax.factored import Factors, Moved, MovedAs, added, is_factors, whole
+from hiso_jax.stacked import Layers, Stacked, is_stacked, path_name
+from hiso_jax.walls import pin
+from hiso_jax.zo.partitioned import split_as
+from hiso_jax.zo.samplers import LowRank, Sampler, as_sampler, gaussian
 
 
 def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
@@ -122,9 +41,9 @@ def working_dtype(leaf: Array) -> jnp.dtype:
 
 
 def draw_leaves(
-    key: Key[Array, ""], tree: PyTree[Shaped[Array, "..."]], draw: Callable[[Any, Sequence[int], Array], Array]
-) -> list[Array]:
-    """One draw for each leaf, in the order of ``jax.tree.leaves(tree)``.
+    key: Key[Array, ""], tree: PyTree[Shaped[Array, "..."]], draw: Callable[[Any, Sequence[int], Any], Any]
+) -> list[Any]:
+    """One draw for each leaf, in the order of ``jax.tree.leaves(tree)``, :class:`~hiso_jax.factored.Factors` for one.
 
     Leaf i draws from ``fold_in(key, i)``, i counting unstacked leaves: a leaf of a :class:`hiso_jax.stacked.Stacked`
     is drawn layer by layer, by a vmap over its layers' keys.
@@ -132,17 +51,17 @@ def draw_leaves(
     Args:
       key: of all leaves.
       tree: only the shapes and dtypes of its leaves are read.
-      draw: (leaf key, shape, leaf) → the leaf's draw, of that shape.
+      draw: (leaf key, shape, leaf) → the leaf's draw.
     """
-    nodes = jax.tree.leaves(tree, is_leaf=is_stacked)
-    counts = [len(jax.tree.leaves(node)) * (node.depth if isinstance(node, Stacked) else 1) for node in nodes]
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: is_stacked(node) or is_factors(node))
+    counts = [len(leaves_of(node)) * (node.depth if isinstance(node, Stacked) else 1) for node in nodes]
     # One loop of the hash for the keys of all leaves: each fold_in by itself is a loop to compile. The leaves' own are
     # then kept apart by barriers: XLA for GPUs fuses what reads one array, and would hold all leaves' draws at once.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(sum(counts)))
     drawn, first = [], 0
     for node, count in zip(nodes, counts, strict=True):
         if isinstance(node, Stacked):
-            leaves = jax.tree.leaves(node)
+            leaves = leaves_of(node)
             for place, leaf in enumerate(leaves):
                 own = lax.optimization_barrier(keys[first + place : first + count : len(leaves)])
                 drawn.append(jax.vmap(lambda layer_key, leaf=leaf: draw(layer_key, leaf.shape[1:], leaf))(own))
@@ -150,6 +69,16 @@ def draw_leaves(
             drawn.append(draw(lax.optimization_barrier(keys[first]), node.shape, node))
         first += count
     return drawn
+
+
+def leaves_of(tree: PyTree) -> list[Array | Factors]:
+    """The leaves of a direction or a curvature, those that are factors as they are."""
+    return jax.tree.leaves(tree, is_leaf=is_factors)
+
+
+def made_whole(tree: PyTree) -> PyTree[Shaped[Array, "..."]]:
+    """A direction or a curvature, every leaf an array."""
+    return jax.tree.map(whole, tree, is_leaf=is_factors)
 
 
 def direction(
@@ -170,23 +99,40 @@ def direction(
     Returns:
       z with the shapes of ``params``, in :func:`working_dtype`.
     """
-    family = as_sampler(sampler)
+    return made_whole(_direction(key, params, curvature, as_sampler(sampler)))
 
-    def draw(leaf_key: Any, shape: Sequence[int], leaf: Array) -> Array:
+
+def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, family: Sampler) -> PyTree:
+    """:func:`direction`, by its factors where it is of low rank."""
+
+    def draw(leaf_key: Any, shape: Sequence[int], leaf: Array) -> Array | Factors:
         dtype = working_dtype(leaf)
+        if isinstance(family, LowRank) and family.splits(shape):
+            return family.factors(leaf_key, shape, dtype)
         # Pinned: XLA would move the constant factors of a draw into the products it later enters, here and not there.
         return pin(family(leaf_key, shape, dtype).astype(dtype))
 
     if curvature is not None:
         # Tied to the key: in a loop over keys XLA would compute every square root before it and keep them all.
         curvature, key = lax.optimization_barrier((curvature, key))
-    z = split_as(jax.tree.leaves(params), draw_leaves(key, params, draw))
+    leaves = zip(jax.tree.leaves(params), draw_leaves(key, params, draw), strict=True)
+    z = [u if isinstance(u, Factors) else split_as(x, u) for x, u in leaves]
     if curvature is not None:
-        # A square root and a division, each correctly rounded, so that H = 1 returns u to the last bit and HiSo at
-        # decay 1 is DeComFL exactly. Without the inner pin XLA makes of them u · rsqrt(h), which is approximate.
-        shape_by = jax.tree.leaves(curvature)
-        z = [u / pin(jnp.sqrt(h.astype(u.dtype))) for u, h in zip(z, shape_by, strict=True)]
+        z = [_shaped(u, h) for u, h in zip(z, leaves_of(curvature), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(params), z)
+
+
+def _shaped(u: Array | Factors, h: Array | Factors) -> Array | Factors:
+    """H^{-1/2} ⊙ u; a product of factors where both are."""
+
+    # A square root and a division, each correctly rounded, so that H = 1 returns u to the last bit and HiSo at
+    # decay 1 is DeComFL exactly. Without the inner pin XLA makes of them u · rsqrt(h), which is approximate.
+    def by_root(u: Array, h: Array) -> Array:
+        return u / pin(jnp.sqrt(h.astype(u.dtype)))
+
+    if isinstance(u, Factors) and isinstance(h, Factors):
+        return Factors(pin(by_root(u.rows, h.rows)), pin(by_root(u.columns, h.columns)), u.own)
+    return by_root(whole(u), whole(h))
 
 
 @jax.tree_util.register_static
@@ -217,9 +163,9 @@ class Directions:
     def __post_init__(self) -> None:
         """Check every range."""
         if self.groups is not None:
-            whole("groups", self.groups, 1)
+            checks.whole("groups", self.groups, 1)
         if self.block is not None:
-            whole("block", self.block, 0)
+            checks.whole("block", self.block, 0)
 
     def groups_of(self, clients: int) -> int:
         """G of a cohort of so many clients.
@@ -239,8 +185,8 @@ class Directions:
         params: PyTree[Shaped[Array, "..."]],
         curvature: PyTree[Shaped[Array, "..."]] | None = None,
     ) -> PyTree[Shaped[Array, "..."]]:
-        """The direction itself, see :func:`direction`."""
-        return direction(self.key(round_key, step, index), params, curvature, self.sampler)
+        """The direction itself, see :func:`direction`; what is of low rank is left to its factors."""
+        return _direction(self.key(round_key, step, index), params, curvature, self.sampler)
 
 
 def as_directions(sampler: "Directions | Sampler | str | None") -> Directions:
@@ -252,21 +198,62 @@ def as_directions(sampler: "Directions | Sampler | str | None") -> Directions:
     return sampler if isinstance(sampler, Directions) else Directions(as_sampler(sampler))
 
 
-def perturb(params: PyTree[Shaped[Array, "..."]], z: PyTree[Shaped[Array, "..."]], scale: ArrayLike) -> PyTree:
+def perturb(
+    params: PyTree[Shaped[Array, "..."]],
+    z: PyTree[Shaped[Array, "..."]],
+    scale: ArrayLike,
+    moved_as: MovedAs | None = None,
+) -> PyTree:
     """``params + scale · z``, added in the wider dtype and then cast to the parameters' own.
 
     Scanned layers are perturbed one at a time, inside the scan of the model that reads them: in place of a
     :class:`hiso_jax.stacked.Stacked` stands a :class:`hiso_jax.stacked.Layers`, and no perturbed copy of all of them
     exists.
+
+    Args:
+      params: the parameters.
+      z: a direction.
+      scale: how far along it.
+      moved_as: which parameters the model reads as a :class:`hiso_jax.factored.Moved`: those that move along factors
+        are one then, and tables of embeddings, of which few rows are read, in any case.
     """
 
-    def moved(x: Array, u: Array) -> Array:
-        # Pinned, so that the sum is not contracted in one program and not in another.
-        return (x.astype(u.dtype) + pin(jnp.asarray(scale, u.dtype) * u)).astype(x.dtype)
+    def leaf(path: tuple[Any, ...], x: Array, u: Array | Factors) -> Array | Moved:
+        kind = None if moved_as is None else moved_as(path_name(path))
+        if kind == "table" or (kind == "matrix" and isinstance(u, Factors)):
+            return Moved(x, u, jnp.asarray(scale, u.dtype))
+        return added(x, whole(u), scale)
 
-    def node(x: Any, u: Any) -> Any:
-        if isinstance(x, Stacked):
-            return Layers((x.layers, u.layers), lambda layer: jax.tree.map(moved, *layer))
-        return moved(x, u)
+    def node(path: tuple[Any, ...], x: Any, u: Any) -> Any:
+        if not isinstance(x, Stacked):
+            return leaf(path, x, u)
 
-    return jax.tree.map(node, params, z, is_leaf=is_stacked)
+        def opened(layer: tuple[PyTree, PyTree]) -> PyTree:
+            return jax.tree_util.tree_map_with_path(lambda inner, *own: leaf((*path, *inner), *own), *layer)
+
+        return Layers((x.layers, u.layers), opened)
+
+    return jax.tree_util.tree_map_with_path(node, params, z, is_leaf=is_stacked)
+
+
+def rides(params: PyTree, z: PyTree, moved_as: MovedAs | None) -> bool:
+    """Whether :func:`perturb` makes no matrix whole: what all groups of a cohort share is then one product for all.
+
+    Args:
+      params: the parameters; only shapes and paths are read, here and of ``z``.
+      z: a direction.
+      moved_as: as of :func:`perturb`.
+    """
+
+    def rides_at(path: tuple[Any, ...], axes: int, u: Any) -> bool:
+        known = moved_as is not None and moved_as(path_name(path)) is not None
+        return axes < 2 or (known and isinstance(u, Factors))
+
+    def node(path: tuple[Any, ...], x: Any, u: Any) -> PyTree:
+        if not isinstance(x, Stacked):
+            return rides_at(path, x.ndim, u)
+        return jax.tree_util.tree_map_with_path(
+            lambda inner, own, v: rides_at((*path, *inner), own.ndim - 1, v), x.layers, u.layers
+        )
+
+    return all(jax.tree.leaves(jax.tree_util.tree_map_with_path(node, params, z, is_leaf=is_stacked)))

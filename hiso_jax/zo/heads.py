@@ -18,11 +18,12 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.checks import rate
+from hiso_jax.walls import pin
 from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.differences import slopes
-from hiso_jax.zo.directions import Directions, Sampler, as_directions
+from hiso_jax.zo.directions import Directions, as_directions, made_whole
+from hiso_jax.zo.samplers import Sampler
 from hiso_jax.zo.state import ScaleByZoState
-from hiso_jax.zo.walls import pin
 
 # Asks an optimizer for no update, only whether its head is reached.
 PROBE = "hiso_jax_probe"
@@ -176,7 +177,8 @@ def head(
 
         def advance_at(shape: PyTree, delta: PyTree, step: int | Array, aggregate: PyTree) -> PyTree:
             own = jax.random.fold_in(key, step)
-            return advance(shape, delta, LocalStep(aggregate, own, deal(key, step, params).of))
+            own_deal = deal(key, step, params)
+            return advance(shape, delta, LocalStep(aggregate, own, lambda index: made_whole(own_deal.of(index))))
 
         def body(carry: tuple[PyTree, PyTree], term: tuple[Array, PyTree]) -> tuple[tuple[PyTree, PyTree], None]:
             (total, shape), (step, aggregate) = carry, term

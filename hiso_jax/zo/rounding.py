@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Key, PyTree, Shaped, UInt32
 
-from hiso_jax.zo.directions import draw_leaves, random_words
-from hiso_jax.zo.walls import rounded
+from hiso_jax.factored import Factors, is_factors
+from hiso_jax.walls import rounded
+from hiso_jax.zo.directions import draw_leaves, leaves_of
+from hiso_jax.zo.samplers import random_words
 
 # Local steps are below 2³¹, so that no direction of the round has these keys.
 PARAMETERS_STREAM = 0x80D30001
@@ -47,11 +49,14 @@ def store(
     key = jax.random.fold_in(round_key, jnp.uint32(stream))
     words = draw_leaves(key, like, lambda leaf_key, shape, leaf: random_words(leaf_key, shape))
 
-    def one(x: Array, kept: Array, noise: Array) -> Array:
+    def one(x: Array | Factors, kept: Array | Factors, noise: Array) -> Array | Factors:
+        if isinstance(x, Factors):  # a curvature's, which are few and never in bfloat16
+            return x
         return stochastic_round(noise, x) if kept.dtype == jnp.bfloat16 else x.astype(kept.dtype)
 
-    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(like), words, strict=True)
-    return jax.tree.unflatten(jax.tree.structure(tree), [one(*leaf) for leaf in leaves])
+    leaves = zip(leaves_of(tree), leaves_of(like), words, strict=True)
+    structure = jax.tree.structure(tree, is_leaf=is_factors)
+    return jax.tree.unflatten(structure, [one(*leaf) for leaf in leaves])
 
 
 def apply_updates(

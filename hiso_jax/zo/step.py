@@ -7,13 +7,15 @@ import jax
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.zo.accumulate import Ascent, zero_direction
+from hiso_jax.factored import MovedAs
+from hiso_jax.zo.accumulate import Ascent
 from hiso_jax.zo.differences import Difference, Method, as_difference, check_estimator, probe, scalar_loss, slopes
 from hiso_jax.zo.directions import perturb
 from hiso_jax.zo.groups import Direction
 from hiso_jax.zo.heads import check_chain
 from hiso_jax.zo.rounding import apply_updates
 from hiso_jax.zo.state import zo_state
+from hiso_jax.zo.sums import Total
 
 DirectionsMode = Literal["keep", "regenerate"]
 
@@ -28,6 +30,7 @@ def step(
     mu: float = 1e-3,
     method: Difference | Method = "forward",
     directions: DirectionsMode = "regenerate",
+    moved_as: MovedAs | None = None,
 ) -> Step:
     """A jit-able training step: ``(params, state, batch, round_key) → (params, state, loss)``.
 
@@ -42,6 +45,8 @@ def step(
         the optimizer's head reads.
       directions: ``"regenerate"`` makes each direction twice, for its scalar and for the update, and needs one copy
         of the parameters; ``"keep"`` makes it once and needs two. The same bits.
+      moved_as: which parameters the model reads as a weight with a direction of low rank beside it, see
+        :func:`~hiso_jax.zo.perturb`; None makes every moved parameter whole.
 
     Raises:
       ValueError: P, μ, the method or ``directions`` out of range; at the call, a loss that is not one number, a state
@@ -73,21 +78,22 @@ def step(
         head = zo_state(state)
         deal = head.deal(round_key, 0, params, groups=head.directions.groups_of(1), num_perturbations=num_perturbations)
 
-        def fold(delta: PyTree, direction: Direction, numbers: PyTree) -> tuple[PyTree, PyTree]:
-            return direction.add_to(delta, slopes(numbers)[None], num_perturbations) if keep else delta, numbers
+        def fold(total: Total, direction: Direction, numbers: PyTree) -> tuple[Total, tuple[PyTree, list]]:
+            grown = direction.add_to(total, slopes(numbers)[None], num_perturbations) if keep else (total, [])
+            return grown[0], (numbers, grown[1])
 
-        delta, loss, numbers = probe(
-            lambda z, scale: loss_of(params if z is None else perturb(params, z.of(0), scale), batch),
+        total, loss, (numbers, terms) = probe(
+            lambda z, scale: loss_of(params if z is None else perturb(params, z.of(0), scale, moved_as), batch),
             deal.at,
             difference,
             num_perturbations=num_perturbations,
             mu=mu,
             fold=fold,
-            init=zero_direction(params) if keep else None,
+            init=deal.begin() if keep else [],
         )
         aggregate = jax.tree.map(lambda x: x[None], numbers)
         check_chain(tx, params, aggregate)
-        ascent = Ascent(aggregate, delta) if keep else None
+        ascent = Ascent(aggregate, deal.finish(total, terms)) if keep else None
         updates, state = tx.update(aggregate, state, params, key=round_key, ascent=ascent, clients=1)
         return apply_updates(params, updates, round_key), state, loss
 

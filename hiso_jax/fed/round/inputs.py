@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from hiso_jax.factored import MovedAs
 from hiso_jax.fed.algorithm import Measure
 from hiso_jax.fed.devices import in_pieces
 
@@ -75,12 +76,14 @@ class Data(NamedTuple):
       examples: the training examples if batches are numbers into them, else None.
       source: what ``draw`` draws those numbers from.
       draw: how, or None if the batches are given.
+      moved_as: how the model reads parameters moved along a direction, see ``hiso_jax.zo.perturb``.
     """
 
     loss: Callable[[PyTree, Any], Float[Array, "B"]]
     examples: PyTree | None = None
     source: PyTree | None = None
     draw: Draw | None = None
+    moved_as: MovedAs | None = None
 
     def batches(self, given: PyTree) -> PyTree:
         """The batches of some clients [c, K, B, ...], or the numbers of their examples, four bytes each."""

@@ -6,7 +6,6 @@ is dealt into G groups with directions of their own, one flat batch and one set 
 on the clients have their own parameters, [C, ...].
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -15,75 +14,20 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from hiso_jax.fed.devices import Execution, Part, filled, in_pieces
-from hiso_jax.fed.round.inputs import Data, Estimator
+from hiso_jax.fed.devices import Part, filled, in_pieces
+from hiso_jax.fed.round.prober import Prober
 from hiso_jax.zo import (
     Ascent,
-    Deal,
-    Difference,
     Direction,
-    ScaleByZoState,
     by_direction,
     fold_directions,
-    perturb,
-    probe,
+    made_whole,
     slopes,
     working_dtype,
-    zero_direction,
 )
 
 Mode = Literal["stream", "keep", "regenerate"]
 """What becomes of a direction once it is measured: it enters Δ and goes, stays for the update, or is made again."""
-
-
-class Prober(NamedTuple):
-    """All that a cohort needs to measure in a round.
-
-    Attributes:
-      estimator: how to measure.
-      difference: of which losses.
-      execution: how many clients to take through memory at a time.
-      data: where batches come from.
-      params: x_r.
-      head: the optimizer's, which names the directions.
-      round_key: from which they are made.
-      groups: G, into which the cohort is dealt.
-    """
-
-    estimator: Estimator
-    difference: Difference
-    execution: Execution
-    data: Data
-    params: PyTree
-    head: ScaleByZoState
-    round_key: Any
-    groups: int
-
-    def gathered(self, batches: PyTree) -> tuple["Prober", PyTree]:
-        """The examples of ``batches`` [..., B], if they fit the memory, and the prober that reads such batches.
-
-        Once for all evaluations: an accelerator went through the whole training set for each.
-        """
-        if self.data.examples is None or math.prod(jax.tree.leaves(batches)[0].shape[:-1]) > self.execution.gathered:
-            return self, batches
-        return self._replace(data=self.data._replace(examples=None)), self.data.fetch(batches)
-
-    def deal(self, step: int | Array) -> Deal:
-        """The directions of a local step."""
-        perturbations = self.estimator.num_perturbations
-        return self.head.deal(self.round_key, step, self.params, groups=self.groups, num_perturbations=perturbations)
-
-    def run(self, evaluate: Callable, step: int | Array, fold: Callable, init: PyTree) -> tuple[PyTree, Array, PyTree]:
-        """:func:`hiso_jax.zo.probe` along the directions of a local step."""
-        return probe(
-            evaluate,
-            self.deal(step).at,
-            self.difference,
-            num_perturbations=self.estimator.num_perturbations,
-            mu=self.estimator.mu,
-            fold=fold,
-            init=init,
-        )
 
 
 class Measured(NamedTuple):
@@ -106,10 +50,6 @@ class Measured(NamedTuple):
 
 Evaluate = Callable[[Direction | None, Any], Array]
 """(a direction as every group has it, or None; scale) → client losses [C]."""
-
-
-def _moved(prober: Prober, params: PyTree, direction: Direction | None, scale: Any, group: Any) -> PyTree:
-    return params if direction is None else perturb(params, direction.of(group), scale)
 
 
 def _at_server(prober: Prober, batch: PyTree, places: Int[Array, "C"]) -> Evaluate:
@@ -139,18 +79,20 @@ def _at_server(prober: Prober, batch: PyTree, places: Int[Array, "C"]) -> Evalua
     def dealt(a: Array) -> Array:
         return a.reshape(rows, columns, *a.shape[1:]).swapaxes(0, 1)
 
+    # Columns that share every product with a matrix are one flat batch.
+    together = prober.execution.flat if prober.shares_products() else prober.execution.vmapped
     # Dealt once a round, not once an evaluation.
     each = jax.tree.map(dealt, filled((batch, places), rows * columns)) if groups > 1 else None
 
     def evaluate(direction: Direction | None, scale: Any) -> Float[Array, "C"]:
         if direction is None or groups == 1:
-            return at(_moved(prober, prober.params, direction, scale, 0), batch)
+            return at(prober.moved(prober.params, direction, scale, 0), batch)
 
         def column(given: tuple[PyTree, Int[Array, "rows"]]) -> Float[Array, "rows"]:
             own, members = given
-            return at(_moved(prober, prober.params, direction, scale, members[0] % groups), own)
+            return at(prober.moved(prober.params, direction, scale, members[0] % groups), own)
 
-        return _one_by_one(column, each, prober.execution.vmapped // rows).T.reshape(-1)[:clients]
+        return _one_by_one(column, each, together // rows).T.reshape(-1)[:clients]
 
     return evaluate
 
@@ -167,7 +109,7 @@ def _at_clients(prober: Prober, local: PyTree, batch: PyTree, places: Int[Array,
     def evaluate(direction: Direction | None, scale: Any) -> Float[Array, "C"]:
         def one(client: tuple[PyTree, PyTree, Int[Array, ""]]) -> Float[Array, ""]:
             params, part, place = client
-            moved = _moved(prober, params, direction, scale, place % prober.groups)
+            moved = prober.moved(params, direction, scale, place % prober.groups)
             return prober.data.mean_losses(moved, prober.data.fetch(part))[0]
 
         return _one_by_one(one, (local, batch, places), prober.execution.vmapped)
@@ -205,14 +147,17 @@ def measure_once(
     if mode == "stream":
 
         def fold(carry: tuple[Array, PyTree], direction: Direction, own: PyTree) -> tuple[tuple[Array, PyTree], Any]:
-            index, delta = carry
+            index, total = carry
             numbers = part.join(own)
             sent, combined = relay(numbers, index)
-            return (index + 1, direction.add_to(delta, slopes(combined), perturbations)), (numbers, sent, combined)
+            total, terms = direction.add_to(total, slopes(combined), perturbations)
+            return (index + 1, total), (numbers, sent, combined, terms)
 
-        start = jnp.int32(0), zero_direction(prober.params)
-        (_, delta), losses, (numbers, sent, combined) = prober.run(evaluate, 0, fold, start)
-        ascent = Ascent(jax.tree.map(lambda x: x.T.reshape(1, -1), combined), delta)
+        deal = prober.deal(0)
+        (_, total), losses, (numbers, sent, combined, terms) = prober.run(
+            evaluate, 0, fold, (jnp.int32(0), deal.begin())
+        )
+        ascent = Ascent(jax.tree.map(lambda x: x.T.reshape(1, -1), combined), deal.finish(total, terms))
         return Measured(_as_messages(numbers), part.join(losses), _as_messages(sent), ascent)
     keep = mode == "keep"
     _, losses, (numbers, kept) = prober.run(
@@ -232,10 +177,11 @@ def _add_outer(prober: Prober, places: Int[Array, "C"]) -> Callable[[PyTree, Dir
     def fold(deltas: PyTree, direction: Direction, numbers: PyTree) -> tuple[PyTree, PyTree]:
         scalars = slopes(numbers)
         if prober.groups == 1:
-            return jax.tree.map(lambda d, u: add(d, u, scalars), deltas, direction.of(0)), numbers
+            return jax.tree.map(lambda d, u: add(d, u, scalars), deltas, made_whole(direction.of(0))), numbers
 
         def one(delta: PyTree, scalar: Array, place: Array) -> PyTree:
-            return jax.tree.map(lambda d, u: add(d, u, scalar), delta, direction.of(place % prober.groups))
+            own = made_whole(direction.of(place % prober.groups))
+            return jax.tree.map(lambda d, u: add(d, u, scalar), delta, own)
 
         return jax.vmap(one)(deltas, scalars, places), numbers
 
@@ -285,8 +231,8 @@ def ascent_of(prober: Prober, measured: Measured, aggregate: PyTree) -> Ascent |
         return measured.ascent
     kept, deal = measured.kept, prober.deal(0)
     delta = fold_directions(
-        lambda index: deal.again(jax.tree.map(lambda z: z[index], kept), index),
+        deal,
         by_direction(slopes(aggregate)[0], prober.groups),
-        zero_direction(prober.params),
+        lambda index: deal.again(jax.tree.map(lambda z: z[index], kept), index),
     )
     return Ascent(aggregate, delta)

@@ -35,7 +35,8 @@ from hiso_jax.fed.ledger import RoundRecord
 from hiso_jax.fed.round.channel import Channel, groups_of
 from hiso_jax.fed.round.inputs import Cohort, Data, Draw, Estimator, Keys
 from hiso_jax.fed.round.local import Trainer, train, train_and_average
-from hiso_jax.fed.round.probes import Measured, Mode, Prober, ascent_of, measure_local_steps, measure_once
+from hiso_jax.fed.round.prober import Prober
+from hiso_jax.fed.round.probes import Measured, Mode, ascent_of, measure_local_steps, measure_once
 from hiso_jax.fed.task import bind
 from hiso_jax.fed.update import ServerState, server_update
 from hiso_jax.zo import Difference, Method, check_chain, check_directions, check_estimator, zo_state
@@ -100,7 +101,7 @@ def server_round(
     rest = _measured_round if isinstance(estimator.measure, Probes) else _trained_round
 
     def run(server: ServerState, cohort: Cohort, keys: Keys, given: Given) -> tuple[ServerState, RoundRecord]:
-        data = Data(bind(loss, given.frozen), given.examples, given.source, draw)
+        data = Data(bind(loss, given.frozen), given.examples, given.source, draw, settings.moved_as)
         execution = _plan(data, server.params, cohort, settings)
         clients = len(cohort.numbers)
         groups = groups_of(algorithm, server.params, clients)

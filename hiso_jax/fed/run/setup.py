@@ -7,13 +7,14 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from hiso_jax.factored import is_factors
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
 from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.round import Estimator, check_round, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs
-from hiso_jax.fed.task import Task, frozen_of
+from hiso_jax.fed.task import Task, frozen_of, moved_as_of
 from hiso_jax.zo import sphere, zo_states
 
 # A program's length: rounds past a dispatch's end do nothing, but each is a step of the scan and a row of its log.
@@ -97,7 +98,7 @@ def set_up(
     """
     task, params, population, participation = given
     estimator = estimator_of(algorithm, config)
-    settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh)
+    settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, moved_as_of(task))
     check_round(algorithm, estimator, settings)
     shapes_of(algorithm, estimator, params, config.cohort)
     _check_split(algorithm, params, placement.mesh)
@@ -123,9 +124,14 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
     if mesh is None or mesh.shape.get(MODEL, 1) == 1:
         return
     state = jax.eval_shape(algorithm.optimizer.init, params)
-    if any(head.directions.sampler is sphere for head in zo_states(state)):
+    heads = zo_states(state)
+    if any(head.directions.sampler is sphere for head in heads):
         raise ValueError(
             "mesh must not split parameters along model with the sampler sphere: split norms sum in another order"
+        )
+    if any(is_factors(leaf) for head in heads for leaf in jax.tree.leaves(head.curvature, is_leaf=is_factors)):
+        raise ValueError(
+            "mesh must not split parameters along model with a factored curvature: split means sum in another order"
         )
 
 

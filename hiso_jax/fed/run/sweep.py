@@ -29,7 +29,7 @@ from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.programs import bytes_of, costs_of
 from hiso_jax.fed.run.setup import estimator_of
 from hiso_jax.fed.sanity import check_task
-from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, summarise
+from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, moved_as_of, summarise
 from hiso_jax.fed.update import ServerState
 
 MakeAlgorithm = Callable[[Any], Algorithm | optax.GradientTransformation]
@@ -90,7 +90,7 @@ class _Bench(NamedTuple):
         estimator, budget = self.estimator(algorithm, point), max(1, self.budget // self.side_by_side)
         # Side by side both branches of a conditional are run: a kept Δ would be made again all the same.
         directions = config.directions if self.side_by_side == 1 else "regenerate"
-        settings = ExecutionSettings(config.client_chunk, budget, directions)
+        settings = ExecutionSettings(config.client_chunk, budget, directions, moved_as=moved_as_of(self.task))
         loss, metrics = (
             at_precision(function, config.matmul_precision) for function in (self.task.loss, self.task.metrics)
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from hiso_jax.factored import product, take
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.layout import placed
 from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters, Block, Cache, Reading, norm
@@ -76,6 +77,12 @@ class Decoder:
             params["lm_head"] = {"kernel": table(5, config.embedding_size, config.vocab_size)}
         return params
 
+    @staticmethod
+    def moved_as(name: str) -> Literal["matrix", "table"] | None:
+        """Which parameters may be a :class:`hiso_jax.factored.Moved`: all kernels and embeddings."""
+        parameter = name.rpartition(".")[2]
+        return "table" if parameter == "embedding" else "matrix" if parameter == "kernel" else None
+
     def hidden(
         self,
         params: PyTree,
@@ -132,12 +139,12 @@ class Decoder:
         return Reading(None if rope is None else rotations(rope, self.config.head_dim, positions), mask, distance)
 
     def _embed(self, params: PyTree, tokens: Array, positions: Array) -> Float[Array, "B T H"]:
-        x = params["embed_tokens"]["embedding"][tokens].astype(self.dtype)
+        x = take(params["embed_tokens"]["embedding"], tokens).astype(self.dtype)
         if "project_in" in params:
-            x = x @ params["project_in"]["kernel"].astype(self.dtype)
+            x = product(x, params["project_in"]["kernel"])
         if self.config.learned_positions:
             table = params["embed_positions"]["embedding"]
-            x = x + table[positions + OPT_POSITION_OFFSET].astype(self.dtype)
+            x = x + take(table, positions + OPT_POSITION_OFFSET).astype(self.dtype)
         return x
 
     def _layers(
@@ -163,19 +170,13 @@ class Decoder:
           columns: the tokens that are read; None means the whole vocabulary.
         """
         if "project_out" in params:
-            hidden = hidden @ params["project_out"]["kernel"].astype(hidden.dtype)
-        if "lm_head" in params:
-            kernel = params["lm_head"]["kernel"]
-            weights = kernel if columns is None else kernel[:, columns]
-            return self._products("...e,ew->...w", hidden, weights)
-        table = params["embed_tokens"]["embedding"]
-        weights = table if columns is None else table[columns]
-        return self._products("...e,we->...w", hidden, weights)
-
-    @staticmethod
-    def _products(axes: str, hidden: Array, weights: Array) -> Float[Array, "... W"]:
+            hidden = product(hidden, params["project_out"]["kernel"])
+        tied = "lm_head" not in params
+        weights = params["embed_tokens"]["embedding"] if tied else params["lm_head"]["kernel"]
+        if columns is not None:
+            weights = take(weights, columns, axis=0 if tied else 1)
         # Summed in float32: scores of bfloat16 would lose the differences that the scalars are made of.
-        return jnp.einsum(axes, hidden, weights.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return product(hidden, weights, transposed=tied, to=jnp.float32)
 
     def prefill(
         self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], room: int

@@ -36,6 +36,8 @@ def placed(config: LMConfig, params: PyTree) -> PyTree:
         return params
 
     def one(path: tuple[Any, ...], leaf: Array) -> Array:
+        if not leaf.ndim:  # how far a parameter is moved
+            return leaf
         axis = _axis(config, path_name(path), leaf.shape, shards)
         spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
         return jax.lax.with_sharding_constraint(leaf, spec)

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from hiso_jax.models import linear
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.rope import rotate
 
@@ -62,7 +63,7 @@ class Cache(NamedTuple):
     values: Array
 
 
-class Linear(nnx.Linear):
+class Linear(linear.Linear):
     """A projection, with a low-rank addition x·A·B·α/r if asked for (LoRA, arXiv 2106.09685)."""
 
     def __init__(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Key, PyTree
 
+from hiso_jax.factored import MovedAs
 from hiso_jax.models.lm import Tuned, layout_of
 
 
@@ -27,6 +28,11 @@ class PretrainedTask:
     def layout(self) -> Callable[[str, tuple[int, ...], int], int | None]:
         """How the parameters are split over devices."""
         return layout_of(self.model.decoder.config)
+
+    @property
+    def moved_as(self) -> MovedAs:
+        """How the model reads parameters moved along a direction of low rank."""
+        return self.model.decoder.moved_as
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """The trained parameters as they were loaded; the key changes nothing."""

@@ -1,0 +1,126 @@
+"""The signs by which the groups of a cohort tell their directions apart (see ``zo/groups.py``).
+
+A leaf that is drawn whole has a sign for each block of B coordinates in row-major order; one that is drawn as A Bᵀ has
+one for each row of A, so that it stays of low rank.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Key, PyTree, UInt32
+
+from hiso_jax.factored import Factors
+from hiso_jax.walls import pin
+from hiso_jax.zo.directions import draw_leaves, leaves_of
+from hiso_jax.zo.partitioned import is_partitioned
+from hiso_jax.zo.samplers import random_words
+
+# Leaves are below 2³¹, so that no leaf's draw has this key.
+SIGN_STREAM = 0xB10C0001
+LARGEST_BLOCK = 64
+WORD = 32
+
+
+def block_size(params: PyTree, groups: int) -> int:
+    """B where none is asked for: the largest power of two ≤ min(64, d / (8·G)), and at least 1.
+
+    Args:
+      params: the trained parameters, d of them; only shapes are read.
+      groups: G.
+    """
+    share = sum(leaf.size for leaf in jax.tree.leaves(params)) // (8 * groups)
+    return min(LARGEST_BLOCK, 1 << max(share.bit_length() - 1, 0))
+
+
+def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A bijection of 32-bit words in which every input bit changes every output bit with probability near one half."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
+    x = (x ^ (x >> 15)) * jnp.uint32(0xD35A2D97)
+    return x ^ (x >> 15)
+
+
+def _hashed(counter: UInt32[Array, "..."], words: UInt32[Array, "2"]) -> UInt32[Array, "..."]:
+    return _mixed(_mixed(counter ^ words[0]) + words[1])
+
+
+def _spread(of_blocks: Callable[[Array], Array], shape: Sequence[int], block: int) -> Array:
+    """``of_blocks(block numbers)``, each repeated for its ``block`` coordinates in row-major order, in ``shape``."""
+    size = math.prod(shape)
+    if is_partitioned():
+        # Element by element, so that every device makes its own part; nothing is repeated or moved.
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        places = [lax.broadcasted_iota(jnp.uint32, shape, axis) * stride for axis, stride in enumerate(strides)]
+        return of_blocks(sum(places, jnp.zeros(shape, jnp.uint32)) // block)
+    each = of_blocks(jnp.arange(-(-size // block), dtype=jnp.uint32))
+    return jnp.broadcast_to(each[:, None], (len(each), block)).reshape(-1)[:size].reshape(shape)
+
+
+class Signs(NamedTuple):
+    """The signs of one direction.
+
+    What the methods return is a list for the leaves of z: [..., as the leaf], or [..., R, 1] of one with R rows of A.
+
+    Attributes:
+      key: the perturbation key of the direction.
+      z: it, of which only shapes are read.
+      groups: G.
+      block: B.
+    """
+
+    key: Key[Array, ""]
+    z: PyTree
+    groups: int
+    block: int
+
+    def _draw(self, word: ArrayLike, of_words: Callable[[UInt32[Array, "n"]], Array]) -> list[Array]:
+        """``of_words`` of 32 groups' signs, a bit each.
+
+        Args:
+          word: which 32 groups.
+          of_words: elementwise.
+        """
+        key = jax.random.fold_in(jax.random.fold_in(self.key, jnp.uint32(SIGN_STREAM)), word)
+
+        def leaf(leaf_key: Any, shape: Sequence[int], like: Array | Factors) -> Array:
+            seeds = random_words(leaf_key, (2,))
+            rows, block = ((math.prod(shape[:-1]), 1), 1) if isinstance(like, Factors) else (shape, self.block)
+            return _spread(lambda numbers: of_words(_hashed(numbers, seeds)), rows, block)
+
+        return draw_leaves(key, self.z, leaf)
+
+    def flipped(self, group: ArrayLike) -> list[Bool[Array, "..."]]:
+        """Where D_g is −1; nowhere for group 0."""
+        group = jnp.asarray(group, jnp.uint32)
+        bits = self._draw(group // WORD, lambda words: ((words >> (group % WORD)) & 1).astype(bool))
+        return [bit & (group > 0) for bit in bits]
+
+    def weighted(self, numbers: Float[Array, "G"]) -> list[Float[Array, "..."]]:
+        """Σ_g D_g numbers_g."""
+
+        def add_word(word: ArrayLike, own: Float[Array, "G"], count: int) -> list[Array]:
+            def of_words(words: UInt32[Array, "n"]) -> Float[Array, "n"]:
+                total = jnp.zeros(words.shape, own.dtype)
+                for place in range(count):
+                    flip = ((words >> place) & 1).astype(bool)
+                    if place == 0:
+                        flip &= jnp.asarray(word) > 0
+                    total = pin(total + jnp.where(flip, -own[place], own[place]))
+                return total
+
+            return self._draw(word, of_words)
+
+        if self.groups <= WORD:
+            return add_word(0, numbers, self.groups)
+        words = -(-self.groups // WORD)
+        padded = jnp.pad(numbers, (0, words * WORD - self.groups)).reshape(words, WORD)
+        shapes = [(*z.rows.shape[:-1], 1) if isinstance(z, Factors) else z.shape for z in leaves_of(self.z)]
+
+        def body(total: list[Array], term: tuple[Array, Array]) -> tuple[list[Array], None]:
+            return [pin(a + b) for a, b in zip(total, add_word(*term, WORD), strict=True)], None
+
+        return lax.scan(body, [jnp.zeros(shape, numbers.dtype) for shape in shapes], (jnp.arange(words), padded))[0]

@@ -1,0 +1,92 @@
+"""Δ as it grows, direction by direction, whether directions are at hand or made again: one arithmetic.
+
+A leaf that is drawn whole is a running total, gone through for every direction. A leaf of low rank only keeps its
+weighted factors, and all its terms are added at the end in one pass over the memory.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from hiso_jax.factored import Factors, is_factors, outer
+from hiso_jax.walls import pin
+from hiso_jax.zo.directions import leaves_of, working_dtype
+from hiso_jax.zo.partitioned import split_as
+
+Total = list[Array | None]
+"""The sum of the leaves that are drawn whole, in the order of the parameters'; None stands for one of low rank."""
+
+# Terms of low rank that are added in one pass.
+UNROLLED = 16
+
+
+def begin(params: PyTree[Shaped[Array, "..."]], z: PyTree) -> Total:
+    """The sum of no direction, split over devices as ``params`` are.
+
+    Args:
+      params: the parameters; only their shapes and dtypes are read, here and of ``z``.
+      z: a direction.
+    """
+    leaves = zip(jax.tree.leaves(params), leaves_of(z), strict=True)
+    return [None if is_factors(u) else split_as(x, jnp.zeros(x.shape, working_dtype(x))) for x, u in leaves]
+
+
+def add_weighted(total: Total, z: list[Array | Factors], weights: list[Float[Array, "..."]]) -> tuple[Total, list]:
+    """``total + weight · z`` of the leaves drawn whole, and beside it the weighted factors of the others.
+
+    Args:
+      total: the sum so far.
+      z: the leaves of a direction.
+      weights: of each leaf, a number or [..., as the leaf]; [..., R, 1] for one of R rows of A.
+    """
+
+    def whole(a: Array, u: Array, weight: Array) -> Array:
+        return pin(a + pin(weight.astype(u.dtype) * u))
+
+    def thin(u: Factors, weight: Array) -> Factors:
+        return Factors(pin(weight.astype(u.dtype) * u.rows), u.columns, u.own)
+
+    each = list(zip(total, z, weights, strict=True))
+    sums = [None if isinstance(u, Factors) or a is None else whole(a, u, weight) for a, u, weight in each]
+    return sums, [thin(u, weight) if isinstance(u, Factors) else None for _, u, weight in each]
+
+
+def finish(params: PyTree[Shaped[Array, "..."]], total: Total, terms: list) -> PyTree[Shaped[Array, "..."]]:
+    """Δ in the structure of ``params``.
+
+    Args:
+      params: the parameters; only their shapes are read.
+      total: the sum of all directions.
+      terms: of all directions, their factors with leading axes of directions and groups.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    sums = iter(term for term in terms if term is not None)
+    whole = [split_as(x, _sum(next(sums), x)) if a is None else a for x, a in zip(leaves, total, strict=True)]
+    return jax.tree.unflatten(structure, whole)
+
+
+def _sum(terms: Factors, like: Array) -> Array:
+    """Σ_q A_q B_qᵀ of all leading axes, in the shape of ``like``."""
+    layers = like.ndim - len(terms.own)
+
+    def listed(factor: Array) -> Array:
+        own = factor.reshape(-1, *factor.shape[factor.ndim - 2 - layers :])
+        return jnp.moveaxis(own, -1, 1).reshape(-1, *own.shape[1:-1])
+
+    rows, columns = listed(terms.rows), listed(terms.columns)
+    if len(rows) <= UNROLLED:
+        return outer(jnp.moveaxis(rows, 0, -1), jnp.moveaxis(columns, 0, -1)).reshape(like.shape)
+
+    def dealt(x: Array) -> Array:
+        pieces = -(-len(x) // UNROLLED)
+        filled = jnp.pad(x, [(0, pieces * UNROLLED - len(x))] + [(0, 0)] * (x.ndim - 1))
+        return filled.reshape(pieces, UNROLLED, *x.shape[1:])
+
+    def body(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
+        for a, b in zip(*piece, strict=True):
+            total = pin(total + pin(a[..., :, None] * b[..., None, :]))
+        return total, None
+
+    zero = jnp.zeros((*rows.shape[1:], columns.shape[-1]), rows.dtype)
+    return lax.scan(body, zero, (dealt(rows), dealt(columns)))[0].reshape(like.shape)
