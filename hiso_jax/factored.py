@@ -8,6 +8,7 @@ the product with W (EGGROLL, arXiv 2511.16652). The one word for it that models 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from hiso_jax.walls import pin
+from hiso_jax.walls import pin, rounded
 
 MovedAs = Callable[[str], Literal["matrix", "table"] | None]
 """A parameter's dotted name → how the model reads it when it is moved along a direction: by :func:`product` and
@@ -65,7 +66,12 @@ class Factors:
 def outer(rows: Float[Array, "... R r"], columns: Float[Array, "... C r"]) -> Float[Array, "... R C"]:
     """A Bᵀ, summed term by term: a product of matrices would be rounded to fewer bits on accelerators."""
     terms = zip(jnp.unstack(rows, axis=-1), jnp.unstack(columns, axis=-1), strict=True)
-    return reduce(lambda total, term: pin(total + term), [pin(a[..., :, None] * b[..., None, :]) for a, b in terms])
+    return reduce(add, [term_of(a, b) for a, b in terms])
+
+
+def term_of(row: Float[Array, "... R"], column: Float[Array, "... C"]) -> Float[Array, "... R C"]:
+    """A bᵀ, each product rounded: of two that are added either could be contracted, in one program and in another."""
+    return rounded(row[..., :, None] * column[..., None, :])
 
 
 def is_factors(node: Any) -> bool:
@@ -130,8 +136,9 @@ def product(
         first, second = weight._factors(x.dtype)
         if transposed:
             first, second = second, first
-        thin = times(x, first, False)
-        return times(x, weight.base, transposed) + times(thin.astype(x.dtype), second, True)
+        # Rounded: products so thin are fused into what follows, and contracted with it in one program and not another.
+        thin = rounded(times(x, first, False)).astype(x.dtype)
+        return times(x, weight.base, transposed) + rounded(times(thin, second, True))
     return times(x, weight.whole() if isinstance(weight, Moved) else weight, transposed)
 
 

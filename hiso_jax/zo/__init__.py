@@ -1,6 +1,6 @@
 """The mathematics of scalar-only zeroth-order optimisation: pure functions of arrays."""
 
-from hiso_jax.walls import PIN, pin
+from hiso_jax.walls import PIN, pin, rounded
 from hiso_jax.zo.accumulate import Ascent, accumulate, by_direction, fold_directions
 from hiso_jax.zo.curvature import CurvatureForm, CurvatureUpdate, hiso, scale_by_hiso
 from hiso_jax.zo.differences import (
@@ -95,6 +95,7 @@ __all__ = [
     "probe",
     "rademacher",
     "rides",
+    "rounded",
     "scalars",
     "scale_by_hiso",
     "scale_by_zo",

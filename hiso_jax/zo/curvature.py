@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.checks import between, finite, rate
 from hiso_jax.factored import Factors, is_factors
 from hiso_jax.stacked import is_stacked
-from hiso_jax.walls import pin
+from hiso_jax.walls import pin, rounded
 from hiso_jax.zo.directions import Directions, as_directions, working_dtype
 from hiso_jax.zo.heads import LocalStep, head
 from hiso_jax.zo.rounding import CURVATURE_STREAM, store
@@ -21,6 +21,8 @@ from hiso_jax.zo.samplers import LowRank, Sampler
 
 CurvatureUpdate = Literal["last", "all"]
 CurvatureForm = Literal["diagonal", "factored"]
+# Rows of a matrix that are summed in one piece.
+SUMMED_ROWS = 256
 CURVATURE_DTYPES = (jnp.float32, jnp.float64, jnp.bfloat16)
 
 
@@ -126,29 +128,50 @@ def _factors_of_one(x: Array, layers: int) -> Factors:
     return Factors(rows, columns, own)
 
 
-def _mixed(decay: ArrayLike, h: Array, square: Array) -> Array:
-    """γ h + (1 − γ) (Δ² + ε)."""
-    kept = jnp.asarray(decay, h.dtype)
-    return pin(pin(kept * h) + pin((1 - kept) * square))
-
-
 def _advance_diagonal(h: Array, delta: Array, decay: ArrayLike, eps: ArrayLike) -> Array:
-    return _mixed(decay, h, pin(pin(jnp.square(delta)) + jnp.asarray(eps, h.dtype)))
+    """γ H + (1 − γ)(Δ² + ε)."""
+    kept = jnp.asarray(decay, h.dtype)
+    square = pin(pin(jnp.square(delta)) + jnp.asarray(eps, h.dtype))
+    return pin(pin(kept * h) + pin((1 - kept) * square))
 
 
 def _advance_factors(h: Factors, delta: Array, decay: ArrayLike, eps: ArrayLike) -> Factors:
     """The factors of H after Δ: r the means of its rows, c those of its columns in units of the mean of all."""
+    # Every product is rounded before it is added: sums are fused with what they are of, here and not there.
+    kept, least = jnp.asarray(decay, delta.dtype), jnp.asarray(eps, delta.dtype)
 
-    # Apart from what comes before and after, so that a run and its replay sum in one order.
-    def mean(x: Array, axis: int) -> Array:
-        return lax.optimization_barrier(lax.optimization_barrier(x).mean(axis, keepdims=True))
+    def mixed(h: Array, mean_square: Array) -> Array:
+        return rounded(kept * h) + rounded((1 - kept) * (mean_square + least))
 
-    square = pin(jnp.square(delta)).reshape(*h.rows.shape[:-1], h.columns.shape[-2])
-    of_rows, of_columns = mean(square, -1), mean(square, -2).swapaxes(-1, -2)
-    least = jnp.asarray(eps, delta.dtype)
-    rows = _mixed(decay, h.rows, pin(of_rows + least))
-    columns = _mixed(decay, pin(h.columns * mean(h.rows, -2)), pin(of_columns + least))
-    return Factors(rows, pin(columns / mean(rows, -2)), h.own)
+    def mean(rows: Array) -> Array:
+        return rounded(rows.mean(-2, keepdims=True))
+
+    over_columns, over_rows = _mean_squares(delta.reshape(*h.rows.shape[:-1], h.columns.shape[-2]))
+    rows = mixed(h.rows, over_columns)
+    columns = mixed(rounded(h.columns * mean(h.rows)), over_rows)
+    return Factors(rows, columns / mean(rows), h.own)
+
+
+def _mean_squares(matrix: Float[Array, "... R C"]) -> tuple[Float[Array, "... R 1"], Float[Array, "... C 1"]]:
+    """The means of the squares of every row and of every column.
+
+    By a loop over pieces of at least two turns: what enters a loop is written to memory, whatever made it, so that a
+    run and its replay sum in one order.
+    """
+    if matrix.ndim > 2:
+        return lax.map(_mean_squares, matrix)
+    count, width = matrix.shape
+    pieces = max(2, -(-count // SUMMED_ROWS))
+    height = -(-count // pieces)
+    filled = jnp.pad(matrix, ((0, pieces * height - count), (0, 0))).reshape(pieces, height, width)
+
+    def body(total: Array, piece: Array) -> tuple[Array, Array]:
+        square = rounded(jnp.square(piece))
+        return total + square.sum(0), square.sum(1)
+
+    of_columns, of_rows = lax.scan(body, jnp.zeros(width, matrix.dtype), filled)
+    of_rows = of_rows.reshape(-1)[:count]
+    return rounded(of_rows * (1 / width))[:, None], rounded(of_columns * (1 / count))[:, None]
 
 
 def hiso(

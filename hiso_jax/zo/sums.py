@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from hiso_jax.factored import Factors, is_factors, outer
+from hiso_jax.factored import Factors, is_factors, outer, term_of
 from hiso_jax.walls import pin
 from hiso_jax.zo.directions import leaves_of, working_dtype
 from hiso_jax.zo.partitioned import split_as
@@ -85,7 +85,7 @@ def _sum(terms: Factors, like: Array) -> Array:
 
     def body(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
         for a, b in zip(*piece, strict=True):
-            total = pin(total + pin(a[..., :, None] * b[..., None, :]))
+            total = total + term_of(a, b)
         return total, None
 
     zero = jnp.zeros((*rows.shape[1:], columns.shape[-1]), rows.dtype)

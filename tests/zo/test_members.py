@@ -112,7 +112,8 @@ def test_updates_are_in_the_wider_dtype_and_parameters_keep_theirs(make, dtype, 
 def test_strings_name_values():
     assert zo.scale_by_zo(sampler="sphere").init(parameters()).directions == zo.Directions(zo.sphere)
     with pytest.raises(
-        ValueError, match="sampler must be one of gaussian, rademacher, binomial, sphere, low_rank, low_rank_4, low_rank_16, or a function"
+        ValueError,
+        match=f"sampler must be one of {', '.join(zo.SAMPLERS)}, or a function; got 'x'",
     ):
         zo.scale_by_hiso(sampler="x")
     with pytest.raises(ValueError, match="method must be one of forward, central, second, or a Difference; got 'x'"):

@@ -22,6 +22,7 @@ from hiso_jax.zo import (
     by_direction,
     fold_directions,
     made_whole,
+    rounded,
     slopes,
     working_dtype,
 )
@@ -150,7 +151,9 @@ def measure_once(
             index, total = carry
             numbers = part.join(own)
             sent, combined = relay(numbers, index)
-            total, terms = direction.add_to(total, slopes(combined), perturbations)
+            # A replay reads it from the ledger; here its last product would be contracted into a sum over groups.
+            told = jax.tree.map(rounded, combined)
+            total, terms = direction.add_to(total, slopes(told), perturbations)
             return (index + 1, total), (numbers, sent, combined, terms)
 
         deal = prober.deal(0)

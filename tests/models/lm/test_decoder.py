@@ -220,3 +220,24 @@ def test_published_architectures_have_their_published_sizes():
     for name, expected in millions.items():
         shapes = jax.eval_shape(Decoder(SHAPES[name]).init, KEY)
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["opt-350m", "llama"])
+@pytest.mark.usefixtures("x64")
+def test_a_model_moved_along_factors_is_the_one_that_is_made_whole(name):
+    """Every kernel and table, read beside its factors: the same scores in double precision."""
+    model = pretrained(name)
+    decoder = dataclasses.replace(model.decoder, dtype=jnp.float64)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), model.params)
+    z = zo.Directions(zo.LowRank(2)).at(jax.random.key(3), 0, 0, params)
+    tokens = jnp.arange(14).reshape(2, 7) % decoder.config.vocab_size
+
+    def scores(params, columns):
+        return decoder.logits(params, decoder.hidden(params, tokens, last=1)[:, 0], columns)
+
+    for columns in (None, jnp.array([2, 5])):
+        own = scores(zo.perturb(params, z, 0.1, decoder.moved_as), columns)
+        whole = scores(zo.perturb(params, z, 0.1), columns)
+        assert np.abs(own - scores(params, columns)).max() > 1e-4
+        # Scores are float32.
+        np.testing.assert_allclose(own, whole, rtol=1e-5, atol=1e-5)
