@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import algorithms, fed
-from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+from hiso_jax import algorithms, fed, zo
+from tests.fed.problems import assert_trees_identical, digits_population, digits_task, linear_task
 
 MU = 1e-3
 # Five clients: no mesh but the smallest divides them.
@@ -149,3 +149,21 @@ def test_clients_with_directions_of_their_own_on_a_mesh(mesh, bits, groups, step
         alone = run_on(None)
         tolerance = 8 * 2**-23 * abs(float(alone.records.loss[0])) / MU
         np.testing.assert_allclose(result.records.scalars[0, :, 0], alone.records.scalars[0, :, 0], atol=tolerance)
+
+
+@pytest.mark.parametrize("groups", [1, None])
+def test_directions_of_low_rank_on_a_mesh(mesh, groups):
+    """Replayed by one device to the bit; a factored curvature is not split."""
+    sampler = zo.Directions(zo.LowRank(), groups=groups)
+    form = "factored" if mesh.shape["model"] == 1 else "diagonal"
+    tx = hiso_jax.hiso(0.02, curvature_form=form, sampler=sampler)
+    config = fed.SimulationConfig(rounds=6, cohort=5, perturbations=2, batch_size=8, eval_every=6)
+
+    def simulation(tx):
+        return fed.Simulation(digits_task(), tx, digits_population(), config, mesh=mesh)
+
+    result = simulation(tx).run()
+    assert_trees_identical((result.params, result.state), fed.replay(result.initial_params, tx, result.records))
+    if form == "diagonal":
+        with pytest.raises(ValueError, match="mesh must not split parameters along model with a factored curvature"):
+            simulation(hiso_jax.hiso(0.02, sampler=sampler))
