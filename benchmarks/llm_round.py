@@ -66,6 +66,7 @@ class Arguments:
       repeats: timed rounds per mode.
       modes: keep, regenerate, comma-separated.
       sampler: family of directions.
+      groups: of the cohort, each with directions of its own; above 1 the cohort in one group is timed beside it.
       out: JSON file to write; by default named after the shape.
       worker: measure in this process: "time", or "memory" and a mode.
     """
@@ -81,7 +82,8 @@ class Arguments:
     local_steps: int = 1
     repeats: int = 5
     modes: str = "keep,regenerate"
-    sampler: Literal["gaussian", "rademacher", "binomial"] = "gaussian"
+    sampler: Literal["gaussian", "rademacher", "binomial", "low_rank", "low_rank_4"] = "gaussian"
+    groups: int = 1
     out: Path | None = None
     worker: str = ""
 
@@ -115,9 +117,9 @@ def build(arguments):
     return task, params, {name: jnp.asarray(a.reshape(*shape, *a.shape[1:])) for name, a in data.items()}
 
 
-def make_round(arguments, task, mode):
+def make_round(arguments, task, mode, groups):
     """One round in one program: ``(params, state, batches, key) → (params, state, loss)``, its state donated."""
-    tx = zo_optimizer(arguments)
+    tx = zo.dealt(zo_optimizer(arguments), groups=groups)
     run = fed.make_round(
         task.loss,
         tx,
@@ -125,7 +127,7 @@ def make_round(arguments, task, mode):
         num_perturbations=arguments.perturbations,
         mu=1e-3,
         local_learning_rate=1e-6,
-        execution=fed.ExecutionSettings(directions=mode),
+        execution=fed.ExecutionSettings(directions=mode, moved_as=task.moved_as),
     )
     mask = jnp.ones(arguments.clients, bool)
 
@@ -155,15 +157,18 @@ def measure_time(arguments):
 
     def generate(params, curvature, key):
         # Written somewhere, as a use of it would; one direction at a time.
-        return zo.direction(zo.perturbation_key(key, 0, 0), params, curvature, arguments.sampler)
+        return zo.as_directions(arguments.sampler).at(key, 0, 0, params, curvature)
 
     tx = zo_optimizer(arguments)
     state = jax.jit(tx.init)(params)
     direction = jax.jit(generate)
     rounds, compile_seconds = {}, {}
     keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(arguments.repeats + 1)]
+    asked = modes
+    modes = modes + [f"{mode}, one group" for mode in modes if arguments.groups > 1]
     for mode in modes:
-        _, run = make_round(arguments, task, mode)
+        groups = arguments.groups if mode in asked else 1
+        _, run = make_round(arguments, task, mode.partition(",")[0], groups)
         begin = time.perf_counter()
         rounds[mode] = run.lower(params, state, batches, keys[0]).compile()
         compile_seconds[mode] = time.perf_counter() - begin
@@ -185,7 +190,7 @@ def measure_time(arguments):
     tokens = arguments.clients * arguments.batch * arguments.tokens
     results = []
     for mode in modes:
-        made = arguments.local_steps * arguments.perturbations * (1 if mode == "keep" else 2)
+        made = arguments.local_steps * arguments.perturbations * (1 if mode.startswith("keep") else 2)
         generation = made * medians["direction"]
         results.append(
             {
@@ -205,7 +210,7 @@ def measure_time(arguments):
 
 def measure_memory(arguments, mode):
     task, params, batches = build(arguments)
-    tx, run = make_round(arguments, task, mode)
+    tx, run = make_round(arguments, task, mode.partition(",")[0], 1 if "," in mode else arguments.groups)
     state = jax.jit(tx.init)(params)
     for number in range(2):
         params, state, loss = jax.block_until_ready(run(params, state, batches, jax.random.key(number)))
@@ -218,7 +223,7 @@ def worker(arguments, task):
     settings = [
         item
         for name in ("shape", "dtype", "param_dtype", "curvature_dtype", "clients", "batch", "tokens", "perturbations",
-                     "local_steps", "repeats", "modes", "sampler")
+                     "local_steps", "repeats", "modes", "sampler", "groups")
         if (value := getattr(arguments, name)) is not None
         for item in (f"--{name.replace('_', '-')}", str(value))
     ]  # fmt: skip
@@ -249,9 +254,9 @@ def main(arguments: Arguments) -> None:
     )
     kind, version = device.stdout.splitlines()[-1].split(";")
     report = {"settings": settings, "device": kind, "jax": version, **timed}
-    out = arguments.out or Path(
-        f"benchmarks/results/llm_round_{arguments.shape}_k{arguments.local_steps}_{arguments.sampler}.json"
-    )
+    told = arguments.sampler + (f"_g{arguments.groups}" if arguments.groups > 1 else "")
+    told += f"_p{arguments.perturbations}" if arguments.perturbations != 5 else ""
+    out = arguments.out or Path(f"benchmarks/results/llm_round_{arguments.shape}_k{arguments.local_steps}_{told}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
     table = Table(title=f"{arguments.shape}: {timed['parameters'] / 1e6:.0f} million parameters on {kind}")

@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-SAMPLERS = ("gaussian", "rademacher", "binomial")
+SAMPLERS = ("gaussian", "rademacher", "binomial", "low_rank")
 MU, RATE, WORDS = 1e-3, 1e-6, (205, 372)
 
 
@@ -68,7 +68,8 @@ def of_jax(arguments, sampler):
     batch = {"tokens": tokens, "length": np.full(len(tokens), arguments.tokens, np.int32), "label": labels}
     batch = jax.tree.map(jnp.asarray, batch)
     tx = decomfl(RATE, sampler=sampler)
-    step = zo.step(lambda p, b: task.loss(p, b).mean(), tx, num_perturbations=1, mu=MU, method="central")
+    settings = {"num_perturbations": 1, "mu": MU, "method": "central", "moved_as": task.moved_as}
+    step = zo.step(lambda p, b: task.loss(p, b).mean(), tx, **settings)
     run = jax.jit(step, donate_argnums=(0, 1))
     # Leaf by leaf, so that making the weights takes no more memory than they do.
     rng = np.random.default_rng(1)

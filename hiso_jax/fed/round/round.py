@@ -39,7 +39,7 @@ from hiso_jax.fed.round.prober import Prober
 from hiso_jax.fed.round.probes import Measured, Mode, ascent_of, measure_local_steps, measure_once
 from hiso_jax.fed.task import bind
 from hiso_jax.fed.update import ServerState, server_update
-from hiso_jax.zo import Difference, Method, check_chain, check_directions, check_estimator, zo_state
+from hiso_jax.zo import Difference, LowRank, Method, check_chain, check_directions, check_estimator, zo_state
 
 DEFAULT = ExecutionSettings()
 Loss = Callable[..., Float[Array, "B"]]
@@ -136,12 +136,14 @@ def _plan(data: Data, params: PyTree, cohort: Cohort, settings: ExecutionSetting
 def _mode(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings, server: ServerState) -> Mode:
     """What becomes of directions: as asked for; else they stay or enter Δ at once where that pays."""
     streams, params = algorithm.is_separable, server.params
-    if not streams and zo_state(server.state).directions.block == 0:
+    directions, asked = zo_state(server.state).directions, settings.directions
+    if not streams and directions.block == 0:
         # Every group's own draws, G·P of them, are too many to stay.
         return "regenerate"
     copies = 2 if streams else estimator.num_perturbations + 1
-    asked = settings.directions
-    if asked is None and estimator.local_steps == 1 and keeps_directions(params, settings.memory_budget, copies):
+    # Factors cost nothing to be made again.
+    dear = not isinstance(directions.sampler, LowRank) and estimator.local_steps == 1
+    if asked is None and dear and keeps_directions(params, settings.memory_budget, copies):
         asked = "keep"
     return "regenerate" if asked != "keep" else "stream" if streams else "keep"
 
