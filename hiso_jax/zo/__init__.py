@@ -2,7 +2,7 @@
 
 from hiso_jax.walls import PIN, pin, rounded
 from hiso_jax.zo.accumulate import Ascent, accumulate, by_direction, fold_directions
-from hiso_jax.zo.curvature import CurvatureForm, CurvatureUpdate, hiso, scale_by_hiso
+from hiso_jax.zo.curvature import CurvatureForm, CurvatureUpdate, hiso, mean_square, scale_by_hiso
 from hiso_jax.zo.differences import (
     DIFFERENCES,
     Difference,
@@ -89,6 +89,7 @@ __all__ = [
     "head",
     "hiso",
     "made_whole",
+    "mean_square",
     "perturb",
     "perturbation_key",
     "pin",

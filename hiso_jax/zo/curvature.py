@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from hiso_jax.checks import between, finite, rate
 from hiso_jax.factored import Factors, is_factors
@@ -172,6 +172,13 @@ def _mean_squares(matrix: Float[Array, "... R C"]) -> tuple[Float[Array, "... R 
     of_columns, of_rows = lax.scan(body, jnp.zeros(width, matrix.dtype), filled)
     of_rows = of_rows.reshape(-1)[:count]
     return rounded(of_rows * (1 / width))[:, None], rounded(of_columns * (1 / count))[:, None]
+
+
+def mean_square(tree: PyTree[Shaped[Array, "..."]]) -> Float[Array, ""]:
+    """The mean of the squares of all numbers of a tree, the same bits in a run and its replay."""
+    leaves = [leaf.reshape(-1, leaf.shape[-1] if leaf.ndim > 1 else 1) for leaf in jax.tree.leaves(tree)]
+    sums = [rounded(_mean_squares(matrix)[0].sum() * matrix.shape[1]) for matrix in leaves]
+    return rounded(sum(sums[1:], sums[0]) * (1 / sum(matrix.size for matrix in leaves)))
 
 
 def hiso(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.checks import rate
 from hiso_jax.walls import pin
@@ -116,11 +116,13 @@ class LocalStep(NamedTuple):
     Attributes:
       aggregate: of step k, a tree of [P] arrays, or [G·P] with G groups of directions.
       key: apart for each step, for rounding.
+      rounds: r, how many updates were made before.
       direction_at: index p → z_{k,p}; with G groups of directions index g·P + p → z_{k,g,p}.
     """
 
     aggregate: PyTree[Shaped[Array, "GP"]]
     key: Key[Array, ""]
+    rounds: Int[Array, ""]
     direction_at: Callable[[Any], PyTree]
 
 
@@ -178,7 +180,8 @@ def head(
         def advance_at(shape: PyTree, delta: PyTree, step: int | Array, aggregate: PyTree) -> PyTree:
             own = jax.random.fold_in(key, step)
             own_deal = deal(key, step, params)
-            return advance(shape, delta, LocalStep(aggregate, own, lambda index: made_whole(own_deal.of(index))))
+            direction_at = lambda index: made_whole(own_deal.of(index))  # noqa: E731
+            return advance(shape, delta, LocalStep(aggregate, own, state.rounds, direction_at))
 
         def body(carry: tuple[PyTree, PyTree], term: tuple[Array, PyTree]) -> tuple[tuple[PyTree, PyTree], None]:
             (total, shape), (step, aggregate) = carry, term

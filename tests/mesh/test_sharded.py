@@ -165,5 +165,5 @@ def test_directions_of_low_rank_on_a_mesh(mesh, groups):
     result = simulation(tx).run()
     assert_trees_identical((result.params, result.state), fed.replay(result.initial_params, tx, result.records))
     if form == "diagonal":
-        with pytest.raises(ValueError, match="mesh must not split parameters along model with a factored curvature"):
+        with pytest.raises(ValueError, match="mesh must not split parameters along model with a curvature of means"):
             simulation(hiso_jax.hiso(0.02, sampler=sampler))

@@ -7,7 +7,6 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from hiso_jax.factored import is_factors
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
 from hiso_jax.fed.population import AnyPopulation, Participation
@@ -129,9 +128,11 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
         raise ValueError(
             "mesh must not split parameters along model with the sampler sphere: split norms sum in another order"
         )
-    if any(is_factors(leaf) for head in heads for leaf in jax.tree.leaves(head.curvature, is_leaf=is_factors)):
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    if any([leaf.shape for leaf in jax.tree.leaves(head.curvature)] not in ([], shapes) for head in heads):
         raise ValueError(
-            "mesh must not split parameters along model with a factored curvature: split means sum in another order"
+            "mesh must not split parameters along model with a curvature of means, a factored one say: split means sum "
+            "in another order"
         )
 
 

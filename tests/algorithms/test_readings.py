@@ -1,0 +1,190 @@
+"""Every scalar-only method beside an independent reading of its formulas in NumPy, float64; and replayed to the bit.
+
+A reading knows the raw draws u and the clients' losses, and nothing else of the library.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hiso_jax import algorithms, fed, zo
+from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+
+CLIENTS, ROUNDS, MU, RATE, D = 4, 6, 1e-3, 0.05, 7
+SEED = jax.random.key(11)
+A = np.random.default_rng(0).uniform(0.5, 3, (CLIENTS, D))
+B = np.random.default_rng(1).normal(size=(CLIENTS, D))
+
+
+def loss(params, batch):
+    x = jnp.concatenate([params["v"], params["w"].reshape(-1)])
+    return 0.5 * (batch["a"] * x**2).sum(-1) + jnp.sin((batch["b"] * x).sum(-1))
+
+
+def f(i, x):
+    return 0.5 * (A[i] * x**2).sum() + np.sin(B[i] @ x)
+
+
+def of_library(algorithm, perturbations):
+    """The parameters after every round."""
+    params = {"v": jnp.linspace(-1, 1, 3), "w": jnp.linspace(0.5, 2, 4).reshape(2, 2)}
+    run = jax.jit(fed.make_round(loss, algorithm, local_steps=1, num_perturbations=perturbations, mu=MU))
+    state = algorithm.optimizer.init(params)
+    batches = {"a": jnp.asarray(A)[:, None, None], "b": jnp.asarray(B)[:, None, None]}
+    found = []
+    for number in range(ROUNDS):
+        params, state, _ = run(params, state, batches, jnp.ones(CLIENTS, bool), jax.random.fold_in(SEED, number))
+        found.append(np.concatenate([np.asarray(params["v"]), np.asarray(params["w"]).reshape(-1)]))
+    return np.stack(found)
+
+
+def draw(number, index, sampler):
+    like = {"v": jnp.zeros(3), "w": jnp.zeros((2, 2))}
+    key = zo.perturbation_key(jax.random.fold_in(SEED, number), 0, index)
+    z = zo.direction(key, like, sampler=sampler)
+    return np.concatenate([np.asarray(z["v"]), np.asarray(z["w"]).reshape(-1)])
+
+
+class Reading:
+    """x and, where the method has them, H, moments and counts."""
+
+    def __init__(self, perturbations, sampler="gaussian"):
+        self.x = np.concatenate([np.linspace(-1, 1, 3), np.linspace(0.5, 2, 4)])
+        self.h, self.m, self.v, self.t = np.ones(D), np.zeros(D), 0.0, 0
+        self.perturbations, self.sampler = perturbations, sampler
+
+    def measured(self, number, shape):
+        """The raw draws, and the mean forward scalars along draws divided by ``shape``."""
+        u = [draw(number, p, self.sampler) for p in range(self.perturbations)]
+        x = self.x
+        return u, [np.mean([(f(i, x + MU * z / shape) - f(i, x)) / MU for i in range(CLIENTS)]) for z in u]
+
+    def trajectory(self, step):
+        found = []
+        for number in range(ROUNDS):
+            step(self, number)
+            found.append(self.x.copy())
+        return np.stack(found)
+
+
+def mean_of(g, u, shape=1.0):
+    return sum(s * z / shape for s, z in zip(g, u, strict=True)) / len(g)
+
+
+def hiso(r, number):
+    u, g = r.measured(number, np.sqrt(r.h))
+    d = mean_of(g, u, np.sqrt(r.h))
+    r.x, r.h = r.x - RATE * d, 0.95 * r.h + 0.05 * (d**2 + 1e-8)
+
+
+def hiso_isotropic(r, number):
+    u, g = r.measured(number, 1.0)
+    d = mean_of(g, u, np.sqrt(r.h))
+    r.x, r.h = r.x - RATE * d, 0.95 * r.h + 0.05 * (d**2 + 1e-8)
+
+
+def hiso_one_number(r, number):
+    u, g = r.measured(number, np.sqrt(r.h))
+    d = mean_of(g, u, np.sqrt(r.h))
+    r.x, r.h = r.x - RATE * d, 0.95 * r.h + 0.05 * ((d**2).mean() + 1e-8)
+
+
+def hiso_frozen(r, number):
+    before = r.h
+    hiso(r, number)
+    r.h = r.h if number < 3 else before
+
+
+def decomfl(r, number):
+    u, g = r.measured(number, 1.0)
+    r.x = r.x - RATE * mean_of(g, u)
+
+
+def sign(r, number):
+    u = [draw(number, p, r.sampler) for p in range(r.perturbations)]
+    votes = [np.sign(np.mean([np.sign(f(i, r.x + MU * z) - f(i, r.x)) for i in range(CLIENTS)])) for z in u]
+    r.x = r.x - RATE * mean_of([v or 1.0 for v in votes], u)
+
+
+def zo_adam(r, number):
+    u, g = r.measured(number, 1.0)
+    d, r.t = mean_of(g, u), r.t + 1
+    r.m, r.v = 0.9 * r.m + 0.1 * d, 0.999 * r.v + 0.001 * d**2
+    r.x = r.x - RATE * (r.m / (1 - 0.9**r.t)) / (np.sqrt(r.v / (1 - 0.999**r.t)) + 1e-8)
+
+
+def r_adazo(r, number):
+    u, g = r.measured(number, 1.0)
+    r.m = 0.9 * r.m + 0.1 * mean_of(g, u)
+    r.v = 0.999 * r.v + 0.001 * r.m**2
+    r.x = r.x - RATE * r.m / (np.sqrt(r.v) + 1e-8)
+
+
+def meazo(r, number):
+    u, g = r.measured(number, 1.0)
+    r.t, r.v = r.t + 1, 0.999 * r.v + 0.001 * np.mean(g) ** 2
+    r.x = r.x - RATE / (np.sqrt(r.v / (1 - 0.999**r.t)) + 1e-8) * mean_of(g, u)
+
+
+def fzoo(r, number):
+    """By the losses themselves, as its paper has it: (l_i − l_0) / (N std(l_1 … l_N))."""
+    u = [draw(number, p, r.sampler) for p in range(r.perturbations)]
+    losses = [np.mean([f(i, r.x + MU * z) for i in range(CLIENTS)]) for z in u]
+    base = np.mean([f(i, r.x) for i in range(CLIENTS)])
+    r.x = r.x - RATE * mean_of([(each - base) / np.std(losses) for each in losses], u)
+
+
+def hizoo(r, number):
+    total, slopes, u = np.zeros(D), [], [draw(number, p, r.sampler) for p in range(r.perturbations)]
+    for raw in u:
+        z = raw / np.sqrt(r.h)
+        plus, minus, base = (np.mean([f(i, r.x + s * MU * z) for i in range(CLIENTS)]) for s in (1, -1, 0))
+        slopes.append((plus - minus) / (2 * MU))
+        total += abs(plus + minus - 2 * base) / (2 * MU**2) * r.h * raw**2 / len(u)
+    r.h = (1 - 1e-3) * r.h + 1e-3 * total
+    r.x = r.x - RATE * mean_of(slopes, u, np.sqrt(r.h))
+
+
+READINGS = {
+    "hiso": (hiso, {}, 3, "gaussian"),
+    "hiso_isotropic": (hiso_isotropic, {}, 3, "gaussian"),
+    "hiso_one_number": (hiso_one_number, {}, 3, "gaussian"),
+    "hiso_frozen": (hiso_frozen, {"learning_rounds": 3}, 3, "gaussian"),
+    "decomfl": (decomfl, {}, 3, "gaussian"),
+    "sign": (sign, {}, 1, "gaussian"),
+    "zo_adam": (zo_adam, {}, 2, "gaussian"),
+    "r_adazo": (r_adazo, {}, 2, "gaussian"),
+    "meazo": (meazo, {}, 2, "gaussian"),
+    "fzoo": (fzoo, {}, 4, "rademacher"),
+    "hizoo": (hizoo, {}, 2, "gaussian"),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", READINGS)
+def test_a_method_is_what_its_paper_says(name):
+    step, options, perturbations, sampler = READINGS[name]
+    expected = Reading(perturbations, sampler).trajectory(step)
+    found = of_library(getattr(algorithms, name)(RATE, **options), perturbations)
+    # A second difference divides the rounding of losses by μ² = 1e-6.
+    tolerance = 1e-6 if name == "hizoo" else 1e-9
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    assert np.abs(np.diff(expected, axis=0)).max() > 1e-4
+
+
+NEW = ("fzoo", "hiso_frozen", "hiso_isotropic", "hiso_one_number", "hizoo", "just_one_byte", "meazo", "r_adazo")
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("directions", ["keep", pytest.param("regenerate", marks=pytest.mark.slow)])
+def test_a_method_is_replayed_to_the_bit(name, directions):
+    method = getattr(algorithms, name)(0.02)
+    kept = None if name == "just_one_byte" else directions
+    config = fed.SimulationConfig(
+        rounds=8, cohort=4, perturbations=3, batch_size=8, eval_every=8, directions=kept, rounds_per_dispatch=4
+    )
+    result = fed.Simulation(linear_task(), method, digits_population(), config).run()
+    assert result.diverged_at is None
+    rebuilt = fed.replay(result.initial_params, method, result.records)
+    assert_trees_identical((result.params, result.state), rebuilt)
