@@ -39,8 +39,11 @@ class Arguments:
       data_dir: folder with MNIST's IDX files.
       rounds: of a run.
       clients, cohort, alpha: of the federation.
+      families, methods: some of them, comma-separated.
+      rate: of all families, in place of tuning; 0 tunes.
       scale: of the guesses at rates.
       seeds: reported.
+      tuning_seeds: of the grid.
       every: rounds between evaluations.
       out: JSON file to write.
     """
@@ -51,8 +54,12 @@ class Arguments:
     clients: int = 100
     cohort: int = 10
     alpha: float = 0.5
+    families: str = ",".join(FAMILIES)
+    methods: str = "decomfl,hiso"
+    rate: float = 0.0
     scale: float = 1.0
     seeds: int = 5
+    tuning_seeds: int = 2
     every: int = 10
     out: Path | None = None
 
@@ -74,7 +81,7 @@ def tuned(arguments, task, make, guess):
     exponents = [-2, -1, 0, 1, 2]
     while True:
         new = [guess * STEP**e for e in exponents if e not in tried]
-        result = sweep(arguments, held, make, new, (1000, 1001))
+        result = sweep(arguments, held, make, new, tuple(range(1000, 1000 + arguments.tuning_seeds)))
         first, final = result.rounds_to(task.target).mean(0)[0], result.final().mean(0)[0]
         places = [e for e in exponents if e not in tried]
         tried |= {e: (-first[i], final[i]) for i, e in enumerate(places)}
@@ -90,11 +97,12 @@ def tuned(arguments, task, make, guess):
 def main(arguments: Arguments) -> None:
     task = tasks.digits() if arguments.task == "digits" else tasks.mnist(arguments.data_dir)
     seeds, rows = tuple(range(arguments.seeds)), []
-    for method, (make, guess) in METHODS.items():
-        reference = None
-        for family in FAMILIES:
+    for method in arguments.methods.split(","):
+        reference, (make, guess) = None, METHODS[method]
+        for family in arguments.families.split(","):
             own = partial(make, sampler=family)
-            rate, count = tuned(arguments, task, own, guess * arguments.scale)
+            tune = not arguments.rate
+            rate, count = tuned(arguments, task, own, guess * arguments.scale) if tune else (arguments.rate, 0)
             result = sweep(arguments, task, own, [rate], seeds)
             rounds = result.rounds_to(task.target)[:, 0, 0]
             reference = rounds if reference is None else reference

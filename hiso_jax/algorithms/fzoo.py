@@ -16,8 +16,6 @@ from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
 def _over_deviation(scalars: Array, params: Any = None) -> Array:
-    if scalars.shape[1] < 2:
-        raise ValueError("perturbations must be at least 2 for fzoo: one loss has no standard deviation")
     centred = scalars - zo.rounded(scalars.mean(1, keepdims=True))
     deviation = jnp.sqrt(zo.rounded(zo.rounded(centred * centred).mean(1, keepdims=True)))
     # Directions that tell nothing apart tell nothing.
@@ -37,4 +35,4 @@ def fzoo(
     """
     scale, head = optax.stateless(_over_deviation), zo.scale_by_zo(sampler=sampler)
     server = descent(learning_rate, weight_decay=weight_decay)
-    return Algorithm(optax.chain(scale, head, server), perturbations=8)
+    return Algorithm(optax.chain(scale, head, server), perturbations=8, fewest_perturbations=2)

@@ -196,6 +196,7 @@ class Algorithm:
       combine: how they become one aggregate.
       wire: in how many bits numbers travel.
       perturbations: P that it is made for, if a run does not say another; None is 5, as in DeComFL and HiSo.
+      fewest_perturbations: the least P that it makes sense with.
       local_share: the rate of the clients' own steps as a share of the server's, where nothing else is asked for.
 
     Raises:
@@ -208,6 +209,7 @@ class Algorithm:
     combine: Combine | StatefulCombine | RescaledMean = mean
     wire: Wire = float32
     perturbations: int | None = None
+    fewest_perturbations: int = 1
     local_share: float = 1.0
 
     def __post_init__(self) -> None:

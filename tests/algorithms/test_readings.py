@@ -188,3 +188,8 @@ def test_a_method_is_replayed_to_the_bit(name, directions):
     assert result.diverged_at is None
     rebuilt = fed.replay(result.initial_params, method, result.records)
     assert_trees_identical((result.params, result.state), rebuilt)
+
+
+def test_one_loss_has_no_standard_deviation():
+    with pytest.raises(ValueError, match="perturbations must be at least 2 for this method, got 1"):
+        fed.make_round(loss, algorithms.fzoo(0.1), local_steps=1, num_perturbations=1, mu=MU)

@@ -66,9 +66,15 @@ def check_round(algorithm: Algorithm, estimator: Estimator, settings: ExecutionS
     """Refuse a round that cannot be.
 
     Raises:
-      ValueError: a number out of range, K > 1 without a rate for the clients' steps, or directions kept for K > 1.
+      ValueError: a number out of range, K > 1 without a rate for the clients' steps, fewer directions than the method
+        makes sense with, or directions kept for K > 1.
     """
     check_estimator(estimator.num_perturbations, estimator.mu)
+    if estimator.num_perturbations < algorithm.fewest_perturbations:
+        raise ValueError(
+            f"perturbations must be at least {algorithm.fewest_perturbations} for this method, got "
+            f"{estimator.num_perturbations}"
+        )
     if estimator.local_steps < 1:
         raise ValueError(f"local_steps must be at least 1, got {estimator.local_steps}")
     if settings.directions is not None:
