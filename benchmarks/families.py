@@ -108,7 +108,7 @@ def main(arguments: Arguments) -> None:
             reference = rounds if reference is None else reference
             row = {"method": method, "family": family, "rate": rate, "tried": count, "rounds": rounds.tolist()}
             row["final"] = result.final()[:, 0, 0].tolist()
-            logs = np.log(rounds / reference)
+            logs = np.log(rounds) - np.log(reference)
             row["ratio"] = float(np.exp(logs.mean()))
             if family != "gaussian" and np.isfinite(logs).all() and len(logs) > 1:
                 half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))

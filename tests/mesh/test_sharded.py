@@ -151,7 +151,7 @@ def test_clients_with_directions_of_their_own_on_a_mesh(mesh, bits, groups, step
         np.testing.assert_allclose(result.records.scalars[0, :, 0], alone.records.scalars[0, :, 0], atol=tolerance)
 
 
-@pytest.mark.parametrize("groups", [1, None])
+@pytest.mark.parametrize("groups", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_directions_of_low_rank_on_a_mesh(mesh, groups):
     """Replayed by one device to the bit; a factored curvature is not split."""
     sampler = zo.Directions(zo.LowRank(), groups=groups)
