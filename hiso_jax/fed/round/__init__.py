@@ -1,8 +1,8 @@
 """One round: what its clients measure or train, what happens to their messages, and what the server makes of them."""
 
 from hiso_jax.fed.round.channel import Channel, first_memory, groups_of, shapes_of
-from hiso_jax.fed.round.inputs import Cohort, Draw, Estimator, Keys
-from hiso_jax.fed.round.round import Given, Round, check_round, make_round, server_round
+from hiso_jax.fed.round.inputs import Cohort, Draw, Estimator, Keys, check_round
+from hiso_jax.fed.round.round import Given, Round, make_round, server_round
 
 __all__ = [
     "Channel",

@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from hiso_jax.factored import MovedAs
-from hiso_jax.fed.algorithm import Measure
-from hiso_jax.fed.devices import in_pieces
+from hiso_jax.fed.algorithm import Algorithm, Measure
+from hiso_jax.fed.devices import ExecutionSettings, in_pieces
+from hiso_jax.zo import check_directions, check_estimator
 
 Draw = Callable[[PyTree, PyTree], Int[Array, "C K B"]]
 """(source, clients' numbers [C]) → the numbers of the examples in their batches."""
@@ -38,6 +39,30 @@ class Estimator(NamedTuple):
         """η of the clients' own steps after so many rounds."""
         rate = self.local_learning_rate(rounds) if callable(self.local_learning_rate) else self.local_learning_rate
         return 0.0 if rate is None else rate
+
+
+def check_round(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings) -> None:
+    """Refuse a round that cannot be.
+
+    Raises:
+      ValueError: a number out of range, K > 1 without a rate for the clients' steps, fewer directions than the method
+        makes sense with, or directions kept for K > 1.
+    """
+    check_estimator(estimator.num_perturbations, estimator.mu)
+    if estimator.num_perturbations < algorithm.fewest_perturbations:
+        raise ValueError(
+            f"perturbations must be at least {algorithm.fewest_perturbations} for this method, got "
+            f"{estimator.num_perturbations}"
+        )
+    if estimator.local_steps < 1:
+        raise ValueError(f"local_steps must be at least 1, got {estimator.local_steps}")
+    if settings.directions is not None:
+        check_directions(settings.directions)
+    if estimator.local_steps > 1 and algorithm.has_scalars:
+        if estimator.local_learning_rate is None:
+            raise ValueError(f"local_steps is {estimator.local_steps}: the clients' own steps need local_learning_rate")
+        if settings.directions == "keep":
+            raise ValueError("directions must be regenerate for several local steps, got keep")
 
 
 class Cohort(NamedTuple):

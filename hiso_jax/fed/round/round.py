@@ -33,13 +33,13 @@ from hiso_jax.fed.devices import (
 from hiso_jax.fed.keys import CHANNEL_STREAM
 from hiso_jax.fed.ledger import RoundRecord
 from hiso_jax.fed.round.channel import Channel, groups_of
-from hiso_jax.fed.round.inputs import Cohort, Data, Draw, Estimator, Keys
+from hiso_jax.fed.round.inputs import Cohort, Data, Draw, Estimator, Keys, check_round
 from hiso_jax.fed.round.local import Trainer, train, train_and_average
 from hiso_jax.fed.round.prober import Prober
 from hiso_jax.fed.round.probes import Measured, Mode, ascent_of, measure_local_steps, measure_once
 from hiso_jax.fed.task import bind
 from hiso_jax.fed.update import ServerState, server_update
-from hiso_jax.zo import Difference, LowRank, Method, check_chain, check_directions, check_estimator, zo_state
+from hiso_jax.zo import Difference, LowRank, Method, check_chain, zo_state
 
 DEFAULT = ExecutionSettings()
 Loss = Callable[..., Float[Array, "B"]]
@@ -60,30 +60,6 @@ class Given(NamedTuple):
 
 
 Round = Callable[[ServerState, Cohort, Keys, Given], tuple[ServerState, RoundRecord]]
-
-
-def check_round(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings) -> None:
-    """Refuse a round that cannot be.
-
-    Raises:
-      ValueError: a number out of range, K > 1 without a rate for the clients' steps, fewer directions than the method
-        makes sense with, or directions kept for K > 1.
-    """
-    check_estimator(estimator.num_perturbations, estimator.mu)
-    if estimator.num_perturbations < algorithm.fewest_perturbations:
-        raise ValueError(
-            f"perturbations must be at least {algorithm.fewest_perturbations} for this method, got "
-            f"{estimator.num_perturbations}"
-        )
-    if estimator.local_steps < 1:
-        raise ValueError(f"local_steps must be at least 1, got {estimator.local_steps}")
-    if settings.directions is not None:
-        check_directions(settings.directions)
-    if estimator.local_steps > 1 and algorithm.has_scalars:
-        if estimator.local_learning_rate is None:
-            raise ValueError(f"local_steps is {estimator.local_steps}: the clients' own steps need local_learning_rate")
-        if settings.directions == "keep":
-            raise ValueError("directions must be regenerate for several local steps, got keep")
 
 
 def server_round(
