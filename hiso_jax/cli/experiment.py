@@ -23,7 +23,7 @@ from hiso_jax.reports import plain
 from hiso_jax.schedules import inverse_sqrt
 from hiso_jax.simulation import Simulation
 
-IMAGE_TASKS = ("digits", "mnist")
+IMAGE_TASKS = tuple(tasks.NETWORKS)
 AnyTask = Any
 
 
@@ -37,6 +37,8 @@ def build_task(options: Experiment, console: Console) -> AnyTask:
         return tasks.digits(options.model or "mlp")
     if options.task == "mnist":
         return tasks.mnist(options.data_dir, options.model or "cnn")
+    if options.task == "fashion-mnist":
+        return tasks.fashion_mnist(options.data_dir, options.model or "cnn")
     return _text_task(options, console)
 
 

@@ -80,8 +80,9 @@ class Experiment(SimulationConfig, Presence, Language):
     """What all commands share.
 
     Attributes:
-      task: digits (embedded); mnist; or a text task for a language model. All but digits need --data-dir or a hub.
-      model: for digits and mnist mlp or cnn; for text a language model (OPT, Llama, Mistral, Qwen2) by hub name, as
+      task: digits (embedded); mnist; fashion-mnist; or a text task for a language model. All but digits need
+        --data-dir or a hub.
+      model: for images mlp or cnn; for text a language model (OPT, Llama, Mistral, Qwen2) by hub name, as
         a folder with safetensors, or as a .gguf file.
       data_dir: folder with the data: the four MNIST IDX files, gzip-compressed or not; or train and validation files
         (.jsonl, .csv, .parquet) with the text task's columns. Without it the datasets hub is asked.
@@ -99,7 +100,7 @@ class Experiment(SimulationConfig, Presence, Language):
       out: directory to write, which must not exist; by default a new one under runs/.
     """
 
-    task: Literal["digits", "mnist"] | TEXT_TASK_NAMES = "digits"
+    task: Literal["digits", "mnist", "fashion-mnist"] | TEXT_TASK_NAMES = "digits"
     model: str | None = None
     data_dir: Path | None = None
     clients: int = 100

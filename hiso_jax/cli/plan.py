@@ -30,7 +30,7 @@ class Plan(Experiment):
     Attributes:
       target: devices by name and shape: v5e:2x4 for that many chips (v4, v5e, v5p, v6e; needs the extra tpu), or
         h100:1x1x8 for partitions x hosts x GPUs of a host (a100, h100, h200; needs the extra cuda).
-      model: for digits and mnist mlp or cnn; for text an architecture by name (opt-125m to opt-66b, llama-7b,
+      model: for images mlp or cnn; for text an architecture by name (opt-125m to opt-66b, llama-7b,
         llama-13b, smollm2-135m), a folder with a config.json, or a hub name. No weights are read.
       algorithm: method, as of run.
       model_shards: devices that the parameters are split over.
@@ -114,7 +114,10 @@ def described(options: Experiment) -> fed.Ingredients:
 def _task(options: Experiment) -> tuple[AnyTask, Any]:
     if options.task in tasks.NETWORKS:
         digits = options.task == "digits"
-        own = tasks.digits(options.model or "mlp") if digits else tasks.mnist_shapes(options.model or "cnn")
+        if digits:
+            own = tasks.digits(options.model or "mlp")
+        else:
+            own = tasks.mnist_shapes(options.model or "cnn", name=options.task)
         return own, jax.eval_shape(own.init, jax.random.key(0))
     from hiso_jax.models import lm
     from hiso_jax.tasks.text import PROMPTS, text_shapes

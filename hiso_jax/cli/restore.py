@@ -234,7 +234,7 @@ def base_of(options: Run, fingerprints: Mapping[str, Any], option: str) -> Base:
     Raises:
       ValueError: it cannot be loaded, or is not the one of these fingerprints.
     """
-    if options.task in ("digits", "mnist"):
+    if options.task in tasks.NETWORKS:
         network = tasks.NETWORKS[options.task](options.model)
         base = Base(network.init(fed.init_key(jax.random.key(options.seed))))
     else:

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from hiso_jax import algorithms, fed
+from hiso_jax import algorithms, fed, tasks
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.restore import Base, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import read_tree, write_tree
@@ -83,7 +83,7 @@ def export(options: Export, console: Console) -> int:
         if options.format == "delta":
             return _export_delta(delta_of(ledger, _without_places(about)), out, console)
         run = options_of(about | ({} if options.model is None else {"model": options.model}), options.algorithm)
-        if run.task in ("digits", "mnist"):
+        if run.task in tasks.NETWORKS:
             raise ValueError(f"format must be delta for {run.task}: transformers has no such model")
         base = base_of(run, ledger.header["base"], "model")
         known = Known(ledger.checks.get(len(ledger.rows)), None, True)
@@ -103,7 +103,7 @@ def apply(options: Apply, console: Console) -> int:
         if not isinstance(delta.header["about"].get("algorithm"), str):
             return _apply_own(options, delta, console)
         run = options_of(delta.header["about"], options.algorithm)
-        if run.task not in ("digits", "mnist"):
+        if run.task not in tasks.NETWORKS:
             if options.base is None:
                 raise ValueError(f"base must be the checkpoint that the run began with, {run.model} there")
             run = replace(run, model=options.base)

@@ -1,10 +1,10 @@
-"""MNIST (LeCun, Cortes, Burges) from local IDX files or the datasets hub."""
+"""MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (arXiv 1708.07747) from local IDX files or the datasets hub."""
 
 import gzip
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,31 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from hiso_jax.models import Model, cnn, mlp
 from hiso_jax.tasks.classification import Classification
 
-TARGET = 0.80
-HUB_NAME = "ylecun/mnist"
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-# The training set's own mean and standard deviation, in units of the largest pixel value.
-MEAN, DEVIATION = 0.1307, 0.3081
+
+
+class Images(NamedTuple):
+    """A set of 28×28 images in MNIST's files.
+
+    Attributes:
+      name: of the task.
+      hub_name: of the data on the datasets hub.
+      mean, deviation: of its training images, in units of the largest pixel value.
+      target: the accuracy at which methods are compared.
+    """
+
+    name: str
+    hub_name: str
+    mean: float
+    deviation: float
+    target: float
+
+
+MNIST = Images("mnist", "ylecun/mnist", 0.1307, 0.3081, 0.80)
+FASHION = Images("fashion-mnist", "zalando-datasets/fashion_mnist", 0.2860, 0.3530, 0.70)
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
@@ -59,30 +76,31 @@ def _find(folder: Path, name: str) -> Path:
     raise ValueError(f"data_dir must hold {name} or {name}.gz; {folder} has neither")
 
 
-def _from_files(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+def _from_files(folder: Path, images_of: Images) -> dict[str, dict[str, np.ndarray]]:
     splits: dict[str, dict[str, np.ndarray]] = {}
     for split, (image_name, label_name) in FILES.items():
         images, labels = read_idx(_find(folder, image_name)), read_idx(_find(folder, label_name))
         if images.shape != (len(labels), 28, 28) or labels.ndim != 1 or (labels.size and labels.max() > 9):
             raise ValueError(
-                f"{folder} does not hold MNIST: {image_name} has shape {images.shape}, {label_name} {labels.shape}"
+                f"{folder} does not hold {images_of.name}: {image_name} has shape {images.shape}, {label_name} "
+                f"{labels.shape}"
             )
         splits[split] = {"input": images[..., None], "label": labels.astype(np.int32)}
     return splits
 
 
-def _from_hub() -> dict[str, dict[str, np.ndarray]]:
+def _from_hub(images_of: Images) -> dict[str, dict[str, np.ndarray]]:
     import datasets
 
     # The client logs each of its retries; the one sentence below says it all.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        loaded: Any = datasets.load_dataset(HUB_NAME)
+        loaded: Any = datasets.load_dataset(images_of.hub_name)
     except Exception as error:
         # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
         raise ValueError(
-            "data_dir must name a folder with MNIST's four IDX files where the hub is out of reach; "
-            f"loading {HUB_NAME} gave {type(error).__name__}"
+            f"data_dir must name a folder with the four IDX files of {images_of.name} where the hub is out of reach; "
+            f"loading {images_of.hub_name} gave {type(error).__name__}"
         ) from error
     splits: dict[str, dict[str, np.ndarray]] = {}
     for split in FILES:
@@ -117,11 +135,29 @@ def mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classificat
     Raises:
       ValueError: an unknown model, or data that is missing, truncated or not MNIST.
     """
-    return _task(_from_hub() if data_dir is None else _from_files(Path(data_dir)), mnist_network(model))
+    return _loaded(MNIST, data_dir, model)
 
 
-def mnist_shapes(model: str = "cnn") -> Classification:
-    """:func:`mnist` of which nothing is loaded: its data are shapes."""
+def fashion_mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classification:
+    """Fashion-MNIST, as :func:`mnist`: the same files and networks, its own normalisation and target.
+
+    Args:
+      data_dir: a folder with the four IDX files, gzip-compressed or not; None loads from the ``datasets`` hub.
+      model: ``"cnn"`` or ``"mlp"``.
+
+    Raises:
+      ValueError: as :func:`mnist`.
+    """
+    return _loaded(FASHION, data_dir, model)
+
+
+def _loaded(images_of: Images, data_dir: str | Path | None, model: str) -> Classification:
+    splits = _from_hub(images_of) if data_dir is None else _from_files(Path(data_dir), images_of)
+    return _task(images_of, splits, mnist_network(model))
+
+
+def mnist_shapes(model: str = "cnn", *, name: str = "mnist") -> Classification:
+    """:func:`mnist`, or ``fashion-mnist`` by ``name``, of which nothing is loaded: its data are shapes."""
 
     def split(rows: int) -> dict[str, Any]:
         return {
@@ -129,12 +165,13 @@ def mnist_shapes(model: str = "cnn") -> Classification:
             "label": jax.ShapeDtypeStruct((rows,), np.int32),
         }
 
-    return _task({"train": split(60_000), "test": split(10_000)}, mnist_network(model))
+    images_of = {own.name: own for own in (MNIST, FASHION)}[name]
+    return _task(images_of, {"train": split(60_000), "test": split(10_000)}, mnist_network(model))
 
 
-def _task(splits: Mapping[str, Mapping[str, Any]], network: Model) -> Classification:
+def _task(images_of: Images, splits: Mapping[str, Mapping[str, Any]], network: Model) -> Classification:
     def apply(params: PyTree, images: UInt8[Array, "B 28 28 1"]) -> Float[Array, "B 10"]:
-        return network.apply(params, (images.astype(jnp.float32) / 255 - MEAN) / DEVIATION)
+        return network.apply(params, (images.astype(jnp.float32) / 255 - images_of.mean) / images_of.deviation)
 
     return Classification(
         model_init=network.init,
@@ -142,6 +179,6 @@ def _task(splits: Mapping[str, Mapping[str, Any]], network: Model) -> Classifica
         moved_as=network.moved_as,
         train=splits["train"],
         test=splits["test"],
-        name="mnist",
-        target=TARGET,
+        name=images_of.name,
+        target=images_of.target,
     )

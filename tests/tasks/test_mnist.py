@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hiso_jax import tasks
-from hiso_jax.tasks.mnist import FILES, HUB_NAME, read_idx
+from hiso_jax.tasks.mnist import FASHION, FILES, MNIST, read_idx
 
 COUNTS = {"train": 30, "test": 7}
 
@@ -50,12 +50,26 @@ def test_idx_files(folder, model):
     assert_is_ours(tasks.mnist(folder, model))
 
 
-def test_the_hub(monkeypatch):
+def test_fashion_is_normalised_by_its_own_numbers(folder):
+    """The same files give the same task but for the normalisation, the name and the target."""
+    digits, clothes = tasks.mnist(folder, "mlp"), tasks.fashion_mnist(folder, "mlp")
+    assert_is_ours(clothes)
+    assert (clothes.name, clothes.target) == ("fashion-mnist", 0.70)
+    params, images = digits.init(jax.random.key(0)), digits.train["input"][:4]
+    own = clothes.model_apply(params, images)
+    kernel, bias = params["hidden"]["kernel"], params["hidden"]["bias"]
+    hidden = np.maximum((images.reshape(4, -1) / 255 - 0.2860) / 0.3530 @ np.asarray(kernel) + np.asarray(bias), 0)
+    expected = hidden @ np.asarray(params["output"]["kernel"]) + np.asarray(params["output"]["bias"])
+    np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [tasks.mnist, tasks.fashion_mnist])
+def test_the_hub(monkeypatch, make):
     """The real ``datasets`` objects, images encoded as PNG as on the hub; only the download is left out."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
 
     def load_dataset(name):
-        assert name == HUB_NAME
+        assert name == {tasks.mnist: MNIST, tasks.fashion_mnist: FASHION}[make].hub_name
         splits = {}
         for split in COUNTS:
             images, labels = arrays(split)
@@ -64,7 +78,7 @@ def test_the_hub(monkeypatch):
         return datasets.DatasetDict(splits)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert_is_ours(tasks.mnist())
+    assert_is_ours(make())
 
 
 def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
@@ -108,7 +122,7 @@ def test_other_data_in_idx_files_is_refused(tmp_path):
     for names in FILES.values():
         for name in names:
             (tmp_path / name).write_bytes(idx(np.zeros((5, 8, 8) if "images" in name else (5,), np.uint8)))
-    with pytest.raises(ValueError, match="does not hold MNIST"):
+    with pytest.raises(ValueError, match="does not hold mnist"):
         tasks.mnist(tmp_path)
 
 
