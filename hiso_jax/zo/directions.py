@@ -71,7 +71,7 @@ def draw_leaves(
     return drawn
 
 
-def leaves_of(tree: PyTree) -> list[Array | Factors]:
+def leaves_of(tree: PyTree) -> list[Any]:
     """The leaves of a direction or a curvature, those that are factors as they are."""
     return jax.tree.leaves(tree, is_leaf=is_factors)
 

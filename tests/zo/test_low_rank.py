@@ -134,6 +134,9 @@ def test_a_curvature_has_the_form_that_is_asked_for():
     _, after = kept.update(jnp.ones((1, 2)), state, PARAMS, key=KEY)
     for h in jax.tree.leaves(after.curvature):
         np.testing.assert_array_equal(h, 1)
+
+
+def test_another_form_of_curvature_is_refused():
     with pytest.raises(ValueError, match="curvature_form must be 'diagonal' or 'factored', got 'full'"):
         zo.scale_by_hiso(curvature_form="full")
 
