@@ -178,10 +178,9 @@ def head(
             return accumulate(key, scalars, params, step=step, curvature=shape, sampler=state.directions, groups=groups)
 
         def advance_at(shape: PyTree, delta: PyTree, step: int | Array, aggregate: PyTree) -> PyTree:
-            own = jax.random.fold_in(key, step)
-            own_deal = deal(key, step, params)
-            direction_at = lambda index: made_whole(own_deal.of(index))  # noqa: E731
-            return advance(shape, delta, LocalStep(aggregate, own, state.rounds, direction_at))
+            own, directions_of = jax.random.fold_in(key, step), deal(key, step, params).of
+            given = LocalStep(aggregate, own, state.rounds, lambda index: made_whole(directions_of(index)))
+            return advance(shape, delta, given)
 
         def body(carry: tuple[PyTree, PyTree], term: tuple[Array, PyTree]) -> tuple[tuple[PyTree, PyTree], None]:
             (total, shape), (step, aggregate) = carry, term
