@@ -39,15 +39,15 @@ class OfPool:
 
 @default_rates(digits=0.03)
 def fed_kseed(
-    learning_rate: optax.ScalarOrSchedule, *, seeds: int = 4096, sampler: zo.SamplerName = "gaussian"
+    learning_rate: optax.ScalarOrSchedule, *, pool_seeds: int = 4096, sampler: zo.SamplerName = "gaussian"
 ) -> Algorithm:
     """FedKSeed, with one direction a step unless a run says otherwise.
 
     Args:
       learning_rate: η.
-      seeds: S, in the pool.
+      pool_seeds: S, in the pool.
       sampler: family of raw perturbations.
     """
-    whole("seeds", seeds, 1)
-    directions = zo.Directions(zo.SAMPLERS[sampler], key=OfPool(seeds), groups=None, block=0)
+    whole("pool_seeds", pool_seeds, 1)
+    directions = zo.Directions(zo.SAMPLERS[sampler], key=OfPool(pool_seeds), groups=None, block=0)
     return Algorithm(optax.chain(zo.scale_by_zo(sampler=directions), descent(learning_rate)), perturbations=1)

@@ -1,15 +1,21 @@
-"""``hiso-jax compare``: several methods from one start on one data set, in one table."""
+"""``hiso-jax compare``: several methods, each at its best, from the same starts, in one table."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from rich.console import Console
 
 from hiso_jax import fed
+from hiso_jax.algorithms import Method
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.experiment import (
     AnyTask,
     Setting,
+    build_algorithm,
     build_population,
     build_simulation,
     build_task,
@@ -17,31 +23,39 @@ from hiso_jax.cli.experiment import (
     check_virtual,
     is_virtual,
     notes,
+    simulation_config,
     target_of,
     virtual_note,
 )
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.methods import methods_of
-from hiso_jax.cli.options import Compare
+from hiso_jax.cli.options import Schedule
 from hiso_jax.cli.progress import Display
-from hiso_jax.cli.rates import grid
 from hiso_jax.cli.restore import CONFIG, as_written, resumed_grid
-from hiso_jax.cli.sweep import Tuning, report
-from hiso_jax.fed.ledger import write_whole
+from hiso_jax.cli.tuning import Search, Tuned, verdict
+from hiso_jax.fed.ledger import exists, read_regular, write_whole
 from hiso_jax.reports import (
+    Compared,
+    as_results,
+    comparison_picture,
     comparison_table,
     create_directory,
-    curves,
     evaluation_line,
+    print_rows,
     write_json,
 )
 
+# Of a client's examples, for the worst tenth of the clients.
+READ_OF_A_CLIENT = 64
+CALM = "in calm"
+FIGURES = "compared.json"
+
 
 def compare(options: Compare, console: Console) -> int:
-    """Run every method with every seed, write the directory, print the table, and return the exit code.
+    """Tune every method, run each with every seed, write the directory, print the table, and return the exit code.
 
     Methods with the same seed share their initial parameters, their partition, their cohorts and their batches. Every
-    run is kept in a directory of its own, so that a comparison that was ended goes on where it was.
+    trial and every run is kept as soon as it has ended, so that a comparison that was ended goes on where it was.
 
     Raises:
       UsageError: the options name data or a directory that cannot be used; nothing has been written then.
@@ -50,25 +64,30 @@ def compare(options: Compare, console: Console) -> int:
         options = options if options.resume is None else resumed_grid(options)
         task = build_task(options, console)
         check_virtual(options, task)
-        seeds = range(options.seed, options.seed + options.seeds)
-        populations = {seed: build_population(options, task, seed) for seed in seeds}
-        tuning = Tuning(options, task) if options.own_rates is None else None
+        for seed in range(options.seed, options.seed + options.seeds):
+            build_population(options, task, seed)
+        search = Search(options, task, None, console) if options.own_rates is None else None
         options.participation()
-        check_methods(options, task, methods_of(options.algorithms).values())
+        methods = methods_of(options.algorithms)
+        check_methods(options, task, methods.values())
+        lengths = _lengths(options, task, methods)
         directory = options.resume or create_directory(options.out, f"{options.task}-compare")
-    target = target_of(options, task)
-    config = {**as_written(options), "grid": None if tuning is None else grid(options), "target": target}
+        if search is not None:
+            search.begin(directory)
+    config = {**as_written(options), "target": target_of(options, task)}
     write_json(directory / CONFIG, config)
     for note in notes(options, task):
         console.print(note, soft_wrap=True, highlight=False)
-    if tuning is not None and is_virtual(options, tuning.task) and not is_virtual(options, task):
-        console.print(f"tuning with {virtual_note(options, tuning.task)}", soft_wrap=True, highlight=False)
-    rates, interrupted = _rates(options, tuning, directory, console)
-    runs = _Runs(options, task, directory, console)
-    for seed in seeds:
-        for name, rate in rates.items():
-            interrupted = interrupted or runs.add(name, rate, seed, populations[seed])
-    runs.report({**config, "rates": rates})
+    if search is not None and is_virtual(options, search.held.task) and not is_virtual(options, task):
+        console.print(f"tuning with {virtual_note(options, search.held.task)}", soft_wrap=True, highlight=False)
+    runs = _Runs(options, task, directory, lengths, console)
+    interrupted = False
+    for name, method in methods.items():
+        tuned = _tuned(options, search, method, lengths[name], console)
+        interrupted = tuned is None or runs.add_all(method, tuned)
+        if interrupted:
+            break
+    runs.report(config)
     console.print(f"written to {directory}", soft_wrap=True, highlight=False)
     if interrupted:
         again = f"hiso-jax compare --resume {directory}"
@@ -77,60 +96,161 @@ def compare(options: Compare, console: Console) -> int:
     return exit_codes.DONE
 
 
-def _rates(options: Compare, tuning: Tuning | None, directory: Path, console: Console) -> tuple[dict[str, float], bool]:
-    """The rate of every method, asked for or tuned, and whether tuning was interrupted."""
-    if tuning is None:
+def _lengths(options: Compare, task: AnyTask, methods: dict[str, Method]) -> dict[str, tuple[int, int]]:
+    """How many rounds every method may run, and how many lie between its evaluations.
+
+    Each gets of the budget's unit what the baseline's ``rounds`` cost, and is evaluated as often.
+    """
+    costs = {}
+    for name, method in methods.items():
+        algorithm = build_algorithm(options, method, 1e-3)
+        config = simulation_config(options, options.seed, algorithm)
+        costs[name] = fed.round_costs(task, algorithm, config, options.clients, options.participation())
+    base = getattr(costs[options.reference], options.budget)
+    lengths = {}
+    for name, cost in costs.items():
+        share = base / getattr(cost, options.budget)
+        lengths[name] = max(1, int(options.rounds * share)), max(1, round(options.eval_every * share))
+    return lengths
+
+
+def _tuned(
+    options: Compare, search: Search | None, method: Method, length: tuple[int, int], console: Console
+) -> Tuned | None:
+    """What a method runs with, asked for or tuned; None if tuning was interrupted."""
+    if search is None:
         assert options.own_rates is not None
-        return options.own_rates, False
-    results = tuning.sweep_all(None, directory, console)
-    report(results, tuning.target, directory, console)
-    rates = {name: result.best(tuning.target).learning_rate for name, result in results.items()}
-    return rates, any(result.interrupted for result in results.values())
+        return Tuned(*options.own_rates[method.name])
+    tuned = search.tune(method, *length)
+    if tuned is not None:
+        assert search.metric is not None
+        said = verdict(method.name, tuned, search.metric, search.held.target)
+        console.print(said, soft_wrap=True, highlight=False)
+    return tuned
 
 
 class _Runs:
     """The finished runs of a comparison."""
 
-    def __init__(self, options: Compare, task: AnyTask, directory: Path, console: Console) -> None:
+    def __init__(
+        self,
+        options: Compare,
+        task: AnyTask,
+        directory: Path,
+        lengths: dict[str, tuple[int, int]],
+        console: Console,
+    ) -> None:
         self.options, self.task, self.directory, self.console = options, task, directory, console
-        self.target, self.methods = target_of(options, task), methods_of(options.algorithms)
-        self.summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in self.methods}
-        self.histories: dict[str, list[list[fed.Evaluation]]] = {name: [] for name in self.methods}
+        self.target, self.lengths = target_of(options, task), lengths
+        self.compared: dict[str, Compared] = {}
 
-    def add(self, name: str, rate: float, seed: int, population: Any) -> bool:
-        """Run a method with a seed, or go on with it, and return whether it was interrupted."""
-        method, options = self.methods[name], self.options
-        display = Display(self.console, f"{name} seed {seed}", self.task, f"rate {rate:g}")
-        folder = self.directory / "runs" / f"{list(self.methods).index(name)}-{method.title}-seed-{seed}"
-        own = {"algorithm": name, "learning_rate": rate, "seed": seed, "target": self.target}
+    def add_all(self, method: Method, tuned: Tuned) -> bool:
+        """Run a method with every seed, and return whether it was interrupted."""
+        options, done = self.options, Compared(asdict(tuned))
+        self.compared[method.name] = done
+        rounds, every = self.lengths[method.name]
+        whole = replace(options, rounds=rounds, eval_every=every, schedule=cast(Schedule, tuned.schedule))
+        for seed in range(options.seed, options.seed + options.seeds):
+            found = self._run(whole, Setting(method, tuned.learning_rate, seed))
+            if found is None:
+                return True
+            calm = None
+            if options.protocol == "robustness":
+                calm = self._run(whole.in_calm(), Setting(method, tuned.learning_rate, seed), CALM)
+                if calm is None:
+                    return True
+            done.runs.append(found[0] if calm is None else {**found[0], "in_calm": calm[0]})
+            done.histories.append(found[1])
+        return False
+
+    def _run(
+        self, options: Compare, setting: Setting, words: str = ""
+    ) -> tuple[dict[str, Any], list[fed.Evaluation]] | None:
+        """One run, or what was kept of it: its figures and evaluations; None if it was interrupted."""
+        method, rate, seed = setting
+        place = self.options.algorithms.index(method.name)
+        folder = self.directory / "runs" / f"{place}-{method.title}-seed-{seed}{words.replace(' ', '-')}"
+        title = f"{method.name} seed {seed}{' ' if words else ''}{words}"
+        kept = self._kept(folder)
+        if kept is not None:
+            self.console.print(f"{title}: all {kept[0]['rounds']:,} rounds are done", highlight=False)
+            return kept
+        display = Display(self.console, title, self.task, f"rate {rate:g}, {options.schedule}")
+        own = {"algorithm": method.name, "learning_rate": rate, "seed": seed, "target": self.target}
         with exit_codes.refusing():
             resume = folder.exists()
             folder.parent.mkdir(exist_ok=True)
-            storage = fed.Storage(folder, {**as_written(options), **own}, resume=resume)
-            setting = Setting(method, rate, seed)
+            about = {**as_written(options), "schedule": options.schedule, **own}
+            storage = fed.Storage(folder, about, resume=resume)
+            population = build_population(options, self.task, seed)
             simulation = build_simulation(options, self.task, population, setting, storage=storage)
             simulation.callbacks = (display,)
             with display, stop_on_interrupt(simulation.stop):
                 result = simulation.run()
-        if not result.interrupted:
-            self.histories[name].append(result.metrics)
-            self.summaries[name].append(simulation.summary)
-        return result.interrupted
+        if result.interrupted:
+            return None
+        worst = None if is_virtual(options, self.task) else self._worst_tenth(result.params, population)
+        figures = {**simulation.summary, "rounds_planned": options.rounds, "worst_tenth": worst}
+        write_json(folder / FIGURES, {"figures": figures, "evaluations": [asdict(row) for row in result.metrics]})
+        return figures, result.metrics
+
+    def _worst_tenth(self, params: Any, population: Any) -> float:
+        """The mean of the metric over the tenth of the clients that fare worst on their own training examples."""
+        each = fed.client_metrics(self.task, params, population, most=READ_OF_A_CLIENT)
+        metric = fed.metric_of(self.task, each)
+        ordered = np.sort(metric.sign * each[metric.name])
+        return float(metric.sign * ordered[: max(1, len(ordered) // 10)].mean())
+
+    def _kept(self, folder: Path) -> tuple[dict[str, Any], list[fed.Evaluation]] | None:
+        with exit_codes.refusing():
+            if not exists(folder / FIGURES, "resume"):
+                return None
+            try:
+                content = json.loads(read_regular(folder / FIGURES))
+                nan = {"train_loss": float("nan")}
+                rows = [
+                    fed.Evaluation(**{**row, **(nan if row["train_loss"] is None else {})})
+                    for row in content["evaluations"]
+                ]
+                return {**content["figures"]}, rows
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"resume must be a directory whose runs are as they were written; {folder.name}/{FIGURES} is not"
+                ) from error
 
     def report(self, config: dict[str, Any]) -> None:
         """Write ``comparison.json``, ``metrics.jsonl`` and the picture, and print the table."""
         options = self.options
         lines = [
             evaluation_line(row, algorithm=name, seed=run["seed"])
-            for name, runs in self.histories.items()
-            for history, run in zip(runs, self.summaries[name], strict=True)
+            for name, done in self.compared.items()
+            for history, run in zip(done.histories, done.runs, strict=True)
             for row in history
         ]
         write_whole(self.directory / "metrics.jsonl", "".join(lines).encode())
-        write_json(self.directory / "comparison.json", {"config": config, "runs": self.summaries})
-        finished = {name: runs for name, runs in self.histories.items() if runs}
-        if finished:
-            title = f"{options.task}: {options.clients} clients, {options.cohort} a round, {options.schedule} rate"
-            metric = fed.metric_of(self.task, next(iter(finished.values()))[0][0].metrics)
-            curves(finished, self.directory / "curves.png", title=title, metric=metric, target=self.target)
-            self.console.print(comparison_table(self.summaries, metric, self.target))
+        finished = {name: done for name, done in self.compared.items() if done.runs}
+        results = as_results(finished, options.reference)
+        write_json(self.directory / "comparison.json", {"config": config, "methods": results})
+        if not finished:
+            return
+        metric = fed.metric_of(self.task, next(iter(finished.values())).histories[0][0].metrics)
+        title = f"{options.task}: {options.clients:,} clients, {options.cohort} a round, {_budget(options)}"
+        comparison_picture(
+            finished, results, self.directory / "curves.png", title=title, metric=metric, target=self.target
+        )
+        self.console.print(comparison_table(finished, results, metric, self.target, options.reference))
+        trials = {len(done.tuned["trials"]) * options.tuning_seeds for done in finished.values()}
+        counted = ", ".join(map(str, sorted(trials)))
+        rows = {
+            "protocol": f"{options.protocol.replace('-', ' ')}; {_budget(options)}",
+            "tuned": f"{counted} runs each, other seeds, validation examples" if any(trials) else "no: rates as given",
+            "seeds": f"{options.seeds}, paired" + ("" if options.seeds > 4 else "; intervals need 5"),
+        }
+        print_rows(self.console, rows)
+
+
+def _budget(options: Compare) -> str:
+    unit = {"passes": "evaluations", "bytes": "bytes up", "seconds": "simulated seconds", "rounds": "rounds"}
+    if options.budget == "rounds":
+        return f"{options.rounds:,} rounds"
+    return f"the {unit[options.budget]} of {options.rounds:,} rounds of {options.reference}"

@@ -13,8 +13,9 @@ from rich.console import Console
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.compare import compare
+from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.interrupt import exit_code, heeding
-from hiso_jax.cli.options import Compare, Run, Sweep
+from hiso_jax.cli.options import Run, Sweep
 from hiso_jax.cli.output import forgiving
 from hiso_jax.cli.parsing import PROGRAM, as_typed, parse
 from hiso_jax.cli.plan import Plan, plan_round

@@ -47,7 +47,7 @@ def own_options(command: Any) -> dict[str, Option]:
     return {
         each.name: Option(each.name, kinds[each.name], _default(each), " ".join(texts.get(each.name, "").split()))
         for each in fields(command)
-        if each.init
+        if each.init and each.name not in getattr(command, "HIDDEN", ())
     }
 
 

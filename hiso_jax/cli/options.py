@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Annotated, Any, ClassVar, Literal
 
 from hiso_jax.checks import finite, positive, whole
 from hiso_jax.cli.devices import Devices
@@ -20,15 +18,21 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "model",
         "algorithm",
         "algorithms",
+        "protocol",
         "rounds",
+        "budget",
+        "baseline",
+        "target",
         "learning_rate",
         "probe_rounds",
         "mus",
         "schedule",
+        "schedules",
+        "tries",
+        "tuning_seeds",
         "seed",
         "seeds",
         "validation",
-        "target",
     ),
     "federation": ("clients", "cohort", "local_steps", "batch_size", "weighting", "eval_every"),
     "measurement": ("perturbations", "mu", "method", "matmul_precision"),
@@ -46,6 +50,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
+Schedule = Literal["constant", "cosine", "linear", "inverse-sqrt"]
 LOGS = ("tensorboard", "wandb")
 # The defaults of language models: the papers' 2 of 6 clients, adapters, and rounds that end within minutes.
 TEXT_DEFAULTS: dict[str, Any] = {
@@ -109,11 +114,13 @@ class Experiment(SimulationConfig, Presence, Language):
     client_examples: Annotated[tuple[int, ...], comma_separated(int, "MIN,MAX")] = (16, 256)
     alpha: float = 0.5
     shards_per_client: int = 2
-    schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = "constant"
+    schedule: Schedule = "constant"
     target: float | None = None
     out: Path | None = None
     # The clients follow the server's rate at each round.
-    local_learning_rate: tyro.conf.Suppress[Any] = None
+    local_learning_rate: Any = None
+    # What is not asked of whoever types.
+    HIDDEN: ClassVar[tuple[str, ...]] = ("local_learning_rate",)
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -200,8 +207,7 @@ class Grid(Experiment):
 
     Attributes:
       algorithms: methods, each as --algorithm of run takes it.
-      learning_rate: learning rates to try with every method; by default a grid for the kind of model. compare takes one
-        alone, and NAME=X,NAME=X for each method's own, as they are.
+      learning_rate: learning rates to try with every method; by default a grid for the kind of model.
       resume: directory of a sweep or a comparison to continue from where it was ended, with its options.
       seeds: how many seeds to run for each method, counted up from --seed.
       validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
@@ -231,10 +237,15 @@ class Grid(Experiment):
     @property
     def rates(self) -> tuple[float, ...]:
         """The rates to try, as they are asked for; none if they are not."""
-        return tuple(_number("learning_rate", word) for word in self.learning_rate or ())
+        return tuple(as_number("learning_rate", word) for word in self.learning_rate or ())
 
 
-def _number(option: str, word: str) -> float:
+def as_number(option: str, word: str) -> float:
+    """A word as a number.
+
+    Raises:
+      ValueError: it is none.
+    """
     try:
         return float(word)
     except ValueError:
@@ -266,33 +277,3 @@ class Sweep(Grid):
         """
         super().__post_init__()
         _check_grid("mus", self.mus or ())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compare(Grid):
-    """Tune several methods on one grid, run each at its best rate from the same start, and print one table."""
-
-    def _check_rates(self) -> None:
-        own = self.own_rates
-        if own is None:
-            super()._check_rates()
-        elif set(own) != set(self.algorithms):
-            raise ValueError(
-                f"learning_rate must name each of the algorithms {', '.join(self.algorithms)} once, as NAME=X, or none "
-                f"of them; got {','.join(self.learning_rate or ())}"
-            )
-
-    @property
-    def own_rates(self) -> dict[str, float] | None:
-        """Each method's rate, where there is nothing to tune; None if there is."""
-        words = self.learning_rate or ()
-        if any("=" in word for word in words):
-            pairs = [word.rpartition("=") for word in words]
-            own = {name.strip(): _number("learning_rate", word) for name, _, word in pairs}
-        elif len(words) == 1:
-            own = dict.fromkeys(self.algorithms, _number("learning_rate", words[0]))
-        else:
-            return None
-        for rate in own.values():
-            positive("learning_rate", rate)
-        return own

@@ -68,7 +68,7 @@ def _grouped(command: type, flat: Mapping[str, Option], methods: Sequence[algori
                 known = {*own, *(option.name for each in groups.values() for option in each)}
                 groups[method.title] = [flat[name] for name in method.options if name not in known]
     known = {option.name for each in groups.values() for option in each}
-    groups["other"] = [option for name, option in flat.items() if name not in known and name != "local_learning_rate"]
+    groups["other"] = [option for name, option in flat.items() if name not in known]
     listed = []
     for title, options in groups.items():
         if options:

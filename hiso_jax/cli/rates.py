@@ -32,6 +32,12 @@ def grid(options: Grid) -> tuple[float, ...]:
     return options.rates or GRIDS[_kind(options)]
 
 
+def first_guess(options: Experiment, method: Method) -> float:
+    """Where to begin looking for a rate: the method's own, or the middle of the grid for the kind of model."""
+    own, rates = default_rate(options, method), GRIDS[_kind(options)]
+    return rates[len(rates) // 2] if own is None else own
+
+
 def learning_rate(options: Experiment, method: Method, given: float | None) -> float:
     """The rate asked for, or the one that the method takes by default on the task.
 

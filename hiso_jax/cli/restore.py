@@ -12,9 +12,10 @@ from jaxtyping import PyTree
 
 from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
+from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.experiment import build_algorithm, load_model
 from hiso_jax.cli.methods import Option, is_foreign, methods_of, options_with, own_options
-from hiso_jax.cli.options import MOVABLE, Experiment, Grid, Run
+from hiso_jax.cli.options import MOVABLE, Experiment, Grid, Run, Sweep
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
 from hiso_jax.reports import as_json
 
@@ -177,7 +178,8 @@ def resumed_grid(options: AnyGrid) -> AnyGrid:
         raise ValueError(f"resume must be the directory of a sweep or a comparison; {directory} is another")
     if any(map(is_foreign, named)):
         raise ValueError("resume needs methods of this package: no code is run because a directory names it")
-    kind = next(base for base in type(options).__mro__ if base.__module__ == Grid.__module__)
+    # The command's own, without what its methods added.
+    kind = next(base for base in type(options).__mro__ if base in (Sweep, Compare))
     whole = options_with(kind, list(methods_of(named).values()))
     known = own_options(whole)
     given = {name: as_option(known[name], value) for name, value in about.items() if name in known}

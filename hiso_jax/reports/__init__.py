@@ -1,6 +1,6 @@
 """What runs have shown: summaries, tables and pictures."""
 
-from hiso_jax.reports.comparison import comparison_table
+from hiso_jax.reports.comparison import Compared, as_results, comparison_table
 from hiso_jax.reports.directory import (
     append_evaluation,
     as_json,
@@ -10,17 +10,22 @@ from hiso_jax.reports.directory import (
     write_metrics,
 )
 from hiso_jax.reports.loggers import TensorBoard, WandB, loggers
-from hiso_jax.reports.pictures import curves, rates_picture
+from hiso_jax.reports.paired import Ratio, interval, paired_ratio
+from hiso_jax.reports.pictures import comparison_picture, curves, rates_picture
 from hiso_jax.reports.summary import Asked, summarise
 from hiso_jax.reports.text import human_bytes, human_count, human_seconds, plain, print_rows
 from hiso_jax.reports.tuning import sweep_as_dict, sweep_from_dict, sweep_table, verdict
 
 __all__ = [
     "Asked",
+    "Compared",
+    "Ratio",
     "TensorBoard",
     "WandB",
     "append_evaluation",
     "as_json",
+    "as_results",
+    "comparison_picture",
     "comparison_table",
     "create_directory",
     "curves",
@@ -28,7 +33,9 @@ __all__ = [
     "human_bytes",
     "human_count",
     "human_seconds",
+    "interval",
     "loggers",
+    "paired_ratio",
     "plain",
     "print_rows",
     "rates_picture",

@@ -1,6 +1,7 @@
 """Several methods in one table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -8,42 +9,132 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hiso_jax import fed
-from hiso_jax.reports.text import NEVER, human_bytes, human_count, human_seconds, short_names, spread
+from hiso_jax.reports.paired import FIGURES, interval, paired_ratio
+from hiso_jax.reports.text import NEVER, human_bytes, human_count, human_seconds, short_names
+
+SHORT = {"constant": "constant", "cosine": "cosine", "linear": "linear", "inverse-sqrt": "1/√"}
 
 
-def comparison_table(summaries: dict[str, list[dict[str, Any]]], metric: fed.Metric, target: float | None) -> Table:
-    """One row a method: the final metric, and what it took to the shared target; mean ± spread over seeds."""
-    name = metric.name.replace("_", " ")
-    title = None if target is None else f"what it took to test {name} {target:g} (time: simulated)"
-    # Narrow enough for 80 columns.
+@dataclass(frozen=True)
+class Compared:
+    """A method of a comparison.
+
+    Attributes:
+      tuned: its rate and schedule, and all that were tried.
+      runs: the summaries of its runs, one a seed.
+      histories: their evaluations.
+    """
+
+    tuned: Mapping[str, Any]
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    histories: list[list[fed.Evaluation]] = field(default_factory=list)
+
+
+def as_results(compared: Mapping[str, Compared], baseline: str) -> dict[str, dict[str, Any]]:
+    """What a comparison has shown, as JSON: by method its setting, its runs and what it cost to the target.
+
+    ``ratios`` are to the baseline, seed by seed, of each of the figures; see :class:`hiso_jax.reports.Ratio`.
+    """
+    base = compared[baseline].runs if baseline in compared else []
+    results = {}
+    for name, done in compared.items():
+        ratios = {figure: paired_ratio(done.runs, base, figure) for figure in FIGURES}
+        results[name] = {
+            **done.tuned,
+            "runs": done.runs,
+            "reached": sum(run["rounds_to_target"] is not None for run in done.runs),
+            "diverged": sum(run["diverged_at_round"] is not None for run in done.runs),
+            "ratios": {figure: None if ratio is None else asdict(ratio) for figure, ratio in ratios.items()},
+            "cost_of_trouble": _cost_of_trouble(done.runs),
+        }
+    return results
+
+
+def _cost_of_trouble(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How much of the metric is lost to what goes wrong, run by run, where every run was made in calm, too."""
+    if any("in_calm" not in run for run in runs):
+        return None
+    lost = [run["in_calm"][run["metric"]] - run[run["metric"]] for run in runs]
+    mean, low, high = interval(lost)
+    return {"mean": mean, "low": low, "high": high}
+
+
+def comparison_table(
+    compared: Mapping[str, Compared],
+    results: Mapping[str, dict[str, Any]],
+    metric: fed.Metric,
+    target: float | None,
+    baseline: str,
+) -> Table:
+    """A row a method: what it took to the shared target, in units of the baseline's, and how it ended."""
+    words = metric.name.replace("_", " ")
+    names = short_names(list(compared))
+    title = f"test {words} at the end" if target is None else f"what it took to test {words} {target:g}"
+    # Two lines a method, so that it is narrow enough for 80 columns.
     view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     view.add_column("method", overflow="fold")
-    for column in ("rate", name, "rounds", "passes", "bytes", "time"):
-        view.add_column(column, justify="right", no_wrap=True)
-    names = short_names(list(summaries))
-    for method, runs in summaries.items():
-        if not runs:
-            continue
-        diverged = sum(run["diverged_at_round"] is not None for run in runs)
-        final = spread(np.array([run[metric.name] for run in runs]), lambda value: f"{value:.4f}")
+    view.add_column("rate", justify="right", no_wrap=True)
+    for column in ("rounds", f"of {names.get(baseline, baseline)}", "bytes up\nall", "passes\ntime"):
+        if target is not None:
+            view.add_column(column, justify="right", overflow="fold")
+    view.add_column(f"{words}\nworst tenth", justify="right", no_wrap=True)
+    calm = any("in_calm" in run for done in compared.values() for run in done.runs)
+    if calm:
+        view.add_column("lost to\ntrouble", justify="right", no_wrap=True)
+    for name, done in compared.items():
+        runs, ratio = done.runs, results[name]["ratios"]["rounds"]
+        taken = [
+            _rounds(runs),
+            NEVER if ratio is None else ratio_words(ratio),
+            f"{_mean(runs, 'bytes_up', human_bytes)}\n{_mean(runs, 'bytes', human_bytes)}",
+            f"{_mean(runs, 'forward_passes', human_count)}\n{_mean(runs, 'simulated_seconds', human_seconds)}",
+        ]
         view.add_row(
-            names[method],
-            f"{runs[0]['learning_rate']:g}",
-            f"diverged ({diverged} of {len(runs)})" if diverged else final,
-            _to_target(runs, "rounds_to_target", lambda value: f"{value:.0f}"),
-            # All three follow the rounds, and so does their spread.
-            _to_target(runs, "forward_passes_to_target", human_count, with_spread=False),
-            _to_target(runs, "bytes_to_target", human_bytes, with_spread=False),
-            _to_target(runs, "simulated_seconds_to_target", human_seconds, with_spread=False),
+            names[name],
+            f"{done.tuned['learning_rate']:.3g}\n{SHORT[done.tuned['schedule']]}",
+            *(taken if target is not None else []),
+            f"{_final(runs, metric)}\n{_worst(runs)}",
+            *([_lost(results[name]["cost_of_trouble"])] if calm else []),
         )
     return view
 
 
-def _to_target(
-    runs: list[dict[str, Any]], figure: str, show: Callable[[float], str], *, with_spread: bool = True
-) -> str:
-    reached = np.array([run[figure] for run in runs if run[figure] is not None])
+def ratio_words(ratio: Mapping[str, Any]) -> str:
+    """A ratio and its interval on two lines."""
+    sign = {"least": "≥ ", "most": "≤ ", None: ""}[ratio["bound"]]
+    own = f"{sign}{ratio['value']:.3g}"
+    return own if ratio["low"] is None else f"{own}\n{ratio['low']:.2g}–{ratio['high']:.2g}"
+
+
+def _lost(cost: Mapping[str, Any] | None) -> str:
+    if cost is None:
+        return NEVER
+    within = "" if cost["low"] is None else f"\n{cost['low']:.3f}–{cost['high']:.3f}"
+    return f"{cost['mean']:.3f}{within}"
+
+
+def _rounds(runs: Sequence[dict[str, Any]]) -> str:
+    reached = [run["rounds_to_target"] for run in runs if run["rounds_to_target"] is not None]
     if len(reached) < len(runs):
         # A mean over the seeds that got there would flatter the method.
-        return f"{NEVER} ({len(reached)} of {len(runs)})" if len(reached) and with_spread else NEVER
-    return spread(reached if with_spread else reached.mean(keepdims=True), show)
+        return f"{NEVER}\n{len(reached)} of {len(runs)}"
+    return f"{np.mean(reached):.0f}" + (f"\n± {np.std(reached, ddof=1):.0f}" if len(reached) > 1 else "")
+
+
+def _mean(runs: Sequence[dict[str, Any]], figure: str, show: Callable[[float], str]) -> str:
+    each = [run[f"{figure}_to_target"] for run in runs]
+    return NEVER if None in each else show(float(np.mean(each)))
+
+
+def _final(runs: Sequence[dict[str, Any]], metric: fed.Metric) -> str:
+    diverged = sum(run["diverged_at_round"] is not None for run in runs)
+    if diverged:
+        return f"diverged {diverged} of {len(runs)}"
+    ends = [run[metric.name] for run in runs]
+    return f"{np.mean(ends):.3f}" + (f" ± {np.std(ends, ddof=1):.3f}" if len(ends) > 1 else "")
+
+
+def _worst(runs: Sequence[dict[str, Any]]) -> str:
+    each = [run.get("worst_tenth") for run in runs]
+    finite = [value for value in each if value is not None and np.isfinite(value)]
+    return f"{np.mean(finite):.3f}" if len(finite) == len(runs) else NEVER

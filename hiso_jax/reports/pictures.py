@@ -124,3 +124,95 @@ def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, 
     axes[-1][0].legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def comparison_picture(
+    compared: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+    path: Path,
+    *,
+    title: str,
+    metric: fed.Metric,
+    target: float | None,
+) -> None:
+    """Draw the metric against rounds, bytes up and evaluations; below, what each method took in the baseline's units.
+
+    Args:
+      compared: name → its evaluations, ``histories``, one list a seed.
+      results: name → its ratios to the baseline, as :func:`hiso_jax.reports.as_results` makes them.
+      path: the PNG to write.
+      title: of the picture.
+      metric: the one that counts.
+      target: a value of it to mark.
+    """
+    names, costs = short_names(list(compared)), ("round", "bytes_up", "forward_passes")
+    shown = [name for name in compared if any(results[name]["ratios"].values())] if target is not None else []
+    below = 0.9 + 0.26 * len(shown) if shown else 0.0
+    figure = _figure(11.5, 3.9 + below)
+    grid = figure.add_gridspec(2 if shown else 1, 3, height_ratios=[3.6, below] if shown else [1])
+    first: Any = None
+    for column, (cost, words) in enumerate(
+        zip(costs, ("rounds", "bytes up, all clients", "evaluations, all clients"), strict=True)
+    ):
+        axis = first = figure.add_subplot(grid[0, column], sharey=first)
+        extremes = []
+        for place, (name, done) in enumerate(compared.items()):
+            length = min(len(run) for run in done.histories)
+            values = np.array([[row.metrics[metric.name] for row in run[:length]] for run in done.histories])
+            at = np.mean([[getattr(row, cost) for row in run[:length]] for run in done.histories], 0)
+            mean, spread, color = values.mean(0), values.std(0), _color(place)
+            axis.plot(at, mean, color=color, label=names[name], linewidth=1.4, linestyle=_dashes(place))
+            if len(values) > 1:
+                axis.fill_between(at, mean - spread, mean + spread, alpha=SPREAD_OPACITY / 2, color=color, lw=0)
+            extremes.append(at[-1])
+        if max(extremes) > 3 * min(extremes) > 0:
+            axis.set_xscale("log", nonpositive="mask")
+        axis.set_xlabel(words)
+        if target is not None:
+            axis.axhline(target, color="0.4", linewidth=0.8, linestyle="--")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if column == 0:
+            axis.set_ylabel(f"test {metric.name.replace('_', ' ')}")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    if shown:
+        _forest(figure.add_subplot(grid[1, :]), [(names[name], results[name]["ratios"]) for name in shown])
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def _color(place: int) -> str:
+    return f"C{place % 10}"
+
+
+def _dashes(place: int) -> str:
+    return ("-", "--", ":")[place // 10 % 3]
+
+
+def _forest(axis: Any, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Ratios to the baseline with their intervals, a row a method; an arrow where only a bound is known."""
+    figures = {"rounds": ("o", "C0"), "bytes_up": ("s", "C1"), "forward_passes": ("D", "C2")}
+    for place, (_, ratios) in enumerate(rows):
+        for offset, (figure, (marker, color)) in zip((-0.22, 0.0, 0.22), figures.items(), strict=True):
+            ratio = ratios[figure]
+            if ratio is None:
+                continue
+            marker = {"least": ">", "most": "<", None: marker}[ratio["bound"]]
+            label = figure.replace("_", " ").replace("forward passes", "evaluations") if place == 0 else None
+            axis.plot(ratio["value"], place + offset, marker, color=color, markersize=4.5, label=label)
+            if ratio["low"] is not None:
+                axis.plot([ratio["low"], ratio["high"]], [place + offset] * 2, color=color, linewidth=1.2)
+    axis.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
+    axis.set_xscale("log")
+    # Plain numbers, also between powers of ten.
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axis.invert_yaxis()
+    axis.set_xlabel("what it took to the target, in the baseline's units (left is better)")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="best")

@@ -63,6 +63,7 @@ def summarise(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]:
         f"initial_{name}": result.metrics[0].metrics[name],
         "trained_parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)),
         "rounds_to_target": at_target.round if at_target else None,
+        "bytes_up_to_target": at_target.bytes_up if at_target else None,
         "bytes_to_target": at_target.bytes_up + at_target.bytes_down if at_target else None,
         "forward_passes_to_target": at_target.forward_passes if at_target else None,
         "simulated_seconds_to_target": at_target.simulated_seconds if at_target else None,

@@ -179,7 +179,7 @@ def fed_kseed(r, number):
 
 READINGS = {
     "bszo": (bszo, {"prior": 1.5}, 2, "gaussian"),
-    "fed_kseed": (fed_kseed, {"seeds": 3}, 2, "gaussian"),
+    "fed_kseed": (fed_kseed, {"pool_seeds": 3}, 2, "gaussian"),
     "hiso": (hiso, {}, 3, "gaussian"),
     "hiso_isotropic": (hiso_isotropic, {}, 3, "gaussian"),
     "hiso_one_number": (hiso_one_number, {}, 3, "gaussian"),

@@ -232,24 +232,6 @@ def test_output_that_nobody_reads_does_not_end_a_run(capsys, tmp_path, monkeypat
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 12
 
 
-@pytest.mark.slow
-def test_a_comparison_goes_on_where_it_was(capsys, tmp_path):
-    out = tmp_path / "compare"
-    options = [*SMALL, "--learning-rate", "hiso=0.02,decomfl=0.01"]
-    assert call(capsys, "compare", *options, "--out", out)[0] == 0
-    before = json.loads((out / "comparison.json").read_text())["runs"]
-    (out / "comparison.json").unlink()
-    shutil.rmtree(next((out / "runs").glob("1-decomfl*")))
-    code, text, errors = call(capsys, "compare", "--resume", out)
-    assert (code, errors) == (0, "")
-    assert "hiso seed 0: all 12 rounds are done" in text
-    assert "decomfl seed 0: round 12/12" in text
-    after = json.loads((out / "comparison.json").read_text())["runs"]
-    assert {name: [run["params_sha256"] for run in runs] for name, runs in before.items()} == {
-        name: [run["params_sha256"] for run in runs] for name, runs in after.items()
-    }
-
-
 def test_a_sweep_goes_on_where_it_was(capsys, tmp_path, monkeypatch):
     out = tmp_path / "sweep"
     options = [*SMALL, "--learning-rate", "0.01,0.02", "--algorithms", "decomfl"]

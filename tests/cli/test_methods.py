@@ -7,7 +7,7 @@ import pytest
 
 from hiso_jax import algorithms, fed
 from hiso_jax.cli.methods import given_to
-from hiso_jax.cli.options import Compare
+from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.parsing import parse
 from tests.cli.test_cli import SMALL, call
 
@@ -105,20 +105,22 @@ def test_another_file_is_not_the_runs(capsys, tmp_path, mine):
     "rates", [["--learning-rate", "0.01"], pytest.param(["--learning-rate", "0.003,0.01"], marks=pytest.mark.slow)]
 )
 def test_it_is_compared_and_tuned(capsys, tmp_path, mine, rates):
-    options = [*SMALL, "--algorithms", f"decomfl,{mine},decomfl+median", *rates]
+    options = [*SMALL, "--algorithms", f"decomfl,{mine},decomfl+median", "--seeds", "1", *rates]
     code, text, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
     assert (code, errors) == (0, "")
     rows = [line.split()[0] for line in text.splitlines() if line.startswith((" decomfl", " meazo"))]
     assert rows[-3:] == ["decomfl", "meazo", "decomfl+median"]
-    runs = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["runs"]
+    methods = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["methods"]
+    runs = {name: each["runs"] for name, each in methods.items()}
     assert {run["bytes_up"] for each in runs.values() for run in each} == {12 * 4 * (8 + 4 * 2)}
 
 
 def test_first_order_methods_stand_beside_them_with_their_true_bytes(capsys, tmp_path):
-    options = [*SMALL, "--algorithms", "sign,fed_avg", "--learning-rate", "0.01,0.3"]
+    options = [*SMALL, "--algorithms", "sign,fed_avg", "--learning-rate", "0.01,0.3", "--seeds", "1"]
     code, _, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
     assert (code, errors) == (0, "")
-    runs = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["runs"]
+    methods = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["methods"]
+    runs = {name: each["runs"] for name, each in methods.items()}
     sizes = {name: each[0]["bytes_up"] / 48 for name, each in runs.items()}
     assert sizes == {"sign": 8 + 1, "fed_avg": 8 + 4 * 2410}
 
@@ -365,7 +367,8 @@ def test_a_median_withstands_what_wrecks_a_mean(capsys, tmp_path):
     code, text, _ = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
     assert code == 0
     assert "attacked" in text
-    runs = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["runs"]
+    methods = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["methods"]
+    runs = {name: each["runs"] for name, each in methods.items()}
     honest, attacked, defended = (runs[name] for name in names)
     assert all(run["diverged_at_round"] is not None for run in attacked)
     for one, other in zip(honest, defended, strict=True):

@@ -41,7 +41,8 @@ def test_mosaic_has_sixty_four_directions_and_twenty_bytes_and_compares_with_fiv
     words = ["--algorithms", "decomfl,mosaic", "--learning-rate", "0.03,0.3", "--out", tmp_path / "out"]
     code, _, _ = call(capsys, "compare", *FOUR, *words)
     assert code == 0
-    runs = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
+    methods = json.loads((tmp_path / "out" / "comparison.json").read_text())["methods"]
+    runs = {name: each["runs"] for name, each in methods.items()}
     decomfl, mosaic = runs["decomfl"][0], runs["mosaic"][0]
     assert decomfl["bytes_up"] == mosaic["bytes_up"] == 12 * 4 * 28
     assert (decomfl["forward_passes"], mosaic["forward_passes"]) == (12 * 4 * 6, 12 * 4 * 65)

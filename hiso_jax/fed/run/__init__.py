@@ -1,5 +1,6 @@
 """Many rounds: what a run is asked for, its loop, and what it leaves behind."""
 
+from hiso_jax.fed.run.budget import RoundCosts, round_costs
 from hiso_jax.fed.run.clients import client_metrics
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.described import DescribedRun, describe
@@ -7,6 +8,7 @@ from hiso_jax.fed.run.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.run.grid import Best, Grid, SweepResult
 from hiso_jax.fed.run.rate import RateProbe, find_rate
 from hiso_jax.fed.run.result import Callback, Progress, Result
+from hiso_jax.fed.run.search import FEWEST_TRIES, next_rates
 from hiso_jax.fed.run.session import Session
 from hiso_jax.fed.run.setup import Ingredients, check_messages
 from hiso_jax.fed.run.simulation import Simulation
@@ -14,6 +16,7 @@ from hiso_jax.fed.run.sweep import sweep
 from hiso_jax.fed.run.traffic import Traffic
 
 __all__ = [
+    "FEWEST_TRIES",
     "Best",
     "Callback",
     "DescribedRun",
@@ -22,6 +25,7 @@ __all__ = [
     "Progress",
     "RateProbe",
     "Result",
+    "RoundCosts",
     "Session",
     "Simulation",
     "SimulationConfig",
@@ -33,5 +37,7 @@ __all__ = [
     "find_rate",
     "first_at_target",
     "make_evaluate",
+    "next_rates",
+    "round_costs",
     "sweep",
 ]

@@ -9,7 +9,9 @@ from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.task import Task, frozen_of
 
 
-def client_metrics(task: Task, params: PyTree, population: Population) -> dict[str, Float[np.ndarray, "N"]]:
+def client_metrics(
+    task: Task, params: PyTree, population: Population, *, most: int | None = None
+) -> dict[str, Float[np.ndarray, "N"]]:
     """The task's metrics for every client: means over the training examples that the client holds.
 
     What an average hides is seen here: whom a model serves badly.
@@ -18,6 +20,7 @@ def client_metrics(task: Task, params: PyTree, population: Population) -> dict[s
       task: whose ``metrics`` are taken.
       params: of the model, a run's ``result.params`` say.
       population: who holds which training examples.
+      most: examples of a client that are read, the first that it holds; None reads all.
 
     Raises:
       ValueError: the population is of other data.
@@ -33,12 +36,15 @@ def client_metrics(task: Task, params: PyTree, population: Population) -> dict[s
       (20,)
     """
     population.check(len(jax.tree.leaves(task.train)[0]))
-    held, offsets = np.asarray(population.indices), np.asarray(population.offsets)
-    values = jax.jit(make_evaluate(task.metrics))(params, task.train, frozen_of(task))
-    sizes = np.diff(offsets)
+    indices, offsets = np.asarray(population.indices), np.asarray(population.offsets)
+    sizes = np.diff(offsets) if most is None else np.minimum(np.diff(offsets), most)
+    held = np.concatenate([indices[begin : begin + size] for begin, size in zip(offsets[:-1], sizes, strict=True)])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    read = jax.tree.map(lambda column: column[held], task.train)
+    values = jax.jit(make_evaluate(task.metrics))(params, read, frozen_of(task))
     means = {}
     for name, column in values.items():
         own = np.asarray(column, np.float64)
         if own.ndim == 1:
-            means[name] = np.add.reduceat(own[held], offsets[:-1]) / sizes
+            means[name] = np.add.reduceat(own, offsets[:-1]) / sizes
     return means

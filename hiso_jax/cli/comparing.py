@@ -1,0 +1,109 @@
+"""The options of ``hiso-jax compare``."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from hiso_jax.checks import positive, whole
+from hiso_jax.cli.language import comma_separated
+from hiso_jax.cli.options import Grid, Schedule, as_number
+
+# Everyone is there, and nothing goes wrong.
+CALM: dict[str, Any] = {"availability": "always", "trace": None, "dropout": 0.0, "deadline": None}
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Grid):
+    """Tune several methods with equal numbers of runs, run each at its best from the same starts, and print one table.
+
+    Attributes:
+      protocol: cost-to-target tunes for the fewest rounds to --target, quality-under-budget for the value at the end;
+        robustness tunes with everyone there, and reports every run so and with --availability, --dropout, --deadline.
+      budget: of what every method gets as much as --rounds rounds cost the baseline: rounds; passes, evaluations of
+        clients' losses; bytes, sent up; or seconds, simulated. All are evaluated equally often on the way.
+      baseline: the method in whose units the others' costs are told; by default decomfl, or else the first.
+      schedules: of the rate over the rounds, each tried with every method.
+      tries: learning rates that every method tries with each schedule, at least 3: three around the method's own, then
+        one at a time, beyond the best while it is at an edge, beside it from then on.
+      tuning_seeds: runs of each of them, with seeds that are not reported.
+      learning_rate: a grid to try in place of that search; or NAME=X,NAME=X,… for rates as they are, each with the
+        first of --schedules or, as NAME=X:SCHEDULE, its own. One alone is every method's.
+      seeds: how many seeds to report for each method, counted up from --seed; from 5 on ratios have intervals.
+    """
+
+    algorithms: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ("decomfl", "hiso", "mosaic")
+    protocol: Literal["cost-to-target", "quality-under-budget", "robustness"] = "cost-to-target"
+    budget: Literal["passes", "rounds", "bytes", "seconds"] = "passes"
+    baseline: str | None = None
+    schedules: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ("constant", "cosine", "inverse-sqrt")
+    tries: int = 5
+    tuning_seeds: int = 2
+    seeds: int = 3
+    # One of schedules at a time.
+    HIDDEN: ClassVar[tuple[str, ...]] = (*Grid.HIDDEN, "schedule")
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
+        whole("tries", self.tries, 3)
+        whole("tuning_seeds", self.tuning_seeds, 1)
+        if self.baseline is not None and self.baseline not in self.algorithms:
+            raise ValueError(
+                f"baseline must be one of the algorithms {', '.join(self.algorithms)}, got {self.baseline}"
+            )
+        if (
+            not self.schedules
+            or not set(self.schedules) <= {*SCHEDULES}
+            or len({*self.schedules}) < len(self.schedules)
+        ):
+            given = ",".join(self.schedules)
+            raise ValueError(f"schedules must be of {', '.join(SCHEDULES)}, each once, got {given}")
+        if self.protocol == "robustness" and all(getattr(self, name) == value for name, value in CALM.items()):
+            raise ValueError(
+                "protocol robustness must be given with what is withstood: --availability, --dropout or --deadline"
+            )
+
+    def in_calm(self) -> Self:
+        """The same with everyone there."""
+        return replace(self, protocol="cost-to-target", **CALM)
+
+    @property
+    def reference(self) -> str:
+        """The baseline."""
+        named = "decomfl" if "decomfl" in self.algorithms else self.algorithms[0]
+        return named if self.baseline is None else self.baseline
+
+    def _check_rates(self) -> None:
+        own = self.own_rates
+        if own is None:
+            super()._check_rates()
+        elif set(own) != set(self.algorithms):
+            raise ValueError(
+                f"learning_rate must name each of the algorithms {', '.join(self.algorithms)} once, as NAME=X, or none "
+                f"of them; got {','.join(self.learning_rate or ())}"
+            )
+
+    @property
+    def own_rates(self) -> dict[str, tuple[float, str]] | None:
+        """Each method's rate and schedule, where there is nothing to tune; None if there is."""
+        words = self.learning_rate or ()
+        if any("=" in word for word in words):
+            pairs = [word.rpartition("=") for word in words]
+            own = {name.strip(): self._with_schedule(word) for name, _, word in pairs}
+        elif len(words) == 1:
+            own = dict.fromkeys(self.algorithms, self._with_schedule(words[0]))
+        else:
+            return None
+        return own
+
+    def _with_schedule(self, word: str) -> tuple[float, str]:
+        number, colon, schedule = word.partition(":")
+        if colon and schedule not in SCHEDULES:
+            raise ValueError(f"learning_rate must name one of the schedules {', '.join(SCHEDULES)}, got {schedule!r}")
+        rate = as_number("learning_rate", number)
+        positive("learning_rate", rate)
+        return rate, schedule or self.schedules[0]

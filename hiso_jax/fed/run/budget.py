@@ -1,0 +1,71 @@
+"""What a round of a method costs, known before any is run: by it methods get equal budgets."""
+
+import random
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hiso_jax.fed.algorithm import Algorithm
+from hiso_jax.fed.keys import traits_key
+from hiso_jax.fed.population import Participation, Work
+from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.programs import costs_of
+from hiso_jax.fed.run.setup import estimator_of
+from hiso_jax.fed.run.traffic import directions_made, download_bytes, upload_bytes
+from hiso_jax.fed.task import Task
+from hiso_jax.fed.update import ServerState
+
+# Cohorts whose times are averaged.
+COHORTS = 256
+
+
+class RoundCosts(NamedTuple):
+    """What a round costs if everyone comes.
+
+    Attributes:
+      rounds: 1.
+      passes: evaluations of their losses by all clients.
+      bytes: sent up by all clients.
+      seconds: simulated, until the slowest of the cohort, each of which has missed N/C rounds; 0 without a fleet.
+    """
+
+    rounds: int
+    passes: int
+    bytes: int
+    seconds: float
+
+
+def round_costs(
+    task: Task, algorithm: Algorithm, config: SimulationConfig, clients: int, participation: Participation
+) -> RoundCosts:
+    """What a round costs, from shapes alone.
+
+    Args:
+      task: whose parameters they are.
+      algorithm: the method.
+      config: the run's numbers.
+      clients: N, the size of the population.
+      participation: with the fleet.
+
+    Raises:
+      ValueError: messages, cohort and method do not go together.
+    """
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.eval_shape(algorithm.optimizer.init, params)
+    costs = costs_of(algorithm, estimator_of(algorithm, config), ServerState(params, state), config.cohort)
+    seconds: Any = 0.0
+    if participation.fleet is not None:
+        missed = max(1, clients // config.cohort)
+        told = costs.told.fixed + costs.told.each * config.cohort
+        down = download_bytes(np.asarray(missed * told), np.asarray(False), costs)
+        made = directions_made(np.asarray(missed * told), missed, costs)
+        work = jax.tree.map(jnp.float32, Work(down, upload_bytes(costs), costs.passes, made))
+        draw = random.Random(config.seed)
+        drawn = jnp.asarray([draw.sample(range(clients), config.cohort) for _ in range(COHORTS)]).reshape(-1)
+        # The speeds that the run's clients have.
+        speeds = jax.random.fold_in(traits_key(jax.random.key(config.seed)), 1)
+        each = participation.fleet.seconds(speeds, drawn, work)
+        seconds = np.asarray(each).reshape(COHORTS, config.cohort).max(1).mean()
+    return RoundCosts(1, config.cohort * costs.passes, config.cohort * upload_bytes(costs), float(seconds))

@@ -1,0 +1,156 @@
+"""``hiso-jax compare``: equal budgets, equal numbers of tuning runs, one table, and a comparison that goes on."""
+
+import json
+import shutil
+
+import pytest
+
+from hiso_jax import algorithms, fed
+from hiso_jax.cli.comparing import Compare
+from hiso_jax.cli.parsing import parse
+from tests.cli.test_cli import SMALL, call
+
+GIVEN = [*SMALL, "--algorithms", "hiso,decomfl", "--learning-rate", "hiso=0.02,decomfl=0.01:cosine", "--seeds", "1"]
+TUNED = ["--rounds", "40", "--clients", "20", "--cohort", "4", "--eval-every", "10", "--perturbations", "2"]
+TUNED += [
+    "--algorithms",
+    "decomfl",
+    "--schedules",
+    "constant",
+    "--tuning-seeds",
+    "1",
+    "--target",
+    "0.15",
+    "--seeds",
+    "1",
+]
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_at_given_rates_it_prints_one_table_and_goes_on_where_it_was(capsys, tmp_path):
+    out = tmp_path / "comparison"
+    code, text, errors = call(capsys, "compare", *GIVEN, "--out", out)
+    assert (code, errors) == (0, "")
+    compared = read(out / "comparison.json")
+    settings = {name: (each["learning_rate"], each["schedule"]) for name, each in compared["methods"].items()}
+    assert settings == {"hiso": (0.02, "constant"), "decomfl": (0.01, "cosine")}
+    assert compared["methods"]["decomfl"]["runs"][0]["worst_tenth"] is not None
+    names = {"config.json", "comparison.json", "metrics.jsonl", "curves.png", "runs"}
+    assert {path.name for path in out.iterdir()} == names
+    rows = [line.split()[0] for line in text.splitlines() if line.startswith((" hiso ", " decomfl "))]
+    assert rows == ["hiso", "decomfl"]
+    # The same start and the same data for every method.
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    starts = {row["algorithm"]: row["accuracy"] for row in lines if row["round"] == 0}
+    assert starts["hiso"] == starts["decomfl"]
+
+    (out / "comparison.json").unlink()
+    shutil.rmtree(out / "runs" / "1-decomfl-seed-0")
+    code, text, errors = call(capsys, "compare", "--resume", out)
+    assert (code, errors) == (0, "")
+    assert "hiso seed 0: all 12 rounds are done" in text
+    assert "decomfl seed 0: round 12/12" in text
+    after = read(out / "comparison.json")
+    for name in ("hiso", "decomfl"):
+        before, again = (content["methods"][name]["runs"][0] for content in (compared, after))
+        assert before["params_sha256"] == again["params_sha256"]
+
+
+def test_tuning_is_a_counted_search_that_is_taken_up_run_by_run(capsys, tmp_path, monkeypatch):
+    out = tmp_path / "comparison"
+    code, text, errors = call(capsys, "compare", *TUNED, "--tries", "4", "--out", out)
+    assert (code, errors) == (0, "")
+    trials = read(out / "tuning.json")["trials"]
+    assert len({trial["learning_rate"] for trial in trials}) == len(trials) == 4
+    # Three around DeComFL's own rate on the digits.
+    assert [trial["learning_rate"] for trial in trials[:3]] == [0.01, 0.03, 0.09]
+    assert "decomfl: of 4 runs best at rate" in text
+    method = read(out / "comparison.json")["methods"]["decomfl"]
+    assert [trial["learning_rate"] for trial in method["trials"]] == [trial["learning_rate"] for trial in trials]
+    assert None not in [trial["final"][0] for trial in trials[:2]]
+    reached = min(trials, key=lambda trial: (trial["rounds_to_target"][0] or 1e9, -(trial["final"][0] or 0)))
+    assert method["learning_rate"] == reached["learning_rate"]
+
+    # The last trial is lost: it alone is made again, and the finished run is kept.
+    content = read(out / "tuning.json")
+    (out / "tuning.json").write_text(json.dumps({**content, "trials": trials[:3]}))
+    made = []
+    sweep = fed.sweep
+
+    def counted(task, make, populations, config, grid, **more):
+        made.append(list(grid.learning_rates))
+        return sweep(task, make, populations, config, grid, **more)
+
+    monkeypatch.setattr(fed, "sweep", counted)
+    code, text, errors = call(capsys, "compare", "--resume", out)
+    assert (code, errors) == (0, "")
+    assert made == [[trials[3]["learning_rate"]]]
+    assert read(out / "tuning.json")["trials"] == trials
+    assert "decomfl seed 0: all 40 rounds are done" in text
+    (out / "tuning.json").write_text(json.dumps({**content, "trials": [{"algorithm": "decomfl"}]}))
+    code, _, errors = call(capsys, "compare", "--resume", out)
+    assert code == 2
+    assert "--resume must be a directory whose tuning.json is as it was written" in errors
+
+
+@pytest.mark.parametrize(
+    ("budget", "mosaic", "fed_avg"),
+    [("rounds", 60, 60), ("passes", 60 * 6 // 65, 60 * 6 // 3), ("bytes", 60, 60 * 28 // 9648), ("seconds", 5, 115)],
+)
+def test_every_method_gets_as_much_of_the_budget(capsys, tmp_path, budget, mosaic, fed_avg):
+    options = ["--algorithms", "decomfl,mosaic,fed_avg", "--rounds", "60", "--clients", "20", "--cohort", "4"]
+    options += ["--eval-every", "20", "--learning-rate", "0.01", "--seeds", "1", "--budget", budget]
+    from hiso_jax import tasks
+    from hiso_jax.cli.compare import _lengths
+    from hiso_jax.cli.methods import methods_of
+
+    parsed = parse(Compare, "compare", options)
+    lengths = _lengths(parsed, tasks.digits(), methods_of(parsed.algorithms))
+    assert lengths["decomfl"] == (60, 20)
+    assert lengths["mosaic"][0] == mosaic
+    assert lengths["fed_avg"][0] == pytest.approx(max(1, fed_avg), abs=8 if budget == "seconds" else 0)
+    for rounds, every in lengths.values():
+        assert rounds // every in (1, 2, 3, 4, 5)
+
+
+def test_robustness_is_measured_against_the_same_runs_in_calm(capsys, tmp_path):
+    out = tmp_path / "comparison"
+    options = [*SMALL, "--algorithms", "decomfl", "--learning-rate", "0.02", "--seeds", "2"]
+    code, text, errors = call(capsys, "compare", *options, "--protocol", "robustness", "--dropout", "0.5", "--out", out)
+    assert (code, errors) == (0, "")
+    method = read(out / "comparison.json")["methods"]["decomfl"]
+    for run in method["runs"]:
+        assert run["attendance"]["dropped"] > 0 == run["in_calm"]["attendance"]["dropped"]
+    lost = [run["in_calm"]["accuracy"] - run["accuracy"] for run in method["runs"]]
+    assert method["cost_of_trouble"]["mean"] == pytest.approx(sum(lost) / 2)
+    assert "trouble" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--baseline", "mosaic"], "--baseline must be one of the algorithms decomfl, hiso, got mosaic"),
+        (["--schedules", "constant,step"], "--schedules must be of constant, cosine, linear, inverse-sqrt, each once"),
+        (["--tries", "2"], "--tries must be at least 3, got 2"),
+        (["--tuning-seeds", "0"], "--tuning-seeds must be at least 1, got 0"),
+        (["--protocol", "robustness"], "--protocol robustness must be given with what is withstood: --availability"),
+        (["--learning-rate", "decomfl=1:step,hiso=1"], "--learning-rate must name one of the schedules constant"),
+        (["--schedule", "cosine"], "--schedule is no option of compare; did you mean --schedules?"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(capsys, tmp_path, words, sentence):
+    out = tmp_path / "out"
+    code, _, errors = call(capsys, "compare", "--algorithms", "decomfl,hiso", *words, "--out", out)
+    assert code == 2
+    assert sentence in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_every_method_goes_with_every_command():
+    """No option of a method has the name of one of the commands'."""
+    options = parse(Compare, "compare", ["--algorithms", ",".join(algorithms.NAMES)])
+    assert options.algorithms == algorithms.NAMES

@@ -1,0 +1,68 @@
+"""Equal budgets: of runs to tune with, and of what rounds cost."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiso_jax import algorithms, fed, tasks
+from tests.fed.problems import digits_population
+
+GUESS = 0.01
+
+
+def searched(best: float, tries: int) -> dict[float, float]:
+    """Rates and their scores where the score grows with the distance from ``best``."""
+    tried: dict[float, float] = {}
+    while len(tried) < tries:
+        for rate in fed.next_rates(tried, GUESS)[: tries - len(tried)]:
+            assert rate not in tried
+            tried[rate] = abs(math.log(rate / best))
+    return tried
+
+
+@given(st.floats(1e-4, 1.0))
+def test_the_best_of_few_rates_is_near_and_inside(best):
+    """From a guess up to a hundred times off, nine rates find it within a third."""
+    tried = searched(best, 9)
+    found = min(tried, key=tried.get)
+    assert min(tried) < found < max(tried)
+    assert abs(math.log(found / best)) <= math.log(3) / 2 + 0.02
+
+
+def test_a_good_guess_is_refined():
+    assert sorted(searched(0.011, 5)) == [0.00333, 0.00577, 0.01, 0.0173, 0.03]
+
+
+def test_where_all_diverge_smaller_rates_follow():
+    tried = dict.fromkeys(fed.next_rates({}, GUESS), math.inf)
+    assert fed.next_rates(tried, GUESS) == [0.00111]
+
+
+@pytest.mark.parametrize(("name", "passes"), [("decomfl", 6), ("hizoo", 11), ("mosaic", 65), ("fed_avg", 3)])
+def test_a_round_costs_what_a_run_counts(name, passes):
+    task, population = tasks.digits(), digits_population()
+    algorithm = algorithms.load(name).build(1e-3, {})
+    fleet = fed.Fleet(fed.LogNormal(0.1, 0.5), fed.LogNormal(1e5, 0.5), fed.LogNormal(1e5, 0.5))
+    config = fed.SimulationConfig(rounds=300 if name == "decomfl" else 2, cohort=4, eval_every=300)
+    participation = fed.Participation(fleet=fleet)
+    cost = fed.round_costs(task, algorithm, config, population.num_clients, participation)
+    result = fed.Simulation(task, algorithm, population, config, participation=participation).run()
+    assert cost.passes == 4 * passes == result.forward_passes / result.rounds
+    assert cost.bytes == result.traffic["bytes_up"] / result.rounds
+    if name == "decomfl":
+        # Twelve clients have their own speeds: the mean over many cohorts is that of the run, but for its own draws.
+        np.testing.assert_allclose(cost.seconds, result.simulated_seconds / result.rounds, rtol=0.1)
+
+
+def test_what_a_client_holds_first_is_read_where_not_all_is():
+    task, population = tasks.digits(), digits_population()
+    params = task.init(jax.random.key(0))
+    found = fed.client_metrics(task, params, population, most=3)
+    for client in (0, 7):
+        own = population.indices[population.offsets[client] : population.offsets[client] + 3]
+        batch = jax.tree.map(lambda array, own=own: array[own], task.train)
+        np.testing.assert_allclose(found["loss"][client], np.mean(task.metrics(params, batch)["loss"]), rtol=1e-5)
