@@ -21,6 +21,7 @@ from hiso_jax.cli.experiment import (
     build_task,
     check_methods,
     check_virtual,
+    clients_of,
     is_virtual,
     notes,
     simulation_config,
@@ -105,7 +106,7 @@ def _lengths(options: Compare, task: AnyTask, methods: dict[str, Method]) -> dic
     for name, method in methods.items():
         algorithm = build_algorithm(options, method, 1e-3)
         config = simulation_config(options, options.seed, algorithm)
-        costs[name] = fed.round_costs(task, algorithm, config, options.clients, options.participation())
+        costs[name] = fed.round_costs(task, algorithm, config, clients_of(options, task), options.participation())
     base = getattr(costs[options.reference], options.budget)
     lengths = {}
     for name, cost in costs.items():
@@ -234,7 +235,9 @@ class _Runs:
         if not finished:
             return
         metric = fed.metric_of(self.task, next(iter(finished.values())).histories[0][0].metrics)
-        title = f"{options.task}: {options.clients:,} clients, {options.cohort} a round, {_budget(options)}"
+        title = (
+            f"{options.task}: {clients_of(options, self.task):,} clients, {options.cohort} a round, {_budget(options)}"
+        )
         comparison_picture(
             finished, results, self.directory / "curves.png", title=title, metric=metric, target=self.target
         )

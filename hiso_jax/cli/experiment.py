@@ -25,6 +25,8 @@ from hiso_jax.simulation import Simulation
 
 IMAGE_TASKS = tuple(tasks.NETWORKS)
 AnyTask = Any
+# Of the training data, where a column names the clients.
+CLIENT = "client"
 
 
 def build_task(options: Experiment, console: Console) -> AnyTask:
@@ -73,7 +75,7 @@ def _text_task(options: Experiment, console: Console) -> AnyTask:
     check_model(options)
     # Before the model: what is wrong with the data is told at once.
     where = "the hub" if options.data_dir is None else options.data_dir
-    with working(console, f"reading {options.task} from {where}"):
+    with working(console, f"reading {options.task} from {where}"), exit_codes.naming(client_column="column"):
         data = text_data(
             options.task,
             data_dir=options.data_dir,
@@ -83,6 +85,7 @@ def _text_task(options: Experiment, console: Console) -> AnyTask:
             labels=options.labels,
             train_rows=options.train_rows,
             test_rows=options.test_rows,
+            client_column=options.column,
             seed=options.seed,
         )
     with working(console, f"loading {options.model}"):
@@ -116,7 +119,12 @@ def target_of(options: Experiment, task: AnyTask) -> float | None:
 
 def is_virtual(options: Experiment, task: AnyTask) -> bool:
     """Whether the clients draw from the shared pool, since there are more of them than examples or by request."""
-    return options.virtual or options.clients > examples_of(task)
+    return options.virtual or (options.column is None and options.clients > examples_of(task))
+
+
+def clients_of(options: Experiment, task: AnyTask) -> int:
+    """How many clients there are."""
+    return options.clients if options.column is None else len(np.unique(task.train[CLIENT]))
 
 
 def check_virtual(options: Experiment, task: AnyTask) -> None:
@@ -152,8 +160,16 @@ def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopula
     """The population: a partition of the task's training examples, or virtual clients.
 
     Raises:
-      ValueError: more clients than examples, and label shards asked for.
+      ValueError: more clients than examples, and label shards asked for, or a column that names too few clients.
     """
+    if options.column is not None:
+        population, names = fed.by_column(task.train[CLIENT])
+        if options.cohort > len(names):
+            raise ValueError(
+                f"cohort must be at most the number of clients, {len(names)}, that column {options.column} names; "
+                f"got {options.cohort}"
+            )
+        return population
     clients, total = options.clients, examples_of(task)
     labels = task.train.get("label") if isinstance(task.train, Mapping) else None
     partition = options.partition or ("iid" if labels is None else "dirichlet")

@@ -58,6 +58,12 @@ RULES = (
         lambda options: f"--partition {_partition(options)}",
     ),
     Rule(
+        ("clients",),
+        lambda options: options.partition != "by-column",
+        "every other --partition",
+        lambda options: f"--column {options.column}, whose names are the clients",
+    ),
+    Rule(
         ("data_dir",),
         lambda options: options.task != "digits",
         "every other --task",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from hiso_jax.checks import finite, positive, whole
 from hiso_jax.cli.devices import Devices
@@ -36,7 +36,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "federation": ("clients", "cohort", "local_steps", "batch_size", "weighting", "eval_every"),
     "measurement": ("perturbations", "mu", "method", "matmul_precision"),
-    "data": ("data_dir", "partition", "alpha", "shards_per_client", "virtual", "client_examples"),
+    "data": ("data_dir", "partition", "column", "alpha", "shards_per_client", "virtual", "client_examples"),
     "language model": tuple(field.name for field in fields(Language)),
     "participation": tuple(field.name for field in fields(Presence)),
     "devices and memory": (
@@ -93,7 +93,8 @@ class Experiment(SimulationConfig, Presence, Language):
         (.jsonl, .csv, .parquet) with the text task's columns. Without it the datasets hub is asked.
       clients: clients in the population, N; above the number of training examples they are virtual.
       partition: how the training examples are dealt to the clients: Dirichlet over labels (the default, where there
-        are labels), the same with clients of equal size, i.i.d., or label shards.
+        are labels), the same with clients of equal size, i.i.d., label shards, or natural clients, by a column.
+      column: of text data, the column that names the client of each training row; there are as many clients as names.
       virtual: clients that exist as a key and draw their examples from the shared pool, by a label mixture of their
         own (dirichlet) or the pool's (iid); any number of them.
       client_examples: fewest and most examples that a virtual client holds, log-uniform in between.
@@ -109,7 +110,8 @@ class Experiment(SimulationConfig, Presence, Language):
     model: str | None = None
     data_dir: Path | None = None
     clients: int = 100
-    partition: Literal["dirichlet", "dirichlet-balanced", "iid", "shards"] | None = None
+    partition: Literal["dirichlet", "dirichlet-balanced", "iid", "shards", "by-column"] | None = None
+    column: str | None = None
     virtual: bool = False
     client_examples: Annotated[tuple[int, ...], comma_separated(int, "MIN,MAX")] = (16, 256)
     alpha: float = 0.5
@@ -137,9 +139,13 @@ class Experiment(SimulationConfig, Presence, Language):
         if len(self.client_examples) != 2 or not 1 <= self.client_examples[0] <= self.client_examples[1] < 2**31:
             given = ",".join(map(str, self.client_examples))
             raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most < 2^31, got {given}")
-        if self.virtual and self.partition in ("shards", "dirichlet-balanced"):
+        if (self.column is not None) != (self.partition == "by-column"):
+            raise ValueError(f"column must be given with partition by-column and only then; got {self.column}")
+        if self.column is not None and self.task not in get_args(TEXT_TASK_NAMES):
+            raise ValueError(f"column must be one of text data; {self.task} has none")
+        if self.virtual and self.partition in ("shards", "dirichlet-balanced", "by-column"):
             raise ValueError(f"partition must be dirichlet or iid for virtual clients, got {self.partition}")
-        if self.cohort > self.clients:
+        if self.cohort > self.clients and self.column is None:
             raise ValueError(f"cohort must be at most the number of clients, {self.clients}, got {self.cohort}")
         self._check_target()
 

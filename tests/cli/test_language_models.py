@@ -47,6 +47,36 @@ def test_a_run_tells_the_accuracy_before_and_after(capsys, tmp_path, model, data
     assert (out / "curves.png").stat().st_size > 1000
 
 
+def films(tmp_path):
+    """Reviews of three films, each row saying which."""
+    folder = tmp_path / "films"
+    folder.mkdir(exist_ok=True)
+    rows = [{"text": f"a {'good' if i % 2 else 'bad'} film", "label": i % 2, "film": "abc"[i % 3]} for i in range(30)]
+    write_rows(folder, rows, "train")
+    write_rows(folder, [{"text": "a good film", "label": 1}, {"text": "bad", "label": 0}], "validation")
+    return folder
+
+
+def test_a_column_names_the_clients(capsys, tmp_path, model):
+    rounds = ["--rounds", "4", "--cohort", "3", "--perturbations", "2", "--eval-every", "2", "--batch-size", "4"]
+    words = [*options(model, films(tmp_path)), *rounds, "--trainable", "lora", "--partition", "by-column"]
+    out = tmp_path / "run"
+    code, _, errors = call(capsys, "run", *words, "--column", "film", "--learning-rate", "0.01", "--out", out)
+    assert (code, errors) == (0, "")
+    assert json.loads((out / "summary.json").read_text())["participants"] == 3
+    assert call(capsys, "replay", out)[0] == 0
+    for more, sentence in [
+        (["--column", "author"], "--column must be one of the training data; row 1 of train has no author"),
+        (["--column", "film", "--cohort", "4"], "--cohort must be at most the number of clients, 3, that column film"),
+        (["--column", "film", "--clients", "3"], "--clients is read by every other --partition"),
+        ([], "--column must be given with partition by-column and only then; got None"),
+    ]:
+        code, _, errors = call(capsys, "run", *words, *more, "--out", tmp_path / "no")
+        assert code == 2
+        assert sentence in errors
+        assert len(errors.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from hiso_jax import algorithms, fed
-from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.comparing import Compare
+from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.parsing import parse
 from tests.cli.test_cli import SMALL, call
 

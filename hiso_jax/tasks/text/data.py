@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from hiso_jax.tasks.text.files import READERS, read_rows
 from hiso_jax.tasks.text.prompts import Row, Source
@@ -171,3 +172,20 @@ def number_labels(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> di
                 raise ValueError(f"row {number} of {split} has label {label!r}; it must be one of {', '.join(names)}")
             numbered[split].append({**row, "label": place[str(label)]})
     return numbered
+
+
+def clients_of(rows: Sequence[Row], column: str) -> Int[np.ndarray, "n"]:
+    """Whose each row is: the place of its name among all of the column's, in their order.
+
+    Raises:
+      ValueError: a row lacks the column, or names are not all text or all whole numbers.
+    """
+    for number, row in enumerate(rows, 1):
+        if row.get(column) is None:
+            raise ValueError(f"client_column must be one of the training data; row {number} of train has no {column}")
+        if isinstance(row[column], bool) or not isinstance(row[column], int | str):
+            raise ValueError(f"row {number} of train has {column} {row[column]!r}; it must be text or a whole number")
+    kinds = {type(row[column]) for row in rows}
+    if len(kinds) > 1:
+        raise ValueError(f"client_column must name clients by text or by numbers, not both; {column} has both")
+    return np.unique([row[column] for row in rows], return_inverse=True)[1].reshape(-1).astype(np.int32)

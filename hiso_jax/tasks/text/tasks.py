@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from hiso_jax.models.lm import Pretrained, Tuned
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
-from hiso_jax.tasks.text.data import given_rows, label_names, load_rows, number_labels, sample_rows
+from hiso_jax.tasks.text.data import clients_of, given_rows, label_names, load_rows, number_labels, sample_rows
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation
 from hiso_jax.tasks.text.prompts import SOURCES, Prompt, PromptSet, Row, checked_words, prompt_for, user_prompt
 
@@ -33,6 +36,7 @@ class TextData:
       labels: the name of each label in the order of the prompt's words; empty for generation.
       max_length: the most tokens of a prompt, unless another is asked for.
       target: the accuracy at which methods are compared, or None.
+      clients: whose each training row is, numbers of the names in their order, or None.
     """
 
     name: str
@@ -41,6 +45,7 @@ class TextData:
     labels: tuple[str, ...]
     max_length: int
     target: float | None
+    clients: Int[np.ndarray, "n"] | None = None
 
     @property
     def label_words(self) -> str:
@@ -62,6 +67,7 @@ def text_data(
     labels: Sequence[str] | None = None,
     train_rows: int | None = None,
     test_rows: int | None = None,
+    client_column: str | None = None,
     seed: int = 0,
 ) -> TextData:
     """The data and the prompt of a text task, read and checked before any model is loaded.
@@ -78,6 +84,8 @@ def text_data(
       labels: the label that each answer word stands for, in the words' order; by default the numbers 0, 1, …, and for
         labels that are text their alphabetical order.
       train_rows, test_rows: how many random rows to use; None is all, for generation 1,000 and 100.
+      client_column: a column that names the client whose each training row is; the task's training data then has
+        ``client``, their numbers, for :func:`hiso_jax.fed.by_column`.
       seed: of the choice of rows.
 
     Raises:
@@ -113,7 +121,8 @@ def text_data(
         "test": sample_rows(found["test"], test_rows, seed),
     }
     length = source.max_length if source is not None else DEFAULT_MAX_LENGTH
-    return TextData(name, prompt, chosen, names, length, None if source is None else source.target)
+    clients = None if client_column is None else clients_of(chosen["train"], client_column)
+    return TextData(name, prompt, chosen, names, length, None if source is None else source.target, clients)
 
 
 def text_task(
@@ -144,6 +153,13 @@ def text_task(
         raise ValueError(f"{next(iter(given))} must be given to text_data, which has read the data")
     most = model.decoder.config.max_positions - model.decoder.adapters.prefix
     length = min(data.max_length, most) if max_length is None else max_length
+    task = _task(data, model, pretrained, length, max_new_tokens)
+    return task if data.clients is None else replace(task, train={**task.train, "client": data.clients})
+
+
+def _task(
+    data: TextData, model: Tuned, pretrained: Pretrained, length: int, max_new_tokens: int | None
+) -> TextChoice | TextGeneration:
     if data.name in GENERATION:
         return text_generation(
             model,
