@@ -2,8 +2,15 @@
 
 import numpy as np
 import optax
+from jaxtyping import Array
 
+from hiso_jax import zo
 from hiso_jax.checks import between, finite, rate
+
+
+def moving_average(old: Array, new: Array, kept: float) -> Array:
+    """``kept`` · old + (1 − kept) · new, in the same bits wherever it is computed."""
+    return zo.rounded(kept * old) + zo.rounded((1 - kept) * new)
 
 
 def descent(

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from hiso_jax import zo
-from hiso_jax.algorithms._server import descent
+from hiso_jax.algorithms._server import descent, moving_average
 from hiso_jax.checks import between, finite, whole
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
@@ -42,7 +42,7 @@ def hiso_frozen(
 
     def advance(curvature: PyTree, delta: PyTree, step: zo.LocalStep) -> PyTree:
         def one(h: Array, d: Array) -> Array:
-            moved = zo.rounded(curvature_decay * h) + zo.rounded((1 - curvature_decay) * (zo.rounded(d * d) + eps))
+            moved = moving_average(h, zo.rounded(d * d) + eps, curvature_decay)
             return jnp.where(step.rounds < learning_rounds, moved, h)
 
         return jax.tree.map(one, curvature, delta)

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from hiso_jax import zo
-from hiso_jax.algorithms._server import descent
+from hiso_jax.algorithms._server import descent, moving_average
 from hiso_jax.checks import between, finite
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
@@ -26,7 +26,7 @@ def _by_learned_root(decay: float, eps: float) -> optax.GradientTransformation:
         return _State(jax.tree.map(lambda x: jnp.ones(x.shape, zo.working_dtype(x)), params))
 
     def advanced(h: Array, d: Array) -> Array:
-        return zo.rounded(decay * h) + zo.rounded((1 - decay) * (zo.rounded(d * d) + eps))
+        return moving_average(h, zo.rounded(d * d) + eps, decay)
 
     def update(delta: PyTree, state: _State, params: Any = None) -> tuple[PyTree, _State]:
         shaped = jax.tree.map(lambda d, h: zo.rounded(d / zo.rounded(jnp.sqrt(h))), delta, state.curvature)

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import PyTree
 
 from hiso_jax import zo
-from hiso_jax.algorithms._server import descent
+from hiso_jax.algorithms._server import descent, moving_average
 from hiso_jax.checks import between, finite
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
@@ -41,9 +41,7 @@ def hiso_one_number(
 
     def advance(curvature: PyTree, delta: PyTree, step: Any) -> PyTree:
         square = zo.mean_square(delta) + eps
-        return jax.tree.map(
-            lambda h: zo.rounded(curvature_decay * h) + zo.rounded((1 - curvature_decay) * square), curvature
-        )
+        return jax.tree.map(lambda h: moving_average(h, square, curvature_decay), curvature)
 
     head = zo.head(sampler=sampler, curvature=ones, advance=advance)
     return Algorithm(optax.chain(head, descent(learning_rate)))

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from hiso_jax import zo
+from hiso_jax.algorithms._server import moving_average
 from hiso_jax.checks import fraction, rate
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
@@ -26,12 +27,9 @@ def _refined(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, zo.working_dtype(x)), params)
         return _State(zeros, zeros)
 
-    def mixed(old: Array, new: Array, kept: float) -> Array:
-        return zo.rounded(kept * old) + zo.rounded((1 - kept) * new)
-
     def update(delta: PyTree, state: _State, params: Any = None) -> tuple[PyTree, _State]:
-        mean = jax.tree.map(lambda m, d: mixed(m, d, b1), state.mean, delta)
-        variance = jax.tree.map(lambda v, m: mixed(v, zo.rounded(m * m), b2), state.variance, mean)
+        mean = jax.tree.map(lambda m, d: moving_average(m, d, b1), state.mean, delta)
+        variance = jax.tree.map(lambda v, m: moving_average(v, zo.rounded(m * m), b2), state.variance, mean)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, variance), _State(mean, variance)
 
     return optax.GradientTransformation(init, update)
