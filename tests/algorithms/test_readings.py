@@ -177,6 +177,23 @@ def fed_kseed(r, number):
     r.x = r.x - RATE * total
 
 
+def muon(r, number):
+    """The matrix by Newton-Schulz of the momentum (Nesterov's, corrected for its start), the vector by NAdam."""
+    u, g = r.measured(number, 1.0)
+    d, r.t = mean_of(g, u), r.t + 1
+    r.m = 0.95 * r.m + 0.05 * d
+    w = (0.95 * r.m / (1 - 0.95 ** (r.t + 1)) + 0.05 * d / (1 - 0.95**r.t))[3:].reshape(2, 2)
+    w = w / (np.linalg.norm(w) + 1e-8)
+    for _ in range(5):
+        s = w @ w.T
+        w = 3.4445 * w + (-4.775 * s + 2.0315 * s @ s) @ w
+    a = r.adam = getattr(r, "adam", np.zeros((2, D)))
+    a[0], a[1] = 0.9 * a[0] + 0.1 * d, 0.999 * a[1] + 0.001 * d**2
+    slope = 0.9 * a[0] / (1 - 0.9 ** (r.t + 1)) + 0.1 * d / (1 - 0.9**r.t)
+    v = slope / (np.sqrt(a[1] / (1 - 0.999**r.t)) + 1e-8)
+    r.x = r.x - RATE * np.concatenate([v[:3], w.reshape(-1)])
+
+
 READINGS = {
     "bszo": (bszo, {"prior": 1.5}, 2, "gaussian"),
     "fed_kseed": (fed_kseed, {"pool_seeds": 3}, 2, "gaussian"),
@@ -189,6 +206,7 @@ READINGS = {
     "zo_adam": (zo_adam, {}, 2, "gaussian"),
     "r_adazo": (r_adazo, {}, 2, "gaussian"),
     "meazo": (meazo, {}, 2, "gaussian"),
+    "muon": (muon, {}, 2, "gaussian"),
     "fzoo": (fzoo, {}, 4, "rademacher"),
     "hizoo": (hizoo, {}, 2, "gaussian"),
 }
@@ -205,7 +223,7 @@ def test_a_method_is_what_its_paper_says(name):
 
 
 OWN = ("fed_kseed", "just_one_byte")
-NEW = ("bszo", *OWN, "fzoo", "hiso_frozen", "hiso_isotropic", "hiso_one_number", "hizoo", "meazo", "r_adazo")
+NEW = ("bszo", *OWN, "fzoo", "hiso_frozen", "hiso_isotropic", "hiso_one_number", "hizoo", "meazo", "muon", "r_adazo")
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -1,0 +1,30 @@
+"""Muon (K. Jordan et al. 2024, arXiv 2502.16982) over the rebuilt ascent direction: a control of ZO-Muon (2602.17155).
+
+M ← β M + (1 − β) Δ,   x ← x − η max(1, n/m)^{1/2} NS₅(β M + (1 − β) Δ) for matrices of m × n, NS₅ five Newton-Schulz
+steps towards the orthogonal factor; vectors and convolutions take Adam's step. ZO-Muon's own directions, in subspaces
+that are held over rounds, are not here. Bytes a round: 4·K·P up, 4·K·P down; memory: one copy of the parameters.
+"""
+
+import optax
+import optax.contrib
+
+from hiso_jax import zo
+from hiso_jax.checks import fraction, rate
+from hiso_jax.fed.algorithm import Algorithm, default_rates
+
+
+@default_rates(digits=0.01)
+def muon(
+    learning_rate: optax.ScalarOrSchedule, *, beta: float = 0.95, sampler: zo.SamplerName = "gaussian"
+) -> Algorithm:
+    """Muon, as optax has it, behind the scalars.
+
+    Args:
+      learning_rate: η.
+      beta: the weight that the mean of the ascent directions keeps in each round.
+      sampler: family of raw perturbations.
+    """
+    rate("learning_rate", learning_rate)
+    fraction("beta", beta)
+    server = optax.contrib.muon(learning_rate, beta=beta)
+    return Algorithm(optax.chain(zo.scale_by_zo(sampler=sampler), server))
