@@ -25,6 +25,7 @@ from hiso_jax.zo.directions import (
     perturb,
     perturbation_key,
     rides,
+    subspaces,
     working_dtype,
 )
 from hiso_jax.zo.groups import Deal, Direction
@@ -42,6 +43,7 @@ from hiso_jax.zo.samplers import (
     LowRank,
     Sampler,
     SamplerName,
+    Subspace,
     binomial,
     gaussian,
     rademacher,
@@ -69,6 +71,7 @@ __all__ = [
     "Sampler",
     "SamplerName",
     "ScaleByZoState",
+    "Subspace",
     "accumulate",
     "apply_updates",
     "as_difference",
@@ -105,6 +108,7 @@ __all__ = [
     "sphere",
     "step",
     "store",
+    "subspaces",
     "suggested_mu",
     "working_dtype",
     "zo_state",

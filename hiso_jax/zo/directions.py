@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax import checks
 from hiso_jax.factored import Factors, Moved, MovedAs, added, is_factors, whole
 from hiso_jax.stacked import Layers, Stacked, is_stacked, path_name
 from hiso_jax.walls import pin
 from hiso_jax.zo.partitioned import split_as
-from hiso_jax.zo.samplers import LowRank, Sampler, as_sampler, gaussian
+from hiso_jax.zo.samplers import LowRank, Sampler, Subspace, as_sampler, gaussian
 
 
 def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
@@ -107,7 +107,9 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
 
     def draw(leaf_key: Any, shape: Sequence[int], leaf: Array) -> Array | Factors:
         dtype = working_dtype(leaf)
-        if isinstance(family, LowRank) and family.splits(shape):
+        if isinstance(family, LowRank | Subspace) and family.splits(shape):
+            if isinstance(family, Subspace) and curvature is None:
+                return family(leaf_key, shape, dtype)
             return family.factors(leaf_key, shape, dtype)
         # Pinned: XLA would move the constant factors of a draw into the products it later enters, here and not there.
         return pin(family(leaf_key, shape, dtype).astype(dtype))
@@ -118,8 +120,37 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
     leaves = zip(jax.tree.leaves(params), draw_leaves(key, params, draw), strict=True)
     z = [u if isinstance(u, Factors) else split_as(x, u) for x, u in leaves]
     if curvature is not None:
-        z = [_shaped(u, h) for u, h in zip(z, leaves_of(curvature), strict=True)]
+        shaped = _in_subspace if isinstance(family, Subspace) else _shaped
+        z = [shaped(u, h) for u, h in zip(z, leaves_of(curvature), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(params), z)
+
+
+def _in_subspace(u: Array | Factors, basis: Array) -> Array | Factors:
+    """B Qᵀ by its factors; what is no matrix as it is."""
+    return Factors(u.rows, basis, u.own) if isinstance(u, Factors) else u
+
+
+def subspaces(key: Key[Array, ""], params: PyTree[Shaped[Array, "..."]], rank: int) -> PyTree[Float[Array, "..."]]:
+    """Random orthonormal bases for :class:`~hiso_jax.zo.Subspace`, uniform over all subspaces.
+
+    Args:
+      key: of all of them.
+      params: only shapes and dtypes are read.
+      rank: r.
+
+    Returns:
+      For every matrix Q [C, r], C its last axis, with an axis of layers before where they are stacked; 1 for the rest.
+    """
+
+    def basis(leaf_key: Any, shape: Sequence[int], leaf: Array) -> Array:
+        dtype = working_dtype(leaf)
+        if len(shape) < 2:
+            return jnp.ones([], dtype)
+        q, r = jnp.linalg.qr(pin(gaussian(leaf_key, (shape[-1], min(rank, shape[-1])), dtype)))
+        # Uniform only with the signs of the triangle's diagonal; left alone they are the routine's.
+        return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(dtype)
+
+    return jax.tree.unflatten(jax.tree.structure(params), draw_leaves(key, params, basis))
 
 
 def _shaped(u: Array | Factors, h: Array | Factors) -> Array | Factors:

@@ -114,6 +114,50 @@ class LowRank:
         return self.factors(key, shape, dtype).whole() if self.splits(shape) else self.family(key, shape, dtype)
 
 
+@dataclass(frozen=True)
+class Subspace:
+    """Matrices in a subspace that is held, u = B Qᵀ: B is drawn, Q orthonormal and in the head's state (2602.17155).
+
+    A leaf of two or more axes is a matrix of R rows whose columns are its last axis, C: B is [R, r] and Q [C, r], with
+    r the rank or C, whichever is less. In place of a curvature the head keeps Q for matrices, see :func:`subspaces`;
+    vectors are drawn whole. E[u uᵀ] projects on the subspace, so a step sees the part of the gradient that lies in it.
+
+    Attributes:
+      rank: r ≥ 1.
+      family: of B and of the vectors.
+
+    Raises:
+      ValueError: ``rank`` < 1.
+    """
+
+    rank: int = 64
+    family: Sampler = gaussian
+
+    def __post_init__(self) -> None:
+        """Check the rank."""
+        whole("rank", self.rank, 1)
+
+    def splits(self, shape: Sequence[int]) -> bool:
+        """Whether a leaf of ``shape`` is drawn in a subspace."""
+        return len(shape) > 1
+
+    def factors(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Factors:
+        """B of a leaf that :meth:`splits`, its Q left open."""
+        rank = min(self.rank, shape[-1])
+        rows = pin(self.family(key, (math.prod(shape[:-1]), rank), dtype).astype(dtype))
+        return Factors(rows, jnp.zeros((0, rank), dtype), tuple(shape))
+
+    def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
+        """A leaf by itself: what is in no subspace.
+
+        Raises:
+          ValueError: the leaf is a matrix, and nobody holds its subspace.
+        """
+        if self.splits(shape):
+            raise ValueError("sampler must not be a Subspace where no head keeps its bases, see zo.subspaces")
+        return self.family(key, shape, dtype)
+
+
 SamplerName = Literal["gaussian", "rademacher", "binomial", "sphere", "low_rank", "low_rank_4", "low_rank_16"]
 """By name: ``low_rank`` is of rank 1."""
 SAMPLERS: dict[str, Sampler] = {

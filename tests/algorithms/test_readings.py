@@ -194,6 +194,26 @@ def muon(r, number):
     r.x = r.x - RATE * np.concatenate([v[:3], w.reshape(-1)])
 
 
+def zo_muon(r, number):
+    """W moves in a line of two dimensions that is another every second round; by NS5 of the estimate in it."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0x5B5B), number // 2), 1)
+    q, _ = np.linalg.qr(np.asarray(jax.random.normal(key, (2, 1))))
+    q = q * np.sign(q[0] * np.asarray(jax.random.normal(key, (2, 1)))[0])
+    estimate, v = np.zeros((2, 1)), np.zeros(3)
+    for p in range(r.perturbations):
+        own = zo.perturbation_key(jax.random.fold_in(SEED, number), 0, p)
+        b = np.asarray(jax.random.normal(jax.random.fold_in(own, 1), (2, 1)))
+        u = np.asarray(jax.random.normal(jax.random.fold_in(own, 0), (3,)))
+        z = np.concatenate([u, (b @ q.T).reshape(-1)])
+        g = np.mean([(f(i, r.x + MU * z) - f(i, r.x)) / MU for i in range(CLIENTS)])
+        estimate, v = estimate + g * b / r.perturbations, v + g * u / r.perturbations
+    x = estimate / (np.linalg.norm(estimate) + 1e-7)
+    for _ in range(5):
+        s = x @ x.T
+        x = 3.4445 * x + (-4.775 * s + 2.0315 * s @ s) @ x
+    r.x = r.x - RATE * np.concatenate([0.5 * v, (x @ q.T).reshape(-1)])
+
+
 READINGS = {
     "bszo": (bszo, {"prior": 1.5}, 2, "gaussian"),
     "fed_kseed": (fed_kseed, {"pool_seeds": 3}, 2, "gaussian"),
@@ -209,6 +229,7 @@ READINGS = {
     "muon": (muon, {}, 2, "gaussian"),
     "fzoo": (fzoo, {}, 4, "rademacher"),
     "hizoo": (hizoo, {}, 2, "gaussian"),
+    "zo_muon": (zo_muon, {"rank": 1, "hold_rounds": 2, "vector_share": 0.5}, 3, "gaussian"),
 }
 
 
@@ -223,7 +244,19 @@ def test_a_method_is_what_its_paper_says(name):
 
 
 OWN = ("fed_kseed", "just_one_byte")
-NEW = ("bszo", *OWN, "fzoo", "hiso_frozen", "hiso_isotropic", "hiso_one_number", "hizoo", "meazo", "muon", "r_adazo")
+NEW = (
+    "bszo",
+    *OWN,
+    "fzoo",
+    "hiso_frozen",
+    "hiso_isotropic",
+    "hiso_one_number",
+    "hizoo",
+    "meazo",
+    "muon",
+    "r_adazo",
+    "zo_muon",
+)
 
 
 @pytest.mark.parametrize("name", NEW)
