@@ -8,21 +8,36 @@ Bytes a round: 4·K·P up, 4·K·P down; memory: n·r numbers a matrix. Its code
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import PyTree
 
 from hiso_jax import zo
-from hiso_jax.algorithms._newton_schulz import newton_schulz, of_matrices
+from hiso_jax.algorithms._matrices import basis_key, newton_schulz, of_matrices
 from hiso_jax.algorithms._server import descent
 from hiso_jax.checks import finite, whole
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
-# Of the bases, the same in every run.
-BASES = 0x5B5B
 
+def held(rank: int, hold_rounds: int) -> optax.GradientTransformationExtraArgs:
+    """A head that measures in subspaces of ``rank`` dimensions, others after so many rounds.
 
-def basis_key(number: Array | int) -> Key[Array, ""]:
-    """The key of the bases that are held for the ``number``-th time."""
-    return jax.random.fold_in(jax.random.key(BASES), number)
+    Raises:
+      ValueError: one of them < 1.
+    """
+    whole("rank", rank, 1)
+    whole("hold_rounds", hold_rounds, 1)
+
+    def advance(bases: PyTree, delta: PyTree, step: zo.LocalStep) -> PyTree:
+        done = step.rounds + 1
+
+        def renewed() -> PyTree:
+            return zo.subspaces(basis_key(done // hold_rounds), delta, rank)
+
+        return jax.lax.cond(done % hold_rounds == 0, renewed, lambda: bases)
+
+    def first(params: PyTree) -> PyTree:
+        return zo.subspaces(basis_key(0), params, rank)
+
+    return zo.head(sampler=zo.Subspace(rank), curvature=first, advance=advance)
 
 
 @default_rates(digits=0.1)
@@ -41,25 +56,10 @@ def zo_muon(
       hold_rounds: ν, for which a subspace is held.
       vector_share: s, the vectors' rate in units of η; as in its code for images, for language models it is 1e-5.
     """
-    whole("rank", rank, 1)
-    whole("hold_rounds", hold_rounds, 1)
     finite("vector_share", vector_share)
-
-    def advance(bases: PyTree, delta: PyTree, step: zo.LocalStep) -> PyTree:
-        done = step.rounds + 1
-
-        def renewed() -> PyTree:
-            return zo.subspaces(basis_key(done // hold_rounds), delta, rank)
-
-        return jax.lax.cond(done % hold_rounds == 0, renewed, lambda: bases)
 
     def orthogonal(delta: PyTree, state: optax.EmptyState, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
         return of_matrices(newton_schulz, lambda v: zo.rounded(jnp.asarray(vector_share, v.dtype) * v), delta), state
 
-    head = zo.head(
-        sampler=zo.Subspace(rank),
-        curvature=lambda params: zo.subspaces(basis_key(0), params, rank),
-        advance=advance,
-    )
     matrices = optax.GradientTransformation(lambda params: optax.EmptyState(), orthogonal)
-    return Algorithm(optax.chain(head, matrices, descent(learning_rate)), perturbations=4)
+    return Algorithm(optax.chain(held(rank, hold_rounds), matrices, descent(learning_rate)), perturbations=4)

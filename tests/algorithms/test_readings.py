@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hiso_jax import algorithms, fed, zo
+from hiso_jax.algorithms._matrices import AXES, basis_key
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 CLIENTS, ROUNDS, MU, RATE, D = 4, 6, 1e-3, 0.05, 7
@@ -194,8 +195,8 @@ def muon(r, number):
     r.x = r.x - RATE * np.concatenate([v[:3], w.reshape(-1)])
 
 
-def zo_muon(r, number):
-    """W moves in a line of two dimensions that is another every second round; by NS5 of the estimate in it."""
+def in_a_line(r, number):
+    """Measured with W in a line of its outputs that is another every second round: the line, the estimates, v's."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0x5B5B), number // 2), 1)
     q, _ = np.linalg.qr(np.asarray(jax.random.normal(key, (2, 1))))
     q = q * np.sign(q[0] * np.asarray(jax.random.normal(key, (2, 1)))[0])
@@ -207,11 +208,31 @@ def zo_muon(r, number):
         z = np.concatenate([u, (b @ q.T).reshape(-1)])
         g = np.mean([(f(i, r.x + MU * z) - f(i, r.x)) / MU for i in range(CLIENTS)])
         estimate, v = estimate + g * b / r.perturbations, v + g * u / r.perturbations
+    return q, estimate, v
+
+
+def zo_muon(r, number):
+    """By NS5 of the estimate in the subspace."""
+    q, estimate, v = in_a_line(r, number)
     x = estimate / (np.linalg.norm(estimate) + 1e-7)
     for _ in range(5):
         s = x @ x.T
         x = 3.4445 * x + (-4.775 * s + 2.0315 * s @ s) @ x
     r.x = r.x - RATE * np.concatenate([0.5 * v, (x @ q.T).reshape(-1)])
+
+
+def zo_mopi(r, number):
+    """In the subspace, as its paper has it; M and the axis begin again with the subspace."""
+    q, estimate, v = in_a_line(r, number)
+    if number % 2 == 0:
+        start = np.asarray(jax.random.normal(jax.random.fold_in(basis_key(AXES), 1), (2, 1)))
+        r.subspace, r.axis, r.mean = estimate, start, v
+    else:
+        r.subspace, r.mean = 0.75 * r.subspace + 0.25 * estimate, 0.75 * r.mean + 0.25 * v
+    r.axis, _ = np.linalg.qr(r.subspace @ (r.subspace.T @ r.axis))
+    u = r.subspace.T @ r.axis
+    w = r.axis @ (u / np.linalg.norm(u, axis=0)).T @ q.T
+    r.x = r.x - RATE * np.concatenate([0.5 * r.mean, w.reshape(-1)])
 
 
 READINGS = {
@@ -229,6 +250,12 @@ READINGS = {
     "muon": (muon, {}, 2, "gaussian"),
     "fzoo": (fzoo, {}, 4, "rademacher"),
     "hizoo": (hizoo, {}, 2, "gaussian"),
+    "zo_mopi": (
+        zo_mopi,
+        {"rank": 1, "hold_rounds": 2, "vector_share": 0.5, "beta": 0.75, "components": 1},
+        3,
+        "gaussian",
+    ),
     "zo_muon": (zo_muon, {"rank": 1, "hold_rounds": 2, "vector_share": 0.5}, 3, "gaussian"),
 }
 
@@ -255,6 +282,7 @@ NEW = (
     "meazo",
     "muon",
     "r_adazo",
+    "zo_mopi",
     "zo_muon",
 )
 
