@@ -79,6 +79,13 @@ def hiso(r, number):
     r.x, r.h = r.x - RATE * d, 0.95 * r.h + 0.05 * (d**2 + 1e-8)
 
 
+def hiso_by_direction(r, number):
+    u, g = r.measured(number, np.sqrt(r.h))
+    r.x = r.x - RATE * mean_of(g, u, np.sqrt(r.h))
+    for s, z in zip(g, u, strict=True):
+        r.h = 0.95 * r.h + 0.05 * ((s / len(g) * z / np.sqrt(r.h)) ** 2 + 1e-8)
+
+
 def hiso_isotropic(r, number):
     u, g = r.measured(number, 1.0)
     d = mean_of(g, u, np.sqrt(r.h))
@@ -239,6 +246,7 @@ READINGS = {
     "bszo": (bszo, {"prior": 1.5}, 2, "gaussian"),
     "fed_kseed": (fed_kseed, {"pool_seeds": 3}, 2, "gaussian"),
     "hiso": (hiso, {}, 3, "gaussian"),
+    "hiso_by_direction": (hiso_by_direction, {}, 3, "gaussian"),
     "hiso_isotropic": (hiso_isotropic, {}, 3, "gaussian"),
     "hiso_one_number": (hiso_one_number, {}, 3, "gaussian"),
     "hiso_frozen": (hiso_frozen, {"learning_rounds": 3}, 3, "gaussian"),
@@ -275,6 +283,7 @@ NEW = (
     "bszo",
     *OWN,
     "fzoo",
+    "hiso_by_direction",
     "hiso_frozen",
     "hiso_isotropic",
     "hiso_one_number",
