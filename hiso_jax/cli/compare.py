@@ -176,7 +176,7 @@ class _Runs:
         if kept is not None:
             self.console.print(f"{title}: all {kept[0]['rounds']:,} rounds are done", highlight=False)
             return kept
-        display = Display(self.console, title, self.task, f"rate {rate:g}, {options.schedule}")
+        display = Display(self.console, title, self.task, f"rate {rate:g}, {options.schedule}", terse=True)
         own = {"algorithm": method.name, "learning_rate": rate, "seed": seed, "target": self.target}
         with exit_codes.refusing():
             resume = folder.exists()

@@ -44,8 +44,12 @@ def working(console: Console, what: str) -> Iterator[None]:
 class Display:
     """Shows the progress of one run; called with :class:`hiso_jax.fed.Progress` after every dispatch."""
 
-    def __init__(self, console: Console, title: str, task: Any, asked: str = "") -> None:
-        """``title`` names the run of ``task``; ``asked`` is what to say of it before its first round."""
+    def __init__(self, console: Console, title: str, task: Any, asked: str = "", *, terse: bool = False) -> None:
+        """``title`` names the run of ``task``; ``asked`` is what to say of it before its first round.
+
+        One of many runs is ``terse``: where lines are printed, only its last evaluation is one.
+        """
+        self._terse = terse
         self.console, self.title, self._task, self._asked = console, plain(title), task, asked
         self._loss, self._metric = math.nan, ""
         self._bar = Bar(
@@ -97,5 +101,6 @@ class Display:
             known.append(f"ETA {human_seconds(progress.expected_seconds or 0.0)}")
         figures = "  ".join(known)
         self._bar.update(self._row, completed=progress.round, total=progress.rounds, figures=figures)
-        if progress.evaluation and not self.console.is_terminal:
+        told = progress.round == progress.rounds or not self._terse
+        if progress.evaluation and told and not self.console.is_terminal:
             self.console.print(f"{self.title}: round {progress.round}/{progress.rounds}  {figures}", soft_wrap=True)

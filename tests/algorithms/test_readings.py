@@ -242,7 +242,17 @@ def zo_mopi(r, number):
     r.x = r.x - RATE * np.concatenate([0.5 * r.mean, w.reshape(-1)])
 
 
+def adamezo(r, number):
+    """The first three rounds as MeZO, then by the last three."""
+    (u,), (g,) = r.measured(number, 1.0)
+    r.past = [g * u, *getattr(r, "past", [])][:3]
+    num = sum(0.7**age * d for age, d in enumerate(r.past))
+    den = sum(0.9**age * d**2 for age, d in enumerate(r.past))
+    r.x = r.x - RATE * (g * u if number < 3 else 100 * num / (np.sqrt(den) + 1e-5))
+
+
 READINGS = {
+    "adamezo": (adamezo, {"window": 3}, 1, "gaussian"),
     "bszo": (bszo, {"prior": 1.5}, 2, "gaussian"),
     "fed_kseed": (fed_kseed, {"pool_seeds": 3}, 2, "gaussian"),
     "hiso": (hiso, {}, 3, "gaussian"),
@@ -280,6 +290,7 @@ def test_a_method_is_what_its_paper_says(name):
 
 OWN = ("fed_kseed", "just_one_byte")
 NEW = (
+    "adamezo",
     "bszo",
     *OWN,
     "fzoo",
@@ -302,7 +313,13 @@ def test_a_method_is_replayed_to_the_bit(name, directions):
     method = getattr(algorithms, name)(0.02)
     kept = None if name in OWN else directions
     config = fed.SimulationConfig(
-        rounds=8, cohort=4, perturbations=3, batch_size=8, eval_every=8, directions=kept, rounds_per_dispatch=4
+        rounds=8,
+        cohort=4,
+        perturbations=1 if name == "adamezo" else 3,
+        batch_size=8,
+        eval_every=8,
+        directions=kept,
+        rounds_per_dispatch=4,
     )
     result = fed.Simulation(linear_task(), method, digits_population(), config).run()
     assert result.diverged_at is None

@@ -161,7 +161,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["run", "--rounds", "many"], "--rounds: invalid literal for int() with base 10: 'many'"),
         (["run", "--task", "cifar"], "invalid choice 'cifar' for argument '--task'"),
-        (["run", "--algorithm", "adam"], "--algorithm must be one of bszo, decomfl, fed_adagrad"),
+        (["run", "--algorithm", "adam"], "--algorithm must be one of adamezo, bszo, decomfl, fed_adagrad"),
         (["run", "--sampler", "cauchy"], "invalid choice 'cauchy' for argument '--sampler'"),
         (["run", "--model", "vit"], "--model must be mlp or cnn for digits, got vit"),
         (["run", "--learning-rate", "nan"], "--learning-rate must be a positive finite number, got nan"),
@@ -222,7 +222,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--seed", "-1"], "--seed must be at least 0"),
         (["run", "--round", "3"], "--round"),
         (["run", "--mu"], "--mu"),
-        (["compare", "--algorithms", "hiso,adam"], "--algorithms must be one of bszo, decomfl"),
+        (["compare", "--algorithms", "hiso,adam"], "--algorithms must be one of adamezo, bszo, decomfl"),
         (["compare", "--algorithms", "hiso,hiso"], "--algorithms must not repeat"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (
