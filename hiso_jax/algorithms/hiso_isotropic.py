@@ -35,7 +35,7 @@ def _by_learned_root(decay: float, eps: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-@default_rates(digits=0.01)
+@default_rates(digits=0.03)
 def hiso_isotropic(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -11,7 +11,7 @@ from hiso_jax.checks import fraction, rate
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.003, mnist=0.0001)
+@default_rates(digits=0.005, mnist=0.0001)
 def zo_momentum(
     learning_rate: optax.ScalarOrSchedule,
     *,

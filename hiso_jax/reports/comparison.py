@@ -103,7 +103,8 @@ def ratio_words(ratio: Mapping[str, Any]) -> str:
     """A ratio and its interval on two lines."""
     sign = {"least": "≥ ", "most": "≤ ", None: ""}[ratio["bound"]]
     own = f"{sign}{ratio['value']:.3g}"
-    return own if ratio["low"] is None else f"{own}\n{ratio['low']:.2g}–{ratio['high']:.2g}"
+    # The baseline in its own units is no measurement.
+    return own if ratio["low"] in (None, ratio["high"]) else f"{own}\n{ratio['low']:.2g}–{ratio['high']:.2g}"
 
 
 def _lost(cost: Mapping[str, Any] | None) -> str:

@@ -172,6 +172,7 @@ def comparison_picture(
             axis.axhline(target, color="0.4", linewidth=0.8, linestyle="--")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelleft=column == 0)
         if column == 0:
             axis.set_ylabel(f"test {metric.name.replace('_', ' ')}")
     figure.legend(*first.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
