@@ -174,7 +174,7 @@ def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine)
     [
         (
             ["--algorithm", "decomfl", "--curvature-decay", "0.5"],
-            "--curvature-decay is an option of hiso, hiso_by_direction, hiso_frozen, hiso_isotropic, hiso_one_number; it would",
+            "--curvature-decay is an option of hiso, hiso_by_direction, hiso_frozen, hiso_isotropic, ",
         ),
         (["--partition", "iid", "--alpha", "3"], "--alpha is read by --partition dirichlet and dirichlet-balanced"),
         (["--shards-per-client", "7"], "--shards-per-client is read by --partition shards"),
