@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from hiso_jax.checks import positive, whole
 from hiso_jax.cli.language import comma_separated
 from hiso_jax.cli.options import Grid, Schedule, as_number
+from hiso_jax.fed.run import FEWEST_TRIES
 
 # Everyone is there, and nothing goes wrong.
 CALM: dict[str, Any] = {"availability": "always", "trace": None, "dropout": 0.0, "deadline": None}
@@ -49,7 +50,7 @@ class Compare(Grid):
           ValueError: naming the first option out of range.
         """
         super().__post_init__()
-        whole("tries", self.tries, 3)
+        whole("tries", self.tries, FEWEST_TRIES)
         whole("tuning_seeds", self.tuning_seeds, 1)
         if self.baseline is not None and self.baseline not in self.algorithms:
             raise ValueError(

@@ -63,6 +63,11 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "alpha": 1.0,
     "trainable": "lora",
     "test_rows": 200,
+    # Of a comparison, whose every trial is a run of minutes.
+    "schedules": ("constant",),
+    "tries": 3,
+    "tuning_seeds": 1,
+    "seeds": 1,
 }
 
 

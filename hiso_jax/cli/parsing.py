@@ -166,7 +166,7 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
         _check_known(command, given, list(flat), asked)
         if given.get("task") in get_args(TEXT_TASK_NAMES):
             own = {name: value for name, value in TEXT_DEFAULTS.items() if name not in _not_for(given)}
-            flat |= {name: replace(flat[name], default=value) for name, value in own.items()}
+            flat |= {name: replace(flat[name], default=value) for name, value in own.items() if name in flat}
         nested = _parsed(_grouped(kind, flat, methods), command, words)
         values = {name: value for group in vars(nested).values() for name, value in vars(group).items()}
         options = whole(**values)

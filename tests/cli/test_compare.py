@@ -150,6 +150,13 @@ def test_what_cannot_be_compared_is_one_sentence(capsys, tmp_path, words, senten
     assert not out.exists()
 
 
+def test_a_language_model_is_tuned_with_few_runs_by_default():
+    options = parse(Compare, "compare", ["--task", "sst2", "--model", "model"])
+    assert (options.schedules, options.tries, options.tuning_seeds, options.seeds) == (("constant",), 3, 1, 1)
+    digits = parse(Compare, "compare", [])
+    assert (len(digits.schedules), digits.tries, digits.tuning_seeds, digits.seeds) == (3, 5, 2, 3)
+
+
 def test_every_method_goes_with_every_command():
     """No option of a method has the name of one of the commands'."""
     options = parse(Compare, "compare", ["--algorithms", ",".join(algorithms.NAMES)])

@@ -174,7 +174,7 @@ def number_labels(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> di
     return numbered
 
 
-def clients_of(rows: Sequence[Row], column: str) -> Int[np.ndarray, "n"]:
+def numbered_clients(rows: Sequence[Row], column: str) -> Int[np.ndarray, "n"]:
     """Whose each row is: the place of its name among all of the column's, in their order.
 
     Raises:

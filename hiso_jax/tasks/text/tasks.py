@@ -10,7 +10,14 @@ from jaxtyping import Int
 
 from hiso_jax.models.lm import Pretrained, Tuned
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
-from hiso_jax.tasks.text.data import clients_of, given_rows, label_names, load_rows, number_labels, sample_rows
+from hiso_jax.tasks.text.data import (
+    given_rows,
+    label_names,
+    load_rows,
+    number_labels,
+    numbered_clients,
+    sample_rows,
+)
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation
 from hiso_jax.tasks.text.prompts import SOURCES, Prompt, PromptSet, Row, checked_words, prompt_for, user_prompt
 
@@ -121,7 +128,7 @@ def text_data(
         "test": sample_rows(found["test"], test_rows, seed),
     }
     length = source.max_length if source is not None else DEFAULT_MAX_LENGTH
-    clients = None if client_column is None else clients_of(chosen["train"], client_column)
+    clients = None if client_column is None else numbered_clients(chosen["train"], client_column)
     return TextData(name, prompt, chosen, names, length, None if source is None else source.target, clients)
 
 
