@@ -1,6 +1,7 @@
 """``hiso-jax compare``: several methods, each at its best, from the same starts, in one table."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -195,8 +196,14 @@ class _Runs:
         write_json(folder / FIGURES, {"figures": figures, "evaluations": [asdict(row) for row in result.metrics]})
         return figures, result.metrics
 
-    def _worst_tenth(self, params: Any, population: Any) -> float:
-        """The mean of the metric over the tenth of the clients that fare worst on their own training examples."""
+    def _worst_tenth(self, params: Any, population: Any) -> float | None:
+        """The mean of the metric over the tenth of the clients that fare worst on their own training examples.
+
+        None of generation, whose training examples have no answers to score.
+        """
+        train, test = self.task.train, self.task.test
+        if isinstance(train, Mapping) and not {*test} <= {*train}:
+            return None
         each = fed.client_metrics(self.task, params, population, most=READ_OF_A_CLIENT)
         metric = fed.metric_of(self.task, each)
         ordered = np.sort(metric.sign * each[metric.name])

@@ -77,6 +77,16 @@ def test_a_column_names_the_clients(capsys, tmp_path, model):
         assert len(errors.strip().splitlines()) == 1
 
 
+def test_a_comparison_tells_the_worst_tenth_of_the_clients(capsys, tmp_path, model, data):
+    out = tmp_path / "comparison"
+    words = [*options(model, data), *SMALL, "--algorithms", "decomfl", "--learning-rate", "0.01", "--trainable", "lora"]
+    code, text, errors = call(capsys, "compare", *words, "--out", out)
+    assert (code, errors) == (0, "")
+    run = json.loads((out / "comparison.json").read_text())["methods"]["decomfl"]["runs"][0]
+    assert 0 <= run["worst_tenth"] <= 1
+    assert "worst tenth" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

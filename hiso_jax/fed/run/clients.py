@@ -1,18 +1,20 @@
 """How a model does for each client, on the client's own examples."""
 
+from itertools import pairwise
+
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from hiso_jax.fed.population import Population
 from hiso_jax.fed.run.evaluation import make_evaluate
-from hiso_jax.fed.task import Task, frozen_of
+from hiso_jax.fed.task import Task, frozen_of, summarise
 
 
 def client_metrics(
     task: Task, params: PyTree, population: Population, *, most: int | None = None
 ) -> dict[str, Float[np.ndarray, "N"]]:
-    """The task's metrics for every client: means over the training examples that the client holds.
+    """The task's metrics for every client, over the training examples that the client holds.
 
     What an average hides is seen here: whom a model serves badly.
 
@@ -42,9 +44,8 @@ def client_metrics(
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     read = jax.tree.map(lambda column: column[held], task.train)
     values = jax.jit(make_evaluate(task.metrics))(params, read, frozen_of(task))
-    means = {}
-    for name, column in values.items():
-        own = np.asarray(column, np.float64)
-        if own.ndim == 1:
-            means[name] = np.add.reduceat(own, offsets[:-1]) / sizes
-    return means
+    host = {name: np.asarray(column) for name, column in values.items()}
+    own = [
+        summarise(task, {name: column[begin:end] for name, column in host.items()}) for begin, end in pairwise(offsets)
+    ]
+    return {name: np.array([each[name] for each in own]) for name in own[0]}
