@@ -267,7 +267,7 @@ def test_a_rate_is_found_and_told(capsys, tmp_path):
     code, text, errors = call(capsys, "run", *options, "--eval-every", "6", "--out", out)
     assert (code, errors) == (0, "")
     probe = fed.load(out).header["about"]["probe"]
-    assert probe["learning_rates"] == [0.0033, 0.01, 0.03, 0.09]
+    assert probe["learning_rates"] == [0.0057, 0.017, 0.051, 0.15]
     assert probe["fastest"] == probe["learning_rates"][int(np.argmin([loss or np.inf for loss in probe["losses"]]))]
     assert probe["learning_rate"] == fed.load(out).header["about"]["learning_rate"]
     assert probe["learning_rate"] in (probe["fastest"], float(f"{probe['fastest'] / 3:.2g}"))
