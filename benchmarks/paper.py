@@ -13,6 +13,7 @@ its own best value, any other method's those to its first evaluation at least as
 """
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -165,6 +166,11 @@ def command(preset: Preset, arguments: Arguments, folder: Path) -> list[str]:
     return [*words, *arguments.more.split(), "--out", str(folder)]
 
 
+def _value(value: float | None, sign: int) -> float:
+    """A value of the metric, larger is better; what is not finite, null in the file, is the worst."""
+    return -math.inf if value is None else sign * value
+
+
 def papers_table(folder: Path) -> Table:
     """Rounds under the paper's convention, means over the seeds."""
     content: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
@@ -174,7 +180,7 @@ def papers_table(folder: Path) -> Table:
     curves: dict[tuple[str, int], list[tuple[int, float]]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        curves.setdefault((row["algorithm"], row["seed"]), []).append((row["round"], sign * (row[metric] or 0)))
+        curves.setdefault((row["algorithm"], row["seed"]), []).append((row["round"], _value(row[metric], sign)))
     seeds = sorted({seed for _, seed in curves})
     best = {seed: max(curves["decomfl", seed], key=lambda at: at[1]) for seed in seeds}
     title = f"the paper's convention: rounds to DeComFL's own best {metric}, and to match it"

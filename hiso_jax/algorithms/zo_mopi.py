@@ -40,7 +40,7 @@ def _power_iteration(beta: float, components: int, hold_rounds: int, share: floa
     def update(delta: PyTree, state: _State, params: PyTree = None) -> tuple[PyTree, _State]:
         new = state.rounds % hold_rounds == 0
         momentum = jax.tree.map(lambda m, d: jnp.where(new, d, moving_average(m, d, beta)), state.momentum, delta)
-        begun = jax.tree.map(lambda v, v0: jnp.where(new, v0, v), state.axes, _first_axes(delta, components))
+        begun = jax.lax.cond(new, lambda: _first_axes(delta, components), lambda: state.axes)
         axes = of_matrices(lambda m, v: jnp.linalg.qr(m @ (m.T @ v))[0], lambda m, v: v, momentum, begun, as_leaf=False)
 
         def factor(m: Array, v: Array) -> Array:

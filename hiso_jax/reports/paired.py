@@ -76,10 +76,9 @@ def paired_ratio(
             continue
         if took is None or base is None:
             bounds.add("least" if took is None else "most")
-        numbers = took or _whole(own[seed], figure), base or _whole(others[seed], figure)
-        if not all(numbers):
-            continue
-        logs.append(math.log(numbers[0] / numbers[1]))  # type: ignore[operator]
+        took, base = took or _whole(own[seed], figure), base or _whole(others[seed], figure)
+        if took and base:
+            logs.append(math.log(took / base))
     if not logs or len(bounds) > 1:
         return None
     mean, low, high = interval(logs)
