@@ -173,9 +173,8 @@ def head(
         key, updates = lax.optimization_barrier((key, jax.tree.map(jnp.asarray, updates)))
         scalars = slopes(updates)
 
-        def delta_of(step: int | Array, scalars: Array) -> PyTree:
-            shape = state.curvature
-            return accumulate(key, scalars, params, step=step, curvature=shape, sampler=state.directions, groups=groups)
+        shape = state.curvature
+        delta_of = partial(accumulate, key, params=params, curvature=shape, sampler=state.directions, groups=groups)
 
         def advance_at(shape: PyTree, delta: PyTree, step: int | Array, aggregate: PyTree) -> PyTree:
             own, directions_of = jax.random.fold_in(key, step), deal(key, step, params).of
@@ -184,12 +183,12 @@ def head(
 
         def body(carry: tuple[PyTree, PyTree], term: tuple[Array, PyTree]) -> tuple[tuple[PyTree, PyTree], None]:
             (total, shape), (step, aggregate) = carry, term
-            delta = delta_of(step, slopes(aggregate))
+            delta = delta_of(slopes(aggregate), step=step)
             return (_add(total, delta), advance_at(shape, delta, step, aggregate) if every_step else shape), None
 
         aggregate, last_step = updates, scalars.shape[0] - 1
-        delta = _last_delta(scalars, ascent, lambda: delta_of(last_step, scalars[last_step]))
-        total, shape = delta, state.curvature
+        delta = _last_delta(scalars, ascent, lambda: delta_of(scalars[last_step], step=last_step))
+        total = delta
         if last_step:
             zero = jax.tree.map(jnp.zeros_like, delta)
             steps = (jnp.arange(last_step), jax.tree.map(lambda x: x[:last_step], aggregate))

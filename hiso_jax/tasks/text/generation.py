@@ -174,9 +174,7 @@ def text_generation(
             own["answer"].append(len(kept))
             own["prompt"].append(truncate(ids, max_length - max_new_tokens, bos))
     lengths = [len(ids) for own in splits.values() for part in ("tokens", "prompt") for ids in own[part]]
-    # Wide enough for the positions before an answer of the greatest length.
-    lengths = [max(length, answer_length + 1) for length in lengths]
-    buckets = tuple(b for b in buckets_for(lengths, max_length) if b > answer_length)
+    buckets = _wide_enough(lengths, max_length, answer_length)
     fill = pad_token(tokenizer)
 
     def arrays(own: dict[str, list]) -> dict[str, np.ndarray]:
@@ -208,6 +206,12 @@ def text_generation(
         golden=tuple(tuple(prompt.answers(row)) for row in rows["test"]),
         name=name,
     )
+
+
+def _wide_enough(lengths: Sequence[int], max_length: int, answer_length: int) -> tuple[int, ...]:
+    """Buckets with room for the positions before an answer of the greatest length."""
+    wide = [max(length, answer_length + 1) for length in lengths]
+    return tuple(bucket for bucket in buckets_for(wide, max_length) if bucket > answer_length)
 
 
 def _encode(prompt: Prompt, tokenizer: Any, rows: Sequence[Row], split: str) -> list[tuple[list[int], list[int]]]:
