@@ -132,7 +132,8 @@ class Arguments:
       reviews: folder with train and validation files of movie reviews.
       smollm2: the language model for them.
       out: folder of the comparisons.
-      more: options of `hiso-jax compare` in place of a preset's, in one word with its sign: --more="--seeds 10 --tries 7".
+      more: options of `hiso-jax compare` in place of a preset's, in one word, typed with an equals sign:
+        --more="--seeds 10 --tries 7".
     """
 
     presets: str = "digits"
