@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from optax import GradientTransformation
 
 from hiso_jax import channels
+from hiso_jax.algorithms._guarded import guarded
 from hiso_jax.algorithms._travel import dealt, in_few_bits
 from hiso_jax.fed.algorithm import Algorithm, Factory
 
 GROUP = "hiso_jax.algorithms"
 # Every method that sends scalars can be asked for these.
-SHARED: tuple[Callable[..., Algorithm], ...] = (dealt, in_few_bits)
+SHARED: tuple[Callable[..., Algorithm], ...] = (dealt, in_few_bits, guarded)
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 FACTORIES: dict[str, Factory] = {name: getattr(import_module(f"{__name__}.{name}"), name) for name in NAMES}
 globals().update(FACTORIES)
@@ -150,6 +151,10 @@ class Method:
             elif part == "send":
                 wire = replace(algorithm.wire, up_bits=bits)
                 algorithm = replace(algorithm, send=(*algorithm.send, made), wire=wire)
+            elif part == "attack":
+                algorithm = replace(algorithm, attack=made)
+            elif part == "rescale":
+                algorithm = replace(algorithm, rescale=(*algorithm.rescale, made))
             else:
                 algorithm = replace(algorithm, combine=made, wire=replace(algorithm.wire, down_bits=bits))
         for shared in SHARED:
@@ -172,8 +177,9 @@ def load(name: str) -> Method:
         if channel not in channels.NAMES:
             raise ValueError(f"algorithm {name} must go through one of {', '.join(channels.NAMES)}; got {channel!r}")
     parts = [channels.part_of(channels.FACTORIES[channel]) for channel in through]
-    if parts.count("combine") > 1:
-        raise ValueError(f"algorithm {name} must go through one combiner at most: messages are combined once")
+    for part, why in (("combine", "messages are combined once"), ("attack", "the hostile are of one mind")):
+        if parts.count(part) > 1:  # type: ignore[arg-type]
+            raise ValueError(f"algorithm {name} must go through one channel at most that says how to {part}: {why}")
     if base in NAMES:
         return Method(name, FACTORIES[base], through)
     source, _, attribute = base.rpartition(":")

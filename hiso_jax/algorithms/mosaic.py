@@ -51,7 +51,7 @@ def mosaic(
     server = descent(learning_rate, weight_decay=weight_decay, momentum=momentum)
     algorithm = Algorithm(
         optax.chain(zo.scale_by_zo(sampler=sampler), server),
-        combine=channels.clipped_mean() if clipping else channels.mean(),
+        rescale=(channels.clip_to_median(),) if clipping else (),
         wire=FewBits(**message_bits(scalar_bits, bytes_up), aggregate_bits=aggregate_bits or 32, relay=relay),
         perturbations=64,
         local_share=1 / 3,

@@ -1,8 +1,9 @@
 """What may happen to messages between clients and server, and how they become one: one file each.
 
 A channel is a factory named as its file, ``name(*, options)``; its keywords are its options on the command line. What
-it returns its annotation says: a :data:`~hiso_jax.fed.algorithm.Send`, a :data:`~hiso_jax.fed.algorithm.Combine` or
-:class:`~hiso_jax.fed.algorithm.RescaledMean`, or a :class:`~hiso_jax.fed.wire.Wire`.
+it returns its annotation says: a :data:`~hiso_jax.fed.algorithm.Send`, an :class:`~hiso_jax.fed.algorithm.Attack`, a
+:class:`~hiso_jax.fed.algorithm.Rescale`, a :data:`~hiso_jax.fed.algorithm.Combine` or
+:class:`~hiso_jax.fed.algorithm.PrivateMean`, or a :class:`~hiso_jax.fed.wire.Wire`.
 """
 
 import pkgutil
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from hiso_jax.fed.algorithm import Send, Wire
+from hiso_jax.fed.algorithm import Attack, Rescale, Send, Wire
 
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 FACTORIES: dict[str, Callable[..., Any]] = {name: getattr(import_module(f"{__name__}.{name}"), name) for name in NAMES}
@@ -21,10 +22,19 @@ if TYPE_CHECKING:
         """A channel's factory is found under its file's name."""
 
 
-__all__ = ["FACTORIES", "NAMES", "part_of", *NAMES]
+__all__ = ["FACTORIES", "NAMES", "Part", "names_of", "part_of", *NAMES]
 
 
-def part_of(factory: Callable[..., Any]) -> Literal["send", "combine", "wire"]:
-    """Which part of an algorithm a factory makes: what happens on the way, how messages become one, or their bits."""
+Part = Literal["send", "attack", "rescale", "combine", "wire"]
+
+
+def part_of(factory: Callable[..., Any]) -> Part:
+    """Which part of an algorithm a factory makes."""
     made = get_type_hints(factory)["return"]
-    return "send" if made == Send else "wire" if made == Wire else "combine"
+    parts: dict[Any, Part] = {Send: "send", Attack: "attack", Rescale: "rescale", Wire: "wire"}
+    return parts.get(made, "combine")
+
+
+def names_of(*parts: Part) -> tuple[str, ...]:
+    """The names of the channels that make one of these parts."""
+    return tuple(name for name in NAMES if part_of(FACTORIES[name]) in parts)

@@ -1,36 +1,24 @@
-"""Clipping of messages to a norm (Pascanu et al., arXiv 1211.5063), by the sender or at the server's door."""
+"""Clipping of messages to a fixed norm at the server's door (Pascanu et al., arXiv 1211.5063)."""
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.checks import positive
-from hiso_jax.fed.algorithm import Send, Senders
+from hiso_jax.fed.algorithm import Rescale
+from hiso_jax.fed.norms import shortening
 
 
-def clip(*, clip_norm: float = 1.0) -> Send:
+def clip(*, clip_norm: float = 1.0) -> Rescale:
     """Every message shortened to Euclidean length ``clip_norm`` if it is longer.
 
     Args:
-      clip_norm: longest message that clip lets pass, as a Euclidean norm over all its numbers.
+      clip_norm: longest message that passes as it is, as a Euclidean norm over all its numbers.
 
     Raises:
       ValueError: ``clip_norm`` not positive and finite.
     """
     positive("clip_norm", clip_norm)
 
-    def send(messages: PyTree, senders: Senders, key: Array) -> PyTree:
-        rows = jnp.concatenate([m.reshape(len(m), -1) for m in jax.tree.leaves(messages)], axis=1)
-        # In units of the largest, whose square may be beyond what a float holds.
-        largest = jnp.abs(rows).max(1)
-        unit = jnp.where(largest > 0, largest, 1)
-        length = jnp.linalg.norm(rows / unit[:, None], axis=1)
-        too_long = length > clip_norm / unit
+    def factors(messages: PyTree, weights: Float[Array, "C"], state: PyTree) -> tuple[Float[Array, "C"], PyTree]:
+        return shortening(messages, weights > 0, clip_norm), state
 
-        def shorten(message: Array) -> Array:
-            own = tuple(jnp.expand_dims(x, range(1, message.ndim)) for x in (too_long, unit, length))
-            return jnp.where(own[0], message / own[1] * (clip_norm / own[2]), message).astype(message.dtype)
-
-        return jax.tree.map(shorten, messages)
-
-    return send
+    return Rescale(factors)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.fed.algorithm import Combine, separable
+from hiso_jax.fed.algorithm import Combine, compares, separable
 
 
+@compares
 @separable
 def _median(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTree:
     def one(message: Array) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.checks import fraction
-from hiso_jax.fed.algorithm import Combine, separable
+from hiso_jax.fed.algorithm import Combine, compares, separable
 
 
 def trimmed_mean(*, trim: float = 0.2) -> Combine:
@@ -19,6 +19,7 @@ def trimmed_mean(*, trim: float = 0.2) -> Combine:
     """
     fraction("trim", trim, below=0.5)
 
+    @compares
     @separable
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTree:
         counted = (weights > 0).sum()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
+from hiso_jax import channels
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.language import GENERATES
 from hiso_jax.cli.methods import given_to
@@ -107,6 +108,14 @@ def check_heeded(options: Any, methods: Sequence[Method], given: Collection[str]
         for name in rule.names:
             if name in given and not rule.read(options):
                 raise ValueError(f"{name} is read by {rule.by}; it would have no effect with {rule.now(options)}")
+    attacked = any(channels.part_of(channels.FACTORIES[name]) == "attack" for m in methods for name in m.channels)
+    if attacked != bool(options.attackers):
+        raise ValueError(
+            "attackers must be given with --attack, a share of the clients above 0, and only then; got "
+            f"{options.attackers:g} and {'an attack' if attacked else 'no attack'}"
+        )
+    if "attackers_of" in given and not attacked:
+        raise ValueError("attackers_of is read with --attack; it would have no effect where nobody is hostile")
     reading: set[str] = set()
     for method in methods:
         measure = method.build(1e-3, given_to(method, options)).measure

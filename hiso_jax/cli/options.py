@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "validation",
     ),
     "federation": ("clients", "cohort", "local_steps", "batch_size", "weighting", "eval_every"),
+    "hostile clients": ("combine", "attack", "attackers", "attackers_of"),
     "measurement": ("perturbations", "mu", "method", "matmul_precision"),
     "data": ("data_dir", "partition", "column", "alpha", "shards_per_client", "virtual", "client_examples"),
     "language model": tuple(field.name for field in fields(Language)),
@@ -105,6 +106,10 @@ class Experiment(SimulationConfig, Presence, Language):
       client_examples: fewest and most examples that a virtual client holds, log-uniform in between.
       alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
       shards_per_client: label shards dealt to each client in the shards partition.
+      combine: how the server combines messages, in place of the method's own way: mean, median, trimmed_mean, krum,
+        multi_krum, geometric_median, private_mean; A+B first shortens them by A, clip or clip_to_median. A channel of
+        hiso_jax.channels each, with options of its own.
+      attack: what hostile clients send: sign_flip, scaled, gaussian_attack, inner_product or colluding, a channel each.
       schedule: how the learning rate runs over the rounds: constant, decaying to zero (cosine, linear), or as
         1/√(1 + round/100).
       target: value of the task's metric whose first reaching is reported; by default the task's own.
@@ -121,6 +126,8 @@ class Experiment(SimulationConfig, Presence, Language):
     client_examples: Annotated[tuple[int, ...], comma_separated(int, "MIN,MAX")] = (16, 256)
     alpha: float = 0.5
     shards_per_client: int = 2
+    combine: str | None = None
+    attack: str | None = None
     schedule: Schedule = "constant"
     target: float | None = None
     out: Path | None = None

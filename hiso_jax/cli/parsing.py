@@ -96,6 +96,45 @@ def _asked_for(command: type, words: Mapping[str, str | None]) -> list[str]:
     return [own["algorithm"].default if given is None else given]
 
 
+def _without(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The words but for some options, each with what stands behind it."""
+    kept, skip = [], False
+    for word in words:
+        match = re.fullmatch(r"--([A-Za-z][\w-]*)(?:=(.*))?", word, re.DOTALL)
+        if match:
+            named = match[1].replace("-", "_") in names
+            skip = named and match[2] is None
+            if named:
+                continue
+        elif skip:
+            skip = False
+            continue
+        kept.append(word)
+    return kept
+
+
+def _through_channels(command: type, words: Sequence[str]) -> list[str]:
+    """The words with ``--combine`` and ``--attack`` as a part of the methods' names, which they are.
+
+    Raises:
+      ValueError: there is no such channel.
+    """
+    given = option_words(words)
+    allowed = {"combine": channels.names_of("combine", "rescale"), "attack": channels.names_of("attack")}
+    added = ""
+    for option, names in allowed.items():
+        asked = given.get(option)
+        for name in (asked or "").split("+") if option in given else ():
+            if name not in names:
+                raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
+        added += f"+{asked}" if option in given else ""
+    if not added or "resume" in given:
+        return list(words)
+    own = "algorithms" if "algorithms" in own_options(command) else "algorithm"
+    methods = ",".join(f"{name}{added}" for name in _asked_for(command, given))
+    return [*_without(words, (*allowed, own)), as_typed(own), methods]
+
+
 def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[str], asked: Sequence[str]) -> None:
     """Refuse an option that neither the command nor its methods have, and say where it belongs.
 
@@ -107,6 +146,7 @@ def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[
         if name in accepted:
             continue
         through = [each for each in channels.NAMES if asked and name in algorithms.load(f"decomfl+{each}").options]
+        through = [] if name in algorithms.load("decomfl").options else through
         owners = [other for other in algorithms.NAMES if asked and name in algorithms.load(other).options]
         if through and not owners:
             raise UsageError(
@@ -158,8 +198,9 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
         _check_known(command, given, list(own_options(kind)), [])
         return _parsed(kind, command, words)
     try:
-        asked = _asked_for(kind, given)
         _check_resumed(command, given)
+        words = _through_channels(kind, words)
+        asked = _asked_for(kind, option_words(words))
         methods = list(methods_of(asked).values())
         whole = options_with(kind, methods)
         flat = own_options(whole) | shared_options(methods) | own_options(kind)

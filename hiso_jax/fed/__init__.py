@@ -2,19 +2,22 @@
 
 from hiso_jax.fed.algorithm import (
     Algorithm,
+    Attack,
     Coded,
     FewBits,
     Local,
     LocalClient,
+    PrivateMean,
     Probes,
     Relayed,
-    RescaledMean,
+    Rescale,
     Senders,
     StatefulCombine,
     Wire,
     are_finite,
     mean,
     probes,
+    secret,
     separable,
 )
 from hiso_jax.fed.devices import Execution, ExecutionSettings, make_mesh
@@ -57,7 +60,7 @@ from hiso_jax.fed.population import (
     shards,
     virtual,
 )
-from hiso_jax.fed.round import make_round
+from hiso_jax.fed.round import first_memory, make_round
 from hiso_jax.fed.run import (
     Best,
     Grid,
@@ -84,6 +87,7 @@ from hiso_jax.fed.task import Metric, Task, hold_out, metric_of
 
 __all__ = [
     "Algorithm",
+    "Attack",
     "Bernoulli",
     "Best",
     "ClientRates",
@@ -105,12 +109,13 @@ __all__ = [
     "Metric",
     "Participation",
     "Population",
+    "PrivateMean",
     "Probes",
     "Progress",
     "RateProbe",
     "Records",
     "Relayed",
-    "RescaledMean",
+    "Rescale",
     "Result",
     "RoundCosts",
     "RoundRecord",
@@ -142,6 +147,7 @@ __all__ = [
     "find_rate",
     "fingerprint",
     "first_at_target",
+    "first_memory",
     "hold_out",
     "iid",
     "init_key",
@@ -161,6 +167,7 @@ __all__ = [
     "round_key",
     "sample_cohort",
     "save_delta",
+    "secret",
     "separable",
     "shards",
     "sweep",

@@ -1,28 +1,42 @@
-"""What a method of federated training is: a value of five parts.
+"""What a method of federated training is: a value of a few parts.
 
-A round is measure → valid → send → valid → combine → update. What a client measures, what may happen to its message,
-how messages become one aggregate, what the server makes of that, and how many bytes it takes: each is a value here.
-Messages and aggregates are trees of arrays: of scalars, [C, K, P] and [K, G·P], for methods that measure along
+A round is measure → valid → send → valid → rescale → combine → update. What a client measures, what may happen to its
+message, how messages become one aggregate, what the server makes of that, and how many bytes it takes: each is a value
+here. Messages and aggregates are trees of arrays: of scalars, [C, K, P] and [K, G·P], for methods that measure along
 directions, of the parameters' shapes for methods that train on the client.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
-from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
+from hiso_jax.fed.aggregation import (
+    Attack,
+    Combine,
+    PrivateMean,
+    Rescale,
+    Send,
+    Senders,
+    StatefulCombine,
+    by_number,
+    compares,
+    in_bits,
+    is_secret,
+    is_separable,
+    mean,
+    secret,
+    separable,
+)
 from hiso_jax.fed.codes import Coded, Relayed, are_finite
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Probes, probes
 from hiso_jax.fed.wire import FewBits, Wire, float32
-from hiso_jax.zo import Difference, Method, pin
+from hiso_jax.zo import Difference, Method
 
 __all__ = [
     "Algorithm",
+    "Attack",
     "Coded",
     "Combine",
     "Factory",
@@ -30,9 +44,10 @@ __all__ = [
     "Local",
     "LocalClient",
     "Measure",
+    "PrivateMean",
     "Probes",
     "Relayed",
-    "RescaledMean",
+    "Rescale",
     "Send",
     "Senders",
     "StatefulCombine",
@@ -40,148 +55,18 @@ __all__ = [
     "are_finite",
     "as_algorithm",
     "by_number",
+    "compares",
     "default_rates",
     "float32",
     "in_bits",
+    "is_secret",
     "is_separable",
     "mean",
     "measured_by",
     "probes",
+    "secret",
     "separable",
 ]
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-# ---------------------------------------------------------------- send and combine
-
-
-class Senders(NamedTuple):
-    """Who sends.
-
-    Attributes:
-      numbers: of the clients in the population, [C].
-      places: in the cohort, 0 to C − 1, [C].
-    """
-
-    numbers: Int[Array, "C"]
-    places: Int[Array, "C"]
-
-
-Send = Callable[[PyTree[Shaped[Array, "C ..."]], Senders, Key[Array, ""]], PyTree[Shaped[Array, "C ..."]]]
-"""(messages [C, ...], senders, key) → messages: what happens on the way, honest or not."""
-
-Combine = Callable[[PyTree[Shaped[Array, "C ..."]], Float[Array, "C"], Key[Array, ""]], PyTree]
-"""(messages [C, ...], weights [C], key) → aggregate. A weight of 0: its message does not count, and may be anything."""
-
-
-@dataclass(frozen=True)
-class StatefulCombine:
-    """A combiner that remembers something from round to round.
-
-    Its state is in the run's snapshots; on resume it is advanced from the ledger's messages.
-
-    Attributes:
-      init: the shapes of the messages [C, ...] → the first state, a tree of arrays.
-      combine: (messages, weights, key, state) → (aggregate, state).
-    """
-
-    init: Callable[[PyTree], PyTree]
-    combine: Callable[[PyTree, Float[Array, "C"], Key[Array, ""], PyTree], tuple[PyTree, PyTree]]
-
-
-@dataclass(frozen=True)
-class RescaledMean:
-    """The weighted mean of messages, each multiplied by a factor of its own that all of them decide.
-
-    Attributes:
-      factors: (messages [C, ...], weights [C]) → [C]. A weight of 0: its message does not count.
-    """
-
-    factors: Callable[[PyTree, Float[Array, "C"]], Float[Array, "C"]]
-
-
-def separable(function: F) -> F:
-    """Declare that a channel or combiner treats every number of a message by itself.
-
-    It is then called for one number of all clients at a time, a tree of [C] arrays, with a key of its own for each
-    (local step, perturbation), so that a round may aggregate a perturbation before the next is measured.
-    """
-    function.separable = True  # type: ignore[attr-defined]
-    return function
-
-
-def in_bits(bits: int) -> Callable[[F], F]:
-    """Declare how many bits each number takes that a channel or combiner gives; undeclared it is a float32."""
-
-    def declare(function: F) -> F:
-        function.bits = bits  # type: ignore[attr-defined]
-        return function
-
-    return declare
-
-
-def is_separable(function: Any) -> bool:
-    """Whether :func:`separable` declared it."""
-    return getattr(function, "separable", False)
-
-
-def by_number(
-    function: Callable[[PyTree, Key[Array, ""]], PyTree],
-    messages: PyTree[Shaped[Array, "C K P"]],
-    key: Key[Array, ""],
-    first: Int[Array, ""] | int = 0,
-) -> PyTree:
-    """``function(one number of all clients [C], its key)`` for each local step and perturbation, joined.
-
-    Args:
-      function: its outputs [C] or [] become [C, K, P] or [K, P].
-      messages: scalars.
-      key: folded by the local step, then by the perturbation.
-      first: the number of the first of the perturbations, if they are not all.
-    """
-    leaves = jax.tree.leaves(messages)
-    steps, perturbations = leaves[0].shape[1:]
-    # One after the other: all at once would be summed in another order than each by itself, and a run that aggregates
-    # while its directions go by must make the same bits.
-    columns = jax.tree.map(lambda x: x.reshape(len(x), -1).T, messages)
-
-    def one(each: tuple[PyTree, Int[Array, ""]]) -> PyTree:
-        column, place = each
-        step, index = place // perturbations, first + place % perturbations
-        return function(column, jax.random.fold_in(jax.random.fold_in(key, step), index))
-
-    count = steps * perturbations
-    # Never a loop of one turn: XLA would dissolve it into what stands around it, and the last bit would part.
-    turns = max(count, 2)
-    columns = jax.tree.map(lambda x: jnp.pad(x, ((0, turns - count), (0, 0)), mode="edge"), columns)
-    made = lax.map(one, (columns, jnp.minimum(jnp.arange(turns), count - 1)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x[:count], 0, -1).reshape(*x.shape[1:], steps, perturbations), made)
-
-
-@separable
-def mean(
-    messages: PyTree[Shaped[Array, "C ..."]], weights: Float[Array, "C"], key: Key[Array, ""] | None = None
-) -> PyTree[Shaped[Array, "..."]]:
-    """The weighted mean over the clients of positive weight (HiSo, Algorithm 1); zero if there is none.
-
-    Args:
-      messages: of every client of the cohort; those of weight zero may be anything, NaN too.
-      weights: zero for a client that does not count.
-      key: not used.
-    """
-    del key
-    total = weights.sum()
-    divisor = pin(jnp.where(total > 0, total, 1))
-
-    def one(message: Shaped[Array, "C ..."]) -> Shaped[Array, "..."]:
-        own = jnp.expand_dims(weights.astype(message.dtype), range(1, message.ndim))
-        counted = jnp.where(own > 0, message * own, 0)
-        return pin(pin(counted).sum(0) / divisor.astype(message.dtype))
-
-    return jax.tree.map(one, messages)
-
-
-# ---------------------------------------------------------------- an algorithm
 
 
 @dataclass(frozen=True)
@@ -192,7 +77,9 @@ class Algorithm:
       tx: the server's rule, an optax transformation of aggregates. For methods that measure along directions its head
         (``scale_by_zo``, ``scale_by_hiso``, ``zo.head``) rebuilds Δ from scalars, and anyone can replay it.
       measure: what a client measures; None means finite differences by the run's ``method``.
-      send: what happens to the messages on their way, in order.
+      send: what clients do with their messages before they send them, in order.
+      attack: what hostile clients send; who they are the run says.
+      rescale: how the server shortens messages before it combines them, in order.
       combine: how they become one aggregate.
       wire: in how many bits numbers travel.
       perturbations: P that it is made for, if a run does not say another; None is 5, as in DeComFL and HiSo.
@@ -206,7 +93,9 @@ class Algorithm:
     tx: optax.GradientTransformation
     measure: Measure | None = None
     send: tuple[Send, ...] = ()
-    combine: Combine | StatefulCombine | RescaledMean = mean
+    attack: Attack | None = None
+    rescale: tuple[Rescale, ...] = ()
+    combine: Combine | StatefulCombine | PrivateMean = mean
     wire: Wire = float32
     perturbations: int | None = None
     fewest_perturbations: int = 1
@@ -225,20 +114,37 @@ class Algorithm:
         return not isinstance(self.measure, Local)
 
     @property
+    def is_private(self) -> bool:
+        """Whether what everyone is told is noised by the server, and nothing else may be told."""
+        return isinstance(self.combine, PrivateMean)
+
+    @property
+    def needs_secret(self) -> bool:
+        """Whether something in it draws what nobody else may draw."""
+        return self.is_private or any(map(is_secret, self.send))
+
+    @property
     def is_separable(self) -> bool:
-        """Whether a perturbation can be aggregated without the others."""
-        return self.has_scalars and self.wire.is_exact and all(map(is_separable, (*self.send, self.combine)))
+        """Whether a perturbation can be aggregated without the others, but for what rarely happens."""
+        forge = () if self.attack is None else (self.attack.forge,)
+        alone = all(map(is_separable, (*self.send, *forge, self.combine)))
+        return self.has_scalars and self.wire.is_exact and alone and all(each.is_rare for each in self.rescale)
 
     @property
     def description(self) -> dict[str, Any]:
         """What of it can be written down, so that another is told from it; ``tx`` is told by what it leads to."""
         measure = self.measure
-        return {
+        said: dict[str, Any] = {
             "measure": list(measure.difference.offsets) if isinstance(measure, Probes) else _name(measure),
             "send": [_name(send) for send in self.send],
             "combine": _name(self.combine),
             "wire": self.wire.description,
         }
+        if self.rescale:
+            said["rescale"] = [_name(each) for each in self.rescale]
+        if self.attack is not None:
+            said["attack"] = _name(self.attack)
+        return said
 
     @property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
@@ -274,8 +180,12 @@ def _name(part: Any) -> str | None:
         return _name(part.train)
     if isinstance(part, StatefulCombine):
         return _name(part.combine)
-    if isinstance(part, RescaledMean):
+    if isinstance(part, Rescale):
         return _name(part.factors)
+    if isinstance(part, Attack):
+        return _name(part.forge)
+    if isinstance(part, PrivateMean):
+        return f"PrivateMean({part.clip_norm:g}, {part.noise_multiplier:g})"
     return None if part is None else getattr(part, "__qualname__", type(part).__qualname__)
 
 

@@ -12,6 +12,7 @@ PRESENCE_STREAM = 0xA77E0001
 TRAITS_STREAM = 0xFA170001
 POPULATION_STREAM = 0xB0B00001
 CHANNEL_STREAM = 0xC4A70001
+ATTACKERS_STREAM = 0xBAD00001
 
 
 def round_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
@@ -52,6 +53,11 @@ def traits_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
 def population_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
     """The key of virtual clients: what they hold, apart from every key of the rounds of the same seed."""
     return _stream(seed_key, POPULATION_STREAM)
+
+
+def attackers_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key of which clients are hostile."""
+    return _stream(seed_key, ATTACKERS_STREAM)
 
 
 def channel_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:

@@ -22,6 +22,8 @@ from hiso_jax.fed.ledger.storage import Storage, differences, lock
 logger = logging.getLogger("hiso_jax")
 SNAPSHOT_SECONDS = 600.0
 # What a run that is continued must have in common with its beginning, and how to say so.
+# What runs of earlier releases could not be asked for.
+UNASKED = {"attackers": 0.0, "attackers_of": "population", "public_cohorts": False}
 SAME = {
     "algorithm": "what the method measures, sends, combines or counts",
     "columns": "the numbers of a round",
@@ -203,7 +205,7 @@ class FileKeeper(Keeper):
             raise ValueError(f"rounds cannot be added to {found.path.parent}: it diverged at round {diverged_at}")
         if more and more < len(found.rows):
             raise ValueError(f"rounds must be at least the {len(found.rows)} that the run has, got {more}")
-        before = {**before, "config": {**before["config"], "rounds": rounds}}
+        before = {**before, "config": {**UNASKED, **before["config"], "rounds": rounds}}
         for name, meaning in SAME.items():
             if before[name] == now[name]:
                 continue

@@ -273,6 +273,9 @@ def _check_rows(path: Path, rows: np.ndarray) -> None:
     """
     if (rows["round"] != np.arange(len(rows))).any():
         raise ValueError(f"{path} is refused: its rounds are not numbered 0, 1, …")
+    counted = rows["clipped"] if "clipped" in (rows.dtype.names or ()) else np.zeros(1)
+    if (counted < 0).any() or (counted > rows["cohort"].shape[1]).any():
+        raise ValueError(f"{path} is refused: its rounds clip more messages than they have")
     if (rows["cohort"] < 0).any() or not np.isin(rows["attendance"], range(REPORTED + 1)).all():
         raise ValueError(f"{path} is refused: its rounds name clients or attendances that there are not")
 

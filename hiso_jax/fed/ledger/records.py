@@ -22,12 +22,16 @@ class RoundRecord(NamedTuple):
       aggregate: what everyone is told and what was applied, ĝ [K, G·P] or a dict of such arrays, Coded or
         :class:`~hiso_jax.fed.codes.Relayed` numbers; None as ``scalars``.
       loss: the mean loss of the valid clients at the round's start, NaN if there is none.
+      clipped: how many of the valid clients' messages were shortened; None of a method that shortens none.
+      applied: whether the aggregate was applied; None where that is whether a client was valid.
     """
 
     scalars: PyTree[Float[Array, "C K P"]] | None
     valid: Bool[Array, "C"]
     aggregate: PyTree[Float[Array, "K P"]] | None
     loss: Float[Array, ""]
+    clipped: Int[Array, ""] | None = None
+    applied: Bool[Array, ""] | None = None
 
 
 class Records(NamedTuple):
@@ -44,6 +48,8 @@ class Records(NamedTuple):
       loss: the mean loss of the valid clients at the round's start, [R].
       seconds: how long the round took the clients, simulated, [R].
       bytes_up, bytes_down: of all clients together, [R].
+      clipped: how many valid clients' messages were shortened, [R]; None of a method that shortens none.
+      applied: whether the aggregate was applied, [R]; None where that is whether a client was valid.
     """
 
     seed_key: Key[Array, ""]
@@ -57,6 +63,8 @@ class Records(NamedTuple):
     seconds: Float[np.ndarray, "R"]
     bytes_up: UInt64[np.ndarray, "R"]
     bytes_down: UInt64[np.ndarray, "R"]
+    clipped: Int[np.ndarray, "R"] | None = None
+    applied: Bool[np.ndarray, "R"] | None = None
 
     @property
     def updates(self) -> "Updates":
@@ -70,7 +78,8 @@ class Records(NamedTuple):
                 "a run of a method without scalars cannot be rebuilt from its records: its messages are as large as "
                 "the model and are not kept"
             )
-        return Updates(self.seed_key, self.round, self.aggregate, np.asarray(self.valid.any(1)), self.cohort.shape[1])
+        applied = self.valid.any(1) if self.applied is None else self.applied
+        return Updates(self.seed_key, self.round, self.aggregate, np.asarray(applied), self.cohort.shape[1])
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class Updates(NamedTuple):
       seed_key: the run's seed key.
       round: round numbers, [R].
       aggregate: what everyone is told, ĝ [R, K, G·P] or as in :class:`RoundRecord`.
-      applied: whether there was a valid client, and ĝ was applied, [R].
+      applied: whether ĝ was applied, because there was a valid client or a private method's always is, [R].
       clients: how many a round invites, C.
     """
 

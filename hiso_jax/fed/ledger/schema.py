@@ -209,12 +209,15 @@ def check_columns(columns: Sequence[Sequence[Any]], config: Mapping[str, Any]) -
     for name, expected in wanted.items():
         if found.get(name) != expected:
             raise ValueError(f"its column {name} must be {expected[0]} of shape {expected[1]}, got {found.get(name)}")
+    for name, kind in (("clipped", "<i4"), ("applied", "|b1")):
+        if name in found and found[name] != (kind, []):
+            raise ValueError(f"its column {name} must be one {kind}, got {found[name]}")
     kind, shape = found.get("loss", ("", []))
     if kind not in ("<f4", "<f8") or shape:
         raise ValueError(f"its column loss must be one float, got {kind} of shape {shape}")
     for name, (kind, shape) in found.items():
         first = name.partition(".")[0]
-        if name not in wanted and first not in ("scalars", "aggregate", "loss"):
+        if name not in wanted and first not in ("scalars", "aggregate", "loss", "clipped", "applied"):
             raise ValueError(f"its column {shown(name)} is none that a round has")
         if kind.startswith("int") and len(shape) < 2:
             raise ValueError(f"its column {name} of codes must have two axes or more, got {shape}")

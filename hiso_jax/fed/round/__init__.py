@@ -1,8 +1,9 @@
 """One round: what its clients measure or train, what happens to their messages, and what the server makes of them."""
 
-from hiso_jax.fed.round.channel import Channel, first_memory, groups_of, shapes_of
+from hiso_jax.fed.round.channel import Channel, first_memory
 from hiso_jax.fed.round.inputs import Cohort, Draw, Estimator, Keys, check_round
 from hiso_jax.fed.round.round import Given, Round, make_round, server_round
+from hiso_jax.fed.round.shapes import groups_of, shapes_of
 
 __all__ = [
     "Channel",

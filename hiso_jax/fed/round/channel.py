@@ -6,79 +6,172 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hiso_jax.fed.algorithm import (
     Algorithm,
     Combine,
-    Probes,
-    RescaledMean,
+    PrivateMean,
     Send,
     Senders,
     StatefulCombine,
     by_number,
+    is_secret,
     is_separable,
     mean,
 )
 from hiso_jax.fed.codes import Coded, Relayed, decoded, told
 from hiso_jax.fed.keys import combine_key, send_key
-from hiso_jax.fed.round.inputs import Estimator
-from hiso_jax.fed.wire import Told
-from hiso_jax.zo import pin, zo_states
+from hiso_jax.fed.norms import shortening
+from hiso_jax.zo import pin
+
+
+class Combined(NamedTuple):
+    """What becomes of a round's messages.
+
+    Attributes:
+      aggregate: what everyone is told of them.
+      memory: what the server remembers of them for later rounds.
+      clipped: which of the messages that count were shortened, [C].
+    """
+
+    aggregate: PyTree
+    memory: PyTree
+    clipped: Bool[Array, "C"]
+
+
+class Memory(NamedTuple):
+    """What the server remembers from round to round.
+
+    Attributes:
+      combine: of the combiner.
+      rescale: of what shortens messages, one after the other.
+    """
+
+    combine: PyTree
+    rescale: tuple[PyTree, ...]
 
 
 class Channel(NamedTuple):
-    """An algorithm's ``send``, ``combine`` and ``wire`` in one round.
+    """An algorithm's ``send``, ``attack``, ``rescale``, ``combine`` and ``wire`` in one round.
 
     Attributes:
       algorithm: whose.
-      senders: the cohort.
+      senders: the cohort, and into how many groups it is dealt for its directions.
       key: the channel key of the round.
-      groups: G, into which the cohort is dealt for its directions.
+      secret: the same of the run's secret, which nothing that is public tells; None if the algorithm needs none.
     """
 
     algorithm: Algorithm
     senders: Senders
     key: Key[Array, ""]
-    groups: int = 1
+    secret: Key[Array, ""] | None = None
+
+    @property
+    def groups(self) -> int:
+        """G, into which the cohort is dealt."""
+        return self.senders.groups
 
     def send(self, messages: PyTree, first: Int[Array, ""] | int = 0) -> PyTree:
         """What arrives of all messages [C, ...], whose perturbations are numbered from ``first``."""
-        for place, send in enumerate(self.algorithm.send):
-            key = send_key(self.key, place)
-            if self.algorithm.has_scalars and is_separable(send):
-                messages = by_number(partial(self._send_one, send), messages, key, first)
-            else:
-                messages = send(messages, self.senders, key)
+        sends = self.algorithm.send
+        for place, send in enumerate(sends):
+            # What says in how few bits a number goes is the wire's, and binds whoever sends.
+            if getattr(send, "bits", None) is not None:
+                messages = self._forged(messages, first)
+            key = send_key(self.key if not is_secret(send) else self._private_key(), place)
+            messages = self._sent(send, messages, key, first)
+        if not any(getattr(send, "bits", None) is not None for send in sends):
+            messages = self._forged(messages, first)
         return self.algorithm.wire.encode(messages)
+
+    def _private_key(self) -> Key[Array, ""]:
+        if self.secret is None:
+            raise ValueError("secret must be given for an algorithm that draws noise in private")
+        return self.secret
+
+    def _sent(self, send: Send, messages: PyTree, key: Key[Array, ""], first: Int[Array, ""] | int) -> PyTree:
+        if self.algorithm.has_scalars and is_separable(send):
+            return by_number(partial(self._send_one, send), messages, key, first)
+        return send(messages, self.senders, key)
 
     def _send_one(self, send: Send, numbers: PyTree, key: Key[Array, ""]) -> PyTree:
         return send(numbers, self.senders, key)
 
-    def combine(
-        self, messages: PyTree, weights: Float[Array, "C"], memory: PyTree, first: Int[Array, ""] | int = 0
-    ) -> tuple[PyTree, PyTree]:
-        """What everyone is told of all messages, their aggregate, and what the combiner remembers after it.
+    def _forged(self, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
+        attack, hostile = self.algorithm.attack, self.senders.hostile
+        if attack is None or hostile is None:
+            return messages
+        made = self._sent(attack.forge, messages, send_key(self.key, len(self.algorithm.send)), first)
+        return jax.tree.map(
+            lambda forged, own: jnp.where(jnp.expand_dims(hostile, range(1, own.ndim)), forged.astype(own.dtype), own),
+            made,
+            messages,
+        )
+
+    def combine(self, messages: PyTree, weights: Float[Array, "C"], memory: PyTree) -> Combined:
+        """What everyone is told of all messages.
 
         Args:
           messages: [C, ...], as they arrived.
           weights: zero for those that do not count.
-          memory: what the combiner remembers.
-          first: the number of the first of the perturbations, if they are not all.
+          memory: what the server remembers.
         """
-        combine, wire = self.algorithm.combine, self.algorithm.wire
-        values = decoded(messages)
+        combine, wire, values = self.algorithm.combine, self.algorithm.wire, decoded(messages)
         weights = weights.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(values)))
+        if isinstance(combine, PrivateMean):
+            aggregate, clipped = self._private(combine, values, weights)
+            return Combined(wire.encode_aggregate(aggregate), memory, clipped)
+        memory = memory if isinstance(memory, Memory) else Memory(memory, ((),) * len(self.algorithm.rescale))
+        factors, states, shortened = None, [], values
+        for rescale, state in zip(self.algorithm.rescale, memory.rescale, strict=True):
+            own, state = rescale.factors(shortened, weights, state)
+            states.append(state)
+            factors = own if factors is None else pin(factors * own)
+            shortened = _times(values, factors)
+        clipped = (weights > 0) & (False if factors is None else factors < 1)
         if isinstance(combine, StatefulCombine):
-            aggregate, memory = self._remembering(combine, values, weights, memory)
-            return wire.encode_aggregate(aggregate), memory
-        factors = combine.factors(values, weights) if isinstance(combine, RescaledMean) else None
-        rule = mean if isinstance(combine, RescaledMean) else combine
+            aggregate, remembered = self._remembering(combine, shortened, weights, memory.combine)
+            aggregate = wire.encode_aggregate(aggregate)
+        else:
+            remembered = memory.combine
+            aggregate = self._aggregate(messages, shortened, weights, factors, 0)
+        return Combined(aggregate, _as_memory(remembered, tuple(states)), clipped)
+
+    def _aggregate(
+        self,
+        messages: PyTree,
+        values: PyTree,
+        weights: Float[Array, "C"],
+        factors: Float[Array, "C"] | None,
+        first: Int[Array, ""] | int,
+    ) -> PyTree:
+        """What everyone is told of messages whose numbers, shortened by ``factors``, are ``values``."""
+        rule, wire = self.algorithm.combine, self.algorithm.wire
         if rule is mean and wire.relays(messages, self.groups):
-            return self._relayed(messages, weights, factors), memory
-        if factors is not None:
-            values = jax.tree.map(lambda m: pin(m * jnp.expand_dims(factors.astype(m.dtype), range(1, m.ndim))), values)
-        return wire.encode_aggregate(self._in_groups(rule, values, weights, first)), memory
+            return self._relayed(messages, weights, factors)
+        return wire.encode_aggregate(self._in_groups(rule, values, weights, first))  # type: ignore[arg-type]
+
+    def _private(
+        self, rule: PrivateMean, values: PyTree, weights: Float[Array, "C"]
+    ) -> tuple[PyTree, Bool[Array, "C"]]:
+        """The noised mean, [K, G·P] or a tree, and who was clipped; weights only say who counts."""
+        counts, clients = weights > 0, len(weights)
+        factors = shortening(values, counts, rule.clip_norm)
+        turns, key = -(-clients // self.groups), combine_key(self._private_key())
+
+        def one(message: Float[Array, "C ..."], key: Key[Array, ""]) -> Array:
+            own = jnp.where(jnp.expand_dims(counts, range(1, message.ndim)), _scaled(message, factors), 0)
+            own = jnp.pad(own, [(0, turns * self.groups - clients)] + [(0, 0)] * (own.ndim - 1))
+            sums = pin(own).reshape(turns, self.groups, *own.shape[1:]).sum(0)
+            deviation = rule.noise_multiplier * rule.clip_norm
+            noise = pin(deviation * jax.random.normal(key, sums.shape, sums.dtype))
+            noised = pin(pin(sums) + noise) * (self.groups / clients)
+            return noised[0] if self.groups == 1 else jnp.moveaxis(noised, 0, 1).reshape(noised.shape[1], -1)
+
+        leaves, structure = jax.tree.flatten(values)
+        keys = jax.random.split(key, len(leaves))
+        return jax.tree.unflatten(structure, map(one, leaves, keys)), counts & (factors < 1)
 
     def _remembering(
         self, combine: StatefulCombine, values: PyTree, weights: Float[Array, "C"], memory: PyTree
@@ -144,7 +237,7 @@ class Channel(NamedTuple):
     def relay(self, numbers: PyTree, weights: Float[Array, "C"], index: Int[Array, ""]) -> tuple[PyTree, PyTree]:
         """What arrives of one perturbation's numbers [C] in a round of one local step, and their aggregate [G].
 
-        By the same arithmetic as of all perturbations together, so that the bits are the same.
+        By the same arithmetic as of all perturbations together, so that the bits are the same, if none is shortened.
 
         Raises:
           ValueError: the algorithm needs whole messages.
@@ -152,91 +245,31 @@ class Channel(NamedTuple):
         if not self.algorithm.is_separable:
             raise ValueError("numbers can only be relayed one by one if nothing in the algorithm needs whole messages")
         sent = self.send(jax.tree.map(lambda x: x[:, None, None], numbers), index)
-        combined, _ = self.combine(sent, weights, (), index)
+        values = decoded(sent)
+        weights = weights.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(values)))
+        combined = self._aggregate(sent, values, weights, None, index)
         return jax.tree.map(lambda x: x[:, 0, 0], sent), jax.tree.map(lambda x: x[0], combined)
 
 
+def _scaled(message: Float[Array, "C ..."], factors: Float[Array, "C"]) -> Float[Array, "C ..."]:
+    # Not 1 times a message: what is not shortened keeps its bits, and its infinities.
+    own = jnp.expand_dims(factors.astype(message.dtype), range(1, message.ndim))
+    return jnp.where(own < 1, pin(message * own), message)
+
+
+def _times(values: PyTree, factors: Float[Array, "C"]) -> PyTree:
+    return jax.tree.map(lambda message: _scaled(message, factors), values)
+
+
+def _as_memory(combine: PyTree, rescale: tuple[PyTree, ...]) -> PyTree:
+    return Memory(combine, rescale) if jax.tree.leaves(rescale) else combine
+
+
 def first_memory(algorithm: Algorithm, messages: PyTree) -> PyTree:
-    """What the combiner remembers before the first round; ``messages`` are shapes [C, ...]."""
+    """What the server remembers before the first round; ``messages`` are shapes [C, ...].
+
+    What its combiner remembers; or a :class:`Memory`, if what shortens messages remembers something, too.
+    """
     combine = algorithm.combine
-    return combine.init(messages) if isinstance(combine, StatefulCombine) else ()
-
-
-class Shapes(NamedTuple):
-    """The shapes of a round's messages.
-
-    Attributes:
-      sent: of all clients, as they arrive, [C, ...].
-      aggregate: of what everyone is told of them.
-      memory: of what the combiner remembers.
-      groups: G.
-    """
-
-    sent: PyTree
-    aggregate: PyTree
-    memory: PyTree
-    groups: int
-
-    @property
-    def message(self) -> PyTree:
-        """Of one client."""
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.sent)
-
-    def bytes_of(self, algorithm: Algorithm) -> tuple[int, Told]:
-        """What a message takes, and what everyone is told of a round."""
-        return algorithm.wire.up(self.message), algorithm.wire.down(self.aggregate)
-
-
-def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:
-    """Into how many groups a cohort is dealt for its directions; 1 if there are none.
-
-    Raises:
-      ValueError: there are fewer clients than groups, or several groups and a combiner with a memory.
-    """
-    heads = zo_states(jax.eval_shape(algorithm.optimizer.init, params)) if algorithm.has_scalars else []
-    groups = heads[0].directions.groups_of(clients) if heads else 1
-    if groups > 1 and isinstance(algorithm.combine, StatefulCombine):
-        raise ValueError(f"groups must be 1 for a combiner with a memory, got {groups}")
-    return groups
-
-
-def _check_names(numbers: PyTree) -> None:
-    """Refuse numbers of a direction that the ledger has no columns for.
-
-    Raises:
-      ValueError: they are neither an array nor nested dicts of arrays, with names without dots.
-    """
-    for path, _ in jax.tree_util.tree_leaves_with_path(numbers):
-        for key in path:
-            if not isinstance(key, jax.tree_util.DictKey) or not isinstance(key.key, str) or "." in key.key:
-                raise ValueError(
-                    "measure must give an array, or a dict of arrays whose names have no dot, for each direction; got "
-                    f"{jax.tree.structure(numbers)}"
-                )
-
-
-def shapes_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int) -> Shapes:
-    """The shapes of the messages of ``clients`` clients; of ``params`` only shapes and dtypes are read.
-
-    Raises:
-      ValueError: a difference whose numbers the ledger has no columns for.
-    """
-    dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
-    if isinstance(estimator.measure, Probes):
-        difference, shape = estimator.measure.difference, (clients, estimator.local_steps, estimator.num_perturbations)
-        losses = [jax.ShapeDtypeStruct(shape, dtype)] * len(difference.offsets)
-        measured = jax.eval_shape(lambda losses: difference.numbers(losses, 1.0), losses)
-        _check_names(measured)
-    else:
-        measured = jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), dtype), params)
-
-    groups = groups_of(algorithm, params, clients)
-
-    def through(messages: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        places = jnp.arange(clients)
-        channel = Channel(algorithm, Senders(places, places), jax.random.key(0), groups)
-        sent, memory = channel.send(messages), first_memory(algorithm, messages)
-        return sent, channel.combine(sent, jnp.ones(clients), memory)[0], memory
-
-    sent, aggregate, memory = jax.eval_shape(through, measured)
-    return Shapes(sent, aggregate, memory, groups)
+    own = combine.init(messages) if isinstance(combine, StatefulCombine) else ()
+    return _as_memory(own, tuple(rescale.init(messages) for rescale in algorithm.rescale))

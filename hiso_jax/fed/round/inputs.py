@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hiso_jax.factored import MovedAs
 from hiso_jax.fed.algorithm import Algorithm, Measure
@@ -72,11 +72,13 @@ class Cohort(NamedTuple):
       numbers: in the population, [C].
       weights: in the aggregate; zero for those that do not report, [C].
       batches: their batches, a tree of [C, K, B, ...] arrays; or, with ``Data.draw``, what it draws them for.
+      hostile: which of them an attack forges the messages of, [C]; None is nobody.
     """
 
     numbers: Int[Array, "C"]
     weights: Float[Array, "C"]
     batches: PyTree
+    hostile: Bool[Array, "C"] | None = None
 
 
 class Keys(NamedTuple):
@@ -86,11 +88,13 @@ class Keys(NamedTuple):
       round: names the directions.
       channel: of what clients draw for themselves and of what happens to messages.
       number: r.
+      secret: of what clients and server draw in private; None if they do not.
     """
 
     round: Key[Array, ""]
     channel: Key[Array, ""]
     number: Int[Array, ""]
+    secret: Key[Array, ""] | None = None
 
 
 class Data(NamedTuple):

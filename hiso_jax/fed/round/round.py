@@ -32,11 +32,12 @@ from hiso_jax.fed.devices import (
 )
 from hiso_jax.fed.keys import CHANNEL_STREAM
 from hiso_jax.fed.ledger import RoundRecord
-from hiso_jax.fed.round.channel import Channel, groups_of
+from hiso_jax.fed.round.channel import Channel
 from hiso_jax.fed.round.inputs import Cohort, Data, Draw, Estimator, Keys, check_round
 from hiso_jax.fed.round.local import Trainer, train, train_and_average
 from hiso_jax.fed.round.prober import Prober
 from hiso_jax.fed.round.probes import Measured, Mode, ascent_of, measure_local_steps, measure_once
+from hiso_jax.fed.round.shapes import groups_of
 from hiso_jax.fed.task import bind
 from hiso_jax.fed.update import ServerState, server_update
 from hiso_jax.zo import Difference, LowRank, Method, check_chain, zo_state
@@ -86,8 +87,10 @@ def server_round(
         data = Data(bind(loss, given.frozen), given.examples, given.source, draw, settings.moved_as)
         execution = _plan(data, server.params, cohort, settings)
         clients = len(cohort.numbers)
-        groups = groups_of(algorithm, server.params, clients)
-        channel = Channel(algorithm, Senders(cohort.numbers, jnp.arange(clients)), keys.channel, groups)
+        groups, hostile = groups_of(algorithm, server.params, clients), cohort.hostile
+        honest = (cohort.weights > 0) if hostile is None else (cohort.weights > 0) & ~hostile
+        senders = Senders(cohort.numbers, jnp.arange(clients), hostile, honest, groups)
+        channel = Channel(algorithm, senders, keys.channel, keys.secret)
         return rest(channel, estimator, settings, execution, data, server, cohort, keys)
 
     return on_all_devices(run, settings.mesh)
@@ -155,27 +158,43 @@ def _measured_round(
     valid = reported & are_finite(measured.messages)
     messages = channel.send(measured.messages) if measured.sent is None else measured.sent
     valid &= are_finite(messages)
-    aggregate, memory = channel.combine(messages, jnp.where(valid, cohort.weights, 0), server.memory)
+    combined = channel.combine(messages, jnp.where(valid, cohort.weights, 0), server.memory)
+    aggregate = combined.aggregate
     numbers = channel.told(aggregate)
     check_chain(algorithm.optimizer, server.params, numbers)
     if measured.ascent is not None:
         # The same bits, and told to be: two programs may sum in different ways.
-        holds = (valid == reported).all()
+        holds = (valid == reported).all() & ~combined.clipped.any()
         aggregate = jax.tree.map(lambda made, again: jnp.where(holds, made, again), measured.ascent.scalars, aggregate)
         numbers = aggregate
-    ascent = ascent_of(prober, measured, numbers)
+    ascent, applies = ascent_of(prober, measured, numbers), _applies(algorithm, valid)
     params, state = server_update(
         algorithm.optimizer,
         server.params,
         server.state,
         aggregate,
-        valid.any(),
+        applies,
         keys.round,
         ascent=ascent,
         clients=len(cohort.numbers),
     )
     record = RoundRecord(messages, valid, aggregate, _mean_loss(measured.losses, valid))
-    return ServerState(params, state, _if_any(valid, memory, server.memory)), record
+    record = _with_counts(record, algorithm, combined.clipped, applies)
+    return ServerState(params, state, _if_any(valid, combined.memory, server.memory)), record
+
+
+def _applies(algorithm: Algorithm, valid: Bool[Array, "C"]) -> Bool[Array, ""]:
+    """Whether an aggregate is applied: a private one always, since that nobody counted is nobody's business."""
+    return jnp.ones((), bool) if algorithm.is_private else valid.any()
+
+
+def _with_counts(
+    record: RoundRecord, algorithm: Algorithm, clipped: Bool[Array, "C"], applies: Bool[Array, ""]
+) -> RoundRecord:
+    counted = algorithm.is_private or bool(algorithm.rescale)
+    return record._replace(
+        clipped=clipped.sum(dtype=jnp.int32) if counted else None, applied=applies if algorithm.is_private else None
+    )
 
 
 def _trained_round(
@@ -189,8 +208,9 @@ def _trained_round(
     keys: Keys,
 ) -> tuple[ServerState, RoundRecord]:
     algorithm, memory, clients = channel.algorithm, server.memory, len(cohort.numbers)
+    clipped = jnp.zeros(clients, bool)
     trainer = Trainer(estimator.measure, estimator, execution, data, server.params, keys)  # type: ignore[arg-type]
-    if algorithm.combine is mean and not algorithm.send:
+    if algorithm.combine is mean and not (algorithm.send or algorithm.rescale or algorithm.attack):
         averaged = over_clients(lambda own, part: train_and_average(trainer, own, part, clients), settings.mesh)(cohort)
         aggregate, valid, losses = averaged
     else:
@@ -199,9 +219,11 @@ def _trained_round(
         valid = (cohort.weights > 0) & are_finite(messages)
         messages = channel.send(messages)
         valid &= are_finite(messages)
-        aggregate, memory = channel.combine(messages, jnp.where(valid, cohort.weights, 0), memory)
-    params, state = server_update(algorithm.optimizer, server.params, server.state, aggregate, valid.any(), keys.round)
-    record = RoundRecord(None, valid, None, _mean_loss(losses, valid))
+        combined = channel.combine(messages, jnp.where(valid, cohort.weights, 0), memory)
+        aggregate, memory, clipped = combined
+    applies = _applies(algorithm, valid)
+    params, state = server_update(algorithm.optimizer, server.params, server.state, aggregate, applies, keys.round)
+    record = _with_counts(RoundRecord(None, valid, None, _mean_loss(losses, valid)), algorithm, clipped, applies)
     return ServerState(params, state, _if_any(valid, memory, server.memory)), record
 
 
@@ -232,13 +254,16 @@ def make_round(
     were. Clients are numbered by their places.
 
     Parameters that are not trained are a keyword argument of the round, ``frozen=``: the loss is then called as
-    ``loss(params, batch, frozen)``. So is ``round_number=``, which schedules of methods without scalars read.
+    ``loss(params, batch, frozen)``. So are ``round_number=``, which schedules of methods without scalars read;
+    ``hostile=`` [C], whose messages the algorithm's attack forges; and ``secret=``, a key of this round that nothing
+    public tells, for an algorithm that draws noise in private.
 
     Args:
       task_loss: ``(params, batch) → float [B]``, the loss of each example.
       tx: an :class:`hiso_jax.fed.Algorithm`; or an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``,
         applied once to Σ_k Δ_k of the mean scalars. With a combiner that has a state, ``state`` is the pair of
-        ``tx.init(params)`` and what ``combine.init`` gives.
+        ``tx.init(params)`` and what ``combine.init`` gives; where what shortens messages has one, too, of
+        ``tx.init(params)`` and what :func:`hiso_jax.fed.first_memory` gives.
       local_steps: K ≥ 1.
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
@@ -257,7 +282,9 @@ def make_round(
     measure = measured_by(algorithm, method)
     estimator = Estimator(measure, local_steps, num_perturbations, mu, local_learning_rate)
     core = server_round(task_loss, algorithm, estimator, execution)
-    has_memory = isinstance(algorithm.combine, StatefulCombine)
+    has_memory = isinstance(algorithm.combine, StatefulCombine) or any(
+        jax.tree.leaves(jax.eval_shape(each.init, jnp.zeros((1, 1, 1)))) for each in algorithm.rescale
+    )
 
     def run(
         params: PyTree,
@@ -268,12 +295,14 @@ def make_round(
         *,
         frozen: PyTree | None = None,
         round_number: ArrayLike = 0,
+        hostile: Bool[Array, "C"] | None = None,
+        secret: Key[Array, ""] | None = None,
     ) -> tuple[PyTree, PyTree, RoundRecord]:
         own, memory = state if has_memory else (state, ())
         weights = mask.astype(jnp.float32) if mask.dtype == bool else mask
-        cohort = Cohort(jnp.arange(len(mask)), weights, batches)
+        cohort = Cohort(jnp.arange(len(mask)), weights, batches, hostile)
         channel = jax.random.fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
-        keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32))
+        keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32), secret)
         server, record = core(ServerState(params, own, memory), cohort, keys, Given(frozen=frozen))
         return server.params, (server.state, server.memory) if has_memory else server.state, record
 

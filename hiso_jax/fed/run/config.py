@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import optax
 
-from hiso_jax.checks import positive, rate, whole
+from hiso_jax.checks import fraction, positive, rate, whole
 from hiso_jax.zo import DirectionsMode, check_directions
 
 MatmulPrecision = Literal["default", "high", "highest"]
@@ -29,6 +29,10 @@ class SimulationConfig:
       rounds_per_dispatch: rounds run by one call to the device; None adapts it to about half a second, never
         beyond the next evaluation, with one program, so that the result does not depend on how it went.
       weighting: whether the clients of a cohort count alike in its mean, or by how many examples they hold.
+      attackers: share of the clients that are hostile, and send what an attack forges; 0 ≤ share < 1.
+      attackers_of: share of the population, so that one cohort has more of them than another, or of every cohort.
+      public_cohorts: whether who comes follows from the seed, which every client knows, also where the server has a
+        secret that it could follow from; privacy is then counted over a client's visits, and cohorts are reproducible.
       client_chunk: diverged clients (K > 1) evaluated together: 1 is one by one; a number above 1 also bounds how
         many clients are in memory at a time. None chooses by backend, model and memory.
       memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
@@ -52,6 +56,9 @@ class SimulationConfig:
     local_learning_rate: optax.ScalarOrSchedule | None = None
     rounds_per_dispatch: int | None = None
     weighting: Literal["uniform", "examples"] = "uniform"
+    attackers: float = 0.0
+    attackers_of: Literal["population", "cohort"] = "population"
+    public_cohorts: bool = False
     client_chunk: int | None = None
     memory_budget: int | None = None
     directions: DirectionsMode | None = None
@@ -75,6 +82,9 @@ class SimulationConfig:
         positive("mu", self.mu)
         if self.method not in (None, "forward", "central"):
             raise ValueError(f"method must be forward or central, got {self.method}")
+        fraction("attackers", self.attackers)
+        if self.attackers_of not in ("population", "cohort"):
+            raise ValueError(f"attackers_of must be population or cohort, got {self.attackers_of}")
         if self.weighting not in ("uniform", "examples"):
             raise ValueError(f"weighting must be uniform or examples, got {self.weighting}")
         if self.matmul_precision not in get_args(MatmulPrecision):

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Int8, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree
 
 from hiso_jax.fed.devices import on_all_devices
-from hiso_jax.fed.keys import channel_key, cohort_key, data_key, presence_key, round_key, traits_key
+from hiso_jax.fed.keys import attackers_key, channel_key, cohort_key, data_key, presence_key, round_key, traits_key
 from hiso_jax.fed.ledger import Records, RoundRecord
-from hiso_jax.fed.population import ABSENT, REPORTED, AnyPopulation, Participation, Work, attend, sample_cohort
+from hiso_jax.fed.population import ABSENT, REPORTED, AnyPopulation, Participation, Work, attend, permute, sample_cohort
 from hiso_jax.fed.round import Cohort, Given, Keys, Round
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
@@ -29,6 +29,8 @@ class Inputs(NamedTuple):
       population: who holds which of them.
       participation: who shows up.
       frozen: what the model needs beside its trained parameters, or None.
+      secret: the key that the server keeps to itself, for cohorts and noise that nobody else may know; None of a run
+        that has no secrets.
     """
 
     seed_key: Key[Array, ""]
@@ -36,6 +38,7 @@ class Inputs(NamedTuple):
     population: AnyPopulation
     participation: Participation
     frozen: PyTree | None = None
+    secret: Key[Array, ""] | None = None
 
 
 class RunState(NamedTuple):
@@ -108,7 +111,9 @@ class Invited(NamedTuple):
 
 def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, number: Array, inputs: Inputs) -> Invited:
     seed_key = inputs.seed_key
-    clients = sample_cohort(cohort_key(seed_key, number), inputs.population.num_clients, config.cohort)
+    # Who comes is no secret where it follows from the seed, which every client knows.
+    drawn_from = seed_key if inputs.secret is None or config.public_cohorts else inputs.secret
+    clients = sample_cohort(cohort_key(drawn_from, number), inputs.population.num_clients, config.cohort)
     stood = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
     missed = (number - jnp.maximum(stood, 0)).astype(jnp.float32)
     # As if all clients of the missed rounds had been valid: the clock does not remember them one by one.
@@ -130,6 +135,14 @@ def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, num
     return Invited(clients, attendance.status, stood, attendance.seconds)
 
 
+def _hostile(config: SimulationConfig, inputs: Inputs, clients: Int[Array, "C"]) -> Bool[Array, "C"]:
+    """Which of a cohort are hostile: the same clients in every round, or the same places of every cohort."""
+    if config.attackers_of == "cohort":
+        return jnp.arange(len(clients)) < round(config.attackers * len(clients))
+    total = inputs.population.num_clients
+    return permute(attackers_key(inputs.seed_key), clients, total) < round(config.attackers * total)
+
+
 Live = tuple[ServerState, monitoring.Monitor]
 
 
@@ -141,8 +154,10 @@ def _live(
     weights = reported.astype(jnp.float32)
     if config.weighting == "examples":
         weights *= inputs.population.sizes_of(invited.clients)
-    cohort = Cohort(invited.clients, weights, invited.clients)
-    keys = Keys(round_key(inputs.seed_key, number), channel_key(inputs.seed_key, number), number)
+    hostile = _hostile(config, inputs, invited.clients) if config.attackers else None
+    cohort = Cohort(invited.clients, weights, invited.clients, hostile)
+    secret = None if inputs.secret is None else channel_key(inputs.secret, number)
+    keys = Keys(round_key(inputs.seed_key, number), channel_key(inputs.seed_key, number), number, secret)
     given = Given(inputs.train, (inputs.population, data_key(inputs.seed_key, number)), inputs.frozen)
     server, record = run_round(server, cohort, keys, given)
     monitor = monitoring.watch(monitor, number, record, reported, server.params, server.state)

@@ -55,8 +55,11 @@ def watch(
     state: Any,
 ) -> Monitor:
     """Advance the monitor by one round; ``params`` and ``state`` are those after it."""
-    finite = _all_finite((params, _curvatures(state)))
-    return _advance(monitor, round_number, record.loss, record.valid.any(), mask.any(), finite)
+    finite, loss, valid = _all_finite((params, _curvatures(state))), record.loss, record.valid.any()
+    if record.applied is not None:
+        # That a private run ends is told to all: it must not hang on losses that nobody noised.
+        loss, valid = jnp.zeros_like(loss), jnp.ones_like(valid)
+    return _advance(monitor, round_number, loss, valid, mask.any(), finite)
 
 
 def rebuilt(records: Records, params: PyTree, state: Any) -> Monitor:
@@ -68,7 +71,10 @@ def rebuilt(records: Records, params: PyTree, state: Any) -> Monitor:
     # As one program: on a mesh no device may hold a parameter whole.
     finite[-1] = jax.jit(_all_finite)((params, _curvatures(state)))
     reported = (records.attendance == REPORTED).any(1)
-    columns = records.round, records.loss, records.valid.any(1), reported, finite
+    loss, valid = records.loss, records.valid.any(1)
+    if records.applied is not None:
+        loss, valid = np.zeros_like(loss), np.ones_like(valid)
+    columns = records.round, loss, valid, reported, finite
     rounds = tuple(map(jnp.asarray, columns))
     return lax.scan(lambda monitor, each: (_advance(monitor, *each), None), start(), rounds)[0]
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from hiso_jax.fed.algorithm import Senders
 from hiso_jax.fed.keys import channel_key
 from hiso_jax.fed.ledger import Keeper, Records, fingerprint, replay
-from hiso_jax.fed.round import Channel
+from hiso_jax.fed.round import Channel, groups_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.dispatch import RunState
 from hiso_jax.fed.run.setup import Setup
@@ -51,7 +51,8 @@ def restored(setup: Setup, keeper: Keeper, carry: RunState) -> RunState:
         )
     if setup.algorithm.has_scalars:
         server = _replayed(setup, keeper, server, start)
-        server = server._replace(memory=_remembered(setup, records, server.memory, start))
+        groups = groups_of(setup.algorithm, server.params, setup.config.cohort)
+        server = server._replace(memory=_remembered(setup, records, server.memory, start, groups))
     rest = (
         monitoring.rebuilt(records, server.params, server.state),
         stood_at(records.round, records.cohort, records.attendance, setup.clients)[1],
@@ -79,8 +80,8 @@ def _replayed(setup: Setup, keeper: Keeper, server: ServerState, start: int) -> 
     return server._replace(params=params, state=state)
 
 
-def _remembered(setup: Setup, records: Records, memory: PyTree, start: int) -> PyTree:
-    """What the combiner remembers after all rounds, from their messages; ``memory`` is that after ``start`` of them."""
+def _remembered(setup: Setup, records: Records, memory: PyTree, start: int, groups: int) -> PyTree:
+    """What the server remembers after all rounds, from their messages; ``memory`` is that after ``start`` of them."""
     if not jax.tree.leaves(memory) or start == len(records.round):
         return memory
     sizes = np.ones(records.cohort.shape, np.float32)
@@ -90,10 +91,11 @@ def _remembered(setup: Setup, records: Records, memory: PyTree, start: int) -> P
 
     def one(memory: PyTree, row: tuple[Array, Array, Array, Array, PyTree]) -> tuple[PyTree, PyTree]:
         number, cohort, sizes, valid, messages = row
-        senders = Senders(cohort, jnp.arange(len(cohort)))
+        senders = Senders(cohort, jnp.arange(len(cohort)), groups=groups)
         channel = Channel(setup.algorithm, senders, channel_key(setup.inputs.seed_key, number))
-        aggregate, advanced = channel.combine(messages, jnp.where(valid, sizes, 0), memory)
-        return jax.tree.map(lambda new, old: jnp.where(valid.any(), new, old), advanced, memory), aggregate
+        combined = channel.combine(messages, jnp.where(valid, sizes, 0), memory)
+        advanced = jax.tree.map(lambda new, old: jnp.where(valid.any(), new, old), combined.memory, memory)
+        return advanced, combined.aggregate
 
     rows = records.round, records.cohort, sizes, records.valid, records.scalars
     block = jax.tree.map(lambda column: jnp.asarray(column[start:]), rows)

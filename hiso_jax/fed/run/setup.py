@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
-from hiso_jax.fed.population import AnyPopulation, Participation
+from hiso_jax.fed.population import AnyPopulation, Participation, Trace
 from hiso_jax.fed.round import Estimator, check_round, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs
@@ -99,6 +99,7 @@ def set_up(
     estimator = estimator_of(algorithm, config)
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, moved_as_of(task))
     check_round(algorithm, estimator, settings)
+    _check_channel(algorithm, config, participation)
     shapes_of(algorithm, estimator, params, config.cohort)
     _check_split(algorithm, params, placement.mesh)
     data = task.train, population, participation
@@ -136,6 +137,23 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
         )
 
 
+def _check_channel(algorithm: Algorithm, config: SimulationConfig, participation: Participation) -> None:
+    """Refuse what does not go with how messages become one."""
+    if bool(config.attackers) != (algorithm.attack is not None):
+        raise ValueError(
+            "attackers must be above 0 with an algorithm that is attacked, and only then; got "
+            f"{config.attackers:g} and {'an' if algorithm.attack else 'no'} attack"
+        )
+    if config.weighting == "examples" and (algorithm.is_private or getattr(algorithm.combine, "compares", False)):
+        raise ValueError("weighting must be uniform for a combiner in which every client counts alike, got examples")
+    if isinstance(participation.availability, Trace) and algorithm.needs_secret:
+        raise ValueError(
+            "participation must not follow a trace in a private run: the trace tells when every client came"
+        )
+    if algorithm.is_private and algorithm.rescale:
+        raise ValueError("rescale must be empty for a private mean: a factor that others decide tells of them")
+
+
 def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -> PyTree:
     """Refuse a cohort or messages that do not suit a method, without running anything.
 
@@ -146,6 +164,7 @@ def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -
       ValueError: more groups of directions than clients in a round, or fewer bytes than a message takes.
     """
     params = jax.eval_shape(task.init, jax.random.key(0))
+    _check_channel(algorithm, config, Participation())
     shapes_of(algorithm, estimator_of(algorithm, config), params, config.cohort)
     return params
 

@@ -1,0 +1,42 @@
+"""What combiners share that compare whole messages with one another."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+# Peers that a message is compared with: all of a cohort up to this size.
+MOST_PEERS = 1024
+
+
+def rows_of(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C n"]:
+    """Every message as one row of numbers; zeros where it does not count."""
+    rows = jnp.concatenate([m.reshape(len(m), -1) for m in jax.tree.leaves(messages)], axis=1)
+    return jnp.where(counts[:, None], rows, 0)
+
+
+def krum_scores(messages: PyTree, counts: Bool[Array, "C"], hostile: float, key: Key[Array, ""]) -> Float[Array, "C"]:
+    """The sum of a message's squared distances to its nearest peers (Blanchard et al., NeurIPS 2017).
+
+    Of n that count, f = ⌈hostile · n⌉ of them hostile, the n − f − 2 nearest are summed, at least one. A cohort of more
+    than 1,024 is compared with 1,024 of its members that ``key`` draws, so that the cost is linear in its size.
+
+    Returns:
+      The scores, infinite of a message that does not count.
+    """
+    rows, clients = rows_of(messages, counts), len(counts)
+    peers = jnp.arange(clients)
+    if clients > MOST_PEERS:
+        peers = jax.random.choice(key, clients, (MOST_PEERS,), replace=False)
+    others, present = rows[peers], counts[peers]
+    total = present.sum()
+    nearest = jnp.maximum(total - jnp.ceil(hostile * total).astype(jnp.int32) - 2, 1)
+
+    def score(each: tuple[Array, Array]) -> Array:
+        own, place = each
+        away = jnp.where(present & (peers != place), jnp.square(others - own).sum(1), jnp.inf)
+        near = jnp.sort(away)
+        return jnp.where(jnp.arange(len(near)) < nearest, near, 0).sum()
+
+    scores = lax.map(score, (rows, jnp.arange(clients)), batch_size=64)
+    return jnp.where(counts & ~jnp.isnan(scores), scores, jnp.inf)

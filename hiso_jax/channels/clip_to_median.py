@@ -1,0 +1,28 @@
+"""Messages clipped to their median length (as in Andrew et al., arXiv 1905.03871).
+
+φ_i = min(1, m / R_i), R_i the root mean square of client i's numbers, m the lower median of R over the clients that
+count and do not send zeros only. Half of the clients are shortened, whatever the scale: a client whose loss is steeper
+than the others' no longer decides the round.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from hiso_jax.fed.algorithm import Rescale
+from hiso_jax.fed.norms import kinds, lengths, middle, to_length
+
+
+def clipping_factors(messages: PyTree, weights: Float[Array, "C"]) -> Float[Array, "C"]:
+    """φ of every client; 1 if none counts."""
+    counts = weights > 0
+    own = [lengths(each, counts) for each in kinds(messages)]
+    return jnp.stack([to_length(each, middle(each, counts)) for each in own]).min(0)
+
+
+def _factors(messages: PyTree, weights: Float[Array, "C"], state: PyTree) -> tuple[Float[Array, "C"], PyTree]:
+    return clipping_factors(messages, weights), state
+
+
+def clip_to_median() -> Rescale:
+    """Messages no longer than their median length."""
+    return Rescale(_factors)

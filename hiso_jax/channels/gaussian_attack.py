@@ -1,0 +1,37 @@
+"""The Gaussian attack: noise in place of a message (Blanchard et al., NeurIPS 2017)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from hiso_jax.channels._forging import honest_statistics
+from hiso_jax.checks import finite
+from hiso_jax.fed.algorithm import Attack, Senders, separable
+
+
+def gaussian_attack(*, attack_scale: float = 10.0) -> Attack:
+    """Independent Gaussian numbers, ``attack_scale`` times as large as the honest ones.
+
+    The unit is the root mean square of each number over the honest clients.
+
+    Args:
+      attack_scale: how much larger a forged message is than what it is forged from.
+
+    Raises:
+      ValueError: ``attack_scale`` negative or not finite.
+    """
+    finite("attack_scale", attack_scale)
+
+    @separable
+    def forge(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
+        leaves, structure = jax.tree.flatten(messages)
+
+        def one(numbers: Array, key: Key[Array, ""]) -> Array:
+            flat = numbers.reshape(len(numbers), -1)
+            average, spread = jax.vmap(honest_statistics, (1, None), 1)(flat, senders)
+            size = attack_scale * jnp.sqrt(jnp.square(average) + jnp.square(spread))
+            return (size * jax.random.normal(key, flat.shape, flat.dtype)).reshape(numbers.shape)
+
+        return jax.tree.unflatten(structure, map(one, leaves, jax.random.split(key, len(leaves))))
+
+    return Attack(forge)

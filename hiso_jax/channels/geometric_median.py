@@ -1,0 +1,56 @@
+"""The geometric median (RFA, Pillutla et al., arXiv 1912.13445): the point of the smallest sum of distances.
+
+v ← Σ_i w_i m_i / Σ_i w_i,   w_i = 1 / max(‖m_i − v‖, ν): smoothed Weiszfeld steps, from the coordinate-wise median.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree
+
+from hiso_jax.channels._comparing import rows_of
+from hiso_jax.checks import whole
+from hiso_jax.fed.algorithm import Combine, compares
+
+# ν, as a share of the median distance from where the steps begin.
+SMOOTHING = 1e-6
+
+
+def geometric_median(*, weiszfeld_steps: int = 32) -> Combine:
+    """The point from which whole messages are, in sum, the least far away.
+
+    Args:
+      weiszfeld_steps: steps of the smoothed Weiszfeld iteration.
+
+    Raises:
+      ValueError: ``weiszfeld_steps`` < 1.
+    """
+    whole("weiszfeld_steps", weiszfeld_steps, 1)
+
+    @compares
+    def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
+        counts = weights > 0
+        rows = rows_of(messages, counts)
+        start = jnp.nan_to_num(jnp.nanmedian(jnp.where(counts[:, None], rows, jnp.nan), axis=0))
+
+        def away(point: Array) -> Array:
+            return jnp.linalg.norm(rows - point, axis=1)
+
+        middle = jnp.nan_to_num(jnp.nanmedian(jnp.where(counts, away(start), jnp.nan)))
+        least = jnp.where(middle > 0, SMOOTHING * middle, 1)
+
+        def step(_: Array, point: Array) -> Array:
+            share = jnp.where(counts, 1 / jnp.maximum(away(point), least), 0)
+            total = share.sum()
+            # Whoever is infinitely far has no part.
+            return jnp.where(share[:, None] > 0, rows * share[:, None], 0).sum(0) / jnp.where(total > 0, total, 1)
+
+        found = lax.fori_loop(0, weiszfeld_steps, step, start)
+        leaves, structure = jax.tree.flatten(messages)
+        ends = np.cumsum([leaf[0].size for leaf in leaves])[:-1].tolist()
+        parts = jnp.split(found, ends)
+        shaped = [p.reshape(leaf.shape[1:]).astype(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(structure, shaped)
+
+    return combine

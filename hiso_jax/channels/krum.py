@@ -1,0 +1,33 @@
+"""Krum (Blanchard et al., NeurIPS 2017): the one message that is nearest to its neighbours."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from hiso_jax.channels._comparing import krum_scores
+from hiso_jax.checks import fraction
+from hiso_jax.fed.algorithm import Combine, compares
+
+
+def krum(*, hostile: float = 0.3) -> Combine:
+    """The message whose squared distances to its nearest peers have the smallest sum.
+
+    A round's cost grows with the square of the cohort up to 1,024 clients; of more, each is compared with 1,024 that
+    the round draws, and the cost is linear.
+
+    Args:
+      hostile: share of a cohort that krum and multi_krum take to be hostile, below one half.
+
+    Raises:
+      ValueError: ``hostile`` outside [0, 0.5).
+    """
+    fraction("hostile", hostile, below=0.5)
+
+    @compares
+    def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
+        counts = weights > 0
+        best = jnp.argmin(krum_scores(messages, counts, hostile, key))
+        # Without a client that counts there is nothing to choose, and nothing is applied.
+        return jax.tree.map(lambda m: jnp.where(counts[best], m[best], 0).astype(m.dtype), messages)
+
+    return combine

@@ -1,0 +1,37 @@
+"""Local differential privacy: every client clips its own message and adds noise before it sends (arXiv 1610.05492)."""
+
+import jax
+from jaxtyping import Array, Key, PyTree
+
+from hiso_jax.checks import finite, positive
+from hiso_jax.fed.algorithm import Send, Senders, secret
+from hiso_jax.fed.norms import shortening
+
+
+def local_noise(*, clip_norm: float = 1.0, noise_multiplier: float = 1.0) -> Send:
+    """Messages clipped to a fixed norm, each with noise of its own, so that not even the server sees a true one.
+
+    Args:
+      clip_norm: longest message that passes as it is, as a Euclidean norm over all its numbers.
+      noise_multiplier: standard deviation of the noise on every number of a message, in units of clip_norm.
+
+    Raises:
+      ValueError: ``clip_norm`` not positive, or ``noise_multiplier`` negative; or either not finite.
+    """
+    positive("clip_norm", clip_norm)
+    finite("noise_multiplier", noise_multiplier)
+    deviation = noise_multiplier * clip_norm
+
+    @secret
+    def send(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
+        factors = shortening(messages, senders.numbers >= 0, clip_norm)
+        leaves, structure = jax.tree.flatten(messages)
+
+        def one(message: Array, key: Key[Array, ""]) -> Array:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, senders.numbers)
+            noise = jax.vmap(lambda k: jax.random.normal(k, message.shape[1:], message.dtype))(keys)
+            return message * factors.reshape(-1, *[1] * (message.ndim - 1)) + deviation * noise
+
+        return jax.tree.unflatten(structure, map(one, leaves, jax.random.split(key, len(leaves))))
+
+    return send

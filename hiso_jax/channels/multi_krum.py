@@ -1,0 +1,32 @@
+"""Multi-Krum (Blanchard et al., NeurIPS 2017): the mean of the messages that are nearest to their neighbours."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from hiso_jax.channels._comparing import krum_scores
+from hiso_jax.checks import fraction
+from hiso_jax.fed.algorithm import Combine, compares, mean
+
+
+def multi_krum(*, hostile: float = 0.3) -> Combine:
+    """The mean of the n − ⌈hostile · n⌉ messages of the smallest Krum scores, of n that count.
+
+    A round's cost grows as that of krum.
+
+    Args:
+      hostile: share of a cohort that krum and multi_krum take to be hostile, below one half.
+
+    Raises:
+      ValueError: ``hostile`` outside [0, 0.5).
+    """
+    fraction("hostile", hostile, below=0.5)
+
+    @compares
+    def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
+        counts = weights > 0
+        scores, total = krum_scores(messages, counts, hostile, key), counts.sum()
+        kept = jnp.maximum(total - jnp.ceil(hostile * total).astype(jnp.int32), 1)
+        rank = jnp.argsort(jnp.argsort(scores))
+        return mean(messages, (counts & (rank < kept)).astype(weights.dtype))
+
+    return combine

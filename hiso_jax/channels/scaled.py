@@ -1,0 +1,25 @@
+"""The scaled attack: a message that is true but for its size (Bagdasaryan et al., arXiv 1807.00459)."""
+
+import jax
+from jaxtyping import Array, Key, PyTree
+
+from hiso_jax.checks import finite
+from hiso_jax.fed.algorithm import Attack, Senders, separable
+
+
+def scaled(*, attack_scale: float = 10.0) -> Attack:
+    """The client's own message times ``attack_scale``.
+
+    Args:
+      attack_scale: how much larger a forged message is than what it is forged from.
+
+    Raises:
+      ValueError: ``attack_scale`` negative or not finite.
+    """
+    finite("attack_scale", attack_scale)
+
+    @separable
+    def forge(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
+        return jax.tree.map(lambda m: attack_scale * m, messages)
+
+    return Attack(forge)

@@ -1,0 +1,25 @@
+"""The sign flip: a message that says the opposite of what was measured (Li et al., RSA, arXiv 1811.03761)."""
+
+import jax
+from jaxtyping import Array, Key, PyTree
+
+from hiso_jax.checks import finite
+from hiso_jax.fed.algorithm import Attack, Senders, separable
+
+
+def sign_flip(*, attack_scale: float = 10.0) -> Attack:
+    """The client's own message times −``attack_scale``.
+
+    Args:
+      attack_scale: how much larger a forged message is than what it is forged from.
+
+    Raises:
+      ValueError: ``attack_scale`` negative or not finite.
+    """
+    finite("attack_scale", attack_scale)
+
+    @separable
+    def forge(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
+        return jax.tree.map(lambda m: -attack_scale * m, messages)
+
+    return Attack(forge)

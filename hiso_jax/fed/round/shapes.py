@@ -1,0 +1,103 @@
+"""The shapes of a round's messages, and what is refused from them alone."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from hiso_jax.fed.algorithm import Algorithm, Probes, Senders, StatefulCombine
+from hiso_jax.fed.round.channel import Channel, first_memory
+from hiso_jax.fed.round.inputs import Estimator
+from hiso_jax.fed.wire import Told
+from hiso_jax.zo import zo_states
+
+# A median of two is their mean.
+FEWEST_COMPARED = 3
+
+
+class Shapes(NamedTuple):
+    """The shapes of a round's messages.
+
+    Attributes:
+      sent: of all clients, as they arrive, [C, ...].
+      aggregate: of what everyone is told of them.
+      memory: of what the combiner remembers.
+      groups: G.
+    """
+
+    sent: PyTree
+    aggregate: PyTree
+    memory: PyTree
+    groups: int
+
+    @property
+    def message(self) -> PyTree:
+        """Of one client."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.sent)
+
+    def bytes_of(self, algorithm: Algorithm) -> tuple[int, Told]:
+        """What a message takes, and what everyone is told of a round."""
+        return algorithm.wire.up(self.message), algorithm.wire.down(self.aggregate)
+
+
+def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:
+    """Into how many groups a cohort is dealt for its directions; 1 if there are none.
+
+    Raises:
+      ValueError: there are fewer clients than groups, several groups and a combiner with a memory, or too few clients
+        in a group for a combiner that compares them.
+    """
+    heads = zo_states(jax.eval_shape(algorithm.optimizer.init, params)) if algorithm.has_scalars else []
+    groups = heads[0].directions.groups_of(clients) if heads else 1
+    if groups > 1 and isinstance(algorithm.combine, StatefulCombine):
+        raise ValueError(f"groups must be 1 for a combiner with a memory, got {groups}")
+    if getattr(algorithm.combine, "compares", False) and clients // groups < FEWEST_COMPARED:
+        raise ValueError(
+            f"groups must leave {FEWEST_COMPARED} clients along the same directions for a combiner that compares them; "
+            f"{clients} clients in {groups} groups do not: take fewer groups, or a mean of shortened messages"
+        )
+    return groups
+
+
+def _check_names(numbers: PyTree) -> None:
+    """Refuse numbers of a direction that the ledger has no columns for.
+
+    Raises:
+      ValueError: they are neither an array nor nested dicts of arrays, with names without dots.
+    """
+    for path, _ in jax.tree_util.tree_leaves_with_path(numbers):
+        for key in path:
+            if not isinstance(key, jax.tree_util.DictKey) or not isinstance(key.key, str) or "." in key.key:
+                raise ValueError(
+                    "measure must give an array, or a dict of arrays whose names have no dot, for each direction; got "
+                    f"{jax.tree.structure(numbers)}"
+                )
+
+
+def shapes_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int) -> Shapes:
+    """The shapes of the messages of ``clients`` clients; of ``params`` only shapes and dtypes are read.
+
+    Raises:
+      ValueError: a difference whose numbers the ledger has no columns for.
+    """
+    dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
+    if isinstance(estimator.measure, Probes):
+        difference, shape = estimator.measure.difference, (clients, estimator.local_steps, estimator.num_perturbations)
+        losses = [jax.ShapeDtypeStruct(shape, dtype)] * len(difference.offsets)
+        measured = jax.eval_shape(lambda losses: difference.numbers(losses, 1.0), losses)
+        _check_names(measured)
+    else:
+        measured = jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), dtype), params)
+
+    groups = groups_of(algorithm, params, clients)
+
+    def through(messages: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        places = jnp.arange(clients)
+        senders = Senders(places, places, places < 0, places >= 0, groups)
+        channel = Channel(algorithm, senders, jax.random.key(0), jax.random.key(0))
+        sent, memory = channel.send(messages), first_memory(algorithm, messages)
+        return sent, channel.combine(sent, jnp.ones(clients), memory).aggregate, memory
+
+    sent, aggregate, memory = jax.eval_shape(through, measured)
+    return Shapes(sent, aggregate, memory, groups)
