@@ -68,13 +68,13 @@ class Entry:
     batches: int = 1
 
 
-def _decomfl(*, combine: Any = fed.mean, **options: Any) -> Callable[[Any], fed.Algorithm]:
+def _decomfl(*, rescale: tuple[fed.Rescale, ...] = (), **options: Any) -> Callable[[Any], fed.Algorithm]:
     wire = {name: options.pop(name) for name in ("scalar_bits", "aggregate_bits") if name in options}
 
     def make(rate: Any) -> fed.Algorithm:
         method = algorithms.load("decomfl")
         built = method.build(rate, options | wire)
-        return fed.Algorithm(built.tx, combine=combine, wire=built.wire)
+        return fed.Algorithm(built.tx, rescale=rescale, wire=built.wire)
 
     return make
 
@@ -83,7 +83,7 @@ def _mosaic(**options: Any) -> Callable[[Any], fed.Algorithm]:
     return lambda rate: algorithms.mosaic(rate, **options)
 
 
-CLIPPED = channels.clipped_mean()
+CLIPPED = channels.clip_to_median()
 ENTRIES: dict[str, Entry] = {
     "decomfl": Entry(_decomfl(), 5, 1, 1),
     "decomfl, 8 bits both ways": Entry(_decomfl(scalar_bits=8, aggregate_bits=8), 5, 1, 1),
@@ -92,8 +92,8 @@ ENTRIES: dict[str, Entry] = {
     "hiso": Entry(algorithms.hiso, 5, 0.5, 1),
     "own directions alone": Entry(_decomfl(direction_groups="own"), 5, 1.3, 1),
     "shared 32 × float32": Entry(_decomfl(), 32, 6.4, 0.4),
-    "shared 32 × 4 bits": Entry(_decomfl(combine=CLIPPED, scalar_bits=4), 32, 6.4, 0.4),
-    "shared 32 × 4 bits, told in 4": Entry(_decomfl(combine=CLIPPED, scalar_bits=4, aggregate_bits=4), 32, 6.4, 0.4),
+    "shared 32 × 4 bits": Entry(_decomfl(rescale=(CLIPPED,), scalar_bits=4), 32, 6.4, 0.4),
+    "shared 32 × 4 bits, told in 4": Entry(_decomfl(rescale=(CLIPPED,), scalar_bits=4, aggregate_bits=4), 32, 6.4, 0.4),
     "own 64 × 2 bits, unclipped": Entry(_mosaic(clipping=False), 64, 16, 0.25),
     "mosaic 16 × 8": Entry(_mosaic(), 16, 4, 0.5),
     "mosaic 32 × 4": Entry(_mosaic(), 32, 8, 0.33),

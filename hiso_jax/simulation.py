@@ -70,6 +70,16 @@ class Simulation(fed.Simulation):
             rows = [row for row in progress.session.history if row is not progress.evaluation]
             write_metrics(self.storage.folder, rows)
 
+    def _hostile(self) -> str | None:
+        """Who was hostile, in words."""
+        share, clients, cohort = self.config.attackers, self.population.num_clients, self.config.cohort
+        if not share:
+            return None
+        of = f"{round(share * cohort)} of every cohort of {cohort}"
+        if self.config.attackers_of == "population":
+            of = f"{round(share * clients):,} of {clients:,} clients"
+        return f"{of}: {self.algorithm.description['attack'].split('.')[0]}"
+
     def _report(self, result: fed.Result, seconds: float) -> None:
         # Imported where they are needed: they bring terminals and pictures with them.
         from hiso_jax.reports import Asked, curves, summarise, write_json, write_metrics
@@ -80,7 +90,8 @@ class Simulation(fed.Simulation):
         metric = fed.metric_of(self.task, result.metrics[0].metrics)
         target = about.get("target", getattr(self.task, "target", None))
         algorithm = str(about.get("algorithm", "a method of its own"))
-        asked = Asked(name, algorithm, about.get("learning_rate"), self.config.seed, metric, target)
+        hostile = self._hostile()
+        asked = Asked(name, algorithm, about.get("learning_rate"), self.config.seed, metric, target, hostile)
         self.summary = summarise(asked, result, seconds)
         # A run that was over tells nothing new, and would tell less of how long it took.
         if self._begun_at == result.rounds and (folder / "summary.json").exists():

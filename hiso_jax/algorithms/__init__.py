@@ -77,6 +77,18 @@ class Method:
             return False
 
     @property
+    def is_private(self) -> bool:
+        """Whether the server noises what it tells."""
+        return any(channels.is_private(name) for name in self.channels)
+
+    @property
+    def needs_secret(self) -> bool:
+        """Whether something is drawn that nobody else may draw, by server or clients."""
+        return any(
+            "noise_multiplier" in inspect.signature(channels.FACTORIES[name]).parameters for name in self.channels
+        )
+
+    @property
     def factories(self) -> list[tuple[str, Callable[..., Any]]]:
         """What its options belong to, by name: its own factory, those of its channels, and what all methods share."""
         own = [(self.name, self.factory), *((name, channels.FACTORIES[name]) for name in self.channels)]
@@ -124,6 +136,9 @@ class Method:
         Raises:
           ValueError: an option is out of range, or the factory returns something else.
         """
+        if self.is_private and self.has_scalars:
+            # Noise on every group's sums is so many times the noise: one group, unless more are asked for.
+            options = {"direction_groups": "shared", **options}
 
         def make(factory: Callable[..., Any], *given: Any) -> Any:
             own = {name: options[name] for name in options if self.owner(name) is factory}
@@ -157,6 +172,9 @@ class Method:
                 algorithm = replace(algorithm, rescale=(*algorithm.rescale, made))
             else:
                 algorithm = replace(algorithm, combine=made, wire=replace(algorithm.wire, down_bits=bits))
+        if algorithm.is_private:
+            # Shortened to a fixed norm, and by nothing that tells of the others.
+            algorithm = replace(algorithm, rescale=())
         for shared in SHARED:
             algorithm = make(shared, algorithm) if algorithm.has_scalars else algorithm
         return algorithm

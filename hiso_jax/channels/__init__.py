@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from hiso_jax.fed.algorithm import Attack, Rescale, Send, Wire
+from hiso_jax.fed.algorithm import Attack, PrivateMean, Rescale, Send, Wire
 
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 FACTORIES: dict[str, Callable[..., Any]] = {name: getattr(import_module(f"{__name__}.{name}"), name) for name in NAMES}
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         """A channel's factory is found under its file's name."""
 
 
-__all__ = ["FACTORIES", "NAMES", "Part", "names_of", "part_of", *NAMES]
+__all__ = ["FACTORIES", "NAMES", "Part", "is_private", "names_of", "part_of", *NAMES]
 
 
 Part = Literal["send", "attack", "rescale", "combine", "wire"]
@@ -33,6 +33,11 @@ def part_of(factory: Callable[..., Any]) -> Part:
     made = get_type_hints(factory)["return"]
     parts: dict[Any, Part] = {Send: "send", Attack: "attack", Rescale: "rescale", Wire: "wire"}
     return parts.get(made, "combine")
+
+
+def is_private(name: str) -> bool:
+    """Whether a channel noises what everyone is told."""
+    return get_type_hints(FACTORIES[name])["return"] is PrivateMean
 
 
 def names_of(*parts: Part) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ def local_noise(*, clip_norm: float = 1.0, noise_multiplier: float = 1.0) -> Sen
     finite("noise_multiplier", noise_multiplier)
     deviation = noise_multiplier * clip_norm
 
-    @secret
+    @secret(clip_norm, noise_multiplier)
     def send(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
         factors = shortening(messages, senders.numbers >= 0, clip_norm)
         leaves, structure = jax.tree.flatten(messages)

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from hiso_jax.checks import positive, whole
+from hiso_jax.cli.grids import Grid, as_number
 from hiso_jax.cli.language import comma_separated
-from hiso_jax.cli.options import Grid, Schedule, as_number
+from hiso_jax.cli.options import Schedule
 from hiso_jax.fed.run import FEWEST_TRIES
 
 # Everyone is there, and nothing goes wrong.

@@ -16,6 +16,7 @@ from hiso_jax.algorithms import Method
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment
+from hiso_jax.cli.privacy import noise_for_budget
 from hiso_jax.cli.progress import working
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.run import check_messages
@@ -211,7 +212,10 @@ def build_algorithm(options: Experiment, method: Method, rate: Any) -> fed.Algor
     Raises:
       ValueError: one of its options is out of range.
     """
-    return method.build(build_schedule(options, rate), given_to(method, options))
+    given = given_to(method, options)
+    if options.epsilon is not None and method.needs_secret:
+        given["noise_multiplier"] = noise_for_budget(options, method.is_private)
+    return method.build(build_schedule(options, rate), given)
 
 
 def simulation_config(options: Experiment, seed: int, algorithm: fed.Algorithm) -> fed.SimulationConfig:
@@ -258,7 +262,7 @@ def build_simulation(
     storage: fed.Storage | None = None,
 ) -> Simulation:
     """The simulation of one setting."""
-    algorithm = build_algorithm(options, setting.method, setting.rate)
+    algorithm = build_algorithm(replace(options, seed=setting.seed), setting.method, setting.rate)
     config = replace(
         simulation_config(options, setting.seed, algorithm),
         local_learning_rate=build_schedule(options, algorithm.local_share * setting.rate),

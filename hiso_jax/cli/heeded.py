@@ -7,6 +7,7 @@ from hiso_jax import channels
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.language import GENERATES
 from hiso_jax.cli.methods import given_to
+from hiso_jax.cli.privacy import check_private
 from hiso_jax.fed.algorithm import Local
 
 
@@ -116,6 +117,7 @@ def check_heeded(options: Any, methods: Sequence[Method], given: Collection[str]
         )
     if "attackers_of" in given and not attacked:
         raise ValueError("attackers_of is read with --attack; it would have no effect where nobody is hostile")
+    check_private(options, methods, given)
     reading: set[str] = set()
     for method in methods:
         measure = method.build(1e-3, given_to(method, options)).measure

@@ -14,8 +14,9 @@ from hiso_jax.cli import exit_codes
 from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.compare import compare
 from hiso_jax.cli.comparing import Compare
+from hiso_jax.cli.grids import Sweep
 from hiso_jax.cli.interrupt import exit_code, heeding
-from hiso_jax.cli.options import Run, Sweep
+from hiso_jax.cli.options import Run
 from hiso_jax.cli.output import forgiving
 from hiso_jax.cli.parsing import PROGRAM, as_typed, parse
 from hiso_jax.cli.plan import Plan, plan_round

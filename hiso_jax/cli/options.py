@@ -36,6 +36,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "federation": ("clients", "cohort", "local_steps", "batch_size", "weighting", "eval_every"),
     "hostile clients": ("combine", "attack", "attackers", "attackers_of"),
+    "privacy": ("epsilon", "delta", "public_cohorts"),
     "measurement": ("perturbations", "mu", "method", "matmul_precision"),
     "data": ("data_dir", "partition", "column", "alpha", "shards_per_client", "virtual", "client_examples"),
     "language model": tuple(field.name for field in fields(Language)),
@@ -110,6 +111,8 @@ class Experiment(SimulationConfig, Presence, Language):
         multi_krum, geometric_median, private_mean; A+B first shortens them by A, clip or clip_to_median. A channel of
         hiso_jax.channels each, with options of its own.
       attack: what hostile clients send: sign_flip, scaled, gaussian_attack, inner_product or colluding, a channel each.
+      epsilon: budget of differential privacy for a client, with --combine private_mean or an algorithm through
+        local_noise: the noise multiplier is then the least that keeps to it.
       schedule: how the learning rate runs over the rounds: constant, decaying to zero (cosine, linear), or as
         1/√(1 + round/100).
       target: value of the task's metric whose first reaching is reported; by default the task's own.
@@ -128,6 +131,7 @@ class Experiment(SimulationConfig, Presence, Language):
     shards_per_client: int = 2
     combine: str | None = None
     attack: str | None = None
+    epsilon: float | None = None
     schedule: Schedule = "constant"
     target: float | None = None
     out: Path | None = None
@@ -146,6 +150,8 @@ class Experiment(SimulationConfig, Presence, Language):
         whole("clients", self.clients, 1)
         whole("shards_per_client", self.shards_per_client, 1)
         positive("alpha", self.alpha)
+        if self.epsilon is not None:
+            positive("epsilon", self.epsilon)
         self.check_presence()
         self.check_language(self.task)
         if len(self.client_examples) != 2 or not 1 <= self.client_examples[0] <= self.client_examples[1] < 2**31:
@@ -214,84 +220,3 @@ class Run(Experiment, Devices):
             positive("learning_rate", self.learning_rate)
         if self.probe_rounds is not None:
             whole("probe_rounds", self.probe_rounds, 2)
-
-
-ALGORITHMS = ("hiso", "decomfl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid(Experiment):
-    """What ``sweep`` and ``compare`` share.
-
-    Attributes:
-      algorithms: methods, each as --algorithm of run takes it.
-      learning_rate: learning rates to try with every method; by default a grid for the kind of model.
-      resume: directory of a sweep or a comparison to continue from where it was ended, with its options.
-      seeds: how many seeds to run for each method, counted up from --seed.
-      validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
-    """
-
-    algorithms: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ALGORITHMS
-    learning_rate: Annotated[tuple[str, ...] | None, comma_separated(str, "X,Y,…")] = None
-    seeds: int = 1
-    validation: int | None = None
-    resume: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Check every range.
-
-        Raises:
-          ValueError: naming the first option out of range.
-        """
-        super().__post_init__()
-        whole("seeds", self.seeds, 1)
-        if len(set(self.algorithms)) != len(self.algorithms):
-            raise ValueError(f"algorithms must not repeat, got {','.join(self.algorithms)}")
-        self._check_rates()
-
-    def _check_rates(self) -> None:
-        _check_grid("learning_rate", self.rates)
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The rates to try, as they are asked for; none if they are not."""
-        return tuple(as_number("learning_rate", word) for word in self.learning_rate or ())
-
-
-def as_number(option: str, word: str) -> float:
-    """A word as a number.
-
-    Raises:
-      ValueError: it is none.
-    """
-    try:
-        return float(word)
-    except ValueError:
-        raise ValueError(f"{option} must be numbers, comma-separated, got {word!r}") from None
-
-
-def _check_grid(option: str, values: tuple[float, ...]) -> None:
-    for value in values:
-        positive(option, value)
-    if len(set(values)) != len(values):
-        raise ValueError(f"{option} must not repeat, got {','.join(map(str, values))}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep(Grid):
-    """Try a grid of learning rates × seeds (× mu) as one program and say which setting is best on a validation split.
-
-    Attributes:
-      mus: smoothing radii to try; by default --mu alone.
-    """
-
-    mus: Annotated[tuple[float, ...] | None, comma_separated(float, "X,Y,…")] = None
-
-    def __post_init__(self) -> None:
-        """Check every range.
-
-        Raises:
-          ValueError: naming the first option out of range.
-        """
-        super().__post_init__()
-        _check_grid("mus", self.mus or ())

@@ -120,7 +120,9 @@ def _through_channels(command: type, words: Sequence[str]) -> list[str]:
       ValueError: there is no such channel.
     """
     given = option_words(words)
-    allowed = {"combine": channels.names_of("combine", "rescale"), "attack": channels.names_of("attack")}
+    # The guard has an option of its own.
+    shorten = tuple(name for name in channels.names_of("combine", "rescale") if name != "guard")
+    allowed = {"combine": shorten, "attack": channels.names_of("attack")}
     added = ""
     for option, names in allowed.items():
         asked = given.get(option)
@@ -149,8 +151,9 @@ def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[
         through = [] if name in algorithms.load("decomfl").options else through
         owners = [other for other in algorithms.NAMES if asked and name in algorithms.load(other).options]
         if through and not owners:
+            several = f"the channels {', '.join(through)}" if len(through) > 1 else f"the channel {through[0]}"
             raise UsageError(
-                f"{as_typed(name)} is an option of the channel {through[0]}, which {asked[0]}+{through[0]} goes through"
+                f"{as_typed(name)} is an option of {several}, which {asked[0]}+{through[0]}, say, goes through"
             )
         if owners:
             raise UsageError(
@@ -208,6 +211,9 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
         if given.get("task") in get_args(TEXT_TASK_NAMES):
             own = {name: value for name, value in TEXT_DEFAULTS.items() if name not in _not_for(given)}
             flat |= {name: replace(flat[name], default=value) for name, value in own.items() if name in flat}
+        if any(method.is_private for method in methods) and "direction_groups" in flat:
+            # Several groups are asked for, or there is one: see ``Method.build``.
+            flat["direction_groups"] = replace(flat["direction_groups"], default="shared")
         nested = _parsed(_grouped(kind, flat, methods), command, words)
         values = {name: value for group in vars(nested).values() for name, value in vars(group).items()}
         options = whole(**values)

@@ -6,8 +6,9 @@ from dataclasses import replace
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.experiment import IMAGE_TASKS, AnyTask, build_algorithm, simulation_config
+from hiso_jax.cli.grids import Grid
 from hiso_jax.cli.methods import given_to
-from hiso_jax.cli.options import Experiment, Grid, Run
+from hiso_jax.cli.options import Experiment, Run
 from hiso_jax.fed.population import AnyPopulation
 
 GRIDS = {

@@ -14,8 +14,9 @@ from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.experiment import build_algorithm, load_model
+from hiso_jax.cli.grids import Grid, Sweep
 from hiso_jax.cli.methods import Option, is_foreign, methods_of, options_with, own_options
-from hiso_jax.cli.options import MOVABLE, Experiment, Grid, Run, Sweep
+from hiso_jax.cli.options import MOVABLE, Experiment, Run
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
 from hiso_jax.reports import as_json
 
@@ -86,8 +87,19 @@ def options_of(about: Mapping[str, Any], algorithm: str | None = None) -> Run:
     method = method_of(about, algorithm)
     whole = options_with(Run, [method])
     known = own_options(whole)
-    given = {name: as_option(known[name], value) for name, value in about.items() if name in known}
+    given = _values(known, about)
     return whole(**{**given, "algorithm": method.name})
+
+
+def _values(known: Mapping[str, Option], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of options, from what was written of them.
+
+    Raises:
+      ValueError: one is none that the option can have.
+    """
+    given = {name: as_option(known[name], value) for name, value in about.items() if name in known}
+    # A run of a release that had no guard.
+    return given if "guard" in about or "guard" not in known else given | {"guard": False}
 
 
 def as_option(option: Option, value: Any) -> Any:
@@ -158,6 +170,8 @@ def resumed(options: Run) -> Run:
         raise ValueError(
             f"rounds must be the run's, {recorded.rounds}: its schedule, {recorded.schedule}, ends there; got {rounds}"
         )
+    if rounds != recorded.rounds and recorded.epsilon is not None:
+        raise ValueError(f"rounds must be the run's, {recorded.rounds}: its noise was found for them; got {rounds}")
     if rounds < found:
         raise ValueError(f"rounds must be at least the {found} that the run has, got {rounds}")
     return replace(recorded, resume=directory, out=directory, **changed)
@@ -182,7 +196,7 @@ def resumed_grid(options: AnyGrid) -> AnyGrid:
     kind = next(base for base in type(options).__mro__ if base in (Sweep, Compare))
     whole = options_with(kind, list(methods_of(named).values()))
     known = own_options(whole)
-    given = {name: as_option(known[name], value) for name, value in about.items() if name in known}
+    given = _values(known, about)
     return whole(**{**given, "resume": directory, "out": directory})
 
 

@@ -42,6 +42,9 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         f"(paper's convention: {human_bytes(summary['bytes_paper_convention'])})",
         "evaluations": f"{human_count(summary['forward_passes'])} of their losses by all clients",
         "attendance": f"{attendance['reported']} reports, {missing}",
+        "attacked by": summary["attacked_by"] or "",
+        "clipped": "" if summary["clipped"] is None else f"{100 * summary['clipped']:.1f} % of the messages",
+        "privacy": _privacy(summary["privacy"]),
         "simulated time": human_seconds(summary["simulated_seconds"]),
         "devices": f"{summary['device_count']} {summary['device']}: {per_device}{split}",
         "directions": f"{human_count(summary['directions'])} made by all clients, to measure along and to catch up",
@@ -49,6 +52,9 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         "parameters": f"SHA-256 {summary['params_sha256']}",
         "written to": str(directory),
     }
+    for name in ("attacked by", "clipped", "privacy"):
+        if not rows[name]:
+            del rows[name]
     if not summary["directions"]:
         del rows["directions"]
     if not others:
@@ -60,6 +66,19 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
     print_rows(console, rows)
     for concern in summary["concerns"]:
         console.print(f"warning: {concern}", soft_wrap=True, highlight=False)
+
+
+def _privacy(spent: dict | None) -> str:
+    """What a private run has told of its clients, in words."""
+    if spent is None:
+        return ""
+    epsilon = (
+        "ε not computed (pip install 'hiso-jax[privacy]')" if spent["epsilon"] is None else f"ε {spent['epsilon']:.3g}"
+    )
+    whose = "each client's own noise" if spent["local"] else "the server's noise"
+    how = "secret cohorts" if spent["visits"] is None else f"{spent['visits']} visits of one client"
+    noise = f"{spent['noise_multiplier']:.4g} × {spent['clip_norm']:g}"
+    return f"{epsilon} at δ {spent['delta']:g} for a client: {how}, {whose} {noise}"
 
 
 def hint(rate: float, result: fed.Result, console: Console) -> None:

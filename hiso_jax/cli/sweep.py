@@ -8,9 +8,9 @@ from rich.console import Console
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import build_task, check_methods, check_virtual, notes
+from hiso_jax.cli.grids import Sweep
 from hiso_jax.cli.interrupt import exit_code
 from hiso_jax.cli.methods import methods_of
-from hiso_jax.cli.options import Sweep
 from hiso_jax.cli.rates import grid
 from hiso_jax.cli.restore import CONFIG, as_written, resumed_grid
 from hiso_jax.cli.tuning import Held

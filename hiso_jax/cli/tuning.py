@@ -24,8 +24,9 @@ from hiso_jax.cli.experiment import (
     simulation_config,
     target_of,
 )
+from hiso_jax.cli.grids import Grid
 from hiso_jax.cli.interrupt import stop_on_interrupt
-from hiso_jax.cli.options import Grid, Schedule
+from hiso_jax.cli.options import Schedule
 from hiso_jax.cli.rates import first_guess
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.reports import write_json

@@ -99,13 +99,21 @@ class PrivateMean:
     noise_multiplier: float
 
 
-def secret(function: F) -> F:
-    """Declare that a client draws its randomness in private: its key then comes from the run's secret.
+def secret(clip_norm: float, noise_multiplier: float) -> Callable[[F], F]:
+    """Declare that a client clips its message and noises it in private: its key then comes from the run's secret.
 
     In a simulation one secret stands for all clients' and the server's.
+
+    Args:
+      clip_norm: S, of a whole message.
+      noise_multiplier: σ, the noise's standard deviation on every number in units of S.
     """
-    function.secret = True  # type: ignore[attr-defined]
-    return function
+
+    def declare(function: F) -> F:
+        function.secret = clip_norm, noise_multiplier  # type: ignore[attr-defined]
+        return function
+
+    return declare
 
 
 def separable(function: F) -> F:
@@ -144,7 +152,7 @@ def is_separable(function: Any) -> bool:
 
 def is_secret(function: Any) -> bool:
     """Whether :func:`secret` declared it."""
-    return getattr(function, "secret", False)
+    return hasattr(function, "secret")
 
 
 def by_number(

@@ -87,7 +87,7 @@ class Algorithm:
       local_share: the rate of the clients' own steps as a share of the server's, where nothing else is asked for.
 
     Raises:
-      ValueError: few bits for messages that are not scalars.
+      ValueError: few bits for messages that are not scalars, or messages that are told in place of a private mean.
     """
 
     tx: optax.GradientTransformation
@@ -107,6 +107,8 @@ class Algorithm:
             raise ValueError(
                 "wire of few bits is for methods that send scalars; this one sends trees like the parameters"
             )
+        if self.is_private and isinstance(self.wire, FewBits) and self.wire.relay == "messages":
+            raise ValueError("relay must be aggregate for a private mean: messages show every client's numbers to all")
 
     @property
     def has_scalars(self) -> bool:
@@ -119,9 +121,16 @@ class Algorithm:
         return isinstance(self.combine, PrivateMean)
 
     @property
+    def noise(self) -> tuple[float, float] | None:
+        """S and σ of what makes it private, of the server's noise before the clients'; None if nothing does."""
+        if isinstance(self.combine, PrivateMean):
+            return self.combine.clip_norm, self.combine.noise_multiplier
+        return next((send.secret for send in self.send if is_secret(send)), None)  # type: ignore[attr-defined]
+
+    @property
     def needs_secret(self) -> bool:
         """Whether something in it draws what nobody else may draw."""
-        return self.is_private or any(map(is_secret, self.send))
+        return self.noise is not None
 
     @property
     def is_separable(self) -> bool:

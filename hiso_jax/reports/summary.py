@@ -40,6 +40,7 @@ class Asked(NamedTuple):
       seed: of the run.
       metric: the one that counts.
       target: the value of it at which methods are compared, or None.
+      attacked_by: who was hostile, in words, or None.
     """
 
     task: str
@@ -48,6 +49,7 @@ class Asked(NamedTuple):
     seed: int
     metric: fed.Metric
     target: float | None
+    attacked_by: str | None = None
 
 
 def summarise(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]:
@@ -76,6 +78,9 @@ def summarise(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]:
         "forward_passes": result.forward_passes,
         "simulated_seconds": result.simulated_seconds,
         "scalar_offset": result.offset,
+        "clipped": result.clipped,
+        "attacked_by": asked.attacked_by,
+        "privacy": None if result.privacy is None else result.privacy._asdict(),
         "concerns": list(result.concerns),
         "attendance": {**result.attendance, "invalid": result.invalid},
         "jax_version": jax.__version__,

@@ -11,7 +11,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import algorithms, channels, fed, zo
-from hiso_jax.channels.clipped_mean import clipping_factors
+from hiso_jax.channels.clip_to_median import clipping_factors
 from hiso_jax.fed.ledger import delta_of, load_delta, save_delta
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
@@ -221,7 +221,7 @@ def test_clipping_is_to_the_lower_median_of_those_that_count():
 
 @pytest.mark.slow
 def test_vectors_are_clipped_to_their_median_length_too():
-    result = run(algorithms.load("fed_avg+clipped_mean").build(0.3, {}), rounds=40, eval_every=40)
+    result = run(algorithms.load("fed_avg+clip_to_median").build(0.3, {}), rounds=40, eval_every=40)
     assert result.metrics[-1].metrics["accuracy"] > 0.6
 
 
@@ -234,7 +234,7 @@ def test_a_directions_draws_are_counted():
         return zo.rademacher(key, shape, dtype)
 
     tx = zo.dealt(hiso_jax.scale_by_zo(sampler=sampler), groups=None)
-    method = fed.Algorithm(tx, combine=channels.clipped_mean(), wire=fed.FewBits(scalar_bits=2))
+    method = fed.Algorithm(tx, rescale=(channels.clip_to_median(),), wire=fed.FewBits(scalar_bits=2))
     x, targets = jnp.zeros(64), jnp.ones((4, 1, 2, 64))
     for mode, draws in (("keep", 3), ("regenerate", 6)):
         count.clear()

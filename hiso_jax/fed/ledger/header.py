@@ -12,6 +12,8 @@ from hiso_jax.fed.ledger.frames import VERSION
 from hiso_jax.fed.ledger.records import Records, layout
 from hiso_jax.fed.ledger.storage import environment
 
+# What runs of earlier releases could not be asked for, as they were.
+UNASKED = {"attackers": 0.0, "attackers_of": "population", "public_cohorts": True, "delta": 1e-5}
 # How a run is computed, which changes none of its numbers.
 EXECUTION = ("rounds_per_dispatch", "client_chunk", "memory_budget", "directions")
 

@@ -13,7 +13,7 @@ from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.devices import Placement, agree, all_processes
 from hiso_jax.fed.ledger import ledger as ledgers
 from hiso_jax.fed.ledger.files import sync_directory
-from hiso_jax.fed.ledger.header import EXECUTION
+from hiso_jax.fed.ledger.header import EXECUTION, UNASKED
 from hiso_jax.fed.ledger.ledger import FileLedger, Ledger, json_bytes
 from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
 from hiso_jax.fed.ledger.snapshots import KEPT, SNAPSHOTS, Snapshots
@@ -22,8 +22,6 @@ from hiso_jax.fed.ledger.storage import Storage, differences, lock
 logger = logging.getLogger("hiso_jax")
 SNAPSHOT_SECONDS = 600.0
 # What a run that is continued must have in common with its beginning, and how to say so.
-# What runs of earlier releases could not be asked for.
-UNASKED = {"attackers": 0.0, "attackers_of": "population", "public_cohorts": False}
 SAME = {
     "algorithm": "what the method measures, sends, combines or counts",
     "columns": "the numbers of a round",

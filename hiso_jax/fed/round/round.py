@@ -1,23 +1,18 @@
 """One round of federated learning as one pure function: measure → valid → send → valid → combine → update."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from hiso_jax.fed.algorithm import (
     Algorithm,
     Probes,
     Senders,
-    StatefulCombine,
     are_finite,
-    as_algorithm,
     mean,
-    measured_by,
 )
 from hiso_jax.fed.devices import (
     MODEL,
@@ -30,7 +25,6 @@ from hiso_jax.fed.devices import (
     on_all_devices,
     over_clients,
 )
-from hiso_jax.fed.keys import CHANNEL_STREAM
 from hiso_jax.fed.ledger import RoundRecord
 from hiso_jax.fed.round.channel import Channel
 from hiso_jax.fed.round.inputs import Cohort, Data, Draw, Estimator, Keys, check_round
@@ -40,9 +34,8 @@ from hiso_jax.fed.round.probes import Measured, Mode, ascent_of, measure_local_s
 from hiso_jax.fed.round.shapes import groups_of
 from hiso_jax.fed.task import bind
 from hiso_jax.fed.update import ServerState, server_update
-from hiso_jax.zo import Difference, LowRank, Method, check_chain, zo_state
+from hiso_jax.zo import LowRank, check_chain, zo_state
 
-DEFAULT = ExecutionSettings()
 Loss = Callable[..., Float[Array, "B"]]
 
 
@@ -233,77 +226,3 @@ def _mean_loss(losses: Float[Array, "C"], valid: Bool[Array, "C"]) -> Float[Arra
 
 def _if_any(valid: Bool[Array, "C"], new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(valid.any(), a, b), new, old)
-
-
-def make_round(
-    task_loss: Loss,
-    tx: Algorithm | optax.GradientTransformation,
-    *,
-    local_steps: int,
-    num_perturbations: int,
-    mu: ArrayLike,
-    method: Difference | Method | None = None,
-    local_learning_rate: optax.ScalarOrSchedule | None = None,
-    execution: ExecutionSettings = DEFAULT,
-) -> Callable[..., tuple[PyTree, Any, RoundRecord]]:
-    """One round as a pure function: ``(params, state, batches, mask, round_key) → (params, state, RoundRecord)``.
-
-    ``batches`` is a pytree of [C, K, B, ...] arrays, ``mask`` [C] says which clients take part (numbers instead of
-    booleans are their weights in the aggregate), and ``state`` is ``tx.init(params)``. A client with a non-finite
-    number in its message is left out of the round; without a valid client the parameters and the state stay as they
-    were. Clients are numbered by their places.
-
-    Parameters that are not trained are a keyword argument of the round, ``frozen=``: the loss is then called as
-    ``loss(params, batch, frozen)``. So are ``round_number=``, which schedules of methods without scalars read;
-    ``hostile=`` [C], whose messages the algorithm's attack forges; and ``secret=``, a key of this round that nothing
-    public tells, for an algorithm that draws noise in private.
-
-    Args:
-      task_loss: ``(params, batch) → float [B]``, the loss of each example.
-      tx: an :class:`hiso_jax.fed.Algorithm`; or an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``,
-        applied once to Σ_k Δ_k of the mean scalars. With a combiner that has a state, ``state`` is the pair of
-        ``tx.init(params)`` and what ``combine.init`` gives; where what shortens messages has one, too, of
-        ``tx.init(params)`` and what :func:`hiso_jax.fed.first_memory` gives.
-      local_steps: K ≥ 1.
-      num_perturbations: P ≥ 1.
-      mu: the smoothing radius μ > 0.
-      method: ``"forward"`` (the default), ``"central"`` or another difference; not for an algorithm with a measure of
-        its own.
-      local_learning_rate: η of the clients' own steps, plain SGD; a number or a schedule over rounds. Required
-        when K > 1, if the algorithm's clients measure along directions.
-      execution: how it is computed.
-
-    Raises:
-      ValueError: K, P, μ, the method or ``directions`` out of range, directions kept for K > 1, or K > 1 without
-        ``local_learning_rate``; at the call, a loss that is not per example, a state without a zeroth-order head, or an
-        optimizer whose members before the head need the parameters.
-    """
-    algorithm = as_algorithm(tx)
-    measure = measured_by(algorithm, method)
-    estimator = Estimator(measure, local_steps, num_perturbations, mu, local_learning_rate)
-    core = server_round(task_loss, algorithm, estimator, execution)
-    has_memory = isinstance(algorithm.combine, StatefulCombine) or any(
-        jax.tree.leaves(jax.eval_shape(each.init, jnp.zeros((1, 1, 1)))) for each in algorithm.rescale
-    )
-
-    def run(
-        params: PyTree,
-        state: PyTree,
-        batches: PyTree,
-        mask: Bool[Array, "C"] | Float[Array, "C"],
-        round_key: Key[Array, ""],
-        *,
-        frozen: PyTree | None = None,
-        round_number: ArrayLike = 0,
-        hostile: Bool[Array, "C"] | None = None,
-        secret: Key[Array, ""] | None = None,
-    ) -> tuple[PyTree, PyTree, RoundRecord]:
-        own, memory = state if has_memory else (state, ())
-        weights = mask.astype(jnp.float32) if mask.dtype == bool else mask
-        cohort = Cohort(jnp.arange(len(mask)), weights, batches, hostile)
-        channel = jax.random.fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
-        keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32), secret)
-        server, record = core(ServerState(params, own, memory), cohort, keys, Given(frozen=frozen))
-        return server.params, (server.state, server.memory) if has_memory else server.state, record
-
-    return run

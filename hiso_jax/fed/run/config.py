@@ -31,8 +31,9 @@ class SimulationConfig:
       weighting: whether the clients of a cohort count alike in its mean, or by how many examples they hold.
       attackers: share of the clients that are hostile, and send what an attack forges; 0 ≤ share < 1.
       attackers_of: share of the population, so that one cohort has more of them than another, or of every cohort.
-      public_cohorts: whether who comes follows from the seed, which every client knows, also where the server has a
-        secret that it could follow from; privacy is then counted over a client's visits, and cohorts are reproducible.
+      public_cohorts: whether who comes to a private run follows from its seed, which every client knows, and not from
+        the server's secret; cohorts are then reproducible, and privacy is counted over a client's visits.
+      delta: δ of the differential privacy that a private run is accounted for with, well below one over the clients.
       client_chunk: diverged clients (K > 1) evaluated together: 1 is one by one; a number above 1 also bounds how
         many clients are in memory at a time. None chooses by backend, model and memory.
       memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
@@ -59,6 +60,7 @@ class SimulationConfig:
     attackers: float = 0.0
     attackers_of: Literal["population", "cohort"] = "population"
     public_cohorts: bool = False
+    delta: float = 1e-5
     client_chunk: int | None = None
     memory_budget: int | None = None
     directions: DirectionsMode | None = None
@@ -85,6 +87,9 @@ class SimulationConfig:
         fraction("attackers", self.attackers)
         if self.attackers_of not in ("population", "cohort"):
             raise ValueError(f"attackers_of must be population or cohort, got {self.attackers_of}")
+        positive("delta", self.delta)
+        if self.delta >= 1:
+            raise ValueError(f"delta must be below 1, got {self.delta:g}")
         if self.weighting not in ("uniform", "examples"):
             raise ValueError(f"weighting must be uniform or examples, got {self.weighting}")
         if self.matmul_precision not in get_args(MatmulPrecision):

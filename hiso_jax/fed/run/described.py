@@ -52,7 +52,9 @@ def describe(
     """
     algorithm, mesh = as_algorithm(tx), check_mesh(mesh)
     placement = Described(mesh, getattr(given.task, "layout", longest_axis))
-    setup = set_up(given, algorithm, config, placement, config.memory_budget or memory_budget)
+    # Of a program only its shapes are read: any key stands for the secret.
+    secret = jax.random.key(0) if algorithm.needs_secret else None
+    setup = set_up(given, algorithm, config, placement, config.memory_budget or memory_budget, secret)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given.params)
     shapes, shardings = shapes_of_state(setup, params)
     costs = costs_of(algorithm, setup.estimator, shapes.server, config.cohort)

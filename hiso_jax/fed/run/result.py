@@ -8,6 +8,7 @@ import optax
 from jaxtyping import PyTree
 
 from hiso_jax.fed.ledger import Evaluation, Records
+from hiso_jax.fed.privacy import Spent
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Result:
         averaged over the run; None of a message of less than two scalars. Forward differences add μ·tr(∇²f)/2 to every
         scalar.
       mesh_shape: devices along each axis of the mesh; empty without one.
+      privacy: what the run has told of its clients; None if nothing makes it private.
+      clipped: share of the valid messages that were shortened; None of a method that shortens none.
     """
 
     records: Records | None
@@ -88,3 +91,5 @@ class Result:
     concerns: tuple[str, ...]
     offset: float | None
     mesh_shape: dict[str, int]
+    privacy: Spent | None = None
+    clipped: float | None = None

@@ -21,6 +21,7 @@ from hiso_jax.fed.run.programs import costs_of, first_state, header_for, initial
 from hiso_jax.fed.run.restore import restored
 from hiso_jax.fed.run.result import Callback, Progress, Result
 from hiso_jax.fed.run.setup import Setup
+from hiso_jax.fed.run.spent import spent
 from hiso_jax.fed.run.tally import Tally
 from hiso_jax.fed.task import summarise
 
@@ -272,8 +273,9 @@ class Session:
             if self._storage is not None:
                 ending["sample"] = sample(params)
             in_all_processes(lambda: keeper.ledger.seal(**ending))
+        records = keeper.ledger.records if self.done else None
         return Result(
-            records=keeper.ledger.records if self.done else None,
+            records=records,
             metrics=self.history,
             initial_params=self._initial,
             params=params,
@@ -292,4 +294,6 @@ class Session:
             concerns=self.concerns.sentences,
             offset=self._tally.offset,
             mesh_shape={} if self.setup.mesh is None else dict(self.setup.mesh.shape),
+            privacy=spent(self.setup, records),
+            clipped=self._tally.clipped,
         )

@@ -1,11 +1,12 @@
 """A run before it begins: what was asked for, checked, and its data where it will be read."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
@@ -81,7 +82,12 @@ class Ingredients(NamedTuple):
 
 
 def set_up(
-    given: Ingredients, algorithm: Algorithm, config: SimulationConfig, placement: Placement, budget: int
+    given: Ingredients,
+    algorithm: Algorithm,
+    config: SimulationConfig,
+    placement: Placement,
+    budget: int,
+    secret: Key[Array, ""] | None = None,
 ) -> Setup:
     """A run, its data put where ``placement`` says.
 
@@ -91,19 +97,21 @@ def set_up(
       config: the run's numbers.
       placement: where arrays live.
       budget: bytes that a cohort may take on a device.
+      secret: of the server, for an algorithm that needs one.
 
     Raises:
       ValueError: the numbers, the method, the messages or the devices do not go together.
     """
     task, params, population, participation = given
+    config = with_cohorts(algorithm, config)
     estimator = estimator_of(algorithm, config)
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, moved_as_of(task))
     check_round(algorithm, estimator, settings)
-    _check_channel(algorithm, config, participation)
+    check_channel(algorithm, config, participation)
     shapes_of(algorithm, estimator, params, config.cohort)
     _check_split(algorithm, params, placement.mesh)
     data = task.train, population, participation
-    inputs = placement.replicate(Inputs(jax.random.key(config.seed), *data))
+    inputs = placement.replicate(Inputs(jax.random.key(config.seed), *data, secret=secret))
     longest = config.rounds_per_dispatch or min(DISPATCH_ROUNDS, config.eval_every)
     return Setup(
         task=task,
@@ -137,7 +145,12 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
         )
 
 
-def _check_channel(algorithm: Algorithm, config: SimulationConfig, participation: Participation) -> None:
+def with_cohorts(algorithm: Algorithm, config: SimulationConfig) -> SimulationConfig:
+    """The numbers of a run, its cohorts public unless a server that noises sums draws them in secret."""
+    return config if algorithm.is_private or config.public_cohorts else replace(config, public_cohorts=True)
+
+
+def check_channel(algorithm: Algorithm, config: SimulationConfig, participation: Participation) -> None:
     """Refuse what does not go with how messages become one."""
     if bool(config.attackers) != (algorithm.attack is not None):
         raise ValueError(
@@ -164,7 +177,7 @@ def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -
       ValueError: more groups of directions than clients in a round, or fewer bytes than a message takes.
     """
     params = jax.eval_shape(task.init, jax.random.key(0))
-    _check_channel(algorithm, config, Participation())
+    check_channel(algorithm, config, Participation())
     shapes_of(algorithm, estimator_of(algorithm, config), params, config.cohort)
     return params
 

@@ -12,6 +12,7 @@ from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.result import Callback, Result
+from hiso_jax.fed.run.secret import secret_of
 from hiso_jax.fed.run.session import Session
 from hiso_jax.fed.run.setup import Ingredients, set_up
 from hiso_jax.fed.sanity import check_task
@@ -83,7 +84,8 @@ class Simulation:
         params = jax.eval_shape(task.init, jax.random.key(0))
         placement = Placement(self.mesh, getattr(task, "layout", longest_axis))
         given = Ingredients(task, params, population, participation)
-        self._setup = set_up(given, self.algorithm, config, placement, budget)
+        secret = secret_of(storage, self.mesh) if self.algorithm.needs_secret else None
+        self._setup = set_up(given, self.algorithm, config, placement, budget, secret)
         self._stop = False
 
     def stop(self) -> None:

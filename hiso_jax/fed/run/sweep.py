@@ -27,7 +27,8 @@ from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, 
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.programs import bytes_of, costs_of
-from hiso_jax.fed.run.setup import estimator_of
+from hiso_jax.fed.run.secret import as_key, fresh
+from hiso_jax.fed.run.setup import check_channel, estimator_of, with_cohorts
 from hiso_jax.fed.sanity import check_task
 from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, moved_as_of, summarise
 from hiso_jax.fed.update import ServerState
@@ -95,8 +96,11 @@ class _Bench(NamedTuple):
             at_precision(function, config.matmul_precision) for function in (self.task.loss, self.task.metrics)
         )
         run_round = server_round(loss, algorithm, estimator, settings, draw_batches(config))
-        train, test, frozen = data
-        inputs = Inputs(point.seed_key, train, point.population, self.participation, frozen)
+        train, test, frozen, secret = data
+        if secret is not None:
+            # Every setting its own noise.
+            secret = jax.random.fold_in(secret, jax.random.bits(point.seed_key))
+        inputs = Inputs(point.seed_key, train, point.population, self.participation, frozen, secret)
         costs = costs_of(algorithm, estimator, carry.server, config.cohort)
         length = min(config.eval_every, config.rounds)
         carry, log = make_dispatch(run_round, config, costs, length)(carry, *bounds, inputs)
@@ -223,7 +227,10 @@ def sweep(
     seed_keys = [jax.random.key(seed) for seed in grid.seeds]
     initials = [task.init(init_key(key)) for key in seed_keys]
     budget = memory_budget() if config.memory_budget is None else config.memory_budget
-    state = as_algorithm(make(grid.learning_rates[0])).optimizer.init(initials[0])
+    algorithm = as_algorithm(make(grid.learning_rates[0]))
+    check_channel(algorithm, config, participation)
+    config = with_cohorts(algorithm, config)
+    state = algorithm.optimizer.init(initials[0])
     fitting, rates = _fits(task, config, initials[0], state, budget), len(grid.learning_rates)
     settings = len(grid.seeds) * len(grid.mus or ()) * rates
     axes, side_by_side = (3, settings) if fitting >= settings else (1, rates) if fitting >= rates else (0, 1)
@@ -238,7 +245,10 @@ def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any]) ->
     length = min(config.eval_every, config.rounds)
     # Side by side, rounds that a dispatch skips are run all the same: who watches rounds needs no evaluation before.
     ends = [*([0] if bench.watch is None else []), *range(length, config.rounds, length), config.rounds]
-    data = jax.tree.map(jnp.asarray, (task.train, task.test, frozen_of(task)))
+    algorithm = as_algorithm(bench.make(bench.grid.learning_rates[0]))
+    # An argument of the program, never a constant of it: compiled programs are kept.
+    secret = as_key(fresh()) if algorithm.needs_secret else None
+    data = (*jax.tree.map(jnp.asarray, (task.train, task.test, frozen_of(task))), secret)
     diverged_at = np.full(shape, monitoring.NEVER)
     metrics: dict[str, np.ndarray] = {}
     program, compile_seconds, run_seconds, reached, interrupted = None, 0.0, 0.0, 0, False

@@ -24,6 +24,7 @@ class Tally:
       offset: what the scalars of a message have in common, the mean of a message in units of its standard deviation,
         averaged over all valid messages; None if a message is less than two scalars. Along random directions it is
         about 0; forward differences add μ·tr(∇²f)/2 to every scalar, on which few bits are lost.
+      clipped: share of the valid messages that were shortened; None of a method that shortens none.
     """
 
     def __init__(self, costs: Costs) -> None:
@@ -34,6 +35,8 @@ class Tally:
         self._statuses = np.zeros(REPORTED + 1, np.int64)
         self._offsets: list[float] = []
         self._messages = 0
+        self._valid = 0
+        self._clipped: int | None = None
 
     def add(self, seed_key: Key[Array, ""], rounds: Int[np.ndarray, "R"], log: RoundLog) -> Records:
         """Count some rounds, and return them with their bytes; ``log`` is on the host."""
@@ -41,6 +44,7 @@ class Tally:
         sent = self.traffic.add(rounds, *map(np.asarray, columns))
         self._count(log.attendance, log.record.loss, log.seconds)
         self._note_offsets(log.record.scalars, log.record.valid)
+        self._note_clipped(log.record.clipped, log.record.valid)
         return log.as_records(seed_key, rounds, *sent)
 
     def restore(self, records: Records, clients: int, evaluated: int) -> None:
@@ -49,6 +53,7 @@ class Tally:
         self.traffic.add(records.round, records.attendance, stood, records.valid)
         self._count(records.attendance, records.loss, records.seconds)
         self._note_offsets(records.scalars, records.valid)
+        self._note_clipped(records.clipped, records.valid)
         self.losses = self.losses[evaluated:]
 
     def _count(self, attendance: Any, loss: Any, seconds: Any) -> None:
@@ -68,6 +73,16 @@ class Tally:
             # Round by round and summed exactly, so that a run that goes on tells the same.
             self._offsets.append(float((messages.mean(1) / np.where(spread > 0, spread, 1)).sum()))
             self._messages += len(messages)
+
+    def _note_clipped(self, clipped: Any, valid: Any) -> None:
+        if clipped is not None:
+            self._clipped = (self._clipped or 0) + int(np.sum(clipped))
+            self._valid += int(np.sum(valid))
+
+    @property
+    def clipped(self) -> float | None:
+        """See the attributes."""
+        return None if self._clipped is None else self._clipped / max(self._valid, 1)
 
     @property
     def offset(self) -> float | None:

@@ -1,0 +1,164 @@
+"""Which rule of combination withstands which attack, for HiSo, DeComFL and mosaic.
+
+    python benchmarks/robustness.py --out results/robustness_digits.json
+    python benchmarks/robustness.py --task mnist --data-dir FOLDER --rounds 300 --seeds 1 --out mnist.json
+
+Every setting is one program, its seeds side by side; each method takes its default rate, tuned with the mean where
+nobody is hostile. A file that is there is added to: what it holds already is not run again.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from hiso_jax import algorithms, fed, tasks
+
+# Of a method: its name, its options, P.
+METHODS: dict[str, tuple[str, dict[str, Any], int | None]] = {
+    "hiso": ("hiso", {}, None),
+    "decomfl": ("decomfl", {}, None),
+    "mosaic, shared": ("mosaic", {"direction_groups": "shared", "clipping": False}, 32),
+    "mosaic": ("mosaic", {"scalar_bits": 4, "clipping": False}, 32),
+}
+# A combiner, behind what shortens messages; and whether the guard stands before both.
+RULES: dict[str, tuple[str, bool]] = {
+    "mean, no guard": ("", False),
+    "mean": ("", True),
+    "clip to median": ("clip_to_median", True),
+    "median, no guard": ("median", False),
+    "median": ("median", True),
+    "trimmed mean": ("trimmed_mean", True),
+    "Krum": ("krum", True),
+    "multi-Krum": ("multi_krum", True),
+    "geometric median": ("geometric_median", True),
+    "clip, median": ("clip_to_median+median", True),
+}
+ATTACKS: dict[str, tuple[str, dict[str, float]]] = {
+    "nobody": ("", {}),
+    "flip × 1": ("sign_flip", {"attack_scale": 1.0}),
+    "flip × 10": ("sign_flip", {"attack_scale": 10.0}),
+    "flip × 100": ("sign_flip", {"attack_scale": 100.0}),
+    "scaled × 10": ("scaled", {"attack_scale": 10.0}),
+    "scaled × 1e6": ("scaled", {"attack_scale": 1e6}),
+    "gaussian × 10": ("gaussian_attack", {}),
+    "inner product × 1": ("inner_product", {"attack_scale": 1.0}),
+    "colluding": ("colluding", {}),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run.
+
+    Attributes:
+      task: digits or mnist.
+      data_dir: folder of MNIST's four IDX files.
+      rounds: of a run.
+      seeds: how many.
+      methods, rules, attacks: which, all by default.
+      shares: of the hostile.
+      of: of the population, or of every cohort.
+      out: where the results are kept.
+    """
+
+    task: Literal["digits", "mnist"] = "digits"
+    data_dir: Path | None = None
+    rounds: int = 600
+    seeds: int = 5
+    methods: tuple[str, ...] = tuple(METHODS)
+    rules: tuple[str, ...] = tuple(RULES)
+    attacks: tuple[str, ...] = tuple(ATTACKS)
+    shares: tuple[float, ...] = (0.2,)
+    of: tuple[Literal["population", "cohort"], ...] = ("population",)
+    out: Path = Path("robustness.json")
+
+
+def run(
+    settings: Settings, task: Any, populations: list[Any], method: str, rule: str, attack: str, share: float, of: str
+):
+    """The final value of every seed, or why there is none."""
+    name, options, perturbations = METHODS[method]
+    (through, guard), (hostile, scale) = RULES[rule], ATTACKS[attack]
+    whole = algorithms.load("+".join(filter(None, (name, through, hostile))))
+    rate = whole.rate(settings.task, perturbations=perturbations)
+    config = fed.SimulationConfig(
+        rounds=settings.rounds,
+        cohort=10,
+        eval_every=max(1, settings.rounds // 12),
+        perturbations=perturbations,
+        attackers=share if hostile else 0.0,
+        attackers_of=of,
+    )
+    grid = fed.Grid([rate], range(settings.seeds), local_learning_rate=lambda r: r)
+    given = {**options, **scale, "guard": guard}
+    try:
+        found = fed.sweep(task, lambda r: whole.build(r, given), populations, config, grid)
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {
+        "final": found.metrics["accuracy"][:, 0, 0, -3:].mean(-1).round(4).tolist(),
+        "diverged_at": found.diverged_at[:, 0, 0].tolist(),
+        "seconds": round(found.run_seconds, 2),
+    }
+
+
+def main(settings: Settings) -> None:
+    """Run what is missing, and print a table for every method, share and kind of share."""
+    console = Console()
+    task = tasks.digits() if settings.task == "digits" else tasks.mnist(settings.data_dir)
+    deal = [fed.dirichlet(task.train["label"], 100, alpha=0.5, seed=seed) for seed in range(settings.seeds)]
+    known = json.loads(settings.out.read_text()) if settings.out.exists() else {}
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    for place in product(settings.methods, settings.shares, settings.of, settings.attacks, settings.rules):
+        method, share, of, attack, rule = place
+        label = [settings.task, method, rule, attack, *([share, of] if attack != "nobody" else []), settings.rounds]
+        key = " | ".join(map(str, label))
+        if key not in known:
+            begin = time.perf_counter()
+            known[key] = run(settings, task, deal, method, rule, attack, share, of)
+            settings.out.write_text(json.dumps(known, indent=1))
+            print(
+                f"{time.perf_counter() - begin:6.1f} s  {key}: {known[key].get('final')}", file=sys.stderr, flush=True
+            )
+    for method, share, of in product(settings.methods, settings.shares, settings.of):
+        whole = "the population" if of == "population" else "every cohort"
+        title = f"{settings.task}, {method}: {100 * share:g} % of {whole}"
+        table = Table(title=title, box=SIMPLE_HEAD)
+        for heading in ("", *settings.attacks):
+            table.add_column(heading)
+        for rule in settings.rules:
+            cells = []
+            for attack in settings.attacks:
+                label = [
+                    settings.task,
+                    method,
+                    rule,
+                    attack,
+                    *([share, of] if attack != "nobody" else []),
+                    settings.rounds,
+                ]
+                cells.append(cell(known[" | ".join(map(str, label))]))
+            table.add_row(rule, *cells)
+        console.print(table)
+
+
+def cell(found: dict[str, Any]) -> str:
+    """The mean over the seeds, and how many diverged."""
+    if "refused" in found:
+        return "—"
+    diverged = sum(at >= 0 for at in found["diverged_at"])
+    return f"{np.mean(found['final']):.3f}" + (f" ({diverged} div.)" if diverged else "")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

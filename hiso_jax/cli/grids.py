@@ -1,0 +1,89 @@
+"""The options of commands that run many settings: ``sweep``, and what ``compare`` shares with it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from hiso_jax.checks import positive, whole
+from hiso_jax.cli.language import comma_separated
+from hiso_jax.cli.options import Experiment
+
+ALGORITHMS = ("hiso", "decomfl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Experiment):
+    """What ``sweep`` and ``compare`` share.
+
+    Attributes:
+      algorithms: methods, each as --algorithm of run takes it.
+      learning_rate: learning rates to try with every method; by default a grid for the kind of model.
+      resume: directory of a sweep or a comparison to continue from where it was ended, with its options.
+      seeds: how many seeds to run for each method, counted up from --seed.
+      validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
+    """
+
+    algorithms: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ALGORITHMS
+    learning_rate: Annotated[tuple[str, ...] | None, comma_separated(str, "X,Y,…")] = None
+    seeds: int = 1
+    validation: int | None = None
+    resume: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
+        whole("seeds", self.seeds, 1)
+        if len(set(self.algorithms)) != len(self.algorithms):
+            raise ValueError(f"algorithms must not repeat, got {','.join(self.algorithms)}")
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        _check_grid("learning_rate", self.rates)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The rates to try, as they are asked for; none if they are not."""
+        return tuple(as_number("learning_rate", word) for word in self.learning_rate or ())
+
+
+def as_number(option: str, word: str) -> float:
+    """A word as a number.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueError(f"{option} must be numbers, comma-separated, got {word!r}") from None
+
+
+def _check_grid(option: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        positive(option, value)
+    if len(set(values)) != len(values):
+        raise ValueError(f"{option} must not repeat, got {','.join(map(str, values))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Grid):
+    """Try a grid of learning rates × seeds (× mu) as one program and say which setting is best on a validation split.
+
+    Attributes:
+      mus: smoothing radii to try; by default --mu alone.
+    """
+
+    mus: Annotated[tuple[float, ...] | None, comma_separated(float, "X,Y,…")] = None
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
+        _check_grid("mus", self.mus or ())

@@ -1,0 +1,62 @@
+"""The noise of a private run, found for its budget, and what is refused because it would tell more."""
+
+from functools import cache
+from typing import Any
+
+import jax
+
+from hiso_jax.cli.options import Experiment
+from hiso_jax.fed.privacy import Sampling, is_installed, most_visits, noise_for
+
+
+def noise_for_budget(options: Experiment, private: bool) -> float:
+    """The noise multiplier that keeps a run to ``options.epsilon``.
+
+    Args:
+      options: of the run; of its seed, where its cohorts follow from that.
+      private: whether the server noises sums, and may keep its cohorts to itself.
+
+    Raises:
+      ValueError: the accountant is not installed, or no noise is enough.
+    """
+    if not is_installed():
+        raise ValueError("epsilon needs dp-accounting to find the noise: pip install 'hiso-jax[privacy]'")
+    assert options.epsilon is not None
+    public = not private or options.public_cohorts
+    seed = options.seed if public else None
+    return _noise(options.epsilon, options.delta, options.clients, options.cohort, options.rounds, seed)
+
+
+@cache
+def _noise(epsilon: float, delta: float, clients: int, cohort: int, rounds: int, seed: int | None) -> float:
+    visits = None if seed is None else most_visits(jax.random.key(seed), clients, cohort, rounds)
+    return noise_for(epsilon, Sampling(clients, cohort, rounds, visits), delta=delta)
+
+
+def check_private(options: Any, methods: Any, given: Any) -> None:
+    """Refuse options that nothing private reads, and what would read clients' losses for all to see.
+
+    Args:
+      options: all of them.
+      methods: that the command is asked for.
+      given: the names of those that were typed.
+
+    Raises:
+      ValueError: there is one.
+    """
+    secretive = [method for method in methods if method.needs_secret]
+    for name in ("epsilon", "delta", "public_cohorts"):
+        if name in given and not secretive:
+            raise ValueError(f"{name} is read with --combine private_mean, or by an algorithm through local_noise")
+    if "epsilon" in given and "noise_multiplier" in given:
+        raise ValueError("epsilon must not be given beside --noise-multiplier, which it finds")
+    if "public_cohorts" in given and not any(method.is_private for method in methods):
+        raise ValueError(
+            "public_cohorts is read with --combine private_mean; the server of local noise knows its cohorts"
+        )
+    if secretive and getattr(options, "learning_rate", None) == "auto":
+        raise ValueError("learning_rate must be a number in a private run: auto reads the losses of its clients")
+    if secretive and options.column is not None and options.epsilon is not None:
+        raise ValueError(
+            "epsilon must be left to --noise-multiplier with --column: how many clients there are is not known"
+        )

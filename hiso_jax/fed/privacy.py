@@ -1,0 +1,168 @@
+"""What a private run has told, as (ε, δ) of differential privacy for its clients.
+
+Two runs are neighbours if one client is replaced by another. Messages are clipped to S, so a replaced client moves a
+sum, or its own message, by 2S at most: noise of standard deviation σS has the noise multiplier σ/2. Where cohorts
+follow from a secret, each is a sample of fixed size without replacement that nobody sees, and that amplifies privacy;
+where they do not, a client's visits are composed one by one. Rényi accounting (arXiv 1908.10530), by ``dp-accounting``.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from hiso_jax.checks import finite, positive, whole
+from hiso_jax.fed.keys import cohort_key
+from hiso_jax.fed.population import sample_cohort
+
+# Of rounds whose cohorts are drawn at a time.
+BLOCK = 1024
+# σ below which nothing is private: where the search for a budget's noise begins.
+LEAST_NOISE = 0.02
+
+
+class Sampling(NamedTuple):
+    """How a client comes to be in a run.
+
+    Attributes:
+      clients: N.
+      cohort: C.
+      rounds: R.
+      visits: the most rounds that any client is invited to, where everyone can know when it is; None where cohorts
+        follow from a secret.
+    """
+
+    clients: int
+    cohort: int
+    rounds: int
+    visits: int | None = None
+
+
+class Spent(NamedTuple):
+    """What a private run has told of its clients.
+
+    Attributes:
+      epsilon: ε; None where ``dp-accounting`` is not installed.
+      delta: δ.
+      noise_multiplier: σ, the noise's standard deviation in units of ``clip_norm``.
+      clip_norm: S.
+      visits: that were composed, or None where secret cohorts amplify.
+      local: whether clients noise their own messages, so that not even the server sees a true one.
+    """
+
+    epsilon: float | None
+    delta: float
+    noise_multiplier: float
+    clip_norm: float
+    visits: int | None
+    local: bool
+
+
+def is_installed() -> bool:
+    """Whether ``dp-accounting`` is there."""
+    from importlib.util import find_spec
+
+    return find_spec("dp_accounting") is not None
+
+
+def _event(noise_multiplier: float, sampling: Sampling) -> Any:
+    import dp_accounting as dp
+
+    once = dp.GaussianDpEvent(noise_multiplier / 2)
+    if sampling.visits is not None:
+        return dp.SelfComposedDpEvent(once, sampling.visits)
+    sampled = dp.SampledWithoutReplacementDpEvent(sampling.clients, sampling.cohort, once)
+    return dp.SelfComposedDpEvent(sampled, sampling.rounds)
+
+
+def _accountant() -> Any:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.rdp import RdpAccountant
+
+    # Samples of fixed size without replacement are accounted for under this relation only.
+    return RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE)
+
+
+def epsilon(noise_multiplier: float, sampling: Sampling, *, delta: float = 1e-5) -> float:
+    """ε of a run.
+
+    Args:
+      noise_multiplier: σ, in units of the norm that messages are clipped to; infinite ε if 0.
+      sampling: how a client comes to be in it.
+      delta: δ.
+
+    Raises:
+      ValueError: a number out of range.
+      ImportError: ``dp-accounting`` is not installed, the extra ``privacy``.
+    """
+    finite("noise_multiplier", noise_multiplier)
+    _check(sampling, delta)
+    if 0 in (sampling.rounds, sampling.visits):
+        return 0.0
+    if noise_multiplier == 0:
+        return math.inf
+    return float(_accountant().compose(_event(noise_multiplier, sampling)).get_epsilon(delta))
+
+
+def noise_for(epsilon: float, sampling: Sampling, *, delta: float = 1e-5) -> float:
+    """The least σ with which a run tells no more than ε, in units of the norm that messages are clipped to.
+
+    Args:
+      epsilon: the budget ε.
+      sampling: how a client comes to be in the run.
+      delta: δ.
+
+    Raises:
+      ValueError: a number out of range, or no noise is enough.
+      ImportError: ``dp-accounting`` is not installed, the extra ``privacy``.
+    """
+    import dp_accounting as dp
+
+    positive("epsilon", epsilon)
+    _check(sampling, delta)
+    if 0 in (sampling.rounds, sampling.visits):
+        return 0.0
+    try:
+        found = dp.calibrate_dp_mechanism(
+            _accountant,
+            lambda noise: _event(noise, sampling),
+            epsilon,
+            delta,
+            dp.LowerEndpointAndGuess(LEAST_NOISE, 1.0),
+            tol=1e-4,
+        )
+    except dp.mechanism_calibration.NoBracketIntervalFoundError:
+        raise ValueError(
+            f"epsilon must be a budget that some noise meets; got {epsilon:g} at delta {delta:g}"
+        ) from None
+    return float(found)
+
+
+def _check(sampling: Sampling, delta: float) -> None:
+    positive("delta", delta)
+    if delta >= 1:
+        raise ValueError(f"delta must be below 1, got {delta}")
+    whole("rounds", sampling.rounds, 0)
+    whole("cohort", sampling.cohort, 1, sampling.clients + 1)
+    if sampling.visits is not None:
+        whole("visits", sampling.visits, 0)
+
+
+def most_visits(seed_key: Key[Array, ""], clients: int, cohort: int, rounds: int) -> int:
+    """The most rounds of a run that any of its clients is invited to, where cohorts follow from its seed.
+
+    Args:
+      seed_key: of the run.
+      clients: N.
+      cohort: C.
+      rounds: R.
+    """
+    drawn = jax.jit(jax.vmap(lambda number: sample_cohort(cohort_key(seed_key, number), clients, cohort)))
+    visits = np.zeros(clients, np.int64)
+    for begin in range(0, rounds, BLOCK):
+        numbers = np.asarray(drawn(jnp.arange(BLOCK) + begin))[: rounds - begin]
+        np.add.at(visits, numbers.reshape(-1), 1)
+    return int(visits.max(initial=0))

@@ -1,0 +1,63 @@
+"""The secret of a run: a key that nothing public tells, for noise and cohorts that nobody else may know.
+
+It is drawn from the operating system, and kept in a file of its own beside the ledger, for its owner's eyes: a run that
+goes on must make the same noise again, or a round would be told twice with two noises, which tells more than once.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from hiso_jax.fed.devices import agree
+from hiso_jax.fed.ledger import Storage
+
+SECRET = "server.secret"
+# Two words of threefry's key, in halves that every integer of a device holds.
+HALVES = 4
+BITS = 16
+
+
+def fresh() -> list[int]:
+    """The halves of a new secret."""
+    return [secrets.randbits(BITS) for _ in range(HALVES)]
+
+
+def as_key(halves: list[int]) -> Key[Array, ""]:
+    """The key of a secret."""
+    words = np.array(halves, np.uint32).reshape(2, 2) @ np.array([1 << BITS, 1], np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32), impl="threefry2x32")
+
+
+def secret_of(storage: Storage | None, mesh: Mesh | None) -> Key[Array, ""]:
+    """The secret of a run, the same in all its processes; made, and written where the run is kept, if it has none.
+
+    Raises:
+      ValueError: its file holds something else.
+      OSError: it cannot be written.
+    """
+    halves = fresh()
+    if storage is not None and jax.process_index() == 0:
+        halves = _kept(storage.folder, halves)
+    return as_key([int(half) for half in agree(mesh, *halves)])
+
+
+def _kept(folder: Path, new: list[int]) -> list[int]:
+    path = folder / SECRET
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # Readable by its owner only, from the first byte on; never an existing file, nor through a link.
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        text = path.read_text(errors="replace").strip()
+        if len(text) != HALVES * BITS // 4 or any(c not in "0123456789abcdef" for c in text):
+            raise ValueError(f"{path} is not the secret of a run: it must be 16 hexadecimal digits") from None
+        return [int(text[i : i + 4], 16) for i in range(0, len(text), 4)]
+    with os.fdopen(handle, "w") as file:
+        file.write("".join(f"{half:04x}" for half in new) + "\n")
+    return new
