@@ -14,6 +14,7 @@ from hiso_jax.cli import exit_codes
 from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.compare import compare
 from hiso_jax.cli.comparing import Compare
+from hiso_jax.cli.diagnose import Diagnose, diagnose_run
 from hiso_jax.cli.grids import Sweep
 from hiso_jax.cli.interrupt import exit_code, heeding
 from hiso_jax.cli.options import Run
@@ -38,6 +39,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
     "export": (Export, export),
     "apply": (Apply, apply),
     "show": (Show, show),
+    "diagnose": (Diagnose, diagnose_run),
 }
 
 QUIET = {

@@ -1,6 +1,7 @@
 """What runs have shown: summaries, tables and pictures."""
 
 from hiso_jax.reports.comparison import Compared, as_results, comparison_table
+from hiso_jax.reports.diagnosis import diagnosis_picture, diagnosis_table
 from hiso_jax.reports.directory import (
     append_evaluation,
     as_json,
@@ -29,6 +30,8 @@ __all__ = [
     "comparison_table",
     "create_directory",
     "curves",
+    "diagnosis_picture",
+    "diagnosis_table",
     "evaluation_line",
     "human_bytes",
     "human_count",

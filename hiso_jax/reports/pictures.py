@@ -17,7 +17,8 @@ FAR_APART = 20
 FAR_UP = 3
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
     # Not pyplot: it keeps global state and picks a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
     Points are means over the seeds, bars one standard deviation; a rate that did not reach the target with every
     seed has no point on the right.
     """
-    figure = _figure(9.6, 3.8)
+    figure = figure_of(9.6, 3.8)
     ends, soon = figure.subplots(1, 2, sharex=True)
     names, lines = short_names(list(results)), itertools.count()
     for name, result in results.items():
@@ -89,7 +90,7 @@ def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, 
     """
     known = next(iter(histories.values()))[0][0].metrics
     shown = [*(["loss"] if "loss" in known and metric.name != "loss" else []), metric.name]
-    figure = _figure(9.6, 3.2 * len(shown))
+    figure = figure_of(9.6, 3.2 * len(shown))
     axes = figure.subplots(len(shown), 2, sharex="col", sharey="row", squeeze=False)
     names, largest, smallest = short_names(list(histories)), 0.0, np.inf
     for name, runs in histories.items():
@@ -148,7 +149,7 @@ def comparison_picture(
     names, costs = short_names(list(compared)), ("round", "bytes_up", "forward_passes")
     shown = [name for name in compared if any(results[name]["ratios"].values())] if target is not None else []
     below = 0.9 + 0.26 * len(shown) if shown else 0.0
-    figure = _figure(11.5, 3.9 + below)
+    figure = figure_of(11.5, 3.9 + below)
     grid = figure.add_gridspec(2 if shown else 1, 3, height_ratios=[3.6, below] if shown else [1])
     first: Any = None
     for column, (cost, words) in enumerate(

@@ -1,0 +1,169 @@
+"""The true second derivatives of a loss: diagonal and spectrum of its Hessian Σ = ∇²f, without forming it.
+
+They cost gradients, which no method of this package has: for looking at a run, not for making one. Everything is flat:
+parameters, directions and diagonals are vectors of d numbers, in the order of ``jax.flatten_util.ravel_pytree``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+Loss = Callable[[Array], Array]
+"""(x [d]) → scalar."""
+
+# Products with unit vectors that are made together.
+TOGETHER = 32
+
+
+class Estimated(NamedTuple):
+    """A vector, and how sure it is.
+
+    Attributes:
+      value: [d].
+      standard_error: of each number, [d]; zeros where it is exact.
+    """
+
+    value: Float[Array, "d"]
+    standard_error: Float[Array, "d"]
+
+
+class Spectrum(NamedTuple):
+    """What Lanczos' iteration finds of a symmetric matrix.
+
+    Attributes:
+      eigenvalues: Ritz values of every start, ascending, [starts, m]; the outermost are near the matrix's own.
+      weights: of each in the density of all eigenvalues, [starts, m]; they sum to 1 for every start.
+    """
+
+    eigenvalues: Float[Array, "starts m"]
+    weights: Float[Array, "starts m"]
+
+    @property
+    def norm(self) -> float:
+        """‖Σ‖₂, the largest absolute eigenvalue."""
+        return float(jnp.abs(self.eigenvalues).max())
+
+    @property
+    def negative(self) -> float:
+        """The share of eigenvalues below zero, by more than rounding."""
+        below = self.eigenvalues < -1e-6 * self.norm
+        return float(jnp.where(below, self.weights, 0).sum() / len(self.weights))
+
+
+def product(loss: Loss, x: Float[Array, "d"], vector: Float[Array, "d"]) -> Float[Array, "d"]:
+    """Σ v, by a derivative of the gradient (Pearlmutter, 1994)."""
+    return jax.jvp(jax.grad(loss), (x,), (vector,))[1]
+
+
+def hessian_diagonal(loss: Loss, x: Float[Array, "d"]) -> Estimated:
+    """The diagonal of Σ, exactly, from d products.
+
+    Args:
+      loss: twice differentiable.
+      x: where.
+    """
+    size = len(x)
+
+    def entry(place: Array) -> Array:
+        return product(loss, x, jnp.zeros_like(x).at[place].set(1))[place]
+
+    value = jax.jit(lambda places: lax.map(entry, places, batch_size=TOGETHER))(jnp.arange(size))
+    return Estimated(value, jnp.zeros_like(value))
+
+
+def estimated_hessian_diagonal(loss: Loss, x: Float[Array, "d"], key: Key[Array, ""], *, samples: int) -> Estimated:
+    """The diagonal of Σ as the mean of v ⊙ Σv over random signs v (Hutchinson; Bekas et al., 2007), by matfree.
+
+    Args:
+      loss: twice differentiable.
+      x: where.
+      key: of the signs.
+      samples: products, at least 2.
+
+    Raises:
+      ValueError: fewer samples.
+      ImportError: matfree is not installed, the extra ``diagnostics``.
+    """
+    from matfree import stochtrace
+
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2 for a standard error, got {samples}")
+    sampler = stochtrace.sampler_signs(x, num=1)
+    estimate = stochtrace.estimator_monte_carlo(stochtrace.monte_carlo_diagonal(), sampler)
+
+    def one(sums: tuple[Array, Array], key: Key[Array, ""]) -> tuple[tuple[Array, Array], None]:
+        own = estimate(lambda vector: product(loss, x, vector), key)
+        mean, squares = sums
+        return (mean + own / samples, squares + own**2 / samples), None
+
+    @jax.jit
+    def run(keys: Key[Array, "samples"]) -> tuple[Array, Array]:
+        return lax.scan(one, (jnp.zeros_like(x), jnp.zeros_like(x)), keys)[0]
+
+    mean, squares = run(jax.random.split(key, samples))
+    return Estimated(mean, jnp.sqrt(jnp.maximum(squares - mean**2, 0) / (samples - 1)))
+
+
+def spectrum(loss: Loss, x: Float[Array, "d"], key: Key[Array, ""], *, steps: int = 64, starts: int = 1) -> Spectrum:
+    """Eigenvalues of Σ and their density, by stochastic Lanczos quadrature (Ghorbani et al., arXiv 1901.10159).
+
+    Args:
+      loss: twice differentiable.
+      x: where.
+      key: of the random starts.
+      steps: m, products a start; no more than d.
+      starts: random vectors to begin with.
+
+    Raises:
+      ImportError: matfree is not installed, the extra ``diagnostics``.
+    """
+    from matfree import decomp
+
+    steps = min(steps, len(x))
+    tridiagonalise = decomp.tridiag_sym(steps, materialize=True, custom_vjp=False)
+
+    @jax.jit
+    def one(key: Key[Array, ""]) -> Array:
+        start = jax.random.rademacher(key, x.shape, x.dtype)
+        return tridiagonalise(lambda vector: product(loss, x, vector), start).J_small
+
+    found = [np.linalg.eigh(np.asarray(one(each), np.float64)) for each in jax.random.split(key, starts)]
+    values = jnp.asarray(np.stack([each.eigenvalues for each in found]))
+    return Spectrum(values, jnp.asarray(np.stack([each.eigenvectors[0] ** 2 for each in found])))
+
+
+def fisher_diagonal(
+    losses: Callable[[Array, Any], Array], x: Float[Array, "d"], batch: Any, *, together: int = TOGETHER
+) -> Float[Array, "d"]:
+    """The diagonal of the empirical Fisher information, the mean over examples of the squared gradient, [d].
+
+    Args:
+      losses: (x, examples [n, ...]) → the loss of each, [n].
+      x: where.
+      batch: the examples, a tree of [n, ...].
+      together: whose gradients are in memory at a time.
+    """
+    total = jax.tree.leaves(batch)[0].shape[0]
+
+    def squared(example: Any) -> Array:
+        alone = jax.tree.map(lambda leaf: leaf[None], example)
+        return jnp.square(jax.grad(lambda x: losses(x, alone)[0])(x))
+
+    def piece(sums: Array, part: tuple[Any, Array]) -> tuple[Array, None]:
+        examples, counts = part
+        return sums + (jax.vmap(squared)(examples) * counts[:, None]).sum(0), None
+
+    pieces = -(-total // together)
+
+    def cut(leaf: Array) -> Array:
+        padded = jnp.pad(leaf, [(0, pieces * together - total)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
+        return padded.reshape(pieces, together, *leaf.shape[1:])
+
+    counted = jnp.pad(jnp.ones(total, x.dtype), (0, pieces * together - total)).reshape(pieces, together)
+    parts = jax.tree.map(lambda leaf: cut(jnp.asarray(leaf)), batch), counted
+    return jax.jit(lambda parts: lax.scan(piece, jnp.zeros_like(x), parts)[0])(parts) / total
