@@ -39,5 +39,5 @@ def _factors(
         factors.append(jnp.where(own > OUTLIER * cap, to_length(own, cap), 1))
         # A round of zeros only has no scale to remember.
         moved = jnp.append(past[1:], cap.astype(past.dtype))
-        updated.append(jnp.where(jnp.isfinite(cap), moved, past))
+        updated.append(jnp.where(jnp.isfinite(now), moved, past))
     return jax.tree.reduce(jnp.minimum, factors), jnp.stack(updated)

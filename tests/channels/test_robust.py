@@ -1,0 +1,198 @@
+"""Combiners that compare, what shortens messages, and attacks: each against NumPy on its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hiso_jax import channels, fed
+
+KEY = jax.random.key(0)
+
+
+def senders(clients, hostile=(), groups=1, absent=()):
+    numbers = jnp.arange(clients)
+    wicked = jnp.isin(numbers, jnp.array(list(hostile), int))
+    return fed.Senders(numbers, numbers, wicked, ~wicked & ~jnp.isin(numbers, jnp.array(list(absent), int)), groups)
+
+
+def random_messages(seed, clients=9, numbers=4):
+    rng = np.random.default_rng(seed)
+    weights = (rng.random(clients) < 0.8).astype(np.float32)
+    weights[:4] = 1
+    messages = rng.normal(size=(clients, 1, numbers)).astype(np.float32)
+    return np.where(weights[:, None, None] > 0, messages, np.nan), weights
+
+
+def krum_order(messages, weights, hostile):
+    """The clients that count, by their score."""
+    kept = np.flatnonzero(weights)
+    rows = messages.reshape(len(messages), -1)[kept].astype(np.float64)
+    away = ((rows[:, None] - rows[None]) ** 2).sum(-1)
+    nearest = max(len(kept) - int(np.ceil(np.float32(hostile) * len(kept))) - 2, 1)
+    scores = np.array([np.sort(np.delete(each, i))[:nearest].sum() for i, each in enumerate(away)])
+    # Two that are each other's nearest are equally good.
+    assume(np.diff(np.sort(scores)).min() > 1e-4)
+    return kept[np.argsort(scores)]
+
+
+@given(seed=st.integers(0, 999), hostile=st.sampled_from([0.0, 0.2, 0.3, 0.45]))
+def test_krum_and_multi_krum_are_those_of_their_paper(seed, hostile):
+    messages, weights = random_messages(seed)
+    order = krum_order(messages, weights, hostile)
+    best = channels.krum(hostile=hostile)(jnp.array(messages), jnp.array(weights), KEY)
+    np.testing.assert_array_equal(best, messages[order[0]])
+    kept = order[: max(len(order) - int(np.ceil(np.float32(hostile) * len(order))), 1)]
+    several = channels.multi_krum(hostile=hostile)(jnp.array(messages), jnp.array(weights), KEY)
+    np.testing.assert_allclose(several, messages[kept].mean(0), rtol=1e-5, atol=1e-6)
+
+
+@given(seed=st.integers(0, 999))
+def test_the_geometric_median_has_the_smallest_sum_of_distances(seed):
+    messages, weights = random_messages(seed)
+    found = np.asarray(channels.geometric_median(weiszfeld_steps=200)(jnp.array(messages), jnp.array(weights), KEY))
+    rows = messages.reshape(len(messages), -1)[weights > 0].astype(np.float64)
+
+    def total(point):
+        return np.linalg.norm(rows - point.reshape(-1), axis=1).sum()
+
+    steps = 1e-2 * np.random.default_rng(seed).normal(size=(40, found.size))
+    assert total(found) <= min(total(found.reshape(-1) + step) for step in steps) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", ["krum", "multi_krum", "geometric_median", "median", "trimmed_mean"])
+def test_a_minority_that_is_far_away_does_not_decide(name):
+    messages = np.random.default_rng(0).normal(size=(10, 1, 5)).astype(np.float32)
+    messages[:3] = 1e25 * np.array([1, -1, 1], np.float32)[:, None, None]
+    options = {"trim": 0.3} if name == "trimmed_mean" else {}
+    combined = channels.FACTORIES[name](**options)(jnp.array(messages), jnp.ones(10), KEY)
+    assert np.abs(combined).max() < 4
+
+
+@pytest.mark.parametrize("name", ["krum", "multi_krum", "geometric_median"])
+def test_trees_and_empty_cohorts(name):
+    rng = np.random.default_rng(1)
+    tree = {
+        "b": jnp.array(rng.normal(size=(6, 3)), jnp.float32),
+        "w": jnp.array(rng.normal(size=(6, 2, 2)), jnp.float32),
+    }
+    flat = jnp.concatenate([tree["b"], tree["w"].reshape(6, -1)], 1)[:, None]
+    combine = channels.FACTORIES[name]()
+    found, wanted = combine(tree, jnp.ones(6), KEY), combine(flat, jnp.ones(6), KEY)
+    np.testing.assert_allclose(jnp.concatenate([found["b"], found["w"].reshape(-1)]), wanted[0], rtol=1e-5)
+    assert not np.any(combine(jnp.full((4, 1, 2), jnp.nan), jnp.zeros(4), KEY))
+
+
+def test_krum_of_a_large_cohort_compares_with_some_of_it():
+    messages = jnp.array(np.random.default_rng(0).normal(size=(1500, 1, 3)), jnp.float32).at[:400].add(30.0)
+    combined = channels.multi_krum(hostile=0.3)(messages, jnp.ones(1500), KEY)
+    assert np.abs(combined).max() < 0.2
+
+
+# ---------------------------------------------------------------- shortening
+
+
+def lengths_after(rescale, lengths, state=None, weights=None):
+    """The root mean squares of messages of these lengths after it, and its state."""
+    messages = jnp.array(lengths, jnp.float32)[:, None, None] * jnp.ones((1, 1, 4))
+    state = rescale.init(jax.eval_shape(lambda: messages)) if state is None else state
+    factors, state = rescale.factors(messages, jnp.ones(len(lengths)) if weights is None else weights, state)
+    return np.asarray(factors) * np.array(lengths, np.float32), state
+
+
+def test_the_guard_shortens_what_is_far_beyond_the_median_and_nothing_else():
+    found, _ = lengths_after(channels.guard(), [1.0, 2.0, 2.9, 3.0, 1e30])
+    np.testing.assert_allclose(found, [1.0, 2.0, 2.9, 3.0, 2.9], rtol=1e-6)
+    found, _ = lengths_after(channels.guard(), [1.0, 1.0, 3.1, 0.0])
+    np.testing.assert_allclose(found, [1.0, 1.0, 1.0, 0.0], rtol=1e-6)
+
+
+def test_the_guard_remembers_what_messages_used_to_be():
+    guard, state = channels.guard(), None
+    for _ in range(40):
+        _, state = lengths_after(guard, [1.0, 1.0, 1.0, 1.0], state)
+    # A cohort whose majority is hostile: they come down to half again of what was usual.
+    found, after = lengths_after(guard, [1e6, 1e6, 1e6, 1.0], state)
+    np.testing.assert_allclose(found, [1.5, 1.5, 1.5, 1.0], rtol=1e-6)
+    # Even for ever, they raise it by half in sixteen rounds at most.
+    for _ in range(16):
+        found, after = lengths_after(guard, [1e6, 1e6, 1e6, 1.0], after)
+    assert found.max() <= 1.5**2
+
+
+def test_the_guard_follows_an_honest_scale_and_skips_rounds_without_one():
+    guard, state = channels.guard(), None
+    for round_number in range(200):
+        size = 1.02**round_number
+        found, state = lengths_after(guard, [size, 1.5 * size, 0.7 * size], state)
+        np.testing.assert_array_equal(found, np.array([size, 1.5 * size, 0.7 * size], np.float32))
+    kept = state
+    _, state = lengths_after(guard, [0.0, 0.0, 0.0], state)
+    np.testing.assert_array_equal(state, kept)
+    _, state = lengths_after(guard, [5.0, 5.0, 5.0], state, jnp.zeros(3))
+    np.testing.assert_array_equal(state, kept)
+
+
+def test_slopes_and_curvatures_are_guarded_each_by_itself():
+    slope = jnp.ones((4, 1, 3)).at[0].set(50.0)
+    messages = {"slope": slope, "curvature": 1e6 * jnp.ones((4, 1, 3))}
+    guard = channels.guard()
+    factors, _ = guard.factors(messages, jnp.ones(4), guard.init(messages))
+    np.testing.assert_allclose(factors, [0.02, 1, 1, 1], rtol=1e-6)
+
+
+def test_clients_without_a_loss_do_not_silence_the_others():
+    found, _ = lengths_after(channels.clip_to_median(), [0.0, 0.0, 0.0, 1.0, 2.0])
+    np.testing.assert_allclose(found, [0, 0, 0, 1, 1])
+
+
+# ---------------------------------------------------------------- attacks
+
+
+def forged(attack, messages, who):
+    return np.asarray(attack.forge(jnp.array(messages), who, KEY))
+
+
+def test_attacks_are_what_their_papers_say():
+    numbers = np.array([1.0, 2.0, 3.0, 4.0, 100.0, np.nan], np.float32)
+    who = senders(6, hostile=[4], absent=[3])
+    honest = numbers[:3]
+    np.testing.assert_allclose(forged(channels.sign_flip(attack_scale=3.0), numbers, who)[4], -300)
+    np.testing.assert_allclose(forged(channels.scaled(attack_scale=3.0), numbers, who)[4], 300)
+    np.testing.assert_allclose(forged(channels.inner_product(attack_scale=2.0), numbers, who)[4], -2 * honest.mean())
+    wanted = honest.mean() - 1.5 * honest.std()
+    np.testing.assert_allclose(forged(channels.colluding(deviations=1.5), numbers, who)[4], wanted, rtol=1e-6)
+
+
+def test_gaussian_noise_is_as_large_as_it_says():
+    numbers = np.ones(20000, np.float32)
+    found = forged(channels.gaussian_attack(attack_scale=7.0), numbers, senders(20000, hostile=range(100)))
+    assert abs(found.mean()) < 0.2
+    assert found.std() == pytest.approx(7, rel=0.03)
+
+
+def test_the_hostile_know_their_own_group():
+    """Along directions of their own the honest say nothing of a hostile client's."""
+    numbers = np.array([1.0, 10.0, 3.0, 30.0], np.float32)
+    attack = channels.inner_product(attack_scale=1.0)
+    two = forged(attack, numbers, senders(4, hostile=[0, 1], groups=2))
+    np.testing.assert_allclose(two[:2], [-3, -30])
+    np.testing.assert_allclose(forged(attack, numbers, senders(4, hostile=[0], groups=4))[0], -1)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: channels.krum(hostile=0.5), "hostile must be at least 0 and below 0.5, got 0.5"),
+        (lambda: channels.geometric_median(weiszfeld_steps=0), "weiszfeld_steps must be"),
+        (lambda: channels.sign_flip(attack_scale=-1.0), "attack_scale must be"),
+        (lambda: channels.colluding(deviations=float("nan")), "deviations must be"),
+        (lambda: channels.private_mean(clip_norm=0.0), "clip_norm must be a positive finite number, got 0.0"),
+        (lambda: channels.local_noise(noise_multiplier=-1.0), "noise_multiplier must be"),
+    ],
+)
+def test_options_out_of_range_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()

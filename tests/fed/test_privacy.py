@@ -1,0 +1,223 @@
+"""Private runs: the accountant, the noise, the secret, and what is told of them."""
+
+import json
+import os
+import stat
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import algorithms, fed
+from hiso_jax.fed import privacy
+from hiso_jax.fed.ledger import LEDGER
+from hiso_jax.fed.privacy import Sampling
+from tests.fed.problems import digits_population, linear_task
+
+CLIENTS = 12
+
+
+def config(**settings):
+    small = {"rounds": 12, "cohort": 6, "perturbations": 5, "batch_size": 8, "eval_every": 6}
+    return fed.SimulationConfig(**small | settings)
+
+
+def run(algorithm, storage=None, **settings):
+    population = digits_population(CLIENTS)
+    return fed.Simulation(linear_task(), algorithm, population, config(**settings), storage=storage).run()
+
+
+def build(name="decomfl+private_mean", rate=0.1, **options):
+    return algorithms.load(name).build(rate, options)
+
+
+# ---------------------------------------------------------------- the accountant
+
+
+def test_epsilon_is_that_of_the_right_event_and_sensitivity():
+    """σ = 2S, N 100, C 10, T 100, δ 1e-5: a replaced client moves the sum by 2S."""
+    import dp_accounting as dp
+    from dp_accounting.rdp import RdpAccountant
+
+    def independent(event):
+        accountant = RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
+        return accountant.compose(event).get_epsilon(1e-5)
+
+    secret = privacy.epsilon(2.0, Sampling(100, 10, 100))
+    assert secret == pytest.approx(14.05, abs=0.005)
+    once = dp.SampledWithoutReplacementDpEvent(100, 10, dp.GaussianDpEvent(1.0))
+    assert secret == independent(dp.SelfComposedDpEvent(once, 100))
+    known = privacy.epsilon(2.0, Sampling(100, 10, 100, visits=10))
+    assert known == pytest.approx(19.05, abs=0.005)
+    assert known == independent(dp.SelfComposedDpEvent(dp.GaussianDpEvent(1.0), 10))
+
+
+def test_the_noise_for_a_budget_meets_it_and_hardly_more():
+    for sampling in (Sampling(100, 10, 100), Sampling(100, 10, 100, 12), Sampling(20, 20, 5)):
+        noise = privacy.noise_for(3.0, sampling)
+        assert 2.98 < privacy.epsilon(noise, sampling) <= 3.0
+
+
+def test_the_ends_of_the_scale():
+    assert privacy.epsilon(0.0, Sampling(10, 2, 5)) == float("inf")
+    assert privacy.epsilon(1.0, Sampling(10, 2, 0)) == 0
+    assert privacy.epsilon(1.0, Sampling(10, 2, 5, 0)) == 0
+    with pytest.raises(ValueError, match="delta must be below 1"):
+        privacy.epsilon(1.0, Sampling(10, 2, 5), delta=1.5)
+    with pytest.raises(ValueError, match="cohort must be"):
+        privacy.epsilon(1.0, Sampling(10, 20, 5))
+
+
+def test_visits_are_counted_over_the_cohorts_that_come():
+    result = run(hiso_jax.decomfl(0.1), rounds=12)
+    wanted = np.bincount(result.records.cohort.reshape(-1)).max()
+    assert privacy.most_visits(jax.random.key(0), CLIENTS, 6, 12) == wanted
+
+
+# ---------------------------------------------------------------- the mechanism
+
+
+def one_round(algorithm, targets, mask, secret=7):
+    round_of = hiso_jax.make_round(
+        lambda x, t: ((x - t) ** 2).sum(-1), algorithm, local_steps=1, num_perturbations=5, mu=1e-3
+    )
+    x = jnp.zeros(targets.shape[-1])
+    keys = {"secret": jax.random.key(secret)}
+    return jax.jit(round_of)(x, algorithm.optimizer.init(x), targets, mask, jax.random.key(0), **keys)
+
+
+def test_the_denominator_is_the_whole_cohort_and_an_invalid_client_counts_as_zero():
+    algorithm = build(clip_norm=2.0, noise_multiplier=0.0)
+    targets = jnp.array(np.random.default_rng(0).normal(size=(6, 1, 2, 8)), jnp.float32).at[1].set(jnp.nan)
+    mask = jnp.array([True, True, True, True, False, True])
+    _, _, record = one_round(algorithm, targets, mask)
+    np.testing.assert_array_equal(record.valid, [True, False, True, True, False, True])
+    counted = np.asarray(record.scalars)[np.asarray(record.valid)]
+    sizes = np.linalg.norm(counted.reshape(4, -1), axis=1)
+    clipped = counted * np.minimum(1, 2.0 / sizes)[:, None, None]
+    np.testing.assert_allclose(record.aggregate, clipped.sum(0) / 6, rtol=1e-5)
+    assert record.clipped == (sizes > 2.0).sum()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_noise_has_the_variance_that_was_promised(groups):
+    """On the sum σS, so on the mean σS/C; with G groups every group's sum has it, and counts G times."""
+    algorithm = build(clip_norm=0.5, noise_multiplier=3.0, direction_groups=groups)
+    targets = jnp.full((6, 1, 2, 8), jnp.nan)
+    made = [one_round(algorithm, targets, jnp.ones(6, bool), secret)[2] for secret in range(150)]
+    noise = np.stack([record.aggregate for record in made])
+    assert noise.shape == (150, 1, 5 * groups)
+    assert noise.std() == pytest.approx(groups * 3.0 * 0.5 / 6, rel=0.06)
+    assert abs(noise.mean()) < 4 * noise.std() / noise.size**0.5
+    # Also where nobody counts it is applied: that nobody did is not told.
+    assert all(bool(record.applied) for record in made)
+
+
+def test_local_noise_is_each_client_s_own():
+    algorithm = build("decomfl+local_noise", clip_norm=0.5, noise_multiplier=2.0, guard=False)
+    targets = jnp.zeros((200, 1, 2, 8))
+    _, _, record = one_round(algorithm, targets, jnp.ones(200, bool))
+    sent = np.asarray(record.scalars).reshape(200, -1)
+    assert sent.std() == pytest.approx(1.0, rel=0.1)
+    assert np.abs(np.corrcoef(sent.T) - np.eye(5)).max() < 0.3
+
+
+def test_the_noise_is_not_made_of_what_everyone_knows():
+    """Two runs of one seed and two secrets part; without a secret a round is refused."""
+    algorithm = build(noise_multiplier=1.0)
+    targets = jnp.ones((6, 1, 2, 8))
+    first, second = (one_round(algorithm, targets, jnp.ones(6, bool), secret)[2].aggregate for secret in (1, 2))
+    assert np.abs(first - second).max() > 0.01
+    with pytest.raises(ValueError, match="secret must be given"):
+        hiso_jax.make_round(
+            lambda x, t: ((x - t) ** 2).sum(-1), algorithm, local_steps=1, num_perturbations=5, mu=1e-3
+        )(jnp.zeros(8), algorithm.optimizer.init(jnp.zeros(8)), targets, jnp.ones(6, bool), jax.random.key(0))
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_a_private_run_replays_goes_on_and_keeps_its_secret(tmp_path):
+    algorithm = build(noise_multiplier=0.3)
+    folder = tmp_path / "run"
+    stopping = fed.Simulation(
+        linear_task(), algorithm, digits_population(CLIENTS), config(), storage=fed.Storage(folder, snapshot_every=0)
+    )
+    stopping.callbacks = (lambda progress: stopping.stop() if progress.round >= 6 else None,)
+    before = stopping.run()
+    assert before.interrupted
+    secret = (folder / "server.secret").read_text().strip()
+    assert stat.S_IMODE(os.stat(folder / "server.secret").st_mode) == 0o600
+    result = run(algorithm, storage=fed.Storage(folder, resume=True))
+    # The cohorts and the noise went on from the same secret: the whole run again, with it, is the same to the bit.
+    fresh = tmp_path / "again"
+    fresh.mkdir()
+    (fresh / "server.secret").write_text(secret + "\n")
+    again = run(algorithm, storage=fed.Storage(fresh))
+    assert fed.fingerprint(again.params) == fed.fingerprint(result.params)
+    np.testing.assert_array_equal(again.records.cohort, result.records.cohort)
+    replayed, _ = fed.replay(result.initial_params, algorithm, result.records)
+    assert fed.fingerprint(replayed) == fed.fingerprint(result.params)
+    assert result.privacy.epsilon == privacy.epsilon(0.3, Sampling(CLIENTS, 6, 12))
+    # It is in nothing that is kept of the run or given away.
+    ledger = fed.load(folder)
+    fed.save_delta(fed.delta_of(ledger), tmp_path / "delta.safetensors")
+    raw = bytes.fromhex(secret)
+    words = np.frombuffer(raw, ">u4").astype("<u4").tobytes()
+    for path in (folder / LEDGER, tmp_path / "delta.safetensors"):
+        content = path.read_bytes()
+        assert not any(form in content for form in (secret.encode(), raw, raw[::-1], words))
+    # Nor is any client's row, loss or validity in what is given away.
+    given = fed.load_delta(tmp_path / "delta.safetensors")
+    assert set(given.updates._fields) == {"seed_key", "round", "aggregate", "applied", "clients"}
+    assert given.updates.applied.all()
+    assert "loss" not in json.dumps(given.header["config"])
+
+
+def test_cohorts_are_secret_unless_they_are_asked_to_be_public():
+    private = run(build(noise_multiplier=0.3))
+    other = run(build(noise_multiplier=0.3))
+    public = run(build(noise_multiplier=0.3), public_cohorts=True)
+    plain = run(build("decomfl"))
+    assert (private.records.cohort != other.records.cohort).any()
+    np.testing.assert_array_equal(public.records.cohort, plain.records.cohort)
+    visits = np.bincount(plain.records.cohort.reshape(-1)).max()
+    assert private.privacy.visits is None
+    assert public.privacy.visits == visits
+    assert public.privacy.epsilon == privacy.epsilon(0.3, Sampling(CLIENTS, 6, 12, int(visits)))
+    local = run(build("decomfl+local_noise", noise_multiplier=3.0))
+    assert local.privacy.local
+    np.testing.assert_array_equal(local.records.cohort, plain.records.cohort)
+
+
+def test_mosaic_shares_its_directions_where_the_server_noises():
+    algorithm = build("mosaic+private_mean", 0.3)
+    assert not algorithm.rescale
+    result = run(algorithm, perturbations=8)
+    assert result.records.updates.aggregate.shape[-1] == 8
+    assert run(build("mosaic+private_mean", 0.3, direction_groups=2), perturbations=8).records is not None
+
+
+def test_first_order_methods_are_private_too():
+    result = run(build("fed_avg+private_mean", 0.3, clip_norm=0.1, noise_multiplier=0.01))
+    assert result.clipped == 1.0
+    assert result.privacy.noise_multiplier == 0.01
+
+
+def test_a_private_run_does_not_end_by_losses_that_nobody_noised():
+    """At a rate at which the same run without noise is stopped for its losses."""
+    steep = {"rate": 1e4, "noise_multiplier": 0.0}
+    assert run(build(**steep)).diverged_at is None
+    assert run(build("decomfl", 1e4, guard=False)).diverged_at is not None
+
+
+def test_what_would_tell_more_is_refused():
+    with pytest.raises(ValueError, match="relay must be aggregate for a private mean"):
+        build("mosaic+private_mean", relay="messages")
+    with pytest.raises(ValueError, match="weighting must be uniform"):
+        run(build(), weighting="examples")
+    trace = fed.Participation(availability=fed.Trace(np.ones((4, CLIENTS), bool)))
+    with pytest.raises(ValueError, match="participation must not follow a trace"):
+        fed.Simulation(linear_task(), build(), digits_population(CLIENTS), config(), participation=trace)
