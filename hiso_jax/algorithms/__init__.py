@@ -195,9 +195,10 @@ def load(name: str) -> Method:
         if channel not in channels.NAMES:
             raise ValueError(f"algorithm {name} must go through one of {', '.join(channels.NAMES)}; got {channel!r}")
     parts = [channels.part_of(channels.FACTORIES[channel]) for channel in through]
-    for part, why in (("combine", "messages are combined once"), ("attack", "the hostile are of one mind")):
-        if parts.count(part) > 1:  # type: ignore[arg-type]
-            raise ValueError(f"algorithm {name} must go through one channel at most that says how to {part}: {why}")
+    if parts.count("combine") > 1:
+        raise ValueError(f"algorithm {name} must go through one combiner at most: messages are combined once")
+    if parts.count("attack") > 1:
+        raise ValueError(f"algorithm {name} must go through one attack at most: the hostile are of one mind")
     if base in NAMES:
         return Method(name, FACTORIES[base], through)
     source, _, attribute = base.rpartition(":")

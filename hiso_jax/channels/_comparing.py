@@ -16,7 +16,7 @@ def rows_of(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C n"]:
 
 
 def krum_scores(messages: PyTree, counts: Bool[Array, "C"], hostile: float, key: Key[Array, ""]) -> Float[Array, "C"]:
-    """The sum of a message's squared distances to its nearest peers (Blanchard et al., NeurIPS 2017).
+    """The sum of a message's squared distances to its nearest peers (Blanchard et al., arXiv 1703.02757).
 
     Of n that count, f = ⌈hostile · n⌉ of them hostile, the n − f − 2 nearest are summed, at least one. A cohort of more
     than 1,024 is compared with 1,024 of its members that ``key`` draws, so that the cost is linear in its size.

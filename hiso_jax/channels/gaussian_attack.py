@@ -1,4 +1,4 @@
-"""The Gaussian attack: noise in place of a message (Blanchard et al., NeurIPS 2017)."""
+"""The Gaussian attack: noise in place of a message (Blanchard et al., arXiv 1703.02757)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""A guard against messages out of all proportion, which leaves the others as they are, to the bit.
+"""A guard against messages out of all proportion (norm bounding, Sun et al., arXiv 1911.07963).
 
 With R_i the root mean square of client i's numbers, the cap of a round is min(median_i R_i, 1.5 · median of the past
-caps); a message with R_i > 3 · cap is shortened to the cap. The first term bounds what a minority can do, the second a
-round in which the hostile are the majority of a cohort. The past caps are the last 32, so that an honest scale may
-still grow by half in 16 rounds.
+caps); a message with R_i > 3 · cap is shortened to the cap, and the others stay as they are, to the bit. The first term
+bounds what a minority can do, the second a round in which the hostile are the majority of a cohort. The past caps are
+the last 32, so that an honest scale may still grow by half in 16 rounds.
 """
 
 import jax

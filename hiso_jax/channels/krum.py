@@ -1,4 +1,4 @@
-"""Krum (Blanchard et al., NeurIPS 2017): the one message that is nearest to its neighbours."""
+"""Krum (Blanchard et al., arXiv 1703.02757): the one message that is nearest to its neighbours."""
 
 import jax
 import jax.numpy as jnp

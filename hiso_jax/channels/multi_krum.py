@@ -1,4 +1,4 @@
-"""Multi-Krum (Blanchard et al., NeurIPS 2017): the mean of the messages that are nearest to their neighbours."""
+"""Multi-Krum (Blanchard et al., arXiv 1703.02757): the mean of the messages nearest to their neighbours."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree

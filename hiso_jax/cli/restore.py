@@ -98,8 +98,8 @@ def _values(known: Mapping[str, Option], about: Mapping[str, Any]) -> dict[str, 
       ValueError: one is none that the option can have.
     """
     given = {name: as_option(known[name], value) for name, value in about.items() if name in known}
-    # A run of a release that had no guard.
-    return given if "guard" in about or "guard" not in known else given | {"guard": False}
+    # A run of a release that had neither hostile clients nor a guard against them.
+    return given if "attackers" in about or "guard" not in known else given | {"guard": False}
 
 
 def as_option(option: Option, value: Any) -> Any:

@@ -60,7 +60,7 @@ from hiso_jax.fed.population import (
     shards,
     virtual,
 )
-from hiso_jax.fed.round import first_memory, make_round
+from hiso_jax.fed.round import Aside, first_memory, make_round
 from hiso_jax.fed.run import (
     Best,
     Grid,
@@ -87,6 +87,7 @@ from hiso_jax.fed.task import Metric, Task, hold_out, metric_of
 
 __all__ = [
     "Algorithm",
+    "Aside",
     "Attack",
     "Bernoulli",
     "Best",

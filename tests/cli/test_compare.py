@@ -71,7 +71,12 @@ def test_tuning_is_a_counted_search_that_is_taken_up_run_by_run(capsys, tmp_path
     method = read(out / "comparison.json")["methods"]["decomfl"]
     assert [trial["learning_rate"] for trial in method["trials"]] == [trial["learning_rate"] for trial in trials]
     assert None not in [trial["final"][0] for trial in trials[:2]]
-    reached = min(trials, key=lambda trial: (trial["rounds_to_target"][0] or 1e9, -(trial["final"][0] or 0)))
+
+    def soonest(trial):
+        first = trial["rounds_to_target"][0]
+        return 1e9 if first is None else first, -(trial["final"][0] or 0)
+
+    reached = min(trials, key=soonest)
     assert method["learning_rate"] == reached["learning_rate"]
 
     # The last trial is lost: it alone is made again, and the finished run is kept.

@@ -150,7 +150,7 @@ def test_fed_avg_learns_the_digits_by_default(capsys, tmp_path):
         ("def f(rate, other): pass", "f", "must be a function (learning_rate, *, option=default, …) → Algorithm"),
         ("def f(rate, *, other): pass", "f", "must be a function"),
         ("def f(rate): return 3", "f", "must return a hiso_jax.fed.Algorithm, got a int"),
-        ("def f(rate): return 3", "f+nothing", "must go through one of clip, clipped_mean, majority"),
+        ("def f(rate): return 3", "f+nothing", "must go through one of clip, clip_to_median, colluding"),
     ],
 )
 def test_a_file_that_holds_no_method_is_one_sentence(capsys, tmp_path, monkeypatch, content, name, sentence):
@@ -188,7 +188,10 @@ def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine)
         (["--algorithm", "fed_avg", "--method", "central"], "--method is read by methods that measure"),
         (["--client-examples", "3,4"], "--client-examples is read by virtual clients"),
         (["--algorithm", "decomfl+trimmed_mean", "--trim", "0.7"], "--trim must be at least 0 and below 0.5, got 0.7"),
-        (["--trim", "0.1"], "--trim is an option of the channel trimmed_mean, which hiso+trimmed_mean goes through"),
+        (
+            ["--trim", "0.1"],
+            "--trim is an option of the channel trimmed_mean, which hiso+trimmed_mean, say, goes through",
+        ),
         (["--algorithm", "fed_avg", "--snapshot-every", "5"], "--snapshot-every is read by methods with scalars"),
         (["--resume", "x", "--algorithm", "hiso"], "--algorithm cannot be given with --resume: the run has its own"),
         (["--resume", "x", "--curvature-decay", "0.95"], "--curvature-decay cannot be given with --resume"),
@@ -237,8 +240,8 @@ def test_methods_that_share_an_option_have_their_own_defaults(tmp_path):
         return [given_to(algorithms.load(name), options) for name in names]
 
     # What is not handed on, a factory has its own default of.
-    assert given() == [{}, {}]
-    assert given("--beta", "0.5") == [{"beta": 0.5}, {"beta": 0.5}]
+    assert given() == [{"guard": True}] * 2
+    assert given("--beta", "0.5") == [{"beta": 0.5, "guard": True}] * 2
 
 
 BAD_FILES = {
@@ -278,7 +281,8 @@ def test_files_with_dataclasses_and_folders_with_a_plus_are_fine(tmp_path):
     method = algorithms.load(f"{folder / 'file.py'}:f+median+clip")
     assert method.channels == ("median", "clip")
     assert list(method.options)[:2] == ["beta", "clip_norm"]
-    assert len(method.build(0.1, {}).send) == 1
+    # The guard, and the clipping.
+    assert len(method.build(0.1, {}).rescale) == 2
 
 
 def test_another_function_of_the_same_file_is_not_the_runs(capsys, tmp_path):
@@ -301,7 +305,7 @@ def test_another_function_of_the_same_file_is_not_the_runs(capsys, tmp_path):
         ("sign", (1, 1)),
         ("sign+mean", (1, 32)),
         ("sign+median", (1, 32)),
-        ("sign+clip", (32, 1)),
+        ("sign+clip", (1, 1)),
         ("decomfl+signs+majority", (1, 1)),
         ("hiso+trimmed_mean", (32, 32)),
     ],

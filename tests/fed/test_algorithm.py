@@ -43,6 +43,10 @@ def doubled(messages, senders, key):
     return jax.tree.map(lambda m: 2 * m, messages)
 
 
+def squared(messages, senders, key):
+    return jax.tree.map(jnp.square, messages)
+
+
 PARTS = {
     "separable, with keys": {"send": (noisy,), "combine": jittered_mean},
     "whole messages": {"send": (noisy, channels.clip(clip_norm=0.5))},
@@ -84,11 +88,14 @@ BATCHES = jax.random.normal(jax.random.key(1), (4, 1, 6, 4))
 
 def test_messages_pass_the_channels_in_order_and_are_recorded_as_they_arrive():
     plain = one_round(fed.Algorithm(hiso_jax.decomfl(0.1)), BATCHES)[2]
-    sent = one_round(fed.Algorithm(hiso_jax.decomfl(0.1), send=(channels.clip(clip_norm=1.0), doubled)), BATCHES)[2]
-    norms = np.linalg.norm(np.asarray(plain.scalars).reshape(4, -1), axis=1)
+    algorithm = fed.Algorithm(hiso_jax.decomfl(0.1), send=(doubled, squared), rescale=(channels.clip(clip_norm=1.0),))
+    sent = one_round(algorithm, BATCHES)[2]
+    np.testing.assert_allclose(sent.scalars, (2 * plain.scalars) ** 2, rtol=1e-5)
+    # The server shortens what arrives.
+    norms = np.linalg.norm(np.asarray(sent.scalars).reshape(4, -1), axis=1)
     assert norms.min() > 1
-    np.testing.assert_allclose(sent.scalars, 2 * plain.scalars / norms[:, None, None], rtol=1e-5)
-    np.testing.assert_allclose(sent.aggregate, sent.scalars.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(sent.aggregate, (sent.scalars / norms[:, None, None]).mean(0), rtol=1e-5)
+    assert sent.clipped == 4
 
 
 @pytest.mark.parametrize("directions", ["keep", "regenerate"])
@@ -115,7 +122,7 @@ def test_senders_are_client_numbers_with_their_places_beside_them():
     told = []
 
     def asking(messages, senders, key):
-        jax.debug.callback(lambda *each: told.append(each), *senders)
+        jax.debug.callback(lambda *each: told.append(each), senders.numbers, senders.places)
         return messages
 
     result = run(fed.Algorithm(hiso_jax.decomfl(0.02), send=(asking,)), rounds=3, eval_every=3)

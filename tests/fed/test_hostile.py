@@ -126,7 +126,8 @@ def test_a_round_of_ones_own_takes_hostile_clients():
     memory = fed.first_memory(algorithm, jax.ShapeDtypeStruct((4, 1, 3), jnp.float32))
     state = algorithm.optimizer.init(x), memory
     hostile = jnp.array([True, False, False, False])
-    _, _, record = one(x, state, targets, jnp.ones(4), jax.random.key(0), hostile=hostile)
+    aside = fed.Aside(hostile=hostile)
+    _, _, record = one(x, state, targets, jnp.ones(4), jax.random.key(0), aside=aside)
     assert not np.any(record.scalars[0])
     assert np.all(record.scalars[1:])
 
@@ -140,6 +141,6 @@ def test_what_does_not_go_together_is_refused():
         run(build("mosaic+median"))
     with pytest.raises(ValueError, match="weighting must be uniform"):
         run(build("decomfl+krum"), weighting="examples")
-    with pytest.raises(ValueError, match="at most that says how to attack"):
+    with pytest.raises(ValueError, match="one attack at most"):
         algorithms.load("decomfl+scaled+sign_flip")
     assert channels.part_of(channels.guard) == "rescale"

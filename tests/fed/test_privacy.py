@@ -84,8 +84,8 @@ def one_round(algorithm, targets, mask, secret=7):
         lambda x, t: ((x - t) ** 2).sum(-1), algorithm, local_steps=1, num_perturbations=5, mu=1e-3
     )
     x = jnp.zeros(targets.shape[-1])
-    keys = {"secret": jax.random.key(secret)}
-    return jax.jit(round_of)(x, algorithm.optimizer.init(x), targets, mask, jax.random.key(0), **keys)
+    aside = fed.Aside(secret=jax.random.key(secret))
+    return jax.jit(round_of)(x, algorithm.optimizer.init(x), targets, mask, jax.random.key(0), aside=aside)
 
 
 def test_the_denominator_is_the_whole_cohort_and_an_invalid_client_counts_as_zero():

@@ -1,7 +1,7 @@
 """One round as a pure function, for loops of one's own."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,21 @@ from hiso_jax.fed.update import ServerState
 from hiso_jax.zo import Difference, Method
 
 DEFAULT = ExecutionSettings()
+
+
+class Aside(NamedTuple):
+    """What not everybody knows of a round.
+
+    Attributes:
+      hostile: whose messages the algorithm's attack forges, [C]; None is nobody.
+      secret: a key of this round that nothing public tells, for an algorithm that draws noise in private.
+    """
+
+    hostile: Bool[Array, "C"] | None = None
+    secret: Key[Array, ""] | None = None
+
+
+NOTHING = Aside()
 
 
 def make_round(
@@ -41,8 +56,7 @@ def make_round(
 
     Parameters that are not trained are a keyword argument of the round, ``frozen=``: the loss is then called as
     ``loss(params, batch, frozen)``. So are ``round_number=``, which schedules of methods without scalars read;
-    ``hostile=`` [C], whose messages the algorithm's attack forges; and ``secret=``, a key of this round that nothing
-    public tells, for an algorithm that draws noise in private.
+    and ``aside=``, an :class:`Aside`, for algorithms that are attacked or private.
 
     Args:
       task_loss: ``(params, batch) → float [B]``, the loss of each example.
@@ -81,14 +95,13 @@ def make_round(
         *,
         frozen: PyTree | None = None,
         round_number: ArrayLike = 0,
-        hostile: Bool[Array, "C"] | None = None,
-        secret: Key[Array, ""] | None = None,
+        aside: Aside = NOTHING,
     ) -> tuple[PyTree, PyTree, RoundRecord]:
         own, memory = state if has_memory else (state, ())
         weights = mask.astype(jnp.float32) if mask.dtype == bool else mask
-        cohort = Cohort(jnp.arange(len(mask)), weights, batches, hostile)
+        cohort = Cohort(jnp.arange(len(mask)), weights, batches, aside.hostile)
         channel = jax.random.fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
-        keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32), secret)
+        keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32), aside.secret)
         server, record = core(ServerState(params, own, memory), cohort, keys, Given(frozen=frozen))
         return server.params, (server.state, server.memory) if has_memory else server.state, record
 
