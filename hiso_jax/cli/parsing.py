@@ -125,16 +125,28 @@ def _through_channels(command: type, words: Sequence[str]) -> list[str]:
     allowed = {"combine": shorten, "attack": channels.names_of("attack")}
     added = ""
     for option, names in allowed.items():
-        asked = given.get(option)
-        for name in (asked or "").split("+") if option in given else ():
+        through = given.get(option)
+        for name in (through or "").split("+") if option in given else ():
             if name not in names:
                 raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
-        added += f"+{asked}" if option in given else ""
+        added += f"+{through}" if option in given else ""
     if not added or "resume" in given:
         return list(words)
+    asked = _asked_for(command, given)
     own = "algorithms" if "algorithms" in own_options(command) else "algorithm"
-    methods = ",".join(f"{name}{added}" for name in _asked_for(command, given))
-    return [*_without(words, (*allowed, own)), as_typed(own), methods]
+    rewritten = [*_without(words, (*allowed, own)), as_typed(own), ",".join(f"{name}{added}" for name in asked)]
+    for option in ("learning_rate", "baseline"):
+        # Which name the methods as they were typed.
+        if given.get(option) and own == "algorithms":
+            whole = ",".join(_with_channels(each, asked, added) for each in str(given[option]).split(","))
+            rewritten = [*_without(rewritten, (option,)), as_typed(option), whole]
+    return rewritten
+
+
+def _with_channels(word: str, asked: Sequence[str], added: str) -> str:
+    """``name`` or ``name=rate`` of a method that was asked for, with what was added to its name."""
+    name, equals, rest = word.partition("=")
+    return f"{name.strip()}{added}{equals}{rest}" if name.strip() in asked else word
 
 
 def _check_known(command: str, words: Mapping[str, str | None], known: Sequence[str], asked: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from hiso_jax.fed.population import sample_cohort
 BLOCK = 1024
 # σ below which nothing is private: where the search for a budget's noise begins.
 LEAST_NOISE = 0.02
+MOST_EPSILON = 1e4
 
 
 class Sampling(NamedTuple):
@@ -125,6 +126,8 @@ def noise_for(epsilon: float, sampling: Sampling, *, delta: float = 1e-5) -> flo
     _check(sampling, delta)
     if 0 in (sampling.rounds, sampling.visits):
         return 0.0
+    if epsilon >= MOST_EPSILON:
+        raise ValueError(f"epsilon must be below {MOST_EPSILON:g}, beyond which nothing is private, got {epsilon:g}")
     try:
         found = dp.calibrate_dp_mechanism(
             _accountant,
