@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
 ONE_TURN = "one_turn"
@@ -107,18 +108,41 @@ def scan_to_last(layers: Any, body: Body, last: Body, carry: PyTree, inputs: PyT
     if isinstance(layers, Stacked | Layers):
         depth = jax.tree.leaves(_opened(layers).inputs)[0].shape[0]
         carry = lax.scan(lambda c, number: (turn(c, number, body), None), carry, jnp.arange(depth - 1))[0]
-        shapes = jax.eval_shape(lambda c: turn(c, depth - 1, last), carry)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        # Also a loop, of one turn that XLA does not know of: beside a loop, what reads the stacked arrays in another
-        # way has XLA make them, perturbed or drawn, a second time.
-        end = lax.optimization_barrier(jnp.int32(depth))
-        with jax.named_scope(ONE_TURN):
-            return lax.fori_loop(end - 1, end, lambda number, _: turn(carry, number, last), zeros)
+        return _one_turn(lambda c, number: turn(c, number, last), carry, depth)
     else:
         depth = len(layers)
         for number in range(depth - 1):
             carry = turn(carry, number, body)
     return turn(carry, depth - 1, last)
+
+
+def _one_turn(function: Callable[[PyTree, Any], PyTree], carry: PyTree, depth: int) -> PyTree:
+    """``function(carry, depth - 1)``, as a loop of one turn that XLA does not know of.
+
+    Beside a loop, what reads the stacked arrays in another way has XLA make them, perturbed or drawn, a second time.
+    Derivatives, which have no such arrays, are those of the function without a loop.
+    """
+    # What it reads is handed over, whole numbers too: a function with a derivative of its own may close over none.
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(carry, jnp.int32(0))
+
+    def converted(carry: PyTree, number: Any, read: list[Any]) -> PyTree:
+        run = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, read))
+        return jax.tree.unflatten(jax.tree.structure(shapes), run(*jax.tree.leaves((carry, number))))
+
+    @jax.custom_jvp
+    def looped(carry: PyTree, read: list[Any]) -> PyTree:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        end = lax.optimization_barrier(jnp.int32(depth))
+        with jax.named_scope(ONE_TURN):
+            return lax.fori_loop(
+                end - 1, end, lambda number, _: converted(carry, number.astype(jnp.int32), read), zeros
+            )
+
+    @looped.defjvp
+    def _(primals: tuple[PyTree, list[Any]], tangents: tuple[PyTree, list[Any]]) -> tuple[PyTree, PyTree]:
+        return jax.jvp(lambda carry, read: converted(carry, jnp.int32(depth - 1), read), primals, tangents)
+
+    return looped(carry, list(traced.consts))
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -241,3 +241,26 @@ def test_a_model_moved_along_factors_is_the_one_that_is_made_whole(name):
         assert np.abs(own - scores(params, columns)).max() > 1e-4
         # Scores are float32.
         np.testing.assert_allclose(own, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["opt", "llama"])
+@pytest.mark.usefixtures("x64")
+def test_gradients_go_through_the_layer_that_is_read_at_its_last_position(name):
+    """First-order methods and diagnoses differentiate what directions only evaluate: against central differences."""
+    model, tokens = pretrained(name), jnp.arange(14).reshape(2, 7)
+    decoder = dataclasses.replace(model.decoder, dtype=jnp.float64)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), model.params)
+    along = zo.Directions().at(jax.random.key(3), 0, 0, params)
+    read = tokens % decoder.config.vocab_size
+
+    def loss(params):
+        return (decoder.hidden(params, read, last=1) ** 2).mean()
+
+    def slope(params):
+        return jax.jvp(loss, (params,), (along,))[1]
+
+    gradient, product = jax.jit(lambda p: (jax.grad(loss)(p), jax.jvp(jax.grad(loss), (p,), (along,))[1]))(params)
+    ahead, behind = (zo.perturb(params, along, scale) for scale in (1e-5, -1e-5))
+    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (gradient, product, along)]
+    assert flat[0] @ flat[2] == pytest.approx(float((loss(ahead) - loss(behind)) / 2e-5), rel=1e-5)
+    assert flat[1] @ flat[2] == pytest.approx(float((slope(ahead) - slope(behind)) / 2e-5), rel=1e-4)
