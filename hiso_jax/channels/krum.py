@@ -12,8 +12,8 @@ from hiso_jax.fed.algorithm import Combine, compares
 def krum(*, hostile: float = 0.3) -> Combine:
     """The message whose squared distances to its nearest peers have the smallest sum.
 
-    A round's cost grows with the square of the cohort up to 1,024 clients; of more, each is compared with 1,024 that
-    the round draws, and the cost is linear.
+    Its cost grows with the square of the cohort up to 512 clients; of more, each is compared with 128 that the round
+    draws, and the cost is linear.
 
     Args:
       hostile: share of a cohort that krum and multi_krum take to be hostile, below one half.

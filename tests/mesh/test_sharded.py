@@ -167,3 +167,30 @@ def test_directions_of_low_rank_on_a_mesh(mesh, groups):
     if form == "diagonal":
         with pytest.raises(ValueError, match="mesh must not split parameters along model with a curvature of means"):
             simulation(hiso_jax.hiso(0.02, sampler=sampler))
+
+
+@pytest.mark.parametrize("mesh", ["2x4"], indirect=True)
+@pytest.mark.parametrize("name", ["hiso+multi_krum+sign_flip", "mosaic+private_mean"])
+def test_attacked_and_private_runs_are_sharded_and_go_on(mesh, name, tmp_path):
+    """Who is hostile is the same, what the guard remembers comes back, and one device rebuilds the run to the bit."""
+    algorithm = algorithms.load(name).build(0.02, {})
+    hostile = {"attackers": 0.25} if algorithm.attack else {}
+    settings = {**SETTINGS, "local_steps": 1, "perturbations": 4, **hostile}
+    config = fed.SimulationConfig(**settings, eval_every=6, rounds_per_dispatch=3)
+
+    def simulation(where, storage=None):
+        return fed.Simulation(linear_task(), algorithm, digits_population(), config, mesh=where, storage=storage)
+
+    stopping = simulation(mesh, fed.Storage(tmp_path / "run", snapshot_every=6))
+    stopping.callbacks = (lambda progress: progress.round >= 9 and stopping.stop(),)
+    assert stopping.run().interrupted
+    result = simulation(mesh, fed.Storage(tmp_path / "run", resume=True)).run()
+    assert result.rounds == 12
+    rebuilt = fed.replay(result.initial_params, algorithm, result.records)
+    assert_trees_identical((result.params, result.state), rebuilt)
+    if algorithm.attack:
+        alone, sharded = simulation(None).run().records, result.records
+        np.testing.assert_array_equal(alone.cohort, sharded.cohort)
+        np.testing.assert_allclose(alone.scalars[0], sharded.scalars[0], rtol=1e-2, atol=0.02)
+        whole = simulation(mesh).run()
+        assert_trees_identical(whole.params, result.params)
