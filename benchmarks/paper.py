@@ -164,7 +164,8 @@ def command(preset: Preset, arguments: Arguments, folder: Path) -> list[str]:
         if arguments.smollm2 is None:
             raise ValueError("--smollm2 must name the language model of this preset")
         words += ["--model", str(arguments.smollm2)]
-    return [*words, *arguments.more.split(), "--out", str(folder)]
+    # The methods are those of their papers: no message is shortened that they do not shorten.
+    return [*words, "--no-guard", *arguments.more.split(), "--out", str(folder)]
 
 
 def _value(value: float | None, sign: int) -> float:

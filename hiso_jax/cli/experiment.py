@@ -267,7 +267,7 @@ def build_simulation(
         simulation_config(options, setting.seed, algorithm),
         local_learning_rate=build_schedule(options, algorithm.local_share * setting.rate),
     )
-    with exit_codes.naming(mesh="model_shards", groups="direction_groups"):
+    with exit_codes.naming(mesh="model_shards", groups="direction_groups", participation="availability"):
         return Simulation(
             task, algorithm, population, config, mesh=mesh, participation=options.participation(), storage=storage
         )
