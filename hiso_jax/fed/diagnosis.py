@@ -74,7 +74,7 @@ class Diagnosis(NamedTuple):
       effective_rank: κ.
       norm: ‖Σ‖₂.
       trace: tr Σ.
-      negative: share of negative eigenvalues.
+      negative: share of eigenvalues below −‖Σ‖₂ / 1000.
       curvature_to_descent: tr(ΣD) / ∇ᵀD∇.
       isotropic_to_descent: the same with D = 1.
       signal, between, within: of the scalars' variance.

@@ -50,8 +50,8 @@ class Spectrum(NamedTuple):
 
     @property
     def negative(self) -> float:
-        """The share of eigenvalues below zero, by more than rounding."""
-        below = self.eigenvalues < -1e-6 * self.norm
+        """The share of eigenvalues below zero by more than a thousandth of the largest: nearer to it no sign is known."""
+        below = self.eigenvalues < -1e-3 * self.norm
         return float(jnp.where(below, self.weights, 0).sum() / len(self.weights))
 
 

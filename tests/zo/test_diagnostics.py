@@ -48,7 +48,7 @@ def test_the_spectrum():
     few = diagnostics.spectrum(loss, x, jax.random.key(1), steps=12)
     assert few.norm == pytest.approx(np.abs(wanted).max(), rel=1e-3)
     many = diagnostics.spectrum(loss, x, jax.random.key(1), steps=SIZE, starts=200)
-    assert many.negative == pytest.approx((wanted < 0).mean(), abs=0.03)
+    assert many.negative == pytest.approx((wanted < -1e-3 * found.norm).mean(), abs=0.03)
 
 
 def test_ranks_and_ratios():
