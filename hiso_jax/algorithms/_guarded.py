@@ -11,7 +11,7 @@ def guarded(algorithm: Algorithm, *, guard: bool = True) -> Algorithm:
 
     Args:
       algorithm: of a method that sends scalars.
-      guard: shorten messages three times as long as the cohort's median or, past rounds told, as they should be; the
+      guard: shorten messages more than three times as long as the cohort's median, or as messages used to be; all
         others pass to the bit.
     """
     if not guard or algorithm.is_private:

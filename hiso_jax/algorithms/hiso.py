@@ -14,7 +14,7 @@ from hiso_jax.checks import between
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.017, mnist=0.001, full=5e-5, adapters=1e-2)
+@default_rates(digits=0.017, mnist=0.0017, full=5e-5, adapters=1e-2)
 def hiso(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -50,7 +50,7 @@ class Spectrum(NamedTuple):
 
     @property
     def negative(self) -> float:
-        """The share of eigenvalues below zero by more than a thousandth of the largest: nearer to it no sign is known."""
+        """The share of eigenvalues below −‖Σ‖₂ / 1000: nearer to zero no sign is known."""
         below = self.eigenvalues < -1e-3 * self.norm
         return float(jnp.where(below, self.weights, 0).sum() / len(self.weights))
 
