@@ -84,9 +84,7 @@ class Method:
     @property
     def needs_secret(self) -> bool:
         """Whether something is drawn that nobody else may draw, by server or clients."""
-        return any(
-            "noise_multiplier" in inspect.signature(channels.FACTORIES[name]).parameters for name in self.channels
-        )
+        return any(map(channels.draws_noise, self.channels))
 
     @property
     def factories(self) -> list[tuple[str, Callable[..., Any]]]:
@@ -197,6 +195,13 @@ def load(name: str) -> Method:
     parts = [channels.part_of(channels.FACTORIES[channel]) for channel in through]
     if parts.count("combine") > 1:
         raise ValueError(f"algorithm {name} must go through one combiner at most: messages are combined once")
+    noising = [each for each in through if channels.draws_noise(each)]
+    if len(noising) > 1:
+        raise ValueError(f"algorithm {name} must draw noise once, got {' and '.join(noising)}")
+    if any(map(channels.is_private, through)) and "rescale" in parts:
+        raise ValueError(
+            f"algorithm {name} must not shorten messages beside private_mean, which clips them to a fixed norm"
+        )
     if parts.count("attack") > 1:
         raise ValueError(f"algorithm {name} must go through one attack at most: the hostile are of one mind")
     if base in NAMES:

@@ -9,6 +9,7 @@ it returns its annotation says: a :data:`~hiso_jax.fed.algorithm.Send`, an :clas
 import pkgutil
 from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from hiso_jax.fed.algorithm import Attack, PrivateMean, Rescale, Send, Wire
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         """A channel's factory is found under its file's name."""
 
 
-__all__ = ["FACTORIES", "NAMES", "Part", "is_private", "names_of", "part_of", *NAMES]
+__all__ = ["FACTORIES", "NAMES", "Part", "draws_noise", "is_private", "names_of", "part_of", *NAMES]
 
 
 Part = Literal["send", "attack", "rescale", "combine", "wire"]
@@ -38,6 +39,11 @@ def part_of(factory: Callable[..., Any]) -> Part:
 def is_private(name: str) -> bool:
     """Whether a channel noises what everyone is told."""
     return get_type_hints(FACTORIES[name])["return"] is PrivateMean
+
+
+def draws_noise(name: str) -> bool:
+    """Whether a channel draws noise that nobody may know, of clients or of the server."""
+    return "noise_multiplier" in signature(FACTORIES[name]).parameters
 
 
 def names_of(*parts: Part) -> tuple[str, ...]:

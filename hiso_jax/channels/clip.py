@@ -21,4 +21,4 @@ def clip(*, clip_norm: float = 1.0) -> Rescale:
     def factors(messages: PyTree, weights: Float[Array, "C"], state: PyTree) -> tuple[Float[Array, "C"], PyTree]:
         return shortening(messages, weights > 0, clip_norm), state
 
-    return Rescale(factors)
+    return Rescale(factors, label=f"clip({clip_norm!r})")

@@ -25,4 +25,4 @@ def _factors(messages: PyTree, weights: Float[Array, "C"], state: PyTree) -> tup
 
 def clip_to_median() -> Rescale:
     """Messages no longer than their median length."""
-    return Rescale(_factors)
+    return Rescale(_factors, label="clip_to_median")

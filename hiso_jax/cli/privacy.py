@@ -48,6 +48,8 @@ def check_private(options: Any, methods: Any, given: Any) -> None:
     for name in ("epsilon", "delta", "public_cohorts"):
         if name in given and not secretive:
             raise ValueError(f"{name} is read with --combine private_mean, or by an algorithm through local_noise")
+    if "guard" in given and options.guard and any(method.is_private for method in methods):
+        raise ValueError("guard must not be asked for with private_mean, which clips every message to a fixed norm")
     if "epsilon" in given and "noise_multiplier" in given:
         raise ValueError("epsilon must not be given beside --noise-multiplier, which it finds")
     if "public_cohorts" in given and not any(method.is_private for method in methods):

@@ -123,6 +123,8 @@ def wanted_rate(options: Run, method: Method) -> Any:
     given = options.learning_rate
     if given is None and options.task not in IMAGE_TASKS and default_rate(options, method) is None:
         given = "auto"
+    if given == "auto" and method.needs_secret:
+        raise ValueError("learning_rate must be a number in a private run: auto reads the losses of its clients")
     if given == "auto" and (jax.process_count() > 1 or options.model_shards > 1):
         raise ValueError("learning_rate must be a number where several processes or shards of a model run; got auto")
     return learning_rate(options, method, given) if given != "auto" else given

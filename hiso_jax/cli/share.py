@@ -171,7 +171,8 @@ def _apart(params: Any, sample: list[float] | None) -> str:
 
 
 def _without_places(about: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: None if name in LOCAL else value for name, value in about.items()}
+    # What the rate's search has seen of clients' losses is not for others.
+    kept = {name: None if name in LOCAL else value for name, value in about.items() if name != "probe"}
     model = kept.get("model")
     return {**kept, "model": Path(model).name if model and Path(model).is_absolute() else model}
 

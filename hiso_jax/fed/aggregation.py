@@ -60,11 +60,13 @@ class Rescale:
       init: the shapes of the messages [C, ...] → the first state, a tree of arrays; none by default. It is in the run's
         snapshots; on resume it is advanced from the ledger's messages.
       is_rare: whether it seldom acts: a round then goes ahead as if it did not, and makes Δ again where it does.
+      label: what it is, with its numbers, by which a run that goes on tells it from another.
     """
 
     factors: Callable[[PyTree, Float[Array, "C"], PyTree], tuple[Float[Array, "C"], PyTree]]
     init: Callable[[PyTree], PyTree] = lambda messages: ()
     is_rare: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)

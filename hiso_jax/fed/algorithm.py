@@ -190,11 +190,13 @@ def _name(part: Any) -> str | None:
     if isinstance(part, StatefulCombine):
         return _name(part.combine)
     if isinstance(part, Rescale):
-        return _name(part.factors)
+        return part.label or _name(part.factors)
     if isinstance(part, Attack):
         return _name(part.forge)
     if isinstance(part, PrivateMean):
-        return f"PrivateMean({part.clip_norm:g}, {part.noise_multiplier:g})"
+        return f"PrivateMean({part.clip_norm!r}, {part.noise_multiplier!r})"
+    if is_secret(part):
+        return f"{part.__qualname__}{part.secret!r}"
     return None if part is None else getattr(part, "__qualname__", type(part).__qualname__)
 
 

@@ -77,7 +77,7 @@ class Diagnosis(NamedTuple):
       negative: share of eigenvalues below −‖Σ‖₂ / 1000.
       curvature_to_descent: tr(ΣD) / ∇ᵀD∇.
       isotropic_to_descent: the same with D = 1.
-      signal, between, within: of the scalars' variance.
+      signal, between, within: of the scalars' variance; F is 0 where the sample does not tell it from none.
       noise: σ² / F of one client's scalar.
       share: σ² / (C F).
       own: how many times own directions would lower the squared error of a round.
@@ -194,10 +194,12 @@ def diagnose(
     fisher = zo.fisher_diagonal(losses, x, batch, together=effort.together)
     curvature = curvature_of(examined.state, params)
     shape = jnp.ones_like(x) if curvature is None else curvature.astype(x.dtype)
-    varies = curvature is not None and bool((shape != shape[0]).any())
+    varies = curvature is not None and bool(jnp.ptp(shape))
     scalars = _scalars(examined, losses, x, shape, effort, keys[3])
-    # F itself from the gradient: a difference of squares of a few clients may come out below zero.
-    variance = zo.scalar_variance(scalars)._replace(signal=float((gradient**2 / shape).sum()))
+    # F from the gradient: a difference of squares of a few clients would be less certain.
+    sampled = len(drawn), len(drawn) / total
+    signal, plain = (zo.squared_gradient(gradient, fisher, h, *sampled) for h in (shape, jnp.ones_like(x)))
+    variance = zo.scalar_variance(scalars)._replace(signal=signal)
     advice = zo.advice(variance, examined.cohort)
     middle = jnp.percentile(shape, jnp.array([5.0, 95.0]))
     found = Diagnosis(
@@ -215,18 +217,15 @@ def diagnose(
         norm=spectrum.norm,
         trace=float(diagonal.value.sum()),
         negative=spectrum.negative,
-        curvature_to_descent=zo.curvature_to_descent(diagonal.value, shape, gradient),
-        isotropic_to_descent=zo.curvature_to_descent(diagonal.value, jnp.ones_like(x), gradient),
+        curvature_to_descent=zo.curvature_to_descent(diagonal.value, shape, signal),
+        isotropic_to_descent=zo.curvature_to_descent(diagonal.value, jnp.ones_like(x), plain),
         **variance._asdict(),
         noise=variance.noise,
-        share=advice.share,
-        own=advice.own,
+        **{name: getattr(advice, name) for name in ("share", "own", "words")},
         offset=offset,
-        words=advice.words,
     )
-    own = None if curvature is None else np.asarray(curvature)
-    eigen = np.asarray(spectrum.eigenvalues[0]), np.asarray(spectrum.weights[0])
-    return found, Vectors(np.asarray(diagonal.value), own, *eigen)
+    seen = diagonal.value, curvature, spectrum.eigenvalues[0], spectrum.weights[0]
+    return found, Vectors(*jax.tree.map(np.asarray, seen))
 
 
 def _mean_loss(losses: Callable[[Array, PyTree], Array], batch: PyTree, together: int) -> Callable[[Array], Array]:

@@ -39,6 +39,7 @@ __all__ = [
     "scalar_variance",
     "shuffled_correlation",
     "spectrum",
+    "squared_gradient",
     "whitening_rank",
 ]
 
@@ -66,11 +67,29 @@ def effective_rank(diagonal: Float[Array, "d"], norm: float) -> float:
     return float(diagonal.sum()) / norm
 
 
-def curvature_to_descent(
-    diagonal: Float[Array, "d"], curvature: Float[Array, "d"], gradient: Float[Array, "d"]
+def squared_gradient(
+    gradient: Float[Array, "d"],
+    fisher: Float[Array, "d"],
+    curvature: Float[Array, "d"],
+    examples: int,
+    share: float = 0.0,
 ) -> float:
+    """F = ∇ᵀD∇ of all examples, from a sample of them: without what sampling adds, tr(D Cov) / n; at least 0.
+
+    Args:
+      gradient: the mean of the sample's gradients.
+      fisher: the mean of their squares.
+      curvature: H.
+      examples: n, in the sample.
+      share: of all examples that are in it; 1 needs no correction.
+    """
+    seen, squares = float((gradient**2 / curvature).sum()), float((fisher / curvature).sum())
+    return max(seen - (1 - share) * (squares - seen) / max(examples - 1, 1), 0.0)
+
+
+def curvature_to_descent(diagonal: Float[Array, "d"], curvature: Float[Array, "d"], signal: float) -> float:
     """tr(ΣD) / ∇ᵀD∇, D = H⁻¹: the curvature that random directions meet for the descent that they make."""
-    return float((diagonal / curvature).sum() / (gradient**2 / curvature).sum())
+    return float((diagonal / curvature).sum()) / signal if signal > 0 else float("inf")
 
 
 class ScalarVariance(NamedTuple):

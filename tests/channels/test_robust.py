@@ -196,3 +196,23 @@ def test_the_hostile_know_their_own_group():
 def test_options_out_of_range_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_tiny_messages_of_a_hostile_majority_do_not_silence_the_others():
+    guard, state = channels.guard(), None
+    for _ in range(40):
+        _, state = lengths_after(guard, [1.0, 1.0, 1.0, 1.0], state)
+    for _ in range(10):
+        found, state = lengths_after(guard, [1e-6, 1e-6, 1e-6, 1.0], state)
+        assert found[3] == 1.0
+
+
+def test_of_two_clients_neither_silences_the_other():
+    guard, state = channels.guard(), None
+    for _ in range(40):
+        found, state = lengths_after(guard, [1.0, 1.0], state)
+        np.testing.assert_array_equal(found, [1.0, 1.0])
+    found, state = lengths_after(guard, [1e-6, 1.0], state)
+    assert found[1] == 1.0
+    found, _ = lengths_after(guard, [1e6, 1.0], state)
+    assert found[0] <= 1.5

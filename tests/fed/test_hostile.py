@@ -144,3 +144,21 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match="one attack at most"):
         algorithms.load("decomfl+scaled+sign_flip")
     assert channels.part_of(channels.guard) == "rescale"
+
+
+def test_a_forged_message_is_forged_once_whatever_the_honest_do_to_theirs():
+    """Two signs on the way, and a flip that is flipped back by neither; noise of the honest is not the attacker's."""
+    flipped = run(build("sign+signs+sign_flip", 1e-6), attackers=0.34, attackers_of="cohort", rounds=4, eval_every=4)
+    plain = run(build("sign+signs", 1e-6), rounds=4, eval_every=4)
+    np.testing.assert_array_equal(flipped.records.scalars[0, :2], -plain.records.scalars[0, :2])
+    np.testing.assert_array_equal(flipped.records.scalars[0, 2:], plain.records.scalars[0, 2:])
+    silent = build("decomfl+local_noise+scaled", 1e-6, attack_scale=0.0, noise_multiplier=5.0)
+    found = run(silent, attackers=0.34, attackers_of="cohort", rounds=4, eval_every=4).records.scalars
+    assert not np.any(found[:, :2])
+    assert np.all(found[:, 2:])
+
+
+def test_attackers_who_are_nobody_are_refused():
+    for of, whole in (("cohort", 6), ("population", 12)):
+        with pytest.raises(ValueError, match=f"attackers must be a share of at least one of {whole} clients"):
+            run(build("decomfl+scaled"), attackers=0.01, attackers_of=of)

@@ -210,6 +210,7 @@ def test_a_private_run_does_not_end_by_losses_that_nobody_noised():
     """At a rate at which the same run without noise is stopped for its losses."""
     steep = {"rate": 1e4, "noise_multiplier": 0.0}
     assert run(build(**steep)).diverged_at is None
+    assert run(build("decomfl+local_noise", **steep, guard=False)).diverged_at is None
     assert run(build("decomfl", 1e4, guard=False)).diverged_at is not None
 
 
@@ -221,3 +222,18 @@ def test_what_would_tell_more_is_refused():
     trace = fed.Participation(availability=fed.Trace(np.ones((4, CLIENTS), bool)))
     with pytest.raises(ValueError, match="participation must not follow a trace"):
         fed.Simulation(linear_task(), build(), digits_population(CLIENTS), config(), participation=trace)
+    with pytest.raises(ValueError, match="must draw noise once, got local_noise and private_mean"):
+        algorithms.load("hiso+local_noise+private_mean")
+    with pytest.raises(ValueError, match="must not shorten messages beside private_mean"):
+        algorithms.load("hiso+clip_to_median+private_mean")
+
+
+def test_a_private_run_does_not_go_on_without_its_secret_or_with_other_noise(tmp_path):
+    for name in ("decomfl+private_mean", "decomfl+local_noise"):
+        folder = tmp_path / name
+        run(build(name, noise_multiplier=3.0), storage=fed.Storage(folder))
+        with pytest.raises(ValueError, match="cannot be continued so: what the method measures, sends, combines"):
+            run(build(name, noise_multiplier=4.0), storage=fed.Storage(folder, resume=True), rounds=14)
+        (folder / "server.secret").unlink()
+        with pytest.raises(ValueError, match=r"server\.secret is missing"):
+            run(build(name, noise_multiplier=3.0), storage=fed.Storage(folder, resume=True), rounds=14)

@@ -64,7 +64,8 @@ def test_ranks_and_ratios():
     assert diagnostics.whitening_rank(curvature, curvature) == pytest.approx(SIZE)
     assert diagnostics.effective_rank(diagonal, norm) == pytest.approx(np.trace(matrix) / norm, abs=1e-6)
     wanted = np.trace(matrix @ inverse) / (np.asarray(gradient) @ inverse @ np.asarray(gradient))
-    assert diagnostics.curvature_to_descent(diagonal, curvature, gradient) == pytest.approx(wanted, abs=1e-6)
+    signal = diagnostics.squared_gradient(gradient, gradient**2, curvature, 10, share=1.0)
+    assert diagnostics.curvature_to_descent(diagonal, curvature, signal) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_rank_correlation_is_spearman_s_with_ties():
@@ -141,3 +142,19 @@ def test_advice_is_what_a_simulation_of_the_error_says():
     assert "directions are the bottleneck" in found.words
     assert "data are the bottleneck" in diagnostics.advice(variance._replace(between=100.0), cohort).words
     assert diagnostics.advice(variance._replace(signal=0.0), cohort).own == 1.0
+
+
+def test_the_squared_gradient_is_that_of_all_examples_and_not_of_a_sample():
+    """Gradients whose mean is small: a sample's squared mean is mostly noise, and is told without it."""
+    rng = np.random.default_rng(0)
+    gradients = 0.03 + rng.normal(size=(5000, SIZE))
+    curvature = jnp.asarray(rng.uniform(0.5, 2, SIZE))
+    wanted = float((gradients.mean(0) ** 2 / np.asarray(curvature)).sum())
+    found, seen = [], []
+    for _ in range(300):
+        sample = gradients[rng.choice(5000, 200, replace=False)]
+        mean, squares = jnp.asarray(sample.mean(0)), jnp.asarray((sample**2).mean(0))
+        found.append(diagnostics.squared_gradient(mean, squares, curvature, 200, 200 / 5000))
+        seen.append(float((mean**2 / curvature).sum()))
+    assert np.mean(seen) > 3 * wanted
+    assert np.mean(found) == pytest.approx(wanted, rel=0.35)

@@ -74,16 +74,11 @@ class Channel(NamedTuple):
 
     def send(self, messages: PyTree, first: Int[Array, ""] | int = 0) -> PyTree:
         """What arrives of all messages [C, ...], whose perturbations are numbered from ``first``."""
-        sends = self.algorithm.send
-        for place, send in enumerate(sends):
-            # What says in how few bits a number goes is the wire's, and binds whoever sends.
-            if getattr(send, "bits", None) is not None:
-                messages = self._forged(messages, first)
+        measured = messages
+        for place, send in enumerate(self.algorithm.send):
             key = send_key(self.key if not is_secret(send) else self._private_key(), place)
             messages = self._sent(send, messages, key, first)
-        if not any(getattr(send, "bits", None) is not None for send in sends):
-            messages = self._forged(messages, first)
-        return self.algorithm.wire.encode(messages)
+        return self.algorithm.wire.encode(self._forged(measured, messages, first))
 
     def _private_key(self) -> Key[Array, ""]:
         if self.secret is None:
@@ -98,11 +93,16 @@ class Channel(NamedTuple):
     def _send_one(self, send: Send, numbers: PyTree, key: Key[Array, ""]) -> PyTree:
         return send(numbers, self.senders, key)
 
-    def _forged(self, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
-        attack, hostile = self.algorithm.attack, self.senders.hostile
+    def _forged(self, measured: PyTree, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
+        """The messages, those of the hostile forged from what was measured; they do not what the honest do."""
+        attack, hostile, sends = self.algorithm.attack, self.senders.hostile, self.algorithm.send
         if attack is None or hostile is None:
             return messages
-        made = self._sent(attack.forge, messages, send_key(self.key, len(self.algorithm.send)), first)
+        made = self._sent(attack.forge, measured, send_key(self.key, len(sends)), first)
+        # But in how few bits a number goes is the wire's, and binds whoever sends.
+        narrow = [(place, send) for place, send in enumerate(sends) if getattr(send, "bits", None) is not None]
+        for place, send in narrow[-1:]:
+            made = self._sent(send, made, send_key(self.key, place), first)
         return jax.tree.map(
             lambda forged, own: jnp.where(jnp.expand_dims(hostile, range(1, own.ndim)), forged.astype(own.dtype), own),
             made,

@@ -160,7 +160,7 @@ def _live(
     keys = Keys(round_key(inputs.seed_key, number), channel_key(inputs.seed_key, number), number, secret)
     given = Given(inputs.train, (inputs.population, data_key(inputs.seed_key, number)), inputs.frozen)
     server, record = run_round(server, cohort, keys, given)
-    monitor = monitoring.watch(monitor, number, record, reported, server.params, server.state)
+    monitor = monitoring.watch(monitor, number, record, reported, server.params, server.state, secret is not None)
     return (server, monitor), record
 
 

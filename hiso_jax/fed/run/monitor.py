@@ -53,16 +53,19 @@ def watch(
     mask: Bool[Array, "C"],
     params: PyTree,
     state: Any,
+    private: bool = False,
 ) -> Monitor:
-    """Advance the monitor by one round; ``params`` and ``state`` are those after it."""
+    """Advance the monitor by one round; ``params`` and ``state`` are those after it.
+
+    Of a ``private`` run only these: that it ends is told to all, and must not hang on losses that nobody noised.
+    """
     finite, loss, valid = _all_finite((params, _curvatures(state))), record.loss, record.valid.any()
-    if record.applied is not None:
-        # That a private run ends is told to all: it must not hang on losses that nobody noised.
+    if private:
         loss, valid = jnp.zeros_like(loss), jnp.ones_like(valid)
     return _advance(monitor, round_number, loss, valid, mask.any(), finite)
 
 
-def rebuilt(records: Records, params: PyTree, state: Any) -> Monitor:
+def rebuilt(records: Records, params: PyTree, state: Any, private: bool = False) -> Monitor:
     """The monitor of a run after ``records``; ``params`` and ``state`` are those after the last of them.
 
     A run ends at the round at which it diverges, so that in all rounds before the last they were finite.
@@ -72,7 +75,7 @@ def rebuilt(records: Records, params: PyTree, state: Any) -> Monitor:
     finite[-1] = jax.jit(_all_finite)((params, _curvatures(state)))
     reported = (records.attendance == REPORTED).any(1)
     loss, valid = records.loss, records.valid.any(1)
-    if records.applied is not None:
+    if private:
         loss, valid = np.zeros_like(loss), np.ones_like(valid)
     columns = records.round, loss, valid, reported, finite
     rounds = tuple(map(jnp.asarray, columns))

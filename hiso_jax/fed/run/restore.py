@@ -54,7 +54,7 @@ def restored(setup: Setup, keeper: Keeper, carry: RunState) -> RunState:
         groups = groups_of(setup.algorithm, server.params, setup.config.cohort)
         server = server._replace(memory=_remembered(setup, records, server.memory, start, groups))
     rest = (
-        monitoring.rebuilt(records, server.params, server.state),
+        monitoring.rebuilt(records, server.params, server.state, setup.algorithm.needs_secret),
         stood_at(records.round, records.cohort, records.attendance, setup.clients)[1],
     )
     return RunState(server, *setup.placement.replicate(rest))

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
-from hiso_jax.fed.devices import agree
-from hiso_jax.fed.ledger import Storage
+from hiso_jax.fed.devices import agree, in_all_processes
+from hiso_jax.fed.ledger import LEDGER, Storage, exists
 
 SECRET = "server.secret"
 # Two words of threefry's key, in halves that every integer of a device holds.
@@ -38,17 +38,21 @@ def secret_of(storage: Storage | None, mesh: Mesh | None) -> Key[Array, ""]:
     """The secret of a run, the same in all its processes; made, and written where the run is kept, if it has none.
 
     Raises:
-      ValueError: its file holds something else.
+      ValueError: its file holds something else, or is missing beside a ledger.
       OSError: it cannot be written.
     """
-    halves = fresh()
-    if storage is not None and jax.process_index() == 0:
-        halves = _kept(storage.folder, halves)
+    keeps = storage is not None and jax.process_index() == 0
+    halves = in_all_processes(lambda: _kept(storage.folder, fresh()) if keeps else fresh())  # type: ignore[union-attr]
     return as_key([int(half) for half in agree(mesh, *halves)])
 
 
 def _kept(folder: Path, new: list[int]) -> list[int]:
     path = folder / SECRET
+    if exists(folder / LEDGER) and not exists(path):
+        raise ValueError(
+            f"{path} is missing: without its secret a private run cannot go on, since a round told twice with two "
+            "noises tells more; show, replay and export need none"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     try:
         # Readable by its owner only, from the first byte on; never an existing file, nor through a link.
@@ -60,4 +64,14 @@ def _kept(folder: Path, new: list[int]) -> list[int]:
         return [int(text[i : i + 4], 16) for i in range(0, len(text), 4)]
     with os.fdopen(handle, "w") as file:
         file.write("".join(f"{half:04x}" for half in new) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     return new
+
+
+def of_setting(secret: Key[Array, ""], seed_key: Key[Array, ""], *numbers: Float[Array, ""]) -> Key[Array, ""]:
+    """The secret of one setting of a sweep: what two of them are told must not differ by no noise at all."""
+    words = (jax.lax.bitcast_convert_type(jnp.asarray(number, jnp.float32), jnp.uint32) for number in numbers)
+    for word in (jax.random.bits(seed_key), *words):
+        secret = jax.random.fold_in(secret, word)
+    return secret

@@ -107,7 +107,7 @@ def set_up(
     estimator = estimator_of(algorithm, config)
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, moved_as_of(task))
     check_round(algorithm, estimator, settings)
-    check_channel(algorithm, config, participation)
+    check_channel(algorithm, config, participation, population.num_clients)
     shapes_of(algorithm, estimator, params, config.cohort)
     _check_split(algorithm, params, placement.mesh)
     data = task.train, population, participation
@@ -150,8 +150,20 @@ def with_cohorts(algorithm: Algorithm, config: SimulationConfig) -> SimulationCo
     return config if algorithm.is_private or config.public_cohorts else replace(config, public_cohorts=True)
 
 
-def check_channel(algorithm: Algorithm, config: SimulationConfig, participation: Participation) -> None:
-    """Refuse what does not go with how messages become one."""
+def check_channel(
+    algorithm: Algorithm, config: SimulationConfig, participation: Participation, clients: int | None = None
+) -> None:
+    """Refuse what does not go with how messages become one; ``clients`` is N, if it is known.
+
+    Raises:
+      ValueError: attackers without an attack, or so few that they are nobody; weights that nothing heeds; or what
+        would tell of the clients of a private run.
+    """
+    whole = config.cohort if config.attackers_of == "cohort" else clients
+    if config.attackers and whole is not None and not round(config.attackers * whole):
+        raise ValueError(
+            f"attackers must be a share of at least one of {whole} clients, {1 / whole:.2g}, got {config.attackers:g}"
+        )
     if bool(config.attackers) != (algorithm.attack is not None):
         raise ValueError(
             "attackers must be above 0 with an algorithm that is attacked, and only then; got "

@@ -27,7 +27,7 @@ from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, 
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.programs import bytes_of, costs_of
-from hiso_jax.fed.run.secret import as_key, fresh
+from hiso_jax.fed.run.secret import as_key, fresh, of_setting
 from hiso_jax.fed.run.setup import check_channel, estimator_of, with_cohorts
 from hiso_jax.fed.sanity import check_task
 from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, moved_as_of, summarise
@@ -97,9 +97,7 @@ class _Bench(NamedTuple):
         )
         run_round = server_round(loss, algorithm, estimator, settings, draw_batches(config))
         train, test, frozen, secret = data
-        if secret is not None:
-            # Every setting its own noise.
-            secret = jax.random.fold_in(secret, jax.random.bits(point.seed_key))
+        secret = None if secret is None else of_setting(secret, point.seed_key, point.rate, point.mu)
         inputs = Inputs(point.seed_key, train, point.population, self.participation, frozen, secret)
         costs = costs_of(algorithm, estimator, carry.server, config.cohort)
         length = min(config.eval_every, config.rounds)
@@ -228,7 +226,7 @@ def sweep(
     initials = [task.init(init_key(key)) for key in seed_keys]
     budget = memory_budget() if config.memory_budget is None else config.memory_budget
     algorithm = as_algorithm(make(grid.learning_rates[0]))
-    check_channel(algorithm, config, participation)
+    check_channel(algorithm, config, participation, populations[0].num_clients)
     config = with_cohorts(algorithm, config)
     state = algorithm.optimizer.init(initials[0])
     fitting, rates = _fits(task, config, initials[0], state, budget), len(grid.learning_rates)
