@@ -5,16 +5,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from hiso_jax.fed.norms import rows_of
+
 # A cohort of up to so many clients is compared with itself, a larger one with so many that are drawn from it: the
 # quadratic cost ends there. 10,000 clients, each with 1,024 peers, took five times as long as the round before.
 WHOLE = 512
 DRAWN = 128
-
-
-def rows_of(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C n"]:
-    """Every message as one row of numbers; zeros where it does not count."""
-    rows = jnp.concatenate([m.reshape(len(m), -1) for m in jax.tree.leaves(messages)], axis=1)
-    return jnp.where(counts[:, None], rows, 0)
 
 
 def krum_scores(messages: PyTree, counts: Bool[Array, "C"], hostile: float, key: Key[Array, ""]) -> Float[Array, "C"]:

@@ -24,9 +24,8 @@ def colluding(*, deviations: float = 1.5) -> Attack:
     @separable
     def forge(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
         def one(numbers: Array) -> Array:
-            flat = numbers.reshape(len(numbers), -1)
-            average, spread = jax.vmap(honest_statistics, (1, None), 1)(flat, senders)
-            return (average - deviations * spread).reshape(numbers.shape)
+            average, spread = honest_statistics(numbers, senders)
+            return average - deviations * spread
 
         return jax.tree.map(one, messages)
 

@@ -27,10 +27,9 @@ def gaussian_attack(*, attack_scale: float = 10.0) -> Attack:
         leaves, structure = jax.tree.flatten(messages)
 
         def one(numbers: Array, key: Key[Array, ""]) -> Array:
-            flat = numbers.reshape(len(numbers), -1)
-            average, spread = jax.vmap(honest_statistics, (1, None), 1)(flat, senders)
+            average, spread = honest_statistics(numbers, senders)
             size = attack_scale * jnp.sqrt(jnp.square(average) + jnp.square(spread))
-            return (size * jax.random.normal(key, flat.shape, flat.dtype)).reshape(numbers.shape)
+            return size * jax.random.normal(key, numbers.shape, numbers.dtype)
 
         return jax.tree.unflatten(structure, map(one, leaves, jax.random.split(key, len(leaves))))
 

@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
-from hiso_jax.channels._comparing import rows_of
 from hiso_jax.checks import whole
 from hiso_jax.fed.algorithm import Combine, compares
+from hiso_jax.fed.norms import rows_of
 
 # ν, as a share of the median distance from where the steps begin.
 SMOOTHING = 1e-6

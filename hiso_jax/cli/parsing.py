@@ -19,6 +19,7 @@ from hiso_jax.cli.methods import RESERVED, Option, is_foreign, methods_of, optio
 from hiso_jax.cli.options import GROUPS, MOVABLE, TEXT_DEFAULTS, Experiment
 
 PROGRAM = "hiso-jax"
+OPTION = re.compile(r"--([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
 
 
 def as_typed(name: str) -> str:
@@ -30,7 +31,7 @@ def option_words(words: Sequence[str]) -> dict[str, str | None]:
     """The options among some words, by their fields' names, each with the word behind it."""
     found: dict[str, str | None] = {}
     for word, following in zip_longest(words, words[1:]):
-        match = re.fullmatch(r"--([A-Za-z][\w-]*)(?:=(.*))?", word, re.DOTALL)
+        match = OPTION.fullmatch(word)
         if match:
             found[match[1].replace("-", "_")] = match[2] if match[2] is not None else following
     return found
@@ -100,7 +101,7 @@ def _without(words: Sequence[str], names: Sequence[str]) -> list[str]:
     """The words but for some options, each with what stands behind it."""
     kept, skip = [], False
     for word in words:
-        match = re.fullmatch(r"--([A-Za-z][\w-]*)(?:=(.*))?", word, re.DOTALL)
+        match = OPTION.fullmatch(word)
         if match:
             named = match[1].replace("-", "_") in names
             skip = named and match[2] is None

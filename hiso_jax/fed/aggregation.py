@@ -152,9 +152,14 @@ def is_separable(function: Any) -> bool:
     return getattr(function, "separable", False)
 
 
+def noise_of(function: Any) -> tuple[float, float] | None:
+    """S and σ, if :func:`secret` declared them."""
+    return getattr(function, "secret", None)
+
+
 def is_secret(function: Any) -> bool:
     """Whether :func:`secret` declared it."""
-    return hasattr(function, "secret")
+    return noise_of(function) is not None
 
 
 def by_number(

@@ -26,6 +26,7 @@ from hiso_jax.fed.aggregation import (
     is_secret,
     is_separable,
     mean,
+    noise_of,
     secret,
     separable,
 )
@@ -125,7 +126,7 @@ class Algorithm:
         """S and σ of what makes it private, of the server's noise before the clients'; None if nothing does."""
         if isinstance(self.combine, PrivateMean):
             return self.combine.clip_norm, self.combine.noise_multiplier
-        return next((send.secret for send in self.send if is_secret(send)), None)  # type: ignore[attr-defined]
+        return next(filter(None, map(noise_of, self.send)), None)
 
     @property
     def needs_secret(self) -> bool:
@@ -196,7 +197,7 @@ def _name(part: Any) -> str | None:
     if isinstance(part, PrivateMean):
         return f"PrivateMean({part.clip_norm!r}, {part.noise_multiplier!r})"
     if is_secret(part):
-        return f"{part.__qualname__}{part.secret!r}"
+        return f"{part.__qualname__}{noise_of(part)!r}"
     return None if part is None else getattr(part, "__qualname__", type(part).__qualname__)
 
 

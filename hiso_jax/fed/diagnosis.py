@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hiso_jax.checks import whole
-from hiso_jax.fed.codes import Coded
+from hiso_jax.fed.codes import offsets_of
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.task import Task, bind, examples_of, frozen_of
 from hiso_jax.zo import diagnostics as zo
-from hiso_jax.zo import made_whole, slopes, zo_states
+from hiso_jax.zo import made_whole, zo_states
 
 # Messages around a round of which the scalars' mean and spread are told.
 WINDOW = 20
@@ -234,9 +234,7 @@ def _mean_loss(losses: Callable[[Array, PyTree], Array], batch: PyTree, together
     whole_pieces = total // together
 
     def piece(x: Array, part: PyTree) -> Array:
-        return jax.checkpoint(
-            lambda x: losses(x, part).astype(jnp.float32 if x.dtype != jnp.float64 else x.dtype).sum()
-        )(x)
+        return jax.checkpoint(lambda x: losses(x, part).astype(x.dtype).sum())(x)
 
     def mean(x: Array) -> Array:
         cut = jax.tree.map(lambda leaf: leaf[: whole_pieces * together].reshape(-1, together, *leaf.shape[1:]), batch)
@@ -276,22 +274,15 @@ def _scalars(
     return jnp.moveaxis(jax.jit(lambda keys: lax.map(one, keys))(jax.random.split(along, effort.directions)), 0, -1)
 
 
-def offset_of(scalars: PyTree, valid: np.ndarray, at: int) -> float | None:
-    """The mean of a message's scalars over their standard deviation, averaged over some rounds around ``at``.
-
-    Along random directions it is about 0; forward differences add μ·tr(∇²f)/2 to every scalar.
+def offset_of(scalars: PyTree, valid: Bool[np.ndarray, "R C"], at: int) -> float | None:
+    """The mean of :func:`~hiso_jax.fed.codes.offsets_of` over some rounds around ``at``; None if there are none.
 
     Args:
       scalars: of the ledger, [R, C, K, P] or coded.
-      valid: which of them count, [R, C].
+      valid: which of them count.
       at: a number of rounds.
     """
-    own = slopes(scalars)
-    if isinstance(own, Coded):
-        own = (own.codes + 0.5) * own.step[..., None, None]
     rows = slice(max(0, at - WINDOW // 2), at + WINDOW // 2)
-    if own is None or own[0, 0].size < 2 or not valid[rows].any():
-        return None
-    messages = np.asarray(own, np.float64)[rows][np.asarray(valid)[rows]].reshape(-1, own[0, 0].size)
-    spread = messages.std(1)
-    return float((messages.mean(1) / np.where(spread > 0, spread, 1)).mean())
+    found = offsets_of(jax.tree.map(lambda column: column[rows], scalars), valid[rows])
+    whole = np.concatenate(found) if found else np.zeros(0)
+    return float(whole.mean()) if len(whole) else None

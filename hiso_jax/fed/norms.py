@@ -9,7 +9,8 @@ from hiso_jax.fed.codes import by_message, root_mean_square
 from hiso_jax.zo import slopes
 
 
-def _rows(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C n"]:
+def rows_of(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C n"]:
+    """Every message, a tree of [C, ...], as one row of numbers; zeros where it does not count."""
     rows = jnp.concatenate([m.reshape(len(m), -1) for m in jax.tree.leaves(messages)], axis=1)
     # A message that does not count may be anything.
     return jnp.where(counts[:, None], rows, 0)
@@ -27,12 +28,12 @@ def lengths(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C"]:
       messages: a tree of [C, ...].
       counts: which of them count, [C].
     """
-    return by_message(root_mean_square, _rows(messages, counts))
+    return by_message(root_mean_square, rows_of(messages, counts))
 
 
 def shortening(messages: PyTree, counts: Bool[Array, "C"], norm: float) -> Float[Array, "C"]:
     """The factors that shorten messages to the Euclidean length ``norm``, 1 of those that are not longer."""
-    rows = _rows(messages, counts)
+    rows = rows_of(messages, counts)
     # The norm itself may be beyond what a float holds.
     return to_length(lengths(messages, counts), norm / rows.shape[1] ** 0.5)
 

@@ -148,9 +148,10 @@ class Channel(NamedTuple):
     ) -> PyTree:
         """What everyone is told of messages whose numbers, shortened by ``factors``, are ``values``."""
         rule, wire = self.algorithm.combine, self.algorithm.wire
+        assert not isinstance(rule, StatefulCombine | PrivateMean)
         if rule is mean and wire.relays(messages, self.groups):
             return self._relayed(messages, weights, factors)
-        return wire.encode_aggregate(self._in_groups(rule, values, weights, first))  # type: ignore[arg-type]
+        return wire.encode_aggregate(self._in_groups(rule, values, weights, first))
 
     def _private(
         self, rule: PrivateMean, values: PyTree, weights: Float[Array, "C"]

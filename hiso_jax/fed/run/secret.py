@@ -41,8 +41,8 @@ def secret_of(storage: Storage | None, mesh: Mesh | None) -> Key[Array, ""]:
       ValueError: its file holds something else, or is missing beside a ledger.
       OSError: it cannot be written.
     """
-    keeps = storage is not None and jax.process_index() == 0
-    halves = in_all_processes(lambda: _kept(storage.folder, fresh()) if keeps else fresh())  # type: ignore[union-attr]
+    folder = None if storage is None or jax.process_index() != 0 else storage.folder
+    halves = in_all_processes(lambda: fresh() if folder is None else _kept(folder, fresh()))
     return as_key([int(half) for half in agree(mesh, *halves)])
 
 

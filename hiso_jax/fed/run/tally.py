@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from hiso_jax.fed.codes import Coded
+from hiso_jax.fed.codes import offsets_of
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED, STATUS_NAMES
 from hiso_jax.fed.run.dispatch import RoundLog
 from hiso_jax.fed.run.traffic import Costs, Traffic, stood_at
-from hiso_jax.zo import slopes
 
 
 class Tally:
@@ -62,17 +61,10 @@ class Tally:
         self.losses += loss.tolist()
 
     def _note_offsets(self, scalars: Any, valid: Any) -> None:
-        own = slopes(scalars)
-        if isinstance(own, Coded):
-            own = (own.codes + 0.5) * own.step[..., None, None]
-        if own is None or own[0, 0].size < 2:
-            return
-        for row, counted in zip(np.asarray(own, np.float64), np.asarray(valid), strict=True):
-            messages = row[counted].reshape(np.count_nonzero(counted), row[0].size)
-            spread = messages.std(1)
+        for each in offsets_of(scalars, valid):
             # Round by round and summed exactly, so that a run that goes on tells the same.
-            self._offsets.append(float((messages.mean(1) / np.where(spread > 0, spread, 1)).sum()))
-            self._messages += len(messages)
+            self._offsets.append(float(each.sum()))
+            self._messages += len(each)
 
     def _note_clipped(self, clipped: Any, valid: Any) -> None:
         if clipped is not None:

@@ -128,6 +128,15 @@ class TextGeneration(PretrainedTask):
         raise ValueError(f"task must be one of classification to be tuned by validation accuracy; {self.name} is not")
 
 
+def _arrays(own: dict[str, list], width: int, fill: int) -> dict[str, np.ndarray]:
+    """What a split's loss reads: prompts with their answers, left-padded with ``fill`` to ``width``."""
+    return {
+        "tokens": left_padded(own["tokens"], width, fill),
+        "length": np.array([len(ids) for ids in own["tokens"]], np.int32),
+        "answer": np.array(own["answer"], np.int32),
+    }
+
+
 def text_generation(
     model: Tuned,
     tokenizer: Any,
@@ -176,20 +185,12 @@ def text_generation(
     lengths = [len(ids) for own in splits.values() for part in ("tokens", "prompt") for ids in own[part]]
     buckets = _wide_enough(lengths, max_length, answer_length)
     fill = pad_token(tokenizer)
-
-    def arrays(own: dict[str, list]) -> dict[str, np.ndarray]:
-        return {
-            "tokens": left_padded(own["tokens"], buckets[-1], fill),
-            "length": np.array([len(ids) for ids in own["tokens"]], np.int32),
-            "answer": np.array(own["answer"], np.int32),
-        }
-
-    test = arrays(splits["test"]) | {
+    test = _arrays(splits["test"], buckets[-1], fill) | {
         "prompt": left_padded(splits["test"]["prompt"], buckets[-1], fill),
         "prompt_length": np.array([len(ids) for ids in splits["test"]["prompt"]], np.int32),
         "row": np.arange(len(rows["test"]), dtype=np.int32),
     }
-    train = arrays(splits["train"])
+    train = _arrays(splits["train"], buckets[-1], fill)
     check_tokens(train["tokens"], model)
     check_tokens(test["tokens"], model)
     ends = [tokenizer.eos_token_id, *tokenize(tokenizer, ["\n"], special=False)[0][-1:]]
