@@ -102,7 +102,7 @@ PRESETS: dict[str, Preset] = {
         (
             *("--task", "mnist", "--algorithms", f"decomfl,{ALL}", "--clients", "64", "--cohort", "8", "--alpha", "1"),
             *("--rounds", "500", "--eval-every", "20", "--tuning-seeds", "1", "--seeds", "3", "--target", "0.7"),
-            *("--validation", "2000"),
+            *("--validation", "2000", "--batch-size", "16", "--tries", "4", "--schedules", "constant,cosine"),
         ),
         "mnist",
         "MNIST, 8 of 64 clients, Dirichlet 1, all scalar-only methods",

@@ -1,7 +1,8 @@
 """What a budget of differential privacy costs: the accuracy of a private mean against ε.
 
     python benchmarks/privacy.py --out results/privacy_digits.json
-    python benchmarks/privacy.py --task mnist --data-dir FOLDER --out mnist.json
+    python benchmarks/privacy.py --task mnist --data-dir FOLDER --epsilons 1 4 8 0 --rounds 200 --batch-size 8 \
+        --rates 0.001 0.003 0.01 0.03 --tuning-seeds 1 --seeds 2 --out mnist.json
 
 For every method, federation and ε the rounds, the directions and the rate are tuned on held-out examples with seeds of
 their own, all with the same grid; the table shows other seeds on the test split. Messages are clipped to S = 1, shorter
@@ -10,7 +11,7 @@ than almost all of them, so that S is but a factor of the rate. δ is 1e-5, coho
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ class Settings:
       data_dir: folder of MNIST's four IDX files.
       methods: each as on the command line.
       epsilons: budgets; 0 stands for no noise, with the same clipping.
+      batch_size: examples of a client's batch.
       federations: clients and cohort, as N:C; above the number of examples clients are virtual.
       rounds, perturbations, rates: the grid that every method is tuned on.
       tuning_seeds, seeds: how many.
@@ -46,6 +48,7 @@ class Settings:
     data_dir: Path | None = None
     methods: tuple[str, ...] = ("hiso", "decomfl")
     epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 0.0)
+    batch_size: int = 32
     federations: tuple[str, ...] = ("100:10", "10000:100")
     rounds: tuple[int, ...] = (100, 400)
     perturbations: tuple[int, ...] = (1, 5)
@@ -72,6 +75,21 @@ class Case:
     epsilon: float
 
 
+@dataclass(frozen=True)
+class Trial:
+    """How a case is tried.
+
+    Attributes:
+      rounds: R.
+      perturbations: P.
+      batch_size: examples of a client's batch.
+    """
+
+    rounds: int
+    perturbations: int
+    batch_size: int
+
+
 def populations(task: Any, clients: int, seeds: list[int]) -> list[Any]:
     labels = task.train["label"]
     if clients > len(labels):
@@ -79,14 +97,13 @@ def populations(task: Any, clients: int, seeds: list[int]) -> list[Any]:
     return [fed.dirichlet(labels, clients, alpha=0.5, seed=seed) for seed in seeds]
 
 
-def tried(task: Any, case: Case, rounds: int, perturbations: int, rates: tuple[float, ...], seeds: list[int]):
+def tried(task: Any, case: Case, trial: Trial, rates: tuple[float, ...], seeds: list[int]):
     """The final values, [seeds, rates], and the noise multiplier."""
-    noise = noise_for(case.epsilon, Sampling(case.clients, case.cohort, rounds)) if case.epsilon else 0.0
+    noise = noise_for(case.epsilon, Sampling(case.clients, case.cohort, trial.rounds)) if case.epsilon else 0.0
     method = algorithms.load(f"{case.method}+private_mean")
     given = {"clip_norm": CLIP_NORM, "noise_multiplier": noise}
-    config = fed.SimulationConfig(
-        rounds=rounds, cohort=case.cohort, perturbations=perturbations, eval_every=max(1, rounds // 10)
-    )
+    every = max(1, trial.rounds // 10)
+    config = fed.SimulationConfig(cohort=case.cohort, eval_every=every, **asdict(trial))
     grid = fed.Grid(rates, seeds)
     found = fed.sweep(
         task, lambda rate: method.build(rate, given), populations(task, case.clients, seeds), config, grid
@@ -97,14 +114,16 @@ def tried(task: Any, case: Case, rounds: int, perturbations: int, rates: tuple[f
 def cell(settings: Settings, task: Any, case: Case) -> dict[str, Any]:
     """The tuned setting of a case, and its values on the test split."""
     tuning = [1000 + seed for seed in range(settings.tuning_seeds)]
-    held = fed.hold_out(task, len(task.train["label"]) // 5)
+    held = fed.hold_out(task, min(2000, len(task.train["label"]) // 5))
     best: tuple[float, int, int, float] = (-1.0, 0, 0, 0.0)
     for rounds, perturbations in product(settings.rounds, settings.perturbations):
-        values = tried(held, case, rounds, perturbations, settings.rates, tuning)[0].mean(0)
+        trial = Trial(rounds, perturbations, settings.batch_size)
+        values = tried(held, case, trial, settings.rates, tuning)[0].mean(0)
         place = int(values.argmax())
         best = max(best, (float(values[place]), rounds, perturbations, settings.rates[place]))
     _, rounds, perturbations, rate = best
-    values, noise = tried(task, case, rounds, perturbations, (rate,), list(range(settings.seeds)))
+    trial = Trial(rounds, perturbations, settings.batch_size)
+    values, noise = tried(task, case, trial, (rate,), list(range(settings.seeds)))
     return {
         "values": values[:, 0].round(4).tolist(),
         "noise_multiplier": noise,

@@ -37,7 +37,7 @@ class OfPool:
         return jax.random.fold_in(jax.random.key(POOL), number)
 
 
-@default_rates(digits=0.01)
+@default_rates(digits=0.01, mnist=0.0005)
 def fed_kseed(
     learning_rate: optax.ScalarOrSchedule, *, pool_seeds: int = 4096, sampler: zo.SamplerName = "gaussian"
 ) -> Algorithm:

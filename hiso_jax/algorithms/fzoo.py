@@ -22,7 +22,7 @@ def _over_deviation(scalars: Array, params: Any = None) -> Array:
     return jnp.where(deviation > 0, scalars / jnp.where(deviation > 0, deviation, 1), 0)
 
 
-@default_rates(digits=0.03)
+@default_rates(digits=0.03, mnist=0.01)
 def fzoo(
     learning_rate: optax.ScalarOrSchedule, *, sampler: zo.SamplerName = "rademacher", weight_decay: float = 0.0
 ) -> Algorithm:

@@ -52,7 +52,7 @@ def _head(smoothing: float, sampler: zo.SamplerName) -> optax.GradientTransforma
     return optax.GradientTransformationExtraArgs(measured.init, update)
 
 
-@default_rates(digits=0.09)
+@default_rates(digits=0.09, mnist=0.006)
 def hizoo(
     learning_rate: optax.ScalarOrSchedule, *, smoothing: float = 1e-3, sampler: zo.SamplerName = "gaussian"
 ) -> Algorithm:

@@ -11,7 +11,7 @@ from hiso_jax.algorithms._server import descent
 from hiso_jax.fed.algorithm import Algorithm, FewBits, default_rates
 
 
-@default_rates(digits=0.05)
+@default_rates(digits=0.05, mnist=0.001)
 def just_one_byte(
     learning_rate: optax.ScalarOrSchedule, *, sampler: zo.SamplerName = "gaussian", weight_decay: float = 0.0
 ) -> Algorithm:

@@ -51,9 +51,13 @@ def rademacher(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> A
     The signs are unpacked 32 to a random word, where ``jax.random.rademacher`` spends a word on each.
     """
     size = math.prod(shape)
-    words = drawn(_words, key, (-(-size // 32),))
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return (1 - 2 * bits.astype(jnp.int8)).reshape(-1)[:size].reshape(shape).astype(dtype)
+    words, place = drawn(_words, key, (-(-size // 32),)), jnp.arange(32, dtype=jnp.uint32)
+    full, rest = divmod(size, 32)
+    bits = ((words[:full, None] >> place) & 1).reshape(-1)
+    if rest:
+        # And not a slice of all words' bits: beside a pooled convolution XLA compiled that for ever (jax 0.10.2, CPU).
+        bits = jnp.concatenate([bits, (words[full] >> place[:rest]) & 1])
+    return (1 - 2 * bits.astype(jnp.int8)).reshape(shape).astype(dtype)
 
 
 def binomial(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hiso_jax import models, tasks
+from hiso_jax import models, tasks, zo
 
 
 def size(model):
@@ -44,6 +44,19 @@ def test_init_depends_on_its_key_alone():
     one, same, other = (model.init(jax.random.key(seed)) for seed in (0, 0, 1))
     assert jnp.array_equal(one["hidden"]["kernel"], same["hidden"]["kernel"])
     assert not jnp.array_equal(one["hidden"]["kernel"], other["hidden"]["kernel"])
+
+
+@pytest.mark.parametrize("sampler", ["rademacher", "binomial"])
+def test_directions_made_of_words_compile_beside_a_pooled_convolution(sampler):
+    # A slice of the words' bits, read by the first layer's product, kept XLA busy for ever.
+    model = models.cnn(side=28, kernel=5, features=(16, 32))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((4, 28, 28, 1), "float32")
+
+    def moved(params, images, key):
+        return model.apply(jax.tree.map(jnp.add, params, zo.direction(key, params, sampler=sampler)), images)
+
+    jax.jit(moved).lower(params, images, jax.random.key(1)).compile()
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
