@@ -251,6 +251,12 @@ def adamezo(r, number):
     r.x = r.x - RATE * (g * u if number < 3 else 100 * num / (np.sqrt(den) + 1e-5))
 
 
+def zo_align(r, number):
+    """The shortest vector with the measured slopes, by a least-squares solver."""
+    u, g = r.measured(number, 1.0)
+    r.x = r.x - RATE * np.linalg.lstsq(np.stack(u), np.array(g), rcond=None)[0]
+
+
 READINGS = {
     "adamezo": (adamezo, {"window": 3}, 1, "gaussian"),
     "bszo": (bszo, {"prior": 1.5}, 2, "gaussian"),
@@ -268,6 +274,7 @@ READINGS = {
     "muon": (muon, {}, 2, "gaussian"),
     "fzoo": (fzoo, {}, 4, "rademacher"),
     "hizoo": (hizoo, {}, 2, "gaussian"),
+    "zo_align": (zo_align, {}, 4, "gaussian"),
     "zo_mopi": (
         zo_mopi,
         {"rank": 1, "hold_rounds": 2, "vector_share": 0.5, "beta": 0.75, "components": 1},
@@ -302,6 +309,7 @@ NEW = (
     "meazo",
     "muon",
     "r_adazo",
+    "zo_align",
     "zo_mopi",
     "zo_muon",
 )
@@ -325,6 +333,11 @@ def test_a_method_is_replayed_to_the_bit(name, directions):
     assert result.diverged_at is None
     rebuilt = fed.replay(result.initial_params, method, result.records)
     assert_trees_identical((result.params, result.state), rebuilt)
+
+
+def test_no_more_directions_are_aligned_than_there_are_parameters():
+    with pytest.raises(ValueError, match="perturbations must be at most 7 in all groups, the parameters; got 8"):
+        of_library(algorithms.zo_align(RATE), 8)
 
 
 def test_one_loss_has_no_standard_deviation():
