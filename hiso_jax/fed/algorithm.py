@@ -33,7 +33,7 @@ from hiso_jax.fed.aggregation import (
 from hiso_jax.fed.codes import Coded, Relayed, are_finite
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Probes, probes
 from hiso_jax.fed.wire import FewBits, Wire, float32
-from hiso_jax.zo import Difference, Method
+from hiso_jax.zo import Difference, Method, Pool, zo_state
 
 __all__ = [
     "Algorithm",
@@ -86,6 +86,8 @@ class Algorithm:
       perturbations: P that it is made for, if a run does not say another; None is 5, as in DeComFL and HiSo.
       fewest_perturbations: the least P that it makes sense with.
       local_share: the rate of the clients' own steps as a share of the server's, where nothing else is asked for.
+      pooled_rate: η, where ``tx`` is plain descent along directions of a :class:`hiso_jax.zo.Pool`, and nothing else:
+        who comes late can then be told a sum a seed (``fed/ledger/sums.py``).
 
     Raises:
       ValueError: few bits for messages that are not scalars, or messages that are told in place of a private mean.
@@ -101,6 +103,7 @@ class Algorithm:
     perturbations: int | None = None
     fewest_perturbations: int = 1
     local_share: float = 1.0
+    pooled_rate: optax.ScalarOrSchedule | None = None
 
     def __post_init__(self) -> None:
         """Check that its parts go together."""
@@ -139,6 +142,19 @@ class Algorithm:
         forge = () if self.attack is None else (self.attack.forge,)
         alone = all(map(is_separable, (*self.send, *forge, self.combine)))
         return self.has_scalars and self.wire.is_exact and alone and all(each.is_rare for each in self.rescale)
+
+    def pool_of(self, state: optax.OptState) -> Pool | None:
+        """The pool over whose seeds its rounds are sums, if they are.
+
+        Args:
+          state: of its optimizer, or its shapes.
+        """
+        if self.pooled_rate is None:
+            return None
+        directions = zo_state(state).directions
+        # Signs that are flipped by blocks make directions that are not of the pool.
+        alone = directions.groups == 1 or directions.block == 0
+        return directions.key if isinstance(directions.key, Pool) and alone else None
 
     @property
     def description(self) -> dict[str, Any]:

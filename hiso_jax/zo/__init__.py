@@ -37,6 +37,7 @@ from hiso_jax.zo.heads import (
     head,
     scale_by_zo,
 )
+from hiso_jax.zo.pool import Pool
 from hiso_jax.zo.rounding import apply_updates, store
 from hiso_jax.zo.samplers import (
     SAMPLERS,
@@ -68,6 +69,7 @@ __all__ = [
     "LocalStep",
     "LowRank",
     "Method",
+    "Pool",
     "Sampler",
     "SamplerName",
     "ScaleByZoState",

@@ -2,11 +2,19 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import hiso_jax
-from hiso_jax import fed
-from hiso_jax.fed.ledger import catch_up, catch_up_message, form_of, upload_message
+from hiso_jax import algorithms, fed
+from hiso_jax.fed.ledger import (
+    catch_up,
+    catch_up_by_sums,
+    catch_up_message,
+    form_of,
+    sums_message,
+    upload_message,
+)
 from hiso_jax.fed.population import ABSENT, DROPPED
 from hiso_jax.fed.run.traffic import stood_at
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task, optimizers
@@ -87,6 +95,38 @@ def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
     assert down == result.traffic["bytes_down"]
     assert up == result.traffic["bytes_up"]
     assert len(clients) == result.traffic["participants"]
+
+
+@pytest.mark.parametrize("groups", ["own", "shared"])
+def test_rounds_along_a_pool_are_told_as_a_sum_a_seed(groups):
+    schedule = optax.linear_schedule(0.05, 0.01, ROUNDS)
+    method = algorithms.load("fed_kseed").build(
+        schedule, {"pool_seeds": 40, "direction_groups": groups, "guard": False}
+    )
+    result = played(method, local_steps=2)
+    updates, tx = result.records.updates, method.optimizer
+    assert not updates.applied.all()
+    start = result.initial_params, tx.init(result.initial_params)
+    server = {0: start, 15: fed.replay(start[0], tx, updates.between(0, 15)), ROUNDS: (result.params, result.state)}
+    client, key = start, None
+    for before, number in ((None, 15), (15, ROUNDS)):
+        message = sums_message(updates, before, number, method, start[0])
+        assert len(message) == 8 + 8 * (key is None) + 4 + 4 * 40
+        *client, key = catch_up_by_sums(message, *client, method, seed_key=key)
+        assert_trees_identical(client[1], server[number][1])
+        moved = jax.tree.map(lambda x, y: float(abs(x - y).max()), start[0], server[number][0])
+        assert min(jax.tree.leaves(moved)) > 1e-3
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), client[0], server[number][0])
+
+
+def test_only_rounds_of_plain_descent_along_a_pool_are_sums():
+    updates = fed.Updates(jax.random.key(0), np.arange(1), np.ones((1, 1, 1), np.float32), np.ones(1, bool))
+    for method in (
+        algorithms.decomfl(0.1),
+        algorithms.load("fed_kseed").build(0.1, {"direction_groups": 2, "direction_blocks": 4}),
+    ):
+        with pytest.raises(ValueError, match="algorithm must be plain descent along the directions of a pool"):
+            sums_message(updates, None, 1, method, {"w": np.zeros(3, np.float32)})
 
 
 @pytest.mark.parametrize(("perturbations", "bits"), [(16, 8), (32, 4), (64, 2), (128, 1)])

@@ -67,6 +67,14 @@ def test_catch_up_costs_at_most_a_checkpoint():
     assert traffic.bytes_down == 8 + 8 + 100
 
 
+def test_who_missed_much_of_a_pool_is_sent_its_sums_where_they_are_smaller_than_a_checkpoint():
+    told, missed = np.array([200.0, 60.0]), np.array([50, 15])
+    for checkpoint, most, made in ((10**6, 4 + 4 * 30, 1 + 30), (100, 100, 1)):
+        costs = Costs(4, Told(4), checkpoint, 2, draws=1, pool_seeds=30)
+        np.testing.assert_array_equal(download_bytes(told, False, costs), [8 + most, 8 + 60])
+        np.testing.assert_array_equal(directions_made(told, missed, costs), [made, 16])
+
+
 def test_many_missed_rounds_of_many_scalars_do_not_overflow():
     costs = Costs(4 * 10**4, Told(4 * 10**4), 10**12, 0)
     assert download_bytes(np.int64(4 * 10**10), True, costs) == 16 + 4 * 10**10

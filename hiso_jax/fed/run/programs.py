@@ -41,7 +41,7 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
     shapes = shapes_of(algorithm, estimator, server.params, clients)
     # Who cannot replay needs the parameters; who can, the optimizer's state, too.
     known = (server.params, server.state) if algorithm.has_scalars else server.params
-    up, told = shapes.bytes_of(algorithm)
+    (up, told), pool = shapes.bytes_of(algorithm), algorithm.pool_of(server.state)
     return Costs(
         up=up,
         told=told,
@@ -49,6 +49,7 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
         passes=estimator.measure.passes(estimator.local_steps, estimator.num_perturbations),
         draws=estimator.local_steps * estimator.num_perturbations if algorithm.has_scalars else 0,
         grouped=shapes.groups > 1,
+        pool_seeds=0 if pool is None else pool.seeds,
     )
 
 

@@ -2,7 +2,8 @@
 
 Down: an 8-byte header, 2 bytes for the client's group if the cohort is dealt into several, 8 bytes for the seed once
 per client, and what everyone is told of each round that the client missed since it last came (a newcomer missed them
-all), at most a checkpoint. Up: an 8-byte header and a message. Of float32 scalars both are 4·K·P bytes.
+all), at most a checkpoint, or the sums of a pool of seeds. Up: an 8-byte header and a message. Of float32 scalars both
+are 4·K·P bytes.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int8, UInt64
 
-from hiso_jax.fed.ledger import GROUP_BYTES, HEADER_BYTES, SEED_BYTES
+from hiso_jax.fed.ledger import GROUP_BYTES, HEADER_BYTES, SEED_BYTES, sums_bytes
 from hiso_jax.fed.population import ABSENT, DROPPED
 from hiso_jax.fed.wire import Told
 
@@ -28,6 +29,7 @@ class Costs(NamedTuple):
       passes: evaluations of its loss.
       draws: directions that are made to catch up on one round; 0 of a method without any.
       grouped: whether an invitation names the client's group.
+      pool_seeds: S of a method whose missed rounds may be told as S sums; 0 of others.
     """
 
     up: int
@@ -36,6 +38,12 @@ class Costs(NamedTuple):
     passes: int
     draws: int = 0
     grouped: bool = False
+    pool_seeds: int = 0
+
+    @property
+    def by_sums(self) -> bool:
+        """Whether whoever missed much is sent sums, and not a checkpoint."""
+        return bool(self.pool_seeds) and sums_bytes(self.pool_seeds) < self.checkpoint
 
 
 def upload_bytes(costs: Costs) -> int:
@@ -52,21 +60,24 @@ def download_bytes(told: Any, newcomer: Any, costs: Costs, xp: Any = np) -> Any:
       costs: of a visit.
       xp: numpy, in which integers of 64 bits are exact, or jax.numpy, which has float32 for the clock.
     """
-    most = _checkpoint(costs, xp)
+    most = _most(costs, xp)
     return HEADER_BYTES + GROUP_BYTES * costs.grouped + SEED_BYTES * newcomer + xp.minimum(told, most)
 
 
-def _checkpoint(costs: Costs, xp: Any) -> float:
+def _most(costs: Costs, xp: Any) -> float:
+    """What stands for any number of rounds, in bytes."""
+    most = sums_bytes(costs.pool_seeds) if costs.by_sums else costs.checkpoint
     # As a float on the device: a checkpoint of two gigabytes is beyond its integers.
-    return costs.checkpoint if xp is np else float(costs.checkpoint)
+    return most if xp is np else float(most)
 
 
 def directions_made(told: Any, missed: Any, costs: Costs, xp: Any = np) -> Any:
     """Directions that a client makes to take part in a round: for its own scalars, and to replay ``missed`` rounds.
 
-    Nothing is replayed where a checkpoint is sent; what everyone was ``told`` of the missed rounds is larger then.
+    Nothing is replayed where a checkpoint is sent, and the whole pool is made where sums are; what everyone was
+    ``told`` of the missed rounds is larger then.
     """
-    return costs.draws * (1 + xp.where(told > _checkpoint(costs, xp), 0, missed))
+    return costs.draws + xp.where(told > _most(costs, xp), costs.pool_seeds * costs.by_sums, costs.draws * missed)
 
 
 def stood_at(

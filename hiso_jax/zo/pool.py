@@ -1,0 +1,35 @@
+"""A pool of directions, the key rule of FedKSeed (arXiv 2312.06353): with plain descent a run is one sum a seed."""
+
+from dataclasses import dataclass
+
+import jax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, Key
+
+from hiso_jax.zo.directions import perturbation_key
+
+# Of the pool, the same in every run.
+POOL = 0x5EED
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The key rule of a pool: one of ``seeds`` keys, at random for each (round, step, index).
+
+    Attributes:
+      seeds: S.
+    """
+
+    seeds: int
+
+    def number(self, round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Int[Array, ""]:
+        """Which of the pool's directions it is, 0 ≤ s < S."""
+        return jax.random.randint(perturbation_key(round_key, step, index), (), 0, self.seeds)
+
+    def member(self, number: ArrayLike) -> Key[Array, ""]:
+        """The key of direction s."""
+        return jax.random.fold_in(jax.random.key(POOL), number)
+
+    def __call__(self, round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
+        """The key of a direction."""
+        return self.member(self.number(round_key, step, index))
