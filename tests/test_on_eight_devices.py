@@ -23,6 +23,7 @@ def run(repository, *arguments):
     assert "skipped" not in done.stdout, done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", [*FILES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_FILES)])
 def test_on_eight_devices(repository, file):
     run(repository, f"tests/mesh/{file}")

@@ -122,6 +122,7 @@ def test_the_guard_remembers_what_messages_used_to_be():
     assert found.max() <= 1.5**2
 
 
+@pytest.mark.thorough
 def test_the_guard_follows_an_honest_scale_and_skips_rounds_without_one():
     guard, state = channels.guard(), None
     for round_number in range(200):

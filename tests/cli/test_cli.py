@@ -86,6 +86,7 @@ def test_the_default_run_learns_the_digits(capsys, tmp_path):
     assert summary["rounds_to_target"] is not None
 
 
+@pytest.mark.thorough
 def test_every_option_of_the_optimizer_runs(capsys, tmp_path):
     options = ["--schedule", "cosine", "--weight-decay", "5e-4", "--momentum", "0.9", "--curvature-update", "all"]
     options += ["--sampler", "rademacher", "--method", "central", "--local-steps", "2", "--partition", "shards"]
@@ -134,6 +135,7 @@ def test_the_mean_availability_is_what_was_asked_for(rate):
     assert (own.low + own.high) / 2 == pytest.approx(rate)
 
 
+@pytest.mark.thorough
 def test_more_clients_than_examples_are_virtual_and_it_says_so(capsys, tmp_path):
     options = ["--clients", "1000000", "--client-examples", "5,20", "--out", tmp_path / "run"]
     code, text, errors = call(capsys, "run", *SMALL[:-2], *options)

@@ -59,6 +59,7 @@ def test_at_given_rates_it_prints_one_table_and_goes_on_where_it_was(capsys, tmp
         assert before["params_sha256"] == again["params_sha256"]
 
 
+@pytest.mark.thorough
 def test_tuning_is_a_counted_search_that_is_taken_up_run_by_run(capsys, tmp_path, monkeypatch):
     out = tmp_path / "comparison"
     code, text, errors = call(capsys, "compare", *TUNED, "--tries", "4", "--out", out)
@@ -121,6 +122,7 @@ def test_every_method_gets_as_much_of_the_budget(capsys, tmp_path, budget, mosai
         assert rounds // every in (1, 2, 3, 4, 5)
 
 
+@pytest.mark.thorough
 def test_robustness_is_measured_against_the_same_runs_in_calm(capsys, tmp_path):
     out = tmp_path / "comparison"
     options = [*SMALL, "--algorithms", "decomfl", "--learning-rate", "0.02", "--seeds", "2"]

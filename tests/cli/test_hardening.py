@@ -35,6 +35,7 @@ def stop(progress):
     progress.session.stop()
 
 
+@pytest.mark.thorough
 def test_what_strangers_hand_over_is_answered_in_a_sentence():
     counted, wrong = fuzz(25, 3)
     assert wrong == []
@@ -232,6 +233,7 @@ def test_output_that_nobody_reads_does_not_end_a_run(capsys, tmp_path, monkeypat
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 12
 
 
+@pytest.mark.thorough
 def test_a_sweep_goes_on_where_it_was(capsys, tmp_path, monkeypatch):
     out = tmp_path / "sweep"
     options = [*SMALL, "--learning-rate", "0.01,0.02", "--algorithms", "decomfl"]
@@ -261,6 +263,7 @@ def test_a_run_kept_from_python_has_a_report(tmp_path):
     assert summary["params_sha256"] == fed.fingerprint(result.params) == run.summary["params_sha256"]
 
 
+@pytest.mark.thorough
 def test_a_rate_is_found_and_told(capsys, tmp_path):
     out = tmp_path / "run"
     options = ["--rounds", "12", "--clients", "20", "--cohort", "4", "--learning-rate", "auto", "--probe-rounds", "8"]

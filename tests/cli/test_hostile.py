@@ -13,6 +13,7 @@ def summary(directory):
     return json.loads((directory / "summary.json").read_text())
 
 
+@pytest.mark.thorough
 def test_a_run_tells_who_was_attacked_by_whom_and_what_was_clipped(capsys, tmp_path):
     words = [
         "--combine",
@@ -55,6 +56,7 @@ def test_a_private_run_finds_its_noise_and_says_what_was_spent(capsys, tmp_path)
     assert "visits of one client, each client's own noise 40 × 1" in text
 
 
+@pytest.mark.thorough
 def test_all_methods_of_a_comparison_are_attacked_alike(capsys, tmp_path):
     words = ["--algorithms", "decomfl,fed_avg", "--learning-rate", "decomfl=0.03,fed_avg=0.1"]
     words += ["--attack", "scaled", "--attackers", "0.34", "--attackers-of", "cohort", "--combine", "median"]
@@ -121,6 +123,7 @@ def test_a_diagnosis_is_told_and_written(capsys, tmp_path):
     assert (tmp_path / "run" / "diagnosis.png").stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_a_diagnosis_of_what_is_not_there_is_refused(capsys, tmp_path):
     assert call(capsys, "run", *SMALL, "--algorithm", "decomfl", "--out", tmp_path / "run")[0] == 0
     code, _, errors = call(capsys, "diagnose", tmp_path / "run", "--at", "9")

@@ -57,6 +57,7 @@ def films(tmp_path):
     return folder
 
 
+@pytest.mark.thorough
 def test_a_column_names_the_clients(capsys, tmp_path, model):
     rounds = ["--rounds", "4", "--cohort", "3", "--perturbations", "2", "--eval-every", "2", "--batch-size", "4"]
     words = [*options(model, films(tmp_path)), *rounds, "--trainable", "lora", "--partition", "by-column"]
@@ -77,6 +78,7 @@ def test_a_column_names_the_clients(capsys, tmp_path, model):
         assert len(errors.strip().splitlines()) == 1
 
 
+@pytest.mark.thorough
 def test_a_comparison_tells_the_worst_tenth_of_the_clients(capsys, tmp_path, model, data):
     out = tmp_path / "comparison"
     words = [*options(model, data), *SMALL, "--algorithms", "decomfl", "--learning-rate", "0.01", "--trainable", "lora"]

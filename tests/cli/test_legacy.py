@@ -20,6 +20,7 @@ WHOLE = "7bf7fb983c02916d952cbdf52be459a2a3edff11ddb3f8cbf1762f5858fcce09"
 """SHA-256 of the parameters of the interrupted run's twin that was left alone, as that release wrote it."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("with_snapshots", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(capsys, tmp_path, with_snapshots):
     run = tmp_path / "run"

@@ -101,6 +101,7 @@ def test_another_file_is_not_the_runs(capsys, tmp_path, mine):
     assert "--algorithm must be the file that the run was made with; the SHA-256" in errors
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "rates", [["--learning-rate", "0.01"], pytest.param(["--learning-rate", "0.003,0.01"], marks=pytest.mark.slow)]
 )
@@ -115,6 +116,7 @@ def test_it_is_compared_and_tuned(capsys, tmp_path, mine, rates):
     assert {run["bytes_up"] for each in runs.values() for run in each} == {12 * 4 * (8 + 4 * 2)}
 
 
+@pytest.mark.thorough
 def test_first_order_methods_stand_beside_them_with_their_true_bytes(capsys, tmp_path):
     options = [*SMALL, "--algorithms", "sign,fed_avg", "--learning-rate", "0.01,0.3", "--seeds", "1"]
     code, _, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
@@ -137,6 +139,7 @@ def test_what_needs_scalars_refuses_a_first_order_run_in_one_sentence(capsys, tm
     assert call(capsys, "show", out)[0] == 0
 
 
+@pytest.mark.thorough
 def test_fed_avg_learns_the_digits_by_default(capsys, tmp_path):
     assert call(capsys, "run", "--algorithm", "fed_avg", "--rounds", "600", "--out", tmp_path / "run")[0] == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] >= 0.95

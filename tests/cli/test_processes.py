@@ -34,6 +34,7 @@ def start(process, port, out, *, resume=False):
     return subprocess.Popen(command, cwd=out.parent, env=environment, **pipes)
 
 
+@pytest.mark.thorough
 def test_two_processes_of_two_devices_are_one_run(tmp_path):
     out, port = tmp_path / "run", free_port()
     processes = [start(process, port, out) for process in range(2)]

@@ -219,6 +219,7 @@ def tuned(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_a_language_model_is_exported_and_applied_alike(capsys, tuned, tmp_path):
     from hiso_jax.models import lm
 

@@ -1,5 +1,7 @@
 """A kill of a run of digits; fifty and more, of language models too: ``python -m tests.survival``."""
 
+import pytest
+
 from tests.survival import Case, leave_alone, survive
 
 OPTIONS = [
@@ -18,6 +20,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.thorough
 def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path):
     case = Case("digits", OPTIONS)
     leave_alone(case, tmp_path / "alone")

@@ -59,6 +59,7 @@ PARTS = {
 FAST = ("separable, with keys",)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PARTS]
 )
@@ -192,6 +193,7 @@ def capped(start=1.0):
     return fed.StatefulCombine(lambda messages: {"cap": jnp.float32(start), "rounds": jnp.int32(0)}, combine)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("snapshot_every", "weighting"),
     [(3, "examples"), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0, "examples"), (3, "uniform")])],
@@ -238,6 +240,7 @@ def running(decay=0.9):
     )
 
 
+@pytest.mark.thorough
 def test_a_memory_made_again_from_the_ledger_is_the_runs_to_the_last_bit(tmp_path):
     algorithm, settings = fed.Algorithm(hiso_jax.hiso(0.02), combine=running()), {"rounds_per_dispatch": 3}
     run(
@@ -251,6 +254,7 @@ def test_a_memory_made_again_from_the_ledger_is_the_runs_to_the_last_bit(tmp_pat
     assert_trees_identical((resumed.params, resumed.state), (whole.params, whole.state))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "other",
     [

@@ -28,6 +28,7 @@ def test_a_column_that_names_nobody_is_refused():
             fed.by_column(owners)
 
 
+@pytest.mark.thorough
 def test_metrics_by_client_are_means_over_its_own_examples():
     task, population = linear_task(), digits_population()
     params = task.init(jax.random.key(0))
@@ -40,6 +41,7 @@ def test_metrics_by_client_are_means_over_its_own_examples():
             np.testing.assert_allclose(found[name][client], np.mean(values), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_only_the_part_that_is_named_is_trained():
     whole = tasks.digits()
     task = tasks.train_only(whole, "output")
@@ -55,6 +57,7 @@ def test_only_the_part_that_is_named_is_trained():
             tasks.train_only(whole, *names)
 
 
+@pytest.mark.thorough
 def test_a_delta_of_a_run_from_python_is_applied(capsys, tmp_path):
     from safetensors.numpy import load_file, save_file
 
@@ -84,6 +87,7 @@ def test_a_delta_of_a_run_from_python_is_applied(capsys, tmp_path):
     np.testing.assert_array_equal(load_file(out)["weight"], result.params["weight"])
 
 
+@pytest.mark.thorough
 def test_evaluations_go_to_tensorboard(capsys, tmp_path):
     options = ["--rounds", "6", "--clients", "20", "--cohort", "4", "--eval-every", "3"]
     code, _, errors = call(capsys, "run", *options, "--log", "tensorboard", "--out", tmp_path / "run")

@@ -22,12 +22,14 @@ permute = jax.jit(lambda key, size: fed.permute(key, jnp.arange(size), size), st
 sample = jax.jit(fed.sample_cohort, static_argnums=(1, 2))
 
 
+@pytest.mark.thorough
 @given(size=st.sampled_from([1, 2, 3, 6, 7, 8, 31, 257, 1000]), seed=st.integers(0, 2**31 - 1))
 def test_it_is_a_permutation(size, seed):
     image = permute(jax.random.key(seed), size)
     np.testing.assert_array_equal(np.sort(image), np.arange(size))
 
 
+@pytest.mark.thorough
 @given(population=st.sampled_from([5, 10**4, 10**7, 2**31 - 1]), seed=st.integers(0, 2**31 - 1))
 def test_a_cohort_has_no_repeats_and_is_reproducible(population, seed):
     size = min(population, 100)

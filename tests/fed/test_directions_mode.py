@@ -38,6 +38,7 @@ def test_both_modes_and_the_replay_are_the_same_to_the_bit(name, perturbations):
     assert_trees_identical((kept.params, kept.state), fed.replay(kept.initial_params, tx, kept.records))
 
 
+@pytest.mark.thorough
 def test_groups_that_share_one_block_are_replayed_to_the_bit():
     """A leaf within one block has one weight, of which XLA took the last product of the mean into the sum of groups."""
     tx = hiso_jax.decomfl(0.02, sampler=zo.Directions(groups=2, block=64))
@@ -57,6 +58,7 @@ def test_the_mean_of_one_perturbation_is_that_of_many_to_the_bit(clients):
     np.testing.assert_allclose(many[0], np.average(scalars[:, 0], axis=0, weights=weights), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_bfloat16_parameters_are_replayed_to_the_bit():
     base = linear_task()
     task = dataclasses.replace(
@@ -91,6 +93,7 @@ def batches():
     return {"x": jax.random.normal(jax.random.key(1), (CLIENTS, 1, 6, 4))}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mask", [None, [True, False, True, True]])
 def test_a_client_that_turns_out_invalid_leaves_the_kept_sum(mask):
     """Its scalars are non-finite only for some perturbations: Δ must be made again from the aggregate without it."""
@@ -153,6 +156,7 @@ class WithFrozen:
         return {"accuracy": outputs["accuracy"].mean(), "examples": len(outputs["row"])}
 
 
+@pytest.mark.thorough
 def test_a_task_may_freeze_parameters_and_say_how_metrics_are_summarised():
     base = linear_task()
     shapes = jax.eval_shape(base.init, jax.random.key(0))
@@ -210,6 +214,7 @@ BEFORE = [("clipped", 3, 1), ("clipped", 260_000, 5), ("nothing", 260_000, 1), (
 MORE_BEFORE = [case for case in itertools.product(CHAINS, (3, 260_000), (1, 5)) if case not in BEFORE]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "width", "perturbations"),
     [*BEFORE, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_BEFORE)],

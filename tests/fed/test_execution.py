@@ -16,6 +16,7 @@ from hiso_jax.fed.update import ServerState
 from tests.fed.problems import linear_task
 
 
+@pytest.mark.thorough
 @given(rows=st.integers(1, 30), size=st.integers(1, 35))
 def test_pieces_are_the_whole(rows, size):
     inputs = {"a": jnp.arange(rows), "b": jnp.arange(3 * rows).reshape(rows, 3)}
@@ -83,6 +84,7 @@ def scalars(steps, clients=23, **settings):
     return jax.jit(run)(params, tx.init(params), batches, mask, jax.random.key(2))[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("steps", "settings"),
     [

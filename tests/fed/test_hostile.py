@@ -10,6 +10,7 @@ from hiso_jax import algorithms, channels, fed
 from tests.fed.problems import digits_population, linear_task
 
 CLIENTS = 12
+THOROUGH = pytest.mark.thorough
 
 
 def config(**settings):
@@ -30,6 +31,7 @@ def same(a, b):
     return fed.fingerprint(a.params) == fed.fingerprint(b.params)
 
 
+@pytest.mark.thorough
 def test_a_share_of_the_population_is_the_same_clients_in_every_round():
     """Exactly a quarter of them ever sends what was forged: all their numbers are 1e6 times the others'."""
     algorithm = build("decomfl+scaled", 1e-9, guard=False, attack_scale=1e6)
@@ -41,6 +43,7 @@ def test_a_share_of_the_population_is_the_same_clients_in_every_round():
     assert not hostile & honest
 
 
+@pytest.mark.thorough
 def test_a_share_of_every_cohort():
     algorithm = build("decomfl+scaled", guard=False, attack_scale=0.0)
     result = run(algorithm, attackers=1 / 3, attackers_of="cohort", rounds=10)
@@ -48,7 +51,7 @@ def test_a_share_of_every_cohort():
     np.testing.assert_array_equal(silent.sum(1), 2)
 
 
-@pytest.mark.parametrize("name", ["hiso", "decomfl", "mosaic"])
+@pytest.mark.parametrize("name", ["hiso", *(pytest.param(name, marks=THOROUGH) for name in ("decomfl", "mosaic"))])
 def test_the_guard_keeps_one_hostile_client_of_a_cohort_from_deciding(name):
     """At any size, and without it the same run is lost."""
     rate, settings = {"hiso": 0.1, "decomfl": 0.1, "mosaic": 0.6}[name], {"attackers": 1 / 6, "attackers_of": "cohort"}
@@ -68,6 +71,7 @@ def test_the_guard_keeps_one_hostile_client_of_a_cohort_from_deciding(name):
     assert final(f"{name}+sign_flip", attack_scale=1e6, guard=False) < alone - 0.3
 
 
+@pytest.mark.thorough
 def test_where_nobody_is_out_of_proportion_the_guard_changes_no_bit():
     uniform = fed.iid(len(linear_task().train["label"]), CLIENTS)
 
@@ -82,7 +86,14 @@ def test_where_nobody_is_out_of_proportion_the_guard_changes_no_bit():
 
 
 @pytest.mark.parametrize(
-    "name", ["decomfl+sign_flip", "hiso+gaussian_attack", "mosaic+colluding", "hiso+sign_flip+median"]
+    "name",
+    [
+        "hiso+sign_flip+median",
+        *(
+            pytest.param(name, marks=THOROUGH)
+            for name in ("decomfl+sign_flip", "hiso+gaussian_attack", "mosaic+colluding")
+        ),
+    ],
 )
 def test_modes_agree_replay_rebuilds_and_a_killed_run_goes_on(name, tmp_path):
     """What is remembered, and what is forged, is the same however a run is computed and wherever it was ended."""
@@ -104,6 +115,7 @@ def test_modes_agree_replay_rebuilds_and_a_killed_run_goes_on(name, tmp_path):
     assert gone_on.clipped == whole.clipped
 
 
+@pytest.mark.thorough
 def test_first_order_methods_are_attacked_and_defended_alike():
     settings = {"attackers": 1 / 3, "attackers_of": "cohort", "rounds": 30, "eval_every": 30}
     lost = run(build("fed_avg+sign_flip", 0.3, attack_scale=100.0), **settings)
@@ -111,6 +123,7 @@ def test_first_order_methods_are_attacked_and_defended_alike():
     assert saved.metrics[-1].metrics["accuracy"] > lost.metrics[-1].metrics["accuracy"] + 0.2
 
 
+@pytest.mark.thorough
 def test_an_attacker_has_no_more_bits_than_the_others():
     """A sign flip by 10 arrives as one bit, like any sign."""
     result = run(build("sign+sign_flip", 0.01), attackers=0.25, rounds=5, eval_every=5, perturbations=1)
@@ -146,6 +159,7 @@ def test_what_does_not_go_together_is_refused():
     assert channels.part_of(channels.guard) == "rescale"
 
 
+@pytest.mark.thorough
 def test_a_forged_message_is_forged_once_whatever_the_honest_do_to_theirs():
     """Two signs on the way, and a flip that is flipped back by neither; noise of the honest is not the attacker's."""
     flipped = run(build("sign+signs+sign_flip", 1e-6), attackers=0.34, attackers_of="cohort", rounds=4, eval_every=4)

@@ -203,6 +203,7 @@ def test_a_run_stopped_and_resumed_is_the_run(tmp_path):
         assert fed.load(folder).seal["params_sha256"] == fed.fingerprint(finished()[0].params)
 
 
+@pytest.mark.thorough
 def test_clients_are_remembered_over_a_resumption(tmp_path):
     """Absence, dropout and the clock: all of it follows from the ledger."""
     rules = fed.Participation(availability=fed.Bernoulli(0.5), dropout=0.2, fleet=fed.Fleet(FORWARD, LINK, LINK))
@@ -223,6 +224,7 @@ def test_a_run_that_had_not_begun_begins(tmp_path):
     same(simulation(fed.Storage(tmp_path / "run", resume=True)).run(), finished()[0])
 
 
+@pytest.mark.thorough
 def test_a_diverged_run_resumes_to_its_end(tmp_path):
     diverged = simulation(fed.Storage(tmp_path / "run"), tx=hiso_jax.hiso(1e6)).run()
     assert diverged.diverged_at is not None
@@ -336,6 +338,7 @@ def stopped(directory, **options):
     return fed.Storage(directory, resume=True)
 
 
+@pytest.mark.thorough
 def test_another_optimizer_is_noticed_by_what_it_leads_to(tmp_path, monkeypatch, caplog):
     storage = stopped(tmp_path / "run")
     with pytest.raises(ValueError, match="its first 13 rounds lead to other parameters here; its optimizer"):
@@ -346,6 +349,7 @@ def test_another_optimizer_is_noticed_by_what_it_leads_to(tmp_path, monkeypatch,
     assert "goes on, but its first 13 rounds lead to other parameters here: jaxlib '0.1' there" in caplog.text
 
 
+@pytest.mark.thorough
 def test_other_flags_are_refused(tmp_path):
     storage = stopped(tmp_path / "run")
     with (
@@ -392,6 +396,7 @@ def test_what_json_does_not_know_is_written_all_the_same(tmp_path):
     simulation(fed.Storage(tmp_path / "run", resume=True), mu=np.float32(1e-3)).run()
 
 
+@pytest.mark.thorough
 def test_time_goes_on_where_it_was(tmp_path):
     directory = tmp_path / "run"
     before = simulation(fed.Storage(directory), stop_at=13).run()

@@ -21,6 +21,7 @@ def run(tx, task=None, **settings):
     return fed.Simulation(task or digits_task(), tx, digits_population(), config).run()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("form", "groups", "perturbations", "rank"),
     [
@@ -54,6 +55,7 @@ def test_kept_made_again_and_replayed_they_give_the_same_bits(form, groups, pert
         assert_trees_identical((kept.params, kept.state), rebuilt)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("steps", [1, pytest.param(3, marks=SLOW)])
 def test_a_task_that_says_nothing_measures_the_same(steps):
     """Its moved weights are made whole: the same scalars up to rounding."""
@@ -93,6 +95,7 @@ def test_groups_share_one_product_with_every_weight():
     assert rows(1) == rows(6) == [clients * batch, clients * batch]
 
 
+@pytest.mark.thorough
 def test_a_run_saves_and_resumes_factors(tmp_path):
     tx, settings = hiso_jax.hiso(0.02, sampler="low_rank"), {"rounds": 6, "perturbations": 2, "rounds_per_dispatch": 2}
     config = fed.SimulationConfig(**settings, cohort=5, batch_size=8, eval_every=6)

@@ -76,6 +76,7 @@ def light(cases, few):
     return [case if case in few else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("bits", "groups", "steps"), light(CASES, LIGHT))
 def test_a_round_is_the_formulas(bits, groups, steps, x64):
     """In double precision, to 1e-9."""
@@ -187,6 +188,7 @@ def test_every_method_with_scalars_can_have_groups_and_few_bits(method):
 # ---------------------------------------------------------------- the aggregate
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("groups", "relay"),
     light(list(itertools.product((2, 3), ("messages", "aggregate"))), [(3, "messages")]),
@@ -294,6 +296,7 @@ def test_at_a_usual_radius_digits_have_none():
 # ---------------------------------------------------------------- kept
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options", [{}, pytest.param({"relay": "aggregate", "aggregate_bits": 4}, marks=pytest.mark.slow)]
 )

@@ -101,6 +101,7 @@ def test_the_denominator_is_the_whole_cohort_and_an_invalid_client_counts_as_zer
     assert record.clipped == (sizes > 2.0).sum()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("groups", [1, 3])
 def test_noise_has_the_variance_that_was_promised(groups):
     """On the sum σS, so on the mean σS/C; with G groups every group's sum has it, and counts G times."""
@@ -176,6 +177,7 @@ def test_a_private_run_replays_goes_on_and_keeps_its_secret(tmp_path):
     assert "loss" not in json.dumps(given.header["config"])
 
 
+@pytest.mark.thorough
 def test_cohorts_are_secret_unless_they_are_asked_to_be_public():
     private = run(build(noise_multiplier=0.3))
     other = run(build(noise_multiplier=0.3))
@@ -192,6 +194,7 @@ def test_cohorts_are_secret_unless_they_are_asked_to_be_public():
     np.testing.assert_array_equal(local.records.cohort, plain.records.cohort)
 
 
+@pytest.mark.thorough
 def test_mosaic_shares_its_directions_where_the_server_noises():
     algorithm = build("mosaic+private_mean", 0.3)
     assert not algorithm.rescale
@@ -206,6 +209,7 @@ def test_first_order_methods_are_private_too():
     assert result.privacy.noise_multiplier == 0.01
 
 
+@pytest.mark.thorough
 def test_a_private_run_does_not_end_by_losses_that_nobody_noised():
     """At a rate at which the same run without noise is stopped for its losses."""
     steep = {"rate": 1e4, "noise_multiplier": 0.0}

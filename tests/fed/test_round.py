@@ -106,6 +106,7 @@ def test_a_round_without_a_valid_client_changes_nothing():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.thorough
 def test_ways_of_running_diverged_clients_agree(x64):
     _, _, (_, _, one_by_one) = one_round(2, execution=fed.ExecutionSettings(client_chunk=1))
     # In pieces of three and one, filled up to two of two.

@@ -107,6 +107,7 @@ def test_reports_that_are_left_out_are_told(caplog):
     assert 1 <= len(caplog.messages) <= 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", [hiso_jax.hiso(1e-3), pytest.param(hiso_jax.mosaic(1e-3), marks=pytest.mark.slow)])
 def test_a_mu_that_rounding_eats_is_told(method, caplog):
     def run(mu):

@@ -42,6 +42,7 @@ def test_where_all_diverge_smaller_rates_follow():
     assert fed.next_rates(tried, GUESS) == [0.00111]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "passes"), [("decomfl", 6), ("hizoo", 11), ("mosaic", 65), ("fed_avg", 3)])
 def test_a_round_costs_what_a_run_counts(name, passes):
     task, population = tasks.digits(), digits_population()

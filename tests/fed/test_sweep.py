@@ -25,6 +25,7 @@ def run(task, budget, **settings):
     return fed.sweep(task, hiso_jax.hiso, populations(task), config, fed.Grid(**grid), **settings)
 
 
+@pytest.mark.thorough
 def test_every_setting_is_the_run_it_stands_for(x64):
     task, told = double_task(), []
     side_by_side = run(task, 2**40, callback=lambda done, rounds: told.append((done, rounds)))

@@ -46,6 +46,7 @@ def test_without_a_metric_of_its_own_the_loss_counts_and_lower_is_better(caplog)
         fed.metric_of(linear_task(), ["loss", "error"])
 
 
+@pytest.mark.thorough
 def test_a_sweep_of_it_ranks_by_the_loss():
     config = fed.SimulationConfig(rounds=40, cohort=5, batch_size=8, eval_every=10)
     grid = fed.Grid([1e-4, 0.02, 1e6])

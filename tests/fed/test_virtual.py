@@ -30,6 +30,7 @@ def test_a_client_is_the_same_in_every_round_and_place():
     assert one.max() < 4000
 
 
+@pytest.mark.thorough
 def test_mixtures_are_dirichlet_around_the_pools():
     clients = np.arange(3000)
     counts = {}

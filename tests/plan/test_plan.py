@@ -31,6 +31,7 @@ def of_digits(target, **config):
     return plan.plan(given, hiso_jax.hiso(0.01), fed.SimulationConfig(cohort=8, batch_size=16, **config), target)
 
 
+@pytest.mark.thorough
 def test_a_round_is_its_forward_passes():
     made = of_digits(here(), perturbations=3)
     assert made.floor_flops == 4 * (8 * 16) * 2 * (64 * 32 + 32 * 10)
@@ -44,6 +45,7 @@ def test_a_round_is_its_forward_passes():
     assert made.seconds["round"] == max(made.seconds[part] for part in ("products", "memory", "links"))
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_is_told_with_what_would():
     made = of_digits(here(memory=1000), perturbations=1)
     assert not made.fits

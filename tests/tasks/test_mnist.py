@@ -63,6 +63,7 @@ def test_fashion_is_normalised_by_its_own_numbers(folder):
     np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [tasks.mnist, tasks.fashion_mnist])
 def test_the_hub(monkeypatch, make):
     """The real ``datasets`` objects, images encoded as PNG as on the hub; only the download is left out."""

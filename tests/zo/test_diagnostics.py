@@ -39,6 +39,7 @@ def test_the_estimated_diagonal_is_within_its_standard_error():
     assert 0.6 < np.sqrt((away**2).mean()) < 1.5
 
 
+@pytest.mark.thorough
 def test_the_spectrum():
     loss, matrix, x = quadratic()
     found, wanted = diagnostics.spectrum(loss, x, jax.random.key(1), steps=SIZE), np.linalg.eigvalsh(matrix)

@@ -39,6 +39,7 @@ def derivatives(params, batch, key, curvature, step):
     return jax.vmap(along)(jnp.arange(3))
 
 
+@pytest.mark.thorough
 @settings(max_examples=6)
 @given(seed=st.integers(0, 10_000), step=st.integers(0, 5), shaped=st.booleans())
 def test_scalars_tend_to_directional_derivatives(seed, step, shaped):

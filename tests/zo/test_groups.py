@@ -37,6 +37,7 @@ def test_a_group_flips_whole_blocks_inside_a_leaf():
         assert all(len(block) == 1 for block in blocks)
 
 
+@pytest.mark.thorough
 def test_every_layer_of_a_stack_has_the_signs_that_it_would_have_alone():
     stacked = {"w": Stacked({"x": jnp.zeros((3, 5, 4)), "y": jnp.zeros((3, 7))})}
     alone = {"w": stacked["w"].unstacked()}

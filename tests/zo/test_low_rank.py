@@ -40,6 +40,7 @@ def test_what_is_no_matrix_is_drawn_as_its_family_draws():
         zo.LowRank(0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.usefixtures("x64")
 def test_a_moved_weight_multiplies_as_the_one_that_is_made_whole(rank):
@@ -76,6 +77,7 @@ def test_the_step_is_the_sum_of_its_directions(perturbations, rank):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), delta, expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("groups", [3, 40])
 def test_groups_flip_rows_and_stay_of_low_rank(groups):
     """Every group's direction has the rank, |z|, and correlates with no other group's."""
@@ -96,6 +98,7 @@ def test_groups_flip_rows_and_stay_of_low_rank(groups):
         np.testing.assert_allclose(delta[name], np.tensordot(np.asarray(scalars), np.stack(z), 1) / len(z), atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_factored_curvature_is_what_its_formula_says(x64):
     """An independent reading in NumPy: r, c ← EMAs of the means of Δ² + ε over columns and rows, H = r cᵀ / mean(r)."""
     decay, eps, rounds, perturbations = 0.9, 1e-3, 4, 3

@@ -62,6 +62,7 @@ def test_without_a_head_that_holds_the_bases_it_is_refused():
         zo.Subspace(0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["zo_muon", "zo_mopi"])
 def test_a_subspace_is_held_and_then_another(name):
     method = getattr(algorithms, name)(0.02, rank=2, hold_rounds=3)

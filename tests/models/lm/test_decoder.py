@@ -35,6 +35,7 @@ def plain_greedy(model, tokens, mask, count):
     return np.asarray(tokens[:, -count:])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", ["mistral", *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama"))]
 )
@@ -63,6 +64,7 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(wide[:, 7:][mask], hidden[mask], atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_lora_begins_as_the_model_and_is_what_the_formula_says():
     model, (tokens, mask) = pretrained(), inputs("left")
     tuned = tune(model, "lora", lora_rank=3, lora_alpha=6.0, lora_targets=("q_proj", "down_proj"))
@@ -91,6 +93,7 @@ def test_lora_begins_as_the_model_and_is_what_the_formula_says():
     assert np.abs(expected - before)[mask].max() > 1e-2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["llama", pytest.param("opt", marks=pytest.mark.slow)])
 def test_a_prefix_begins_as_tokens_before_the_text(name):
     model, (tokens, mask) = pretrained(name), inputs("left")
@@ -149,6 +152,7 @@ def test_what_cannot_be_trained_is_one_sentence(settings, sentence):
         tune(pretrained(), **settings)
 
 
+@pytest.mark.thorough
 def test_scanned_or_not_the_same_seed_gives_the_same_scalars():
     model, (tokens, mask) = pretrained(), inputs("left")
     params = jax.tree.map(jnp.asarray, model.params)
@@ -223,6 +227,7 @@ def test_published_architectures_have_their_published_sizes():
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["opt-350m", "llama"])
 @pytest.mark.usefixtures("x64")
 def test_a_model_moved_along_factors_is_the_one_that_is_made_whole(name):
@@ -244,6 +249,7 @@ def test_a_model_moved_along_factors_is_the_one_that_is_made_whole(name):
         np.testing.assert_allclose(own, whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["opt", "llama"])
 @pytest.mark.usefixtures("x64")
 def test_gradients_go_through_the_layer_that_is_read_at_its_last_position(name):

@@ -78,6 +78,7 @@ def test_what_is_read_is_the_last_position_and_the_words(task, pretrained):
         np.testing.assert_allclose(ours[number], all_logits(pretrained, ids)[-1, columns], atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_buckets_and_groups_change_nothing(task):
     assert task.buckets == (16, 32)
     batch = jax.tree.map(lambda a: jnp.asarray(a[:16]), dict(task.train))
