@@ -81,6 +81,7 @@ def test_a_client_with_a_non_finite_difference_is_left_out(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), after, without)
 
 
+@pytest.mark.thorough
 def test_differences_may_be_combined_by_a_median(x64):
     params, batches = problem(3)
     algorithm = fed.Algorithm(optax.sgd(1.0), algorithms.fed_avg(0.05).measure, combine=channels.median())
@@ -102,6 +103,7 @@ def test_adaptive_servers_move_by_their_rate_at_first(x64, name):
     np.testing.assert_allclose(moved, 0.01 * np.sign(wanted), rtol=0.2)
 
 
+@pytest.mark.thorough
 def test_fed_zo_follows_the_gradient_along_directions_of_each_clients_own(x64):
     """Its estimate is unbiased: over many clients on the same data it comes near FedAvg with one local step."""
     params, batches = problem(1, 1)
@@ -129,6 +131,7 @@ def test_the_rate_may_be_a_schedule_over_rounds():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), three.params, six.params)
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on_from_its_snapshot(tmp_path):
     """Its rounds cannot be made again: those behind the newest snapshot are cut from the ledger and run anew."""
     algorithm = algorithms.fed_adam(0.1)
@@ -189,6 +192,7 @@ def test_what_needs_scalars_refuses_in_one_sentence():
         fed.replay(result.initial_params, algorithms.fed_avg(0.1), result.records)
 
 
+@pytest.mark.thorough
 def test_a_sweep_tunes_it():
     config = fed.SimulationConfig(**(SETTINGS | {"rounds": 30, "eval_every": 10}))
     result = fed.sweep(linear_task(), algorithms.fed_avg, [digits_population()], config, fed.Grid([1e-4, 0.1]))

@@ -315,7 +315,13 @@ NEW = (
 )
 
 
-@pytest.mark.parametrize("name", NEW)
+# The others take as long again, and are replayed by CI.
+QUICK = ("fed_kseed", "fzoo", "hizoo", "zo_align")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in NEW]
+)
 @pytest.mark.parametrize("directions", ["keep", pytest.param("regenerate", marks=pytest.mark.slow)])
 def test_a_method_is_replayed_to_the_bit(name, directions):
     method = getattr(algorithms, name)(0.02)

@@ -71,6 +71,7 @@ def test_a_minority_that_is_far_away_does_not_decide(name):
     assert np.abs(combined).max() < 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["krum", "multi_krum", "geometric_median"])
 def test_trees_and_empty_cohorts(name):
     rng = np.random.default_rng(1)
@@ -109,6 +110,7 @@ def test_the_guard_shortens_what_is_far_beyond_the_median_and_nothing_else():
     np.testing.assert_allclose(found, [1.0, 1.0, 1.0, 0.0], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_guard_remembers_what_messages_used_to_be():
     guard, state = channels.guard(), None
     for _ in range(40):
@@ -199,6 +201,7 @@ def test_options_out_of_range_are_refused(make, sentence):
         make()
 
 
+@pytest.mark.thorough
 def test_tiny_messages_of_a_hostile_majority_do_not_silence_the_others():
     guard, state = channels.guard(), None
     for _ in range(40):
@@ -208,6 +211,7 @@ def test_tiny_messages_of_a_hostile_majority_do_not_silence_the_others():
         assert found[3] == 1.0
 
 
+@pytest.mark.thorough
 def test_of_two_clients_neither_silences_the_other():
     guard, state = channels.guard(), None
     for _ in range(40):

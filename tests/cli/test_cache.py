@@ -37,6 +37,7 @@ def test_its_folder_is_the_users_own_and_apart_for_processor_and_jaxlib(tmp_path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.thorough
 def test_it_may_be_moved_or_turned_off(tmp_path):
     assert Path(folder_with(HISO_JAX_CACHE=str(tmp_path / "here"))).parent == tmp_path / "here"
     assert folder_with(HISO_JAX_CACHE="off") is None

@@ -112,6 +112,7 @@ def test_sweep_tries_the_grid_and_names_the_best(capsys, tmp_path):
     assert {path.name for path in out.iterdir()} == {"config.json", "sweep.json", "sweep.png"}
 
 
+@pytest.mark.thorough
 def test_who_shows_up_is_told_in_the_summary(capsys, tmp_path):
     options = ["--availability", "diurnal", "--dropout", "0.2", "--deadline", "0.3", "--weighting", "examples"]
     code, text, errors = call(capsys, "run", *SMALL, *options, "--out", tmp_path / "run")

@@ -42,6 +42,7 @@ def test_what_strangers_hand_over_is_answered_in_a_sentence():
     assert sum(counted.values()) == 25
 
 
+@pytest.mark.thorough
 def test_the_ledger_itself_is_locked(tmp_path):
     """Whoever removes ``.lock``, since it looks stale, and resumes twice, destroys nothing."""
 

@@ -39,6 +39,7 @@ def test_a_run_tells_who_was_attacked_by_whom_and_what_was_clipped(capsys, tmp_p
     assert "going on after 8 rounds" in text
 
 
+@pytest.mark.thorough
 def test_a_private_run_finds_its_noise_and_says_what_was_spent(capsys, tmp_path):
     words = ["--combine", "private_mean", "--epsilon", "8", "--clip-norm", "0.5"]
     code, text, errors = call(capsys, "run", *SMALL, *words, "--out", tmp_path / "run")
@@ -106,6 +107,7 @@ def test_what_would_have_no_effect_or_tell_more_is_refused(capsys, tmp_path, wor
 CHEAP = ["--examples", "64", "--lanczos-steps", "4", "--clients", "3", "--batches", "2", "--directions", "2"]
 
 
+@pytest.mark.thorough
 def test_a_diagnosis_is_told_and_written(capsys, tmp_path):
     assert call(capsys, "run", *SMALL, "--out", tmp_path / "run")[0] == 0
     words = ["--at", "0,8", "--exact-up-to", "0", "--samples", "2", *CHEAP]

@@ -32,6 +32,7 @@ def options(model, data):
     return ["--task", "text-classification", "--model", model, "--data-dir", data, *words]
 
 
+@pytest.mark.thorough
 def test_a_run_tells_the_accuracy_before_and_after(capsys, tmp_path, model, data):
     out = tmp_path / "run"
     settings = ["--trainable", "lora", "--partition", "dirichlet-balanced", "--param-dtype", "bfloat16"]

@@ -170,6 +170,7 @@ def test_an_altered_ledger_is_refused_by_every_command(capsys, copy):
         assert re.search(r"refused: (round|its frame of rounds) \d+( to \d+)? was altered", errors)
 
 
+@pytest.mark.thorough
 def test_a_full_disk_ends_a_run_that_can_go_on(capsys, monkeypatch, finished, tmp_path):
     original, out = os.pwrite, tmp_path / "run"
     calls = []

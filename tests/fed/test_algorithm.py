@@ -152,6 +152,7 @@ class Seen:
         return jax.tree.map(lambda h: h + step.aggregate["curvature"].mean(), curvature)
 
 
+@pytest.mark.thorough
 def test_several_numbers_a_direction_reach_the_head_and_the_ledger(tmp_path):
     head = zo.head(curvature=lambda params: jax.tree.map(jnp.ones_like, params), advance=Seen())
     algorithm = fed.Algorithm(optax.chain(head, optax.scale(-0.001)), measure=fed.probes("second"))

@@ -28,6 +28,7 @@ def test_the_first_code_is_in_the_lowest_bits():
     assert pack(np.array([[-2, -1, 0, 1]], np.int8), 2).tolist() == [0b11100100]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", FEW)
 @given(numbers=arrays(np.float32, (2, 1, 7), elements=NUMBERS))
 def test_a_number_lies_within_half_a_step_where_it_is_not_clamped(bits, numbers):

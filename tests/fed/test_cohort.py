@@ -43,6 +43,7 @@ def test_a_cohort_has_no_repeats_and_is_reproducible(population, seed):
         assert (cohort != sample(fed.cohort_key(seed_key, 4), population, size)).any()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("population", [3, 5, 12, 100])
 def test_every_client_and_every_pair_is_equally_likely(population):
     keys = jax.random.split(jax.random.key(population), 20_000)
@@ -54,6 +55,7 @@ def test_every_client_and_every_pair_is_equally_likely(population):
     assert chi_square(distinct) < 6
 
 
+@pytest.mark.thorough
 def test_all_permutations_of_five_are_equally_likely():
     keys = jax.random.split(jax.random.key(1), 48_000)
     images = np.asarray(jax.vmap(lambda key: fed.permute(key, jnp.arange(5), 5))(keys))

@@ -46,6 +46,7 @@ def test_groups_that_share_one_block_are_replayed_to_the_bit():
     assert_trees_identical((kept.params, kept.state), fed.replay(kept.initial_params, tx, kept.records))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("clients", [1, 2, 7, 33, 1000])
 def test_the_mean_of_one_perturbation_is_that_of_many_to_the_bit(clients):
     keys = jax.random.split(jax.random.key(clients))
@@ -116,6 +117,7 @@ def test_a_client_that_turns_out_invalid_leaves_the_kept_sum(mask):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept[:2]))
 
 
+@pytest.mark.thorough
 def test_frozen_parameters_reach_the_loss_and_nothing_else():
     def with_frozen(params, batch, frozen):
         return quadratic({"w": params["w"] * frozen["scale"]}, batch)

@@ -130,6 +130,7 @@ def test_an_attacker_has_no_more_bits_than_the_others():
     assert set(np.unique(result.records.scalars)) <= {-1.0, 1.0}
 
 
+@pytest.mark.thorough
 def test_a_round_of_ones_own_takes_hostile_clients():
     algorithm = build("decomfl+scaled", 0.1, attack_scale=0.0)
     one = hiso_jax.make_round(

@@ -359,6 +359,7 @@ def test_other_flags_are_refused(tmp_path):
         simulation(storage).run()
 
 
+@pytest.mark.thorough
 def test_how_a_run_is_computed_may_change(tmp_path):
     storage = stopped(tmp_path / "run")
     same(
@@ -366,6 +367,7 @@ def test_how_a_run_is_computed_may_change(tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_rounds_before_the_newest_snapshot_are_not_replayed(tmp_path, monkeypatch):
     storage, replayed, original = stopped(tmp_path / "run"), [], restore.replay
 

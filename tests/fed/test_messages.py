@@ -97,7 +97,7 @@ def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
     assert len(clients) == result.traffic["participants"]
 
 
-@pytest.mark.parametrize("groups", ["own", "shared"])
+@pytest.mark.parametrize("groups", ["own", pytest.param("shared", marks=pytest.mark.thorough)])
 def test_rounds_along_a_pool_are_told_as_a_sum_a_seed(groups):
     schedule = optax.linear_schedule(0.05, 0.01, ROUNDS)
     method = algorithms.load("fed_kseed").build(

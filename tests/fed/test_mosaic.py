@@ -161,6 +161,7 @@ def test_what_was_sent_replays_the_run_to_the_bit(bits, groups, steps):
         assert_trees_identical((kept.params, kept.records[1:]), (result.params, result.records[1:]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options",
     [
@@ -227,6 +228,7 @@ def test_vectors_are_clipped_to_their_median_length_too():
     assert result.metrics[-1].metrics["accuracy"] > 0.6
 
 
+@pytest.mark.thorough
 def test_a_directions_draws_are_counted():
     """P a round where they are kept, 2·P where they are made again, however many groups."""
     count = []
@@ -280,6 +282,7 @@ def test_few_bits_are_not_relayed_number_by_number():
         channel.relay(jnp.ones(2), jnp.ones(2), jnp.int32(0))
 
 
+@pytest.mark.thorough
 def test_a_common_offset_of_forward_differences_is_told():
     def curved(params, batch):
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)) + 0 * linear_task().loss(params, batch)

@@ -175,6 +175,7 @@ def run(rate, rounds):
     return tx, fed.Simulation(linear_task(), tx, digits_population(), config, participation=rules).run()
 
 
+@pytest.mark.thorough
 def test_a_run_counts_who_reported_and_charges_the_rest():
     population = digits_population()
     tx, result = run(0.7, 30)

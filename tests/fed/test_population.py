@@ -99,6 +99,7 @@ def test_a_client_draws_uniformly_from_its_own_examples():
         assert np.abs(counts[own] - expected).max() < 6 * np.sqrt(expected)
 
 
+@pytest.mark.thorough
 def test_a_draw_does_not_depend_on_the_place_in_the_cohort():
     population, key = fed.iid(100, 10), jax.random.key(0)
     one = population.sample(key, jnp.array([7, 2, 5]), (3, 8))

@@ -70,6 +70,7 @@ def test_the_ends_of_the_scale():
         privacy.epsilon(1.0, Sampling(10, 20, 5))
 
 
+@pytest.mark.thorough
 def test_visits_are_counted_over_the_cohorts_that_come():
     result = run(hiso_jax.decomfl(0.1), rounds=12)
     wanted = np.bincount(result.records.cohort.reshape(-1)).max()
@@ -125,6 +126,7 @@ def test_local_noise_is_each_client_s_own():
     assert np.abs(np.corrcoef(sent.T) - np.eye(5)).max() < 0.3
 
 
+@pytest.mark.thorough
 def test_the_noise_is_not_made_of_what_everyone_knows():
     """Two runs of one seed and two secrets part; without a secret a round is refused."""
     algorithm = build(noise_multiplier=1.0)
@@ -203,6 +205,7 @@ def test_mosaic_shares_its_directions_where_the_server_noises():
     assert run(build("mosaic+private_mean", 0.3, direction_groups=2), perturbations=8).records is not None
 
 
+@pytest.mark.thorough
 def test_first_order_methods_are_private_too():
     result = run(build("fed_avg+private_mean", 0.3, clip_norm=0.1, noise_multiplier=0.01))
     assert result.clipped == 1.0
@@ -232,6 +235,7 @@ def test_what_would_tell_more_is_refused():
         algorithms.load("hiso+clip_to_median+private_mean")
 
 
+@pytest.mark.thorough
 def test_a_private_run_does_not_go_on_without_its_secret_or_with_other_noise(tmp_path):
     for name in ("decomfl+private_mean", "decomfl+local_noise"):
         folder = tmp_path / name

@@ -52,6 +52,7 @@ def test_replay_of_a_scanned_run_is_exact(steps, perturbations):
     check(optimizers()["hiso"], steps=steps, perturbations=perturbations, per_dispatch=None)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("steps", "perturbations"),
     [case if case == (1, 1) else pytest.param(*case, marks=slow) for case in ALL],
@@ -82,6 +83,7 @@ def test_replay_is_exact_for_a_network(per_dispatch):
     assert_trees_identical((result.params, result.state), fed.replay(result.initial_params, tx, result.records))
 
 
+@pytest.mark.thorough
 def test_a_replay_in_two_parts_is_one():
     tx = optimizers()["momentum"]
     result = run(tx, steps=1, perturbations=2, per_dispatch=None)
@@ -93,6 +95,7 @@ def test_a_replay_in_two_parts_is_one():
         updates.between(0, 25)
 
 
+@pytest.mark.thorough
 def test_rademacher_directions_with_decomfl_replay_alike_anywhere():
     """NumPy stands for another backend: it knows nothing of XLA's fusions and contractions."""
     rate, tx = np.float32(0.02), hiso_jax.decomfl(0.02, sampler=zo.rademacher)

@@ -73,6 +73,7 @@ def test_a_round_is_its_clients_one_by_one(method, x64):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_masked_clients_do_not_count(steps):
     _, _, (_, _, whole) = one_round(steps)
@@ -114,6 +115,7 @@ def test_ways_of_running_diverged_clients_agree(x64):
     np.testing.assert_allclose(record.scalars, one_by_one.scalars, rtol=1e-7)
 
 
+@pytest.mark.thorough
 def test_the_local_rate_may_be_a_schedule_over_rounds():
     tx = hiso_jax.hiso(0.05)
     params, batches = problem(2)

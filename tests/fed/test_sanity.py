@@ -73,6 +73,7 @@ def test_a_dataset_of_the_hub_is_no_pytree_of_arrays():
         fed.check_task(Bare(rows))
 
 
+@pytest.mark.thorough
 def test_reports_that_are_left_out_are_told(caplog):
     """Example 5 makes a loss that is no number, and its client's reports are not counted."""
     whole = linear_task()

@@ -41,6 +41,7 @@ def test_history_records_and_accounting():
     assert result.diverged_at is None
 
 
+@pytest.mark.thorough
 def test_central_differences_count_their_pairs():
     result = simulation(rounds=4, method="central").run()
     assert result.forward_passes == 4 * 2 * 4 * 2
@@ -108,6 +109,7 @@ def test_loss_above_its_ceiling_for_three_rounds_in_a_row_is_divergence():
         assert int(monitor.diverged_at) == (6 if number >= 6 else monitoring.NEVER)
 
 
+@pytest.mark.thorough
 def test_ten_rounds_without_a_valid_client_are_divergence():
     base = linear_task()
     broken = dataclasses.replace(base, model_apply=lambda params, x: base.model_apply(params, x) * jnp.nan)
@@ -174,6 +176,7 @@ def test_a_population_of_other_data_is_refused():
         fed.Simulation(linear_task(), hiso_jax.hiso(0.1), fed.iid(5000, 10), fed.SimulationConfig(cohort=2))
 
 
+@pytest.mark.thorough
 def test_a_far_evaluation_does_not_lengthen_a_dispatch():
     """Nor does the time of idle steps shorten the next: after a few dispatches each holds many rounds."""
     told = []

@@ -74,6 +74,7 @@ def test_examples_are_held_out_of_any_task():
         fed.hold_out(bare(), 1437)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "command", ["run", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sweep", "compare"))]
 )
@@ -112,6 +113,7 @@ def optax_norm(tree):
     return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
 
 
+@pytest.mark.thorough
 def test_callbacks_see_the_session_add_metrics_and_may_stop_the_run(tmp_path):
     watcher = Watcher()
     config = fed.SimulationConfig(rounds=30, cohort=4, batch_size=8, eval_every=3, rounds_per_dispatch=1)

@@ -16,6 +16,7 @@ def drawn(population, clients, shape=(400,), key=0):
     return np.asarray(jax.jit(population.sample, static_argnums=2)(jax.random.key(key), jnp.asarray(clients), shape))
 
 
+@pytest.mark.thorough
 def test_a_client_is_the_same_in_every_round_and_place():
     population = fed.virtual(LABELS, 10**7, alpha=0.3, sizes=(4, 12))
     one, again, other = (drawn(population, [9_999_999, 5], key=key) for key in (0, 1, 0))

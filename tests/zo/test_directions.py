@@ -15,6 +15,7 @@ SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "binomial": zo
 DRAWS = 40_000
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SAMPLERS)
 @given(shape=st.sampled_from([(1,), (2, 3), (33,), (2, 2, 2)]), seed=st.integers(0, 2**31 - 1))
 def test_second_moment_is_the_identity(name, shape, seed):

@@ -67,6 +67,7 @@ def test_moments_of_the_groups_directions():
     np.testing.assert_allclose(z.mean(0), 0, atol=0.03)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("groups", "block"), [(4, 16), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(4, 1), (4, 4), (2, 4)])]
 )
@@ -106,6 +107,7 @@ def test_a_block_is_a_power_of_two_that_keeps_the_floor_low():
     assert zo.block_size({"w": jnp.zeros(10)}, 10) == 1
 
 
+@pytest.mark.thorough
 def test_a_bare_optimizer_takes_the_scalars_of_groups():
     tx = zo.dealt(hiso_jax.hiso(0.1), groups=None)
     state, numbers = tx.init(PARAMS), jnp.ones((2, 6))

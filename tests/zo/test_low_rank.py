@@ -63,6 +63,7 @@ def test_a_moved_weight_multiplies_as_the_one_that_is_made_whole(rank):
 PARAMS = {"bias": jnp.zeros(6), "layers": Stacked({"w": jnp.zeros((3, 8, 6)), "b": jnp.zeros((3, 6))})}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("perturbations", "rank"), [(1, 1), (5, 1), (3, 2), (9, 2)])
 @pytest.mark.usefixtures("x64")
 def test_the_step_is_the_sum_of_its_directions(perturbations, rank):
@@ -125,6 +126,7 @@ def test_factored_curvature_is_what_its_formula_says(x64):
         np.testing.assert_allclose(state.curvature["b"], h, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_curvature_has_the_form_that_is_asked_for():
     def forms(**options):
         curvature = zo.scale_by_hiso(**options).init(PARAMS).curvature
@@ -144,6 +146,7 @@ def test_another_form_of_curvature_is_refused():
         zo.scale_by_hiso(curvature_form="full")
 
 
+@pytest.mark.thorough
 def test_one_device_trains_with_them_and_keeps_or_makes_them_again():
     """The use as an optimizer, on a least-squares problem whose model reads a moved weight."""
     inputs = jax.random.normal(KEY, (64, 12))

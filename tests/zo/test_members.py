@@ -93,6 +93,7 @@ def test_numbers_of_the_head_may_be_injected_too():
     assert (zo.zo_state(second).curvature["w"] != 1).all()
 
 
+@pytest.mark.thorough
 @heads
 @pytest.mark.parametrize(
     "dtype",

@@ -26,6 +26,7 @@ def unstacked(params):
 SAMPLERS = {"gaussian": zo.gaussian, "rademacher": zo.rademacher, "binomial": zo.binomial, "sphere": zo.sphere}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_direction_is_that_of_the_layers(name):
     params = stacked_params()

@@ -32,6 +32,7 @@ def test_bases_are_uniform():
     assert abs(np.mean(np.asarray(q[:, 0, 0]) > 0) - 0.5) < 5 * 0.5 / np.sqrt(4000)
 
 
+@pytest.mark.thorough
 def test_a_direction_lies_in_its_subspace_and_is_as_long_as_that_allows():
     bases = zo.subspaces(KEY, PARAMS, 2)
     family = zo.Subspace(2)

@@ -110,6 +110,7 @@ def test_a_prefix_begins_as_tokens_before_the_text(name):
     np.testing.assert_allclose(run(tuned.trained, tuned.frozen)[mask], expected[mask], atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_the_head_is_untied_to_be_trained():
     model, (tokens, mask) = pretrained("qwen2"), inputs("left")
     assert model.decoder.config.tied

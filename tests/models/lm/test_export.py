@@ -86,6 +86,7 @@ def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):
     identical(lm.load(tmp_path / "b").params, first.params)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("trainable", ["lora", "head", "mlp"])
 def test_parts_that_were_trained_are_in_the_whole(trainable, tmp_path):
     first = lm.load(folder_of(tmp_path / "a", {**LLAMA, "tie_word_embeddings": True}))

@@ -66,6 +66,7 @@ def test_buckets_are_few_and_fit(lengths, slack):
     assert max(lengths) <= buckets[-1] <= max(lengths) + slack or buckets[-1] in (max(lengths), max(lengths) + slack)
 
 
+@pytest.mark.thorough
 def test_what_is_read_is_the_last_position_and_the_words(task, pretrained):
     batch = jax.tree.map(lambda a: jnp.asarray(a[:12]), dict(task.train))
     ours = jax.jit(task.logits)(task.init(None), batch)
@@ -144,6 +145,7 @@ def test_a_generation_loss_reads_the_answer_s_tokens(answering, pretrained):
         np.testing.assert_allclose(loss, -np.mean([scores[i, token] for i, token in enumerate(answer)]), atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_generated_answers_are_scored_against_every_golden_one(answering):
     data = jax.tree.map(jnp.asarray, dict(answering.test))
     outputs = jax.tree.map(np.asarray, dict(jax.jit(answering.metrics)(answering.init(None), data)))
