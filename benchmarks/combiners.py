@@ -82,7 +82,8 @@ def guarding(settings: Settings) -> dict[str, float]:
     ratios = {}
     for name in ("hiso", "decomfl", "mosaic"):
         method = algorithms.load(name)
-        config = fed.SimulationConfig(rounds=200, cohort=10, eval_every=200, rounds_per_dispatch=100)
+        rounds = 400 if name == "mosaic" else 2000
+        config = fed.SimulationConfig(rounds=rounds, cohort=10, eval_every=rounds)
         taken: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(settings.repeats):
             for guard in taken:
