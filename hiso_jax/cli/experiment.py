@@ -14,6 +14,7 @@ from rich.console import Console
 from hiso_jax import fed, tasks
 from hiso_jax.algorithms import Method
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.language import GENERATES
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment
 from hiso_jax.cli.privacy import noise_for_budget
@@ -89,6 +90,7 @@ def _text_task(options: Experiment, console: Console) -> AnyTask:
             client_column=options.column,
             seed=options.seed,
         )
+    check_partition(options, options.task not in GENERATES)
     with working(console, f"loading {options.model}"):
         pretrained, model = load_model(options)
         return text_task(data, model, pretrained, max_length=options.max_length, max_new_tokens=options.max_new_tokens)
@@ -106,6 +108,18 @@ def check_model(options: Experiment) -> None:
     looks_local = given.endswith(".gguf") or given.startswith((".", "/", "~")) or given.count("/") > 1
     if looks_local and not Path(given).exists():
         raise ValueError(f"model must be a hub name, a folder or a .gguf file; there is no {given}")
+
+
+def check_partition(options: Experiment, has_labels: bool) -> str:
+    """How examples are dealt to the clients.
+
+    Raises:
+      ValueError: by labels, of a task without any.
+    """
+    partition = options.partition or ("dirichlet" if has_labels else "iid")
+    if partition != "iid" and not has_labels:
+        raise ValueError(f"partition must be iid for {options.task}, which has no labels; got {partition}")
+    return partition
 
 
 def examples_of(task: AnyTask) -> int:
@@ -173,11 +187,8 @@ def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopula
         return population
     clients, total = options.clients, examples_of(task)
     labels = task.train.get("label") if isinstance(task.train, Mapping) else None
-    partition = options.partition or ("iid" if labels is None else "dirichlet")
-    if labels is None:
-        if partition != "iid":
-            raise ValueError(f"partition must be iid for {options.task}, which has no labels; got {partition}")
-        labels = np.zeros(total, np.int32)
+    partition = check_partition(options, labels is not None)
+    labels = np.zeros(total, np.int32) if labels is None else labels
     if is_virtual(options, task):
         if partition not in ("dirichlet", "iid"):
             raise ValueError(
