@@ -2,7 +2,7 @@
 
 Δ = (1/C) Σ_i (1/P) Σ_p ĝ_{i,p} u_{s(i,p)},   x ← x − η Δ, plain descent: any number of rounds is S sums, which are sent
 to who comes late where they are fewer bytes (``fed/ledger/sums.py``).
-Bytes a round: 4·K·P up; down those of every valid client, at most 4·S.
+Bytes a round: 4·K·P up; down those of every valid client, at most 4·S + 4.
 """
 
 import optax

@@ -1,4 +1,4 @@
-"""FedKSeed's catch-up message (arXiv 2312.06353, section 4): a sum for each seed of the pool, whatever was missed.
+"""FedKSeed's catch-up message (arXiv 2312.06353): a sum for each seed of the pool, whatever was missed.
 
 With plain descent along directions of a pool of S, x_b = x_a + Σ_s A_s u_s, A_s = −Σ_r η_r Σ_q ĝ_{r,q} / (G·P) over the
 rounds a ≤ r < b and the scalars q whose direction is s: rates are folded into the sums. The message:
