@@ -37,7 +37,7 @@ from hiso_jax.zo.heads import (
     head,
     scale_by_zo,
 )
-from hiso_jax.zo.pool import Pool
+from hiso_jax.zo.pool import Pool, in_order
 from hiso_jax.zo.rounding import apply_updates, store
 from hiso_jax.zo.samplers import (
     SAMPLERS,
@@ -93,6 +93,7 @@ __all__ = [
     "gaussian",
     "head",
     "hiso",
+    "in_order",
     "made_whole",
     "mean_square",
     "perturb",

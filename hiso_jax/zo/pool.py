@@ -12,6 +12,11 @@ from hiso_jax.zo.directions import perturbation_key
 POOL = 0x5EED
 
 
+def in_order(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
+    """The key rule of a pool gone through from its first direction on: of direction s = ``index``, in any round."""
+    return jax.random.fold_in(jax.random.key(POOL), index)
+
+
 @dataclass(frozen=True)
 class Pool:
     """The key rule of a pool: one of ``seeds`` keys, at random for each (round, step, index).
@@ -26,10 +31,6 @@ class Pool:
         """Which of the pool's directions it is, 0 ≤ s < S."""
         return jax.random.randint(perturbation_key(round_key, step, index), (), 0, self.seeds)
 
-    def member(self, number: ArrayLike) -> Key[Array, ""]:
-        """The key of direction s."""
-        return jax.random.fold_in(jax.random.key(POOL), number)
-
     def __call__(self, round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
         """The key of a direction."""
-        return self.member(self.number(round_key, step, index))
+        return in_order(round_key, step, self.number(round_key, step, index))

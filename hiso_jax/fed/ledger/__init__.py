@@ -22,7 +22,7 @@ from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
 from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates
 from hiso_jax.fed.ledger.replay import replay
 from hiso_jax.fed.ledger.storage import Storage, differences, lock, release
-from hiso_jax.fed.ledger.sums import catch_up_by_sums, sums_bytes, sums_message
+from hiso_jax.fed.ledger.sums import sums_bytes
 
 __all__ = [
     "EXECUTION",
@@ -46,7 +46,6 @@ __all__ = [
     "base_fingerprints",
     "bytes_a_round",
     "catch_up",
-    "catch_up_by_sums",
     "catch_up_message",
     "delta_of",
     "differences",
@@ -66,7 +65,6 @@ __all__ = [
     "sample",
     "save_delta",
     "sums_bytes",
-    "sums_message",
     "sync_directory",
     "upload_message",
     "write_whole",

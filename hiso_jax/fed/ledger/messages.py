@@ -3,10 +3,10 @@
 Up, every round: 8 bytes, the round and the client's place in its cohort, two uint32, little-endian; and a message:
 for every array of it float32 numbers; or, of few bits, the step, float32, and the K·P codes, packed.
 
-Down, to take part in a round, the rounds that a client missed, or a checkpoint:
+Down, to take part in a round, the rounds that a client missed, their sums over a pool of seeds, or a checkpoint:
 
     header   8 bytes: the first round that follows and how many, two uint32, little-endian; the number is
-             0xFFFFFFFF if a checkpoint follows
+             0xFFFFFFFF if a checkpoint follows, 0xFFFFFFFE if sums do
     group    2 bytes, if the cohort is dealt into groups of directions: the client's
     seed     8 bytes, once per client: the words of the seed key
     rounds   what everyone is told of each, one of
@@ -14,6 +14,7 @@ Down, to take part in a round, the rounds that a client missed, or a checkpoint:
              - ĝ in few bits: its step, float32, NaN where nothing was applied, and the codes, packed
              - the clients' codes: a mask of C bits, who was valid; and of each of these its weighted step, float32,
                and its codes, packed
+    or sums  of how many rounds, uint32, and of every seed its sum, float32 (``sums.py``)
     or a checkpoint: the bytes of parameters and optimizer state, leaf by leaf
 
 These are the bytes that :mod:`hiso_jax.fed.run.traffic` counts. Of messages whose numbers are trees, or that a channel
@@ -29,15 +30,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.codes import Coded, Relayed, pack, packed_size, unpack
 from hiso_jax.fed.ledger.records import Updates
 from hiso_jax.fed.ledger.replay import replay
+from hiso_jax.fed.ledger.sums import add_sums, pack_sums, sums_bytes
 
 HEADER = struct.Struct("<II")
 HEADER_BYTES = HEADER.size
 SEED_BYTES = 8
 GROUP_BYTES = 2
-CHECKPOINT = 2**32 - 1
+CHECKPOINT, SUMS = 2**32 - 1, 2**32 - 2
 
 
 class Form(NamedTuple):
@@ -117,7 +120,12 @@ def _told(updates: Updates) -> bytes:
 
 
 def catch_up_message(
-    updates: Updates, synced_to: int | None, round_number: int, checkpoint: tuple[PyTree, Any], group: int | None = None
+    updates: Updates,
+    synced_to: int | None,
+    round_number: int,
+    checkpoint: tuple[PyTree, Any],
+    group: int | None = None,
+    algorithm: Algorithm | None = None,
 ) -> bytes:
     """What the server sends a client that it invites to a round.
 
@@ -127,6 +135,7 @@ def catch_up_message(
       round_number: r.
       checkpoint: the server's (parameters, optimizer state) before that round, sent if it is the smaller.
       group: the client's; None if all measure along the same directions.
+      algorithm: of the run; where its rounds are sums over a pool of seeds, these are sent if they are the smallest.
 
     Raises:
       ValueError: aggregates that are not float32 or codes, or a seed key of another size than 8 bytes.
@@ -135,12 +144,17 @@ def catch_up_message(
     form_of(updates.aggregate)
     if len(seed) != SEED_BYTES:
         raise ValueError(f"a message has a seed key of {SEED_BYTES} bytes; got {len(seed)}")
-    missed = updates.between(synced_to or 0, round_number)
+    first = synced_to or 0
+    missed = updates.between(first, round_number)
     count, body = len(missed.round), _told(missed)
-    if len(body) > sum(leaf.nbytes for leaf in jax.tree.leaves(checkpoint)):
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(checkpoint))
+    pool = None if algorithm is None else algorithm.pool_of(checkpoint[1])
+    if algorithm is not None and pool is not None and sums_bytes(pool.seeds) < min(whole, len(body)):
+        count, body = SUMS, pack_sums(updates, first, round_number, algorithm, checkpoint[1])
+    elif len(body) > whole:
         count, body = CHECKPOINT, b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(checkpoint))
     own = b"" if group is None else struct.pack("<H", group)
-    return HEADER.pack(synced_to or 0, count) + own + (seed if synced_to is None else b"") + body
+    return HEADER.pack(first, count) + own + (seed if synced_to is None else b"") + body
 
 
 def _read(body: bytes, count: int, form: Form) -> tuple[Any, Any]:
@@ -169,7 +183,7 @@ def catch_up(
     message: bytes,
     params: PyTree,
     state: optax.OptState,
-    tx: optax.GradientTransformation,
+    tx: Algorithm | optax.GradientTransformation,
     *,
     form: Form,
     clients: int = 1,
@@ -178,11 +192,13 @@ def catch_up(
 ) -> tuple[PyTree, optax.OptState, Key[Array, ""]]:
     """A client's parameters and optimizer state after what it was sent: the same replay as everyone's.
 
+    Of sums they are the server's but for rounding, of all else to the bit.
+
     Args:
       message: of :func:`catch_up_message`.
       params: what it had.
       state: what it had.
-      tx: the optimizer of the run.
+      tx: the optimizer of the run, or its algorithm, which sums need.
       form: of what is told of a round.
       clients: how many a round invites, C.
       grouped: whether the message names the client's group.
@@ -190,6 +206,9 @@ def catch_up(
 
     Returns:
       (params, state, seed key) as the server has them.
+
+    Raises:
+      ValueError: the message has sums, and the algorithm no pool or another.
     """
     first, count = HEADER.unpack_from(message)
     body = message[HEADER.size + GROUP_BYTES * grouped :]
@@ -204,6 +223,8 @@ def catch_up(
             arrays.append(jnp.asarray(np.frombuffer(body[begin : begin + size], leaf.dtype).reshape(leaf.shape)))
             begin += size
         return *jax.tree.unflatten(structure, arrays), seed_key
+    if count == SUMS:
+        return *add_sums(body, params, state, as_algorithm(tx), seed_key), seed_key
     aggregate, applied = _read(body, count, form)
     updates = Updates(seed_key, first + np.arange(count, dtype=np.int32), aggregate, applied, clients)
     return *replay(params, tx, updates, state=state), seed_key
