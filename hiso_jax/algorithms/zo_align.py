@@ -25,7 +25,8 @@ def _products(deal: zo.Deal, count: int) -> Float[Array, "P P"]:
     # At least two turns: a loop of one is dissolved into what stands around it, and may then sum in another order.
     each = lax.map(deal.of, jnp.arange(max(count, 2)) % count)
     flat = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(each)]
-    return sum(u @ u.T for u in flat)[:count, :count]
+    # In full: accelerators would round the operands, and ĝ would not be what Δ has along the directions.
+    return sum(jnp.matmul(u, u.T, precision="highest") for u in flat)[:count, :count]
 
 
 def _head() -> optax.GradientTransformationExtraArgs:

@@ -35,6 +35,14 @@ def test_sphere_has_radius_root_d_and_rademacher_is_signs():
     assert set(np.unique(signs)) == {-1.0, 1.0}
 
 
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 400])
+def test_signs_are_the_bits_of_words_the_lowest_first(size):
+    key = jax.random.key(3)
+    words = np.asarray(jax.random.bits(key, (-(-size // 32),), jnp.uint32))
+    bits = [(int(word) >> place) & 1 for word in words for place in range(32)]
+    np.testing.assert_array_equal(zo.rademacher(key, (size,), jnp.float32), 1.0 - 2.0 * np.array(bits[:size]))
+
+
 @pytest.mark.parametrize("shape", [(), (7,), (5, 3), (2, 3, 4)])
 def test_gaussian_draws_what_jax_draws(shape):
     key = jax.random.key(5)
