@@ -107,10 +107,10 @@ def test_rounds_along_a_pool_are_told_as_a_sum_a_seed_where_that_is_least(groups
     server = [fed.replay(start[0], tx, updates.between(0, number)) for number in range(ROUNDS)]
     stood, _ = stood_at(records.round, records.cohort, records.attendance, 12)
     clients, kinds, down = {}, [], 0
-    for number, place in np.argwhere(records.attendance != ABSENT):
+    for number, place in np.argwhere(records.attendance != ABSENT).tolist():
         client, synced = int(records.cohort[number, place]), int(stood[number, place])
         params, state, key = clients.get(client, (*start, None))
-        group = int(place) if groups == "own" else None
+        group = place if groups == "own" else None
         known = None if key is None else synced
         message = catch_up_message(updates, known, number, server[number], group=group, algorithm=method)
         form = form_of(updates.aggregate)
