@@ -26,7 +26,7 @@ def _products(deal: zo.Deal, count: int) -> Float[Array, "P P"]:
     each = lax.map(deal.of, jnp.arange(max(count, 2)) % count)
     flat = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(each)]
     # In full: accelerators would round the operands, and ĝ would not be what Δ has along the directions.
-    return sum(jnp.matmul(u, u.T, precision="highest") for u in flat)[:count, :count]
+    return jax.tree.reduce(jnp.add, [jnp.matmul(u, u.T, precision="highest") for u in flat])[:count, :count]
 
 
 def _head() -> optax.GradientTransformationExtraArgs:
