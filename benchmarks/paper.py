@@ -4,6 +4,7 @@
     python benchmarks/paper.py --presets digits
     python benchmarks/paper.py --presets mnist-8-1,mnist-64-1 --mnist FOLDER_WITH_IDX_FILES
     python benchmarks/paper.py --presets mnist-all-methods --mnist FOLDER_WITH_IDX_FILES
+    python benchmarks/paper.py --presets mnist-all-methods --mnist FOLDER_WITH_IDX_FILES --jobs 12   # of one GPU
     python benchmarks/paper.py --presets reviews --reviews FOLDER --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
     python benchmarks/paper.py --presets opt-125m-sst2,opt-1.3b-qqp   # needs a hub, and a GPU for the large ones
 
@@ -16,6 +17,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,7 @@ class Arguments:
       reviews: folder with train and validation files of movie reviews.
       smollm2: the language model for them.
       out: folder of the comparisons.
+      jobs: processes that share a preset's methods; what all but the first say is in OUT/PRESET-N.log.
       more: options of `hiso-jax compare` in place of a preset's, in one word, typed with an equals sign:
         --more="--seeds 10 --tries 7".
     """
@@ -143,6 +146,7 @@ class Arguments:
     reviews: Path | None = None
     smollm2: Path | None = None
     out: Path = Path("runs/paper")
+    jobs: int = 1
     more: str = ""
 
 
@@ -166,6 +170,23 @@ def command(preset: Preset, arguments: Arguments, folder: Path) -> list[str]:
         words += ["--model", str(arguments.smollm2)]
     # The methods are those of their papers: no message is shortened that they do not shorten.
     return [*words, "--no-guard", *arguments.more.split(), "--out", str(folder)]
+
+
+def compare(words: list[str], folder: Path, jobs: int) -> int:
+    """Run `hiso-jax compare`, by several processes that share its methods if asked for; its exit code."""
+    start = [sys.executable, "-m", "hiso_jax.cli.main", "compare"]
+    first = subprocess.Popen([*start, *words])
+    # The others find what is asked for where the first has written it.
+    while jobs > 1 and not (folder / "config.json").exists() and first.poll() is None:
+        time.sleep(0.2)
+    others = []
+    for number in range(1, jobs):
+        with (folder.parent / f"{folder.name}-{number}.log").open("w") as log:
+            others.append(subprocess.Popen([*start, "--resume", str(folder)], stdout=log, stderr=subprocess.STDOUT))
+    codes = [process.wait() for process in (first, *others)]
+    if jobs > 1 and not any(codes):
+        return subprocess.run([*start, "--resume", str(folder)], check=False).returncode
+    return max(codes)
 
 
 def _value(value: float | None, sign: int) -> float:
@@ -219,9 +240,9 @@ def main() -> None:
         except ValueError as error:
             sys.exit(f"{name}: {error}")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        ended = subprocess.run([sys.executable, "-m", "hiso_jax.cli.main", "compare", *words], check=False)
-        if ended.returncode:
-            sys.exit(ended.returncode)
+        code = compare(words, folder, arguments.jobs)
+        if code:
+            sys.exit(code)
         if "decomfl" in json.loads((folder / "comparison.json").read_text())["methods"]:
             console.print(papers_table(folder))
 

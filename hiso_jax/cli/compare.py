@@ -12,6 +12,7 @@ from rich.console import Console
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.claims import claimed
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.experiment import (
     AnyTask,
@@ -58,6 +59,7 @@ def compare(options: Compare, console: Console) -> int:
 
     Methods with the same seed share their initial parameters, their partition, their cohorts and their batches. Every
     trial and every run is kept as soon as it has ended, so that a comparison that was ended goes on where it was.
+    Several processes that resume one comparison share its methods.
 
     Raises:
       UsageError: the options name data or a directory that cannot be used; nothing has been written then.
@@ -83,13 +85,20 @@ def compare(options: Compare, console: Console) -> int:
     if search is not None and is_virtual(options, search.held.task) and not is_virtual(options, task):
         console.print(f"tuning with {virtual_note(options, search.held.task)}", soft_wrap=True, highlight=False)
     runs = _Runs(options, task, directory, lengths, console)
-    interrupted = False
-    for name, method in methods.items():
-        tuned = _tuned(options, search, method, lengths[name], console)
-        interrupted = tuned is None or runs.add_all(method, tuned)
-        if interrupted:
-            break
+    interrupted, elsewhere = False, list(methods)
+    # Twice: what another process had in hand may be done by then.
+    for name in [name for _ in range(2) for name in methods]:
+        with claimed(directory, options.algorithms.index(name)) as is_ours:
+            if not is_ours or name not in elsewhere:
+                continue
+            tuned = _tuned(options, search, methods[name], lengths[name], console)
+            interrupted = tuned is None or runs.add_all(methods[name], tuned)
+            if interrupted:
+                break
+            elsewhere.remove(name)
     runs.report(config)
+    if elsewhere and not interrupted:
+        console.print(f"other processes are at {', '.join(elsewhere)}; --resume tells of all when they have ended")
     console.print(f"written to {directory}", soft_wrap=True, highlight=False)
     if interrupted:
         again = f"hiso-jax compare --resume {directory}"
@@ -229,14 +238,15 @@ class _Runs:
     def report(self, config: dict[str, Any]) -> None:
         """Write ``comparison.json``, ``metrics.jsonl`` and the picture, and print the table."""
         options = self.options
+        compared = {name: self.compared[name] for name in options.algorithms if name in self.compared}
         lines = [
             evaluation_line(row, algorithm=name, seed=run["seed"])
-            for name, done in self.compared.items()
+            for name, done in compared.items()
             for history, run in zip(done.histories, done.runs, strict=True)
             for row in history
         ]
         write_whole(self.directory / "metrics.jsonl", "".join(lines).encode())
-        finished = {name: done for name, done in self.compared.items() if done.runs}
+        finished = {name: done for name, done in compared.items() if done.runs}
         results = as_results(finished, options.reference)
         write_json(self.directory / "comparison.json", {"config": config, "methods": results})
         if not finished:

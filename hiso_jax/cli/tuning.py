@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
+from hiso_jax.cli.claims import writing
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.experiment import (
     AnyTask,
@@ -184,6 +185,10 @@ class Search:
 
     def tune(self, method: Method, rounds: int, eval_every: int) -> Tuned | None:
         """Try rates with every schedule; None if it was interrupted."""
+        assert self.directory is not None
+        # Another process may have begun with this method, and have been ended.
+        with writing(self.directory):
+            self.begin(self.directory)
         whole = replace(self.options, rounds=rounds, eval_every=eval_every)
         for schedule in self.options.schedules:
             options = replace(whole, schedule=cast(Schedule, schedule))
@@ -218,7 +223,7 @@ class Search:
         if result.interrupted:
             self.interrupted = True
             return False
-        self.metric = result.metric
+        new = []
         target = self.held.target
         final = result.final()[:, 0]
         first = np.full(final.shape, np.inf) if target is None else result.rounds_to(target)[:, 0]
@@ -226,9 +231,13 @@ class Search:
             reached = [float(each) if np.isfinite(each) else None for each in first[:, place]]
             diverged = int((result.diverged_at[:, 0, place] >= 0).sum())
             ends = [float(each) if np.isfinite(each) else None for each in final[:, place]]
-            self.trials.append(Trial(method.name, options.schedule, rate, reached, ends, diverged))
+            new.append(Trial(method.name, options.schedule, rate, reached, ends, diverged))
         assert self.directory is not None
-        write_json(self.directory / RESULTS, as_content(self.trials, self.metric, self.held.target))
+        with writing(self.directory):
+            self.begin(self.directory)
+            self.trials += new
+            self.metric = result.metric
+            write_json(self.directory / RESULTS, as_content(self.trials, self.metric, self.held.target))
         return True
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from hiso_jax import algorithms, fed
+from hiso_jax.cli.claims import LOCKS, claimed
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.parsing import parse
 from tests.cli.test_cli import SMALL, call
@@ -38,7 +39,7 @@ def test_at_given_rates_it_prints_one_table_and_goes_on_where_it_was(capsys, tmp
     settings = {name: (each["learning_rate"], each["schedule"]) for name, each in compared["methods"].items()}
     assert settings == {"hiso": (0.02, "constant"), "decomfl": (0.01, "cosine")}
     assert compared["methods"]["decomfl"]["runs"][0]["worst_tenth"] is not None
-    names = {"config.json", "comparison.json", "metrics.jsonl", "curves.png", "runs"}
+    names = {"config.json", "comparison.json", "metrics.jsonl", "curves.png", "runs", LOCKS}
     assert {path.name for path in out.iterdir()} == names
     rows = [line.split()[0] for line in text.splitlines() if line.startswith((" hiso ", " decomfl "))]
     assert rows == ["hiso", "decomfl"]
@@ -49,6 +50,14 @@ def test_at_given_rates_it_prints_one_table_and_goes_on_where_it_was(capsys, tmp
 
     (out / "comparison.json").unlink()
     shutil.rmtree(out / "runs" / "1-decomfl-seed-0")
+    # A method that another process is at is left to it, and told of when it has ended.
+    with claimed(out, 1):
+        code, text, errors = call(capsys, "compare", "--resume", out)
+    assert (code, errors) == (0, "")
+    assert "other processes are at decomfl" in text
+    assert [*read(out / "comparison.json")["methods"]] == ["hiso"]
+    assert not (out / "runs" / "1-decomfl-seed-0").exists()
+
     code, text, errors = call(capsys, "compare", "--resume", out)
     assert (code, errors) == (0, "")
     assert "hiso seed 0: all 12 rounds are done" in text
@@ -82,19 +91,22 @@ def test_tuning_is_a_counted_search_that_is_taken_up_run_by_run(capsys, tmp_path
 
     # The last trial is lost: it alone is made again, and the finished run is kept.
     content = read(out / "tuning.json")
+    other = {**trials[0], "algorithm": "hiso"}
     (out / "tuning.json").write_text(json.dumps({**content, "trials": trials[:3]}))
     made = []
     sweep = fed.sweep
 
     def counted(task, make, populations, config, grid, **more):
         made.append(list(grid.learning_rates))
+        # Meanwhile another process has tried something with another method.
+        (out / "tuning.json").write_text(json.dumps({**content, "trials": [*trials[:3], other]}))
         return sweep(task, make, populations, config, grid, **more)
 
     monkeypatch.setattr(fed, "sweep", counted)
     code, text, errors = call(capsys, "compare", "--resume", out)
     assert (code, errors) == (0, "")
     assert made == [[trials[3]["learning_rate"]]]
-    assert read(out / "tuning.json")["trials"] == trials
+    assert read(out / "tuning.json")["trials"] == [*trials[:3], other, trials[3]]
     assert "decomfl seed 0: all 40 rounds are done" in text
     (out / "tuning.json").write_text(json.dumps({**content, "trials": [{"algorithm": "decomfl"}]}))
     code, _, errors = call(capsys, "compare", "--resume", out)
