@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -205,7 +206,8 @@ def measure_time(arguments):
                 "compile_seconds": compile_seconds[mode],
             }
         )
-    return {"parameters": count, "normals_per_second": count / medians["direction"], "modes": results}
+    device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    return {**device, "parameters": count, "normals_per_second": count / medians["direction"], "modes": results}
 
 
 def measure_memory(arguments, mode):
@@ -243,29 +245,24 @@ def main(arguments: Arguments) -> None:
     timed = worker(arguments, "time")
     if "error" in timed:
         raise SystemExit(timed["error"])
-    for result in timed["modes"]:
-        result |= worker(arguments, f"memory {result['mode']}")
+    with ThreadPoolExecutor() as side_by_side:
+        taken = side_by_side.map(lambda result: worker(arguments, f"memory {result['mode']}"), timed["modes"])
+        for result, memory in zip(timed["modes"], list(taken), strict=True):
+            result |= memory
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "worker")}
-    device = subprocess.run(
-        [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind, jax.__version__, sep=';')"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    kind, version = device.stdout.splitlines()[-1].split(";")
-    report = {"settings": settings, "device": kind, "jax": version, **timed}
+    report = {"settings": settings, **timed}
     told = arguments.sampler + (f"_g{arguments.groups}" if arguments.groups > 1 else "")
     told += f"_p{arguments.perturbations}" if arguments.perturbations != 5 else ""
     out = arguments.out or Path(f"benchmarks/results/llm_round_{arguments.shape}_k{arguments.local_steps}_{told}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
-    table = Table(title=f"{arguments.shape}: {timed['parameters'] / 1e6:.0f} million parameters on {kind}")
+    table = Table(title=f"{arguments.shape}: {timed['parameters'] / 1e6:.0f} million parameters on {timed['device']}")
     for heading in ("directions", "s/round", "floor ratio", "forward", "generation", "rest", "tokens/s", "peak GB"):
         table.add_column(heading, justify="right")
     for r in timed["modes"]:
         figures = [r[k] for k in ("seconds", "floor_ratio", "forward_seconds", "generation_seconds", "rest_seconds")]
         peak = f"{r['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in r else r["error"][:40]
-        table.add_row(r["mode"], *(f"{x:.2f}" for x in figures), f"{r['tokens_per_second']:.0f}", peak)
+        table.add_row(r["mode"], *(f"{x:.3g}" for x in figures), f"{r['tokens_per_second']:.0f}", peak)
     Console().print(table)
 
 

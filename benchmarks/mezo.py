@@ -80,7 +80,7 @@ def of_jax(arguments, sampler):
         begin = time.perf_counter()
         params, state, loss = jax.block_until_ready(run(params, state, batch, jax.random.key(number)))
         times.append(time.perf_counter() - begin)
-    return times[1:], float(loss)
+    return times[1:], float(loss), (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def of_torch(arguments):
@@ -88,15 +88,17 @@ def of_torch(arguments):
     from transformers import OPTConfig, OPTModel
 
     torch.manual_seed(0)
-    model = OPTModel(OPTConfig()).eval()
-    tokens, labels = data(arguments)
-    tokens, labels = torch.tensor(tokens, dtype=torch.long), torch.tensor(labels, dtype=torch.long)
+    # TF32 where there is a GPU, as JAX multiplies there by default.
+    torch.set_float32_matmul_precision("high")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = OPTModel(OPTConfig()).eval().to(device)
+    tokens, labels = (torch.tensor(array, dtype=torch.long, device=device) for array in data(arguments))
     parameters = list(model.parameters())
 
     def perturb(seed, scale):
         torch.manual_seed(seed)
         for p in parameters:
-            p.add_(torch.normal(0.0, 1.0, p.shape), alpha=scale)
+            p.add_(torch.normal(0.0, 1.0, p.shape, device=device), alpha=scale)
 
     def loss():
         last = model(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]
@@ -114,14 +116,17 @@ def of_torch(arguments):
             slope = float(above - below) / (2 * MU)
             torch.manual_seed(seed)
             for p in parameters:
-                p.sub_(torch.normal(0.0, 1.0, p.shape), alpha=RATE * slope)
+                p.sub_(torch.normal(0.0, 1.0, p.shape, device=device), alpha=RATE * slope)
+            if device == "cuda":
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - begin)
-    return times[1:], float(above)
+    return times[1:], float(above), torch.cuda.max_memory_allocated() if device == "cuda" else None
 
 
 def worker(arguments):
-    times, loss = of_torch(arguments) if arguments.worker == "torch" else of_jax(arguments, arguments.worker)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    times, loss, peak = of_torch(arguments) if arguments.worker == "torch" else of_jax(arguments, arguments.worker)
+    # Of the device, where it has memory of its own.
+    peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"times": times, "loss": loss, "peak_bytes": peak}
 
 
@@ -151,7 +156,7 @@ def main(arguments: Arguments) -> None:
     for name, r in report.items():
         ratios = r["seconds"] / torch["seconds"], r["peak_bytes"] / torch["peak_bytes"]
         table.add_row(
-            name, f"{r['seconds']:.2f}", f"{ratios[0]:.2f}", f"{r['peak_bytes'] / 1e9:.2f}", f"{ratios[1]:.2f}"
+            name, f"{r['seconds']:.3g}", f"{ratios[0]:.2f}", f"{r['peak_bytes'] / 1e9:.2f}", f"{ratios[1]:.2f}"
         )
     Console().print(table)
 

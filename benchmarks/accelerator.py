@@ -1,0 +1,222 @@
+"""What holds on the accelerator at hand, and how fast it is, in minutes: one command for a machine that is lent.
+
+    PYTHONPATH=. python benchmarks/accelerator.py --mnist FOLDER_WITH_IDX_FILES --out OUT
+    PYTHONPATH=. python benchmarks/accelerator.py --stages replay,cross --out OUT
+
+Every stage is a script of this folder, the test suite, or the command line; each in processes of its own, one after the
+other, with a time limit, so that one that fails takes nothing from the others. What a stage says is in OUT/STAGE.log,
+its figures in OUT/*.json, and which stages ended well in OUT/stages.json.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+HERE = Path(__file__).parent
+PLANNED = ("--clients", "8", "--tokens", "64")
+
+
+@dataclass
+class Arguments:
+    """What to run.
+
+    Attributes:
+      stages: comma-separated; by default all, in the order of STAGES.
+      mnist: folder with MNIST's IDX files.
+      smollm2, reviews: the language model as a GGUF file, and the folder with its reviews; without them the replay of a
+        language model is left out.
+      workers: processes of the test suite.
+      out: folder for what comes of it.
+    """
+
+    stages: str = ""
+    mnist: Path | None = None
+    smollm2: Path | None = None
+    reviews: Path | None = None
+    workers: int = 12
+    out: Path = Path("runs/accelerator")
+
+
+def script(name: str, *words: str) -> list[str]:
+    return [sys.executable, str(HERE / f"{name}.py"), *words]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "hiso_jax.cli.main", *words]
+
+
+def tests(arguments: Arguments) -> list[list[str]]:
+    """The suite's mathematics, rounds, replays and models on the device."""
+    folders = [f"tests/{name}" for name in ("zo", "algorithms", "channels", "fed", "models")]
+    return [[sys.executable, "-m", "pytest", "-n", str(arguments.workers), "-rf", "--tb=short", *folders]]
+
+
+def replay(arguments: Arguments) -> list[list[str]]:
+    """A run and its replay, to the bit, and how long both take."""
+    words = ["--data-dir", str(arguments.mnist)] if arguments.mnist else []
+    if arguments.smollm2 is not None and arguments.reviews is not None:
+        words += ["--model", str(arguments.smollm2), "--reviews", str(arguments.reviews), "--model-rounds", "50"]
+    return [script("replay", *words, "--out", str(arguments.out / "replay.json"))]
+
+
+def rounds_of_mnist(arguments: Arguments) -> list[list[str]]:
+    """Rounds a second of MNIST's CNN."""
+    words = ["--data-dir", str(arguments.mnist)] if arguments.mnist else []
+    each = {"": ("8,64,1024", "1"), "_local": ("8,64", "5")}
+    return [
+        script("round_throughput", *words, "--cohorts", cohorts, "--local-steps", steps, "--out",
+               str(arguments.out / f"round_throughput{name}.json"))
+        for name, (cohorts, steps) in each.items()
+    ]  # fmt: skip
+
+
+def _rounds(arguments: Arguments, name: str, *words: str) -> list[str]:
+    return script("llm_round", *words, *PLANNED, "--out", str(arguments.out / f"llm_round_{name}.json"))
+
+
+def small_model(arguments: Arguments) -> list[list[str]]:
+    """OPT-125M in float32: the round that `plan.py` foresees."""
+    return [_rounds(arguments, "opt-125m_gaussian", "--repeats", "15")]
+
+
+def families(arguments: Arguments) -> list[list[str]]:
+    """OPT-125M with the other families of directions, each as it costs least."""
+    return [
+        _rounds(arguments, f"opt-125m_{sampler}", "--sampler", sampler, "--modes", mode, "--repeats", "15")
+        for sampler, mode in (("low_rank", "regenerate"), ("rademacher", "keep"), ("binomial", "keep"))
+    ]
+
+
+def middle_model(arguments: Arguments) -> list[list[str]]:
+    """OPT-1.3B in bfloat16."""
+    words = ("--shape", "opt-1.3b", "--dtype", "bfloat16", "--repeats", "7", "--sampler")
+    return [_rounds(arguments, "opt-1.3b_gaussian", *words, "gaussian")]
+
+
+def large_model(arguments: Arguments) -> list[list[str]]:
+    """Llama-7B in bfloat16."""
+    words = ("--shape", "llama-7b", "--dtype", "bfloat16", "--curvature-dtype", "bfloat16", "--modes", "regenerate")
+    more = ("--repeats", "5", "--sampler")
+    return [_rounds(arguments, f"llama-7b_{sampler}", *words, *more, sampler) for sampler in ("gaussian", "low_rank")]
+
+
+def mezo(arguments: Arguments) -> list[list[str]]:
+    """A step beside PyTorch's."""
+    return [script("mezo", "--steps", "20", "--turns", "1", "--out", str(arguments.out / "mezo.json"))]
+
+
+def draws(arguments: Arguments) -> list[list[str]]:
+    """Normals a second."""
+    return [script("normals", "--millions", "480", "--out", str(arguments.out / "normals.json"))]
+
+
+CROSSED = {
+    "hiso": ("--algorithm", "hiso"),
+    "decomfl_signs": ("--algorithm", "decomfl", "--sampler", "rademacher"),
+}
+
+
+def cross(arguments: Arguments) -> list[list[str]]:
+    """Runs of the digits on this device and on its host's processor, each replayed by both."""
+    lines = []
+    for name, words in CROSSED.items():
+        for where in ("cpu", "device"):
+            run = arguments.out / "cross" / f"{name}_{where}"
+            sizes = ("--rounds", "1000", "--eval-every", "1000", "--out", str(run))
+            lines.append([f"JAX_PLATFORMS={'cpu' if where == 'cpu' else ''}", *command("run", *words, *sizes)])
+            for other in ("cpu", "device"):
+                out = str(run) + f"_by_{other}.safetensors"
+                lines.append(
+                    [f"JAX_PLATFORMS={'cpu' if other == 'cpu' else ''}", *command("replay", str(run), "--out", out)]
+                )
+    return lines
+
+
+def told_cross(arguments: Arguments) -> None:
+    """Write how far apart the replays are."""
+    from safetensors.numpy import load_file
+
+    rows = []
+    for name in CROSSED:
+        for where in ("cpu", "device"):
+            paths = [arguments.out / "cross" / f"{name}_{where}_by_{by}.safetensors" for by in ("cpu", "device")]
+            if not all(path.exists() for path in paths):
+                continue
+            one, other = map(load_file, paths)
+            floats = [key for key in one if np.issubdtype(one[key].dtype, np.floating)]
+            apart = max(float(np.abs(one[key] - other[key]).max()) for key in floats)
+            words = sum(int((one[key] != other[key]).sum()) for key in one)
+            rows.append({"run": name, "of": where, "largest_difference": apart, "numbers_that_differ": words})
+            rows[-1]["largest_number"] = max(float(np.abs(one[key]).max()) for key in floats)
+    (arguments.out / "cross.json").write_text(json.dumps(rows, indent=2) + "\n")
+    print(json.dumps(rows, indent=2))
+
+
+STAGES: dict[str, tuple[Callable[[Arguments], list[list[str]]], int]] = {
+    "replay": (replay, 120),
+    "cross": (cross, 120),
+    "tests": (tests, 300),
+    "mnist": (rounds_of_mnist, 150),
+    "large": (large_model, 200),
+    "small": (small_model, 120),
+    "middle": (middle_model, 120),
+    "mezo": (mezo, 100),
+    "families": (families, 120),
+    "draws": (draws, 60),
+}
+
+
+def run(words: list[str], log: Path, left: float) -> str:
+    """Run one command and say how it ended."""
+    settings = dict(word.split("=", 1) for word in words[:1] if word.startswith("JAX_PLATFORMS="))
+    # An empty choice of platforms is JAX's own.
+    environment = {**os.environ, **{name: value for name, value in settings.items() if value}}
+    with log.open("a") as file:
+        file.write(f"+ {' '.join(words)}\n")
+        file.flush()
+        try:
+            ended = subprocess.run(
+                words[len(settings) :],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                timeout=left,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return "out of time"
+    return "done" if ended.returncode == 0 else f"code {ended.returncode}"
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__.split("\n")[0])
+    names = [name for name in arguments.stages.split(",") if name] or [*STAGES]
+    unknown = [name for name in names if name not in STAGES]
+    if unknown:
+        sys.exit(f"--stages must be of {', '.join(STAGES)}; got {', '.join(unknown)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    told = {}
+    for name in names:
+        make, limit = STAGES[name]
+        begin, log = time.perf_counter(), arguments.out / f"{name}.log"
+        ends = []
+        for words in make(arguments):
+            left = limit - (time.perf_counter() - begin)
+            ends.append(run(words, log, left) if left > 1 else "out of time")
+        if name == "cross":
+            told_cross(arguments)
+        told[name] = {"seconds": round(time.perf_counter() - begin, 1), "ends": ends}
+        print(name, told[name], flush=True)
+        (arguments.out / "stages.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
