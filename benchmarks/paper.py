@@ -119,6 +119,16 @@ PRESETS: dict[str, Preset] = {
         "reviews",
         "SmolLM2-135M with LoRA on movie reviews, 2 of 6 clients, rates of an earlier look, one seed",
     ),
+    "reviews-tuned": Preset(
+        (
+            *("--task", "text-classification", "--template", "{text} It was", "--verbalizer", " bad, good"),
+            *("--algorithms", "decomfl,hiso,mosaic", "--trainable", "lora", "--rounds", "240", "--eval-every", "20"),
+            *("--tries", "4", "--schedules", "constant", "--tuning-seeds", "1", "--validation", "512"),
+            *("--seeds", "3", "--target", "0.75"),
+        ),
+        "reviews",
+        "SmolLM2-135M with LoRA on movie reviews, 2 of 6 clients, for a GPU",
+    ),
     **_opt(),
 }
 
