@@ -23,7 +23,7 @@ import hiso_jax
 from hiso_jax import fed, tasks
 from hiso_jax.fed.ledger import FileLedger
 from hiso_jax.fed.ledger.ledger import create
-from hiso_jax.fed.ledger.records import layout
+from hiso_jax.fed.ledger.reading import LEDGER, load
 
 
 @dataclass
@@ -82,23 +82,20 @@ def measure(name, task, tx, population, config, repeats):
         "replay_seconds": median(replays[1:]),
         "ratio": median(replays[1:]) / median(seconds),
         "exact": fed.fingerprint((params, state)) == fed.fingerprint((result.params, result.state)),
-        "records": result.records,
     }
 
 
-def appending(records, rounds_per_dispatch):
+def appending(task, tx, population, config, rounds_per_dispatch):
     """Seconds a round of appending and syncing, rounds in dispatches of this many."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        header = {
-            "columns": [list(column) for column in layout(records).columns],
-            "seed": [0, 0],
-            "prng_impl": "threefry2x32",
-        }
-        ledger = FileLedger(create(Path(folder) / "ledger.hiso", header))
+        storage = fed.Storage(Path(folder) / "run")
+        records = fed.Simulation(task, tx, population, config, storage=storage).run().records
+        header = load(storage.folder / LEDGER).header
+        ledger = FileLedger(create(Path(folder) / LEDGER, header))
         begin = time.perf_counter()
         for place in range(0, len(records.round), rounds_per_dispatch):
-            block = (column[place : place + rounds_per_dispatch] for column in records[1:])
-            ledger.append(fed.Records(records.seed_key, *block))
+            taken = slice(place, place + rounds_per_dispatch)
+            ledger.append(jax.tree.map(lambda column, taken=taken: column[taken] if column.ndim else column, records))
         seconds = time.perf_counter() - begin
         ledger.close()
     return seconds / len(records.round)
@@ -109,7 +106,9 @@ def main(arguments: Arguments) -> None:
     digits = tasks.digits()
     population = fed.dirichlet(digits.train["label"], 100, alpha=0.5)
     config = fed.SimulationConfig(rounds=arguments.rounds, cohort=10, eval_every=arguments.rounds)
-    rows.append(measure("digits", digits, hiso_jax.hiso(0.01), population, config, arguments.repeats))
+    tx = hiso_jax.hiso(0.01)
+    rows.append(measure("digits", digits, tx, population, config, arguments.repeats))
+    append = {each: appending(digits, tx, population, config, each) for each in (1, 50)}
     if arguments.data_dir is not None:
         mnist = tasks.mnist(arguments.data_dir)
         population = fed.dirichlet(mnist.train["label"], 64, alpha=1.0)
@@ -122,9 +121,6 @@ def main(arguments: Arguments) -> None:
             rounds=arguments.model_rounds, cohort=2, batch_size=16, eval_every=arguments.model_rounds
         )
         rows.append(measure("SmolLM2-135M", task, hiso_jax.hiso(5e-5), population, config, 1))
-    append = {each: appending(rows[0]["records"], each) for each in (1, 50)}
-    for row in rows:
-        del row["records"]
 
     table = Table(title=f"Replay beside the run, {jax.devices()[0].device_kind}")
     for heading in ("task", "rounds", "run s", "replay s", "ratio", "exact"):

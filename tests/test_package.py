@@ -1,7 +1,7 @@
 """The package as a whole: what importing it costs, and that what its pages show runs."""
 
 import doctest
-import importlib
+import importlib.metadata
 import pkgutil
 import re
 import subprocess
@@ -10,6 +10,8 @@ import sys
 import pytest
 
 import hiso_jax
+from hiso_jax.fed.ledger import storage
+from hiso_jax.version import VERSION
 
 MODULES = [module.name for module in pkgutil.walk_packages(hiso_jax.__path__, "hiso_jax.")]
 
@@ -25,6 +27,19 @@ def test_the_command_line_imports_what_draws_and_downloads_only_when_needed():
     code = "import sys, hiso_jax.cli.main; print([n for n in ('matplotlib', 'datasets') if n in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert output.strip() == "[]"
+
+
+def test_a_checkout_that_is_not_installed_writes_ledgers(monkeypatch):
+    def of_what_is_installed(name):
+        if name == "hiso-jax":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    installed = importlib.metadata.version
+    assert installed("hiso-jax") == VERSION
+    monkeypatch.setattr(importlib.metadata, "version", of_what_is_installed)
+    monkeypatch.setattr(storage, "version", of_what_is_installed)
+    assert storage.environment()["versions"]["hiso-jax"] == VERSION
 
 
 def test_public_names_exist():

@@ -26,8 +26,8 @@ from hiso_jax.cli.run import run
 from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
 from hiso_jax.cli.sweep import sweep
-from hiso_jax.fed.ledger import release
 from hiso_jax.reports import plain
+from hiso_jax.version import VERSION
 
 ABOUT = "Scalar-only federated zeroth-order fine-tuning: simulate it, and measure which method is better."
 COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
@@ -116,7 +116,7 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
         print(overview())
         raise SystemExit(exit_codes.DONE)
     if words[0] == "--version":
-        print(f"{PROGRAM} {release()}")
+        print(f"{PROGRAM} {VERSION}")
         raise SystemExit(exit_codes.DONE)
     if words[0] not in COMMANDS:
         _fail(f"{words[0]} is none of the commands {', '.join(COMMANDS)}")

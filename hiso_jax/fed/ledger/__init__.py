@@ -21,7 +21,7 @@ from hiso_jax.fed.ledger.messages import (
 from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
 from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates
 from hiso_jax.fed.ledger.replay import replay
-from hiso_jax.fed.ledger.storage import Storage, differences, lock, release
+from hiso_jax.fed.ledger.storage import Storage, differences, lock
 from hiso_jax.fed.ledger.sums import sums_bytes
 
 __all__ = [
@@ -59,7 +59,6 @@ __all__ = [
     "load_delta",
     "lock",
     "read_regular",
-    "release",
     "replay",
     "salvage",
     "sample",

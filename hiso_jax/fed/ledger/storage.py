@@ -12,9 +12,10 @@ import jax
 from filelock import FileLock, Timeout
 
 from hiso_jax.checks import whole
+from hiso_jax.version import VERSION
 
 LOCK = ".lock"
-PACKAGES = ("hiso-jax", "jax", "jaxlib", "optax", "numpy")
+PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 FLAGS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_matmul_precision")
 
 
@@ -56,15 +57,14 @@ class Storage:
         return Path(self.directory)
 
 
-def release() -> str:
-    """The version of this package."""
-    return version("hiso-jax")
-
-
 def environment() -> dict[str, Any]:
     """What a replay must have in common with a run to rebuild it to the last bit, and versions to trace it by."""
     return {
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {
+            "hiso-jax": VERSION,
+            **{name: version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+        },
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "flags": {name: getattr(jax.config, name) for name in FLAGS},

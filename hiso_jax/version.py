@@ -1,0 +1,3 @@
+"""The release, known to a checkout that is not installed, too."""
+
+VERSION = "0.1.0"
