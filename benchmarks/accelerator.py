@@ -10,6 +10,7 @@ its figures in OUT/*.json, and which stages ended well in OUT/stages.json.
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ class Arguments:
         language model is left out.
       workers: processes of the test suite.
       out: folder for what comes of it.
+      worker: be one process of the stage cross.
     """
 
     stages: str = ""
@@ -43,20 +45,17 @@ class Arguments:
     reviews: Path | None = None
     workers: int = 12
     out: Path = Path("runs/accelerator")
+    worker: str = ""
 
 
 def script(name: str, *words: str) -> list[str]:
     return [sys.executable, str(HERE / f"{name}.py"), *words]
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "hiso_jax.cli.main", *words]
-
-
 def tests(arguments: Arguments) -> list[list[str]]:
-    """The suite's mathematics, rounds, replays and models on the device."""
+    """The suite's mathematics, rounds, replays and models on the device, each test told as it ends."""
     folders = [f"tests/{name}" for name in ("zo", "algorithms", "channels", "fed", "models")]
-    return [[sys.executable, "-m", "pytest", "-n", str(arguments.workers), "-rf", "--tb=short", *folders]]
+    return [[sys.executable, "-m", "pytest", "-n", str(arguments.workers), "-v", "--tb=short", *folders]]
 
 
 def replay(arguments: Arguments) -> list[list[str]]:
@@ -119,45 +118,66 @@ def draws(arguments: Arguments) -> list[list[str]]:
 
 
 CROSSED = {
-    "hiso": ("--algorithm", "hiso"),
-    "decomfl_signs": ("--algorithm", "decomfl", "--sampler", "rademacher"),
+    "hiso": ("hiso", 0.01, "gaussian"),
+    "decomfl_signs": ("decomfl", 0.03, "rademacher"),
 }
 
 
 def cross(arguments: Arguments) -> list[list[str]]:
-    """Runs of the digits on this device and on its host's processor, each replayed by both."""
+    """Runs of the digits on this device and on its host's processor, each replayed by both from the same start."""
     lines = []
-    for name, words in CROSSED.items():
+    for name in CROSSED:
         for where in ("cpu", "device"):
-            run = arguments.out / "cross" / f"{name}_{where}"
-            sizes = ("--rounds", "1000", "--eval-every", "1000", "--out", str(run))
-            lines.append([f"JAX_PLATFORMS={'cpu' if where == 'cpu' else ''}", *command("run", *words, *sizes)])
-            for other in ("cpu", "device"):
-                out = str(run) + f"_by_{other}.safetensors"
-                lines.append(
-                    [f"JAX_PLATFORMS={'cpu' if other == 'cpu' else ''}", *command("replay", str(run), "--out", out)]
-                )
+            lines.append([*_on(where), *script("accelerator", *_at(arguments, name, where, "run"))])
+            for by in ("cpu", "device"):
+                lines.append([*_on(by), *script("accelerator", *_at(arguments, name, where, f"replay by {by}"))])
     return lines
 
 
-def told_cross(arguments: Arguments) -> None:
-    """Write how far apart the replays are."""
-    from safetensors.numpy import load_file
+def _on(where: str) -> list[str]:
+    return ["JAX_PLATFORMS=cpu"] if where == "cpu" else []
 
-    rows = []
-    for name in CROSSED:
-        for where in ("cpu", "device"):
-            paths = [arguments.out / "cross" / f"{name}_{where}_by_{by}.safetensors" for by in ("cpu", "device")]
-            if not all(path.exists() for path in paths):
-                continue
-            one, other = map(load_file, paths)
-            floats = [key for key in one if np.issubdtype(one[key].dtype, np.floating)]
-            apart = max(float(np.abs(one[key] - other[key]).max()) for key in floats)
-            words = sum(int((one[key] != other[key]).sum()) for key in one)
-            rows.append({"run": name, "of": where, "largest_difference": apart, "numbers_that_differ": words})
-            rows[-1]["largest_number"] = max(float(np.abs(one[key]).max()) for key in floats)
-    (arguments.out / "cross.json").write_text(json.dumps(rows, indent=2) + "\n")
-    print(json.dumps(rows, indent=2))
+
+def _at(arguments: Arguments, name: str, where: str, what: str) -> list[str]:
+    return ["--worker", f"{name} {where} {what}", "--out", str(arguments.out)]
+
+
+def worker(arguments: Arguments) -> None:
+    """One run of the digits, or its replay, kept as a file."""
+    import jax
+
+    from hiso_jax import algorithms, fed, tasks
+
+    name, where, what, *by = arguments.worker.split()
+    folder = arguments.out / "cross"
+    folder.mkdir(exist_ok=True)
+    method, rate, sampler = CROSSED[name]
+    tx = getattr(algorithms, method)(rate, sampler=sampler)
+    if what == "run":
+        task = tasks.digits()
+        population = fed.dirichlet(task.train["label"], 100, alpha=0.5)
+        config = fed.SimulationConfig(rounds=1000, cohort=10, eval_every=1000)
+        result = fed.Simulation(task, tx, population, config).run()
+        records = result.records._replace(seed_key=jax.random.key_data(result.records.seed_key))
+        kept = jax.tree.map(np.asarray, (result.initial_params, records, result.params))
+        (folder / f"{name}_{where}.pickle").write_bytes(pickle.dumps(kept))
+        return
+    initial, records, params = pickle.loads((folder / f"{name}_{where}.pickle").read_bytes())
+    records = records._replace(seed_key=jax.random.wrap_key_data(records.seed_key))
+    found, _ = fed.replay(initial, tx, records)
+    leaves = [(np.asarray(a), b) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True)]
+    row = {
+        "run": name,
+        "of": where,
+        "replayed_by": by[-1],
+        "device": jax.devices()[0].device_kind,
+        "largest_difference": max(float(np.abs(a - b).max()) for a, b in leaves),
+        "numbers_that_differ": sum(int((a != b).sum()) for a, b in leaves),
+        "numbers": sum(a.size for a, _ in leaves),
+        "largest_number": max(float(np.abs(b).max()) for _, b in leaves),
+    }
+    with (arguments.out / "cross.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 STAGES: dict[str, tuple[Callable[[Arguments], list[list[str]]], int]] = {
@@ -177,8 +197,7 @@ STAGES: dict[str, tuple[Callable[[Arguments], list[list[str]]], int]] = {
 def run(words: list[str], log: Path, left: float) -> str:
     """Run one command and say how it ended."""
     settings = dict(word.split("=", 1) for word in words[:1] if word.startswith("JAX_PLATFORMS="))
-    # An empty choice of platforms is JAX's own.
-    environment = {**os.environ, **{name: value for name, value in settings.items() if value}}
+    environment = {**os.environ, **settings}
     with log.open("a") as file:
         file.write(f"+ {' '.join(words)}\n")
         file.flush()
@@ -198,6 +217,9 @@ def run(words: list[str], log: Path, left: float) -> str:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__.split("\n")[0])
+    if arguments.worker:
+        worker(arguments)
+        return
     names = [name for name in arguments.stages.split(",") if name] or [*STAGES]
     unknown = [name for name in names if name not in STAGES]
     if unknown:
@@ -211,8 +233,6 @@ def main() -> None:
         for words in make(arguments):
             left = limit - (time.perf_counter() - begin)
             ends.append(run(words, log, left) if left > 1 else "out of time")
-        if name == "cross":
-            told_cross(arguments)
         told[name] = {"seconds": round(time.perf_counter() - begin, 1), "ends": ends}
         print(name, told[name], flush=True)
         (arguments.out / "stages.json").write_text(json.dumps(told, indent=2) + "\n")
