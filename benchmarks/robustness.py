@@ -1,6 +1,8 @@
 """Which rule of combination withstands which attack, for HiSo, DeComFL and mosaic.
 
     python benchmarks/robustness.py --out results/robustness_digits.json
+    python benchmarks/robustness.py --alpha 10 --methods hiso decomfl --attacks nobody "flip × 10" \
+        --out results/robustness_digits.json
     python benchmarks/robustness.py --task mnist --data-dir FOLDER --rounds 120 --batch-size 16 --seeds 1 \
         --attacks nobody "flip × 10" --methods hiso decomfl --of population cohort --out mnist.json
 
@@ -72,6 +74,7 @@ class Settings:
       data_dir: folder of MNIST's four IDX files.
       rounds: of a run.
       batch_size: examples of a client's batch.
+      alpha: of the Dirichlet mixtures of labels; the larger, the more clients are alike.
       seeds: how many.
       methods, rules, attacks: which, all by default.
       shares: of the hostile.
@@ -83,6 +86,7 @@ class Settings:
     data_dir: Path | None = None
     rounds: int = 600
     batch_size: int = 32
+    alpha: float = 0.5
     seeds: int = 5
     methods: tuple[str, ...] = tuple(METHODS)
     rules: tuple[str, ...] = tuple(RULES)
@@ -125,7 +129,8 @@ def key_of(settings: Settings, method: str, rule: str, attack: str, share: float
     """What a cell's results are kept under."""
     who = [share, of] if attack != "nobody" else []
     batch = [f"batch {settings.batch_size}"] if settings.batch_size != 32 else []
-    return " | ".join(map(str, [settings.task, method, rule, attack, *who, settings.rounds, *batch]))
+    mixture = [f"alpha {settings.alpha:g}"] if settings.alpha != 0.5 else []
+    return " | ".join(map(str, [settings.task, method, rule, attack, *who, settings.rounds, *batch, *mixture]))
 
 
 def main(settings: Settings) -> None:
@@ -134,7 +139,7 @@ def main(settings: Settings) -> None:
     task = tasks.digits() if settings.task == "digits" else tasks.mnist(settings.data_dir)
     # A fifth of MNIST's test split: an evaluation of all of it takes as long as ten rounds.
     task = replace(task, test={name: part[:2000] for name, part in task.test.items()})
-    deal = [fed.dirichlet(task.train["label"], 100, alpha=0.5, seed=seed) for seed in range(settings.seeds)]
+    deal = [fed.dirichlet(task.train["label"], 100, alpha=settings.alpha, seed=seed) for seed in range(settings.seeds)]
     known = json.loads(settings.out.read_text()) if settings.out.exists() else {}
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     for place in product(settings.methods, settings.shares, settings.of, settings.attacks, settings.rules):
