@@ -82,7 +82,7 @@ class Simulation(fed.Simulation):
 
     def _report(self, result: fed.Result, seconds: float) -> None:
         # Imported where they are needed: they bring terminals and pictures with them.
-        from hiso_jax.reports import Asked, curves, summarise, write_json, write_metrics
+        from hiso_jax.reports import Asked, curves, run_summary, write_json, write_metrics
 
         assert self.storage is not None
         about, folder = self.storage.about, self.storage.folder
@@ -92,7 +92,7 @@ class Simulation(fed.Simulation):
         algorithm = str(about.get("algorithm", "a method of its own"))
         hostile = self._hostile()
         asked = Asked(name, algorithm, about.get("learning_rate"), self.config.seed, metric, target, hostile)
-        self.summary = summarise(asked, result, seconds)
+        self.summary = run_summary(asked, result, seconds)
         # A run that was over tells nothing new, and would tell less of how long it took.
         if self._begun_at == result.rounds and (folder / "summary.json").exists():
             return

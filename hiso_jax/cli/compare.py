@@ -34,8 +34,8 @@ from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.methods import methods_of
 from hiso_jax.cli.options import Schedule
 from hiso_jax.cli.progress import Display
-from hiso_jax.cli.restore import CONFIG, as_written, resumed_grid
-from hiso_jax.cli.tuning import Search, Tuned, verdict
+from hiso_jax.cli.restore import CONFIG, as_written, resumed_study
+from hiso_jax.cli.tuning import Search, Tuned, how_tuned
 from hiso_jax.fed.ledger import exists, read_regular, write_whole
 from hiso_jax.reports import (
     Compared,
@@ -65,7 +65,7 @@ def compare(options: Compare, console: Console) -> int:
       UsageError: the options name data or a directory that cannot be used; nothing has been written then.
     """
     with exit_codes.refusing():
-        options = options if options.resume is None else resumed_grid(options)
+        options = options if options.resume is None else resumed_study(options)
         task = build_task(options, console)
         check_virtual(options, task)
         for seed in range(options.seed, options.seed + options.seeds):
@@ -135,7 +135,7 @@ def _tuned(
     tuned = search.tune(method, *length)
     if tuned is not None:
         assert search.metric is not None
-        said = verdict(method.name, tuned, search.metric, search.held.target)
+        said = how_tuned(method.name, tuned, search.metric, search.held.target)
         console.print(said, soft_wrap=True, highlight=False)
     return tuned
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from hiso_jax.checks import positive, whole
-from hiso_jax.cli.grids import Grid, as_number
 from hiso_jax.cli.language import comma_separated
 from hiso_jax.cli.options import Schedule
+from hiso_jax.cli.study import Study, as_number
 from hiso_jax.fed.run import FEWEST_TRIES
 
 # Everyone is there, and nothing goes wrong.
@@ -15,7 +15,7 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Grid):
+class Compare(Study):
     """Tune several methods with equal numbers of runs, run each at its best from the same starts, and print one table.
 
     Attributes:
@@ -42,7 +42,7 @@ class Compare(Grid):
     tuning_seeds: int = 2
     seeds: int = 3
     # One of schedules at a time.
-    HIDDEN: ClassVar[tuple[str, ...]] = (*Grid.HIDDEN, "schedule")
+    HIDDEN: ClassVar[tuple[str, ...]] = (*Study.HIDDEN, "schedule")
 
     def __post_init__(self) -> None:
         """Check every range.

@@ -16,7 +16,7 @@ from hiso_jax.algorithms import Method
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.language import GENERATES
 from hiso_jax.cli.methods import given_to
-from hiso_jax.cli.options import Experiment
+from hiso_jax.cli.options import Experiment, partition_of
 from hiso_jax.cli.privacy import noise_for_budget
 from hiso_jax.cli.progress import working
 from hiso_jax.fed.population import AnyPopulation
@@ -116,7 +116,7 @@ def check_partition(options: Experiment, has_labels: bool) -> str:
     Raises:
       ValueError: by labels, of a task without any.
     """
-    partition = options.partition or ("dirichlet" if has_labels else "iid")
+    partition = partition_of(options, has_labels=has_labels)
     if partition != "iid" and not has_labels:
         raise ValueError(f"partition must be iid for {options.task}, which has no labels; got {partition}")
     return partition

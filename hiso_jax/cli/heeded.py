@@ -7,6 +7,7 @@ from hiso_jax import channels
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.language import GENERATES
 from hiso_jax.cli.methods import given_to
+from hiso_jax.cli.options import partition_of
 from hiso_jax.cli.privacy import check_private
 from hiso_jax.fed.algorithm import Local
 
@@ -28,7 +29,7 @@ class Rule(NamedTuple):
 
 
 def _partition(options: Any) -> str:
-    return options.partition or ("iid" if options.task in GENERATES else "dirichlet")
+    return partition_of(options, has_labels=options.task not in GENERATES)
 
 
 def _availability(options: Any) -> str:

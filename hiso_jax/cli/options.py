@@ -172,6 +172,11 @@ class Experiment(SimulationConfig, Presence, Language):
             finite("target", self.target, float("-inf"))
 
 
+def partition_of(options: Experiment, *, has_labels: bool) -> str:
+    """The partition asked for, or the one for the kind of task."""
+    return options.partition or ("dirichlet" if has_labels else "iid")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run(Experiment, Devices):
     """Run one method and write its run directory: config, metrics, ledger, summary and curves.

@@ -6,9 +6,9 @@ from dataclasses import replace
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.experiment import IMAGE_TASKS, AnyTask, build_algorithm, simulation_config
-from hiso_jax.cli.grids import Grid
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment, Run
+from hiso_jax.cli.study import Study
 from hiso_jax.fed.population import AnyPopulation
 
 GRIDS = {
@@ -28,7 +28,7 @@ def _kind(options: Experiment) -> str:
     return "adapters" if options.trainable in ("lora", "prefix") else "full"
 
 
-def grid(options: Grid) -> tuple[float, ...]:
+def grid(options: Study) -> tuple[float, ...]:
     """The learning rates to try: those asked for, or those for the kind of model."""
     return options.rates or GRIDS[_kind(options)]
 

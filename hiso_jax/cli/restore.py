@@ -14,14 +14,14 @@ from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.experiment import build_algorithm, load_model
-from hiso_jax.cli.grids import Grid, Sweep
 from hiso_jax.cli.methods import Option, is_foreign, methods_of, options_with, own_options
 from hiso_jax.cli.options import MOVABLE, Experiment, Run
+from hiso_jax.cli.study import Study, Sweep
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
 from hiso_jax.reports import as_json
 
 CONFIG = "config.json"
-AnyGrid = TypeVar("AnyGrid", bound=Grid)
+AnyStudy = TypeVar("AnyStudy", bound=Study)
 
 
 def about_of(options: Run, method: Method) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def resumed(options: Run) -> Run:
     return replace(recorded, resume=directory, out=directory, **changed)
 
 
-def resumed_grid(options: AnyGrid) -> AnyGrid:
+def resumed_study(options: AnyStudy) -> AnyStudy:
     """The options of the sweep or comparison in the directory that ``options.resume`` names.
 
     Raises:

@@ -8,11 +8,11 @@ from rich.console import Console
 from hiso_jax import fed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import build_task, check_methods, check_virtual, notes
-from hiso_jax.cli.grids import Sweep
 from hiso_jax.cli.interrupt import exit_code
 from hiso_jax.cli.methods import methods_of
 from hiso_jax.cli.rates import grid
-from hiso_jax.cli.restore import CONFIG, as_written, resumed_grid
+from hiso_jax.cli.restore import CONFIG, as_written, resumed_study
+from hiso_jax.cli.study import Sweep
 from hiso_jax.cli.tuning import Held
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.reports import (
@@ -49,7 +49,7 @@ def sweep(options: Sweep, console: Console) -> int:
       UsageError: the options name data or a directory that cannot be used; nothing has been written then.
     """
     with exit_codes.refusing():
-        options = options if options.resume is None else resumed_grid(options)
+        options = options if options.resume is None else resumed_study(options)
         task = build_task(options, console)
         check_virtual(options, task)
         held = Held(options, task, range(options.seed, options.seed + options.seeds))

@@ -25,10 +25,10 @@ from hiso_jax.cli.experiment import (
     simulation_config,
     target_of,
 )
-from hiso_jax.cli.grids import Grid
 from hiso_jax.cli.interrupt import stop_on_interrupt
 from hiso_jax.cli.options import Schedule
 from hiso_jax.cli.rates import first_guess
+from hiso_jax.cli.study import Study
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.reports import write_json
 
@@ -41,7 +41,7 @@ RESULTS = "tuning.json"
 class Held:
     """A task without its test split, and who holds what is left of the training examples."""
 
-    def __init__(self, options: Grid, task: AnyTask, seeds: Sequence[int]) -> None:
+    def __init__(self, options: Study, task: AnyTask, seeds: Sequence[int]) -> None:
         """Hold the validation examples out and deal the rest to the clients, once for each seed.
 
         Raises:
@@ -59,7 +59,7 @@ class Held:
 
     def sweep(
         self,
-        options: Grid,
+        options: Study,
         method: Method,
         rates: Sequence[float],
         console: Console,
@@ -247,7 +247,7 @@ def as_content(trials: Sequence[Trial], metric: fed.Metric, target: float | None
     return {**told, "trials": [asdict(trial) for trial in trials]}
 
 
-def verdict(method: str, tuned: Tuned, metric: fed.Metric, target: float | None) -> str:
+def how_tuned(method: str, tuned: Tuned, metric: fed.Metric, target: float | None) -> str:
     """One sentence: what was best, of how many runs, and whether the rates tried were too few."""
     best = next(
         trial

@@ -33,7 +33,7 @@ from hiso_jax.fed.aggregation import (
 from hiso_jax.fed.codes import Coded, Relayed, are_finite
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Probes, probes
 from hiso_jax.fed.wire import FewBits, Wire, float32
-from hiso_jax.zo import Difference, Method, Pool, zo_state
+from hiso_jax.zo import Difference, DifferenceName, Pool, zo_state
 
 __all__ = [
     "Algorithm",
@@ -222,7 +222,7 @@ def as_algorithm(method: Algorithm | optax.GradientTransformation) -> Algorithm:
     return method if isinstance(method, Algorithm) else Algorithm(method)
 
 
-def measured_by(algorithm: Algorithm, method: Difference | Method | None) -> Measure:
+def measured_by(algorithm: Algorithm, method: Difference | DifferenceName | None) -> Measure:
     """What the algorithm's clients measure, if the run asks for ``method``.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from hiso_jax.zo import Difference, Method, as_difference
+from hiso_jax.zo import Difference, DifferenceName, as_difference
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,6 @@ class Local:
 Measure = Probes | Local
 
 
-def probes(difference: Difference | Method = "forward") -> Probes:
+def probes(difference: Difference | DifferenceName = "forward") -> Probes:
     """Finite differences along shared directions; ``difference`` itself or by name."""
     return Probes(as_difference(difference))

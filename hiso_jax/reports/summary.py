@@ -52,7 +52,7 @@ class Asked(NamedTuple):
     attacked_by: str | None = None
 
 
-def summarise(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]:
+def run_summary(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]:
     """The figures of one finished run, which took ``wall`` seconds with all that belongs to it."""
     last, at_target = result.metrics[-1], reached(result, asked.metric, asked.target)
     name = asked.metric.name

@@ -17,7 +17,7 @@ from hiso_jax.factored import MovedAs
 from hiso_jax.zo.directions import Directions, as_directions, perturb
 from hiso_jax.zo.samplers import Sampler
 
-Method = Literal["forward", "central", "second"]
+DifferenceName = Literal["forward", "central", "second"]
 Carry = TypeVar("Carry")
 
 
@@ -181,7 +181,7 @@ def scalars(
     curvature: PyTree[Shaped[Array, "..."]] | None = None,
     num_perturbations: int,
     mu: float,
-    method: Difference | Method = "forward",
+    method: Difference | DifferenceName = "forward",
     sampler: Directions | Sampler | str | None = None,
     moved_as: MovedAs | None = None,
 ) -> tuple[Float[Array, ""], PyTree[Float[Array, "P"]]]:

@@ -9,7 +9,15 @@ from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.factored import MovedAs
 from hiso_jax.zo.accumulate import Ascent
-from hiso_jax.zo.differences import Difference, Method, as_difference, check_estimator, probe, scalar_loss, slopes
+from hiso_jax.zo.differences import (
+    Difference,
+    DifferenceName,
+    as_difference,
+    check_estimator,
+    probe,
+    scalar_loss,
+    slopes,
+)
 from hiso_jax.zo.directions import perturb
 from hiso_jax.zo.groups import Direction
 from hiso_jax.zo.heads import check_chain
@@ -28,7 +36,7 @@ def step(
     *,
     num_perturbations: int = 5,
     mu: float = 1e-3,
-    method: Difference | Method = "forward",
+    method: Difference | DifferenceName = "forward",
     directions: DirectionsMode = "regenerate",
     moved_as: MovedAs | None = None,
 ) -> Step:

@@ -16,7 +16,7 @@ from hiso_jax.fed.ledger import RoundRecord
 from hiso_jax.fed.round.inputs import Cohort, Estimator, Keys
 from hiso_jax.fed.round.round import Given, Loss, server_round
 from hiso_jax.fed.update import ServerState
-from hiso_jax.zo import Difference, Method
+from hiso_jax.zo import Difference, DifferenceName
 
 DEFAULT = ExecutionSettings()
 
@@ -43,7 +43,7 @@ def make_round(
     local_steps: int,
     num_perturbations: int,
     mu: ArrayLike,
-    method: Difference | Method | None = None,
+    method: Difference | DifferenceName | None = None,
     local_learning_rate: optax.ScalarOrSchedule | None = None,
     execution: ExecutionSettings = DEFAULT,
 ) -> Callable[..., tuple[PyTree, Any, RoundRecord]]:

@@ -12,7 +12,7 @@ ALGORITHMS = ("hiso", "decomfl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid(Experiment):
+class Study(Experiment):
     """What ``sweep`` and ``compare`` share.
 
     Attributes:
@@ -70,7 +70,7 @@ def _check_grid(option: str, values: tuple[float, ...]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Grid):
+class Sweep(Study):
     """Try a grid of learning rates × seeds (× mu) as one program and say which setting is best on a validation split.
 
     Attributes:
