@@ -180,7 +180,7 @@ def _rows(made: plan.Plan, has_scalars: bool) -> dict[str, str]:
     seconds = made.seconds
     limit = max(("products", "memory", "links"), key=lambda part: seconds[part])
     parts = ", ".join(f"{part} {_duration(seconds[part])}" for part in ("products", "memory", "links"))
-    rows["estimate"] = f"{_duration(seconds['round'])} a round at published rates, held by {limit} ({parts})"
+    rows["time"] = f"from {_duration(seconds['round'])} a round, at published rates, held by {limit} ({parts})"
     rows["walls"] = f"{made.pins[1]} in the program, {made.pins[0]} as lowered"
     rows["large copies"] = ", ".join(map(human_bytes, made.copies)) or "none larger than the largest parameter"
     rows["compiled in"] = f"{made.compile_seconds:.0f} s"
