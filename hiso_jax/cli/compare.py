@@ -87,15 +87,14 @@ def compare(options: Compare, console: Console) -> int:
     runs = _Runs(options, task, directory, lengths, console)
     interrupted, elsewhere = False, list(methods)
     # Twice: what another process had in hand may be done by then.
-    for name in [name for _ in range(2) for name in methods]:
+    for name in (*methods, *methods):
+        if interrupted or name not in elsewhere:
+            continue
         with claimed(directory, options.algorithms.index(name)) as is_ours:
-            if not is_ours or name not in elsewhere:
-                continue
-            tuned = _tuned(options, search, methods[name], lengths[name], console)
-            interrupted = tuned is None or runs.add_all(methods[name], tuned)
-            if interrupted:
-                break
-            elsewhere.remove(name)
+            if is_ours:
+                tuned = _tuned(options, search, methods[name], lengths[name], console)
+                interrupted = tuned is None or runs.add_all(methods[name], tuned)
+                elsewhere.remove(name)
     runs.report(config)
     if elsewhere and not interrupted:
         console.print(f"other processes are at {', '.join(elsewhere)}; --resume tells of all when they have ended")
