@@ -113,7 +113,7 @@ PRESETS: dict[str, Preset] = {
         (
             *("--task", "text-classification", "--template", "{text} It was", "--verbalizer", " bad, good"),
             *("--algorithms", "decomfl,hiso,mosaic", "--trainable", "lora", "--rounds", "36", "--eval-every", "3"),
-            *("--learning-rate", "decomfl=1e-2,hiso=3e-3,mosaic=3e-2", "--seeds", "1", "--target", "0.72"),
+            *("--learning-rate", "decomfl=1e-2,hiso=1e-2,mosaic=3e-2", "--seeds", "1", "--target", "0.72"),
             *("--test-rows", "200"),
         ),
         "reviews",

@@ -57,7 +57,7 @@ def _head(window: int, b1: float, b2: float, eps: float) -> optax.GradientTransf
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@default_rates(digits=5.8e-5, mnist=3e-5)
+@default_rates(digits=5.8e-5, mnist=1e-5)
 def adamezo(
     learning_rate: optax.ScalarOrSchedule, *, window: int = 10, b1: float = 0.7, b2: float = 0.9, eps: float = 1e-5
 ) -> Algorithm:

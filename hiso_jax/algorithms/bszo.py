@@ -54,7 +54,7 @@ def _posterior(rate: float, prior: float | None) -> optax.GradientTransformation
     return optax.GradientTransformation(init, update)
 
 
-@default_rates(digits=0.27, mnist=0.2)
+@default_rates(digits=0.27, mnist=0.12)
 def bszo(
     learning_rate: optax.ScalarOrSchedule,
     *,

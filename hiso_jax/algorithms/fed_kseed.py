@@ -13,7 +13,7 @@ from hiso_jax.checks import whole
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.01, mnist=0.0005)
+@default_rates(digits=0.01, mnist=0.00017)
 def fed_kseed(
     learning_rate: optax.ScalarOrSchedule, *, pool_seeds: int = 4096, sampler: zo.SamplerName = "gaussian"
 ) -> Algorithm:

@@ -16,7 +16,7 @@ from hiso_jax.checks import between, finite
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.01, mnist=0.0015)
+@default_rates(digits=0.01, mnist=0.0005)
 def hiso_by_direction(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -15,7 +15,7 @@ from hiso_jax.checks import between, finite, whole
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.017, mnist=0.002)
+@default_rates(digits=0.017, mnist=0.0007)
 def hiso_frozen(
     learning_rate: optax.ScalarOrSchedule,
     *,

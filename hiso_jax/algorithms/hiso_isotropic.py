@@ -35,7 +35,7 @@ def _by_learned_root(decay: float, eps: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-@default_rates(digits=0.03, mnist=0.002)
+@default_rates(digits=0.03, mnist=0.0007)
 def hiso_isotropic(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -17,7 +17,7 @@ from hiso_jax.checks import between, finite
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.017, mnist=0.0025)
+@default_rates(digits=0.017, mnist=0.0008)
 def hiso_one_number(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -38,7 +38,7 @@ def _by_mean_scalar(decay: float, eps: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-@default_rates(digits=0.01, mnist=0.006)
+@default_rates(digits=0.01, mnist=0.002)
 def meazo(
     learning_rate: optax.ScalarOrSchedule,
     *,

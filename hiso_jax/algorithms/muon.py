@@ -13,7 +13,7 @@ from hiso_jax.checks import fraction, rate
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.01, mnist=0.008)
+@default_rates(digits=0.01, mnist=0.0027)
 def muon(
     learning_rate: optax.ScalarOrSchedule, *, beta: float = 0.95, sampler: zo.SamplerName = "gaussian"
 ) -> Algorithm:

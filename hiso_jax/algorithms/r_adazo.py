@@ -35,7 +35,7 @@ def _refined(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-@default_rates(digits=0.001, mnist=0.0003)
+@default_rates(digits=0.001, mnist=0.0001)
 def r_adazo(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -10,7 +10,7 @@ from hiso_jax.algorithms._server import descent
 from hiso_jax.fed.algorithm import Algorithm, Wire, default_rates
 
 
-@default_rates(digits=0.023, mnist=0.003)
+@default_rates(digits=0.023, mnist=0.005)
 def sign(
     learning_rate: optax.ScalarOrSchedule,
     *,

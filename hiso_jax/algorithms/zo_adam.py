@@ -11,7 +11,7 @@ from hiso_jax.checks import fraction, rate
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-@default_rates(digits=0.01, mnist=0.003)
+@default_rates(digits=0.01, mnist=0.0017)
 def zo_adam(
     learning_rate: optax.ScalarOrSchedule,
     *,

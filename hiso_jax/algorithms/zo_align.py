@@ -53,7 +53,7 @@ def _head() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(measured.init, update)
 
 
-@default_rates(digits=14.0, mnist=6.0)
+@default_rates(digits=14.0, mnist=3.5)
 def zo_align(learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0) -> Algorithm:
     """ZO-Align, along Gaussian directions.
 

@@ -53,7 +53,7 @@ def _power_iteration(beta: float, components: int, hold_rounds: int, share: floa
     return optax.GradientTransformation(init, update)
 
 
-@default_rates(digits=0.033, mnist=0.06)
+@default_rates(digits=0.033, mnist=0.02)
 def zo_mopi(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -40,7 +40,7 @@ def held(rank: int, hold_rounds: int) -> optax.GradientTransformationExtraArgs:
     return zo.head(sampler=zo.Subspace(rank), curvature=first, advance=advance)
 
 
-@default_rates(digits=0.1, mnist=0.09)
+@default_rates(digits=0.1, mnist=0.03)
 def zo_muon(
     learning_rate: optax.ScalarOrSchedule,
     *,
