@@ -18,7 +18,8 @@ class Study(Experiment):
     Attributes:
       algorithms: methods, each as --algorithm of run takes it.
       learning_rate: learning rates to try with every method; by default a grid for the kind of model.
-      resume: directory of a sweep or a comparison to continue from where it was ended, with its options.
+      resume: directory of a sweep or a comparison to continue from where it was ended, with its options; processes that
+        continue one comparison side by side share its methods.
       seeds: how many seeds to run for each method, counted up from --seed.
       validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
     """
