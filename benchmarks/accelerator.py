@@ -3,14 +3,15 @@
     PYTHONPATH=. python benchmarks/accelerator.py --mnist FOLDER_WITH_IDX_FILES --out OUT
     PYTHONPATH=. python benchmarks/accelerator.py --stages replay,cross --out OUT
 
-Every stage is a script of this folder, the test suite, or the command line; each in processes of its own, one after the
-other, with a time limit, so that one that fails takes nothing from the others. What a stage says is in OUT/STAGE.log,
+Every stage is a script of this folder or the test suite; each in processes of its own, one after the other, with a time
+limit that ends all of them, so that one that fails takes nothing from the others. What a stage says is in OUT/STAGE.log,
 its figures in OUT/*.json, and which stages ended well in OUT/stages.json.
 """
 
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -201,18 +202,17 @@ def run(words: list[str], log: Path, left: float) -> str:
     with log.open("a") as file:
         file.write(f"+ {' '.join(words)}\n")
         file.flush()
+        process = subprocess.Popen(
+            words[len(settings) :], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
-            ended = subprocess.run(
-                words[len(settings) :],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                timeout=left,
-                check=False,
-            )
+            code = process.wait(left)
         except subprocess.TimeoutExpired:
+            # Its workers, too: they would disturb what is measured next.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             return "out of time"
-    return "done" if ended.returncode == 0 else f"code {ended.returncode}"
+    return "done" if code == 0 else f"code {code}"
 
 
 def main() -> None:

@@ -196,7 +196,8 @@ def compare(words: list[str], folder: Path, jobs: int) -> int:
     codes = [process.wait() for process in (first, *others)]
     if jobs > 1 and not any(codes):
         return subprocess.run([*start, "--resume", str(folder)], check=False).returncode
-    return max(codes)
+    # The code of a process that was ended by a signal is negative.
+    return next((code for code in codes if code), 0)
 
 
 def _value(value: float | None, sign: int) -> float:
