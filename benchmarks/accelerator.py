@@ -4,8 +4,8 @@
     PYTHONPATH=. python benchmarks/accelerator.py --stages replay,cross --out OUT
 
 Every stage is a script of this folder or the test suite; each in processes of its own, one after the other, with a time
-limit that ends all of them, so that one that fails takes nothing from the others. What a stage says is in OUT/STAGE.log,
-its figures in OUT/*.json, and which stages ended well in OUT/stages.json.
+limit that ends all of them, so that one that fails takes nothing from the others. What a stage says is in
+OUT/STAGE.log, its figures in OUT/*.json, and which stages ended well in OUT/stages.json.
 """
 
 import json
