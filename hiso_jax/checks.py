@@ -93,3 +93,8 @@ def rate(name: str, value: Any) -> None:
     """
     if not (callable(value) or _is_traceable(value) or (is_real(value) and np.isfinite(value) and value >= 0)):
         raise ValueError(f"{name} must be a finite number ≥ 0 or a schedule over rounds, got {value!r}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its name, if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -25,6 +25,6 @@ def fed_kseed(
       sampler: family of raw perturbations.
     """
     whole("pool_seeds", pool_seeds, 1)
-    directions = zo.Directions(zo.SAMPLERS[sampler], key=zo.Pool(pool_seeds), groups=None, block=0)
+    directions = zo.Directions(zo.as_sampler(sampler), key=zo.Pool(pool_seeds), groups=None, block=0)
     tx = optax.chain(zo.scale_by_zo(sampler=directions), descent(learning_rate))
     return Algorithm(tx, perturbations=1, pooled_rate=learning_rate)

@@ -22,6 +22,6 @@ def just_one_byte(
       sampler: family of raw perturbations.
       weight_decay: decoupled weight decay on the server, added to the ascent direction; 0 is none.
     """
-    directions = zo.Directions(zo.SAMPLERS[sampler], groups=None, block=0)
+    directions = zo.Directions(zo.as_sampler(sampler), groups=None, block=0)
     server = descent(learning_rate, weight_decay=weight_decay)
     return Algorithm(optax.chain(zo.scale_by_zo(sampler=directions), server), wire=FewBits(scalar_bits=8))

@@ -5,12 +5,28 @@ steps towards the orthogonal factor; vectors and convolutions take Adam's step. 
 that are held over rounds, are not here. Bytes a round: 4·K·P up, 4·K·P down; memory: one copy of the parameters.
 """
 
+from typing import Any
+
+import jax
 import optax
 import optax.contrib
+from jaxtyping import PyTree
 
 from hiso_jax import zo
 from hiso_jax.checks import fraction, rate
 from hiso_jax.fed.algorithm import Algorithm, default_rates
+from hiso_jax.stacked import is_stacked
+
+
+def _axes(params: PyTree) -> PyTree:
+    """Which axes of every matrix are its rows and columns, layer by layer; None of what takes Adam's step."""
+
+    def node(at: Any) -> PyTree:
+        layers = int(is_stacked(at))
+        axes = optax.contrib.MuonDimensionNumbers(layers, layers + 1)
+        return jax.tree.map(lambda x: axes if x.ndim - layers == 2 else None, at)
+
+    return jax.tree.map(node, params, is_leaf=is_stacked)
 
 
 @default_rates(digits=0.01, mnist=0.0027)
@@ -26,5 +42,5 @@ def muon(
     """
     rate("learning_rate", learning_rate)
     fraction("beta", beta)
-    server = optax.contrib.muon(learning_rate, beta=beta)
+    server = optax.contrib.muon(learning_rate, beta=beta, muon_weight_dimension_numbers=_axes)
     return Algorithm(optax.chain(zo.scale_by_zo(sampler=sampler), server))

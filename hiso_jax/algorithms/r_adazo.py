@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from hiso_jax import zo
 from hiso_jax.algorithms._server import moving_average
-from hiso_jax.checks import fraction, rate
+from hiso_jax.checks import fraction, positive, rate
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -56,5 +56,6 @@ def r_adazo(
     rate("learning_rate", learning_rate)
     fraction("b1", b1)
     fraction("b2", b2)
+    positive("eps", eps)
     server = optax.chain(_refined(b1, b2, eps), optax.scale_by_learning_rate(learning_rate))
     return Algorithm(optax.chain(zo.scale_by_zo(sampler=sampler), server))

@@ -3,7 +3,6 @@
 m ← β m + Δ,   x ← x − η m.   Bytes a round: 4·K·P up, 4·K·P down; memory: a copy of the trained parameters.
 """
 
-import numpy as np
 import optax
 
 from hiso_jax import zo
@@ -29,7 +28,7 @@ def zo_momentum(
     """
     fraction("beta", beta)
     rate("learning_rate", learning_rate)
-    momentum = optax.trace(beta, nesterov=nesterov, accumulator_dtype=np.float32)
+    momentum = optax.trace(beta, nesterov=nesterov)
     return Algorithm(
         optax.chain(zo.scale_by_zo(sampler=sampler), momentum, optax.scale_by_learning_rate(learning_rate))
     )

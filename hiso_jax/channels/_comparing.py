@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from hiso_jax.channels._shares import least_above
 from hiso_jax.fed.norms import rows_of
 
 # A cohort of up to so many clients is compared with itself, a larger one with so many that are drawn from it: the
@@ -28,7 +29,7 @@ def krum_scores(messages: PyTree, counts: Bool[Array, "C"], hostile: float, key:
         peers = jax.random.choice(key, clients, (DRAWN,), replace=False)
     others, present = rows[peers], counts[peers]
     total = present.sum()
-    nearest = jnp.maximum(total - jnp.ceil(hostile * total).astype(jnp.int32) - 2, 1)
+    nearest = jnp.maximum(total - least_above(hostile, total, len(peers)) - 2, 1)
 
     def score(each: tuple[Array, Array]) -> Array:
         own, place = each

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from hiso_jax.channels._comparing import krum_scores
+from hiso_jax.channels._shares import least_above
 from hiso_jax.checks import fraction
 from hiso_jax.fed.algorithm import Combine, compares, mean
 
@@ -25,7 +26,7 @@ def multi_krum(*, hostile: float = 0.3) -> Combine:
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
         counts = weights > 0
         scores, total = krum_scores(messages, counts, hostile, key), counts.sum()
-        kept = jnp.maximum(total - jnp.ceil(hostile * total).astype(jnp.int32), 1)
+        kept = jnp.maximum(total - least_above(hostile, total, len(counts)), 1)
         rank = jnp.argsort(jnp.argsort(scores))
         return mean(messages, (counts & (rank < kept)).astype(weights.dtype))
 

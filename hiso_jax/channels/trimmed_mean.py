@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from hiso_jax.channels._shares import most_below
 from hiso_jax.checks import fraction
 from hiso_jax.fed.algorithm import Combine, compares, separable
 
@@ -23,7 +24,7 @@ def trimmed_mean(*, trim: float = 0.2) -> Combine:
     @separable
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTree:
         counted = (weights > 0).sum()
-        cut = jnp.floor(trim * counted).astype(jnp.int32)
+        cut = most_below(trim, counted, len(weights))
 
         def one(message: Array) -> Array:
             counts = jnp.expand_dims(weights > 0, range(1, message.ndim))

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from hiso_jax import fed
-from hiso_jax.checks import whole
+from hiso_jax.checks import first_line, whole
 from hiso_jax.cli import exit_codes
 
 # Virtual devices of a process; each has threads of its own, and a thousand of them bring the process down.
@@ -75,7 +75,7 @@ class Devices:
                 jax.distributed.initialize(self.coordinator, self.num_processes, self.process_id)
             except (RuntimeError, ValueError) as error:
                 option = "coordinator" if self.coordinator else "distributed"
-                raise ValueError(f"{option} led to no other process: {str(error).splitlines()[0]}") from error
+                raise ValueError(f"{option} led to no other process: {first_line(error)}") from error
 
     def mesh(self) -> Mesh | None:
         """The mesh that the options describe; None for one device.

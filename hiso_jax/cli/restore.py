@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
+from hiso_jax.checks import first_line
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.experiment import build_algorithm, load_model
 from hiso_jax.cli.methods import Option, is_foreign, methods_of, options_with, own_options
@@ -277,5 +278,4 @@ def rebuild(options: Run, base: Base, updates: fed.Updates) -> tuple[PyTree, Any
         return jax.block_until_ready(fed.replay(base.params, algorithm, updates))
     except Exception as error:
         # Whatever JAX raises of records that are not those of this method and model.
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the run's scalars do not suit its method and model: {told}") from error
+        raise ValueError(f"the run's scalars do not suit its method and model: {first_line(error)}") from error

@@ -60,7 +60,7 @@ class Rescale:
       init: the shapes of the messages [C, ...] → the first state, a tree of arrays; none by default. It is in the run's
         snapshots; on resume it is advanced from the ledger's messages.
       is_rare: whether it seldom acts: a round then goes ahead as if it did not, and makes Δ again where it does.
-      label: what it is, with its numbers, by which a run that goes on tells it from another.
+      label: what it is, with its numbers, as a ledger says it.
     """
 
     factors: Callable[[PyTree, Float[Array, "C"], PyTree], tuple[Float[Array, "C"], PyTree]]

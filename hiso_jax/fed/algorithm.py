@@ -7,10 +7,13 @@ directions, of the parameters' shapes for methods that train on the client.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
+import jax
 import optax
+from jaxtyping import PyTree
 
 from hiso_jax.fed.aggregation import (
     Attack,
@@ -31,9 +34,10 @@ from hiso_jax.fed.aggregation import (
     separable,
 )
 from hiso_jax.fed.codes import Coded, Relayed, are_finite
+from hiso_jax.fed.made_of import made_of
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Probes, probes
 from hiso_jax.fed.wire import FewBits, Wire, float32
-from hiso_jax.zo import Difference, DifferenceName, Pool, zo_state
+from hiso_jax.zo import Difference, DifferenceName, Pool, working_dtype, zo_state
 
 __all__ = [
     "Algorithm",
@@ -90,7 +94,8 @@ class Algorithm:
         who comes late can then be told a sum a seed (``fed/ledger/sums.py``).
 
     Raises:
-      ValueError: few bits for messages that are not scalars, or messages that are told in place of a private mean.
+      ValueError: few bits for messages that are not scalars, or messages that are told where another combiner than the
+        mean makes something else of them.
     """
 
     tx: optax.GradientTransformation
@@ -113,6 +118,10 @@ class Algorithm:
             )
         if self.is_private and isinstance(self.wire, FewBits) and self.wire.relay == "messages":
             raise ValueError("relay must be aggregate for a private mean: messages show every client's numbers to all")
+        if self.combine is not mean and isinstance(self.wire, FewBits) and self.wire.relay == "messages":
+            raise ValueError(
+                "relay must be aggregate for another combiner than the mean, whose result is none of codes"
+            )
 
     @property
     def has_scalars(self) -> bool:
@@ -158,7 +167,7 @@ class Algorithm:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What of it can be written down, so that another is told from it; ``tx`` is told by what it leads to."""
+        """What of it can be written down and read; :attr:`made_of` tells another from it."""
         measure = self.measure
         said: dict[str, Any] = {
             "measure": list(measure.difference.offsets) if isinstance(measure, Probes) else _name(measure),
@@ -173,9 +182,19 @@ class Algorithm:
         return said
 
     @property
+    def made_of(self) -> dict[str, str]:
+        """Digests of its parts with all of their numbers, see :func:`hiso_jax.fed.made_of.made_of`."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"optimizer" if name == "tx" else name: made_of(part) for name, part in parts.items()}
+
+    @property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        """``tx``, taking the keyword arguments of a round."""
-        return optax.with_extra_args_support(self.tx)
+        """``tx``, taking the keyword arguments of a round, its state in float32 or wider whatever the parameters are.
+
+        optax keeps moments in the parameters' dtype unless told otherwise; those of bfloat16 would hardly move.
+        """
+        tx = optax.with_extra_args_support(self.tx)
+        return optax.GradientTransformationExtraArgs(partial(_init_precisely, tx.init), tx.update)
 
 
 Factory = Callable[..., Algorithm]
@@ -198,6 +217,14 @@ def default_rates(perturbations: int | None = None, **rates: float) -> Callable[
         return factory
 
     return declare
+
+
+def _init_precisely(init: optax.TransformInitFn, params: PyTree) -> optax.OptState:
+    """``init`` of the parameters in the dtypes of their updates."""
+    if all(leaf.dtype == working_dtype(leaf) for leaf in jax.tree.leaves(params)):
+        return init(params)
+    # Compiled, so that the wider copy is of what ``init`` reads alone: a head reads shapes.
+    return jax.jit(lambda given: init(jax.tree.map(lambda x: x.astype(working_dtype(x)), given)))(params)
 
 
 def _name(part: Any) -> str | None:

@@ -66,8 +66,11 @@ def _first_not_finite(array: Any) -> int | None:
         return None
     # In blocks: the truth values of all of it may not fit into memory beside it.
     rows = max(1, BLOCK // max(1, array[0].size if len(array) else 1))
+    # As a run will have them: without x64 a float64 may be too large.
+    kept = jax.numpy.promote_types(jax.dtypes.canonicalize_dtype(array.dtype), np.float32)
     for begin in range(0, len(array), rows):
-        finite = np.isfinite(np.asarray(array[begin : begin + rows], np.float32))
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(array[begin : begin + rows], kept))
         if not finite.all():
             return begin + int(np.argmin(finite.reshape(len(finite), -1).all(1)))
     return None

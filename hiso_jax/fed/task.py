@@ -110,6 +110,9 @@ class HeldOut:
 
     def __getattr__(self, name: str) -> Any:
         """What is not a split is the task's."""
+        # What copies or unpickles asks before there is a task.
+        if name == "task" or name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.task, name)
 
 

@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Key, PyTree
 
 from hiso_jax.fed.codes import told
-from hiso_jax.zo import Ascent, apply_updates, zo_states
+from hiso_jax.zo import Ascent, apply_updates, like_before, zo_states
 
 
 class ServerState(NamedTuple):
@@ -54,7 +54,7 @@ def server_update(
 
     def apply(operands: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         params, state = operands
-        updates, state = tx.update(numbers, state, params, key=round_key, ascent=ascent, clients=clients)
-        return apply_updates(params, updates, round_key), state
+        updates, after = tx.update(numbers, state, params, key=round_key, ascent=ascent, clients=clients)
+        return apply_updates(params, updates, round_key), like_before(after, state)
 
     return lax.cond(any_valid, apply, lambda operands: operands, (params, state))

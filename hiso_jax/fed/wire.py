@@ -156,8 +156,8 @@ class FewBits(Wire):
         """What of it can be written down."""
         return ["few bits", self.scalar_bits, self.bytes_up, self.aggregate_bits, self.relay]
 
-    def bits_of(self, count: int) -> int:
-        """B of a message of ``count`` scalars.
+    def bits_of(self, count: int, itemsize: int = 4) -> int:
+        """B of a message of ``count`` scalars, its step a float of ``itemsize`` bytes.
 
         Raises:
           ValueError: not even one bit each fits ``bytes_up``.
@@ -166,16 +166,16 @@ class FewBits(Wire):
             return self.scalar_bits
         assert self.bytes_up is not None
         for bits in reversed(BITS):
-            if packed_size(count, bits) + (4 if bits < 32 else 0) <= self.bytes_up:
+            if packed_size(count, bits) + (itemsize if bits < 32 else 0) <= self.bytes_up:
                 return bits
-        least = packed_size(count, 1) + 4
+        least = packed_size(count, 1) + itemsize
         raise ValueError(f"bytes_up must be at least {least} for {count} scalars a message, got {self.bytes_up}")
 
     def encode(self, messages: PyTree) -> PyTree:
         """What clients send, of messages [C, K, P]."""
 
         def one(message: Float[Array, "C K P"]) -> Any:
-            bits = self.bits_of(math.prod(message.shape[1:]))
+            bits = self.bits_of(math.prod(message.shape[1:]), message.dtype.itemsize)
             return message if bits == 32 else quantise(message, bits)
 
         return jax.tree.map(one, messages)
@@ -188,7 +188,7 @@ class FewBits(Wire):
         if self.relay == "messages":
             return True
         clients, steps, perturbations = nodes[0].codes.shape
-        each = 4 + packed_size(steps * perturbations, nodes[0].bits)
+        each = nodes[0].step.dtype.itemsize + packed_size(steps * perturbations, nodes[0].bits)
         told = packed_size(groups * steps * perturbations, self.aggregate_bits)
         return groups > 1 and self.aggregate_bits == 32 and -(-clients // 8) + clients * each < told
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from hiso_jax import fed
+from hiso_jax.checks import first_line
 from hiso_jax.fed.devices import CLIENTS, MODEL
 from hiso_jax.fed.run import DescribedRun, Ingredients, describe
 from hiso_jax.fed.task import bind, frozen_of
@@ -152,7 +153,7 @@ def plan(
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            told = str(error).splitlines()[0][:200]
+            told = first_line(error)[:200]
             raise ValueError(f"target {target.name}: XLA cannot compile this round for it from here: {told}") from error
     seconds = time.perf_counter() - begin
     program = read(compiled.as_text())

@@ -1,7 +1,7 @@
 """A task of which a part of the parameters is trained and the rest stays as it began."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -31,7 +31,17 @@ class Partial:
 
     def __getattr__(self, name: str) -> Any:
         """All else is the task's."""
-        return getattr(self.task, name)
+        # What copies or unpickles asks before there is a task.
+        if name == "task" or name.startswith("__"):
+            raise AttributeError(name)
+        found = getattr(self.task, name)
+        return self._held_out_by(found) if name == "hold_out" else found
+
+    def _held_out_by(self, hold_out: Callable[..., Any]) -> Callable[..., "Partial"]:
+        def held(examples: int, **given: Any) -> Partial:
+            return replace(self, task=hold_out(examples, **given))
+
+        return held
 
 
 def train_only(task: Any, *names: str, params: Mapping[str, PyTree] | None = None, seed: int = 0) -> Partial:

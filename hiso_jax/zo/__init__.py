@@ -38,13 +38,14 @@ from hiso_jax.zo.heads import (
     scale_by_zo,
 )
 from hiso_jax.zo.pool import Pool, in_order
-from hiso_jax.zo.rounding import apply_updates, store
+from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.samplers import (
     SAMPLERS,
     LowRank,
     Sampler,
     SamplerName,
     Subspace,
+    as_sampler,
     binomial,
     gaussian,
     rademacher,
@@ -78,6 +79,7 @@ __all__ = [
     "apply_updates",
     "as_difference",
     "as_directions",
+    "as_sampler",
     "binomial",
     "block_size",
     "by_direction",
@@ -94,6 +96,7 @@ __all__ = [
     "head",
     "hiso",
     "in_order",
+    "like_before",
     "made_whole",
     "mean_square",
     "perturb",
@@ -110,7 +113,6 @@ __all__ = [
     "slopes",
     "sphere",
     "step",
-    "store",
     "subspaces",
     "suggested_mu",
     "working_dtype",

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from hiso_jax.checks import rate
+from hiso_jax.checks import first_line, rate
 from hiso_jax.walls import pin
 from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.differences import slopes
@@ -57,7 +57,7 @@ def check_chain(
     except Exception as error:
         raise ValueError(
             "what stands before scale_by_hiso or scale_by_zo in a chain sees the [K, P] scalars of a round and not the "
-            f"parameters; move trace, adam, weight decay and the like behind it ({str(error).splitlines()[0]})"
+            f"parameters; move trace, adam, weight decay and the like behind it ({first_line(error)})"
         ) from error
     raise ValueError("the optimizer's update never reaches its scale_by_hiso or scale_by_zo")
 

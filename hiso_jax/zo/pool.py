@@ -6,6 +6,7 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
+from hiso_jax.checks import whole
 from hiso_jax.zo.directions import perturbation_key
 
 # Of the pool, the same in every run.
@@ -23,9 +24,16 @@ class Pool:
 
     Attributes:
       seeds: S.
+
+    Raises:
+      ValueError: S < 1.
     """
 
     seeds: int
+
+    def __post_init__(self) -> None:
+        """Check S."""
+        whole("seeds", self.seeds, 1, 2**31)
 
     def number(self, round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Int[Array, ""]:
         """Which of the pool's directions it is, 0 ≤ s < S."""

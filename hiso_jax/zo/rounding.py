@@ -72,3 +72,15 @@ def apply_updates(
     # Its product with the learning rate is rounded first: where all other products are exact, backends then agree.
     moved = jax.tree.map(lambda x, u: x.astype(jnp.promote_types(x.dtype, u.dtype)) + rounded(u), params, updates)
     return store(round_key, PARAMETERS_STREAM, moved, params)
+
+
+def like_before(after: PyTree, before: PyTree) -> PyTree:
+    """An optimizer's state in the dtypes that it had: optax makes wider what began like parameters of bfloat16.
+
+    So a loop over rounds has one program and may be a scan. Moments begun in float32 stay so.
+
+    Args:
+      after: the state after an update.
+      before: that before it.
+    """
+    return jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), after, before)

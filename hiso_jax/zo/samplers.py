@@ -83,10 +83,10 @@ def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array
 class LowRank:
     """Matrices of low rank, u = A Bᵀ/√r with the entries of A and B from another family (EGGROLL, arXiv 2511.16652).
 
-    A leaf of two or more axes is a matrix whose columns are its last axis; vectors, and matrices with no side longer
-    than r, are drawn whole. E[u uᵀ] = I, as entries of A and B are independent; but the fourth moments are larger
-    than a normal's, and where matrices are small single steps are far too long: on the digits r = 1 took 1.57 times the
-    rounds of gaussian, r = 4 1.24 times (``benchmarks/README.md``). It is for large models.
+    A leaf of two or more axes is a matrix whose columns are its last axis; vectors, and matrices with a side that is
+    not longer than r, are drawn whole. E[u uᵀ] = I, as entries of A and B are independent; but the fourth moments are
+    larger than a normal's, and where matrices are small single steps are far too long: on the digits r = 1 took 1.57
+    times the rounds of gaussian, r = 4 1.24 times (``benchmarks/README.md``). It is for large models.
 
     Attributes:
       rank: r ≥ 1.

@@ -21,7 +21,7 @@ from hiso_jax.zo.differences import (
 from hiso_jax.zo.directions import perturb
 from hiso_jax.zo.groups import Direction
 from hiso_jax.zo.heads import check_chain
-from hiso_jax.zo.rounding import apply_updates
+from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.state import zo_state
 from hiso_jax.zo.sums import Total
 
@@ -102,8 +102,8 @@ def step(
         aggregate = jax.tree.map(lambda x: x[None], numbers)
         check_chain(tx, params, aggregate)
         ascent = Ascent(aggregate, deal.finish(total, terms)) if keep else None
-        updates, state = tx.update(aggregate, state, params, key=round_key, ascent=ascent, clients=1)
-        return apply_updates(params, updates, round_key), state, loss
+        updates, after = tx.update(aggregate, state, params, key=round_key, ascent=ascent, clients=1)
+        return apply_updates(params, updates, round_key), like_before(after, state), loss
 
     return run
 

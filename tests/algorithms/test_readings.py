@@ -10,6 +10,7 @@ import pytest
 
 from hiso_jax import algorithms, fed, zo
 from hiso_jax.algorithms._matrices import AXES, basis_key
+from hiso_jax.stacked import Stacked
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 CLIENTS, ROUNDS, MU, RATE, D = 4, 6, 1e-3, 0.05, 7
@@ -339,6 +340,17 @@ def test_a_method_is_replayed_to_the_bit(name, directions):
     assert result.diverged_at is None
     rebuilt = fed.replay(result.initial_params, method, result.records)
     assert_trees_identical((result.params, result.state), rebuilt)
+
+
+@pytest.mark.parametrize("name", ["muon", "zo_muon"])
+def test_matrices_of_scanned_layers_are_those_of_the_layers(name):
+    tx = getattr(algorithms, name)(0.02).optimizer
+    layers = jax.random.normal(jax.random.key(5), (3, 4, 5))
+    many, apart = {"layers": Stacked({"w": layers})}, {"layers": [{"w": layer} for layer in layers]}
+    scalars = jnp.ones((1, 3))
+    step, listed = (tx.update(scalars, tx.init(params), params, key=SEED, clients=1)[0] for params in (many, apart))
+    for one, other in zip(step["layers"].unstacked(), listed["layers"], strict=True):
+        np.testing.assert_allclose(one["w"], other["w"], rtol=1e-4, atol=1e-6)
 
 
 def test_no_more_directions_are_aligned_than_there_are_parameters():

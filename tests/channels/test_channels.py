@@ -1,5 +1,8 @@
 """What happens to messages, each channel by itself."""
 
+from fractions import Fraction
+from math import floor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +28,7 @@ def test_combiners_of_those_that_count_only(values, seed, share):
     weights[rng.integers(len(values))] = 1
     messages = np.where(weights > 0, np.array(values, np.float32), np.nan)
     kept, counted = messages[weights > 0], weights[weights > 0]
-    cut = int(np.floor(np.float32(share) * np.float32(len(kept))))
+    cut = floor(Fraction(str(share)) * len(kept))
     inner = np.sort(kept)[cut : len(kept) - cut]
     wanted = {
         channels.mean(): np.average(kept, weights=counted),

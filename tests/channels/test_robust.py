@@ -1,5 +1,8 @@
 """Combiners that compare, what shortens messages, and attacks: each against NumPy on its own."""
 
+from fractions import Fraction
+from math import ceil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +34,7 @@ def krum_order(messages, weights, hostile):
     kept = np.flatnonzero(weights)
     rows = messages.reshape(len(messages), -1)[kept].astype(np.float64)
     away = ((rows[:, None] - rows[None]) ** 2).sum(-1)
-    nearest = max(len(kept) - int(np.ceil(np.float32(hostile) * len(kept))) - 2, 1)
+    nearest = max(len(kept) - ceil(Fraction(str(hostile)) * len(kept)) - 2, 1)
     scores = np.array([np.sort(np.delete(each, i))[:nearest].sum() for i, each in enumerate(away)])
     # Two that are each other's nearest are equally good.
     assume(np.diff(np.sort(scores)).min() > 1e-4)
@@ -44,9 +47,18 @@ def test_krum_and_multi_krum_are_those_of_their_paper(seed, hostile):
     order = krum_order(messages, weights, hostile)
     best = channels.krum(hostile=hostile)(jnp.array(messages), jnp.array(weights), KEY)
     np.testing.assert_array_equal(best, messages[order[0]])
-    kept = order[: max(len(order) - int(np.ceil(np.float32(hostile) * len(order))), 1)]
+    kept = order[: max(len(order) - ceil(Fraction(str(hostile)) * len(order)), 1)]
     several = channels.multi_krum(hostile=hostile)(jnp.array(messages), jnp.array(weights), KEY)
     np.testing.assert_allclose(several, messages[kept].mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_shares_are_counted_as_they_are_written():
+    """In float32 0.3 · 50 is above 15, and 0.42 · 150 below 63."""
+    # Each message has an axis of its own, and the mean shows whose is in it.
+    mean = channels.multi_krum(hostile=0.3)(jnp.eye(50), jnp.ones(50), KEY)
+    assert int((mean > 0).sum()) == 35
+    row = jnp.concatenate([jnp.zeros(63), jnp.ones(24), jnp.full(63, 5.0)])
+    assert channels.trimmed_mean(trim=0.42)(row, jnp.ones(150), KEY) == 1
 
 
 @given(seed=st.integers(0, 999))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from hiso_jax import fed
+import hiso_jax
+from hiso_jax import channels, fed
 from hiso_jax.fed.codes import are_finite, pack, packed_size, quantise, unpack
 
 FEW = (1, 2, 4, 8)
@@ -92,3 +93,12 @@ def test_bits_that_cannot_be_are_refused(options, told):
 def test_a_message_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="bytes_up must be at least 12 for 64 scalars a message, got 11"):
         fed.FewBits(bytes_up=11).bits_of(64)
+    # In double precision the step takes eight bytes.
+    assert [fed.FewBits(bytes_up=20).bits_of(64, itemsize) for itemsize in (4, 8)] == [2, 1]
+
+
+def test_messages_are_told_of_a_mean_only():
+    told = fed.FewBits(scalar_bits=2, relay="messages")
+    assert fed.Algorithm(hiso_jax.decomfl(0.1), wire=told).wire is told
+    with pytest.raises(ValueError, match="relay must be aggregate for another combiner than the mean"):
+        fed.Algorithm(hiso_jax.decomfl(0.1), wire=told, combine=channels.median())

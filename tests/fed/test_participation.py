@@ -92,7 +92,20 @@ def test_a_trace_is_followed_and_starts_again(tmp_path):
 def test_a_file_that_is_no_trace_is_refused(tmp_path, name, content, sentence):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=sentence):
-        fed.load_trace(tmp_path / name)
+        fed.load_trace(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: fed.Trace(np.array([[2, 0]])), "table must be a rectangle of 0s and 1s only"),
+        (lambda: fed.Trace([1, 0]), "table must be a rectangle of 0s and 1s only"),
+        (lambda: fed.UniformRates(0.9, 0.1), "low must be at most high, 0.1, got 0.9"),
+    ],
+)
+def test_tables_and_rates_that_cannot_be_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
 
 
 def fleet(compute=0.1, spread=0.0, down=1e6, up=1e6):

@@ -140,3 +140,33 @@ def test_a_partition_that_is_none_is_refused(indices, offsets, sentence):
     population = fed.Population(np.array(indices), np.array(offsets))
     with pytest.raises(ValueError, match=sentence):
         population.check(3)
+
+
+@pytest.mark.parametrize("deal", [fed.dirichlet, fed.dirichlet_balanced, fed.virtual])
+def test_labels_in_a_list_are_those_of_an_array(deal):
+    labels = np.random.default_rng(0).integers(0, 3, 40)
+    array, listed = (deal(given, 4, alpha=1.0) for given in (labels, labels.tolist()))
+    named = deal(np.array(["ann", "bo", "cy"])[labels].tolist(), 4, alpha=1.0)
+    drawn = [each.sample(jax.random.key(0), jnp.arange(4), (2, 8)) for each in (array, listed, named)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    np.testing.assert_array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ([0.0, 1.0, float("nan"), 1.0], "labels must be finite numbers; that of example 2 is not"),
+        (["cat", 1, "dog", 2], "labels must be one value for each example, all .*; got int and str"),
+        (np.zeros((4, 2)), r"labels must be one value for each example, all .*; got float64 of shape \(4, 2\)"),
+    ],
+)
+@pytest.mark.parametrize("deal", [fed.dirichlet, fed.shards, fed.virtual])
+def test_labels_that_are_none_are_refused(deal, labels, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        deal(labels, 2, **({"alpha": 1.0} if deal is fed.dirichlet else {}))
+
+
+def test_a_seed_of_more_than_32_bits_is_refused():
+    """It would be the seed without its upper bits."""
+    with pytest.raises(ValueError, match="seed must be below 4294967296"):
+        fed.virtual(np.arange(4), 2, seed=2**32)

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import hiso_jax
-from hiso_jax import fed, zo
+from hiso_jax import algorithms, fed, zo
+from tests.fed.problems import assert_trees_identical
 
 KEY = jax.random.key(11)
 CLIENTS, BATCH = 4, 6
@@ -96,6 +97,16 @@ def test_one_non_finite_scalar_invalidates_its_client(steps, bad):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, state, record.loss)))
 
 
+@pytest.mark.parametrize("directions", ["keep", "regenerate"])
+def test_a_weight_that_is_not_positive_is_none(directions):
+    execution = fed.ExecutionSettings(directions=directions)
+    after = [
+        one_round(mask=weights, execution=execution)[2][0]
+        for weights in ([1.0, 2.0, 0.0, 0.0], [1.0, 2.0, -1.5, float("nan")])
+    ]
+    assert_trees_identical(*after)
+
+
 def test_a_round_without_a_valid_client_changes_nothing():
     _, (inputs, targets) = problem(1)
     poisoned = inputs, jnp.full_like(targets, jnp.nan)
@@ -127,6 +138,36 @@ def test_the_local_rate_may_be_a_schedule_over_rounds():
     *_, one = jax.jit(scheduled)(params, state, batches, mask, KEY)
     *_, other = jax.jit(fixed)(params, state, batches, mask, KEY)
     np.testing.assert_allclose(one.scalars, other.scalars, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in algorithms.NAMES if algorithms.load(name).has_scalars])
+def test_moments_are_float32_whatever_the_parameters_are(name):
+    algorithm = getattr(algorithms, name)(0.01)
+    params, batches = jax.tree.map(lambda x: x.astype(jnp.bfloat16), problem(1))
+    state = jax.eval_shape(algorithm.optimizer.init, params)
+    perturbations = algorithm.perturbations or 8
+    memory = fed.first_memory(algorithm, jax.ShapeDtypeStruct((CLIENTS, 1, perturbations), jnp.float32))
+    wide = [leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert jnp.bfloat16 not in wide
+    run = hiso_jax.make_round(loss, algorithm, local_steps=1, num_perturbations=perturbations, mu=1e-2)
+    held = (state, memory) if jax.tree.leaves(memory) else state
+    after = jax.eval_shape(run, params, held, batches, jnp.ones(CLIENTS, bool), KEY)
+    assert jax.tree.map(lambda x: x.dtype, after[:2]) == jax.tree.map(lambda x: x.dtype, (params, held))
+
+
+def test_a_chain_begun_in_bfloat16_stays_so_and_can_be_scanned():
+    """As optax keeps it; ``Algorithm.optimizer`` begins it in float32."""
+    tx = optax.chain(hiso_jax.scale_by_hiso(), optax.trace(0.9), optax.scale_by_learning_rate(0.01))
+    params, (inputs, targets) = jax.tree.map(lambda x: x.astype(jnp.bfloat16), problem(1))
+    step = zo.step(lambda p, b: loss(p, b).mean(), tx, mu=1e-2)
+
+    def turn(carry, number):
+        *carry, told = step(*carry, (inputs[0, 0], targets[0, 0]), jax.random.fold_in(KEY, number))
+        return tuple(carry), told
+
+    (after, state), losses = jax.lax.scan(turn, (params, tx.init(params)), jnp.arange(3))
+    assert np.isfinite(losses).all()
+    assert after["w"].dtype == state[1].trace["w"].dtype == jnp.bfloat16
 
 
 def test_bfloat16_parameters_keep_their_dtype():

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hiso_jax
 from hiso_jax import algorithms, fed, tasks
-from tests.fed.problems import digits_population
+from tests.fed.problems import digits_population, linear_task
 
 GUESS = 0.01
 
@@ -40,6 +41,19 @@ def test_a_good_guess_is_refined():
 def test_where_all_diverge_smaller_rates_follow():
     tried = dict.fromkeys(fed.next_rates({}, GUESS), math.inf)
     assert fed.next_rates(tried, GUESS) == [0.00111]
+
+
+def test_a_rate_is_found_where_nobody_comes_to_some_rounds():
+    config = fed.SimulationConfig(rounds=8, cohort=2, batch_size=4, eval_every=8)
+    seldom = fed.Participation(fed.Bernoulli(0.25))
+    rates = [0.01, 0.003]
+    found = fed.find_rate(linear_task(), hiso_jax.decomfl, digits_population(), config, rates, participation=seldom)
+    assert found.learning_rates == (0.003, 0.01)
+    assert np.isfinite(found.losses).all()
+    run = fed.Simulation(linear_task(), hiso_jax.decomfl(0.01), digits_population(), config, participation=seldom).run()
+    late = np.asarray(run.records.loss)[4:]
+    assert np.isnan(late).any()
+    np.testing.assert_allclose(found.losses[1], np.nanmean(late), rtol=1e-5)
 
 
 @pytest.mark.thorough

@@ -1,5 +1,6 @@
 """What the federation asks of a task, and what it does where the task does not say."""
 
+import copy
 import dataclasses
 import json
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import fed
+from hiso_jax import fed, tasks
 from hiso_jax.cli import experiment
 from tests.cli.test_cli import SMALL, call
 from tests.fed.problems import digits_population, linear_task
@@ -59,6 +60,15 @@ def test_a_sweep_of_it_ranks_by_the_loss():
     target = float(result.final()[0, 0, 1]) + 0.05
     assert np.isfinite(result.rounds_to(target)[0, 0, 1])
     assert not np.isfinite(result.rounds_to(target)[0, 0, 0])
+
+
+@pytest.mark.parametrize("task", [linear_task(), bare()])
+def test_held_out_of_a_part_of_a_model_it_stays_that_part(task):
+    part = fed.hold_out(tasks.train_only(task, "bias"), 100)
+    assert list(part.init(jax.random.key(0))) == ["bias"]
+    assert len(part.test["label"]) == 100
+    again = copy.deepcopy(part)
+    assert list(again.init(jax.random.key(0))) == ["bias"]
 
 
 def test_examples_are_held_out_of_any_task():

@@ -30,7 +30,7 @@ class Placement:
     """
 
     def __init__(self, mesh: Mesh | None, layout: Layout = longest_axis) -> None:
-        """For a mesh that :func:`hiso_jax.fed.mesh.check_mesh` has checked, and the layout of the parameters on it."""
+        """For a mesh that :func:`~hiso_jax.fed.devices.check_mesh` has checked, and the parameters' layout on it."""
         self.mesh, self.layout = mesh, layout
 
     def parameter_shardings(self, params: PyTree) -> PyTree:

@@ -34,7 +34,8 @@ def header_of(
       params, state: its parameters and optimizer state, or their shapes.
       records: the shapes of some of its rounds.
       said: ``base``, the fingerprints of what it begins with; ``data``, that of its training data, their partition and
-        who shows up; ``algorithm``, what of the method can be written down; ``about``, what its owner says of it.
+        who shows up; ``algorithm``, what of the method can be written down, and ``made_of``, digests of its parts with
+        their numbers; ``about``, what its owner says of it.
     """
     return {
         "format": VERSION,

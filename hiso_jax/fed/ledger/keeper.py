@@ -1,48 +1,23 @@
 """What keeps a run while it goes: its ledger, its snapshots, and the way back into a run that was ended."""
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-import optax
 from filelock import FileLock
 from jaxtyping import PyTree
 
-from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.devices import Placement, agree, all_processes
 from hiso_jax.fed.ledger import ledger as ledgers
 from hiso_jax.fed.ledger.files import sync_directory
-from hiso_jax.fed.ledger.header import EXECUTION, UNASKED
-from hiso_jax.fed.ledger.ledger import FileLedger, Ledger, json_bytes
+from hiso_jax.fed.ledger.ledger import FileLedger, Ledger
 from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
+from hiso_jax.fed.ledger.same import check_same, more_rounds
 from hiso_jax.fed.ledger.snapshots import KEPT, SNAPSHOTS, Snapshots
 from hiso_jax.fed.ledger.storage import Storage, differences, lock
 
 logger = logging.getLogger("hiso_jax")
 SNAPSHOT_SECONDS = 600.0
-# What a run that is continued must have in common with its beginning, and how to say so.
-SAME = {
-    "algorithm": "what the method measures, sends, combines or counts",
-    "columns": "the numbers of a round",
-    "seed": "the seed",
-    "prng_impl": "the random number generator",
-    "config": "the configuration",
-    "flags": "jax's flags",
-    "params": "the parameters' paths, shapes or dtypes",
-    "state": "the optimizer",
-    "base": "the initial parameters",
-    "data": "the training data, their partition or who shows up",
-}
-
-
-def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
-    """What a header says of a run's numbers, without how they are computed."""
-    # Older ledgers do not say how products round, the oldest name no method.
-    given = {"matmul_precision": "high", **header["config"]}
-    config = {name: value for name, value in given.items() if name not in EXECUTION}
-    algorithm = header.get("algorithm", Algorithm(optax.identity()).description)
-    return {**header, "algorithm": algorithm, "config": config, "flags": header["environment"]["flags"]}
 
 
 class Keeper:
@@ -162,10 +137,9 @@ class FileKeeper(Keeper):
             if self.primary:
                 self.ledger = FileLedger(ledgers.create(directory / LEDGER, header))
             return
-        now = _comparable(json.loads(json_bytes(header)))
-        before = _comparable(self.found.header)
+        more = more_rounds(self.found, header["config"]["rounds"])
+        self.elsewhere = check_same(self.found, header, from_snapshot=self.storage.from_snapshot)
         environments = self.found.all_environments
-        more = self._check_same(before, now)
         self.differs = next((tuple(differs) for each in environments if (differs := differences(each))), ())
         if like is not None:
             self._cut_back(like)
@@ -188,43 +162,6 @@ class FileKeeper(Keeper):
             ledger.extended(more)
         if differences(environments[-1]):
             ledger.continued(header["environment"])
-
-    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> int:
-        """Refuse to continue another run; of one that is to have another number of rounds, return how many.
-
-        Raises:
-          ValueError: it is another, naming what differs.
-        """
-        found, rounds = self.found, now["config"]["rounds"]
-        assert found is not None
-        more = rounds if rounds != found.planned else 0
-        diverged_at = None if found.seal is None else found.seal["diverged_at"]
-        if more and diverged_at is not None:
-            raise ValueError(f"rounds cannot be added to {found.path.parent}: it diverged at round {diverged_at}")
-        if more and more < len(found.rows):
-            raise ValueError(f"rounds must be at least the {len(found.rows)} that the run has, got {more}")
-        before = {**before, "config": {**UNASKED, **before["config"], "rounds": rounds}}
-        for name, meaning in SAME.items():
-            if before[name] == now[name]:
-                continue
-            refused = f"{found.path.parent} cannot be continued so: "
-            if name == "base" and self.storage.from_snapshot:
-                self.elsewhere = True
-                continue
-            if name in ("config", "flags"):
-                other = next(key for key in now[name] if before[name].get(key) != now[name][key])
-                was, given = before[name].get(other), now[name][other]
-                meaning = "jax's flag" if name == "flags" else "its"
-                raise ValueError(f"{refused}{meaning} {other} is {given!r} now, and was {was!r}")
-            if name == "base":
-                elsewhere = "; ".join(next(filter(None, map(differences, found.all_environments)), ()))
-                raise ValueError(
-                    f"{refused}the initial parameters differ from the run's. If they are computed, this processor or "
-                    f"jaxlib is another ({elsewhere or 'of the same name'}): from_snapshot goes on from the newest "
-                    "snapshot in place of them. If they are loaded, the checkpoint is another"
-                )
-            raise ValueError(f"{refused}{meaning} differ from the run's")
-        return more
 
     def _cut_back(self, like: PyTree) -> None:
         """Drop the rounds behind the newest snapshot that verifies."""

@@ -75,6 +75,7 @@ class Header(_Common):
     columns: Annotated[list[Column], Field(min_length=1)]
     data: Name
     algorithm: dict[str, JsonValue] = {}
+    made_of: dict[Name, Name] = {}
 
 
 class DeltaMetadata(_Part):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
-from hiso_jax.checks import between, is_plain, positive
+from hiso_jax.checks import between, first_line, is_plain, positive
 from hiso_jax.fed.population.fleet import Fleet, Work
 
 ABSENT, DROPPED, LATE, REPORTED = range(4)
@@ -83,9 +83,11 @@ class UniformRates:
     high: Any
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for a rate outside [0, 1]."""
+        """Raise a ValueError for a rate outside [0, 1], or a low one above the high one."""
         _check_rate("low", self.low)
         _check_rate("high", self.high)
+        if is_plain(self.low) and is_plain(self.high) and self.low > self.high:
+            raise ValueError(f"low must be at most high, {self.high}, got {self.low}")
 
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
         """See :class:`Availability`."""
@@ -129,29 +131,40 @@ class Trace:
 
     table: Any
 
+    def __post_init__(self) -> None:
+        """Raise a ValueError for a table that is no rectangle of 0s and 1s."""
+        if isinstance(self.table, list | tuple | np.ndarray):
+            table = np.asarray(self.table)
+            if table.ndim != 2 or not table.size or table.dtype.kind not in "biuf" or not np.isin(table, (0, 1)).all():
+                raise ValueError("table must be a rectangle of 0s and 1s only, rounds × clients")
+            object.__setattr__(self, "table", table.astype(np.bool_))
+
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
         """See :class:`Availability`."""
         table = jnp.asarray(self.table)
         return table[round_number % table.shape[0], clients % table.shape[1]]
 
 
-def load_trace(path: Path) -> Trace:
+def load_trace(path: Path | str) -> Trace:
     """Read a trace: ``.npy``, a [rounds, clients] array, or ``.csv``, a line of 0s and 1s, comma-separated, a round.
 
     Raises:
       ValueError: there is no such file, or it is not a rectangle of 0s and 1s.
     """
     try:
-        binary = path.suffix == ".npy"
+        binary = Path(path).suffix == ".npy"
         with warnings.catch_warnings(action="ignore"):  # of an empty file, which is refused below
             table = np.load(path, allow_pickle=False) if binary else np.loadtxt(path, delimiter=",", ndmin=2)
     except (OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"path must name a .npy or .csv file of 0s and 1s, rounds × clients: {reason}") from error
-    rectangle = isinstance(table, np.ndarray) and table.ndim == 2 and table.size
-    if not rectangle or table.dtype.kind not in "biuf" or not np.isin(table, (0, 1)).all():
-        raise ValueError(f"path must name a table of 0s and 1s only, rounds × clients; {path} holds something else")
-    return Trace(table.astype(np.bool_))
+        raise ValueError(
+            f"path must name a .npy or .csv file of 0s and 1s, rounds × clients: {first_line(error)}"
+        ) from error
+    try:
+        return Trace(np.asarray(table))
+    except ValueError as error:
+        raise ValueError(
+            f"path must name a table of 0s and 1s only, rounds × clients; {path} holds something else"
+        ) from error
 
 
 @jax.tree_util.register_dataclass

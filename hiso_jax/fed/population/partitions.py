@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from hiso_jax.checks import positive, whole
+from hiso_jax.fed.population.columns import KINDS, column_of
 from hiso_jax.fed.population.population import Population
 
 
@@ -70,8 +71,9 @@ def dirichlet(labels: Int[np.ndarray, "n"], clients: int, *, alpha: float, seed:
       seed: of the proportions and the shuffle.
 
     Raises:
-      ValueError: N < 1, N > n, or α not positive and finite.
+      ValueError: labels that are not one value for each example, N < 1, N > n, or α not positive and finite.
     """
+    labels = column_of("labels", labels, *KINDS)
     _check(len(labels), clients)
     positive("alpha", alpha)
     rng = np.random.default_rng(seed)
@@ -96,7 +98,7 @@ def dirichlet_balanced(labels: Int[np.ndarray, "n"], clients: int, *, alpha: flo
       seed: of the proportions and the shuffle.
 
     Raises:
-      ValueError: N < 1, N > n, or α not positive and finite.
+      ValueError: labels that are not one value for each example, N < 1, N > n, or α not positive and finite.
     """
     skewed = dirichlet(labels, clients, alpha=alpha, seed=seed)
     share = len(labels) // clients
@@ -120,14 +122,15 @@ def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int
       seed: of the deal.
 
     Raises:
-      ValueError: N < 1, N > n, or ``shards_per_client`` < 1.
+      ValueError: labels that are not one value for each example, N < 1, N > n, or ``shards_per_client`` < 1.
     """
+    labels = column_of("labels", labels, *KINDS)
     _check(len(labels), clients)
     whole("shards_per_client", shards_per_client, 1)
     rng = np.random.default_rng(seed)
     count = clients * shards_per_client
     shuffled = rng.permutation(len(labels))
-    by_label = shuffled[np.argsort(np.asarray(labels)[shuffled], kind="stable")]
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     deal = rng.permutation(count) % clients
     owners = np.empty(len(labels), np.int64)
     owners[by_label] = deal[np.arange(len(labels)) * count // len(labels)]
@@ -152,10 +155,6 @@ def by_column(owners: Sequence[Any]) -> tuple[Population, list[Any]]:
       >>> names, population.sizes.tolist()
       (['ann', 'bo'], [2, 1])
     """
-    column = np.asarray(owners)
-    if column.ndim != 1 or not len(column) or column.dtype.kind not in "iuUSb":
-        raise ValueError(
-            f"owners must be one number or text for each example, got {column.dtype} of shape {column.shape}"
-        )
+    column = column_of("owners", owners, "whole numbers", "text", "truth values")
     names, numbers = np.unique(column, return_inverse=True)
     return _from_owners(numbers.reshape(-1), len(names)), names.tolist()

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from hiso_jax.checks import is_whole, positive, whole
 from hiso_jax.fed.keys import population_key
+from hiso_jax.fed.population.columns import KINDS, column_of
 
 _MIXTURE, _SIZE, _EXAMPLES = range(3)
 
@@ -112,14 +113,15 @@ def virtual(
       seed: of all clients.
 
     Raises:
-      ValueError: N, α or the sizes out of range.
+      ValueError: labels that are not one value for each example; N, α, the sizes or the seed out of range.
     """
     whole("clients", clients, 1, 2**31)
     if alpha is not None:
         positive("alpha", alpha)
     if not all(map(is_whole, sizes)) or not 1 <= sizes[0] <= sizes[1] < 2**31:
         raise ValueError(f"sizes must be two numbers 1 ≤ fewest ≤ most < 2^31, got {sizes[0]}, {sizes[1]}")
-    labels = np.asarray(labels)
+    labels = column_of("labels", labels, *KINDS)
+    whole("seed", seed, 0, 2**32)
     _, counts = np.unique(labels, return_counts=True)
     return VirtualPopulation(
         key=population_key(jax.random.key(seed)),

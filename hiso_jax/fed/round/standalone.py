@@ -50,9 +50,9 @@ def make_round(
     """One round as a pure function: ``(params, state, batches, mask, round_key) → (params, state, RoundRecord)``.
 
     ``batches`` is a pytree of [C, K, B, ...] arrays, ``mask`` [C] says which clients take part (numbers instead of
-    booleans are their weights in the aggregate), and ``state`` is ``tx.init(params)``. A client with a non-finite
-    number in its message is left out of the round; without a valid client the parameters and the state stay as they
-    were. Clients are numbered by their places.
+    booleans are their weights in the aggregate, none where they are not positive), and ``state`` is
+    ``tx.init(params)``. A client with a non-finite number in its message is left out of the round; without a valid
+    client the parameters and the state stay as they were. Clients are numbered by their places.
 
     Parameters that are not trained are a keyword argument of the round, ``frozen=``: the loss is then called as
     ``loss(params, batch, frozen)``. So are ``round_number=``, which schedules of methods without scalars read;
@@ -98,7 +98,7 @@ def make_round(
         aside: Aside = NOTHING,
     ) -> tuple[PyTree, PyTree, RoundRecord]:
         own, memory = state if has_memory else (state, ())
-        weights = mask.astype(jnp.float32) if mask.dtype == bool else mask
+        weights = mask.astype(jnp.float32) if mask.dtype == bool else jnp.where(mask > 0, mask, 0)
         cohort = Cohort(jnp.arange(len(mask)), weights, batches, aside.hostile)
         channel = jax.random.fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
         keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32), aside.secret)

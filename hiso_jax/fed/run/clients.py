@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from hiso_jax.checks import whole
 from hiso_jax.fed.population import Population
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.task import Task, frozen_of, summarise
@@ -25,7 +26,7 @@ def client_metrics(
       most: examples of a client that are read, the first that it holds; None reads all.
 
     Raises:
-      ValueError: the population is of other data.
+      ValueError: the population is of other data, or ``most`` < 1.
 
     Example:
       >>> import hiso_jax
@@ -38,6 +39,8 @@ def client_metrics(
       (20,)
     """
     population.check(len(jax.tree.leaves(task.train)[0]))
+    if most is not None:
+        whole("most", most, 1)
     indices, offsets = np.asarray(population.indices), np.asarray(population.offsets)
     sizes = np.diff(offsets) if most is None else np.minimum(np.diff(offsets), most)
     held = np.concatenate([indices[begin : begin + size] for begin, size in zip(offsets[:-1], sizes, strict=True)])

@@ -20,6 +20,7 @@ from hiso_jax.fed.devices import (
 )
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
+from hiso_jax.fed.made_of import made_of
 from hiso_jax.fed.round import Estimator, first_memory, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import config_of
@@ -176,6 +177,7 @@ def header_for(
         "base": base_fingerprints(initial, frozen_of(setup.task)),
         "data": fingerprint(setup.given),
         "algorithm": setup.algorithm.description,
+        "made_of": {**setup.algorithm.made_of, "local learning rate": made_of(setup.config.local_learning_rate)},
         "about": dict(about),
     }
     config = config_of(setup.config, setup.estimator.num_perturbations)

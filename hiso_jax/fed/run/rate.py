@@ -85,6 +85,12 @@ class _Watch:
                 columns[rate].append(own[name])
 
 
+def _means(losses: Float[np.ndarray, "L R"]) -> Float[np.ndarray, "L"]:
+    """Over the rounds that have a loss; NaN where none has."""
+    has = ~np.isnan(losses)
+    return np.where(has, losses, 0).sum(1) / np.where(has.any(1), has.sum(1), np.nan)
+
+
 def find_rate(
     task: Task,
     make: MakeAlgorithm,
@@ -108,7 +114,7 @@ def find_rate(
       make: learning rate, a traced scalar → algorithm or optimizer.
       population: as of the run.
       config: as of the run, but for its rounds: for how many each rate is tried.
-      learning_rates: to try, L, in rising order.
+      learning_rates: to try, L.
       local_learning_rate: a rate → that of the clients' own steps.
       participation: as of the run.
       callback: told (rounds done, rounds) from time to time.
@@ -117,7 +123,7 @@ def find_rate(
       ValueError: no rate, or none at which the loss stays finite.
     """
     few = jax.tree.map(lambda array: array[:1], task.test)
-    grid = Grid(tuple(learning_rates), (config.seed,), None, local_learning_rate)
+    grid = Grid(tuple(sorted(learning_rates)), (config.seed,), None, local_learning_rate)
     watch = _Watch(len(grid.learning_rates), config.rounds)
     result = sweep(
         HeldOut(task, task.train, few),
@@ -130,7 +136,8 @@ def find_rate(
         watch=watch,
     )
     late = watch.losses[:, config.rounds // 2 :]
-    means = np.where(result.diverged_at[0, 0] >= 0, np.nan, late.mean(1))
+    # A round in which no client counts has no loss.
+    means = np.where(result.diverged_at[0, 0] >= 0, np.nan, _means(late))
     if not np.isfinite(means).any():
         tried = ", ".join(f"{rate:g}" for rate in grid.learning_rates)
         raise ValueError(f"learning_rate must be given: at none of {tried} does the loss stay finite")

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from hiso_jax.checks import positive
 from hiso_jax.models.lm.checkpoint import Pretrained, needing
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.decoder import Decoder
@@ -86,8 +87,8 @@ def tune(
       seed: of what begins at random.
 
     Raises:
-      ValueError: a rank or a number of tokens below 1, an unknown target, or a pattern that is malformed or names no
-        parameter.
+      ValueError: a rank or a number of tokens below 1, an α that is not positive, an unknown target, or a pattern that
+        is malformed or names no parameter.
     """
     base, key = pretrained.params, jax.random.key(seed)
     if trainable == "all":
@@ -187,8 +188,9 @@ def check_lora(adapters: Adapters, config: LMConfig) -> None:
     """Refuse adapters that a model cannot have.
 
     Raises:
-      ValueError: a rank out of range, no target, or one that the model lacks.
+      ValueError: a rank out of range, an α that is not positive, no target, or one that the model lacks.
     """
+    positive("lora_alpha", adapters.alpha)
     if adapters.rank < 1:
         raise ValueError(f"lora_rank must be at least 1, got {adapters.rank}")
     present = [name for name in PROJECTIONS if config.gated or name != "gate_proj"]

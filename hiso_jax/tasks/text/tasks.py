@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from hiso_jax.checks import whole
 from hiso_jax.models.lm import Pretrained, Tuned
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.data import (
@@ -100,6 +101,9 @@ def text_data(
     """
     if name not in TEXT_TASKS:
         raise ValueError(f"task must be one of {', '.join(TEXT_TASKS)}, got {name}")
+    for option, count in (("train_rows", train_rows), ("test_rows", test_rows)):
+        if count is not None:
+            whole(option, count, 1)
     source = SOURCES.get(name)
     for option, value in (("template", template), ("verbalizer", verbalizer)):
         if source is None and value is None:

@@ -1,0 +1,96 @@
+"""Whether a run that is to go on is the one that a ledger has the beginning of."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from hiso_jax.fed.algorithm import Algorithm
+from hiso_jax.fed.ledger.header import EXECUTION, UNASKED
+from hiso_jax.fed.ledger.ledger import json_bytes
+from hiso_jax.fed.ledger.reading import LedgerFile
+from hiso_jax.fed.ledger.storage import differences
+
+# What a run that is continued must have in common with its beginning, and how to say so.
+SAME = {
+    "algorithm": "what the method measures, sends, combines or counts",
+    "columns": "the numbers of a round",
+    "seed": "the seed",
+    "prng_impl": "the random number generator",
+    "config": "the configuration",
+    "flags": "jax's flags",
+    "params": "the parameters' paths, shapes or dtypes",
+    "state": "the optimizer",
+    "base": "the initial parameters",
+    "data": "the training data, their partition or who shows up",
+}
+
+
+def check_same(found: LedgerFile, header: Mapping[str, Any], *, from_snapshot: bool) -> bool:
+    """Refuse to continue another run.
+
+    Args:
+      found: the ledger of the run that goes on.
+      header: of a ledger of what is asked for now.
+      from_snapshot: whether it may have other initial parameters.
+
+    Returns:
+      Whether it has.
+
+    Raises:
+      ValueError: it is another run, naming what differs.
+    """
+    before, now = _comparable(found.header), _comparable(json.loads(json_bytes(header)))
+    before["config"]["rounds"] = now["config"]["rounds"]
+    refused, elsewhere = f"{found.path.parent} cannot be continued so: ", False
+    for name, meaning in SAME.items():
+        if before[name] == now[name]:
+            continue
+        if name == "base" and from_snapshot:
+            elsewhere = True
+            continue
+        if name in ("config", "flags"):
+            other = next(key for key in now[name] if before[name].get(key) != now[name][key])
+            was, given = before[name].get(other), now[name][other]
+            meaning = "jax's flag" if name == "flags" else "its"
+            raise ValueError(f"{refused}{meaning} {other} is {given!r} now, and was {was!r}")
+        if name == "base":
+            other = "; ".join(next(filter(None, map(differences, found.all_environments)), ()))
+            raise ValueError(
+                f"{refused}the initial parameters differ from the run's. If they are computed, this processor or "
+                f"jaxlib is another ({other or 'of the same name'}): from_snapshot goes on from the newest "
+                "snapshot in place of them. If they are loaded, the checkpoint is another"
+            )
+        raise ValueError(f"{refused}{meaning} differ from the run's")
+    # Other packages may make the same of other parts.
+    alike = before["environment"]["versions"] == now["environment"]["versions"]
+    for name, digest in before.get("made_of", {}).items() if alike else ():
+        if now["made_of"].get(name) != digest:
+            raise ValueError(f"{refused}its {name} is made of other functions or numbers than the run's")
+    return elsewhere
+
+
+def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a header says of a run's numbers, without how they are computed."""
+    # Older ledgers do not say how products round or who attacks, the oldest name no method.
+    given = {"matmul_precision": "high", **UNASKED, **header["config"]}
+    config = {name: value for name, value in given.items() if name not in EXECUTION}
+    algorithm = header.get("algorithm", Algorithm(optax.identity()).description)
+    return {**header, "algorithm": algorithm, "config": config, "flags": header["environment"]["flags"]}
+
+
+def more_rounds(found: LedgerFile, rounds: int) -> int:
+    """How many rounds a run is to have, if that is another number than it had; else 0.
+
+    Raises:
+      ValueError: it has more already, or diverged.
+    """
+    if rounds == found.planned:
+        return 0
+    if found.seal is not None and found.seal["diverged_at"] is not None:
+        at = found.seal["diverged_at"]
+        raise ValueError(f"rounds cannot be added to {found.path.parent}: it diverged at round {at}")
+    if rounds < len(found.rows):
+        raise ValueError(f"rounds must be at least the {len(found.rows)} that the run has, got {rounds}")
+    return rounds

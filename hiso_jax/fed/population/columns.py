@@ -1,0 +1,39 @@
+"""A column of the data, labels or owners, as an array that can be sorted and compared."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+KINDS = {"whole numbers": "iu", "numbers": "f", "text": "US", "truth values": "b"}
+
+
+def column_of(name: str, values: Sequence[Any] | np.ndarray, *kinds: str) -> Shaped[np.ndarray, "n"]:
+    """One value for each example, all of one of the ``kinds``.
+
+    Args:
+      name: of the parameter, for refusals.
+      values: the column, an array or a list.
+      kinds: of values that it may have: "whole numbers", "numbers", "text", "truth values".
+
+    Raises:
+      ValueError: it is of another shape or kind, or of several, or has a number that is not finite.
+    """
+    column = np.asarray(values)
+    if column.dtype.kind == "O":
+        values = column.tolist()
+        column = np.asarray(values)
+    # A list of text and numbers would become text in silence.
+    types = set() if hasattr(values, "dtype") else set(map(type, values))
+    mixed = len({(issubclass(t, str | bytes), issubclass(t, bool | np.bool_)) for t in types}) > 1
+    if mixed or column.ndim != 1 or not len(column) or column.dtype.kind not in "".join(map(KINDS.__getitem__, kinds)):
+        got = (
+            f"got {' and '.join(sorted(t.__name__ for t in types))}"
+            if mixed
+            else (f"got {column.dtype} of shape {column.shape}")
+        )
+        raise ValueError(f"{name} must be one value for each example, all {' or all '.join(kinds)}; {got}")
+    if column.dtype.kind == "f" and not np.isfinite(column).all():
+        raise ValueError(f"{name} must be finite numbers; that of example {int(np.argmin(np.isfinite(column)))} is not")
+    return column
