@@ -82,7 +82,7 @@ def finite(name: str, value: Any, low: float = 0.0) -> None:
       ValueError: it is not.
     """
     if not (_is_traceable(value) or (is_real(value) and np.isfinite(value) and value >= low)):
-        raise ValueError(f"{name} must be a finite number ≥ {low:g}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number{f' ≥ {low:g}' if low > -np.inf else ''}, got {value!r}")
 
 
 def rate(name: str, value: Any) -> None:

@@ -53,7 +53,7 @@ TEXT = [
     "--perturbations",
     "2",
 ]
-DONE, INTERRUPTED, KILLED = 0, 130, -signal.SIGKILL
+DONE, FAILED, KILLED = 0, 1, -signal.SIGKILL
 HOW = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # How long a dispatch takes, at most about.
 DISPATCH_SECONDS = 0.6
@@ -200,7 +200,7 @@ def fill_up(case: Case, disk: Path, elsewhere: Path, runs: int, seed: int) -> li
         ballast.write_bytes(bytes(max(free - room, 0)))
         process = start([*options, "--out", str(out)])
         errors = process.communicate()[1]
-        assert process.returncode == INTERRUPTED, (process.returncode, errors)
+        assert process.returncode == FAILED, (process.returncode, errors)
         assert errors.count("\n") == 1, errors
         ledger = fed.load(out, unfinished=True) if (out / LEDGER).exists() else None
         found.append(

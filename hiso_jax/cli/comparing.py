@@ -76,8 +76,9 @@ class Compare(Study):
     @property
     def reference(self) -> str:
         """The baseline."""
-        named = "decomfl" if "decomfl" in self.algorithms else self.algorithms[0]
-        return named if self.baseline is None else self.baseline
+        # Through whatever channels; of several, through the fewest.
+        plain = [name for name in self.algorithms if name.partition("+")[0] == "decomfl"]
+        return self.baseline or min(plain, key=len, default=self.algorithms[0])
 
     def _check_rates(self) -> None:
         own = self.own_rates

@@ -85,5 +85,8 @@ class Devices:
         """
         if self.devices is None and self.model_shards == 1 and jax.process_count() == 1:
             return None
+        virtual = MOST_VIRTUAL * jax.process_count()
+        if jax.default_backend() == "cpu" and (self.devices or 0) > max(virtual, jax.device_count()):
+            raise ValueError(f"devices must be at most {virtual} where they are virtual, got {self.devices}")
         with exit_codes.naming(model="model_shards"):
             return fed.make_mesh(self.devices, model=self.model_shards)

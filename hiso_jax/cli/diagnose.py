@@ -71,8 +71,14 @@ def diagnose_run(options: Diagnose, console: Console) -> int:
         folder = options.out or (options.run if options.run.is_dir() else options.run.parent)
         if options.out is not None and exists(options.out):
             raise ValueError(f"out must be a directory that does not exist yet; {options.out} does")
-        found, last = _along(options, run, ledger, rounds, console)
+        # Before the work, which takes a while.
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            found, last = _along(options, run, ledger, rounds, console)
+        except BaseException:
+            if options.out is not None:
+                folder.rmdir()
+            raise
         write_json(
             folder / "diagnosis.json", {"effort": _effort(options), "rounds": [as_json(x._asdict()) for x in found]}
         )

@@ -7,7 +7,6 @@ DONE = 0
 FAILED = 1
 USAGE = 2
 DIVERGED = 3
-INTERRUPTED = 130
 
 
 class UsageError(Exception):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -49,6 +50,8 @@ QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
+# A name of several words, and no part of a path or of what was given.
+LONG = re.compile(r"(?<![\w/.\-'(])[a-z]+(?:_[a-z]+)+(?![\w/\-'])")
 # What stands in its place needs no name.
 POSITIONAL = {"run", "delta", "path"}
 OPTION_NAMES = {field.name for kind, _ in COMMANDS.values() for field in fields(kind)}
@@ -82,15 +85,16 @@ def _fail(message: str, names: Sequence[str] = ()) -> NoReturn:
 
 
 def name_option(message: str, names: Sequence[str] = ()) -> str:
-    """A sentence that begins with the name of an option, with the option as it is typed.
+    """A sentence about an option, which it begins with, with that and others as they are typed.
 
     Args:
       message: the sentence.
       names: options beside those of the commands themselves.
     """
-    first, _, rest = message.partition(" ")
-    named = (first in OPTION_NAMES or first in names) and first not in POSITIONAL
-    return f"{as_typed(first)} {rest}" if named else message
+    first, space, rest = message.partition(" ")
+    known = {*OPTION_NAMES, *names} - POSITIONAL
+    rest = LONG.sub(lambda match: as_typed(match[0]) if match[0] in known else match[0], rest)
+    return f"{as_typed(first) if first in known else first}{space}{rest}"
 
 
 def overview() -> str:
@@ -154,7 +158,7 @@ def _run(arguments: Sequence[str]) -> int:
         _fail(str(error), [field.name for field in fields(options)])
     except exit_codes.Stopped as error:
         print(f"{PROGRAM}: {plain(str(error))}", file=sys.stderr)
-        return exit_codes.INTERRUPTED
+        return exit_codes.FAILED
     except OSError as error:
         print(f"{PROGRAM}: {plain(exit_codes.told(error))}", file=sys.stderr)
         return exit_codes.FAILED

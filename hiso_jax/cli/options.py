@@ -115,7 +115,8 @@ class Experiment(SimulationConfig, Presence, Language):
         local_noise: the noise multiplier is then the least that keeps to it.
       schedule: how the learning rate runs over the rounds: constant, decaying to zero (cosine, linear), or as
         1/√(1 + round/100).
-      target: value of the task's metric whose first reaching is reported; by default the task's own.
+      target: value of the task's metric; reported is the first evaluation whose mean with the next two is there; by
+        default the task's own.
       out: directory to write, which must not exist; by default a new one under runs/.
     """
 

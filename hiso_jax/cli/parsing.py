@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from hiso_jax import algorithms, channels
+from hiso_jax.cli.choices import check_choices
 from hiso_jax.cli.exit_codes import UsageError
 from hiso_jax.cli.heeded import check_heeded
 from hiso_jax.cli.language import GENERATES, TEXT_TASK_NAMES
@@ -212,6 +213,10 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
     given = option_words(words)
     if not issubclass(kind, Experiment):
         _check_known(command, given, list(own_options(kind)), [])
+        try:
+            check_choices(own_options(kind), given)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         return _parsed(kind, command, words)
     try:
         _check_resumed(command, given)
@@ -221,6 +226,7 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
         whole = options_with(kind, methods)
         flat = own_options(whole) | shared_options(methods) | own_options(kind)
         _check_known(command, given, list(flat), asked)
+        check_choices(flat, given)
         if given.get("task") in get_args(TEXT_TASK_NAMES):
             own = {name: value for name, value in TEXT_DEFAULTS.items() if name not in _not_for(given)}
             flat |= {name: replace(flat[name], default=value) for name, value in own.items() if name in flat}

@@ -53,7 +53,10 @@ def method_of(about: Mapping[str, Any], algorithm: str | None) -> Method:
       ValueError: it has to be given, or is not the run's.
     """
     if not isinstance(about.get("algorithm"), str):
-        raise ValueError("a run that a program of its own made has no options: rebuild it there, by fed.replay")
+        raise ValueError(
+            "a run that a program of its own made has no options: there it goes on, with fed.Storage(folder, "
+            "resume=True), or is rebuilt, by fed.replay"
+        )
     recorded = about["algorithm"]
     if not is_foreign(recorded):
         if algorithm not in (None, recorded):
@@ -149,7 +152,7 @@ def resumed(options: Run) -> Run:
     """
     directory = options.resume
     assert directory is not None
-    refuse_links(directory)
+    _check_folder(directory, "run")
     changed = {}
     for field in fields(options):
         value = getattr(options, field.name)
@@ -163,7 +166,10 @@ def resumed(options: Run) -> Run:
         ledger = fed.load(directory, unfinished=True)
         about, found = ledger.header["about"] | {"rounds": ledger.planned}, len(ledger.rows)
     else:
-        about, found = _config(directory), 0
+        about, found = _config(directory, "run"), 0
+        if "algorithms" in about:
+            kind = "compare" if "protocol" in about else "sweep"
+            raise ValueError(f"resume must be the directory of a run; what {directory} holds goes on with {kind}")
     algorithm = options.algorithm if options.algorithm != Run.algorithm else None
     recorded = options_of(about, algorithm)
     rounds = changed.get("rounds", recorded.rounds)
@@ -184,13 +190,13 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
     Raises:
       ValueError: there is none, or it holds links.
     """
-    directory = options.resume
+    directory, study = options.resume, "sweep or a comparison"
     assert directory is not None
-    refuse_links(directory)
-    about = _config(directory)
+    _check_folder(directory, study)
+    about = _config(directory, study)
     named = about.get("algorithms")
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ValueError(f"resume must be the directory of a sweep or a comparison; {directory} is another")
+        raise ValueError(f"resume must be the directory of a {study}; {directory} is another's")
     if any(map(is_foreign, named)):
         raise ValueError("resume needs methods of this package: no code is run because a directory names it")
     # The command's own, without what its methods added.
@@ -201,12 +207,15 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
     return whole(**{**given, "resume": directory, "out": directory})
 
 
-def refuse_links(directory: Path) -> None:
-    """Refuse a run's folder that leads elsewhere: what a run writes and removes by its names would be there.
+def _check_folder(directory: Path, kind: str) -> None:
+    """Refuse a folder that is no run's, or leads elsewhere: what a run writes and removes by its names would be there.
 
     Raises:
-      ValueError: something in it is a symbolic link.
+      ValueError: it has neither a ledger nor options, or something in it is a symbolic link.
     """
+    if not any(exists(directory / name, "resume") for name in (LEDGER, CONFIG)):
+        missing = LEDGER if kind == "run" else CONFIG
+        raise ValueError(f"resume must be the directory of a {kind}; {directory} has no {missing}")
     links = links_in(directory)
     if links:
         raise ValueError(
@@ -214,11 +223,11 @@ def refuse_links(directory: Path) -> None:
         )
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    """The options of a run that was ended before its ledger began.
+def _config(directory: Path, kind: str) -> dict[str, Any]:
+    """The options that a command wrote when it began.
 
     Raises:
-      ValueError: there is no such run.
+      ValueError: there are none.
     """
     try:
         content = json.loads(read_regular(directory / CONFIG))
@@ -226,7 +235,9 @@ def _config(directory: Path) -> dict[str, Any]:
             return content
     except (ValueError, RecursionError):
         pass
-    raise ValueError(f"resume must be the directory of a run; {directory} has no {LEDGER}")
+    raise ValueError(
+        f"resume must be the directory of a {kind} whose {CONFIG} is as it was written; {directory}'s is not"
+    )
 
 
 @dataclass(frozen=True)

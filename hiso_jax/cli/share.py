@@ -107,6 +107,10 @@ def apply(options: Apply, console: Console) -> int:
             if options.base is None:
                 raise ValueError(f"base must be the checkpoint that the run began with, {run.model} there")
             run = replace(run, model=options.base)
+        elif options.base is not None:
+            raise ValueError(
+                f"base must not be given for {run.task}, whose network is in the package; got {options.base}"
+            )
         with exit_codes.naming(model="base"):
             base = base_of(run, delta.header["base"], "base")
         known = Known(delta.header["params_sha256"], delta.header.get("sample"), options.accept_difference)

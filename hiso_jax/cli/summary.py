@@ -17,7 +17,8 @@ UNMOVED = 0.01
 def print_summary(console: Console, summary: dict, directory: Path) -> None:
     """Print the figures of a run that has ended."""
     reached = summary["rounds_to_target"]
-    at_target = f"at round {reached}" if reached is not None else "not reached"
+    held = "with the two evaluations after it, in the mean"
+    at_target = f"at round {reached}, {held}" if reached is not None else "not reached"
     attendance = summary["attendance"]
     missing = ", ".join(f"{attendance[name]} {name}" for name in ("absent", "dropped", "late", "invalid"))
     per_device = f"{summary['cohort_per_device']} clients a round each"
@@ -87,13 +88,19 @@ def hint(rate: float, result: fed.Result, console: Console) -> None:
     if result.diverged_at is not None or result.interrupted or result.concerns or len(losses) < 2:
         return
     first, best, last = losses[0], min(losses[1:]), losses[-1]
+    if not result.attendance["reported"]:
+        console.print("nobody reported in any round, so nothing was learned", soft_wrap=True, highlight=False)
+        return
     if last > first + UNMOVED * abs(first):
         words = f"the loss rose from {first:.3g} to {last:.3g}: rate {rate:g} is probably too high"
+        words += ", or the noise too strong" if result.privacy is not None else ""
     elif best > first - UNMOVED * abs(first):
         words = f"the loss has hardly moved from {first:.3g}: rate {rate:g} is probably too low, or the rounds too few"
     else:
         return
-    console.print(f"{words}; --learning-rate auto looks for one", soft_wrap=True, highlight=False)
+    # Which reads the losses of the clients, and is not for a private run.
+    looks = "" if result.privacy is not None else "; --learning-rate auto looks for one"
+    console.print(f"{words}{looks}", soft_wrap=True, highlight=False)
 
 
 def warn_of_offset(algorithm: fed.Algorithm, method: str | None, result: fed.Result, console: Console) -> None:

@@ -245,8 +245,18 @@ def _name(part: Any) -> str | None:
 
 
 def as_algorithm(method: Algorithm | optax.GradientTransformation) -> Algorithm:
-    """An algorithm, or a bare optimizer as one: finite differences, and the mean of the scalars."""
-    return method if isinstance(method, Algorithm) else Algorithm(method)
+    """An algorithm, or a bare optimizer as one: finite differences, and the mean of the scalars.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if isinstance(method, Algorithm):
+        return method
+    if not (hasattr(method, "init") and hasattr(method, "update")):
+        raise TypeError(
+            f"tx must be an optax transformation or a fed.Algorithm, like hiso_jax.hiso(0.01); got {method!r}"
+        )
+    return Algorithm(method)
 
 
 def measured_by(algorithm: Algorithm, method: Difference | DifferenceName | None) -> Measure:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hiso_jax import fed
 from hiso_jax.reports.paired import FIGURES, interval, paired_ratio
-from hiso_jax.reports.text import NEVER, human_bytes, human_count, human_seconds, short_names
+from hiso_jax.reports.text import NEVER, broken, human_bytes, human_count, human_seconds, short_names
 
 SHORT = {"constant": "constant", "cosine": "cosine", "linear": "linear", "inverse-sqrt": "1/√"}
 
@@ -74,7 +74,7 @@ def comparison_table(
     view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     view.add_column("method", overflow="fold")
     view.add_column("rate", justify="right", no_wrap=True)
-    for column in ("rounds", f"of {names.get(baseline, baseline)}", "bytes up\nall", "passes\ntime"):
+    for column in ("rounds", f"of {broken(names.get(baseline, baseline))}", "bytes up\nall", "passes\ntime"):
         if target is not None:
             view.add_column(column, justify="right", overflow="fold")
     view.add_column(f"{words}\nworst tenth", justify="right", no_wrap=True)
@@ -90,7 +90,7 @@ def comparison_table(
             f"{_mean(runs, 'forward_passes', human_count)}\n{_mean(runs, 'simulated_seconds', human_seconds)}",
         ]
         view.add_row(
-            names[name],
+            broken(names[name]),
             f"{done.tuned['learning_rate']:.3g}\n{SHORT[done.tuned['schedule']]}",
             *(taken if target is not None else []),
             f"{_final(runs, metric)}\n{_worst(runs)}",

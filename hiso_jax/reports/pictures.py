@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hiso_jax import fed
-from hiso_jax.reports.text import short_names
+from hiso_jax.reports.text import human_bytes, short_names
 
 Histories = Mapping[str, Sequence[Sequence[fed.Evaluation]]]
 SPREAD_OPACITY = 0.18
@@ -96,7 +96,7 @@ def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, 
     for name, runs in histories.items():
         length = min(len(run) for run in runs)
         rounds = np.array([row.round for row in runs[0][:length]])
-        total = np.mean([[row.bytes_up + row.bytes_down for row in run[:length]] for run in runs], 0) / 1e6
+        total = np.mean([[row.bytes_up + row.bytes_down for row in run[:length]] for run in runs], 0)
         largest, smallest = max(largest, total[-1]), min(smallest, total[-1])
         for row, figures in enumerate(shown):
             values = np.array([[entry.metrics[figures] for entry in run[:length]] for run in runs])
@@ -109,8 +109,12 @@ def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, 
                     )
     for row, figures in enumerate(shown):
         axes[row][0].set_ylabel(f"test {figures.replace('_', ' ')}")
-    for axis, label in zip(axes[-1], ("rounds", "bytes sent and received by all clients (MB)"), strict=True):
+    for axis, label in zip(axes[-1], ("rounds", "sent and received by all clients"), strict=True):
         axis.set_xlabel(label)
+    for axis in axes[:, 0]:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis in axes[:, 1]:
+        axis.xaxis.set_major_formatter(lambda value, _: human_bytes(value))
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -209,10 +213,11 @@ def _forest(axis: Any, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     # Plain numbers, also between powers of ten.
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.invert_yaxis()
     axis.set_xlabel("what it took to the target, in the baseline's units (left is better)")
     axis.grid(alpha=0.25)

@@ -53,6 +53,11 @@ def short_names(methods: Sequence[str]) -> dict[str, str]:
     return {name: own if list(short.values()).count(own) == 1 else name for name, own in short.items()}
 
 
+def broken(name: str) -> str:
+    """A method's name on a line for each of its parts, for a narrow column."""
+    return name.replace("+", "\n+")
+
+
 def print_rows(console: Console, rows: Mapping[str, str]) -> None:
     """Names and values in two columns."""
     width = max(len(plain(name)) for name in rows)

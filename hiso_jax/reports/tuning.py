@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hiso_jax import fed
-from hiso_jax.reports.text import NEVER, short_names, spread
+from hiso_jax.reports.text import NEVER, broken, short_names, spread
 
 
 def _words(result: fed.SweepResult) -> str:
@@ -16,6 +16,8 @@ def _words(result: fed.SweepResult) -> str:
 
 def verdict(name: str, result: fed.SweepResult, target: float | None) -> str:
     """One sentence: the best setting, why, and whether the grid may be too narrow."""
+    if result.interrupted:
+        return f"{name}: interrupted, so that no rate is told to be the best"
     best, metric = result.best(target), _words(result)
     setting = f"{name}: best at rate {best.learning_rate:g}"
     if len(result.mus) > 1:
@@ -94,19 +96,21 @@ def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Ta
         view.add_column(heading, justify="right", no_wrap=True)
     for name, result in results.items():
         best, final = result.best(target), result.final()
+        # Where all began is nobody's end.
+        final = final if len(result.rounds) > 1 else np.full(final.shape, np.nan)
         first = np.full(final.shape, np.inf) if target is None else result.rounds_to(target)
         for m, mu in enumerate(result.mus):
             for column, rate in enumerate(result.learning_rates):
                 runs = (slice(None), m, column)
                 diverged = int((result.diverged_at[runs] >= 0).sum())
                 view.add_row(
-                    names[name],
+                    broken(names[name]),
                     f"{rate:g}",
                     *([f"{mu:g}"] if several_mus else []),
                     spread(final[runs], lambda value: f"{value:.4f}") if np.isfinite(final[runs]).all() else NEVER,
                     spread(first[runs], lambda value: f"{value:.0f}") if np.isfinite(first[runs]).all() else NEVER,
                     f"{diverged} of {len(result.seeds)}" if diverged else "",
-                    "best" if (rate, mu) == (best.learning_rate, best.mu) else "",
+                    "best" if (rate, mu) == (best.learning_rate, best.mu) and not result.interrupted else "",
                 )
         view.add_section()
     return view

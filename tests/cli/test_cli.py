@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -162,10 +163,17 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--local-steps", "-1"], "--local-steps must be at least 1, got -1"),
         (["run", "--mu", "0"], "--mu must be a positive finite number, got 0.0"),
         (["run", "--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (["run", "--rounds", "many"], "--rounds: invalid literal for int() with base 10: 'many'"),
-        (["run", "--task", "cifar"], "invalid choice 'cifar' for argument '--task'"),
+        (["run", "--rounds", "many"], "--rounds must be a whole number, got 'many'"),
+        (["run", "--task", "digit"], "--task must be one of digits, mnist, fashion-mnist, sst2, qqp, rte, boolq, cb"),
+        (["run", "--task", "digit"], "got 'digit'; did you mean digits?"),
+        (["run", "--task", "cifar"], "text-classification, got 'cifar'\n"),
+        (["run", "--learning-rate", "abc"], "--learning-rate must be a number or auto, got 'abc'"),
+        (["run", "--devices", "2000"], "--devices must be at most 128 where they are virtual, got 2000"),
+        (["run", "--target", "nan"], "--target must be a finite number, got nan"),
+        (["run", "--coordinator", "x:1"], "--coordinator must be given with --process-id and --num-processes"),
+        (["export", "x", "--format", "pt"], "--format must be one of delta, hf, got 'pt'"),
         (["run", "--algorithm", "adam"], "--algorithm must be one of adamezo, bszo, decomfl, fed_adagrad"),
-        (["run", "--sampler", "cauchy"], "invalid choice 'cauchy' for argument '--sampler'"),
+        (["run", "--sampler", "cauchy"], "--sampler must be one of gaussian, rademacher, binomial, sphere, low_rank"),
         (["run", "--model", "vit"], "--model must be mlp or cnn for digits, got vit"),
         (["run", "--learning-rate", "nan"], "--learning-rate must be a positive finite number, got nan"),
         (["run", "--learning-rate", "inf"], "--learning-rate must be a positive finite number, got inf"),
@@ -181,7 +189,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--clients", "0"], "--clients must be at least 1, got 0"),
         (["run", "--client-chunk", "0"], "--client-chunk must be at least 1, got 0"),
         (["run", "--memory-budget", "0"], "--memory-budget must be at least 1, got 0"),
-        (["run", "--weighting", "size"], "invalid choice 'size' for argument '--weighting'"),
+        (["run", "--weighting", "size"], "--weighting must be one of uniform, examples, got 'size'"),
         (["run", "--availability-rate", "1.5"], "--availability-rate must be between 0 and 1, got 1.5"),
         (["run", "--availability", "trace"], "--trace must be given with availability trace and only then"),
         (["run", "--availability", "trace", "--trace", "no.csv"], "--trace must name a .npy or .csv file of 0s and 1s"),
@@ -190,26 +198,26 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--uplink-mbps", "0"], "--uplink-mbps must be a positive finite number, got 0.0"),
         (["run", "--bandwidth-spread", "-1"], "--bandwidth-spread must be a finite number ≥ 0, got -1.0"),
         (["run", "--devices", "0"], "--devices must be at least 1, got 0"),
-        (["run", "--devices", "1000"], "--devices must be between 1 and the number present"),
+        (["run", "--devices", "1000"], "--devices must be at most 128 where they are virtual, got 1000"),
         (
             ["run", "--devices", "1", "--model-shards", "2"],
             "--model-shards must divide the number of devices, 1, got 2",
         ),
-        (["run", "--coordinator", "localhost:1"], "--coordinator must be given with process_id and num_processes"),
+        (["run", "--coordinator", "localhost:1"], "--coordinator must be given with --process-id and --num-processes"),
         (
             ["run", "--coordinator", "here", "--process-id", "0", "--num-processes", "2"],
             "--coordinator must be an address host:port, got here",
         ),
         (
             ["run", "--coordinator", "localhost:1", "--process-id", "2", "--num-processes", "2"],
-            "--process-id must be at least 0 and below num_processes, 2, got 2",
+            "--process-id must be at least 0 and below --num-processes, 2, got 2",
         ),
         (["sweep", "--learning-rate", "0.1,0.1"], "--learning-rate must not repeat"),
         (["sweep", "--learning-rate", "0.1,-1"], "--learning-rate must be a positive finite number, got -1.0"),
         (["sweep", "--mus", "0"], "--mus must be a positive finite number, got 0.0"),
         (["sweep", "--validation", "1437"], "--validation must be at least 1 and below 1437"),
         (["sweep", "--learning-rates", "0.1"], "did you mean --learning-rate?"),
-        (["sweep", "--resume", "nowhere"], "--resume must be the directory of a run; nowhere has no"),
+        (["sweep", "--resume", "nowhere"], "--resume must be the directory of a sweep or a comparison; nowhere has no"),
         (["compare", "--resume", "nowhere", "--rounds", "3"], "--rounds cannot be given with --resume"),
         (["run", "--learning-rate", "fast"], "--learning-rate"),
         (["run", "--probe-rounds", "1"], "--probe-rounds must be at least 2, got 1"),
@@ -291,6 +299,47 @@ def test_help_lists_every_option(capsys):
         for name in (option, "--task", "--clients", "--schedule", "--curvature-decay", "--out"):
             assert name in text
         assert "local-learning-rate" not in text
+
+
+def test_an_interrupt_while_jax_is_imported_is_one_line():
+    code = """
+import builtins, os, signal
+real = builtins.__import__
+def spy(name, *others, **named):
+    if name == "jax":
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *others, **named)
+builtins.__import__ = spy
+import hiso_jax_command
+hiso_jax_command.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "hiso-jax: interrupted\n")
+
+
+def test_a_folder_that_is_another_ones_is_not_gone_on_with(capsys, tmp_path):
+    for content, told in [
+        (None, "--resume must be the directory of a run; .* has no ledger.hiso"),
+        ("no JSON", "--resume must be the directory of a run whose config.json is as it was written"),
+        ('{"algorithms": ["hiso"], "protocol": "cost-to-target"}', "what .* holds goes on with compare"),
+        ('{"algorithms": ["hiso"]}', "what .* holds goes on with sweep"),
+    ]:
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        code, _, errors = call(capsys, "run", "--resume", tmp_path)
+        assert code == 2
+        assert re.search(told, errors), errors
+
+
+def test_what_a_run_that_learned_nothing_is_told(capsys, tmp_path):
+    code, text, _ = call(capsys, "run", *SMALL, "--dropout", "1", "--out", tmp_path / "nobody")
+    assert code == 0
+    assert "nobody reported in any round, so nothing was learned" in text
+    assert "rate" not in text.partition("nobody reported")[2]
+    noisy = ["--algorithm", "hiso+private_mean", "--noise-multiplier", "300", "--mu", "3e-3", "--seed", "1"]
+    code, text, _ = call(capsys, "run", *SMALL, *noisy, "--out", tmp_path / "noisy")
+    assert "is probably too high, or the noise too strong\n" in text
+    assert "auto" not in text
 
 
 def test_interrupt_saves_what_was_done(tmp_path):

@@ -180,3 +180,13 @@ def test_every_method_goes_with_every_command():
     """No option of a method has the name of one of the commands'."""
     options = parse(Compare, "compare", ["--algorithms", ",".join(algorithms.NAMES)])
     assert options.algorithms == algorithms.NAMES
+
+
+@pytest.mark.parametrize("through", [["--attack", "colluding", "--attackers", "0.2"], ["--combine", "median"]])
+def test_the_baseline_is_the_same_through_a_channel(through):
+    options = parse(Compare, "compare", ["--algorithms", "hiso,decomfl", *through])
+    assert options.reference == f"decomfl+{through[1]}"
+    both = parse(Compare, "compare", ["--algorithms", "decomfl+median,hiso,decomfl"])
+    assert both.reference == "decomfl"
+    neither = parse(Compare, "compare", ["--algorithms", "hiso,mosaic"])
+    assert neither.reference == "hiso"

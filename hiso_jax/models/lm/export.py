@@ -1,6 +1,7 @@
 """Parameters → a folder that transformers loads: config.json, the tokenizer, and safetensors in shards."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,12 @@ def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folde
     plain = Decoder(decoder.config)
     config = transformers_config(pretrained, decoder.config)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     with needing("safetensors", "huggingface_hub"):
         files = _write_weights(dict(_tensors(whole, plain)), folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for file in files:
+        # safetensors makes them for their owner alone.
+        shutil.copymode(folder / "config.json", file)
     for name in DROPPED:
         pretrained.tokenizer.init_kwargs.pop(name, None)
     pretrained.tokenizer.save_pretrained(folder)
