@@ -199,6 +199,11 @@ def _not_for(words: Mapping[str, str | None]) -> set[str]:
     return unsuited | ({"partition"} if "virtual" in words else set())
 
 
+def _told_for_text(option: Option, value: Any) -> Option:
+    """An option whose --help says what it is by default where the task is one of text."""
+    return replace(option, text=f"{option.text.removesuffix('.')}. For tasks of text by default {value}.")
+
+
 def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
     """The options of a command.
 
@@ -230,6 +235,8 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
         if given.get("task") in get_args(TEXT_TASK_NAMES):
             own = {name: value for name, value in TEXT_DEFAULTS.items() if name not in _not_for(given)}
             flat |= {name: replace(flat[name], default=value) for name, value in own.items() if name in flat}
+        elif "task" not in given:
+            flat |= {name: _told_for_text(flat[name], value) for name, value in TEXT_DEFAULTS.items() if name in flat}
         if any(method.is_private for method in methods) and "direction_groups" in flat:
             # Several groups are asked for, or there is one: see ``Method.build``.
             flat["direction_groups"] = replace(flat["direction_groups"], default="shared")

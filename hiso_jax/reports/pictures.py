@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hiso_jax import fed
-from hiso_jax.reports.text import human_bytes, short_names
+from hiso_jax.reports.text import human_bytes, human_count, short_names
 
 Histories = Mapping[str, Sequence[Sequence[fed.Evaluation]]]
 SPREAD_OPACITY = 0.18
@@ -172,6 +172,9 @@ def comparison_picture(
             extremes.append(at[-1])
         if max(extremes) > 3 * min(extremes) > 0:
             axis.set_xscale("log", nonpositive="mask")
+        elif cost != "round":
+            human = human_bytes if cost == "bytes_up" else human_count
+            axis.xaxis.set_major_formatter(lambda value, _, human=human: human(value))
         axis.set_xlabel(words)
         if target is not None:
             axis.axhline(target, color="0.4", linewidth=0.8, linestyle="--")
