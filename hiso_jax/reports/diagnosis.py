@@ -51,11 +51,11 @@ def diagnosis_picture(found: Sequence[Diagnosis], last: Vectors, path: Path, *, 
     figure = figure_of(11.0, 7.6)
     axes = figure.subplots(2, 2)
     rounds = [each.round for each in found]
-    lines = (("hessian", "the Hessian"), ("fisher", "the empirical Fisher"), ("shuffled", "chance"))
-    for entry, label in lines:
+    lines = (("hessian", "the Hessian", "-"), ("fisher", "the empirical Fisher", "--"), ("shuffled", "chance", ":"))
+    for entry, label, dashes in lines:
         heights = [np.nan if getattr(each, entry) is None else getattr(each, entry) for each in found]
         if np.isfinite(heights).any():
-            axes[0, 0].plot(rounds, heights, marker="o", markersize=4, label=label)
+            axes[0, 0].plot(rounds, heights, marker="o", markersize=4, linestyle=dashes, label=label)
     if axes[0, 0].lines:
         axes[0, 0].set_ylim(-1, 1)
         axes[0, 0].legend(frameon=False, loc="lower right")
@@ -75,7 +75,7 @@ def diagnosis_picture(found: Sequence[Diagnosis], last: Vectors, path: Path, *, 
     axes[1, 0].vlines(values, 1e-7, weights, color="C0", linewidth=1.5)
     axes[1, 0].set_yscale("log")
     axes[1, 0].set_ylim(1e-7, 2)
-    axes[1, 0].set_xscale("symlog", linthresh=max(1e-2 * np.abs(values).max(), 1e-12))
+    axes[1, 0].set_xscale("symlog", linthresh=max(1e-2 * np.abs(values).max(), 1e-12), linscale=2)
     axes[1, 0].set_xlabel(f"eigenvalue of the Hessian after {rounds[-1]:,} rounds")
     axes[1, 0].set_ylabel("share of all eigenvalues")
     if last.curvature is None:

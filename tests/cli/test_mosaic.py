@@ -63,7 +63,7 @@ def test_the_default_rate_falls_with_the_directions():
         (["--direction-groups", "none"], "--direction-groups must be own, shared or at least 1, got none"),
         (["--direction-blocks", "-1"], "--direction-blocks must be at least 0, got -1"),
         (["--scalar-bits", "3"], "--scalar-bits must be one of 1, 2, 4, 8, 32, got 3"),
-        (["--scalar-bits", "2", "--bytes-up", "20"], "--scalar-bits must not be given beside bytes_up"),
+        (["--scalar-bits", "2", "--bytes-up", "20"], "--scalar-bits must not be given beside --bytes-up"),
         (["--bytes-up", "8"], "--bytes-up must be at least 12 for 64 scalars a message, got 8"),
         (["--aggregate-bits", "2"], "--aggregate-bits must be one of 4, 8, 32, got 2"),
         (["--aggregate-bits", "4", "--relay", "messages"], "--aggregate-bits must be 32 with relay messages"),
