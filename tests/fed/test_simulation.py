@@ -1,6 +1,7 @@
 """The loop around the rounds."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from hiso_jax import fed
 from hiso_jax.fed.run import describe
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run import simulation as simulations
+from hiso_jax.fed.run.pace import Pace, expected_seconds
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
 
 SETTINGS = {"rounds": 30, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 10}
@@ -206,3 +208,12 @@ def test_products_are_made_in_the_precision_asked_for(precision):
 def test_a_precision_that_is_none_is_refused():
     with pytest.raises(ValueError, match="matmul_precision must be one of default, high, highest, got full"):
         fed.SimulationConfig(matmul_precision="full")
+
+
+def test_how_long_a_run_takes_is_foretold_by_what_took_a_while():
+    config = fed.SimulationConfig(rounds=100, cohort=10, batch_size=32, eval_every=50)
+    setup = types.SimpleNamespace(config=config, test={"label": np.zeros(1000)})
+    # 10 x 32 examples, six times a round, at 0.5 ms each; and two evaluations.
+    assert expected_seconds(setup, Pace(None, 0.5, 6), 0) == pytest.approx(100 * 1920 * 0.0005 + 2 * 0.5)
+    assert expected_seconds(setup, Pace(None, 0.01, 6), 0) is None
+    assert expected_seconds(setup, Pace(0.002, 0.01, 6), 60) == pytest.approx(40 * 0.002 + 0.01)

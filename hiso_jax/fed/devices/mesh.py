@@ -40,7 +40,7 @@ def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, model: int =
     if devices is None or isinstance(devices, int):
         count = len(present) if devices is None else devices
         if not 1 <= count <= len(present):
-            raise ValueError(f"devices must be at least 1 and at most those present, {len(present)}; got {count}")
+            raise ValueError(f"devices must be between 1 and the number present, {len(present)}, got {count}")
         processes = jax.process_count()
         if count % processes:
             raise ValueError(f"devices must be a multiple of the number of processes, {processes}, got {count}")
