@@ -38,14 +38,14 @@ def check_choices(flat: Mapping[str, Option], words: Mapping[str, str | None]) -
       ValueError: there is one, naming what would be valid.
     """
     for name, word in words.items():
-        kinds = [kind for kind in _kinds(flat[name].kind) if kind is not type(None)] if name in flat else []
+        if name not in flat or word is None or (word == "None" and flat[name].default is None):
+            continue
+        kinds = [kind for kind in _kinds(flat[name].kind) if kind is not type(None)]
+        if not all(kind in NUMBERS or get_origin(kind) is Literal for kind in kinds):
+            continue
         choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
         numbers = [kind for kind in kinds if kind in NUMBERS]
-        if word is None or not kinds or len([k for k in kinds if get_origin(k) is Literal]) + len(numbers) < len(kinds):
-            continue
         if word in choices or any(_is(kind, word) for kind in numbers):
-            continue
-        if word == "None" and flat[name].default is None:
             continue
         several = f"one of {', '.join(choices)}" if len(choices) > 1 else "".join(choices)
         valid = " or ".join(filter(None, [*(NUMBERS[kind] for kind in numbers), several]))

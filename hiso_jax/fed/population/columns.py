@@ -28,12 +28,8 @@ def column_of(name: str, values: Sequence[Any] | np.ndarray, *kinds: str) -> Sha
     types = set() if hasattr(values, "dtype") else set(map(type, values))
     mixed = len({(issubclass(t, str | bytes), issubclass(t, bool | np.bool_)) for t in types}) > 1
     if mixed or column.ndim != 1 or not len(column) or column.dtype.kind not in "".join(map(KINDS.__getitem__, kinds)):
-        got = (
-            f"got {' and '.join(sorted(t.__name__ for t in types))}"
-            if mixed
-            else (f"got {column.dtype} of shape {column.shape}")
-        )
-        raise ValueError(f"{name} must be one value for each example, all {' or all '.join(kinds)}; {got}")
+        got = " and ".join(sorted(t.__name__ for t in types)) if mixed else f"{column.dtype} of shape {column.shape}"
+        raise ValueError(f"{name} must be one value for each example, all {' or all '.join(kinds)}; got {got}")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         raise ValueError(f"{name} must be finite numbers; that of example {int(np.argmin(np.isfinite(column)))} is not")
     return column
