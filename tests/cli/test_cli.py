@@ -331,6 +331,7 @@ def test_a_folder_that_is_another_ones_is_not_gone_on_with(capsys, tmp_path):
         assert re.search(told, errors), errors
 
 
+@pytest.mark.thorough
 def test_what_a_run_that_learned_nothing_is_told(capsys, tmp_path):
     code, text, _ = call(capsys, "run", *SMALL, "--dropout", "1", "--out", tmp_path / "nobody")
     assert code == 0

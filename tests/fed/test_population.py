@@ -142,7 +142,9 @@ def test_a_partition_that_is_none_is_refused(indices, offsets, sentence):
         population.check(3)
 
 
-@pytest.mark.parametrize("deal", [fed.dirichlet, fed.dirichlet_balanced, fed.virtual])
+@pytest.mark.parametrize(
+    "deal", [fed.dirichlet, fed.dirichlet_balanced, pytest.param(fed.virtual, marks=pytest.mark.thorough)]
+)
 def test_labels_in_a_list_are_those_of_an_array(deal):
     labels = np.random.default_rng(0).integers(0, 3, 40)
     array, listed = (deal(given, 4, alpha=1.0) for given in (labels, labels.tolist()))

@@ -43,6 +43,7 @@ def test_where_all_diverge_smaller_rates_follow():
     assert fed.next_rates(tried, GUESS) == [0.00111]
 
 
+@pytest.mark.thorough
 def test_a_rate_is_found_where_nobody_comes_to_some_rounds():
     config = fed.SimulationConfig(rounds=8, cohort=2, batch_size=4, eval_every=8)
     seldom = fed.Participation(fed.Bernoulli(0.25))
