@@ -110,8 +110,9 @@ def test_it_is_compared_and_tuned(capsys, tmp_path, mine, rates):
     options = [*SMALL, "--algorithms", f"decomfl,{mine},decomfl+median", "--seeds", "1", *rates]
     code, text, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
     assert (code, errors) == (0, "")
-    rows = [line.split()[0] for line in text.splitlines() if line.startswith((" decomfl", " meazo"))]
-    assert rows[-3:] == ["decomfl", "meazo", "decomfl+median"]
+    rows = [line.split()[0] for line in text.splitlines() if line.startswith((" decomfl", " meazo", " +"))]
+    # What a method goes through is on lines of its own.
+    assert rows[-4:] == ["decomfl", "meazo", "decomfl", "+median"]
     methods = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["methods"]
     runs = {name: each["runs"] for name, each in methods.items()}
     assert {run["bytes_up"] for each in runs.values() for run in each} == {12 * 4 * (8 + 4 * 2)}
