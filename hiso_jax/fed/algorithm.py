@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from hiso_jax.fed.aggregation import (
     Attack,
@@ -221,10 +222,18 @@ def default_rates(perturbations: int | None = None, **rates: float) -> Callable[
 
 def _init_precisely(init: optax.TransformInitFn, params: PyTree) -> optax.OptState:
     """``init`` of the parameters in the dtypes of their updates."""
-    if all(leaf.dtype == working_dtype(leaf) for leaf in jax.tree.leaves(params)):
+
+    def is_narrow(leaf: Array) -> bool:
+        return jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != working_dtype(leaf)
+
+    if not any(map(is_narrow, jax.tree.leaves(params))):
         return init(params)
+
+    def widened(given: PyTree) -> optax.OptState:
+        return init(jax.tree.map(lambda x: x.astype(working_dtype(x)) if is_narrow(x) else x, given))
+
     # Compiled, so that the wider copy is of what ``init`` reads alone: a head reads shapes.
-    return jax.jit(lambda given: init(jax.tree.map(lambda x: x.astype(working_dtype(x)), given)))(params)
+    return jax.jit(widened)(params)
 
 
 def _name(part: Any) -> str | None:

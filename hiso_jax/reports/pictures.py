@@ -113,14 +113,14 @@ def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, 
         axis.set_xlabel(label)
     for axis in axes[:, 0]:
         axis.xaxis.get_major_locator().set_params(integer=True)
-    for axis in axes[:, 1]:
-        axis.xaxis.set_major_formatter(lambda value, _: human_bytes(value))
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     if largest > FAR_APART * smallest > 0:
         for axis in axes[:, 1]:
             axis.set_xscale("log", nonpositive="mask")
+    # After its scale, which brings a formatter of its own.
+    axes[-1][1].xaxis.set_major_formatter(lambda value, _: human_bytes(value))
     if shown[0] == "loss":
         _leave_out_what_diverged(axes[0], [run for runs in histories.values() for run in runs], "loss")
     if target is not None:

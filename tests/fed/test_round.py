@@ -155,6 +155,11 @@ def test_moments_are_float32_whatever_the_parameters_are(name):
     assert jax.tree.map(lambda x: x.dtype, after[:2]) == jax.tree.map(lambda x: x.dtype, (params, held))
 
 
+def test_whole_numbers_are_not_trained():
+    with pytest.raises(TypeError, match="trainable parameters must be floating point"):
+        algorithms.decomfl(0.1).optimizer.init({"w": jnp.arange(3), "v": jnp.ones(2, jnp.bfloat16)})
+
+
 def test_a_chain_begun_in_bfloat16_stays_so_and_can_be_scanned():
     """As optax keeps it; ``Algorithm.optimizer`` begins it in float32."""
     tx = optax.chain(hiso_jax.scale_by_hiso(), optax.trace(0.9), optax.scale_by_learning_rate(0.01))
