@@ -220,7 +220,7 @@ def default_rates(perturbations: int | None = None, **rates: float) -> Callable[
     return declare
 
 
-def _init_precisely(init: optax.TransformInitFn, params: PyTree) -> optax.OptState:
+def _init_precisely(init: Callable[[Any], Any], params: PyTree) -> optax.OptState:
     """``init`` of the parameters in the dtypes of their updates."""
 
     def is_narrow(leaf: Array) -> bool:

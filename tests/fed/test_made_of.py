@@ -69,6 +69,7 @@ def test_a_number_in_a_body_counts_and_a_circle_ends():
     assert made_of(circle) == made_of(circle)
 
 
+@pytest.mark.thorough
 def test_another_process_finds_the_same():
     code = "from hiso_jax import algorithms as a; print(a.load('mosaic').build(0.1, {}).made_of)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

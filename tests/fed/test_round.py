@@ -97,7 +97,7 @@ def test_one_non_finite_scalar_invalidates_its_client(steps, bad):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, state, record.loss)))
 
 
-@pytest.mark.parametrize("directions", ["keep", "regenerate"])
+@pytest.mark.parametrize("directions", [pytest.param("keep", marks=pytest.mark.thorough), "regenerate"])
 def test_a_weight_that_is_not_positive_is_none(directions):
     execution = fed.ExecutionSettings(directions=directions)
     after = [
