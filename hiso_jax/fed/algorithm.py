@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from hiso_jax.fed.aggregation import (
     Attack,
@@ -223,8 +223,8 @@ def default_rates(perturbations: int | None = None, **rates: float) -> Callable[
 def _init_precisely(init: Callable[[Any], Any], params: PyTree) -> optax.OptState:
     """``init`` of the parameters in the dtypes of their updates."""
 
-    def is_narrow(leaf: Array) -> bool:
-        return jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != working_dtype(leaf)
+    def is_narrow(leaf: Any) -> bool:
+        return jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != jnp.promote_types(leaf.dtype, jnp.float32)
 
     if not any(map(is_narrow, jax.tree.leaves(params))):
         return init(params)
