@@ -7,7 +7,7 @@ from hiso_jax.fed.task import examples_of
 
 # A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
 DISPATCH_SECONDS = 0.5
-# What took less says nothing of rounds: it was not spent on examples. On the digits 15 to 90 times too much was foretold.
+# What took less was not spent on examples, and says nothing of rounds: on the digits 15 to 90 times too much was told.
 TELLING_SECONDS = 0.2
 
 
