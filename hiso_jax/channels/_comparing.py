@@ -18,15 +18,18 @@ def krum_scores(messages: PyTree, counts: Bool[Array, "C"], hostile: float, key:
     """The sum of a message's squared distances to its nearest peers (Blanchard et al., arXiv 1703.02757).
 
     Of n that count, f = ⌈hostile · n⌉ of them hostile, the n − f − 2 nearest are summed, at least one. A cohort of more
-    than 512 is compared with 128 of its members that ``key`` draws, so that the cost is linear in its size.
+    than 512 is compared with 128 of its members that ``key`` draws, of those that count first, so that the cost is
+    linear in its size.
 
     Returns:
-      The scores, infinite of a message that does not count.
+      The scores, infinite of a message that does not count, and finite of every other: one without peers, or whose
+      distances are beyond a float, has the largest float there is.
     """
     rows, clients = rows_of(messages, counts), len(counts)
     peers = jnp.arange(clients)
     if clients > WHOLE:
-        peers = jax.random.choice(key, clients, (DRAWN,), replace=False)
+        drawn = jax.random.permutation(key, clients)
+        peers = drawn[jnp.argsort(~counts[drawn], stable=True)[:DRAWN]]
     others, present = rows[peers], counts[peers]
     total = present.sum()
     nearest = jnp.maximum(total - least_above(hostile, total, len(peers)) - 2, 1)
@@ -38,4 +41,5 @@ def krum_scores(messages: PyTree, counts: Bool[Array, "C"], hostile: float, key:
         return jnp.where(jnp.arange(len(near)) < nearest, near, 0).sum()
 
     scores = lax.map(score, (rows, jnp.arange(clients)), batch_size=64)
-    return jnp.where(counts & ~jnp.isnan(scores), scores, jnp.inf)
+    largest = jnp.finfo(scores.dtype).max
+    return jnp.where(counts, jnp.where(scores < largest, scores, largest), jnp.inf)

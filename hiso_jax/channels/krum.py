@@ -27,7 +27,7 @@ def krum(*, hostile: float = 0.3) -> Combine:
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
         counts = weights > 0
         best = jnp.argmin(krum_scores(messages, counts, hostile, key))
-        # Without a client that counts there is nothing to choose, and nothing is applied.
+        # Without a client that counts there is nothing to choose, and the aggregate is zero.
         return jax.tree.map(lambda m: jnp.where(counts[best], m[best], 0).astype(m.dtype), messages)
 
     return combine

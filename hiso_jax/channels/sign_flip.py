@@ -22,4 +22,4 @@ def sign_flip(*, attack_scale: float = 10.0) -> Attack:
     def forge(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
         return jax.tree.map(lambda m: -attack_scale * m, messages)
 
-    return Attack(forge)
+    return Attack(forge, reads_others=False)

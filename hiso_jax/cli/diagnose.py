@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hiso_jax import algorithms, fed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import build_algorithm, build_population, build_task
+from hiso_jax.cli.experiment import recorded_algorithm, build_population, build_task
 from hiso_jax.cli.language import comma_separated
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import working
@@ -114,7 +114,7 @@ def _along(
     task = build_task(run, console)
     population = build_population(run, task, run.seed)
     params, updates = base_of(run, ledger.header["base"], "model").params, ledger.records.updates
-    algorithm = build_algorithm(run, algorithms.load(run.algorithm), run.learning_rate)
+    algorithm = recorded_algorithm(run, algorithms.load(run.algorithm), run.learning_rate)
     state, done, found, last = algorithm.optimizer.init(params), 0, [], None
     effort = Effort(**_effort(options))
     for place, at in enumerate(rounds):

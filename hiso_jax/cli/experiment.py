@@ -1,6 +1,6 @@
 """Options → task, population, algorithm and simulation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from hiso_jax.cli.options import Experiment, partition_of
 from hiso_jax.cli.privacy import noise_for_budget
 from hiso_jax.cli.progress import working
 from hiso_jax.fed.population import AnyPopulation
-from hiso_jax.fed.run import check_messages
+from hiso_jax.fed.run import check_messages, sensitivity
 from hiso_jax.reports import plain
 from hiso_jax.schedules import inverse_sqrt
 from hiso_jax.simulation import Simulation
@@ -217,16 +217,37 @@ def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:
     return rate
 
 
-def build_algorithm(options: Experiment, method: Method, rate: Any) -> fed.Algorithm:
+def build_algorithm(
+    options: Experiment, method: Method, rate: Any, *, seeds: Sequence[int] | None = None
+) -> fed.Algorithm:
     """The method with its options and a learning rate, which may be traced.
+
+    Args:
+      options: of the run.
+      method: the method.
+      rate: its learning rate.
+      seeds: of several runs of one algorithm, whose noise is to meet the budget of each; by default the options' own.
 
     Raises:
       ValueError: one of its options is out of range.
     """
-    given = given_to(method, options)
-    if options.epsilon is not None and method.needs_secret:
-        given["noise_multiplier"] = noise_for_budget(options, method.is_private)
-    return method.build(build_schedule(options, rate), given)
+    algorithm = recorded_algorithm(options, method, rate)
+    if options.epsilon is None or not method.needs_secret:
+        return algorithm
+    config = simulation_config(options, options.seed, algorithm)
+    noise = noise_for_budget(
+        options, method.is_private, seeds or [options.seed], sensitivity(algorithm, config, options.clients)
+    )
+    return method.build(build_schedule(options, rate), {**given_to(method, options), "noise_multiplier": noise})
+
+
+def recorded_algorithm(options: Experiment, method: Method, rate: Any) -> fed.Algorithm:
+    """The method to rebuild a run with from its ledger: the noise of a budget, which is in its records, is not found.
+
+    Raises:
+      ValueError: one of its options is out of range.
+    """
+    return method.build(build_schedule(options, rate), given_to(method, options))
 
 
 def simulation_config(options: Experiment, seed: int, algorithm: fed.Algorithm) -> fed.SimulationConfig:

@@ -13,7 +13,7 @@ from rich.console import Console
 from hiso_jax import algorithms, fed, plan, tasks
 from hiso_jax.checks import whole
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import AnyTask, build_algorithm, check_model, simulation_config
+from hiso_jax.cli.experiment import AnyTask, recorded_algorithm, check_model, simulation_config
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment
 from hiso_jax.cli.progress import working
@@ -70,7 +70,7 @@ def plan_round(options: Plan, console: Console) -> int:
         # Nor can a program for absent devices be loaded from where compiled ones are kept.
         jax.config.update("jax_enable_compilation_cache", False)
         method = algorithms.load(options.algorithm)
-        algorithm = build_algorithm(options, method, RATE)
+        algorithm = recorded_algorithm(options, method, RATE)
         given = described(options)
         found = plan.target(options.target)
         config = simulation_config(options, options.seed, algorithm)

@@ -1,5 +1,6 @@
 """The noise of a private run, found for its budget, and what is refused because it would tell more."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -9,12 +10,14 @@ from hiso_jax.cli.options import Experiment
 from hiso_jax.fed.privacy import Sampling, is_installed, most_visits, noise_for
 
 
-def noise_for_budget(options: Experiment, private: bool) -> float:
-    """The noise multiplier that keeps a run to ``options.epsilon``.
+def noise_for_budget(options: Experiment, private: bool, seeds: Sequence[int], sensitivity: int = 1) -> float:
+    """The noise multiplier that keeps each of some runs to ``options.epsilon``.
 
     Args:
-      options: of the run; of its seed, where its cohorts follow from that.
+      options: of the runs.
       private: whether the server noises sums, and may keep its cohorts to itself.
+      seeds: of the runs; where cohorts follow from them, the one whose clients come most often needs most noise.
+      sensitivity: how many messages of a cohort change with one client's data.
 
     Raises:
       ValueError: the accountant is not installed, or no noise is enough.
@@ -22,15 +25,21 @@ def noise_for_budget(options: Experiment, private: bool) -> float:
     if not is_installed():
         raise ValueError("epsilon needs dp-accounting to find the noise: pip install 'hiso-jax[privacy]'")
     assert options.epsilon is not None
-    public = not private or options.public_cohorts
-    seed = options.seed if public else None
-    return _noise(options.epsilon, options.delta, options.clients, options.cohort, options.rounds, seed)
+    clients, cohort, rounds = options.clients, options.cohort, options.rounds
+    visits = None
+    if not private or options.public_cohorts:
+        visits = max(_visits(clients, cohort, rounds, seed) for seed in seeds)
+    return sensitivity * _noise(options.epsilon, options.delta, Sampling(clients, cohort, rounds, visits))
 
 
 @cache
-def _noise(epsilon: float, delta: float, clients: int, cohort: int, rounds: int, seed: int | None) -> float:
-    visits = None if seed is None else most_visits(jax.random.key(seed), clients, cohort, rounds)
-    return noise_for(epsilon, Sampling(clients, cohort, rounds, visits), delta=delta)
+def _visits(clients: int, cohort: int, rounds: int, seed: int) -> int:
+    return most_visits(jax.random.key(seed), clients, cohort, rounds)
+
+
+@cache
+def _noise(epsilon: float, delta: float, sampling: Sampling) -> float:
+    return noise_for(epsilon, sampling, delta=delta)
 
 
 def check_private(options: Any, methods: Any, given: Any) -> None:

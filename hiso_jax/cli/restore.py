@@ -14,7 +14,7 @@ from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import first_line
 from hiso_jax.cli.comparing import Compare
-from hiso_jax.cli.experiment import build_algorithm, load_model
+from hiso_jax.cli.experiment import recorded_algorithm, load_model
 from hiso_jax.cli.methods import Option, is_foreign, methods_of, options_with, own_options
 from hiso_jax.cli.options import MOVABLE, Experiment, Run
 from hiso_jax.cli.study import Study, Sweep
@@ -284,7 +284,7 @@ def rebuild(options: Run, base: Base, updates: fed.Updates) -> tuple[PyTree, Any
     """Parameters and optimizer state after ``updates``."""
     if not isinstance(options.learning_rate, float):
         raise ValueError("learning_rate must be a number to rebuild a run, and the run has none")
-    algorithm = build_algorithm(options, algorithms.load(options.algorithm), options.learning_rate)
+    algorithm = recorded_algorithm(options, algorithms.load(options.algorithm), options.learning_rate)
     try:
         return jax.block_until_ready(fed.replay(base.params, algorithm, updates))
     except Exception as error:

@@ -22,6 +22,7 @@ from hiso_jax.cli.experiment import (
     build_population,
     build_schedule,
     examples_of,
+    recorded_algorithm,
     simulation_config,
     target_of,
 )
@@ -78,7 +79,7 @@ class Held:
             return stopped
 
         figures = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
-        algorithm = build_algorithm(options, method, rates[0])
+        algorithm = recorded_algorithm(options, method, rates[0])
         share = algorithm.local_share
         settings = fed.Grid(rates, self.seeds, mus, lambda rate: build_schedule(options, share * rate))
         config = simulation_config(options, options.seed, algorithm)
@@ -91,7 +92,7 @@ class Held:
             row = bar.add_task(title, total=options.rounds)
             return fed.sweep(
                 self.task,
-                lambda rate: build_algorithm(options, method, rate),
+                lambda rate: build_algorithm(options, method, rate, seeds=self.seeds),
                 self.populations,
                 config,
                 settings,

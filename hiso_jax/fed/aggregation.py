@@ -45,9 +45,12 @@ class Attack:
 
     Attributes:
       forge: (messages [C, ...] of all clients, senders, key) → what each would send if it were hostile.
+      reads_others: whether what a client sends depends on other clients' messages, too. Each forged message then tells
+        of the honest ones once more, and the ε of a private run grows by it.
     """
 
     forge: Send
+    reads_others: bool = True
 
 
 @dataclass(frozen=True)

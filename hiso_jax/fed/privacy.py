@@ -79,6 +79,15 @@ def _event(noise_multiplier: float, sampling: Sampling) -> Any:
     return dp.SelfComposedDpEvent(sampled, sampling.rounds)
 
 
+def _bounds(sampling: Sampling) -> list[Sampling]:
+    """Ways to account for a run, each of them an upper bound of its ε: the smallest is told.
+
+    A secret cohort is no worse than every client in every round. The bound of samples without replacement (Wang et
+    al., arXiv 1808.00087) is looser than that where a cohort is a large share of the clients.
+    """
+    return [sampling] if sampling.visits is not None else [sampling, sampling._replace(visits=sampling.rounds)]
+
+
 def _accountant() -> Any:
     from dp_accounting import NeighboringRelation
     from dp_accounting.rdp import RdpAccountant
@@ -105,7 +114,8 @@ def epsilon(noise_multiplier: float, sampling: Sampling, *, delta: float = 1e-5)
         return 0.0
     if noise_multiplier == 0:
         return math.inf
-    return float(_accountant().compose(_event(noise_multiplier, sampling)).get_epsilon(delta))
+    each = (_accountant().compose(_event(noise_multiplier, way)).get_epsilon(delta) for way in _bounds(sampling))
+    return float(min(each))
 
 
 def noise_for(epsilon: float, sampling: Sampling, *, delta: float = 1e-5) -> float:
@@ -120,14 +130,22 @@ def noise_for(epsilon: float, sampling: Sampling, *, delta: float = 1e-5) -> flo
       ValueError: a number out of range, or no noise is enough.
       ImportError: ``dp-accounting`` is not installed, the extra ``privacy``.
     """
-    import dp_accounting as dp
-
     positive("epsilon", epsilon)
     _check(sampling, delta)
     if 0 in (sampling.rounds, sampling.visits):
         return 0.0
     if epsilon >= MOST_EPSILON:
         raise ValueError(f"epsilon must be below {MOST_EPSILON:g}, beyond which nothing is private, got {epsilon:g}")
+    found = [noise for way in _bounds(sampling) if (noise := _calibrated(epsilon, way, delta)) is not None]
+    if not found:
+        raise ValueError(f"epsilon must be a budget that some noise meets; got {epsilon:g} at delta {delta:g}")
+    return min(found)
+
+
+def _calibrated(epsilon: float, sampling: Sampling, delta: float) -> float | None:
+    """The least σ by one way of accounting; None where no noise is enough."""
+    import dp_accounting as dp
+
     try:
         found = dp.calibrate_dp_mechanism(
             _accountant,
@@ -138,9 +156,7 @@ def noise_for(epsilon: float, sampling: Sampling, *, delta: float = 1e-5) -> flo
             tol=1e-4,
         )
     except dp.mechanism_calibration.NoBracketIntervalFoundError:
-        raise ValueError(
-            f"epsilon must be a budget that some noise meets; got {epsilon:g} at delta {delta:g}"
-        ) from None
+        return None
     return float(found)
 
 

@@ -13,6 +13,8 @@ from hiso_jax.fed.codes import Coded, Relayed, is_coded, packed_size, quantise
 BITS = (1, 2, 4, 8, 32)
 AGGREGATE_BITS = (4, 8, 32)
 DEFAULT_BYTES_UP = 20
+# Of a group's share of a round's weight.
+SHARE_BYTES = 4
 Relay = Literal["messages", "aggregate"]
 
 
@@ -85,13 +87,19 @@ class Wire:
         nodes = jax.tree.leaves(message, is_leaf=is_coded)
         return sum(map(one, nodes)) + _bytes([n for n in nodes if not is_coded(n)], self.up_bits)
 
-    def down(self, aggregate: PyTree) -> Told:
-        """Bytes of an aggregate of these shapes."""
+    def down(self, aggregate: PyTree, groups: int = 1) -> Told:
+        """Bytes of an aggregate of these shapes, of ``groups`` groups of directions.
+
+        Numbers that a combiner has brought to few bits are its own inside a group; every group then has a float32
+        beside them, its share of the round's weight, since fewer of its clients may count than of another's.
+        """
         nodes = jax.tree.leaves(aggregate, is_leaf=is_coded)
         relayed = [node for node in nodes if isinstance(node, Relayed)]
         if not relayed:
             coded = [node for node in nodes if isinstance(node, Coded)]
-            return Told(self.up(coded) + _bytes([n for n in nodes if not is_coded(n)], self.down_bits))
+            plain = [node for node in nodes if not is_coded(node)]
+            shares = SHARE_BYTES * groups if plain and groups > 1 and self.down_bits < 32 else 0
+            return Told(self.up(coded) + _bytes(plain, self.down_bits) + shares)
         clients = len(relayed[0].step)
         each = [n.step.dtype.itemsize + packed_size(math.prod(n.codes.shape[1:]), n.bits) for n in relayed]
         # A mask of who is valid, and the codes of those.
@@ -156,8 +164,12 @@ class FewBits(Wire):
         """What of it can be written down."""
         return ["few bits", self.scalar_bits, self.bytes_up, self.aggregate_bits, self.relay]
 
-    def bits_of(self, count: int, itemsize: int = 4) -> int:
-        """B of a message of ``count`` scalars, its step a float of ``itemsize`` bytes.
+    def bits_of(self, *counts: int, itemsize: int = 4) -> int:
+        """B of a message, the same for all of its scalars.
+
+        Args:
+          counts: scalars in each part of the message: one part, or one for each kind of number along a direction.
+          itemsize: bytes of a float of a part, and of a part's step.
 
         Raises:
           ValueError: not even one bit each fits ``bytes_up``.
@@ -165,20 +177,24 @@ class FewBits(Wire):
         if self.scalar_bits is not None:
             return self.scalar_bits
         assert self.bytes_up is not None
+
+        def size(bits: int) -> int:
+            each = [itemsize * count if bits == 32 else packed_size(count, bits) + itemsize for count in counts]
+            return sum(each)
+
         for bits in reversed(BITS):
-            if packed_size(count, bits) + (itemsize if bits < 32 else 0) <= self.bytes_up:
+            if size(bits) <= self.bytes_up:
                 return bits
-        least = packed_size(count, 1) + itemsize
-        raise ValueError(f"bytes_up must be at least {least} for {count} scalars a message, got {self.bytes_up}")
+        raise ValueError(
+            f"bytes_up must be at least {size(1)} for {sum(counts)} scalars a message, got {self.bytes_up}"
+        )
 
-    def encode(self, messages: PyTree) -> PyTree:
-        """What clients send, of messages [C, K, P]."""
-
-        def one(message: Float[Array, "C K P"]) -> Any:
-            bits = self.bits_of(math.prod(message.shape[1:]), message.dtype.itemsize)
-            return message if bits == 32 else quantise(message, bits)
-
-        return jax.tree.map(one, messages)
+    def encode(self, messages: PyTree[Float[Array, "C K P"]]) -> PyTree:
+        """What clients send, of messages [C, K, P], a tree of them where several numbers are sent of a direction."""
+        parts = jax.tree.leaves(messages)
+        counts = [math.prod(part.shape[1:]) for part in parts]
+        bits = self.bits_of(*counts, itemsize=max(part.dtype.itemsize for part in parts))
+        return messages if bits == 32 else jax.tree.map(lambda part: quantise(part, bits), messages)
 
     def relays(self, messages: PyTree, groups: int) -> bool:
         """Whether everyone is told the codes of all clients, and not their aggregate."""

@@ -29,7 +29,8 @@ class Ratio:
       low, high: its 95 % interval, Student's t on the logarithms; None of fewer than 5 pairs, or of a bound.
       pairs: how many there are.
       bound: "least" where runs of the method never reached the target, which were counted as if they had at their
-        end; "most" where runs of the baseline did not; else None.
+        end, or runs of the baseline were at it before their first round, which were counted as if they took one;
+        "most" where this is so of the baseline and of the method; else None.
     """
 
     value: float
@@ -49,7 +50,19 @@ def _whole(run: dict[str, Any], figure: str) -> float | None:
     totals = [run[name] for name in FIGURES[figure]]
     if any(total is None for total in totals) or not run["rounds"]:
         return None
-    return sum(totals) * run.get("rounds_planned", run["rounds"]) / run["rounds"]
+    return sum(totals) * _planned(run) / run["rounds"]
+
+
+def _planned(run: dict[str, Any]) -> int:
+    return run.get("rounds_planned", run["rounds"])
+
+
+def _counted(run: dict[str, Any], figure: str) -> float | None:
+    """What a run counts as: what it took; all of it where it never got there, one round where it began there."""
+    took, whole = to_target(run, figure), _whole(run, figure)
+    if took is None or took > 0:
+        return whole if took is None else took
+    return None if whole is None else whole / _planned(run)
 
 
 def paired_ratio(
@@ -57,8 +70,9 @@ def paired_ratio(
 ) -> Ratio | None:
     """What a method took to the target in units of what a baseline took, seed by seed.
 
-    A run that never got there is censored: it took at least as much as it had. Of a pair in which neither got there
-    nothing is known, and it is left out.
+    A run that never got there is censored: it took at least as much as it had. A run that began there took nothing,
+    less than one round. Of a pair in which neither got there, or both began there, nothing is known, and it is left
+    out.
 
     Args:
       runs: summaries of a method's runs.
@@ -72,13 +86,16 @@ def paired_ratio(
     logs, bounds = [], set()
     for seed in sorted(own.keys() & others.keys()):
         took, base = to_target(own[seed], figure), to_target(others[seed], figure)
-        if took is None and base is None:
+        if took == base and not took:
             continue
-        if took is None or base is None:
-            bounds.add("least" if took is None else "most")
-        took, base = took or _whole(own[seed], figure), base or _whole(others[seed], figure)
-        if took and base:
-            logs.append(math.log(took / base))
+        counted = _counted(own[seed], figure), _counted(others[seed], figure)
+        if not all(counted):
+            continue
+        if took is None or base == 0:
+            bounds.add("least")
+        if base is None or took == 0:
+            bounds.add("most")
+        logs.append(math.log(counted[0] / counted[1]))
     if not logs or len(bounds) > 1:
         return None
     mean, low, high = interval(logs)

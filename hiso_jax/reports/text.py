@@ -13,9 +13,16 @@ NEVER = "—"
 def human_bytes(count: float) -> str:
     """``count`` bytes in decimal units, three significant digits."""
     power = 0
-    while count >= 1000 and power < len(UNITS) - 1:
+    # As it is shown: 999,999 bytes are 1 MB, and not 1e+03 kB.
+    while _rounded(count, power) >= 1000 and power < len(UNITS) - 1:
         count, power = count / 1000, power + 1
-    return f"{count:.0f} {UNITS[power]}" if power == 0 else f"{count:.3g} {UNITS[power]}"
+    shown = _rounded(count, power)
+    return f"{shown:.0f} {UNITS[power]}" if power == 0 or shown >= 1000 else f"{shown:.3g} {UNITS[power]}"
+
+
+def _rounded(count: float, power: int) -> float:
+    """``count`` to three significant digits, of whole bytes to a whole number."""
+    return float(f"{count:.0f}" if power == 0 else f"{count:.3g}")
 
 
 def human_count(count: float) -> str:

@@ -18,6 +18,8 @@ Loss = Callable[[Array], Array]
 
 # Products with unit vectors that are made together.
 TOGETHER = 32
+# Lanczos' next vector, in units of rounding, below which there is none.
+EXHAUSTED = 10
 
 
 class Estimated(NamedTuple):
@@ -36,8 +38,10 @@ class Spectrum(NamedTuple):
     """What Lanczos' iteration finds of a symmetric matrix.
 
     Attributes:
-      eigenvalues: Ritz values of every start, ascending, [starts, m]; the outermost are near the matrix's own.
-      weights: of each in the density of all eigenvalues, [starts, m]; they sum to 1 for every start.
+      eigenvalues: Ritz values of every start, ascending, [starts, m]; the outermost are near the matrix's own. A start
+        whose Krylov space has fewer than m dimensions repeats its largest.
+      weights: of each in the density of all eigenvalues, [starts, m]; they sum to 1 for every start. What is repeated
+        has none.
     """
 
     eigenvalues: Float[Array, "starts m"]
@@ -112,6 +116,9 @@ def estimated_hessian_diagonal(loss: Loss, x: Float[Array, "d"], key: Key[Array,
 def spectrum(loss: Loss, x: Float[Array, "d"], key: Key[Array, ""], *, steps: int = 64, starts: int = 1) -> Spectrum:
     """Eigenvalues of Σ and their density, by stochastic Lanczos quadrature (Ghorbani et al., arXiv 1901.10159).
 
+    Where Σ has fewer distinct eigenvalues than there are steps, the Krylov space is exhausted before: the next vector
+    is rounding noise, and the tridiagonal matrix is cut there.
+
     Args:
       loss: twice differentiable.
       x: where.
@@ -120,21 +127,45 @@ def spectrum(loss: Loss, x: Float[Array, "d"], key: Key[Array, ""], *, steps: in
       starts: random vectors to begin with.
 
     Raises:
+      ValueError: a second derivative of the loss at ``x`` is not finite.
       ImportError: matfree is not installed, the extra ``diagnostics``.
     """
     from matfree import decomp
 
     steps = min(steps, len(x))
-    tridiagonalise = decomp.tridiag_sym(steps, materialize=True, custom_vjp=False)
+    # Arnoldi's matrix, whose lower diagonal holds the lengths of the new vectors: the symmetric form of it, their mean
+    # with the upper one, does not show where one of them is nothing but rounding.
+    arnoldi = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
 
     @jax.jit
     def one(key: Key[Array, ""]) -> Array:
         start = jax.random.rademacher(key, x.shape, x.dtype)
-        return tridiagonalise(lambda vector: product(loss, x, vector), start).J_small
+        return arnoldi(lambda vector: product(loss, x, vector), start).J_small
 
-    found = [np.linalg.eigh(np.asarray(one(each), np.float64)) for each in jax.random.split(key, starts)]
-    values = jnp.asarray(np.stack([each.eigenvalues for each in found]))
-    return Spectrum(values, jnp.asarray(np.stack([each.eigenvectors[0] ** 2 for each in found])))
+    values, weights = np.empty((2, starts, steps))
+    for place, each in enumerate(jax.random.split(key, starts)):
+        found = np.linalg.eigh(_tridiagonal(np.asarray(one(each), np.float64), x))
+        missing = steps - len(found.eigenvalues)
+        values[place] = np.pad(found.eigenvalues, (0, missing), mode="edge")
+        weights[place] = np.pad(found.eigenvectors[0] ** 2, (0, missing))
+    return Spectrum(jnp.asarray(values, x.dtype), jnp.asarray(weights, x.dtype))
+
+
+def _tridiagonal(hessenberg: Float[np.ndarray, "m m"], x: Float[Array, "d"]) -> Float[np.ndarray, "n n"]:
+    """Lanczos' matrix, up to where its Krylov space is exhausted, n ≤ m."""
+    diagonal, beside = np.diag(hessenberg), np.diag(hessenberg, -1)
+    steps = len(diagonal)
+    if not np.isfinite(diagonal[0]):
+        raise ValueError("loss must have finite second derivatives at x; a product with its Hessian is not finite")
+    # A vector of d rounded numbers is as long as this, in units of the largest eigenvalue seen so far.
+    rounding = EXHAUSTED * float(jnp.finfo(x.dtype).eps) * len(x) ** 0.5
+    for step, length in enumerate(beside):
+        scale = max(np.abs(diagonal[: step + 1]).max(), beside[:step].max(initial=0))
+        if not length > rounding * scale:
+            steps = step + 1
+            break
+    beside = beside[: steps - 1]
+    return np.diag(diagonal[:steps]) + np.diag(beside, 1) + np.diag(beside, -1)
 
 
 def fisher_diagonal(

@@ -74,11 +74,14 @@ class Channel(NamedTuple):
 
     def send(self, messages: PyTree, first: Int[Array, ""] | int = 0) -> PyTree:
         """What arrives of all messages [C, ...], whose perturbations are numbered from ``first``."""
-        measured = messages
+        known = messages
         for place, send in enumerate(self.algorithm.send):
             key = send_key(self.key if not is_secret(send) else self._private_key(), place)
             messages = self._sent(send, messages, key, first)
-        return self.algorithm.wire.encode(self._forged(measured, messages, first))
+            if is_secret(send) and self.senders.hostile is not None:
+                # Nobody sees what a client had before it drew its noise: the hostile know what the others send.
+                known = _where(self.senders.hostile, known, messages)
+        return self.algorithm.wire.encode(self._forged(known, messages, first))
 
     def _private_key(self) -> Key[Array, ""]:
         if self.secret is None:
@@ -93,21 +96,17 @@ class Channel(NamedTuple):
     def _send_one(self, send: Send, numbers: PyTree, key: Key[Array, ""]) -> PyTree:
         return send(numbers, self.senders, key)
 
-    def _forged(self, measured: PyTree, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
-        """The messages, those of the hostile forged from what was measured; they do not what the honest do."""
+    def _forged(self, known: PyTree, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
+        """The messages, those of the hostile forged from what they know; they do not what the honest do."""
         attack, hostile, sends = self.algorithm.attack, self.senders.hostile, self.algorithm.send
         if attack is None or hostile is None:
             return messages
-        made = self._sent(attack.forge, measured, send_key(self.key, len(sends)), first)
+        made = self._sent(attack.forge, known, send_key(self.key, len(sends)), first)
         # But in how few bits a number goes is the wire's, and binds whoever sends.
         narrow = [(place, send) for place, send in enumerate(sends) if getattr(send, "bits", None) is not None]
         for place, send in narrow[-1:]:
             made = self._sent(send, made, send_key(self.key, place), first)
-        return jax.tree.map(
-            lambda forged, own: jnp.where(jnp.expand_dims(hostile, range(1, own.ndim)), forged.astype(own.dtype), own),
-            made,
-            messages,
-        )
+        return _where(hostile, made, messages)
 
     def combine(self, messages: PyTree, weights: Float[Array, "C"], memory: PyTree) -> Combined:
         """What everyone is told of all messages.
@@ -250,6 +249,15 @@ class Channel(NamedTuple):
         weights = weights.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(values)))
         combined = self._aggregate(sent, values, weights, None, index)
         return jax.tree.map(lambda x: x[:, 0, 0], sent), jax.tree.map(lambda x: x[0], combined)
+
+
+def _where(clients: Bool[Array, "C"], messages: PyTree, others: PyTree) -> PyTree:
+    """The ``messages`` of some clients, and the others' of the rest, in the dtypes of these."""
+    return jax.tree.map(
+        lambda own, other: jnp.where(jnp.expand_dims(clients, range(1, other.ndim)), own.astype(other.dtype), other),
+        messages,
+        others,
+    )
 
 
 def _scaled(message: Float[Array, "C ..."], factors: Float[Array, "C"]) -> Float[Array, "C ..."]:

@@ -38,7 +38,7 @@ class Shapes(NamedTuple):
 
     def bytes_of(self, algorithm: Algorithm) -> tuple[int, Told]:
         """What a message takes, and what everyone is told of a round."""
-        return algorithm.wire.up(self.message), algorithm.wire.down(self.aggregate)
+        return algorithm.wire.up(self.message), algorithm.wire.down(self.aggregate, self.groups)
 
 
 def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:

@@ -12,6 +12,7 @@ from hiso_jax.fed.run.search import FEWEST_TRIES, next_rates
 from hiso_jax.fed.run.session import Session
 from hiso_jax.fed.run.setup import Ingredients, check_messages
 from hiso_jax.fed.run.simulation import Simulation
+from hiso_jax.fed.run.spent import sensitivity
 from hiso_jax.fed.run.sweep import sweep
 from hiso_jax.fed.run.traffic import Traffic
 
@@ -39,5 +40,6 @@ __all__ = [
     "make_evaluate",
     "next_rates",
     "round_costs",
+    "sensitivity",
     "sweep",
 ]

@@ -120,8 +120,9 @@ def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, num
     told = missed * float(costs.told.most)
     work = Work(
         download_bytes(told, stood == NEVER_CAME, costs, jnp),
-        upload_bytes(costs),
-        costs.passes,
+        # As a float, as what goes down: a message of two gigabytes is beyond the device's integers.
+        float(upload_bytes(costs)),
+        float(costs.passes),
         directions_made(told, missed, costs, jnp),
     )
     attendance = attend(

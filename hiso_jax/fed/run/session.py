@@ -120,7 +120,12 @@ class Session:
         if keeper.found is None:
             return carry
         evaluations = keeper.found.evaluations
-        self.history = [row for row in evaluations if keeper.found.seal or row.round % config.eval_every == 0]
+        # A run that was interrupted or ended between evaluations, and went on, has evaluations that one which was left
+        # alone has not: only the last round's stands beside the regular ones.
+        over = self.done >= config.rounds or keeper.found.seal is not None
+        self.history = [
+            row for row in evaluations if row.round % config.eval_every == 0 or (over and row.round == self.done)
+        ]
         if evaluations:
             self.run_seconds = evaluations[-1].seconds
         if not self.done:

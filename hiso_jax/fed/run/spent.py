@@ -4,11 +4,29 @@ import logging
 
 import numpy as np
 
+from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.privacy import Sampling, Spent, epsilon, is_installed
+from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.setup import Setup
 
 logger = logging.getLogger("hiso_jax")
+
+
+def sensitivity(algorithm: Algorithm, config: SimulationConfig, clients: int) -> int:
+    """How many messages of a cohort change with one client's data: its own, and those forged from what it sends.
+
+    Args:
+      algorithm: of a private run. What is forged from messages that their clients have noised tells no more of them.
+      config: says who is hostile.
+      clients: N.
+    """
+    attack = algorithm.attack
+    if attack is None or not attack.reads_others or not algorithm.is_private:
+        return 1
+    if config.attackers_of == "cohort":
+        return 1 + round(config.attackers * config.cohort)
+    return 1 + min(round(config.attackers * clients), config.cohort - 1)
 
 
 def spent(setup: Setup, records: Records | None) -> Spent | None:
@@ -23,7 +41,7 @@ def spent(setup: Setup, records: Records | None) -> Spent | None:
     rounds, found = 0 if records is None else len(records.round), None
     if is_installed():
         sampling = Sampling(setup.clients, config.cohort, rounds, visits)
-        found = epsilon(noise[1], sampling, delta=config.delta)
+        found = epsilon(noise[1] / sensitivity(setup.algorithm, config, setup.clients), sampling, delta=config.delta)
     else:
         logger.warning("what the run has told of its clients is not computed: the extra privacy is not installed")
     return Spent(found, config.delta, noise[1], noise[0], visits, not setup.algorithm.is_private)

@@ -29,7 +29,7 @@ def text_shapes(
       name: of the task.
       model: :func:`hiso_jax.models.lm.tuned_shapes`.
       classes: of a classification.
-      max_length: tokens of a prompt; by default the task's, or the model's most.
+      max_length: tokens of a text, of prompt and answer together; by default the task's, or the model's most.
       max_new_tokens: tokens of an answer, of generation.
       rows: of the training and the test data.
     """
@@ -39,7 +39,8 @@ def text_shapes(
         min(DEFAULT_MAX_LENGTH if source is None else source.max_length, most) if max_length is None else max_length
     )
     answer = (max_new_tokens or NEW_TOKENS[name]) if name in GENERATION else 0
-    width = length + answer
+    # A prompt is cut so that its answer has room behind it.
+    width = length
 
     def split(count: int) -> dict[str, Any]:
         own = {"tokens": (count, width), "length": (count,), ("answer" if answer else "label"): (count,)}
