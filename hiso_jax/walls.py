@@ -51,7 +51,16 @@ def rounded(x: Array) -> Array:
 
 # A primitive and not ``lax.platform_dependent``: one equation and one operation where that makes a conditional.
 _pin = Primitive("hiso_jax_pin")
-_pin.def_impl(jax.jit(lambda x: _pin.bind(x)))
+_compiled = jax.jit(lambda x: _pin.bind(x))
+
+
+@_pin.def_impl
+def _alone(x: Array) -> Array:
+    # Compiled also under jax.disable_jit(), where the function's own call would lead here again.
+    with jax.disable_jit(False):
+        return _compiled(x)
+
+
 _pin.def_abstract_eval(lambda x: x)
 batching.defvectorized(_pin)
 ad.deflinear2(_pin, lambda cotangent, x: [cotangent])

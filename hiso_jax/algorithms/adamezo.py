@@ -43,8 +43,11 @@ def _head(window: int, b1: float, b2: float, eps: float) -> optax.GradientTransf
             age, words, scalar = term
             own = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
             past = zo.accumulate(own, scalar[None], params, sampler=head.directions)
-            m = jax.tree.map(lambda m, d: m + zo.rounded(b1**age * d), sums[0], past)
-            return (m, jax.tree.map(lambda v, d: v + zo.rounded(b2**age * zo.rounded(d * d)), sums[1], past)), None
+            # A power with an exponent that is a whole number, which strict promotion of dtypes does not take.
+            with jax.numpy_dtype_promotion("standard"):
+                m = jax.tree.map(lambda m, d: m + zo.rounded(b1**age * d), sums[0], past)
+                v = jax.tree.map(lambda v, d: v + zo.rounded(b2**age * zo.rounded(d * d)), sums[1], past)
+            return (m, v), None
 
         zero = jax.tree.map(jnp.zeros_like, delta)
         (m, v), _ = lax.scan(add, (zero, zero), (jnp.arange(window), keys, scalars))

@@ -36,7 +36,7 @@ def krum_scores(messages: PyTree, counts: Bool[Array, "C"], hostile: float, key:
 
     def score(each: tuple[Array, Array]) -> Array:
         own, place = each
-        away = jnp.where(present & (peers != place), jnp.square(others - own).sum(1), jnp.inf)
+        away = jnp.where(present & (peers != place), jnp.square(others - own[None]).sum(1), jnp.inf)
         near = jnp.sort(away)
         return jnp.where(jnp.arange(len(near)) < nearest, near, 0).sum()
 

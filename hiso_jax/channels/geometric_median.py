@@ -35,7 +35,7 @@ def geometric_median(*, weiszfeld_steps: int = 32) -> Combine:
         start = jnp.nan_to_num(jnp.nanmedian(jnp.where(counts[:, None], rows, jnp.nan), axis=0))
 
         def away(point: Array) -> Array:
-            return jnp.linalg.norm(rows - point, axis=1)
+            return jnp.linalg.norm(rows - point[None], axis=1)
 
         middle = jnp.nan_to_num(jnp.nanmedian(jnp.where(counts, away(start), jnp.nan)))
         least = jnp.where(middle > 0, SMOOTHING * middle, 1)

@@ -28,7 +28,16 @@ def guard() -> Rescale:
 
 
 def _none_yet(messages: PyTree) -> Float[Array, "n R"]:
-    return jnp.full((len(kinds(messages)), REMEMBERED), jnp.nan, jnp.float32)
+    # Infinite, and no NaN: whoever looks for the first NaN by jax_debug_nans would find these.
+    return jnp.full((len(kinds(messages)), REMEMBERED), jnp.inf, jnp.float32)
+
+
+def _median(past: Float[Array, "R"]) -> Float[Array, ""]:
+    """The median of the caps that there are; infinite if there is none."""
+    # Snapshots of release 0.1 have NaN for those that there are not.
+    known = jnp.isfinite(past)
+    ordered, count = jnp.sort(jnp.where(known, past, jnp.inf)), known.sum()
+    return 0.5 * ordered[jnp.maximum(count - 1, 0) // 2] + 0.5 * ordered[count // 2]
 
 
 def _factors(
@@ -36,7 +45,7 @@ def _factors(
 ) -> tuple[Float[Array, "C"], Float[Array, "n R"]]:
     counts, factors, updated = weights > 0, [], []
     for own, past in zip((lengths(each, counts) for each in kinds(messages)), caps, strict=True):
-        usual, now = jnp.nanmedian(past).astype(own.dtype), middle(own, counts)
+        usual, now = _median(past).astype(own.dtype), middle(own, counts)
         known = jnp.isfinite(usual)
         bounded = jnp.where(known, jnp.clip(now, usual / GROWTH, GROWTH * usual), now)
         # Of two clients the lower median is the shorter, who must not silence the other.

@@ -32,7 +32,7 @@ def trimmed_mean(*, trim: float = 0.2) -> Combine:
             ordered = jnp.sort(jnp.where(counts, message, jnp.inf), axis=0)
             place = jnp.expand_dims(jnp.arange(len(weights)), range(1, message.ndim))
             kept = (place >= cut) & (place < counted - cut)
-            return jnp.where(kept, ordered, 0).sum(0) / jnp.maximum(counted - 2 * cut, 1)
+            return jnp.where(kept, ordered, 0).sum(0) / jnp.maximum(counted - 2 * cut, 1).astype(message.dtype)
 
         return jax.tree.map(one, messages)
 

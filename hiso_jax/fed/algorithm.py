@@ -195,7 +195,7 @@ class Algorithm:
         optax keeps moments in the parameters' dtype unless told otherwise; those of bfloat16 would hardly move.
         """
         tx = optax.with_extra_args_support(self.tx)
-        return optax.GradientTransformationExtraArgs(partial(_init_precisely, tx.init), tx.update)
+        return optax.GradientTransformationExtraArgs(partial(_init_precisely, tx.init), partial(_promoting, tx.update))
 
 
 Factory = Callable[..., Algorithm]
@@ -218,6 +218,12 @@ def default_rates(perturbations: int | None = None, **rates: float) -> Callable[
         return factory
 
     return declare
+
+
+def _promoting(update: Callable[..., Any], *arguments: Any, **extra: Any) -> Any:
+    """``update``, also where dtypes are promoted strictly: adam and its kin raise a float to the power of a count."""
+    with jax.numpy_dtype_promotion("standard"):
+        return update(*arguments, **extra)
 
 
 def _init_precisely(init: Callable[[Any], Any], params: PyTree) -> optax.OptState:

@@ -148,7 +148,7 @@ def subspaces(key: Key[Array, ""], params: PyTree[Shaped[Array, "..."]], rank: i
             return jnp.ones([], dtype)
         q, r = jnp.linalg.qr(pin(gaussian(leaf_key, (shape[-1], min(rank, shape[-1])), dtype)))
         # Uniform only with the signs of the triangle's diagonal; left alone they are the routine's.
-        return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(dtype)
+        return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(dtype)[None]
 
     return jax.tree.unflatten(jax.tree.structure(params), draw_leaves(key, params, basis))
 

@@ -53,7 +53,7 @@ def rademacher(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> A
     size = math.prod(shape)
     words, place = drawn(_words, key, (-(-size // 32),)), jnp.arange(32, dtype=jnp.uint32)
     full, rest = divmod(size, 32)
-    bits = ((words[:full, None] >> place) & 1).reshape(-1)
+    bits = ((words[:full, None] >> place[None]) & 1).reshape(-1)
     if rest:
         # And not a slice of all words' bits: beside a pooled convolution XLA compiled that for ever (jax 0.10.2, CPU).
         bits = jnp.concatenate([bits, (words[full] >> place[:rest]) & 1])

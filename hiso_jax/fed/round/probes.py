@@ -175,7 +175,8 @@ def _add_outer(prober: Prober, places: Int[Array, "C"]) -> Callable[[PyTree, Dir
 
     # Not as a matrix product, which accelerators would round to fewer bits.
     def add(d: Array, u: Array, scalars: Array) -> Array:
-        return d + jnp.expand_dims(scalars.astype(u.dtype), range(scalars.ndim, d.ndim)) * u
+        each = jnp.expand_dims(scalars.astype(u.dtype), range(scalars.ndim, d.ndim))
+        return d + each * jnp.expand_dims(u, range(d.ndim - u.ndim))
 
     def fold(deltas: PyTree, direction: Direction, numbers: PyTree) -> tuple[PyTree, PyTree]:
         scalars = slopes(numbers)

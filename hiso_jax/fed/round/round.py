@@ -221,7 +221,8 @@ def _trained_round(
 
 
 def _mean_loss(losses: Float[Array, "C"], valid: Bool[Array, "C"]) -> Float[Array, ""]:
-    return jnp.where(valid, losses, 0).sum() / valid.sum()
+    # 0 where no client is valid, and no NaN: whoever looks for the first NaN by jax_debug_nans would find this one.
+    return jnp.where(valid, losses, 0).sum() / jnp.maximum(valid.sum(), 1).astype(losses.dtype)
 
 
 def _if_any(valid: Bool[Array, "C"], new: PyTree, old: PyTree) -> PyTree:

@@ -103,6 +103,7 @@ def make_round(
         channel = jax.random.fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
         keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32), aside.secret)
         server, record = core(ServerState(params, own, memory), cohort, keys, Given(frozen=frozen))
+        record = record._replace(loss=jnp.where(record.valid.any(), record.loss, jnp.nan))
         return server.params, (server.state, server.memory) if has_memory else server.state, record
 
     return run

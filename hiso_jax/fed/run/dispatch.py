@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree
@@ -72,6 +73,12 @@ class RoundLog(NamedTuple):
     synced_to: Int[Array, "C"]
     seconds: Float[Array, ""]
     record: RoundRecord
+
+    def on_host(self) -> "RoundLog":
+        """The log of some rounds as NumPy arrays; the loss of a round without a valid client is NaN, on the device 0."""
+        log = jax.tree.map(np.asarray, self)
+        loss = np.where(log.record.valid.any(-1), log.record.loss, np.nan).astype(log.record.loss.dtype)
+        return log._replace(record=log.record._replace(loss=loss))
 
     def as_records(self, seed_key: Key[Array, ""], rounds: Any, bytes_up: Any, bytes_down: Any) -> Records:
         """Some rounds, arrays or their shapes with a leading axis R, as the ledger holds them."""

@@ -21,7 +21,7 @@ class Monitor(NamedTuple):
     """What is remembered from round to round.
 
     Attributes:
-      initial_loss: the mean cohort loss of the first round with a valid client; NaN before it.
+      initial_loss: the mean cohort loss of the first round with a valid client; infinite before it.
       high: for how many rounds in a row the loss has been above max(10 × initial, initial + 10).
       silent: for how many rounds in a row clients reported and none was valid.
       diverged_at: the round at which the run diverged, or -1.
@@ -35,7 +35,7 @@ class Monitor(NamedTuple):
 
 def start() -> Monitor:
     """The monitor of a run that has not begun."""
-    return Monitor(jnp.float32(jnp.nan), jnp.int32(0), jnp.int32(0), jnp.int32(NEVER))
+    return Monitor(jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0), jnp.int32(NEVER))
 
 
 def _all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -91,7 +91,8 @@ def _advance(
     finite: Bool[Array, ""],
 ) -> Monitor:
     loss = loss.astype(jnp.float32)
-    initial = jnp.where(jnp.isnan(monitor.initial_loss), loss, monitor.initial_loss)
+    is_first = any_valid & jnp.isinf(monitor.initial_loss) & ~jnp.isnan(loss)
+    initial = jnp.where(is_first, loss, monitor.initial_loss)
     ceiling = jnp.maximum(10 * initial, initial + 10)
     high = jnp.where(any_valid, jnp.where(loss > ceiling, monitor.high + 1, 0), monitor.high)
     silent = jnp.where(anybody, jnp.where(any_valid, 0, monitor.silent + 1), monitor.silent)

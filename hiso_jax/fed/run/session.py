@@ -171,7 +171,7 @@ class Session:
         if self.diverged_at is not None:
             end = self.diverged_at + 1
         numbers = np.arange(self.done, end, dtype=np.int32)
-        log = jax.tree.map(lambda column: np.asarray(column)[: len(numbers)], log)
+        log = jax.tree.map(lambda column: column[: len(numbers)], log.on_host())
         records = self._tally.add(self._seed_key, numbers, log)
         in_all_processes(lambda: self._keeper.ledger.append(records))
         self.concerns.note(records)

@@ -269,7 +269,7 @@ def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any]) ->
             if bench.watch is not None and end > done:
                 kept = (slice(None),) * (3 - len(group)) + (slice(0, end - done),)
                 rounds = np.arange(done, end, dtype=np.int32)
-                bench.watch(group, rounds, jax.tree.map(lambda column, kept=kept: np.asarray(column)[kept], log))
+                bench.watch(group, rounds, jax.tree.map(lambda column, kept=kept: column[kept], log.on_host()))
             done, reached = end, max(reached, place + 1)
             where: tuple[Any, ...] = (*group, ..., place)
             for name, column in _reported(task, outputs, shape[len(group) :]).items():

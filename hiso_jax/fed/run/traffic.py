@@ -61,7 +61,7 @@ def download_bytes(told: Any, newcomer: Any, costs: Costs, xp: Any = np) -> Any:
       xp: numpy, in which integers of 64 bits are exact, or jax.numpy, which has float32 for the clock.
     """
     most = _most(costs, xp)
-    return HEADER_BYTES + GROUP_BYTES * costs.grouped + SEED_BYTES * newcomer + xp.minimum(told, most)
+    return HEADER_BYTES + GROUP_BYTES * costs.grouped + xp.where(newcomer, SEED_BYTES, 0) + xp.minimum(told, most)
 
 
 def _most(costs: Costs, xp: Any) -> float:
