@@ -45,8 +45,8 @@ def _head(window: int, b1: float, b2: float, eps: float) -> optax.GradientTransf
             past = zo.accumulate(own, scalar[None], params, sampler=head.directions)
             # A power with an exponent that is a whole number, which strict promotion of dtypes does not take.
             with jax.numpy_dtype_promotion("standard"):
-                m = jax.tree.map(lambda m, d: m + zo.rounded(b1**age * d), sums[0], past)
-                v = jax.tree.map(lambda v, d: v + zo.rounded(b2**age * zo.rounded(d * d)), sums[1], past)
+                m = jax.tree.map(lambda m, d: m + zo.rounded((b1**age).astype(d.dtype) * d), sums[0], past)
+                v = jax.tree.map(lambda v, d: v + zo.rounded((b2**age).astype(d.dtype) * zo.rounded(d * d)), sums[1], past)
             return (m, v), None
 
         zero = jax.tree.map(jnp.zeros_like, delta)

@@ -45,7 +45,7 @@ def _power_iteration(beta: float, components: int, hold_rounds: int, share: floa
 
         def factor(m: Array, v: Array) -> Array:
             u = m.T @ v
-            return v @ (u / jnp.maximum(jnp.linalg.norm(u, axis=0), jnp.finfo(u.dtype).tiny)).T
+            return v @ (u / jnp.maximum(jnp.linalg.norm(u, axis=0), jnp.finfo(u.dtype).tiny)[None]).T
 
         ascent = of_matrices(factor, lambda m, v: zo.rounded(jnp.asarray(share, m.dtype) * m), momentum, axes)
         return ascent, _State(optax.safe_increment(state.rounds), momentum, axes)

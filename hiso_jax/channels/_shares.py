@@ -13,12 +13,12 @@ def least_above(share: float, counted: ArrayLike, clients: int) -> Int[Array, ""
 
     Of the share as it is written: in float32, 0.3 · 50 is above 15.
     """
-    return _table(share, clients, -1)[counted]
+    return _table(share, clients, -1)[counted].astype(jnp.result_type(counted))
 
 
 def most_below(share: float, counted: ArrayLike, clients: int) -> Int[Array, ""]:
     """⌊share · counted⌋, likewise."""
-    return _table(share, clients, 1)[counted]
+    return _table(share, clients, 1)[counted].astype(jnp.result_type(counted))
 
 
 def _table(share: float, clients: int, sign: int) -> Int[Array, "n"]:

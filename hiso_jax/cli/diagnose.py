@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hiso_jax import algorithms, fed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import recorded_algorithm, build_population, build_task
+from hiso_jax.cli.experiment import build_population, build_task, recorded_algorithm
 from hiso_jax.cli.language import comma_separated
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import working

@@ -13,7 +13,7 @@ from rich.console import Console
 from hiso_jax import algorithms, fed, plan, tasks
 from hiso_jax.checks import whole
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import AnyTask, recorded_algorithm, check_model, simulation_config
+from hiso_jax.cli.experiment import AnyTask, check_model, recorded_algorithm, simulation_config
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment
 from hiso_jax.cli.progress import working

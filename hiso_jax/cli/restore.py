@@ -14,7 +14,7 @@ from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import first_line
 from hiso_jax.cli.comparing import Compare
-from hiso_jax.cli.experiment import recorded_algorithm, load_model
+from hiso_jax.cli.experiment import load_model, recorded_algorithm
 from hiso_jax.cli.methods import Option, is_foreign, methods_of, options_with, own_options
 from hiso_jax.cli.options import MOVABLE, Experiment, Run
 from hiso_jax.cli.study import Study, Sweep

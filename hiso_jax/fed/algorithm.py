@@ -38,7 +38,7 @@ from hiso_jax.fed.codes import Coded, Relayed, are_finite
 from hiso_jax.fed.made_of import made_of
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Probes, probes
 from hiso_jax.fed.wire import FewBits, Wire, float32
-from hiso_jax.zo import Difference, DifferenceName, Pool, working_dtype, zo_state
+from hiso_jax.zo import Difference, DifferenceName, Pool, settled, working_dtype, zo_state
 
 __all__ = [
     "Algorithm",
@@ -195,7 +195,7 @@ class Algorithm:
         optax keeps moments in the parameters' dtype unless told otherwise; those of bfloat16 would hardly move.
         """
         tx = optax.with_extra_args_support(self.tx)
-        return optax.GradientTransformationExtraArgs(partial(_init_precisely, tx.init), partial(_promoting, tx.update))
+        return optax.GradientTransformationExtraArgs(partial(_first_state, tx, self.has_scalars), tx.update)
 
 
 Factory = Callable[..., Algorithm]
@@ -220,10 +220,9 @@ def default_rates(perturbations: int | None = None, **rates: float) -> Callable[
     return declare
 
 
-def _promoting(update: Callable[..., Any], *arguments: Any, **extra: Any) -> Any:
-    """``update``, also where dtypes are promoted strictly: adam and its kin raise a float to the power of a count."""
-    with jax.numpy_dtype_promotion("standard"):
-        return update(*arguments, **extra)
+def _first_state(tx: optax.GradientTransformationExtraArgs, has_scalars: bool, params: PyTree) -> optax.OptState:
+    state = _init_precisely(tx.init, params)
+    return settled(tx, state, params) if has_scalars else state
 
 
 def _init_precisely(init: Callable[[Any], Any], params: PyTree) -> optax.OptState:

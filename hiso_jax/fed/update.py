@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from hiso_jax.fed.codes import told
-from hiso_jax.zo import Ascent, apply_updates, like_before, zo_states
+from hiso_jax.zo import Ascent, apply_updates, like_before, update_with, zo_states
 
 
 class ServerState(NamedTuple):
@@ -33,6 +33,7 @@ def server_update(
     round_key: Key[Array, ""],
     ascent: Ascent | None = None,
     clients: int = 1,
+    loss: Float[Array, ""] | None = None,
 ) -> tuple[PyTree, optax.OptState]:
     """Apply an aggregate to parameters and optimizer state, or leave both if no client was valid.
 
@@ -48,13 +49,17 @@ def server_update(
       round_key: the key of the round.
       ascent: a Δ that is at hand, and the scalars that it was made of.
       clients: how many the round invited, C.
+      loss: of the cohort where the round began, for an optimizer that reads it (``optax.contrib.reduce_on_plateau``);
+        None where it is not known.
     """
     heads = zo_states(state)
     numbers = told(aggregate, heads[0].directions.groups_of(clients) if heads else 1)
 
     def apply(operands: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         params, state = operands
-        updates, after = tx.update(numbers, state, params, key=round_key, ascent=ascent, clients=clients)
+        updates, after = update_with(
+            tx, numbers, state, params, value=loss, key=round_key, ascent=ascent, clients=clients
+        )
         return apply_updates(params, updates, round_key), like_before(after, state)
 
     return lax.cond(any_valid, apply, lambda operands: operands, (params, state))

@@ -114,7 +114,7 @@ class Classification:
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return {
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
-            "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
+            "accuracy": (logits.argmax(-1).astype(batch["label"].dtype) == batch["label"]).astype(jnp.float32),
         }
 
     def hold_out(self, examples: int, *, seed: int = 0) -> "Classification":

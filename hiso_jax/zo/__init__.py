@@ -2,6 +2,7 @@
 
 from hiso_jax.walls import PIN, pin, rounded
 from hiso_jax.zo.accumulate import Ascent, accumulate, by_direction, fold_directions
+from hiso_jax.zo.chain import check_chain, reads_loss, settled, update_with
 from hiso_jax.zo.curvature import CurvatureForm, CurvatureUpdate, hiso, mean_square, scale_by_hiso
 from hiso_jax.zo.differences import (
     DIFFERENCES,
@@ -29,14 +30,7 @@ from hiso_jax.zo.directions import (
     working_dtype,
 )
 from hiso_jax.zo.groups import Deal, Direction
-from hiso_jax.zo.heads import (
-    LocalStep,
-    check_chain,
-    dealt,
-    decomfl,
-    head,
-    scale_by_zo,
-)
+from hiso_jax.zo.heads import LocalStep, dealt, decomfl, head, scale_by_zo
 from hiso_jax.zo.pool import Pool, in_order
 from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.samplers import (
@@ -104,17 +98,20 @@ __all__ = [
     "pin",
     "probe",
     "rademacher",
+    "reads_loss",
     "rides",
     "rounded",
     "scalars",
     "scale_by_hiso",
     "scale_by_zo",
     "second",
+    "settled",
     "slopes",
     "sphere",
     "step",
     "subspaces",
     "suggested_mu",
+    "update_with",
     "working_dtype",
     "zo_state",
     "zo_states",

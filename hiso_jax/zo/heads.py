@@ -17,53 +17,14 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from hiso_jax.checks import first_line, rate
+from hiso_jax.checks import rate
 from hiso_jax.walls import pin
 from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
+from hiso_jax.zo.chain import PROBE, SKIP, Reached
 from hiso_jax.zo.differences import slopes
-from hiso_jax.zo.directions import Directions, as_directions, made_whole
+from hiso_jax.zo.directions import Directions, as_directions, made_whole, working_dtype
 from hiso_jax.zo.samplers import Sampler
 from hiso_jax.zo.state import ScaleByZoState
-
-# Asks an optimizer for no update, only whether its head is reached.
-PROBE = "hiso_jax_probe"
-
-
-class _Reached(Exception):
-    """The head of a chain was asked for an update by :func:`check_chain`."""
-
-
-def check_chain(
-    tx: optax.GradientTransformationExtraArgs, params: PyTree, aggregate: PyTree[Float[Array, "K P"]]
-) -> None:
-    """Refuse an optimizer in which something before the head needs what only stands behind it.
-
-    What stands before ``scale_by_hiso`` or ``scale_by_zo`` sees the scalars of a round and not the parameters.
-
-    Args:
-      tx: the optimizer.
-      params: the parameters, like ``aggregate`` arrays or their shapes.
-      aggregate: of a round, what the head takes.
-
-    Raises:
-      ValueError: a member before the head keeps something like the parameters, or reads them.
-    """
-    # As a tree of its own, so that scalars cannot be broadcast against a single array of parameters.
-    tree = [params] if jax.tree_util.treedef_is_leaf(jax.tree.structure(params)) else params
-    try:
-        jax.eval_shape(lambda given: tx.update(given, tx.init(_zeros(tree)), None, **{PROBE: True}), aggregate)
-    except _Reached:
-        return
-    except Exception as error:
-        raise ValueError(
-            "what stands before scale_by_hiso or scale_by_zo in a chain sees the [K, P] scalars of a round and not the "
-            f"parameters; move trace, adam, weight decay and the like behind it ({first_line(error)})"
-        ) from error
-    raise ValueError("the optimizer's update never reaches its scale_by_hiso or scale_by_zo")
-
-
-def _zeros(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), tree)
 
 
 def _check_params(params: PyTree) -> None:
@@ -161,9 +122,11 @@ def head(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByZoState]:
         if PROBE in extra_args:
-            raise _Reached
+            raise Reached
         scalars = slopes(updates)
         _check_update(scalars, params, key)
+        if SKIP in extra_args:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params), state
         groups = None if clients is None else state.directions.groups_of(clients)
         groups = groups_in(state.directions, scalars, groups)
         deal = partial(state.deal, groups=groups, num_perturbations=scalars.shape[1] // groups)

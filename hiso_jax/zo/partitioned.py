@@ -21,9 +21,21 @@ def is_partitioned() -> bool:
 def split_as(params: PyTree[Shaped[Array, "..."]], tree: PyTree[Shaped[Array, "..."]]) -> PyTree[Shaped[Array, "..."]]:
     """``tree``, told to be split over devices as ``params`` are; on one device, ``tree``.
 
-    Nothing in a draw depends on the parameters but their shapes, so that the partitioner would choose for itself.
+    Nothing in a draw depends on the parameters but their shapes, so that the partitioner would choose for itself. On a
+    mesh whose axes are explicit, which ``jax.make_mesh`` makes, the split is part of an array's type, and is given to
+    ``tree``.
     """
-    return jax.tree.map(_alike.bind, params, tree) if is_partitioned() else tree
+    if is_partitioned():
+        return jax.tree.map(_alike.bind, params, tree)
+    return jax.tree.map(_in_the_type, params, tree)
+
+
+def _in_the_type(x: Any, own: Array) -> Array:
+    """``own``, split as the type of ``x`` says; as it is where that says nothing."""
+    wanted = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
+    if wanted is None or wanted.mesh.empty or not any(axis is not None for axis in wanted.spec):
+        return own
+    return jax.sharding.reshard(own, wanted)
 
 
 # A group of Shardy's (JAX's partitioner), whose members are split alike. JAX 0.10 has it as ``shard_alike``, lowered

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.factored import MovedAs
 from hiso_jax.zo.accumulate import Ascent
+from hiso_jax.zo.chain import check_chain, settled, update_with
 from hiso_jax.zo.differences import (
     Difference,
     DifferenceName,
@@ -20,7 +21,6 @@ from hiso_jax.zo.differences import (
 )
 from hiso_jax.zo.directions import perturb
 from hiso_jax.zo.groups import Direction
-from hiso_jax.zo.heads import check_chain
 from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.state import zo_state
 from hiso_jax.zo.sums import Total
@@ -82,6 +82,7 @@ def step(
     def run(
         params: PyTree, state: optax.OptState, batch: PyTree, round_key: Any
     ) -> tuple[PyTree, optax.OptState, Float[Array, ""]]:
+        state = settled(tx, state, params)
         # Who trains alone is a cohort of one.
         head = zo_state(state)
         deal = head.deal(round_key, 0, params, groups=head.directions.groups_of(1), num_perturbations=num_perturbations)
@@ -102,7 +103,7 @@ def step(
         aggregate = jax.tree.map(lambda x: x[None], numbers)
         check_chain(tx, params, aggregate)
         ascent = Ascent(aggregate, deal.finish(total, terms)) if keep else None
-        updates, after = tx.update(aggregate, state, params, key=round_key, ascent=ascent, clients=1)
+        updates, after = update_with(tx, aggregate, state, params, value=loss, key=round_key, ascent=ascent, clients=1)
         return apply_updates(params, updates, round_key), like_before(after, state), loss
 
     return run

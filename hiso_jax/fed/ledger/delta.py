@@ -55,7 +55,9 @@ def delta_of(ledger: LedgerFile, about: Mapping[str, Any] | None = None) -> Delt
     if taken is not None and None not in taken:
         header["sample"] = taken
     header["evaluation"] = None if last is None else {"round": last.round, **last.metrics}
-    return Delta(header, ledger.records.updates)
+    updates = ledger.records.updates
+    reads_loss = ledger.header.get("algorithm", {}).get("reads_loss", False)
+    return Delta(header, updates if reads_loss else updates._replace(loss=None))
 
 
 def bytes_a_round(delta: Delta) -> float:
@@ -75,6 +77,8 @@ def _tensors_of(updates: Updates) -> tuple[dict[str, np.ndarray], dict[str, list
             column = np.packbits(column, axis=-1)
         tensors[name] = np.ascontiguousarray(column)
     tensors["applied"] = np.packbits(updates.applied)
+    if updates.loss is not None:
+        tensors["loss"] = np.ascontiguousarray(updates.loss)
     return tensors, coded
 
 
@@ -154,6 +158,9 @@ def _updates(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Up
     bits = columns.pop("applied", None)
     if bits is None or bits.dtype != np.uint8 or bits.shape != (-(-rounds // 8),):
         raise ValueError(f"its tensor applied must be a bit for each of {rounds} rounds")
+    loss = columns.pop("loss", None)
+    if loss is not None and (loss.shape != (rounds,) or not np.issubdtype(loss.dtype, np.floating)):
+        raise ValueError(f"its tensor loss must be a number for each of {rounds} rounds")
     for name, column in columns.items():
         if column.ndim < 1 or len(column) != rounds:
             raise ValueError(f"its tensor {name} must have {rounds} rounds, and has shape {column.shape}")
@@ -178,7 +185,7 @@ def _updates(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Up
     if aggregate is None:
         raise ValueError("it has no tensor aggregate")
     applied = np.unpackbits(bits, count=rounds).astype(bool)
-    return Updates(seed_key_of(header), np.arange(rounds, dtype=np.int32), aggregate, applied, clients)
+    return Updates(seed_key_of(header), np.arange(rounds, dtype=np.int32), aggregate, applied, clients, loss)
 
 
 def _digest(array: np.ndarray) -> str:

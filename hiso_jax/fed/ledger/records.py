@@ -79,7 +79,7 @@ class Records(NamedTuple):
                 "the model and are not kept"
             )
         applied = self.valid.any(1) if self.applied is None else self.applied
-        return Updates(self.seed_key, self.round, self.aggregate, np.asarray(applied), self.cohort.shape[1])
+        return Updates(self.seed_key, self.round, self.aggregate, np.asarray(applied), self.cohort.shape[1], self.loss)
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class Updates(NamedTuple):
       aggregate: what everyone is told, ĝ [R, K, G·P] or as in :class:`RoundRecord`.
       applied: whether ĝ was applied, because there was a valid client or a private method's always is, [R].
       clients: how many a round invites, C.
+      loss: of the cohort where the round began, [R], for an optimizer that reads it; None where it is not known.
     """
 
     seed_key: Key[Array, ""]
@@ -122,6 +123,7 @@ class Updates(NamedTuple):
     aggregate: PyTree[Float[np.ndarray, "R K P"]]
     applied: Bool[np.ndarray, "R"]
     clients: int = 1
+    loss: Float[np.ndarray, "R"] | None = None
 
     def between(self, begin: int, end: int | None = None) -> "Updates":
         """Those of the rounds ``begin`` ≤ r < ``end``.
@@ -135,8 +137,9 @@ class Updates(NamedTuple):
         if not first <= begin <= end <= last:
             raise ValueError(f"rounds must be within {first} to {last}, which were recorded; got {begin} to {end}")
         rows = slice(begin - first, end - first)
-        aggregate = jax.tree.map(lambda column: column[rows], self.aggregate)
-        return self._replace(round=self.round[rows], aggregate=aggregate, applied=self.applied[rows])
+        own = self.round, self.aggregate, self.applied, self.loss
+        number, aggregate, applied, loss = jax.tree.map(lambda column: column[rows], own)
+        return self._replace(round=number, aggregate=aggregate, applied=applied, loss=loss)
 
 
 def named(name: str, tree: PyTree) -> dict[str, Any]:

@@ -23,11 +23,11 @@ ROUNDS_PER_DISPATCH = 64
 
 
 def _block(tx: optax.GradientTransformationExtraArgs, clients: int) -> Callable[..., tuple[PyTree, Any]]:
-    def run(params: PyTree, state: Any, seed_key: Array, entries: tuple[Array, PyTree, Array]) -> tuple[PyTree, Any]:
-        def one(carry: tuple[PyTree, Any], entry: tuple[Array, PyTree, Array]) -> tuple[tuple[PyTree, Any], None]:
-            number, aggregate, applied = entry
+    def run(params: PyTree, state: Any, seed_key: Array, entries: tuple[Array, ...]) -> tuple[PyTree, Any]:
+        def one(carry: tuple[PyTree, Any], entry: tuple[Array, ...]) -> tuple[tuple[PyTree, Any], None]:
+            number, aggregate, applied, loss = entry
             key = round_key(seed_key, number)
-            return server_update(tx, *carry, aggregate, applied, key, clients=clients), None
+            return server_update(tx, *carry, aggregate, applied, key, clients=clients, loss=loss), None
 
         return lax.scan(one, (params, state), entries)[0]
 
@@ -79,8 +79,8 @@ def replay(
       (params, state) after the last round.
 
     Raises:
-      ValueError: ``rounds_per_dispatch`` < 1, a ``tx`` without a zeroth-order head, or records of a method without
-        scalars.
+      ValueError: ``rounds_per_dispatch`` < 1, a ``tx`` without a zeroth-order head, records of a method without
+        scalars, or an optimizer that reads the loss of rounds that do not hold it.
     """
     if rounds_per_dispatch is not None and rounds_per_dispatch < 1:
         raise ValueError(f"rounds_per_dispatch must be at least 1, got {rounds_per_dispatch}")
@@ -91,7 +91,7 @@ def replay(
     params, state = owned((params, state))
     own = tx, updates.clients
     program = _program(*own) if mesh is None else _sharded_program(*own, mesh, (params, state))
-    columns = updates.round, updates.aggregate, updates.applied
+    columns = updates.round, updates.aggregate, updates.applied, updates.loss
     for begin in range(0, total, size):
         entries = jax.tree.map(partial(_block_of, begin=begin, size=size), columns)
         params, state = program(params, state, updates.seed_key, entries)

@@ -3,7 +3,7 @@
 from hiso_jax.fed.round.channel import Channel, first_memory
 from hiso_jax.fed.round.inputs import Cohort, Draw, Estimator, Keys, check_round
 from hiso_jax.fed.round.round import Given, Round, server_round
-from hiso_jax.fed.round.shapes import groups_of, shapes_of
+from hiso_jax.fed.round.shapes import groups_of, reads_loss, shapes_of
 from hiso_jax.fed.round.standalone import Aside, make_round
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "first_memory",
     "groups_of",
     "make_round",
+    "reads_loss",
     "server_round",
     "shapes_of",
 ]

@@ -161,6 +161,7 @@ def _measured_round(
         aggregate = jax.tree.map(lambda made, again: jnp.where(holds, made, again), measured.ascent.scalars, aggregate)
         numbers = aggregate
     ascent, applies = ascent_of(prober, measured, numbers), _applies(algorithm, valid)
+    loss = _mean_loss(measured.losses, valid)
     params, state = server_update(
         algorithm.optimizer,
         server.params,
@@ -170,8 +171,9 @@ def _measured_round(
         keys.round,
         ascent=ascent,
         clients=len(cohort.numbers),
+        loss=loss,
     )
-    record = RoundRecord(messages, valid, aggregate, _mean_loss(measured.losses, valid))
+    record = RoundRecord(messages, valid, aggregate, loss)
     record = _with_counts(record, algorithm, combined.clipped, applies)
     return ServerState(params, state, _if_any(valid, combined.memory, server.memory)), record
 
@@ -214,9 +216,11 @@ def _trained_round(
         valid &= are_finite(messages)
         combined = channel.combine(messages, jnp.where(valid, cohort.weights, 0), memory)
         aggregate, memory, clipped = combined
-    applies = _applies(algorithm, valid)
-    params, state = server_update(algorithm.optimizer, server.params, server.state, aggregate, applies, keys.round)
-    record = _with_counts(RoundRecord(None, valid, None, _mean_loss(losses, valid)), algorithm, clipped, applies)
+    applies, loss = _applies(algorithm, valid), _mean_loss(losses, valid)
+    params, state = server_update(
+        algorithm.optimizer, server.params, server.state, aggregate, applies, keys.round, loss=loss
+    )
+    record = _with_counts(RoundRecord(None, valid, None, loss), algorithm, clipped, applies)
     return ServerState(params, state, _if_any(valid, memory, server.memory)), record
 
 

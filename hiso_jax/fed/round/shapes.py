@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from hiso_jax.fed.algorithm import Algorithm, Probes, Senders, StatefulCombine
+from hiso_jax.fed.codes import told
 from hiso_jax.fed.round.channel import Channel, first_memory
 from hiso_jax.fed.round.inputs import Estimator
 from hiso_jax.fed.wire import Told
+from hiso_jax.zo import reads_loss as zo_reads_loss
 from hiso_jax.zo import zo_states
 
 # A median of two is their mean.
@@ -58,6 +60,18 @@ def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:
             f"{clients} clients in {groups} groups do not: take fewer groups, or a mean of shortened messages"
         )
     return groups
+
+
+def reads_loss(algorithm: Algorithm, shapes: Shapes, params: PyTree) -> bool:
+    """Whether the server's rule reads the loss of a round, which everyone who replays it must then be sent.
+
+    Args:
+      algorithm: the method.
+      shapes: of its messages.
+      params: the parameters, or their shapes.
+    """
+    taken = jax.eval_shape(lambda aggregate: told(aggregate, shapes.groups), shapes.aggregate)
+    return zo_reads_loss(algorithm.tx, params, taken)
 
 
 def _check_names(numbers: PyTree) -> None:

@@ -11,7 +11,7 @@ from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import Described, check_mesh, longest_axis
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import RunState
-from hiso_jax.fed.run.programs import costs_of, shapes_of_state, trace_dispatch
+from hiso_jax.fed.run.programs import build_dispatch, costs_of, shapes_of_state, trace_dispatch
 from hiso_jax.fed.run.setup import Ingredients, Setup, set_up
 
 
@@ -59,4 +59,4 @@ def describe(
     shapes, shardings = shapes_of_state(setup, params)
     costs = costs_of(algorithm, setup.estimator, shapes.server, config.cohort)
     state = placement.at(shapes, shardings)
-    return DescribedRun(setup, trace_dispatch(setup, costs, state, shardings), state)
+    return DescribedRun(setup, trace_dispatch(setup, build_dispatch(setup, costs), state, shardings), state)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from hiso_jax.fed.devices import (
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
 from hiso_jax.fed.made_of import made_of
-from hiso_jax.fed.round import Estimator, first_memory, server_round, shapes_of
+from hiso_jax.fed.round import Estimator, first_memory, reads_loss, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import config_of
 from hiso_jax.fed.run.dispatch import Dispatch, RoundLog, RunState, draw_batches, make_dispatch, newcomers
@@ -30,6 +31,9 @@ from hiso_jax.fed.run.setup import Setup
 from hiso_jax.fed.run.traffic import Costs
 from hiso_jax.fed.task import at_precision, frozen_of
 from hiso_jax.fed.update import ServerState
+
+# Of a round's loss, a float32 that everyone is told where the optimizer reads it.
+LOSS_BYTES = 4
 
 
 def bytes_of(tree: PyTree) -> int:
@@ -43,6 +47,8 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
     # Who cannot replay needs the parameters; who can, the optimizer's state, too.
     known = (server.params, server.state) if algorithm.has_scalars else server.params
     (up, told), pool = shapes.bytes_of(algorithm), algorithm.pool_of(server.state)
+    if algorithm.has_scalars and reads_loss(algorithm, shapes, server.params):
+        told = replace(told, fixed=told.fixed + LOSS_BYTES)
     return Costs(
         up=up,
         told=told,
@@ -111,10 +117,12 @@ class Programs(NamedTuple):
     Attributes:
       dispatch: (state, begin, end, inputs) → (state, log).
       evaluate: (params, test, frozen) → metrics of every example.
+      functions: both as they were before they were traced.
     """
 
     dispatch: Traced
     evaluate: Traced
+    functions: tuple[Callable, Callable]
 
     @property
     def log(self) -> RoundLog:
@@ -122,7 +130,9 @@ class Programs(NamedTuple):
         return self.dispatch.out_info[1]
 
     def compile(self, setup: Setup) -> tuple[Callable, Callable]:
-        """Both, compiled at the same time."""
+        """Both, compiled at the same time; under ``jax.disable_jit()``, for who steps through a loss, as they are."""
+        if jax.config.jax_disable_jit:
+            return self.functions
         with setup.on_mesh():
             dispatch, evaluate = self.dispatch.lower(), self.evaluate.lower()
         with ThreadPoolExecutor(1) as other:
@@ -138,10 +148,9 @@ def build_dispatch(setup: Setup, costs: Costs) -> Dispatch:
     return make_dispatch(run_round, setup.config, costs, setup.length, setup.mesh)
 
 
-def trace_dispatch(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Traced:
+def trace_dispatch(setup: Setup, run: Dispatch, carry: RunState, shardings: Any) -> Traced:
     """The program of a dispatch of a run whose state is ``carry``, arrays or shapes, and lives at ``shardings``."""
     zero, outputs = setup.placement.replicate(jnp.int32(0)), None
-    run = build_dispatch(setup, costs)
     if setup.mesh is not None:
         logs = jax.eval_shape(run, carry, zero, zero, setup.inputs)[1]
         outputs = shardings, replicated_shardings(setup.mesh, logs)
@@ -151,11 +160,13 @@ def trace_dispatch(setup: Setup, costs: Costs, carry: RunState, shardings: Any) 
 
 def trace(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Programs:
     """The programs of a run whose state is ``carry`` and lives at ``shardings``."""
-    dispatch, budget = trace_dispatch(setup, costs, carry, shardings), setup.settings.memory_budget
+    run, budget = build_dispatch(setup, costs), setup.settings.memory_budget
+    dispatch = trace_dispatch(setup, run, carry, shardings)
     with setup.on_mesh():
         metrics = at_precision(setup.task.metrics, setup.config.matmul_precision)
-        evaluate = jax.jit(make_evaluate(metrics, budget=budget, mesh=setup.mesh))
-        return Programs(dispatch, evaluate.trace(carry.server.params, setup.test, setup.inputs.frozen))
+        evaluate = make_evaluate(metrics, budget=budget, mesh=setup.mesh)
+        traced = jax.jit(evaluate).trace(carry.server.params, setup.test, setup.inputs.frozen)
+        return Programs(dispatch, traced, (run, evaluate))
 
 
 def header_for(
@@ -173,10 +184,12 @@ def header_for(
     seed_key = jax.random.key(setup.config.seed)
     rounds = jax.ShapeDtypeStruct(log.seconds.shape, np.int32)
     sent = jax.ShapeDtypeStruct(rounds.shape, np.uint64)
+    shapes = shapes_of(setup.algorithm, setup.estimator, server.params, setup.config.cohort)
+    reads = reads_loss(setup.algorithm, shapes, server.params)
     said = {
         "base": base_fingerprints(initial, frozen_of(setup.task)),
         "data": fingerprint(setup.given),
-        "algorithm": setup.algorithm.description,
+        "algorithm": setup.algorithm.description | ({"reads_loss": True} if reads else {}),
         "made_of": {**setup.algorithm.made_of, "local learning rate": made_of(setup.config.local_learning_rate)},
         "about": dict(about),
     }

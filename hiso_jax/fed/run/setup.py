@@ -11,7 +11,7 @@ from jaxtyping import Array, Key, PyTree
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
 from hiso_jax.fed.population import AnyPopulation, Participation, Trace
-from hiso_jax.fed.round import Estimator, check_round, shapes_of
+from hiso_jax.fed.round import Estimator, check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs
 from hiso_jax.fed.task import Task, frozen_of, moved_as_of
@@ -108,7 +108,9 @@ def set_up(
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, moved_as_of(task))
     check_round(algorithm, estimator, settings)
     check_channel(algorithm, config, participation, population.num_clients)
-    shapes_of(algorithm, estimator, params, config.cohort)
+    shapes = shapes_of(algorithm, estimator, params, config.cohort)
+    if algorithm.needs_secret and reads_loss(algorithm, shapes, params):
+        raise ValueError("tx must not read the loss in a private run: the losses of its clients are not noised")
     _check_split(algorithm, params, placement.mesh)
     data = task.train, population, participation
     inputs = placement.replicate(Inputs(jax.random.key(config.seed), *data, secret=secret))

@@ -257,8 +257,11 @@ def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any]) ->
         carry, bounds = start(initial, point), (jnp.int32(0), jnp.int32(0))
         if program is None:
             before = time.perf_counter()
-            segment = jax.jit(groups.over(bench.segment, 0, 2), donate_argnums=0)
-            program = segment.lower(carry, point, bounds, data).compile()
+            segment = groups.over(bench.segment, 0, 2)
+            if jax.config.jax_disable_jit:
+                program = segment
+            else:
+                program = jax.jit(segment, donate_argnums=0).lower(carry, point, bounds, data).compile()
             compile_seconds = time.perf_counter() - before
         done = 0
         for place, end in enumerate(ends):
