@@ -16,6 +16,7 @@ from hiso_jax.stacked import is_stacked
 from hiso_jax.walls import pin, rounded
 from hiso_jax.zo.directions import Directions, as_directions, working_dtype
 from hiso_jax.zo.heads import LocalStep, head
+from hiso_jax.zo.partitioned import gathered
 from hiso_jax.zo.rounding import CURVATURE_STREAM, store
 from hiso_jax.zo.samplers import LowRank, Sampler
 
@@ -146,7 +147,7 @@ def _advance_factors(h: Factors, delta: Array, decay: ArrayLike, eps: ArrayLike)
     def mean(rows: Array) -> Array:
         return rounded(rows.mean(-2, keepdims=True))
 
-    over_columns, over_rows = _mean_squares(delta.reshape(*h.rows.shape[:-1], h.columns.shape[-2]))
+    over_columns, over_rows = _mean_squares(gathered(delta).reshape(*h.rows.shape[:-1], h.columns.shape[-2]))
     rows = mixed(h.rows, over_columns)
     columns = mixed(rounded(h.columns * mean(h.rows)), over_rows)
     return Factors(rows, columns / mean(rows), h.own)
@@ -176,7 +177,7 @@ def _mean_squares(matrix: Float[Array, "... R C"]) -> tuple[Float[Array, "... R 
 
 def mean_square(tree: PyTree[Shaped[Array, "..."]]) -> Float[Array, ""]:
     """The mean of the squares of all numbers of a tree, the same bits in a run and its replay."""
-    leaves = [leaf.reshape(-1, leaf.shape[-1] if leaf.ndim > 1 else 1) for leaf in jax.tree.leaves(tree)]
+    leaves = [gathered(leaf).reshape(-1, leaf.shape[-1] if leaf.ndim > 1 else 1) for leaf in jax.tree.leaves(tree)]
     sums = [rounded(_mean_squares(matrix)[0].sum() * matrix.shape[1]) for matrix in leaves]
     return rounded(sum(sums[1:], sums[0]) * (1 / sum(matrix.size for matrix in leaves)))
 

@@ -7,7 +7,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.extend.mlir.dialects import sdy
 from jax.interpreters import mlir
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
 
@@ -30,12 +30,23 @@ def split_as(params: PyTree[Shaped[Array, "..."]], tree: PyTree[Shaped[Array, ".
     return jax.tree.map(_in_the_type, params, tree)
 
 
+def gathered(x: Array) -> Array:
+    """``x``, whole on every device where its type says that it is split: a sum over it has one order."""
+    split = _split_of(x)
+    return x if split is None else jax.sharding.reshard(x, NamedSharding(split.mesh, PartitionSpec()))
+
+
 def _in_the_type(x: Any, own: Array) -> Array:
     """``own``, split as the type of ``x`` says; as it is where that says nothing."""
-    wanted = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
-    if wanted is None or wanted.mesh.empty or not any(axis is not None for axis in wanted.spec):
-        return own
-    return jax.sharding.reshard(own, wanted)
+    split = _split_of(x)
+    return own if split is None else jax.sharding.reshard(own, split)
+
+
+def _split_of(x: Any) -> NamedSharding | None:
+    """The split in the type of an array, over explicit axes; None of another."""
+    found = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
+    is_split = found is not None and not found.mesh.empty and any(axis is not None for axis in found.spec)
+    return found if is_split else None
 
 
 # A group of Shardy's (JAX's partitioner), whose members are split alike. JAX 0.10 has it as ``shard_alike``, lowered

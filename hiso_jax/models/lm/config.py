@@ -1,14 +1,15 @@
 """The architecture of a decoder-only language model, in one description for the OPT and the Llama families."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hiso_jax.checks import is_real, is_whole
+from hiso_jax.models.lm.known import FAMILIES, check_known, check_rope
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
-FAMILIES = ("opt", "llama", "mistral", "qwen2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,11 @@ class Rope:
                 raise ValueError(f"model must have a positive {name} of its rotary embeddings; it has {value!r}")
         if not is_whole(self.original) or not 0 <= self.original <= SIZES["max_positions"]:
             raise ValueError(f"model must have an original context of tokens; its configuration has {self.original!r}")
+        if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                "model must have a low_freq_factor below the high_freq_factor of its rotary embeddings; it has "
+                f"{self.low_freq_factor!r} and {self.high_freq_factor!r}"
+            )
 
 
 # The largest of each that is taken for a model's; the largest there are today have a hundredth of it, or a tenth.
@@ -149,11 +155,13 @@ def from_transformers(config: Mapping[str, Any]) -> LMConfig:
       config: what ``config.to_dict()`` gives, or the contents of a ``config.json``.
 
     Raises:
-      ValueError: an architecture, or a variant of one, that is not supported.
+      ValueError: an architecture, or a variant of one, that is not supported; or an entry that is not known and says
+        something.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"model must be of the architectures {', '.join(FAMILIES)}; got {family}")
+    check_known(config)
     return _opt(config) if family == "opt" else _llama(config)
 
 
@@ -207,9 +215,10 @@ def _opt(config: Mapping[str, Any]) -> LMConfig:
 def _llama(config: Mapping[str, Any]) -> LMConfig:
     family, hidden, heads = config["model_type"], config["hidden_size"], config["num_attention_heads"]
     layers, max_positions = config["num_hidden_layers"], config["max_position_embeddings"]
-    qwen = family == "qwen2"
+    qwen, biased = family == "qwen2", family == "llama" and config.get("attention_bias", False)
     return LMConfig(
-        family=family,
+        # Ministral is a Mistral that says of each layer whether it slides.
+        family="mistral" if family == "ministral" else family,
         vocab_size=config["vocab_size"],
         hidden_size=hidden,
         embedding_size=hidden,
@@ -224,65 +233,83 @@ def _llama(config: Mapping[str, Any]) -> LMConfig:
         norm_eps=config["rms_norm_eps"],
         max_positions=max_positions,
         rope=_rope(config, max_positions),
-        qkv_bias=qwen or config.get("attention_bias", False),
-        out_bias=not qwen and config.get("attention_bias", False),
-        mlp_bias=config.get("mlp_bias", False),
+        qkv_bias=qwen or biased,
+        out_bias=biased,
+        mlp_bias=family == "llama" and config.get("mlp_bias", False),
         tied=config.get("tie_word_embeddings", False),
         windows=_windows(config, layers),
     )
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+# As transformers 4.5x wrote it.
+LAYER_TYPES = {FULL: FULL, "attention": FULL, SLIDING: SLIDING}
+
+
 def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
-    window = config.get("sliding_window")
-    if config["model_type"] == "llama" or not window:
-        return None
-    everywhere = config["max_position_embeddings"]
-    if config["model_type"] == "mistral":
-        return (window,) * layers
-    if not config.get("use_sliding_window", False):
-        return None
-    full = config.get("max_window_layers", layers)
-    return tuple(everywhere if layer < full else window for layer in range(layers))
+    """How far every layer sees: ``layer_types`` says which of them slide, or what stood in its place before."""
+    family, window, everywhere = config["model_type"], config.get("sliding_window"), config["max_position_embeddings"]
+    if family == "llama" or (family == "qwen2" and not config.get("use_sliding_window", False)):
+        window = None
+    if window is not None and (not is_whole(window) or window < 1):
+        raise ValueError(f"model must have a sliding_window of at least one token; its configuration has {window!r}")
+    types = config.get("layer_types")
+    if types is None or family == "llama":
+        full = config.get("max_window_layers", layers) if family == "qwen2" else 0
+        types = [FULL if window is None or layer < full else SLIDING for layer in range(layers)]
+    if not isinstance(types, list | tuple) or len(types) != layers or any(each not in LAYER_TYPES for each in types):
+        raise ValueError(
+            f"model must have layer_types of {' or '.join(LAYER_TYPES)} for each of its {layers} layers; its "
+            f"configuration has {str(types)[:80]}"
+        )
+    slides = [LAYER_TYPES[each] == SLIDING for each in types]
+    if any(slides) and window is None:
+        raise ValueError("model must have a sliding_window for its layers of sliding_attention; it has none")
+    return tuple(window if each else everywhere for each in slides) if any(slides) else None
 
 
 def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
     # transformers 5 keeps all of it under rope_parameters, earlier ones the variant under rope_scaling.
     given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if any(isinstance(value, Mapping) for value in given.values()):
+        raise ValueError("model must have the same rotary embeddings in all layers; its configuration names several")
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10_000.0)
     kind: Any = given.get("rope_type") or given.get("type") or "default"
     if kind not in ROPE_KINDS:
         raise ValueError(f"model must have rotary embeddings of the kinds {', '.join(ROPE_KINDS)}; got {kind}")
     if given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
         raise ValueError("model must rotate whole heads; partial_rotary_factor is not known")
-    names = {
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "beta_fast": "beta_fast",
-        "beta_slow": "beta_slow",
-        "truncate": "truncate",
-    }
-    extra = {ours: given[name] for ours, name in names.items() if given.get(name) is not None}
-    factor = float(given.get("factor") or 1.0)
-    return Rope(
-        theta=theta,
-        kind=kind,
-        factor=factor,
-        # Dynamic scaling begins where the model's positions end, whatever it was trained on.
-        original=int((kind != "dynamic" and given.get("original_max_position_embeddings")) or max_positions),
-        attention_factor=_attention_factor(given, factor) if kind == "yarn" else 1.0,
-        **extra,
-    )
+    check_rope(kind, given)
+    original = given.get("original_max_position_embeddings") or max_positions
+    if kind in ("llama3", "yarn") and config.get("original_max_position_embeddings"):
+        # transformers lets that of the model go before that of its embeddings.
+        original = config["original_max_position_embeddings"]
+    if kind == "default":
+        return Rope(theta=theta, original=int(original))
+    if kind == "yarn" and "factor" in given and given["factor"] is None:
+        given["factor"] = max_positions / original
+    needed = ("factor", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ("factor",)
+    for name in needed:
+        if given.get(name) is None:
+            raise ValueError(f"model must have a {name} of its rotary embeddings of the kind {kind}; it has none")
+    numbers: dict[str, Any] = {name: float(given[name]) for name in needed}
+    if kind == "yarn":
+        betas = {name: float(given[name]) for name in ("beta_fast", "beta_slow") if given.get(name)}
+        # That it is null means no in transformers, and that it is missing means yes.
+        numbers |= betas | {"truncate": bool(given.get("truncate", True))}
+        numbers["attention_factor"] = _attention_factor(given, numbers["factor"])
+    # Dynamic scaling begins where the model's positions end, whatever it was trained on.
+    return Rope(theta=theta, kind=kind, original=int(max_positions if kind == "dynamic" else original), **numbers)
+
+
+def temperature(factor: float, scale: float = 1.0) -> float:
+    """YaRN's scale of rotated queries and keys (arXiv 2309.00071, equation 22), of a context stretched by ``factor``."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def _attention_factor(given: Mapping[str, Any], factor: float) -> float:
-    """Yarn's temperature (arXiv 2309.00071, equation 22), or the one that the configuration names."""
-    from math import log
-
+    """YaRN's temperature, or the one that the configuration names."""
     if given.get("attention_factor") is not None:
         return float(given["attention_factor"])
-
-    def temperature(scale: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * scale * log(factor) + 1.0
-
     top, bottom = given.get("mscale"), given.get("mscale_all_dim")
-    return temperature(top) / temperature(bottom) if top and bottom else temperature(1.0)
+    return temperature(factor, top) / temperature(factor, bottom) if top and bottom else temperature(factor)

@@ -168,6 +168,7 @@ def _rope_config(config: LMConfig) -> dict[str, Any]:
     scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
     if rope.kind == "yarn":
         scaling |= {"original_max_position_embeddings": rope.original, "attention_factor": rope.attention_factor}
+        scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
     if rope.kind == "factors":
         from dataclasses import replace
 

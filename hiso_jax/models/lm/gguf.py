@@ -1,16 +1,21 @@
 """GGUF files: architecture, tokenizer and weights from one file, by the ``gguf`` package and without torch."""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hiso_jax.models.lm.claims import check_claims
-from hiso_jax.models.lm.config import LMConfig, Rope
+from hiso_jax.models.lm.config import LMConfig
+from hiso_jax.models.lm.gguf_fields import Fields, check_fields, rope_of
 
-READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+# A token of more characters is none: the pieces of SentencePiece have at most some dozens, and every split of one is
+# tried, which costs the square of its length. All together are bounded, too.
+MOST_CHARACTERS, MOST_SQUARED = 1024, 2**28
 ARCHITECTURES = ("llama", "qwen2")
 # How the byte-level tokenizers split text before merging; the names are llama.cpp's.
 LLAMA3_SPLIT = (
@@ -18,21 +23,32 @@ LLAMA3_SPLIT = (
     r"|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-LLAMA3_STYLES = ("llama-bpe", "llama-v3", "llama3")
+LLAMA3_STYLES = ("llama-bpe", "llama-v3", "llama3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
+QWEN2_STYLES = ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez")
+DIGIT_STYLES = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+GPT2_STYLES = ("default", "gpt-2", "gpt2", "phi-2", "jina-es", "jina-de", "gigachat", "mpt", "olmo", "jais", "trillion")
 CONTROL, USER_DEFINED = 3, 4
 
 
 class GGUFTensors:
     """The tensors of a GGUF file, dequantised when they are read."""
 
-    def __init__(self, reader: Any, heads: dict[str, int]) -> None:
-        """``heads`` are the heads of the projections whose rows the file keeps in llama.cpp's order."""
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+    def __init__(self, readers: Sequence[Any], heads: dict[str, int]) -> None:
+        """Take up the tensors of a file, or of all of its parts.
+
+        Args:
+          readers: of every part.
+          heads: of the projections whose rows the file keeps in llama.cpp's order.
+
+        Raises:
+          ValueError: a tensor of a type that the ``gguf`` package cannot dequantise.
+        """
+        self._tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
         self._heads = heads
         for name, tensor in self._tensors.items():
-            if tensor.tensor_type.name not in READABLE:
+            if not _is_readable(tensor.tensor_type):
                 raise ValueError(
-                    f"model must have GGUF tensors of the types {', '.join(READABLE)}; "
+                    f"model must have GGUF tensors of types that the gguf package dequantises, Q4_K and Q8_0 say; "
                     f"{name} is {tensor.tensor_type.name}"
                 )
 
@@ -60,29 +76,49 @@ class GGUFTensors:
         return values if heads is None else _unpermuted(values, heads)
 
 
+@cache
+def _is_readable(kind: Any) -> bool:
+    """Whether the ``gguf`` package can dequantise a type: one block of it is tried."""
+    from gguf import GGML_QUANT_SIZES, dequantize
+
+    if kind.name == "BF16":
+        return True
+    try:
+        dequantize(np.zeros(GGML_QUANT_SIZES[kind][1], np.uint8), kind)
+    except (NotImplementedError, KeyError):
+        return False
+    return True
+
+
 def _unpermuted(rows: np.ndarray, heads: int) -> np.ndarray:
     pairs = rows.shape[0] // heads // 2
     return rows.reshape(heads, pairs, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-class Fields(dict):
-    """The metadata of a file; asking for what it lacks is one sentence."""
-
-    def __init__(self, path: Path, contents: dict[str, Any]) -> None:
-        """``contents`` of the file at ``path``."""
-        super().__init__(contents)
-        self.path = path
-
-    def __missing__(self, name: str) -> Any:
-        """Refuse a name that the file does not have."""
-        raise ValueError(f"{self.path} lacks the field {name}")
 
 
 def open_gguf(path: Path) -> tuple[LMConfig, GGUFTensors, Any]:
     """The architecture, the tensors and the tokenizer of a GGUF file.
 
     Raises:
-      ValueError: the file is missing, truncated, or of an architecture, tensor type or tokenizer that is not known.
+      ValueError: the file or one of its parts is missing, truncated, or of an architecture, tensor type or tokenizer
+        that is not known.
+    """
+    first = _read(path)
+    fields = Fields(path, {name: field.contents() for name, field in first.fields.items()})
+    readers = [first, *map(_read, _further_parts(path, fields))]
+    try:
+        config = _config(fields, [tensor for reader in readers for tensor in reader.tensors])
+        permuted = {"attn_q": config.heads, "attn_k": config.kv_heads} if config.family == "llama" else {}
+        return config, GGUFTensors(readers, permuted), _tokenizer(fields, path)
+    except (KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} has a field of another kind than a model's ({told})") from error
+
+
+def _read(path: Path) -> Any:
+    """The reader of one file.
+
+    Raises:
+      ValueError: there is none, or it is no GGUF file.
     """
     from gguf import GGUFReader
 
@@ -90,31 +126,42 @@ def open_gguf(path: Path) -> tuple[LMConfig, GGUFTensors, Any]:
         raise ValueError(f"model must be a hub name, a folder or a .gguf file; there is no file {path}")
     check_claims(path)
     try:
-        reader = GGUFReader(path)
-        fields = Fields(path, {name: field.contents() for name, field in reader.fields.items()})
+        return GGUFReader(path)
     except Exception as error:
         # The reader maps the file and fails wherever it ends.
         raise ValueError(f"{path} is no GGUF file, or a truncated one: {error}") from error
-    try:
-        config = _config(fields, reader)
-        permuted = {"attn_q": config.heads, "attn_k": config.kv_heads} if config.family == "llama" else {}
-        return config, GGUFTensors(reader, permuted), _tokenizer(fields, path)
-    except (KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} has a field of another kind than a model's ({told})") from error
 
 
-def _config(fields: Fields, reader: Any) -> LMConfig:
+def _further_parts(path: Path, fields: Fields) -> list[Path]:
+    """The other files of a model that is in several, by the names that llama.cpp's splitter gives them.
+
+    Raises:
+      ValueError: ``path`` is not the first of them, or is not named so.
+    """
+    count = fields.get("split.count", 0)
+    if not isinstance(count, int) or count < 2:
+        return []
+    named = re.fullmatch(r"(.*)-00001-of-(\d{5})", path.stem)
+    if named is None or int(named[2]) != count:
+        raise ValueError(
+            f"model must be the first part of a GGUF file in {count:,} parts, …-00001-of-{count:05}.gguf; got {path}"
+        )
+    return [path.with_name(f"{named[1]}-{number:05}-of-{count:05}.gguf") for number in range(2, count + 1)]
+
+
+def _config(fields: Fields, tensors: Sequence[Any]) -> LMConfig:
     family = fields.get("general.architecture")
     if family not in ARCHITECTURES:
         raise ValueError(f"model must be a GGUF file of the architectures {', '.join(ARCHITECTURES)}; got {family}")
-    names = {tensor.name for tensor in reader.tensors}
+    names = {tensor.name for tensor in tensors}
 
     def field(name: str, default: Any = None) -> Any:
-        return fields[f"{family}.{name}"] if default is None else fields.get(f"{family}.{name}", default)
+        return fields.of(family, name, default)
 
     hidden, heads = field("embedding_length"), field("attention.head_count")
     head_dim = fields.get(f"{family}.attention.key_length") or hidden // heads
+    check_fields(fields, family, head_dim)
+    factors = [tensor for tensor in tensors if tensor.name == "rope_freqs.weight"]
     return LMConfig(
         family=family,
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
@@ -130,27 +177,11 @@ def _config(fields: Fields, reader: Any) -> LMConfig:
         rms=True,
         norm_eps=field("attention.layer_norm_rms_epsilon"),
         max_positions=field("context_length"),
-        rope=_rope(fields, family, reader, field("context_length")),
+        rope=rope_of(fields, family, np.asarray(factors[0].data, np.float32) if factors else None),
         qkv_bias="blk.0.attn_q.bias" in names,
         out_bias="blk.0.attn_output.bias" in names,
         tied="output.weight" not in names,
     )
-
-
-def _rope(fields: Fields, family: str, reader: Any, context: int) -> Rope:
-    theta = float(fields.get(f"{family}.rope.freq_base", 10_000.0))
-    factors = [tensor for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
-    if factors:
-        return Rope(theta=theta, kind="factors", factors=tuple(np.asarray(factors[0].data, np.float32).tolist()))
-    kind = fields.get(f"{family}.rope.scaling.type", "none")
-    if kind == "none":
-        return Rope(theta=theta)
-    if kind not in ("linear", "yarn"):
-        raise ValueError(f"model must have GGUF rope scaling none, linear or yarn; got {kind}")
-    factor = float(fields[f"{family}.rope.scaling.factor"])
-    original = int(fields.get(f"{family}.rope.scaling.original_context_length", context))
-    temperature = 0.1 * float(np.log(factor)) + 1.0 if kind == "yarn" else 1.0
-    return Rope(theta=theta, kind=kind, factor=factor, original=original, attention_factor=temperature)
 
 
 def _tokenizer(fields: Fields, path: Path) -> Any:
@@ -162,13 +193,25 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
     if kind not in ("gpt2", "llama"):
         raise ValueError(f"model must have a GGUF tokenizer of the kinds gpt2 or llama; {path} has {kind}")
     tokens, types = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type", [])
-    backend = _byte_level(fields, tokens, path) if kind == "gpt2" else _sentencepiece(fields, tokens)
+    try:
+        backend = _byte_level(fields, tokens, path) if kind == "gpt2" else _sentencepiece(fields, tokens)
+    except ValueError:
+        raise
+    except Exception as error:
+        # The tokenizers package raises nothing more particular, where a merge makes no token of the vocabulary, say.
+        raise ValueError(f"model must have a vocabulary that fits its merges; that of {path} does not: {error}") from error
     roles = list(zip(tokens, types, strict=False))
     backend.add_special_tokens([AddedToken(text, special=True) for text, role in roles if role == CONTROL])
     backend.add_tokens([AddedToken(text) for text, role in roles if role == USER_DEFINED])
 
+    # A file of SentencePiece that does not say has its usual ones, as llama.cpp takes them.
+    usual = {"unknown": 0, "bos": 1, "eos": 2} if kind == "llama" and len(tokens) > 2 else {}
+
+    def number_of(role: str) -> int | None:
+        return fields.get(f"tokenizer.ggml.{role}_token_id", usual.get(role))
+
     def token(role: str) -> str | None:
-        number = fields.get(f"tokenizer.ggml.{role}_token_id")
+        number = number_of(role)
         return None if number is None else tokens[number]
 
     bos, eos = token("bos"), token("eos")
@@ -177,8 +220,7 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
     if fields.get("tokenizer.ggml.add_bos_token", begins) and bos is not None:
         from tokenizers.processors import TemplateProcessing
 
-        number = fields["tokenizer.ggml.bos_token_id"]
-        backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, number)])
+        backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, number_of("bos"))])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=bos,
@@ -202,14 +244,14 @@ def _byte_level(fields: Fields, tokens: list[str], path: Path) -> Any:
     def split(pattern: str) -> Any:
         return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), bytes_only])
 
-    if style in ("smollm", "refact", "codeshell"):
+    if style in DIGIT_STYLES:
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
     elif style in LLAMA3_STYLES:
         backend.pre_tokenizer = split(LLAMA3_SPLIT)
-    elif style == "qwen2":
+    elif style in QWEN2_STYLES:
         backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = split(QWEN2_SPLIT)
-    elif style in ("default", "gpt-2", "gpt2"):
+    elif style in GPT2_STYLES:
         backend.pre_tokenizer = whole
     else:
         raise ValueError(f"model must have a GGUF tokenizer that is known here; {path} splits text by {style}")
@@ -221,6 +263,12 @@ def _sentencepiece(fields: Fields, tokens: list[str]) -> Any:
     """SentencePiece's byte-pair encoding: two pieces merge where their union is a piece, best score first."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
+    lengths = [len(token) for token in tokens]
+    if max(lengths, default=0) > MOST_CHARACTERS or sum(length**2 for length in lengths) > MOST_SQUARED:
+        raise ValueError(
+            f"model must have tokens of at most {MOST_CHARACTERS:,} characters; its longest has {max(lengths):,}, and "
+            f"all of them together have {sum(lengths):,}"
+        )
     rank = {token: i for i, token in enumerate(tokens)}
     scores = fields["tokenizer.ggml.scores"]
     merges = []

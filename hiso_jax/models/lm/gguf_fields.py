@@ -1,0 +1,151 @@
+"""The metadata of a GGUF file: what is read of it, and what has to mean nothing because it is not.
+
+Sources: llama.cpp's loader (``llama-model.cpp``, ``llama-hparams.h``, ``llama-vocab.cpp``), its converter from Hugging
+Face (``convert_hf_to_gguf.py``) and ``gguf-py/constants.py``. llama.cpp's own writer gives every file nearly all fields
+with their defaults: these are among the values that mean nothing.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hiso_jax.models.lm.config import Rope, RopeKind, temperature
+
+READ = frozenset(
+    "context_length embedding_length block_count feed_forward_length attention.head_count attention.head_count_kv "
+    "attention.key_length attention.layer_norm_rms_epsilon rope.freq_base rope.scaling.type rope.scaling.factor "
+    "rope.scaling.original_context_length rope.scale_linear rope.scaling.attn_factor rope.scaling.yarn_beta_fast "
+    "rope.scaling.yarn_beta_slow rope.scaling.yarn_attn_factor rope.scaling.yarn_ext_factor rope.dimension_count "
+    "attention.value_length".split()
+)
+# Of embeddings that are pooled, of norms and layers that these architectures have not.
+HARMLESS = frozenset(
+    "vocab_size rope.scaling.finetuned pooling_type attention.layer_norm_epsilon attention.group_norm_epsilon "
+    "attention.group_norm_groups attention.key_length_swa attention.value_length_swa rope.freq_base_swa "
+    "rope.dimension_count_swa attention.relative_buckets_count features_length deepstack_mapping "
+    "classifier.pooling_type".split()
+)
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.sliding_window_pattern": (0, 1),
+    "attention.rope_pattern": (1,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "attn_logit_softcapping": (0, 50),
+    "final_logit_softcapping": (0, 30),
+    "router_logit_softcapping": (0, 30),
+    "expert_weights_scale": (0, 1),
+    "hidden_activation": ("silu", "swish", "swiglu"),
+    # In which order the rows of queries and keys stand.
+    "tensor_data_layout": ("Meta AI original pth",),
+    "token_shift_count": (0, 2),
+    "decoder_start_token_id": (-1, 2**32 - 1),
+    "attention.indexer.kpool_select_tail": (True, False),
+    "kda.gate_lower_bound": (float("-inf"), 0),
+}
+KINDS: Mapping[str, RopeKind] = {"none": "default", "linear": "linear", "yarn": "yarn"}
+
+
+class Fields(dict):
+    """The metadata of a file; asking for what it lacks is one sentence."""
+
+    def __init__(self, path: Path, contents: dict[str, Any]) -> None:
+        """``contents`` of the file at ``path``."""
+        super().__init__(contents)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        """Refuse a name that the file does not have."""
+        raise ValueError(f"{self.path} lacks the field {name}")
+
+    def of(self, family: str, name: str, default: Any = None) -> Any:
+        """A field of the architecture; where it is a list of one number, one for each layer, that number."""
+        full = f"{family}.{name}"
+        value = self[full] if default is None else self.get(full, default)
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            return value[0]
+        return value
+
+
+def check_fields(fields: Fields, family: str, head_dim: int) -> None:
+    """Refuse a file that says of its model what is not known here.
+
+    Args:
+      fields: of the file.
+      family: its architecture.
+      head_dim: the width of a head.
+
+    Raises:
+      ValueError: a field whose value may change what the model computes; it is named.
+    """
+    if fields.get("general.type", "model") != "model":
+        raise ValueError(f"model must be a GGUF file of a model; {fields.path} is of a {fields['general.type']}")
+    for name in ("rope.dimension_count", "attention.value_length"):
+        width = fields.of(family, name, head_dim)
+        if width not in (0, head_dim):
+            raise ValueError(f"model must have a {name} of its heads' width, {head_dim}; {fields.path} has {width}")
+    for full, value in fields.items():
+        prefix, _, name = full.partition(".")
+        if prefix != family or name in READ or name in HARMLESS:
+            continue
+        listed = value if isinstance(value, list) else [value]
+        allowed = NEUTRAL.get(name, (0, ""))
+        if name == "attention.sliding_window" and all(each >= fields.of(family, "context_length") for each in listed):
+            continue
+        if any(each not in allowed for each in listed):
+            raise ValueError(
+                f"model must be of fields that are known here; {fields.path} has {full} {str(value)[:60]}, which may "
+                "change what it computes"
+            )
+
+
+def rope_of(fields: Fields, family: str, factors: np.ndarray | None) -> Rope:
+    """The rotary embeddings of a file.
+
+    A scaling without a type is linear, as llama.cpp takes it; its factor stood in ``rope.scale_linear`` before. Of YaRN
+    the numbers are those of the folder that the file was converted from: llama.cpp writes its betas and its attention
+    factor, and does not read them for these architectures.
+
+    Args:
+      fields: of the file.
+      family: its architecture.
+      factors: of every frequency, the tensor ``rope_freqs.weight``; None of a file without.
+
+    Raises:
+      ValueError: a kind that is not known, or numbers that do not go together.
+    """
+
+    def number(name: str, default: float) -> float:
+        return float(fields.of(family, f"rope.{name}", default) or default)
+
+    theta, named = number("freq_base", 10_000.0), fields.get(f"{family}.rope.scaling.type", "linear")
+    if named not in KINDS:
+        raise ValueError(f"model must have GGUF rope scaling {', '.join(KINDS)}; got {named}")
+    context = int(fields.of(family, "context_length"))
+    factor = 1.0 if named == "none" else number("scaling.factor", number("scale_linear", 1.0))
+    attention = number("scaling.attn_factor", 1.0)
+    if named != "yarn" and attention != 1:
+        raise ValueError(f"model must have rope.scaling.attn_factor 1 without YaRN; {fields.path} has {attention:g}")
+    if factors is not None:
+        if factor != 1 or named == "yarn" or family != "llama":
+            raise ValueError(f"model must stretch its rotary embeddings in one way; {fields.path} has factors, too")
+        return Rope(theta=theta, kind="factors", original=context, factors=tuple(factors.tolist()))
+    if named != "yarn":
+        plain = factor == 1
+        return Rope(theta=theta, kind="default" if plain else "linear", factor=factor, original=context)
+    # From llama.cpp's own writer, which gives every file these numbers, 1 means nothing; from its converter, all.
+    given = fields.get(f"{family}.rope.scaling.yarn_attn_factor")
+    is_converters = float(fields.of(family, "rope.scaling.yarn_ext_factor", 1.0)) >= 0
+    scale = float(given) if given is not None and is_converters else temperature(factor)
+    return Rope(
+        theta=theta,
+        kind="yarn",
+        factor=factor,
+        original=int(number("scaling.original_context_length", context)),
+        beta_fast=number("scaling.yarn_beta_fast", 32.0),
+        beta_slow=number("scaling.yarn_beta_slow", 1.0),
+        attention_factor=scale * attention,
+    )
