@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from hiso_jax.checks import is_real
 from hiso_jax.fed.task import Task, frozen_of
 
 BLOCK = 2**24
@@ -20,12 +21,49 @@ def check_task(task: Task) -> None:
     """Refuse a task whose data or loss no run can use, without running anything.
 
     Raises:
-      ValueError: a split that is no pytree of arrays with one length, that holds text or a number that is not finite
-        (the entry and the example are named); or a loss that is not one number for each example.
+      ValueError: a member that is missing or of another kind than :class:`hiso_jax.fed.Task` says; a split that is no
+        pytree of arrays with one length, that holds text or a number that is not finite (the entry and the example are
+        named); or a loss that is not one number for each example. What ``metrics`` give is checked when an evaluation
+        is compiled.
     """
+    for name in ("train", "test", "init", "loss", "metrics"):
+        if not hasattr(task, name):
+            raise ValueError(f"task must have init, loss, metrics, train and test, see fed.Task; it lacks {name}")
+    for name in ("init", "loss", "metrics", "summarise", "hold_out", "layout", "moved_as"):
+        member = getattr(task, name, None)
+        if member is not None and not callable(member):
+            raise ValueError(f"{name} of a task must be a function, got a {type(member).__name__}")
+    target, metric = getattr(task, "target", None), getattr(task, "metric", None)
+    if target is not None and not is_real(target):
+        raise ValueError(f"target of a task must be a number or None, got {target!r}")
+    if metric is not None and not isinstance(metric, str):
+        raise ValueError(f"metric of a task must be the name of one of its metrics or None, got {metric!r}")
     for split in ("train", "test"):
         check_examples(split, getattr(task, split))
     _check_loss(task)
+
+
+def check_initial(params: PyTree) -> None:
+    """Refuse initial parameters from which nothing can be learned.
+
+    Args:
+      params: arrays of JAX or NumPy.
+
+    Raises:
+      ValueError: one of them has a number that is not finite, as a faulty conversion of a checkpoint leaves them.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jax.numpy.issubdtype(leaf.dtype, np.inexact) and not _is_finite(leaf):
+            raise ValueError(
+                f"the initial parameters must be finite; {jax.tree_util.keystr(path) or 'they'} "
+                "hold a number that is not, so that no loss of the model would be a number"
+            )
+
+
+def _is_finite(array: Any) -> bool:
+    if isinstance(array, np.ndarray):
+        return _first_not_finite(array.reshape(-1)) is None
+    return bool(jax.jit(lambda x: jax.numpy.isfinite(x).all())(array))
 
 
 def check_examples(split: str, data: PyTree) -> None:

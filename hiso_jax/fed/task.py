@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
+from hiso_jax.checks import first_line
 from hiso_jax.factored import MovedAs
 
 logger = logging.getLogger("hiso_jax")
@@ -164,8 +165,16 @@ def at_precision(function: Callable[..., Any], precision: str) -> Callable[..., 
 
 
 def summarise(task: Task, outputs: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> dict[str, float]:
-    """The reported metrics from those of every test example."""
+    """The reported metrics from those of every test example.
+
+    Raises:
+      ValueError: the task's own ``summarise`` returns something else than numbers by name.
+    """
     reduce = getattr(task, "summarise", None)
     if reduce is None:
         return {name: float(np.mean(values, dtype=np.float64)) for name, values in outputs.items()}
-    return {name: float(value) for name, value in reduce(outputs).items()}
+    made = reduce(outputs)
+    try:
+        return {name: float(value) for name, value in made.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"summarise must return one number for each name; it fails to: {first_line(error)}") from error

@@ -10,8 +10,41 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from hiso_jax.checks import first_line
 from hiso_jax.factored import MovedAs
 from hiso_jax.tasks.splits import held_out
+
+
+def _as_arrays(name: str, value: Any) -> Any:
+    """A column of a split as arrays: what is one already as it is, tensors of torch and columns of pandas by NumPy.
+
+    Raises:
+      ValueError: it cannot be made an array.
+    """
+    if isinstance(value, Mapping):
+        return {entry: _as_arrays(f"{name}[{entry!r}]", each) for entry, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_as_arrays(f"{name}[{place}]", each) for place, each in enumerate(value))
+    if isinstance(value, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
+        return value
+    try:
+        array = np.asarray(value)
+        # Of columns of pandas that may have gaps.
+        return np.asarray(array.tolist()) if array.dtype.kind == "O" else array
+    except Exception as error:
+        # A tensor that needs its gradient, or is on a device, or rows of unequal lengths: each raises its own.
+        library = type(value).__module__.partition(".")[0]
+        raise ValueError(
+            f"{name} must be an array of examples, or what NumPy makes one of; got a {library} {type(value).__name__} "
+            f"that it does not ({first_line(error)})"
+        ) from error
+
+
+def _as_numbers(labels: Any) -> Any:
+    """Labels as whole numbers, where they are floats that are whole: a column that once had a gap is of floats."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "f" and np.array_equal(labels, np.trunc(labels)):
+        return labels.astype(np.int32)
+    return labels
 
 
 def _check_labels(name: str, labels: Any, classes: int) -> None:
@@ -40,7 +73,8 @@ class Classification:
     Attributes:
       model_init: key → parameters.
       model_apply: (parameters, inputs [B, ...]) → logits [B, classes].
-      train: {"input": [n, ...], "label": int [n]}.
+      train: {"input": [n, ...], "label": int [n]}; inputs may be several arrays in a dict or a tuple, which the model
+        takes as they are. Tensors of torch, columns of pandas and lists become NumPy arrays.
       test: the same for the test split.
       name: what reports call it.
       target: the accuracy at which methods are compared, or None.
@@ -69,11 +103,14 @@ class Classification:
             data = getattr(self, split)
             if set(data) != {"input", "label"}:
                 raise ValueError(f'{split} must have the entries "input" and "label", got {sorted(data)}')
-            if len(data["input"]) != len(data["label"]) or not len(data["label"]):
-                raise ValueError(
-                    f"{split} must have as many inputs as labels and at least one, "
-                    f"got {len(data['input'])} and {len(data['label'])}"
-                )
+            data = {entry: _as_arrays(f'{split}["{entry}"]', data[entry]) for entry in ("input", "label")}
+            data["label"] = _as_numbers(data["label"])
+            object.__setattr__(self, split, data)
+            counts = {array.shape[0] if array.ndim else 0 for array in jax.tree.leaves(data["input"])}
+            labels = data["label"].shape[0] if getattr(data["label"], "ndim", 0) else 0
+            if counts != {labels} or not labels:
+                got = ", ".join(map(str, sorted(counts))) or "no"
+                raise ValueError(f"{split} must have as many inputs as labels and at least one, got {got} and {labels}")
         classes = self._classes()
         for split in ("train", "test"):
             _check_labels(f'{split}["label"]', getattr(self, split)["label"], classes)

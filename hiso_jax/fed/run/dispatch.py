@@ -75,7 +75,7 @@ class RoundLog(NamedTuple):
     record: RoundRecord
 
     def on_host(self) -> "RoundLog":
-        """The log of some rounds as NumPy arrays; the loss of a round without a valid client, on the device 0, is NaN."""
+        """The log of some rounds as NumPy arrays; where no client was valid the loss, on the device 0, is NaN."""
         log = jax.tree.map(np.asarray, self)
         loss = np.where(log.record.valid.any(-1), log.record.loss, np.nan).astype(log.record.loss.dtype)
         return log._replace(record=log.record._replace(loss=loss))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax import lax
@@ -28,6 +29,9 @@ def make_evaluate(
       metrics: ``(params, batch) → {name: [B, ...]}``, with a third argument if there are frozen parameters.
       budget: bytes that a chunk may take; None means :func:`memory_budget`.
       mesh: splits each chunk over its axis ``clients``.
+
+    Raises:
+      ValueError: at the call, metrics that are no numbers by name, one for each example.
     """
 
     def evaluate(params: PyTree, data: PyTree, frozen: PyTree | None = None) -> dict[str, Shaped[Array, "n ..."]]:
@@ -43,7 +47,7 @@ def make_evaluate(
         def evaluate_chunk(batch: PyTree) -> dict[str, Array]:
             if mesh is not None and size % mesh.shape[CLIENTS] == 0:
                 batch = lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(CLIENTS)))
-            return dict(of_batch(params, batch))
+            return _checked(of_batch(params, batch), size)
 
         values = lax.map(evaluate_chunk, stacked)
         values = {name: value.reshape(-1, *value.shape[2:])[:examples] for name, value in values.items()}
@@ -53,6 +57,24 @@ def make_evaluate(
         return lax.with_sharding_constraint(values, NamedSharding(mesh, PartitionSpec()))
 
     return evaluate
+
+
+def _checked(metrics: Any, examples: int) -> dict[str, Array]:
+    """Metrics of a batch as a dict, if they have one entry for each of its examples.
+
+    Raises:
+      ValueError: they have not: a mean over a batch is none over a split, whose last batch is filled up.
+    """
+    if not isinstance(metrics, Mapping) or not metrics or not all(isinstance(name, str) for name in metrics):
+        raise ValueError(f'metrics must return numbers by name, {{"loss": …}} say; got a {type(metrics).__name__}')
+    for name, value in metrics.items():
+        shape = getattr(value, "shape", ())
+        if not shape or shape[0] != examples:
+            raise ValueError(
+                f"metrics must give a number for each example, of shape ({examples},) for {examples} examples; "
+                f"{name} has {shape}{'' if shape else ': do not take its mean'}"
+            )
+    return dict(metrics)
 
 
 def first_at_target(values: Sequence[float], target: float) -> int | None:

@@ -23,6 +23,7 @@ from hiso_jax.fed.run.result import Callback, Progress, Result
 from hiso_jax.fed.run.setup import Setup
 from hiso_jax.fed.run.spent import spent
 from hiso_jax.fed.run.tally import Tally
+from hiso_jax.fed.sanity import check_initial
 from hiso_jax.fed.task import summarise
 
 
@@ -93,6 +94,7 @@ class Session:
         """
         setup, keeper = self.setup, self._keeper
         self._initial = initial_parameters(setup)
+        in_all_processes(check_initial, self._initial)
         carry, shardings = first_state(setup, self._initial)
         costs = costs_of(setup.algorithm, setup.estimator, carry.server, setup.config.cohort)
         self._tally = Tally(costs)

@@ -29,7 +29,7 @@ from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.programs import bytes_of, costs_of
 from hiso_jax.fed.run.secret import as_key, fresh, of_setting
 from hiso_jax.fed.run.setup import check_channel, estimator_of, with_cohorts
-from hiso_jax.fed.sanity import check_task
+from hiso_jax.fed.sanity import check_initial, check_task
 from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, moved_as_of, summarise
 from hiso_jax.fed.update import ServerState
 
@@ -224,6 +224,7 @@ def sweep(
     grid = replace(grid, mus=(config.mu,) if grid.mus is None else grid.mus)
     seed_keys = [jax.random.key(seed) for seed in grid.seeds]
     initials = [task.init(init_key(key)) for key in seed_keys]
+    check_initial(initials)
     budget = memory_budget() if config.memory_budget is None else config.memory_budget
     algorithm = as_algorithm(make(grid.learning_rates[0]))
     check_channel(algorithm, config, participation, populations[0].num_clients)

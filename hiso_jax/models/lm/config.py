@@ -303,7 +303,7 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
 
 
 def temperature(factor: float, scale: float = 1.0) -> float:
-    """YaRN's scale of rotated queries and keys (arXiv 2309.00071, equation 22), of a context stretched by ``factor``."""
+    """YaRN's scale of rotated queries and keys, of a context stretched by ``factor`` (arXiv 2309.00071, eq. 22)."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 

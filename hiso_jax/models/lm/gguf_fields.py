@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 
 from hiso_jax.models.lm.config import Rope, RopeKind, temperature
+from hiso_jax.models.lm.known import names
 
-READ = frozenset(
+READ = names(
     "context_length embedding_length block_count feed_forward_length attention.head_count attention.head_count_kv "
     "attention.key_length attention.layer_norm_rms_epsilon rope.freq_base rope.scaling.type rope.scaling.factor "
     "rope.scaling.original_context_length rope.scale_linear rope.scaling.attn_factor rope.scaling.yarn_beta_fast "
     "rope.scaling.yarn_beta_slow rope.scaling.yarn_attn_factor rope.scaling.yarn_ext_factor rope.dimension_count "
-    "attention.value_length".split()
+    "attention.value_length"
 )
 # Of embeddings that are pooled, of norms and layers that these architectures have not.
-HARMLESS = frozenset(
+HARMLESS = names(
     "vocab_size rope.scaling.finetuned pooling_type attention.layer_norm_epsilon attention.group_norm_epsilon "
     "attention.group_norm_groups attention.key_length_swa attention.value_length_swa rope.freq_base_swa "
     "rope.dimension_count_swa attention.relative_buckets_count features_length deepstack_mapping "
-    "classifier.pooling_type".split()
+    "classifier.pooling_type"
 )
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,),

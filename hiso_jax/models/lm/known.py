@@ -16,16 +16,22 @@ FAMILIES = ("opt", "llama", "mistral", "ministral", "qwen2")
 # Of an entry that is not listed: nothing is said by it.
 NOTHING = (None, False, 0, "", [], {})
 
-LLAMA_READ = frozenset(
+
+def names(text: str) -> frozenset[str]:
+    """The names in a text, between blanks."""
+    return frozenset(text.split())
+
+
+LLAMA_READ = names(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "hidden_act rms_norm_eps max_position_embeddings tie_word_embeddings rope_theta rope_scaling rope_parameters "
-    "partial_rotary_factor original_max_position_embeddings".split()
+    "partial_rotary_factor original_max_position_embeddings"
 )
 READ: Mapping[str, frozenset[str]] = {
-    "opt": frozenset(
+    "opt": names(
         "vocab_size hidden_size num_hidden_layers num_attention_heads ffn_dim word_embed_proj_dim activation_function "
         "max_position_embeddings enable_bias do_layer_norm_before _remove_final_layer_norm "
-        "layer_norm_elementwise_affine tie_word_embeddings".split()
+        "layer_norm_elementwise_affine tie_word_embeddings"
     ),
     "llama": LLAMA_READ | {"attention_bias", "mlp_bias"},
     "mistral": LLAMA_READ | {"sliding_window", "layer_types"},
@@ -35,7 +41,7 @@ READ: Mapping[str, frozenset[str]] = {
 
 # They change no number of a forward pass: metadata, what is returned, tasks and heads that a language model has not,
 # token numbers, training, generation.
-HARMLESS = frozenset(
+HARMLESS = names(
     """
     model_type architectures name_or_path transformers_version commit_hash auto_map torch_dtype dtype tokenizer_class
     processor_class revision transformers.js_config is_llama_config unsloth_version unsloth_fixed model_name license
@@ -68,7 +74,7 @@ HARMLESS = frozenset(
     speculation_type compile_config disable_compile continuous_batching_config low_memory penalty_alpha dola_layers
     diversity_penalty num_beam_groups constraints force_words_ids prefill_chunk_size generation_config
     use_model_defaults forced_decoder_ids
-    """.split()
+    """
 )
 # Of one family: its own code does not read them, or not as another family's does.
 OWN_HARMLESS: Mapping[str, frozenset[str]] = {
@@ -128,9 +134,8 @@ ROPE_READ: Mapping[str, frozenset[str]] = {
     "linear": frozenset({"factor"}),
     "dynamic": frozenset({"factor"}),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
-    "yarn": frozenset(
-        "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim "
-        "truncate".split()
+    "yarn": names(
+        "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate"
     ),
 }
 ROPE_COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})

@@ -125,10 +125,11 @@ def text_choice(
         or an empty prompt.
     """
     check_length(max_length, model)
-    words, bos = last_tokens(tokenizer, prompt.words), tokenizer.bos_token_id
+    asked = {split: [prompt.render(row) for row in rows[split]] for split in ("train", "test")}
+    words, bos = last_tokens(tokenizer, prompt.words, asked["train"]), tokenizer.bos_token_id
     texts: dict[str, list[list[int]]] = {}
     for split in ("train", "test"):
-        encoded = tokenize(tokenizer, [prompt.render(row) for row in rows[split]])
+        encoded = tokenize(tokenizer, asked[split])
         for number, ids in enumerate(encoded, 1):
             if not ids:
                 raise ValueError(f"row {number} of {split} has no tokens: its prompt is empty")

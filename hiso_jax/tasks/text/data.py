@@ -3,14 +3,17 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from hiso_jax.tasks.text.files import READERS, read_rows
+from hiso_jax.tasks.text.files import read_rows, split_files
 from hiso_jax.tasks.text.prompts import Row, Source
 
-SPLITS = {"train": ("train",), "test": ("validation", "dev", "test")}
+SPLITS = {"train": ("train",), "test": ("validation", "valid", "val", "dev", "test")}
+# Files of a folder that are named where none of them will do.
+NAMED = 5
 
 
 def load_rows(source: Source | None, data_dir: str | Path | None, columns: Sequence[str]) -> dict[str, list[Row]]:
@@ -18,8 +21,8 @@ def load_rows(source: Source | None, data_dir: str | Path | None, columns: Seque
 
     Args:
       source: where the data is on the hub; None for data that is on no hub.
-      data_dir: a folder with ``train`` and ``validation`` (or ``dev``, or ``test``) files, jsonl, csv or parquet;
-        None asks the hub.
+      data_dir: a folder with ``train`` and ``validation`` (or ``valid``, ``val``, ``dev``, ``test``) files, jsonl, csv,
+        tsv or parquet, compressed or in parts, as the hub and other tools leave them; None asks the hub.
       columns: those that the task needs.
 
     Raises:
@@ -59,16 +62,19 @@ def _check_columns(rows: Mapping[str, Sequence[Row]], columns: Sequence[str], op
 def _from_files(folder: Path) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
     for split, names in SPLITS.items():
-        paths = [folder / f"{name}{ending}" for name in names for ending in READERS]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
+        paths = split_files(folder, names)
+        if not paths:
+            there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            more = f" and {len(there) - NAMED} more" if len(there) > NAMED else ""
+            has = f"has {', '.join(there[:NAMED])}{more}" if there else "has none"
+            others = "" if len(names) == 1 else f" (or of the names {', '.join(names[1:])})"
             raise ValueError(
-                f"data_dir must hold a file {names[0]}.jsonl, .csv or .parquet; {folder} has none"
-                f"{'' if len(names) == 1 else f' (nor of the names {chr(44).join(names[1:])})'}"
+                f"data_dir must hold a file {names[0]}.jsonl, .csv, .tsv or .parquet{others}, as it is or as .gz, or "
+                f"{names[0]}-00000-of-00001.parquet and so on, in data/ or not; {folder} {has}"
             )
-        rows[split] = read_rows(path)
+        rows[split] = [row for path in paths for row in read_rows(path)]
         if not rows[split]:
-            raise ValueError(f"data_dir must hold at least one row of each split; {path} is empty")
+            raise ValueError(f"data_dir must hold at least one row of each split; {paths[0]} is empty")
     return rows
 
 
@@ -123,13 +129,82 @@ def given_rows(rows: Mapping[str, Iterable[Row]], columns: Sequence[str]) -> dic
     return taken
 
 
+def with_text(rows: Mapping[str, Sequence[Row]], columns: Sequence[str]) -> dict[str, list[Row]]:
+    """The same rows with text in the columns that prompts are made of: bytes decoded, numbers as they are.
+
+    Raises:
+      ValueError: a cell that is missing, or is neither text nor a number.
+    """
+
+    def cell(value: Any, name: str, row: str) -> Any:
+        if isinstance(value, bytes):
+            try:
+                return value.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{row} has a {name} that is no text: its bytes are not UTF-8") from error
+        value = value.item() if isinstance(value, np.generic) else value
+        if _is_missing(value):
+            raise ValueError(f"{row} has no {name}")
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"{row} has a {name} that is neither text nor a number, but a {type(value).__name__}")
+        return value
+
+    return {
+        split: [
+            {**row, **{name: cell(row[name], name, f"row {number} of {split}") for name in columns}}
+            for number, row in enumerate(split_rows, 1)
+        ]
+        for split, split_rows in rows.items()
+    }
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: NaN is how pandas and parquet files say so."""
+    # NaN, pandas' NaT and NA are not equal to themselves.
+    return value is None or type(value).__name__ == "NAType" or bool(value != value)
+
+
+def _plain(value: Any) -> Any:
+    """A label or a client's name of NumPy, pandas or Arrow as Python's: whole floats as integers, bytes as text."""
+    value = value.item() if isinstance(value, np.generic) else value
+    value = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def with_labels(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """The same rows with labels as Python's numbers or text.
+
+    Raises:
+      ValueError: a row without a label.
+    """
+    found: dict[str, list[Row]] = {}
+    for split, split_rows in rows.items():
+        found[split] = []
+        for number, row in enumerate(split_rows, 1):
+            label = row["label"]
+            if _is_missing(label) or (isinstance(label, str) and not label.strip()):
+                raise ValueError(f"row {number} of {split} has no label")
+            found[split].append({**row, "label": _plain(label)})
+    return found
+
+
+def _in_order(texts: Iterable[str]) -> list[str]:
+    """Labels that are text in their alphabetical order; those that are numbers in quotes in the order of numbers."""
+    listed = sorted(texts)
+    try:
+        return sorted(listed, key=float)
+    except ValueError:
+        return listed
+
+
 def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence[str] | None = None) -> tuple[str, ...]:
     """The label that each of so many answer words stands for, in the order of the words.
 
     Args:
       rows: of every split.
       classes: how many answer words there are.
-      given: the labels in that order; without it, text is taken in alphabetical order, and numbers are 0, 1, …
+      given: the labels in that order; without it, text is taken in alphabetical order, numbers in quotes in the order
+        of the numbers, and numbers are 0, 1, …
 
     Raises:
       ValueError: more or fewer labels than words, or a label of the rows that is none of them.
@@ -145,7 +220,7 @@ def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence
             if not isinstance(row["label"], int | str):
                 raise ValueError(f"row {number} of {split} has label {row['label']!r}; labels must be numbers or text")
     found = {row["label"] for split in rows.values() for row in split}
-    texts = sorted(label for label in found if isinstance(label, str))
+    texts = _in_order(label for label in found if isinstance(label, str))
     if texts and len(texts) != len(found):
         other = next(label for label in found if not isinstance(label, str))
         raise ValueError(f"labels must be all text or all numbers; the data have {texts[0]!r} and {other!r}")
@@ -183,9 +258,10 @@ def numbered_clients(rows: Sequence[Row], column: str) -> Int[np.ndarray, "n"]:
     for number, row in enumerate(rows, 1):
         if row.get(column) is None:
             raise ValueError(f"client_column must be one of the training data; row {number} of train has no {column}")
-        if isinstance(row[column], bool) or not isinstance(row[column], int | str):
-            raise ValueError(f"row {number} of train has {column} {row[column]!r}; it must be text or a whole number")
-    kinds = {type(row[column]) for row in rows}
-    if len(kinds) > 1:
+    names = [_plain(row[column]) for row in rows]
+    for number, name in enumerate(names, 1):
+        if isinstance(name, bool) or not isinstance(name, int | str):
+            raise ValueError(f"row {number} of train has {column} {name!r}; it must be text or a whole number")
+    if len(set(map(type, names))) > 1:
         raise ValueError(f"client_column must name clients by text or by numbers, not both; {column} has both")
-    return np.unique([row[column] for row in rows], return_inverse=True)[1].reshape(-1).astype(np.int32)
+    return np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int32)

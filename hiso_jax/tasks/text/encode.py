@@ -20,11 +20,33 @@ CPU_GROUP, ACCELERATOR_GROUP = 8, 64
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-    """The token numbers of each text; ``special`` adds what the tokenizer puts around a text.
+    """The token numbers of each text.
+
+    Args:
+      tokenizer: of transformers.
+      texts: to tokenise.
+      special: also puts before a text what the tokenizer puts before one. What it puts behind one, an end of text, is
+        left out: an answer follows.
 
     Raises:
       ValueError: a text is none, or the tokenizer fails.
     """
+    behind = _behind(tokenizer) if special and texts else 0
+    return [ids[: len(ids) - behind] for ids in _tokenize(tokenizer, texts, special=special)]
+
+
+# Any text will do to see what a tokenizer puts around one.
+SAMPLE = "a"
+
+
+def _behind(tokenizer: Any) -> int:
+    """How many tokens a tokenizer puts behind a text."""
+    (plain,), (whole,) = (_tokenize(tokenizer, [SAMPLE], special=special) for special in (False, True))
+    places = [place for place in range(len(whole) - len(plain) + 1) if whole[place : place + len(plain)] == plain]
+    return len(whole) - places[0] - len(plain) if plain and places else 0
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
     for text in texts:
         try:
             text.encode()
@@ -49,20 +71,51 @@ def truncate(ids: Sequence[int], limit: int, bos: int | None) -> list[int]:
     return list(ids[len(ids) - limit :])
 
 
-def last_tokens(tokenizer: Any, words: Sequence[str]) -> tuple[int, ...]:
-    """The last token of each answer word, by which a class is read.
+# Prompts behind which the answer words are looked at.
+LOOKED_AT = 8
+
+
+def last_tokens(tokenizer: Any, words: Sequence[str], prompts: Sequence[str]) -> tuple[int, ...]:
+    """The last token of each answer word where it stands behind its prompt, by which a class is read.
+
+    A word is tokenised together with its prompt, as MeZO's code does: by itself a word of SentencePiece begins with a
+    blank, "▁Yes", which cannot stand behind a line break. Where the prompt's end and the word's beginning become one
+    token ("was " and "good"), the word is read by its own tokens.
+
+    Args:
+      tokenizer: of transformers.
+      words: the answer words.
+      prompts: some of those that they follow.
 
     Raises:
-      ValueError: a word without a token, or two words with the same.
+      ValueError: a word without a token, two words with the same, or words that have other tokens behind other prompts.
     """
-    ids = tokenize(tokenizer, words, special=False)
-    for word, tokens in zip(words, ids, strict=True):
-        if not tokens:
-            raise ValueError(f"verbalizer must be words that the tokenizer knows; {word!r} has no token")
-    last = tuple(tokens[-1] for tokens in ids)
+    found: dict[tuple[int, ...], str] = {}
+    for prompt in list(dict.fromkeys(prompts))[:LOOKED_AT]:
+        found.setdefault(_last_behind(tokenizer, words, prompt), prompt)
+    if len(found) > 1:
+        first, other = list(found.values())[:2]
+        raise ValueError(
+            f"template must end so that the words of the verbalizer have the same tokens behind every prompt; "
+            f"{','.join(words)} have not behind {first[-20:]!r} and {other[-20:]!r}: let it end in text of its own"
+        )
+    last = next(iter(found))
     if len(set(last)) != len(last):
         raise ValueError(f"verbalizer must be words that end in different tokens; got {','.join(words)}")
     return last
+
+
+def _last_behind(tokenizer: Any, words: Sequence[str], prompt: str) -> tuple[int, ...]:
+    alone = _tokenize(tokenizer, words, special=False)
+    for word, tokens in zip(words, alone, strict=True):
+        if not tokens:
+            raise ValueError(f"verbalizer must be words that the tokenizer knows; {word!r} has no token")
+    asked, *answered = tokenize(tokenizer, [prompt, *(prompt + word for word in words)])
+    last = []
+    for tokens, whole in zip(alone, answered, strict=True):
+        follows = len(whole) > len(asked) and whole[: len(asked)] == asked
+        last.append(whole[-1] if follows else tokens[-1])
+    return tuple(last)
 
 
 def pad_token(tokenizer: Any) -> int:

@@ -1,22 +1,26 @@
-"""Rows of text from one local file: JSON lines, CSV or Parquet, typed as the file writes them.
+"""Rows of text from local files: JSON lines, CSV, TSV or Parquet, typed as the files write them.
 
 Not by a data-frame library, which guesses: dates and numbers in a column of text would be rewritten, and words such as
 "NA" lost.
 """
 
 import csv
+import gzip
 import io
 import json
 import re
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hiso_jax.tasks.text.prompts import Row
 
 
 def _text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8-sig")
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
 
 
 def _json(path: Path) -> list[Row]:
@@ -41,9 +45,22 @@ def _json(path: Path) -> list[Row]:
 
 
 def _csv(path: Path) -> list[Row]:
+    return _cells(_text(path))
+
+
+def _tsv(path: Path) -> list[Row]:
+    """Cells between tabs; where their quotes do not come in pairs, as in GLUE's files, they are text."""
+    text = _text(path)
+    try:
+        return _cells(text, delimiter="\t")
+    except (ValueError, csv.Error):
+        return _cells(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _cells(text: str, **form: Any) -> list[Row]:
     """Cells are text; a column ``label`` that holds whole numbers only is read as numbers."""
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, **form)
     names = reader.fieldnames or []
     if len(set(names)) != len(names):
         raise ValueError(f"its first line must name each column once, got {', '.join(names)}")
@@ -70,7 +87,59 @@ def _parquet(path: Path) -> list[Row]:
         return pyarrow.parquet.ParquetFile(file).read().to_pylist()
 
 
-READERS: dict[str, Callable[[Path], list[Row]]] = {".jsonl": _json, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path], list[Row]]] = {
+    ".jsonl": _json,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".tsv": _tsv,
+}
+# Text may be compressed; Parquet is by itself.
+ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS if ending != ".parquet"))
+PART = re.compile(r"-(\d{5})-of-(\d{5})")
+
+
+def _parted(path: Path) -> tuple[str, str]:
+    """A file's name without its ending, in small letters, and its ending; two empty texts of a file of other data."""
+    name = path.name.lower()
+    ending = next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), "")
+    return (name.removesuffix(ending), ending) if ending else ("", "")
+
+
+def split_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of a split: one, or all parts of one; of the first of some names that has any.
+
+    Args:
+      folder: in which they are, or in its ``data``, where the hub keeps them.
+      names: that the split may have, in small letters; files may have capital ones.
+
+    Raises:
+      ValueError: a part is missing.
+    """
+    for name in names:
+        for place in (folder, folder / "data"):
+            files = [path for path in sorted(place.iterdir()) if path.is_file()] if place.is_dir() else []
+            exact = [path for path in files if _parted(path)[0] == name]
+            if exact:
+                return [min(exact, key=lambda path: (ENDINGS.index(_parted(path)[1]), path.name))]
+            parts = [
+                path
+                for path in files
+                if (stem := _parted(path)[0]).startswith(name) and PART.fullmatch(stem[len(name) :])
+            ]
+            if parts:
+                _check_parts(parts)
+                return parts
+    return []
+
+
+def _check_parts(parts: Sequence[Path]) -> None:
+    found = [PART.search(path.name) for path in parts]
+    numbers, counts = ([int(each[group]) for each in found if each is not None] for group in (1, 2))
+    if len(set(counts)) != 1 or numbers != list(range(counts[0])):
+        raise ValueError(
+            f"data_dir must hold all {counts[0]:,} parts of {parts[0].name}; {parts[0].parent} has {len(parts):,}"
+        )
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -80,9 +149,9 @@ def read_rows(path: Path) -> list[Row]:
       ValueError: it cannot be read, or is damaged; the line is named where there are lines.
     """
     try:
-        return READERS[path.suffix](path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        return READERS[_parted(path)[1].removesuffix(".gz")](path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read: it is not UTF-8 text (byte {error.start})") from error
     except (ValueError, csv.Error) as error:

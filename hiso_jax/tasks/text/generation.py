@@ -104,7 +104,11 @@ class TextGeneration(PretrainedTask):
 
     def answers(self, generated: Int[np.ndarray, "n N"]) -> list[str]:
         """What was generated, as text, up to the end of its line: a token may hold more than a line break."""
-        texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
+        # Behind the token that ended it a row is filled up, by any token where the tokenizer names none for that.
+        ends = np.isin(generated, self.stop_tokens)
+        lengths = np.where(ends.any(1), ends.argmax(1), generated.shape[1])
+        rows = [row[:length] for row, length in zip(generated.tolist(), lengths, strict=True)]
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [(text.strip().splitlines() or [""])[0].strip() for text in texts]
 
     def summarise(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:

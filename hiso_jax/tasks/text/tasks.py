@@ -18,6 +18,8 @@ from hiso_jax.tasks.text.data import (
     number_labels,
     numbered_clients,
     sample_rows,
+    with_labels,
+    with_text,
 )
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation
 from hiso_jax.tasks.text.prompts import SOURCES, Prompt, PromptSet, Row, checked_words, prompt_for, user_prompt
@@ -71,7 +73,7 @@ def text_data(
     data_dir: str | Path | None = None,
     prompts: PromptSet = "decomfl",
     template: str | None = None,
-    verbalizer: Sequence[str] | None = None,
+    verbalizer: Sequence[str] | Mapping[Any, str] | None = None,
     labels: Sequence[str] | None = None,
     train_rows: int | None = None,
     test_rows: int | None = None,
@@ -88,9 +90,9 @@ def text_data(
         hub is asked.
       prompts: whose prompts and answer words.
       template: of text-classification, or in place of the task's prompt.
-      verbalizer: the answer words, in place of the task's.
-      labels: the label that each answer word stands for, in the words' order; by default the numbers 0, 1, …, and for
-        labels that are text their alphabetical order.
+      verbalizer: the answer words, in place of the task's; or label → word, which then says the labels, too.
+      labels: the label that each answer word stands for, in the words' order; by default the numbers 0, 1, …, for
+        labels that are text their alphabetical order, and for numbers in quotes that of the numbers.
       train_rows, test_rows: how many random rows to use; None is all, for generation 1,000 and 100.
       client_column: a column that names the client whose each training row is; the task's training data then has
         ``client``, their numbers, for :func:`hiso_jax.fed.by_column`.
@@ -104,6 +106,12 @@ def text_data(
     for option, count in (("train_rows", train_rows), ("test_rows", test_rows)):
         if count is not None:
             whole(option, count, 1)
+    if isinstance(verbalizer, str):
+        raise ValueError(f"verbalizer must be a list of words, or label → word, got the text {verbalizer!r}")
+    if isinstance(verbalizer, Mapping):
+        if labels is not None:
+            raise ValueError("labels must not be given beside a verbalizer that names them")
+        labels, verbalizer = tuple(map(str, verbalizer)), tuple(verbalizer.values())
     source = SOURCES.get(name)
     for option, value in (("template", template), ("verbalizer", verbalizer)):
         if source is None and value is None:
@@ -121,8 +129,10 @@ def text_data(
     derived = {"wsc": ("span2_text",)}.get(name, ()) if template is None else ()
     columns = (*prompt.columns, *derived, *answer_columns)
     found = load_rows(source, data_dir, columns) if rows is None else given_rows(rows, columns)
+    found = with_text(found, (*prompt.columns, *derived, *(("summary",) if name == "xsum" else ())))
     names: tuple[str, ...] = ()
     if name in CLASSIFICATION:
+        found = with_labels(found)
         names = label_names(found, len(prompt.words), labels)
         found = number_labels(found, names)
     else:
