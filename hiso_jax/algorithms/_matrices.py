@@ -46,7 +46,7 @@ def of_matrices(
     """
 
     def leaf(layers: int, x: Array, *own: Array) -> Array:
-        if x.ndim - layers < 2:
+        if x.ndim - layers < 2 or not x.size:
             return rest(x, *own)
         flat = x.reshape(*x.shape[:layers], -1, x.shape[-1])
         made = (jax.vmap(change) if layers else change)(flat, *own)

@@ -24,7 +24,7 @@ def _axes(params: PyTree) -> PyTree:
     def node(at: Any) -> PyTree:
         layers = int(is_stacked(at))
         axes = optax.contrib.MuonDimensionNumbers(layers, layers + 1)
-        return jax.tree.map(lambda x: axes if x.ndim - layers == 2 else None, at)
+        return jax.tree.map(lambda x: axes if x.ndim - layers == 2 and x.size else None, at)
 
     return jax.tree.map(node, params, is_leaf=is_stacked)
 

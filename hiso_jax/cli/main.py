@@ -5,12 +5,15 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
+from hiso_jax.checks import first_line
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.compare import compare
@@ -136,6 +139,11 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
         _fail(str(error), sorted(own))
 
 
+def _is_of_backends(error: BaseException) -> bool:
+    """Whether JAX failed to find its devices: where it raised the error is all that tells, of some it says nothing."""
+    return any(Path(frame.filename).name == "xla_bridge.py" for frame in traceback.extract_tb(error.__traceback__))
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script; ends the process with an exit code of ``exit_codes``."""
     with forgiving(PROGRAM):
@@ -162,6 +170,11 @@ def _run(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"{PROGRAM}: {plain(exit_codes.told(error))}", file=sys.stderr)
         return exit_codes.FAILED
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        if not asked or not _is_of_backends(error):
+            raise
+        _fail(f"JAX_PLATFORMS must name devices that are here, cpu always is; got {asked} ({first_line(error)})")
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return exit_code()

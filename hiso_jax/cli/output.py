@@ -1,9 +1,50 @@
-"""Standard output that may close or fill up while a command runs: the work goes on, and standard error says so."""
+"""Standard output that may close, fill up or lack characters while a command runs: the work goes on, and is told of."""
 
+import codecs
 import contextlib
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+# What stands for a character that a terminal's encoding has not; any other is a question mark.
+PLAIN = {
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "±": "+-",
+    "≥": ">=",
+    "≤": "<=",
+    "≈": "~",
+    "×": "x",
+    "·": "*",
+    "√": "sqrt",
+    "‖": "||",
+    "ε": "epsilon",
+    "δ": "delta",
+    "σ": "sigma",
+    "μ": "mu",
+    "η": "eta",
+    "κ": "kappa",
+    "ζ": "zeta",
+    "Σ": "Sigma",
+    "Δ": "Delta",
+    "∇": "grad",
+    "²": "^2",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+}
+ERRORS = "hiso_jax.plain"
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(ERRORS, _plainly)
 
 
 class Output:
@@ -59,7 +100,11 @@ class Output:
 
 @contextlib.contextmanager
 def forgiving(program: str) -> Iterator[None]:
-    """While inside, standard output may fail without ending the command."""
+    """While inside, standard output may fail without ending the command, and characters that it lacks are replaced."""
+    for stream in (sys.stdout, sys.stderr):
+        # Of a stream that a program has put in their place, nothing is known.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=ERRORS)
     before = sys.stdout
     output = Output(before, program)
     sys.stdout = output

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from hiso_jax.checks import is_real
 from hiso_jax.fed.task import Task, frozen_of
+from hiso_jax.zo import check_generator
 
 BLOCK = 2**24
 HOW = 'make it a pytree of NumPy or JAX arrays that share their leading axis, {"input": …, "label": …} say'
@@ -21,11 +22,12 @@ def check_task(task: Task) -> None:
     """Refuse a task whose data or loss no run can use, without running anything.
 
     Raises:
-      ValueError: a member that is missing or of another kind than :class:`hiso_jax.fed.Task` says; a split that is no
-        pytree of arrays with one length, that holds text or a number that is not finite (the entry and the example are
-        named); or a loss that is not one number for each example. What ``metrics`` give is checked when an evaluation
-        is compiled.
+      ValueError: keys of JAX's generator unsafe_rbg; a member that is missing or of another kind than
+        :class:`hiso_jax.fed.Task` says; a split that is no pytree of arrays with one length, that holds text or a
+        number that is not finite (the entry and the example are named); or a loss that is not one number for each
+        example. What ``metrics`` give is checked when an evaluation is compiled.
     """
+    check_generator(jax.random.key(0))
     for name in ("train", "test", "init", "loss", "metrics"):
         if not hasattr(task, name):
             raise ValueError(f"task must have init, loss, metrics, train and test, see fed.Task; it lacks {name}")

@@ -21,6 +21,7 @@ from hiso_jax.zo.differences import (
 from hiso_jax.zo.directions import (
     Directions,
     as_directions,
+    check_generator,
     direction,
     made_whole,
     perturb,
@@ -81,6 +82,7 @@ __all__ = [
     "check_chain",
     "check_directions",
     "check_estimator",
+    "check_generator",
     "dealt",
     "decomfl",
     "direction",

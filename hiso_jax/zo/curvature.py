@@ -177,7 +177,11 @@ def _mean_squares(matrix: Float[Array, "... R C"]) -> tuple[Float[Array, "... R 
 
 def mean_square(tree: PyTree[Shaped[Array, "..."]]) -> Float[Array, ""]:
     """The mean of the squares of all numbers of a tree, the same bits in a run and its replay."""
-    leaves = [gathered(leaf).reshape(-1, leaf.shape[-1] if leaf.ndim > 1 else 1) for leaf in jax.tree.leaves(tree)]
+    leaves = [
+        gathered(leaf).reshape(-1, leaf.shape[-1] if leaf.ndim > 1 else 1)
+        for leaf in jax.tree.leaves(tree)
+        if leaf.size
+    ]
     sums = [rounded(_mean_squares(matrix)[0].sum() * matrix.shape[1]) for matrix in leaves]
     return rounded(sum(sums[1:], sums[0]) * (1 / sum(matrix.size for matrix in leaves)))
 

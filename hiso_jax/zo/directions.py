@@ -31,8 +31,28 @@ def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLik
       round_key: the key of the round, a typed scalar key.
       step: local step k, 0 ≤ k < K.
       index: perturbation p, 0 ≤ p < P.
+
+    Raises:
+      ValueError: the key is of the generator unsafe_rbg, see :func:`check_generator`.
     """
+    check_generator(round_key)
     return jax.random.fold_in(jax.random.fold_in(round_key, step), index)
+
+
+def check_generator(key: Key[Array, ""]) -> None:
+    """Refuse keys whose nested ``fold_in`` do not depend on their order.
+
+    Those of ``unsafe_rbg`` are XORed with what is folded in, so that direction 1 of local step 0 would be direction 0
+    of local step 1, and client 3 in round 5 would draw as client 5 in round 3.
+
+    Raises:
+      ValueError: the key is one of these.
+    """
+    if str(jax.random.key_impl(key)) == "unsafe_rbg":
+        raise ValueError(
+            "jax_default_prng_impl must be threefry2x32 or rbg, not unsafe_rbg: its keys fold in numbers without an "
+            "order, so that directions of different steps and rounds would coincide"
+        )
 
 
 def working_dtype(leaf: Array) -> jnp.dtype:
@@ -144,7 +164,7 @@ def subspaces(key: Key[Array, ""], params: PyTree[Shaped[Array, "..."]], rank: i
 
     def basis(leaf_key: Any, shape: Sequence[int], leaf: Array) -> Array:
         dtype = working_dtype(leaf)
-        if len(shape) < 2:
+        if len(shape) < 2 or 0 in shape:
             return jnp.ones([], dtype)
         q, r = jnp.linalg.qr(pin(gaussian(leaf_key, (shape[-1], min(rank, shape[-1])), dtype)))
         # Uniform only with the signs of the triangle's diagonal; left alone they are the routine's.

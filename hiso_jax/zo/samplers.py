@@ -143,7 +143,7 @@ class Subspace:
 
     def splits(self, shape: Sequence[int]) -> bool:
         """Whether a leaf of ``shape`` is drawn in a subspace."""
-        return len(shape) > 1
+        return len(shape) > 1 and 0 not in shape
 
     def factors(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Factors:
         """B of a leaf that :meth:`splits`, its Q left open."""

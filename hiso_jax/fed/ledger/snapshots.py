@@ -75,7 +75,8 @@ class Snapshots:
         ocp = self._ocp
         leaves = dict(enumerate(np.asarray(words_of(leaf)) for leaf in jax.tree.leaves(tree)))
         meta = {"rounds": rounds, "head": head.hex(), "sha256": fingerprint(leaves)}
-        arrays = {str(number): leaf for number, leaf in leaves.items()}
+        # The storage library keeps no array of no elements, and there is nothing to keep of one.
+        arrays = {str(number): leaf for number, leaf in leaves.items() if leaf.size}
         # Asked beforehand: half-way through, the storage library's threads each tell of it at length.
         if shutil.disk_usage(self._folder).free < sum(leaf.nbytes for leaf in leaves.values()) + ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
@@ -115,14 +116,15 @@ class Snapshots:
             return None
         leaves, structure = jax.tree.flatten(like)
         shapes = [jax.eval_shape(words_of, leaf) for leaf in leaves]
-        wanted = {str(number): np.zeros(leaf.shape, leaf.dtype) for number, leaf in enumerate(shapes)}
+        every = {str(number): np.zeros(leaf.shape, leaf.dtype) for number, leaf in enumerate(shapes)}
+        wanted = {number: leaf for number, leaf in every.items() if leaf.size}
         try:
             arrays = self._manager.restore(rounds, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))[
                 "arrays"
             ]
         except Exception:
             return None
-        found = {number: np.asarray(arrays[str(number)]) for number in range(len(leaves))}
+        found = {number: np.asarray({**every, **arrays}[str(number)]) for number in range(len(leaves))}
         if fingerprint(found) != meta["sha256"]:
             return None
         return jax.tree.unflatten(structure, map(from_words, found.values(), leaves))

@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_JSON:
             raise ValueError(f"it is no file of at most {MOST_JSON:,} bytes")
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"model must be a folder with a readable {path.name}; {path}: {told}") from error
