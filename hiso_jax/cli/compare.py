@@ -40,6 +40,7 @@ from hiso_jax.fed.ledger import exists, read_regular, write_whole
 from hiso_jax.reports import (
     Compared,
     as_results,
+    check_figures,
     comparison_picture,
     comparison_table,
     create_directory,
@@ -221,13 +222,14 @@ class _Runs:
         with exit_codes.refusing():
             if not exists(folder / FIGURES, "resume"):
                 return None
+            from pydantic import TypeAdapter
+
             try:
                 content = json.loads(read_regular(folder / FIGURES))
                 nan = {"train_loss": float("nan")}
-                rows = [
-                    fed.Evaluation(**{**row, **(nan if row["train_loss"] is None else {})})
-                    for row in content["evaluations"]
-                ]
+                listed = [{**row, **(nan if row["train_loss"] is None else {})} for row in content["evaluations"]]
+                rows = TypeAdapter(list[fed.Evaluation]).validate_python(listed)
+                check_figures(content["figures"])
                 return {**content["figures"]}, rows
             except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise ValueError(

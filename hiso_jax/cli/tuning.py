@@ -1,6 +1,5 @@
 """Tuning: what a sweep and a comparison may look at, and the search that costs every method the same number of runs."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,8 @@ from rich.progress import Progress as Bar
 
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
+from hiso_jax.checks import first_line, positive
+from hiso_jax.cli import exit_codes
 from hiso_jax.cli.claims import writing
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.experiment import (
@@ -115,7 +116,7 @@ class Trial:
     """
 
     algorithm: str
-    schedule: str
+    schedule: Schedule
     learning_rate: float
     rounds_to_target: list[float | None]
     final: list[float | None]
@@ -130,6 +131,16 @@ class Trial:
     def mean_final(self, metric: fed.Metric) -> float:
         """The mean of the final values; the worst if a run diverged."""
         return float(np.mean([metric.worst if final is None else final for final in self.final]))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What ``tuning.json`` holds: the metric that counts, the target, and all trials."""
+
+    metric: str
+    higher_is_better: bool
+    target: float | None
+    trials: list[Trial]
 
 
 @dataclass(frozen=True)
@@ -175,20 +186,25 @@ class Search:
         self.directory = directory
         if not exists(directory / RESULTS, "resume"):
             return
+        from pydantic import TypeAdapter
+
         try:
-            content = json.loads(read_regular(directory / RESULTS))
-            self.trials = [Trial(**trial) for trial in content["trials"]]
-            for trial in self.trials:
-                trial.score(fed.Metric("loss", False), by_target=True)
-            self.metric = fed.Metric(str(content["metric"]), bool(content["higher_is_better"]))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"resume must be a directory whose {RESULTS} is as it was written ({error})") from error
+            content = TypeAdapter(Kept).validate_json(read_regular(directory / RESULTS))
+            for trial in content.trials:
+                positive("learning_rate", trial.learning_rate)
+                if {len(trial.final), len(trial.rounds_to_target)} != {len(self.held.seeds)}:
+                    raise ValueError(f"a trial has not {len(self.held.seeds)} runs")
+        except (ValueError, RecursionError) as error:
+            told = first_line(error)
+            raise ValueError(f"resume must be a directory whose {RESULTS} is as it was written ({told})") from error
+        self.trials = content.trials
+        self.metric = fed.Metric(content.metric, content.higher_is_better)
 
     def tune(self, method: Method, rounds: int, eval_every: int) -> Tuned | None:
         """Try rates with every schedule; None if it was interrupted."""
         assert self.directory is not None
         # Another process may have begun with this method, and have been ended.
-        with writing(self.directory):
+        with writing(self.directory), exit_codes.refusing():
             self.begin(self.directory)
         whole = replace(self.options, rounds=rounds, eval_every=eval_every)
         for schedule in self.options.schedules:
@@ -234,7 +250,7 @@ class Search:
             ends = [float(each) if np.isfinite(each) else None for each in final[:, place]]
             new.append(Trial(method.name, options.schedule, rate, reached, ends, diverged))
         assert self.directory is not None
-        with writing(self.directory):
+        with writing(self.directory), exit_codes.refusing():
             self.begin(self.directory)
             self.trials += new
             self.metric = result.metric

@@ -12,14 +12,17 @@ from jaxtyping import PyTree
 
 from hiso_jax.checks import is_real
 from hiso_jax.fed.task import Task, frozen_of
-from hiso_jax.zo import check_generator
+from hiso_jax.zo import check_generator, in_float32
 
 BLOCK = 2**24
 HOW = 'make it a pytree of NumPy or JAX arrays that share their leading axis, {"input": …, "label": …} say'
 
 
-def check_task(task: Task) -> None:
+def check_task(task: Task) -> np.dtype:
     """Refuse a task whose data or loss no run can use, without running anything.
+
+    Returns:
+      The dtype in which its loss is computed, where it can be had so before its last rounding.
 
     Raises:
       ValueError: keys of JAX's generator unsafe_rbg; a member that is missing or of another kind than
@@ -42,7 +45,7 @@ def check_task(task: Task) -> None:
         raise ValueError(f"metric of a task must be the name of one of its metrics or None, got {metric!r}")
     for split in ("train", "test"):
         check_examples(split, getattr(task, split))
-    _check_loss(task)
+    return _check_loss(task)
 
 
 def check_initial(params: PyTree) -> None:
@@ -116,7 +119,7 @@ def _first_not_finite(array: Any) -> int | None:
     return None
 
 
-def _check_loss(task: Task) -> None:
+def _check_loss(task: Task) -> np.dtype:
     count = 2
     params = jax.eval_shape(task.init, jax.random.key(0))
 
@@ -125,7 +128,7 @@ def _check_loss(task: Task) -> None:
 
     batch = jax.tree.map(shape_of, task.train)
     frozen = frozen_of(task)
-    losses = jax.eval_shape(task.loss, params, batch, *([] if frozen is None else [frozen]))
+    losses = jax.eval_shape(in_float32(task.loss), params, batch, *([] if frozen is None else [frozen]))
     if isinstance(losses, tuple):
         raise ValueError(
             "loss must return the loss of each example and nothing else, got a tuple: what else there is to tell of "
@@ -135,3 +138,4 @@ def _check_loss(task: Task) -> None:
         got = getattr(losses, "shape", type(losses).__name__)
         hint = ": do not take its mean" if got == () else ""
         raise ValueError(f"loss must be per example, of shape ({count},) for {count} examples; got {got}{hint}")
+    return losses.dtype

@@ -11,7 +11,7 @@ from hiso_jax.reports.directory import (
     write_metrics,
 )
 from hiso_jax.reports.loggers import TensorBoard, WandB, loggers
-from hiso_jax.reports.paired import Ratio, interval, paired_ratio
+from hiso_jax.reports.paired import Ratio, check_figures, interval, paired_ratio
 from hiso_jax.reports.pictures import comparison_picture, curves, rates_picture
 from hiso_jax.reports.summary import Asked, run_summary
 from hiso_jax.reports.text import human_bytes, human_count, human_seconds, plain, print_rows
@@ -26,6 +26,7 @@ __all__ = [
     "append_evaluation",
     "as_json",
     "as_results",
+    "check_figures",
     "comparison_picture",
     "comparison_table",
     "create_directory",

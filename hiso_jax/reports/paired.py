@@ -1,11 +1,13 @@
 """What one method costs in units of another's, from runs that share their seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from hiso_jax.checks import is_real
 
 # Of fewer pairs an interval would be as wide as the question: Student's t has 12.7 standard errors at 2.
 FEWEST_PAIRS = 5
@@ -38,6 +40,26 @@ class Ratio:
     high: float | None
     pairs: int
     bound: str | None = None
+
+
+def check_figures(run: Any) -> None:
+    """Refuse figures of a run that a comparison cannot read, of a file that somebody edited.
+
+    Raises:
+      ValueError: one is missing, or is none that it can be; it is named.
+    """
+    if not isinstance(run, Mapping):
+        raise ValueError("figures must be an object")
+    totals = {name for names in FIGURES.values() for name in names}
+    numbers = {"seed", "rounds", "rounds_planned"}
+    maybe = {f"{figure}_to_target" for figure in FIGURES} | totals - numbers | {"diverged_at_round", "worst_tenth"}
+    metric = run.get("metric")
+    if not isinstance(metric, str):
+        raise ValueError("figures must name their metric")
+    for name in (*sorted(numbers), *sorted(maybe), metric):
+        value = run.get(name)
+        if name not in run or not (is_real(value) or (value is None and name not in numbers)):
+            raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def to_target(run: dict[str, Any], figure: str) -> float | None:

@@ -33,6 +33,7 @@ from hiso_jax.zo.directions import (
 from hiso_jax.zo.groups import Deal, Direction
 from hiso_jax.zo.heads import LocalStep, dealt, decomfl, head, scale_by_zo
 from hiso_jax.zo.pool import Pool, in_order
+from hiso_jax.zo.precision import in_float32, is_half, unmoved_share
 from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.samplers import (
     SAMPLERS,
@@ -91,7 +92,9 @@ __all__ = [
     "gaussian",
     "head",
     "hiso",
+    "in_float32",
     "in_order",
+    "is_half",
     "like_before",
     "made_whole",
     "mean_square",
@@ -113,6 +116,7 @@ __all__ = [
     "step",
     "subspaces",
     "suggested_mu",
+    "unmoved_share",
     "update_with",
     "working_dtype",
     "zo_state",

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from hiso_jax.checks import positive, whole
 from hiso_jax.factored import MovedAs
 from hiso_jax.zo.directions import Directions, as_directions, perturb
+from hiso_jax.zo.precision import in_float32
 from hiso_jax.zo.samplers import Sampler
 
 DifferenceName = Literal["forward", "central", "second"]
@@ -109,10 +110,11 @@ def suggested_mu(loss: float, dtype: DTypeLike, dimension: int) -> float:
 
 
 def scalar_loss(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Array]:
-    """``loss_fn`` as it is; what is not one number is refused where it is called."""
+    """``loss_fn``, in float32 where it can be had so; what is not one number is refused where it is called."""
+    precise = in_float32(loss_fn)
 
     def checked(params: Any, batch: Any) -> Array:
-        loss = loss_fn(params, batch)
+        loss = precise(params, batch)
         if isinstance(loss, tuple):
             raise ValueError("loss_fn must return the loss alone, got a tuple: there is no has_aux without a gradient")
         if jnp.shape(loss) != ():

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from hiso_jax.checks import is_real
 from hiso_jax.factored import MovedAs
 from hiso_jax.zo.accumulate import Ascent
 from hiso_jax.zo.chain import check_chain, settled, update_with
@@ -21,6 +23,7 @@ from hiso_jax.zo.differences import (
 )
 from hiso_jax.zo.directions import perturb
 from hiso_jax.zo.groups import Direction
+from hiso_jax.zo.precision import is_half, warn_of_parameters
 from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.state import zo_state
 from hiso_jax.zo.sums import Total
@@ -42,7 +45,10 @@ def step(
 ) -> Step:
     """A jit-able training step: ``(params, state, batch, round_key) → (params, state, loss)``.
 
-    The directions of the scalars are read from the optimizer's state, so they cannot disagree with the update.
+    The directions of the scalars are read from the optimizer's state, so they cannot disagree with the update. A loss
+    in half precision is taken in float32 before its last rounding, below which differences of μ are lost; where it
+    cannot, and where parameters are kept in half precision, a warning says what is lost. Members of the chain that read
+    the loss (``value=``, as ``optax.contrib.reduce_on_plateau``) are given it.
 
     Args:
       loss_fn: ``(params, batch) → scalar``.
@@ -82,6 +88,9 @@ def step(
     def run(
         params: PyTree, state: optax.OptState, batch: PyTree, round_key: Any
     ) -> tuple[PyTree, optax.OptState, Float[Array, ""]]:
+        for dtype in {leaf.dtype for leaf in jax.tree.leaves(params)}:
+            if is_half(dtype) and is_real(mu):
+                warn_of_parameters(str(dtype), float(mu), float(jnp.finfo(dtype).eps))
         state = settled(tx, state, params)
         # Who trains alone is a cohort of one.
         head = zo_state(state)

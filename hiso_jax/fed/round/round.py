@@ -34,7 +34,7 @@ from hiso_jax.fed.round.probes import Measured, Mode, ascent_of, measure_local_s
 from hiso_jax.fed.round.shapes import groups_of
 from hiso_jax.fed.task import bind
 from hiso_jax.fed.update import ServerState, server_update
-from hiso_jax.zo import LowRank, check_chain, zo_state
+from hiso_jax.zo import LowRank, check_chain, in_float32, zo_state
 
 Loss = Callable[..., Float[Array, "B"]]
 
@@ -77,7 +77,7 @@ def server_round(
     rest = _measured_round if isinstance(estimator.measure, Probes) else _trained_round
 
     def run(server: ServerState, cohort: Cohort, keys: Keys, given: Given) -> tuple[ServerState, RoundRecord]:
-        data = Data(bind(loss, given.frozen), given.examples, given.source, draw, settings.moved_as)
+        data = Data(in_float32(bind(loss, given.frozen)), given.examples, given.source, draw, settings.moved_as)
         execution = _plan(data, server.params, cohort, settings)
         clients = len(cohort.numbers)
         groups, hostile = groups_of(algorithm, server.params, clients), cohort.hostile

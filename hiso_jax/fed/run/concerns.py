@@ -1,18 +1,23 @@
 """What a run says while it goes: reports that had to be left out, and scalars that are nothing but rounding."""
 
 import logging
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from hiso_jax.fed.codes import Coded
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED
-from hiso_jax.zo import slopes, suggested_mu
+from hiso_jax.zo import is_half, slopes, suggested_mu, unmoved_share
 
 logger = logging.getLogger("hiso_jax")
 # A scalar of so few of the last place of the loss it was measured on is not told from rounding.
 LAST_PLACES = 2
+# Share of the parameters that do not move by μ, from which on it is said.
+UNMOVED = 0.1
 # Scalars seen before a run is judged by them.
 ENOUGH = 20
 
@@ -25,15 +30,18 @@ class Concerns:
       first_invalid: the round and the client of the first of them, or None.
       is_rounding: whether the first scalars were nothing but rounding; None until enough are seen.
       about_rounding: that in a sentence; empty if they were not.
+      about_parameters: that parameters of half precision do not move by μ, in a sentence; empty if they do.
     """
 
-    def __init__(self, mu: float | None, dimension: int) -> None:
+    def __init__(self, mu: float | None, dimension: int, dtype: Any = None) -> None:
         """Nothing yet.
 
         Args:
           mu: the smoothing radius of a method that measures by it, else None.
           dimension: how many parameters are trained.
+          dtype: in which the task computes its loss; None where that is not known.
         """
+        self.about_parameters, self._dtype = "", dtype
         self.invalid, self.reports = 0, 0
         self.first_invalid: tuple[int, int] | None = None
         self.is_rounding: bool | None = None
@@ -42,6 +50,18 @@ class Concerns:
         self._seen = self._small = 0
         self._loss: float | None = None
         self._said = False
+
+    def begun(self, params: PyTree) -> None:
+        """Look at the parameters that a run begins with."""
+        kinds = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params) if is_half(leaf.dtype)})
+        share = unmoved_share(params, self._mu) if kinds and self._mu is not None else 0.0
+        if share > UNMOVED:
+            self.about_parameters = (
+                f"{share:.0%} of the parameters, kept in {' and '.join(kinds)}, are so large that mu = {self._mu:g} "
+                "does not move them: keep them in float32, where the model may still compute in fewer bits, or take a "
+                "larger mu"
+            )
+            _warn(self.about_parameters)
 
     def note(self, records: Records, *, silent: bool = False) -> None:
         """Look at some rounds; ``silent`` for those of a run that goes on, which said it then."""
@@ -64,7 +84,7 @@ class Concerns:
     @property
     def sentences(self) -> tuple[str, ...]:
         """All that there is to say."""
-        return tuple(filter(None, (self.about_invalid, self.about_rounding)))
+        return tuple(filter(None, (self.about_invalid, self.about_parameters, self.about_rounding)))
 
     @property
     def about_invalid(self) -> str:
@@ -93,7 +113,8 @@ class Concerns:
         else:
             measured = np.abs(np.asarray(numbers, np.float64))[valid].reshape(-1)
         loss = np.broadcast_to(losses.astype(np.float64)[:, None], valid.shape)[valid]
-        least = LAST_PLACES * np.finfo(losses.dtype).eps * np.abs(loss) / self._mu
+        dtype = self._dtype if self._dtype is not None and is_half(self._dtype) else losses.dtype
+        least = LAST_PLACES * float(jnp.finfo(dtype).eps) * np.abs(loss) / self._mu
         each = len(measured) // max(len(loss), 1)
         self._seen += len(measured)
         self._small += int((measured <= np.repeat(least, each)).sum())
@@ -102,10 +123,10 @@ class Concerns:
         self.is_rounding = 2 * self._small > self._seen
         if not self.is_rounding:
             return
-        better = suggested_mu(self._loss, losses.dtype, self._dimension)
+        better = suggested_mu(self._loss, dtype, self._dimension)
         what = "messages" if isinstance(numbers, Coded) else "scalars"
         self.about_rounding = (
-            f"mu is too small for losses in {losses.dtype}: at {self._mu:g}, {self._small} of the first {self._seen} "
+            f"mu is too small for losses in {dtype}: at {self._mu:g}, {self._small} of the first {self._seen} "
             f"{what} are within the rounding of the loss; {better:g} suits a loss of {self._loss:.3g} and "
             f"{self._dimension:,} parameters better"
         )

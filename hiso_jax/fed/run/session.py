@@ -99,7 +99,9 @@ class Session:
         costs = costs_of(setup.algorithm, setup.estimator, carry.server, setup.config.cohort)
         self._tally = Tally(costs)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(carry.server.params))
-        self.concerns = Concerns(setup.config.mu if setup.algorithm.has_scalars else None, dimension)
+        measured_by = setup.config.mu if setup.algorithm.has_scalars else None
+        self.concerns = Concerns(measured_by, dimension, setup.loss_dtype)
+        self.concerns.begun(self._initial)
         before = time.perf_counter()
         programs = trace(setup, costs, carry, shardings)
         # Before the long work: a run that cannot be continued so is told at once.

@@ -37,6 +37,7 @@ class Setup(NamedTuple):
       test: the test split.
       given: the training data, their partition and who shows up, as they were given.
       length: the most rounds of a dispatch.
+      loss_dtype: in which the task computes its loss; None where nobody looked.
     """
 
     task: Task
@@ -49,6 +50,7 @@ class Setup(NamedTuple):
     test: PyTree
     given: PyTree
     length: int
+    loss_dtype: Any = None
 
     @property
     def mesh(self) -> Mesh | None:

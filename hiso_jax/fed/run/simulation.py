@@ -68,7 +68,7 @@ class Simulation:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """Place the data on the devices and build, but not yet compile, the programs of the run."""
-        check_task(task)
+        loss_dtype = check_task(task)
         if config.cohort > population.num_clients:
             raise ValueError(
                 f"cohort must be at most the number of clients, {population.num_clients}, got {config.cohort}"
@@ -85,7 +85,8 @@ class Simulation:
         placement = Placement(self.mesh, getattr(task, "layout", longest_axis))
         given = Ingredients(task, params, population, participation)
         secret = secret_of(storage, self.mesh) if self.algorithm.needs_secret else None
-        self._setup = set_up(given, self.algorithm, config, placement, budget, secret)
+        made = set_up(given, self.algorithm, config, placement, budget, secret)
+        self._setup = made._replace(loss_dtype=loss_dtype)
         self._stop = False
 
     def stop(self) -> None:
