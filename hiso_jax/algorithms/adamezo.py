@@ -43,11 +43,9 @@ def _head(window: int, b1: float, b2: float, eps: float) -> optax.GradientTransf
             age, words, scalar = term
             own = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
             past = zo.accumulate(own, scalar[None], params, sampler=head.directions)
-            # A power with an exponent that is a whole number, which strict promotion of dtypes does not take.
-            with jax.numpy_dtype_promotion("standard"):
-                m = jax.tree.map(lambda m, d: m + zo.rounded((b1**age).astype(d.dtype) * d), sums[0], past)
-                squares = jax.tree.map(lambda d: zo.rounded(d * d), past)
-                v = jax.tree.map(lambda v, s: v + zo.rounded((b2**age).astype(s.dtype) * s), sums[1], squares)
+            a, b = b1**age, b2**age
+            m = jax.tree.map(lambda m, d: m + zo.rounded(a.astype(d.dtype) * d), sums[0], past)
+            v = jax.tree.map(lambda v, d: v + zo.rounded(b.astype(d.dtype) * zo.rounded(d * d)), sums[1], past)
             return (m, v), None
 
         zero = jax.tree.map(jnp.zeros_like, delta)

@@ -24,6 +24,22 @@ class ServerState(NamedTuple):
     memory: PyTree = ()
 
 
+class AtHand(NamedTuple):
+    """What an update may read of a round beside its aggregate.
+
+    Attributes:
+      loss: of the cohort where the round began, for an optimizer that reads it (``optax.contrib.reduce_on_plateau``);
+        None where it is not known.
+      ascent: Δ, and the scalars that it was made of; None where it has to be made again.
+    """
+
+    loss: Float[Array, ""] | None = None
+    ascent: Ascent | None = None
+
+
+NOTHING = AtHand()
+
+
 def server_update(
     tx: optax.GradientTransformationExtraArgs,
     params: PyTree,
@@ -31,9 +47,8 @@ def server_update(
     aggregate: PyTree,
     any_valid: Bool[Array, ""],
     round_key: Key[Array, ""],
-    ascent: Ascent | None = None,
     clients: int = 1,
-    loss: Float[Array, ""] | None = None,
+    at_hand: AtHand = NOTHING,
 ) -> tuple[PyTree, optax.OptState]:
     """Apply an aggregate to parameters and optimizer state, or leave both if no client was valid.
 
@@ -47,10 +62,8 @@ def server_update(
       aggregate: what everyone was told, of which ``tx`` takes ĝ [K, G·P]; or a tree like the parameters.
       any_valid: whether there is anything to apply.
       round_key: the key of the round.
-      ascent: a Δ that is at hand, and the scalars that it was made of.
       clients: how many the round invited, C.
-      loss: of the cohort where the round began, for an optimizer that reads it (``optax.contrib.reduce_on_plateau``);
-        None where it is not known.
+      at_hand: what is known of the round beside.
     """
     heads = zo_states(state)
     numbers = told(aggregate, heads[0].directions.groups_of(clients) if heads else 1)
@@ -58,7 +71,7 @@ def server_update(
     def apply(operands: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         params, state = operands
         updates, after = update_with(
-            tx, numbers, state, params, value=loss, key=round_key, ascent=ascent, clients=clients
+            tx, numbers, state, params, value=at_hand.loss, key=round_key, ascent=at_hand.ascent, clients=clients
         )
         return apply_updates(params, updates, round_key), like_before(after, state)
 

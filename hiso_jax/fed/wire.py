@@ -1,6 +1,7 @@
 """In how many bits messages and aggregates travel, and how many bytes that takes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -164,11 +165,11 @@ class FewBits(Wire):
         """What of it can be written down."""
         return ["few bits", self.scalar_bits, self.bytes_up, self.aggregate_bits, self.relay]
 
-    def bits_of(self, *counts: int, itemsize: int = 4) -> int:
+    def bits_of(self, counts: int | Sequence[int], itemsize: int = 4) -> int:
         """B of a message, the same for all of its scalars.
 
         Args:
-          counts: scalars in each part of the message: one part, or one for each kind of number along a direction.
+          counts: how many scalars there are; of several numbers a direction in each part of the message.
           itemsize: bytes of a float of a part, and of a part's step.
 
         Raises:
@@ -177,6 +178,8 @@ class FewBits(Wire):
         if self.scalar_bits is not None:
             return self.scalar_bits
         assert self.bytes_up is not None
+
+        counts = [counts] if isinstance(counts, int) else counts
 
         def size(bits: int) -> int:
             each = [itemsize * count if bits == 32 else packed_size(count, bits) + itemsize for count in counts]
@@ -193,7 +196,7 @@ class FewBits(Wire):
         """What clients send, of messages [C, K, P], a tree of them where several numbers are sent of a direction."""
         parts = jax.tree.leaves(messages)
         counts = [math.prod(part.shape[1:]) for part in parts]
-        bits = self.bits_of(*counts, itemsize=max(part.dtype.itemsize for part in parts))
+        bits = self.bits_of(counts, max(part.dtype.itemsize for part in parts))
         return messages if bits == 32 else jax.tree.map(lambda part: quantise(part, bits), messages)
 
     def relays(self, messages: PyTree, groups: int) -> bool:

@@ -42,7 +42,7 @@ def _as_arrays(name: str, value: Any) -> Any:
 
 def _as_numbers(labels: Any) -> Any:
     """Labels as whole numbers, where they are floats that are whole: a column that once had a gap is of floats."""
-    if isinstance(labels, np.ndarray) and labels.dtype.kind == "f" and np.array_equal(labels, np.trunc(labels)):
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "f" and labels.ndim == 1 and (labels % 1 == 0).all():
         return labels.astype(np.int32)
     return labels
 

@@ -121,8 +121,13 @@ def reads_loss(tx: optax.GradientTransformation, params: PyTree, aggregate: PyTr
       tx: the optimizer.
       params: the parameters, like ``aggregate`` arrays or their shapes.
       aggregate: of a round, what ``tx`` takes.
+
+    Raises:
+      ValueError: as :func:`check_chain`.
     """
     tx, tree = optax.with_extra_args_support(tx), _as_tree(params)
+    if zo_states(jax.eval_shape(lambda: tx.init(_zeros(tree)))):
+        check_chain(tx, params, aggregate)
 
     def update(given: PyTree, loss: Array) -> PyTree:
         zeros = _zeros(tree)
@@ -158,7 +163,11 @@ def settled(tx: optax.GradientTransformationExtraArgs, state: optax.OptState, pa
     places = [place for place, member in enumerate(state) if zo_states(member)]
     if not places or not places[0]:
         return state
-    left = jax.eval_shape(after, state)
+    try:
+        left = jax.eval_shape(after, state)
+    except Exception:
+        # What cannot stand before the head is told where a round is traced.
+        return state
     return tuple(
         own if jax.tree.structure(own) == jax.tree.structure(new) else _zeros(new)
         for own, new in zip(state, left, strict=True)

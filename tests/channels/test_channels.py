@@ -71,3 +71,14 @@ def test_signs():
 def test_options_out_of_range_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+COMBINERS = [name for name, factory in channels.FACTORIES.items() if channels.part_of(factory) == "combine"]
+
+
+@pytest.mark.parametrize("name", [name for name in COMBINERS if name not in ("majority", "private_mean")])
+@pytest.mark.parametrize("who", [0, 3])
+def test_the_only_message_that_counts_is_the_aggregate(name, who):
+    messages = jnp.arange(1.0, 6.0, dtype=jnp.float32)[:, None, None] * jnp.ones((5, 1, 2))
+    combined = channels.FACTORIES[name]()(messages, jnp.zeros(5).at[who].set(1.0), jax.random.key(0))
+    np.testing.assert_allclose(combined, messages[who], rtol=1e-6)

@@ -233,3 +233,13 @@ def test_of_two_clients_neither_silences_the_other():
     assert found[1] == 1.0
     found, _ = lengths_after(guard, [1e6, 1.0], state)
     assert found[0] <= 1.5
+
+
+def test_few_that_count_of_a_large_cohort_are_compared_with_one_another():
+    """The 128 peers of a large cohort are drawn of those that count: three of a thousand were compared with nobody."""
+    counting = np.array([17, 400, 812])
+    messages = jnp.zeros((1000, 1, 2)).at[counting].set(jnp.array([[[1.0, 1.0]], [[1.1, 1.0]], [[9.0, 9.0]]]))
+    weights = jnp.zeros(1000).at[counting].set(1.0)
+    for seed in range(3):
+        chosen = np.asarray(channels.krum(hostile=0.3)(messages, weights, jax.random.key(seed)))
+        assert chosen.max() < 2

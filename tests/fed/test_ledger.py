@@ -204,6 +204,16 @@ def test_a_run_stopped_and_resumed_is_the_run(tmp_path):
         assert fed.load(folder).seal["params_sha256"] == fed.fingerprint(finished()[0].params)
 
 
+def test_a_run_stopped_or_extended_between_evaluations_has_the_history_of_one_left_alone(tmp_path):
+    for name, first in (("stopped", {"stop_at": 7}), ("extended", {"rounds": 13})):
+        storage = fed.Storage(tmp_path / name)
+        assert simulation(storage, **first).run().metrics[-1].round in (7, 13)
+        resume = fed.Storage(tmp_path / name, resume=True)
+        same(simulation(resume).run(), finished()[0])
+        # Also where it is read once more, having ended.
+        same(simulation(resume).run(), finished()[0])
+
+
 @pytest.mark.thorough
 def test_clients_are_remembered_over_a_resumption(tmp_path):
     """Absence, dropout and the clock: all of it follows from the ledger."""

@@ -14,6 +14,7 @@ from hiso_jax import algorithms, fed
 from hiso_jax.fed import privacy
 from hiso_jax.fed.ledger import LEDGER
 from hiso_jax.fed.privacy import Sampling
+from hiso_jax.fed.run import sensitivity
 from tests.fed.problems import digits_population, linear_task
 
 CLIENTS = 12
@@ -58,6 +59,21 @@ def test_the_noise_for_a_budget_meets_it_and_hardly_more():
     for sampling in (Sampling(100, 10, 100), Sampling(100, 10, 100, 12), Sampling(20, 20, 5)):
         noise = privacy.noise_for(3.0, sampling)
         assert 2.98 < privacy.epsilon(noise, sampling) <= 3.0
+
+
+@pytest.mark.parametrize(("clients", "cohort", "noise"), [(10, 9, 2.0), (10, 5, 1.0), (50, 20, 1.0), (100, 1, 0.5)])
+def test_secrecy_costs_no_privacy(clients, cohort, noise):
+    """That every client is in every round is a bound of what secret cohorts tell, too."""
+    secret, every = Sampling(clients, cohort, 20), Sampling(clients, cohort, 20, visits=20)
+    assert privacy.epsilon(noise, secret) <= privacy.epsilon(noise, every)
+
+
+@pytest.mark.thorough
+def test_nor_does_it_cost_noise():
+    for clients, cohort in ((10, 9), (50, 5)):
+        secret, every = Sampling(clients, cohort, 20), Sampling(clients, cohort, 20, visits=20)
+        assert privacy.noise_for(4.0, secret) <= privacy.noise_for(4.0, every) * (1 + 1e-3)
+        assert privacy.epsilon(privacy.noise_for(4.0, secret), secret) <= 4.0
 
 
 def test_the_ends_of_the_scale():
@@ -126,6 +142,33 @@ def test_local_noise_is_each_client_s_own():
     assert np.abs(np.corrcoef(sent.T) - np.eye(5)).max() < 0.3
 
 
+def test_what_is_forged_from_noised_messages_tells_no_more_than_they_do():
+    """The hostile know what the others send, and not what they had before they drew their noise."""
+    algorithm = build("decomfl+local_noise+inner_product", clip_norm=0.5, noise_multiplier=2.0, guard=False)
+    targets = jnp.asarray(np.random.default_rng(0).normal(size=(8, 1, 2, 8)), jnp.float32)
+    hostile = jnp.arange(8) < 2
+    round_of = hiso_jax.make_round(
+        lambda x, t: ((x - t) ** 2).sum(-1), algorithm, local_steps=1, num_perturbations=5, mu=1e-3
+    )
+    aside = fed.Aside(secret=jax.random.key(7), hostile=hostile)
+    x = jnp.zeros(8)
+    record = round_of(x, algorithm.optimizer.init(x), targets, jnp.ones(8, bool), jax.random.key(0), aside=aside)[2]
+    sent = np.asarray(record.scalars)[:, 0]
+    np.testing.assert_allclose(sent[:2], np.broadcast_to(-10 * sent[2:].mean(0), (2, 5)), rtol=1e-4)
+
+
+def test_forged_messages_count_among_what_a_client_moves():
+    def of(name, **settings):
+        algorithm = algorithms.load(name).build(0.1, {})
+        return sensitivity(algorithm, config(attackers=0.2, **settings), 100)
+
+    # One message of its own, and those that two of ten, or up to nine of a cohort, forge from it.
+    assert of("decomfl+private_mean+colluding", cohort=10, attackers_of="cohort") == 3
+    assert of("decomfl+private_mean+colluding", cohort=10) == 10
+    assert of("decomfl+private_mean+sign_flip", cohort=10) == 1
+    assert of("decomfl+local_noise+colluding", cohort=10) == 1
+
+
 @pytest.mark.thorough
 def test_the_noise_is_not_made_of_what_everyone_knows():
     """Two runs of one seed and two secrets part; without a secret a round is refused."""
@@ -174,7 +217,8 @@ def test_a_private_run_replays_goes_on_and_keeps_its_secret(tmp_path):
         assert not any(form in content for form in (secret.encode(), raw, raw[::-1], words))
     # Nor is any client's row, loss or validity in what is given away.
     given = fed.load_delta(tmp_path / "delta.safetensors")
-    assert set(given.updates._fields) == {"seed_key", "round", "aggregate", "applied", "clients"}
+    assert set(given.updates._fields) == {"seed_key", "round", "aggregate", "applied", "clients", "loss"}
+    assert given.updates.loss is None
     assert given.updates.applied.all()
     assert "loss" not in json.dumps(given.header["config"])
 

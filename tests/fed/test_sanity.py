@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -139,3 +140,51 @@ def test_a_suggested_mu_sees_the_gradient():
     exact = [float(zo.direction(zo.perturbation_key(key, 0, p), params).sum() / dimension) for p in range(200)]
     error = np.abs(np.asarray(measured) - exact)
     assert np.sqrt(np.mean(error**2)) < 0.1 * np.sqrt(np.mean(np.square(exact)))
+
+
+class Loose(Bare):
+    """The same without checks of its own."""
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "said"),
+    [
+        ("metrics", lambda self, params, batch: {"loss": self.loss(params, batch).mean()}, r"has \(\): do not take"),
+        ("metrics", lambda self, params, batch: {"loss": jnp.ones(3)}, r"loss has \(3,\)"),
+        ("metrics", lambda self, params, batch: self.loss(params, batch), "metrics must return numbers by name"),
+        ("metrics", {"loss": 1.0}, "metrics of a task must be a function, got a dict"),
+        ("summarise", lambda self, outputs: 3.0, "summarise must return one number for each name"),
+        ("summarise", lambda self, outputs: {"loss": outputs["loss"]}, "summarise must return one number for each"),
+        ("target", "0.9", "target of a task must be a number or None, got '0.9'"),
+        ("metric", 1, "metric of a task must be the name of one of its metrics or None, got 1"),
+        ("hold_out", 5, "hold_out of a task must be a function, got a int"),
+        ("init", lambda self, key: {"w": jnp.full(3, jnp.nan)}, r"\['w'\] hold a number that is not"),
+    ],
+)  # fmt: skip
+def test_every_member_of_a_task_is_checked(member, value, said):
+    task = type("Own", (Loose,), {member: value})({"x": ROWS})
+    config = fed.SimulationConfig(rounds=1, cohort=2, eval_every=1, batch_size=2)
+    with pytest.raises(ValueError, match=said):
+        fed.Simulation(task, hiso_jax.hiso(0.01), fed.iid(4, 2), config).run()
+
+
+def test_a_task_that_lacks_a_member_is_told_which():
+    class Half:
+        def __init__(self):
+            self.train = self.test = {"x": ROWS}
+
+        def init(self, key):
+            return {"w": jnp.ones(3)}
+
+    config = fed.SimulationConfig(rounds=1, cohort=2)
+    with pytest.raises(ValueError, match=r"task must have init, loss, metrics, train and test, .*; it lacks loss"):
+        fed.Simulation(Half(), hiso_jax.hiso(0.01), fed.iid(4, 2), config)
+
+
+def test_keys_whose_order_does_not_matter_are_refused():
+    key = jax.random.key(0, impl="unsafe_rbg")
+    with pytest.raises(ValueError, match="must be threefry2x32 or rbg, not unsafe_rbg"):
+        zo.perturbation_key(key, 0, 1)
+    with jax.default_prng_impl("unsafe_rbg"), pytest.raises(ValueError, match="not unsafe_rbg"):
+        fed.check_task(Bare({"x": ROWS}))
+    assert zo.perturbation_key(jax.random.key(0, impl="rbg"), 0, 1).shape == ()

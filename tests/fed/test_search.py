@@ -1,6 +1,7 @@
 """Equal budgets: of runs to tune with, and of what rounds cost."""
 
 import math
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -34,8 +35,43 @@ def test_the_best_of_few_rates_is_near_and_inside(best):
     assert abs(math.log(found / best)) <= math.log(3) / 2 + 0.02
 
 
+@pytest.mark.parametrize("best", [0.0021, 0.0173, 1.0, 1e-300, 1e300])
+def test_a_search_of_any_number_of_tries_ends(best):
+    """Three digits do not tell the middle of a narrow gap from its ends."""
+    tried: dict[float, float] = {}
+    for _ in range(700):
+        wanted = fed.next_rates(tried, GUESS)
+        assert not set(wanted) & set(tried)
+        assert all(0 < rate < math.inf for rate in wanted)
+        tried |= {rate: abs(math.log(rate) - math.log(best)) for rate in wanted}
+        if not wanted:
+            break
+    assert len(tried) > 30
+    # At the ends of what floating point holds a middle may be beyond them.
+    assert min(tried.values()) < (0.02 if 1e-100 < best < 1e100 else 1)
+
+
 def test_a_good_guess_is_refined():
     assert sorted(searched(0.011, 5)) == [0.00333, 0.00577, 0.01, 0.0173, 0.03]
+
+
+@given(st.lists(st.integers(0, 360), min_size=3, max_size=8), st.integers(1, 360))
+def test_a_target_is_reached_where_the_exact_mean_of_three_evaluations_is(counts, target):
+    """Of shares of 360 examples, as fractions."""
+    means = [Fraction(sum(counts[i : i + 3]), 3) for i in range(len(counts) - 2)]
+    expected = next((place for place, mean in enumerate(means) if mean >= target), None)
+    found = fed.first_at_target([count / 360 for count in counts], target / 360)
+    if expected is None or means[expected] != target:
+        assert found == expected
+    else:
+        # Exactly there: the three values may be rounded to just below it, unless they are the target itself.
+        assert found == expected or len(set(counts[expected : expected + 3])) > 1
+
+
+def test_a_run_at_its_target_from_the_first_evaluation_on_is_at_round_0():
+    assert all(fed.first_at_target([n / 360] * 3, n / 360) == 0 for n in range(1, 361))
+    assert fed.first_at_target([math.inf, 1.0, 2.0], 0.5) == 0
+    assert fed.first_at_target([math.nan, 1.0, 2.0], 0.5) is None
 
 
 def test_where_all_diverge_smaller_rates_follow():

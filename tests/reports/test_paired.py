@@ -11,7 +11,16 @@ from rich.console import Console
 from scipy import stats
 
 from hiso_jax import fed
-from hiso_jax.reports import Compared, as_results, comparison_table, interval, paired_ratio
+from hiso_jax.reports import (
+    Compared,
+    as_results,
+    check_figures,
+    comparison_table,
+    human_bytes,
+    human_count,
+    interval,
+    paired_ratio,
+)
 
 
 def ran(seed, rounds, accuracy=0.9, diverged=None, planned=1000):
@@ -60,6 +69,36 @@ def test_a_run_that_never_got_there_took_at_least_all_that_was_planned():
     assert paired_ratio([ran(0, None), ran(1, 5)], [ran(0, 5), ran(1, None)]) is None
 
 
+def test_a_run_that_began_at_the_target_took_less_than_a_round():
+    there = paired_ratio([ran(0, 0), ran(1, 100)], [ran(0, 100), ran(1, 100)])
+    # 5 bytes up in one of 500 rounds of 20 each, against 100 rounds.
+    assert (there.bound, there.pairs) == ("most", 2)
+    assert there.value == pytest.approx(math.sqrt(1 / 100 * 1))
+    assert paired_ratio([ran(0, 100)], [ran(0, 0)], "bytes_up").bound == "least"
+    assert paired_ratio([ran(0, 100)], [ran(0, 0)], "bytes_up").value == pytest.approx(100)
+    # Nothing of nothing is no ratio.
+    assert paired_ratio([ran(0, 0)], [ran(0, 0)]) is None
+    # It took less, and never got there: nothing is known of the two together.
+    assert paired_ratio([ran(0, 0), ran(1, None)], [ran(0, 100), ran(1, 100)]) is None
+    both = paired_ratio([ran(0, None)], [ran(0, 0)])
+    assert (both.bound, both.value) == ("least", pytest.approx(1000))
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (999, "999 B"), (999.7, "1 kB"), (999_499, "999 kB"), (999_500, "1 MB"), (999_999, "1 MB"), (1e15, "1000 TB"),
+        (58_590, "58.6 kB"), (0, "0 B"),
+    ],
+)  # fmt: skip
+def test_a_unit_is_chosen_for_the_number_that_is_shown(count, shown):
+    assert human_bytes(count) == shown
+
+
+def test_counts_too():
+    assert (human_count(999_999_999), human_count(1_499), human_count(12)) == ("1G", "1.5k", "12")
+
+
 @pytest.mark.parametrize("centre", [0.0, -1.0])
 def test_the_interval_covers_what_it_should(centre):
     """95 of a hundred such intervals hold the truth; 400 samples of five, so within five standard errors."""
@@ -95,3 +134,19 @@ def test_the_table_does_not_flatter_a_method_that_misses_the_target():
     assert "≥ 5.77" in lines[place["never"]]
     assert max(map(len, lines)) <= 80
     assert (results["never"]["reached"], results["never"]["diverged"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": None}, "seed"),
+        ({"rounds_to_target": "soon"}, "rounds_to_target"),
+        ({"metric": 3}, "metric"),
+        ({"bytes_up": [1]}, "bytes_up"),
+        ({"rounds": True}, "rounds"),
+    ],
+)
+def test_figures_that_somebody_edited_are_named(changes, said):
+    check_figures(ran(0, 100))
+    with pytest.raises(ValueError, match=said):
+        check_figures({**ran(0, 100), **changes})

@@ -16,7 +16,7 @@ from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import on_all_devices, owned
 from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.ledger.records import Records, Updates
-from hiso_jax.fed.update import server_update
+from hiso_jax.fed.update import AtHand, server_update
 
 # One program serves every length: rounds past the end do nothing.
 ROUNDS_PER_DISPATCH = 64
@@ -27,7 +27,7 @@ def _block(tx: optax.GradientTransformationExtraArgs, clients: int) -> Callable[
         def one(carry: tuple[PyTree, Any], entry: tuple[Array, ...]) -> tuple[tuple[PyTree, Any], None]:
             number, aggregate, applied, loss = entry
             key = round_key(seed_key, number)
-            return server_update(tx, *carry, aggregate, applied, key, clients=clients, loss=loss), None
+            return server_update(tx, *carry, aggregate, applied, key, clients, AtHand(loss)), None
 
         return lax.scan(one, (params, state), entries)[0]
 

@@ -33,7 +33,7 @@ from hiso_jax.fed.round.prober import Prober
 from hiso_jax.fed.round.probes import Measured, Mode, ascent_of, measure_local_steps, measure_once
 from hiso_jax.fed.round.shapes import groups_of
 from hiso_jax.fed.task import bind
-from hiso_jax.fed.update import ServerState, server_update
+from hiso_jax.fed.update import AtHand, ServerState, server_update
 from hiso_jax.zo import LowRank, check_chain, in_float32, zo_state
 
 Loss = Callable[..., Float[Array, "B"]]
@@ -169,9 +169,8 @@ def _measured_round(
         aggregate,
         applies,
         keys.round,
-        ascent=ascent,
-        clients=len(cohort.numbers),
-        loss=loss,
+        len(cohort.numbers),
+        AtHand(loss, ascent),
     )
     record = RoundRecord(messages, valid, aggregate, loss)
     record = _with_counts(record, algorithm, combined.clipped, applies)
@@ -218,7 +217,7 @@ def _trained_round(
         aggregate, memory, clipped = combined
     applies, loss = _applies(algorithm, valid), _mean_loss(losses, valid)
     params, state = server_update(
-        algorithm.optimizer, server.params, server.state, aggregate, applies, keys.round, loss=loss
+        algorithm.optimizer, server.params, server.state, aggregate, applies, keys.round, at_hand=AtHand(loss)
     )
     record = _with_counts(RoundRecord(None, valid, None, loss), algorithm, clipped, applies)
     return ServerState(params, state, _if_any(valid, memory, server.memory)), record

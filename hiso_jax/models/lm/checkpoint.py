@@ -17,24 +17,10 @@ from jaxtyping import PyTree
 from hiso_jax.models.lm.config import LMConfig, from_transformers
 from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.files import check_files, read_json
+from hiso_jax.models.lm.folder import IGNORED, SafeTensors, check_kind
 from hiso_jax.models.lm.hub import from_hub
 from hiso_jax.models.lm.names import Leaf, as_ours, checkpoint_name, gguf_name, leaves
 
-# Numbers that weights are stored in. Others are parts of quantised ones, which only mean something together.
-PLAIN = ("F64", "F32", "F16", "BF16")
-# Names of tensors, and what the checkpoint is that has them.
-QUANTISED = {
-    ".qweight": "GPTQ or AWQ",
-    ".absmax": "bitsandbytes",
-    ".quant_state": "bitsandbytes",
-    ".weight_scale_inv": "float8 with scales",
-    ".weight_scale": "compressed-tensors",
-    ".weight_packed": "compressed-tensors",
-}
-# Other forms of the same checkpoint that stand beside it: Meta's and Mistral's own, and adapters.
-BESIDE = ("consolidated", "adapter_model", "original")
-# Buffers that some checkpoints keep and no architecture reads.
-IGNORED = ("rotary_emb.inv_freq", "position_ids", "rope_freqs.weight")
 MISSING_EXTRA = "language models need the packages of the extra lm: pip install 'hiso-jax[lm]' (missing: {})"
 
 
@@ -101,7 +87,7 @@ def load(
     with needing("transformers", "tokenizers", "safetensors"):
         folder = path if path.is_dir() else from_hub(str(model), revision)
         check_files(folder)
-        _check_kind(folder)
+        check_kind(folder)
         config = read_config(folder)
         content = read_json(folder / "config.json")
         tokenizer = read_tokenizer(folder)
@@ -124,27 +110,13 @@ def needing(*packages: str) -> Iterator[None]:
         raise ValueError(MISSING_EXTRA.format(error.name)) from error
 
 
-def _check_kind(folder: Path) -> None:
-    """Refuse a folder that is no plain checkpoint, by what it is.
-
-    Raises:
-      ValueError: it is an adapter of PEFT without a model.
-    """
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path", "another model")
-        raise ValueError(
-            f"model must be a whole checkpoint; {folder} is an adapter of PEFT for {base}: merge the two first "
-            "(merge_and_unload) and save the model"
-        )
-
-
 def read_config(folder: Path) -> LMConfig:
     """The architecture of the checkpoint in ``folder``.
 
     Raises:
       ValueError: there is no readable config.json, or its architecture is not known.
     """
-    _check_kind(folder)
+    check_kind(folder)
     content = read_json(folder / "config.json")
     if not isinstance(content.get("model_type"), str):
         raise ValueError(f"model must name its architecture; {folder / 'config.json'} has no model_type")
@@ -183,95 +155,6 @@ def read_tokenizer(folder: Path) -> Any:
             raise
         told = " ".join(str(error).split())[:300]
         raise ValueError(f"model must come with a tokenizer; that of {folder} cannot be read ({told})") from error
-
-
-class SafeTensors:
-    """The tensors of a folder's safetensors files, one or many."""
-
-    def __init__(self, folder: Path, files: ExitStack) -> None:
-        """Open them; ``files`` closes them.
-
-        Raises:
-          ValueError: there is none, a shard is missing, or one is damaged.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        index = folder / "model.safetensors.index.json"
-        try:
-            parts = list(dict.fromkeys(read_json(index)["weight_map"].values())) if index.is_file() else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{index} cannot be read: {error}") from error
-        for part in parts or ():
-            if not isinstance(part, str) or Path(part).name != part or part in ("", ".", ".."):
-                raise ValueError(f"{index} must name files of its own folder, got {part!r}")
-        whole = folder / "model.safetensors"
-        paths = [folder / part for part in parts] if parts else [whole] if whole.is_file() else _own_files(folder)
-        if not paths:
-            raise ValueError(f"model must have safetensors files; {folder} has {_others(folder)}")
-        self._where: dict[str, Any] = {}
-        for path in paths:
-            try:
-                file = files.enter_context(safe_open(path, framework="numpy"))
-            except FileNotFoundError:
-                raise ValueError(f"{folder} lacks {path.name}, which its index names") from None
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} is truncated or damaged: {error}") from error
-            self._where |= dict.fromkeys(file.keys(), file)
-        self._check_kinds(folder)
-
-    def _check_kinds(self, folder: Path) -> None:
-        """Refuse weights in other numbers than floats, before any is read.
-
-        Raises:
-          ValueError: a tensor is of such numbers, or belongs to a quantised checkpoint; its kind is named.
-        """
-        for name, file in self._where.items():
-            method = next((method for end, method in QUANTISED.items() if end in f".{name}"), None)
-            if method is not None:
-                raise ValueError(
-                    f"model must have weights that are not quantised; {folder} is of {method} ({name}): take the "
-                    "checkpoint that it was made of, or a GGUF file"
-                )
-            kind = file.get_slice(name).get_dtype()
-            if kind not in PLAIN and not name.endswith(IGNORED):
-                raise ValueError(
-                    f"model must have weights of {', '.join(PLAIN)}; {folder} has {name} in {kind}, as quantised "
-                    "checkpoints do: take the one that it was made of, or a GGUF file"
-                )
-
-    def names(self) -> Iterable[str]:
-        """All names, with the prefix ``model.`` that checkpoints of bare models lack."""
-        return [self._full(name) for name in self._where]
-
-    @staticmethod
-    def _full(name: str) -> str:
-        return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor as it is stored."""
-        stored = self._stored(name)
-        return self._where[stored].get_tensor(stored)
-
-    def size(self, name: str) -> int:
-        """How many numbers a tensor has, without reading it."""
-        stored = self._stored(name)
-        return math.prod(self._where[stored].get_slice(stored).get_shape())
-
-    def _stored(self, name: str) -> str:
-        return name if name in self._where else name.removeprefix("model.")
-
-
-def _own_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder without an index, without other forms of the checkpoint beside them."""
-    return [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(BESIDE)]
-
-
-def _others(folder: Path) -> str:
-    """What a folder has in place of safetensors, in words."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".h5"))
-    pickles = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
-    hint = ", pickles, which are not read (save_pretrained writes safetensors)" if pickles else ""
-    return f"{', '.join(names[:3])}{hint}" if names else "none"
 
 
 def read_safetensors(folder: Path, config: LMConfig, param_dtype: DTypeLike = jnp.float32) -> PyTree:

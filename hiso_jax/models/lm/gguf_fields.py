@@ -83,7 +83,9 @@ def check_fields(fields: Fields, family: str, head_dim: int) -> None:
       ValueError: a field whose value may change what the model computes; it is named.
     """
     if fields.get("general.type", "model") != "model":
-        raise ValueError(f"model must be a GGUF file of a model; {fields.path} is of a {fields['general.type']}")
+        raise ValueError(
+            f"model must be a GGUF file whose general.type is model; {fields.path} is {fields['general.type']}"
+        )
     for name in ("rope.dimension_count", "attention.value_length"):
         width = fields.of(family, name, head_dim)
         if width not in (0, head_dim):
