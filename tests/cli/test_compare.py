@@ -27,6 +27,17 @@ TUNED += [
 ]
 
 
+# What somebody might make of a trial in an editor.
+EDITS = [
+    {"learning_rate": "fast"},
+    {"learning_rate": -1.0},
+    {"schedule": "sawtooth"},
+    {"final": []},
+    {"rounds_to_target": ["never"]},
+    {"diverged": None},
+]
+
+
 def read(path):
     return json.loads(path.read_text())
 
@@ -108,10 +119,17 @@ def test_tuning_is_a_counted_search_that_is_taken_up_run_by_run(capsys, tmp_path
     assert made == [[trials[3]["learning_rate"]]]
     assert read(out / "tuning.json")["trials"] == [*trials[:3], other, trials[3]]
     assert "decomfl seed 0: all 40 rounds are done" in text
-    (out / "tuning.json").write_text(json.dumps({**content, "trials": [{"algorithm": "decomfl"}]}))
-    code, _, errors = call(capsys, "compare", "--resume", out)
-    assert code == 2
-    assert "--resume must be a directory whose tuning.json is as it was written" in errors
+    edited = [
+        {**content, "trials": [{"algorithm": "decomfl"}]},
+        *({**content, "trials": [{**trials[0], **change}, *trials[1:]]} for change in EDITS),
+        {**content, "metric": None},
+        [],
+    ]
+    for each in edited:
+        (out / "tuning.json").write_text(json.dumps(each))
+        code, _, errors = call(capsys, "compare", "--resume", out)
+        assert code == 2, each
+        assert "--resume must be a directory whose tuning.json is as it was written" in errors
 
 
 @pytest.mark.parametrize(

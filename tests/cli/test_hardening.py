@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 
@@ -280,3 +281,44 @@ def test_a_rate_is_found_and_told(capsys, tmp_path):
     assert f"{probe['learning_rate']:g} is taken, " in text
     assert f"rate {probe['learning_rate']:g}" in text
     assert call(capsys, "replay", out)[0] == 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_is_told_all_the_same(tmp_path, encoding):
+    words = ["run", "--rounds", "2", "--eval-every", "2", "--clients", "10", "--cohort", "2", "--perturbations", "1"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "hiso_jax.cli.main", *words, "--combine", "private_mean", "--noise-multiplier", "2"],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        timeout=200,
+    )
+    text = ended.stdout.decode(encoding)
+    assert ended.returncode == 0, ended.stderr
+    assert "accuracy" in text
+    assert "runs" in text
+    assert "?" not in text
+    if encoding == "ascii":
+        assert "epsilon" in text
+        assert "..." in text
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_platform_that_is_not_here_is_one_sentence(tmp_path, platform):
+    ended = subprocess.run(
+        [sys.executable, "-m", "hiso_jax.cli.main", "run", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": platform},
+        timeout=200,
+    )
+    if ended.returncode == 0:
+        pytest.skip(f"there is a {platform} here")
+    assert ended.returncode == 2
+    (line,) = ended.stderr.strip().splitlines()
+    assert line.startswith(
+        f"hiso-jax: error: JAX_PLATFORMS must name devices that are here, cpu always is; got {platform}"
+    )

@@ -40,7 +40,7 @@ def test_a_run_tells_who_was_attacked_by_whom_and_what_was_clipped(capsys, tmp_p
 
 
 @pytest.mark.thorough
-def test_a_private_run_finds_its_noise_and_says_what_was_spent(capsys, tmp_path):
+def test_a_private_run_finds_its_noise_and_says_what_was_spent(capsys, tmp_path, monkeypatch):
     words = ["--combine", "private_mean", "--epsilon", "8", "--clip-norm", "0.5"]
     code, text, errors = call(capsys, "run", *SMALL, *words, "--out", tmp_path / "run")
     assert (code, errors) == (0, "")
@@ -51,6 +51,13 @@ def test_a_private_run_finds_its_noise_and_says_what_was_spent(capsys, tmp_path)
     code, _, errors = call(capsys, "run", "--resume", tmp_path / "run", "--rounds", "12")
     assert code == 2
     assert "--rounds must be the run's, 8: its noise was found for them" in errors
+    # What was applied is what was noised: nobody needs the accountant to rebuild the model.
+    assert call(capsys, "export", tmp_path / "run", "--out", tmp_path / "delta.safetensors")[0] == 0
+    with monkeypatch.context() as without:
+        without.setattr("hiso_jax.cli.privacy.is_installed", lambda: False)
+        assert call(capsys, "replay", tmp_path / "run")[0] == 0
+        applied = ["apply", tmp_path / "delta.safetensors", "--out", tmp_path / "model.safetensors"]
+        assert call(capsys, *applied)[0] == 0
     words = ["--algorithm", "decomfl+local_noise", "--noise-multiplier", "40"]
     code, text, _ = call(capsys, "run", *SMALL, *words, "--out", tmp_path / "local")
     assert code == 0
@@ -140,3 +147,19 @@ def test_a_diagnosis_of_what_is_not_there_is_refused(capsys, tmp_path):
     )
     assert code == 0
     assert "H and the Hessian" not in text
+
+
+def test_the_noise_of_a_sweep_meets_the_budget_with_every_seed():
+    """Without secret cohorts a seed decides how often a client comes: the most decides the noise of all."""
+    from hiso_jax import algorithms
+    from hiso_jax.cli.experiment import build_algorithm
+    from hiso_jax.cli.privacy import noise_for_budget
+    from hiso_jax.cli.study import Sweep
+
+    options = Sweep(algorithms=("decomfl+local_noise",), epsilon=8.0, rounds=30, clients=20, cohort=5)
+    alone = [noise_for_budget(options, False, [seed]) for seed in range(4)]
+    assert len(set(alone)) > 1
+    assert noise_for_budget(options, False, range(4)) == max(alone)
+    method = algorithms.load("decomfl+local_noise")
+    assert build_algorithm(options, method, 0.1, seeds=range(4)).noise == (1.0, max(alone))
+    assert noise_for_budget(options, False, [0], sensitivity=3) == pytest.approx(3 * alone[0])

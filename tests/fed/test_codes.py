@@ -102,3 +102,17 @@ def test_messages_are_told_of_a_mean_only():
     assert fed.Algorithm(hiso_jax.decomfl(0.1), wire=told).wire is told
     with pytest.raises(ValueError, match="relay must be aggregate for another combiner than the mean"):
         fed.Algorithm(hiso_jax.decomfl(0.1), wire=told, combine=channels.median())
+
+
+def test_a_message_of_several_numbers_a_direction_fits_as_a_whole():
+    """HiZOO sends a slope and a curvature: each took all of the bytes."""
+    wire = fed.FewBits(bytes_up=20)
+    messages = {"slope": jnp.ones((3, 1, 5)), "curvature": jnp.ones((3, 1, 5))}
+    coded = wire.encode(messages)
+    assert {part.bits for part in coded.values()} == {8}
+    shapes = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], coded))
+    assert wire.up(shapes) == 2 * (4 + 5) <= 20
+    # Of 128 scalars not even one bit each, and two steps, fit.
+    with pytest.raises(ValueError, match="bytes_up must be at least 24 for 128 scalars a message, got 20"):
+        wire.bits_of([64, 64])
+    assert wire.bits_of([32, 32]) == 1

@@ -1,5 +1,6 @@
 """The ledger's file: what is written is read, what is damaged is named, what was cut short is told."""
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -452,3 +453,29 @@ def test_a_delta_rebuilds_the_run(folder, tmp_path):
     params, _ = fed.replay(result.initial_params, TX, delta.updates)
     assert fed.fingerprint(params) == delta.header["params_sha256"] == fed.fingerprint(result.params)
     assert delta.header["base"] == {"trained": fed.fingerprint(result.initial_params), "frozen": None}
+
+
+def test_a_parameter_of_no_elements_is_kept_in_snapshots(tmp_path):
+    base = linear_task()
+
+    def init(key):
+        return {**base.model_init(key), "off": jax.numpy.zeros((0, 3)), "none": jax.numpy.zeros(0)}
+
+    task = dataclasses.replace(base, model_init=init)
+    config = fed.SimulationConfig(
+        rounds=6, cohort=3, perturbations=2, batch_size=4, eval_every=3, rounds_per_dispatch=1
+    )
+
+    def run(storage, stop_at=None):
+        # Momentum is of the parameters' shapes, too.
+        tx = optax.chain(hiso_jax.scale_by_hiso(), optax.trace(0.9), optax.scale(-0.01))
+        made = fed.Simulation(task, tx, digits_population(), config, storage=storage)
+        if stop_at is not None:
+            made.callbacks = (lambda progress: progress.round >= stop_at and made.stop(),)
+        return made.run()
+
+    whole = run(None)
+    run(fed.Storage(tmp_path / "run", snapshot_every=2), stop_at=4)
+    assert (tmp_path / "run" / "snapshots").is_dir()
+    resumed = run(fed.Storage(tmp_path / "run", snapshot_every=2, resume=True))
+    assert_trees_identical((resumed.params, resumed.state), (whole.params, whole.state))

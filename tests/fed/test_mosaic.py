@@ -328,3 +328,14 @@ def test_a_run_that_is_kept_goes_on_and_becomes_a_delta(options, tmp_path):
     updates = load_delta(tmp_path / "delta.safetensors").updates
     assert_trees_identical(updates[1:], whole.records.updates[1:])
     assert_trees_identical(fed.replay(whole.initial_params, method, updates)[0], whole.params)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("options", [{"scalar_bits": 4}, {"bytes_up": 20, "aggregate_bits": 8}])
+def test_several_numbers_a_direction_go_in_few_bits_behind_the_guard(options):
+    algorithm = algorithms.load("hizoo").build(1e-3, options)
+    assert algorithm.rescale
+    config = fed.SimulationConfig(rounds=4, cohort=6, eval_every=4, perturbations=2, batch_size=4)
+    result = fed.Simulation(linear_task(), algorithm, digits_population(), config).run()
+    params, _ = fed.replay(result.initial_params, algorithm, result.records)
+    assert fed.fingerprint(params) == fed.fingerprint(result.params)

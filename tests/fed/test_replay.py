@@ -1,11 +1,14 @@
 """Replaying the recorded scalars rebuilds the run bit for bit, however either was dispatched."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import optax
 import pytest
 
 import hiso_jax
-from hiso_jax import fed, zo
+from hiso_jax import algorithms, fed, zo
 from tests.fed.problems import (
     assert_trees_identical,
     digits_population,
@@ -120,3 +123,30 @@ def test_rademacher_directions_with_decomfl_replay_alike_anywhere():
             ours[name] = ours[name] + -rate * delta
     for name in ours:
         np.testing.assert_array_equal(ours[name], np.asarray(result.params[name]))
+
+
+def test_an_optimizer_that_reads_the_loss_is_replayed_from_ledger_and_delta(tmp_path):
+    """What reads the loss is told it, four bytes a round; a private run's losses are nobody's business."""
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, atol=1e-12, rtol=0.0)
+    tx = optax.chain(optax.zero_nans(), hiso_jax.decomfl(0.05), plateau)
+    config = fed.SimulationConfig(rounds=12, cohort=4, eval_every=6, perturbations=2, batch_size=8)
+
+    def run(tx, storage=None):
+        return fed.Simulation(linear_task(), tx, digits_population(), config, storage=storage).run()
+
+    result = run(tx, fed.Storage(tmp_path / "run", snapshot_every=0))
+    plain = run(hiso_jax.decomfl(0.05))
+    assert float(optax.tree_utils.tree_get(result.state, "scale")) < 1
+    missed = (result.traffic["bytes_down"] - plain.traffic["bytes_down"]) / 4
+    assert missed > 0
+    assert missed == round(missed)
+    params, state = fed.replay(result.initial_params, tx, result.records)
+    assert_trees_identical((params, state), (result.params, result.state))
+    fed.save_delta(fed.delta_of(fed.load(tmp_path / "run")), tmp_path / "delta.safetensors")
+    delta = fed.load_delta(tmp_path / "delta.safetensors")
+    assert fed.fingerprint(fed.apply_delta(delta, result.initial_params, tx)) == fed.fingerprint(result.params)
+    with pytest.raises(ValueError, match="the optimizer asks for value, the loss, which these rounds do not hold"):
+        fed.replay(result.initial_params, tx, delta.updates._replace(loss=None))
+    private = dataclasses.replace(algorithms.load("decomfl+private_mean").build(0.1, {}), tx=tx)
+    with pytest.raises(ValueError, match="tx must not read the loss in a private run"):
+        fed.Simulation(linear_task(), private, digits_population(), config)

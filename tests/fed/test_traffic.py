@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from hiso_jax import fed
-from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
+import hiso_jax
+from hiso_jax import algorithms, fed
+from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED, Work
 from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, directions_made, download_bytes
-from hiso_jax.fed.wire import Told
+from hiso_jax.fed.wire import Told, Wire
 
 
 def count(traffic, synced_to, number, cohort, attendance=None):
@@ -101,3 +103,36 @@ def test_a_checkpoint_beyond_an_integer_of_the_device_is_a_number_there():
     for ours, theirs in zip(run(told, missed), here, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     assert here[0][1] == 5
+
+
+def test_signs_along_own_directions_are_broadcast_with_a_share_for_every_group():
+    """Where a client is missing its group's share is 0 and the others' are larger: numbers that one bit cannot hold."""
+    aggregate = jax.ShapeDtypeStruct((1, 10 * 5), jnp.float32)
+    signs = Wire(up_bits=1, down_bits=1)
+    assert signs.down(aggregate, 10) == Told(7 + 4 * 10)
+    assert signs.down(aggregate) == Told(7)
+    assert Wire().down(aggregate, 10) == Told(200)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_signs_along_own_directions_lead_to_is_what_was_broadcast(missing):
+    algorithm = algorithms.load("sign").build(0.1, {"direction_groups": "own", "guard": False})
+    round_of = hiso_jax.make_round(
+        lambda x, t: ((x - t) ** 2).sum(-1), algorithm, local_steps=1, num_perturbations=3, mu=1e-3
+    )
+    targets = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1, 2, 8)), jnp.float32)
+    mask = jnp.array([True, True, not missing, True])
+    x = jnp.zeros(8)
+    record = round_of(x, algorithm.optimizer.init(x), targets, mask, jax.random.key(0))[2]
+    groups = np.asarray(record.aggregate).reshape(4, 3)
+    shares = 4 * np.asarray(mask) / np.asarray(mask).sum()
+    # One bit for every number, and one float for every group.
+    np.testing.assert_allclose(np.abs(groups), np.broadcast_to(shares[:, None], (4, 3)), rtol=1e-6)
+
+
+def test_a_message_of_more_bytes_than_an_integer_of_the_device_has_a_time():
+    quick = fed.LogNormal(1e-3, 0.0)
+    fleet = fed.Fleet(quick, fed.LogNormal(1e6, 0.0), fed.LogNormal(1e6, 0.0))
+    work = Work(jnp.zeros(2), 3e9, 5, jnp.zeros(2))
+    seconds = jax.jit(lambda: fleet.seconds(jax.random.key(0), jnp.arange(2), work))()
+    np.testing.assert_allclose(seconds, 3000, rtol=1e-3)

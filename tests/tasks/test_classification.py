@@ -59,3 +59,39 @@ def test_loss_is_the_cross_entropy():
 def test_a_model_without_logits_is_refused(apply):
     with pytest.raises(ValueError, match=r"model_apply must give logits of shape \[B, classes\]"):
         tasks.Classification(lambda key: {}, apply, split(2, 2), split(2, 2))
+
+
+def test_inputs_may_be_several_arrays_and_come_from_other_libraries():
+    import pandas
+
+    frame = pandas.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0], "label": [1.0, 0.0]})
+
+    class Tensor:
+        """As a tensor of torch: NumPy makes an array of it, or it raises."""
+
+        def __init__(self, fails=False):
+            self.fails = fails
+
+        def __array__(self, dtype=None, copy=None):
+            if self.fails:
+                raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+            return np.ones((2, 2), np.float32)
+
+    def apply(params, inputs):
+        return inputs["frame"] * inputs["tensor"]
+
+    def of(tensor, labels):
+        data = {"input": {"frame": frame[["a", "b"]], "tensor": tensor}, "label": labels}
+        return tasks.Classification(lambda key: {}, apply, data, data)
+
+    task = of(Tensor(), frame["label"])
+    assert task.train["label"].dtype == np.int32
+    assert task.train["label"].tolist() == [1, 0]
+    np.testing.assert_array_equal(task.train["input"]["frame"], [[1, 3], [2, 4]])
+    assert of(Tensor(), pandas.array([1, 0], "Int64")).train["label"].tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"'tensor'\] must be an array .* that it does not \(Can't call numpy"):
+        of(Tensor(fails=True), [1, 0])
+    with pytest.raises(ValueError, match="got 2 and 3"):
+        of(Tensor(), [1, 0, 1])
+    with pytest.raises(ValueError, match="one whole number for each example, got float64"):
+        of(Tensor(), [0.5, 1.0])
