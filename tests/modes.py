@@ -14,6 +14,9 @@ import hiso_jax
 from hiso_jax import algorithms, fed, tasks, zo
 
 METHODS = {"hiso": {}, "mosaic": {"scalar_bits": 2}, "hizoo": {"guard": True}, "sign": {}, "fed_avg": {}}
+# A program that is run operation by operation takes half a minute for each method.
+if jax.config.jax_disable_jit:
+    METHODS = {"hiso": {}}
 SAMPLERS = ("gaussian", "rademacher", "sphere", "binomial", "low_rank")
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-FILES = ["test_sharded.py", "test_collectives.py"]
+FILES = ["test_sharded.py", "test_collectives.py", "test_explicit.py"]
 SLOW_FILES = ["test_double_precision.py", "test_language_model.py"]
 
 

@@ -113,7 +113,7 @@ def _along(
     """What is found after each of these rounds, and what it is made of after the last."""
     task = build_task(run, console)
     population = build_population(run, task, run.seed)
-    params, updates = base_of(run, ledger.header["base"], "model").params, ledger.records.updates
+    params, updates = base_of(run, ledger.header["base"], "model").params, ledger.records.updates_with_losses
     algorithm = recorded_algorithm(run, algorithms.load(run.algorithm), run.learning_rate)
     state, done, found, last = algorithm.optimizer.init(params), 0, [], None
     effort = Effort(**_effort(options))

@@ -54,7 +54,7 @@ def replay(options: Replay, console: Console) -> int:
         run = options_of(about, options.algorithm)
         base = base_of(run, ledger.header["base"], "model")
         begin = time.perf_counter()
-        params, state = rebuild(run, base, ledger.records.updates.between(0, until))
+        params, state = rebuild(run, base, ledger.records.updates_with_losses.between(0, until))
         seconds = time.perf_counter() - begin
     digest = fed.fingerprint(params)
     known = ledger.checks.get(until)

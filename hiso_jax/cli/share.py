@@ -87,7 +87,7 @@ def export(options: Export, console: Console) -> int:
             raise ValueError(f"format must be delta for {run.task}: transformers has no such model")
         base = base_of(run, ledger.header["base"], "model")
         known = Known(ledger.checks.get(len(ledger.rows)), None, True)
-        _write_model(run, base, ledger.records.updates, known, out, console)
+        _write_model(run, base, ledger.records.updates_with_losses, known, out, console)
     return exit_codes.DONE
 
 

@@ -110,14 +110,14 @@ def paired_ratio(
         took, base = to_target(own[seed], figure), to_target(others[seed], figure)
         if took == base and not took:
             continue
-        counted = _counted(own[seed], figure), _counted(others[seed], figure)
-        if not all(counted):
+        cost, other = _counted(own[seed], figure), _counted(others[seed], figure)
+        if not cost or not other:
             continue
         if took is None or base == 0:
             bounds.add("least")
         if base is None or took == 0:
             bounds.add("most")
-        logs.append(math.log(counted[0] / counted[1]))
+        logs.append(math.log(cost / other))
     if not logs or len(bounds) > 1:
         return None
     mean, low, high = interval(logs)

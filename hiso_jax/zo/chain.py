@@ -169,7 +169,7 @@ def settled(tx: optax.GradientTransformationExtraArgs, state: optax.OptState, pa
         # What cannot stand before the head is told where a round is traced.
         return state
     return tuple(
-        own if jax.tree.structure(own) == jax.tree.structure(new) else _zeros(new)
+        own if str(jax.tree.structure(own)) == str(jax.tree.structure(new)) else _zeros(new)
         for own, new in zip(state, left, strict=True)
     )
 

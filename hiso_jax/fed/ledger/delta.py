@@ -55,9 +55,9 @@ def delta_of(ledger: LedgerFile, about: Mapping[str, Any] | None = None) -> Delt
     if taken is not None and None not in taken:
         header["sample"] = taken
     header["evaluation"] = None if last is None else {"round": last.round, **last.metrics}
-    updates = ledger.records.updates
     reads_loss = ledger.header.get("algorithm", {}).get("reads_loss", False)
-    return Delta(header, updates if reads_loss else updates._replace(loss=None))
+    records = ledger.records
+    return Delta(header, records.updates_with_losses if reads_loss else records.updates)
 
 
 def bytes_a_round(delta: Delta) -> float:

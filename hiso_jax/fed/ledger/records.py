@@ -68,7 +68,7 @@ class Records(NamedTuple):
 
     @property
     def updates(self) -> "Updates":
-        """What a replay needs of them.
+        """What everyone is told of them, but for their losses, which only some optimizers read.
 
         Raises:
           ValueError: the messages are not kept.
@@ -79,7 +79,16 @@ class Records(NamedTuple):
                 "the model and are not kept"
             )
         applied = self.valid.any(1) if self.applied is None else self.applied
-        return Updates(self.seed_key, self.round, self.aggregate, np.asarray(applied), self.cohort.shape[1], self.loss)
+        return Updates(self.seed_key, self.round, self.aggregate, np.asarray(applied), self.cohort.shape[1])
+
+    @property
+    def updates_with_losses(self) -> "Updates":
+        """The same with their losses: all that a replay can need.
+
+        Raises:
+          ValueError: the messages are not kept.
+        """
+        return self.updates._replace(loss=self.loss)
 
 
 @dataclass(frozen=True)

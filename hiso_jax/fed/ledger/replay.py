@@ -84,7 +84,7 @@ def replay(
     """
     if rounds_per_dispatch is not None and rounds_per_dispatch < 1:
         raise ValueError(f"rounds_per_dispatch must be at least 1, got {rounds_per_dispatch}")
-    updates = records.updates if isinstance(records, Records) else records
+    updates = records.updates_with_losses if isinstance(records, Records) else records
     tx = as_algorithm(tx).optimizer
     state = tx.init(params) if state is None else state
     total, size = len(updates.round), rounds_per_dispatch or ROUNDS_PER_DISPATCH

@@ -81,7 +81,7 @@ class Fleet:
     def seconds(self, traits_key: Key[Array, ""], clients: Int[Array, "C"], work: Work) -> Float[Array, "C"]:
         """How long each client takes to download, to compute and to upload, in seconds."""
         normals = jax.vmap(lambda client: jax.random.normal(jax.random.fold_in(traits_key, client), (3,)))(clients)
-        work = Work(*(jnp.asarray(each, normals.dtype) for each in work))
+        work = jax.tree.map(lambda each: jnp.asarray(each, normals.dtype), work)
 
         def own(quantity: LogNormal, index: int) -> Float[Array, "C"]:
             return quantity.median * jnp.exp(quantity.spread * normals[:, index])

@@ -15,13 +15,15 @@ from hiso_jax.zo import zo_states
 HIGH_LOSS_ROUNDS = 3
 SILENT_ROUNDS = 10
 NEVER = -1
+# Of a run that has not had one; no NaN and not infinite, which jax_debug_nans and jax_debug_infs would find.
+NO_LOSS = np.finfo(np.float32).max
 
 
 class Monitor(NamedTuple):
     """What is remembered from round to round.
 
     Attributes:
-      initial_loss: the mean cohort loss of the first round with a valid client; infinite before it.
+      initial_loss: the mean cohort loss of the first round with a valid client; the largest float before it.
       high: for how many rounds in a row the loss has been above max(10 × initial, initial + 10).
       silent: for how many rounds in a row clients reported and none was valid.
       diverged_at: the round at which the run diverged, or -1.
@@ -35,7 +37,7 @@ class Monitor(NamedTuple):
 
 def start() -> Monitor:
     """The monitor of a run that has not begun."""
-    return Monitor(jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0), jnp.int32(NEVER))
+    return Monitor(jnp.float32(NO_LOSS), jnp.int32(0), jnp.int32(0), jnp.int32(NEVER))
 
 
 def _all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -91,7 +93,7 @@ def _advance(
     finite: Bool[Array, ""],
 ) -> Monitor:
     loss = loss.astype(jnp.float32)
-    is_first = any_valid & jnp.isinf(monitor.initial_loss) & ~jnp.isnan(loss)
+    is_first = any_valid & (monitor.initial_loss == NO_LOSS) & ~jnp.isnan(loss)
     initial = jnp.where(is_first, loss, monitor.initial_loss)
     ceiling = jnp.maximum(10 * initial, initial + 10)
     high = jnp.where(any_valid, jnp.where(loss > ceiling, monitor.high + 1, 0), monitor.high)

@@ -111,6 +111,15 @@ def first_state(setup: Setup, initial: PyTree) -> tuple[RunState, Any]:
     return RunState(ServerState(params, state, memory), monitor, synced_to), where
 
 
+# With a context of its own, so that it is read of the configuration's attributes, which are made when JAX is imported.
+DISABLE_JIT = "jax_disable_jit"
+
+
+def without_jit() -> bool:
+    """Whether functions are run operation by operation, as under ``jax.disable_jit()``."""
+    return bool(getattr(jax.config, DISABLE_JIT))
+
+
 class Programs(NamedTuple):
     """A dispatch and an evaluation, traced and not yet compiled.
 
@@ -131,7 +140,7 @@ class Programs(NamedTuple):
 
     def compile(self, setup: Setup) -> tuple[Callable, Callable]:
         """Both, compiled at the same time; under ``jax.disable_jit()``, for who steps through a loss, as they are."""
-        if jax.config.jax_disable_jit:
+        if without_jit():
             return self.functions
         with setup.on_mesh():
             dispatch, evaluate = self.dispatch.lower(), self.evaluate.lower()

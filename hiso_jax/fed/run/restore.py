@@ -64,7 +64,7 @@ def _replayed(setup: Setup, keeper: Keeper, server: ServerState, start: int) -> 
     """The server after all rounds found; ``server`` is that after the first ``start`` of them."""
     found, placement, tx = keeper.found, setup.placement, setup.algorithm.optimizer
     assert found is not None
-    updates = keeper.ledger.records.updates
+    updates = keeper.ledger.records.updates_with_losses
     known = max((rounds for rounds in found.checks if rounds > start), default=start)
     params, state = replay(server.params, tx, updates.between(start, known), state=server.state, mesh=placement.mesh)
     if known > start and fingerprint(placement.whole(params)) != found.checks[known]:

@@ -26,7 +26,7 @@ from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, make_dispatch
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
-from hiso_jax.fed.run.programs import bytes_of, costs_of
+from hiso_jax.fed.run.programs import bytes_of, costs_of, without_jit
 from hiso_jax.fed.run.secret import as_key, fresh, of_setting
 from hiso_jax.fed.run.setup import check_channel, estimator_of, with_cohorts
 from hiso_jax.fed.sanity import check_initial, check_task
@@ -259,7 +259,7 @@ def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any]) ->
         if program is None:
             before = time.perf_counter()
             segment = groups.over(bench.segment, 0, 2)
-            if jax.config.jax_disable_jit:
+            if without_jit():
                 program = segment
             else:
                 program = jax.jit(segment, donate_argnums=0).lower(carry, point, bounds, data).compile()

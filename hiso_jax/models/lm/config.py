@@ -263,9 +263,11 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
             f"configuration has {str(types)[:80]}"
         )
     slides = [LAYER_TYPES[each] == SLIDING for each in types]
-    if any(slides) and window is None:
+    if not any(slides):
+        return None
+    if window is None:
         raise ValueError("model must have a sliding_window for its layers of sliding_attention; it has none")
-    return tuple(window if each else everywhere for each in slides) if any(slides) else None
+    return tuple(int(window) if each else everywhere for each in slides)
 
 
 def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:

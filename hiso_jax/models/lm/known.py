@@ -14,7 +14,7 @@ from typing import Any
 
 FAMILIES = ("opt", "llama", "mistral", "ministral", "qwen2")
 # Of an entry that is not listed: nothing is said by it.
-NOTHING = (None, False, 0, "", [], {})
+NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 def names(text: str) -> frozenset[str]:
