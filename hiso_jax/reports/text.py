@@ -38,7 +38,8 @@ def human_seconds(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     if whole >= 172_800:
-        return f"{seconds / 86_400:.3g} days"
+        days = seconds / 86_400
+        return f"{days:.3g} days" if days < 999.5 else f"{days:,.0f} days"
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 

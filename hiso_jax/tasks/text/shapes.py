@@ -7,6 +7,7 @@ import numpy as np
 
 from hiso_jax.models.lm import Tuned
 from hiso_jax.tasks.text.choice import TextChoice
+from hiso_jax.tasks.text.encode import check_length
 from hiso_jax.tasks.text.generation import TextGeneration
 from hiso_jax.tasks.text.prompts import SOURCES
 from hiso_jax.tasks.text.tasks import DEFAULT_MAX_LENGTH, GENERATION, NEW_TOKENS
@@ -32,6 +33,9 @@ def text_shapes(
       max_length: tokens of a text, of prompt and answer together; by default the task's, or the model's most.
       max_new_tokens: tokens of an answer, of generation.
       rows: of the training and the test data.
+
+    Raises:
+      ValueError: texts longer than the model's positions, or an answer that leaves no room for its prompt.
     """
     source, config = SOURCES.get(name), model.decoder.config
     most = config.max_positions - model.decoder.adapters.prefix
@@ -39,6 +43,9 @@ def text_shapes(
         min(DEFAULT_MAX_LENGTH if source is None else source.max_length, most) if max_length is None else max_length
     )
     answer = (max_new_tokens or NEW_TOKENS[name]) if name in GENERATION else 0
+    check_length(length, model)
+    if answer and not answer < length:
+        raise ValueError(f"max_new_tokens must be at least 1 and below max_length, {length}, got {answer}")
     # A prompt is cut so that its answer has room behind it.
     width = length
 
