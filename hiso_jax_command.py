@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 
 
@@ -14,9 +15,21 @@ def _end(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Import the command, and run it; see :mod:`hiso_jax.cli.main`."""
     signal.signal(signal.SIGINT, _end)
-    from hiso_jax.cli.main import main as command
-
+    try:
+        from hiso_jax.cli.main import main as command
+    except (ValueError, AttributeError) as error:
+        # JAX reads its settings from the environment as it is imported.
+        named = sorted(name for name in os.environ if name.startswith("JAX_"))
+        if not named:
+            raise
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        sys.exit(_refused(f"JAX does not take its settings, {', '.join(named)}: {told}"))
     command()
+
+
+def _refused(sentence: str) -> int:
+    print(f"hiso-jax: error: {sentence}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
+from hiso_jax.checks import first_line
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.claims import claimed
 from hiso_jax.cli.comparing import Compare
@@ -226,14 +227,13 @@ class _Runs:
 
             try:
                 content = json.loads(read_regular(folder / FIGURES))
-                nan = {"train_loss": float("nan")}
-                listed = [{**row, **(nan if row["train_loss"] is None else {})} for row in content["evaluations"]]
-                rows = TypeAdapter(list[fed.Evaluation]).validate_python(listed)
+                rows = TypeAdapter(list[fed.Evaluation]).validate_python(list(map(_finite, content["evaluations"])))
                 check_figures(content["figures"])
                 return {**content["figures"]}, rows
-            except (KeyError, TypeError, ValueError, RecursionError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
                 raise ValueError(
-                    f"resume must be a directory whose runs are as they were written; {folder.name}/{FIGURES} is not"
+                    f"resume must be a directory whose runs are as they were written; {folder.name}/{FIGURES} is not "
+                    f"({first_line(error)})"
                 ) from error
 
     def report(self, config: dict[str, Any]) -> None:
@@ -268,6 +268,13 @@ class _Runs:
             "seeds": f"{options.seeds}, paired" + ("" if options.seeds > 4 else "; intervals need 5"),
         }
         print_rows(self.console, rows)
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation as JSON held it, in which what is not finite is null."""
+    nan = float("nan")
+    metrics = {name: nan if value is None else value for name, value in row["metrics"].items()}
+    return {**row, "train_loss": nan if row["train_loss"] is None else row["train_loss"], "metrics": metrics}
 
 
 def _budget(options: Compare) -> str:

@@ -171,7 +171,7 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"{PROGRAM}: {plain(exit_codes.told(error))}", file=sys.stderr)
         return exit_codes.FAILED
     except (RuntimeError, AssertionError) as error:
-        asked = os.environ.get("JAX_PLATFORMS")
+        asked = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
         if not asked or not _is_of_backends(error):
             raise
         _fail(f"JAX_PLATFORMS must name devices that are here, cpu always is; got {asked} ({first_line(error)})")

@@ -2,7 +2,9 @@
 
 import codecs
 import contextlib
+import re
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -20,17 +22,10 @@ PLAIN = {
     "·": "*",
     "√": "sqrt",
     "‖": "||",
-    "ε": "epsilon",
-    "δ": "delta",
-    "σ": "sigma",
-    "μ": "mu",
-    "η": "eta",
-    "κ": "kappa",
-    "ζ": "zeta",
-    "Σ": "Sigma",
-    "Δ": "Delta",
     "∇": "grad",
     "²": "^2",
+    "³": "^3",
+    "ᵀ": "^T",
     "’": "'",
     "“": '"',
     "”": '"',
@@ -41,7 +36,18 @@ ERRORS = "hiso_jax.plain"
 def _plainly(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+    return "".join(map(_ascii, error.object[error.start : error.end])), error.end
+
+
+def _ascii(character: str) -> str:
+    """What stands for a character: a Greek letter's name, the digits of a superscript, or a question mark."""
+    if character in PLAIN:
+        return PLAIN[character]
+    letter = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(character, ""))
+    if letter is not None:
+        return letter[2].lower() if letter[1] == "SMALL" else letter[2].capitalize()
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return plain or "?"
 
 
 codecs.register_error(ERRORS, _plainly)

@@ -39,7 +39,7 @@ def check_task(task: Task) -> np.dtype:
         if member is not None and not callable(member):
             raise ValueError(f"{name} of a task must be a function, got a {type(member).__name__}")
     target, metric = getattr(task, "target", None), getattr(task, "metric", None)
-    if target is not None and not is_real(target):
+    if target is not None and not (is_real(target) and np.isfinite(target)):
         raise ValueError(f"target of a task must be a number or None, got {target!r}")
     if metric is not None and not isinstance(metric, str):
         raise ValueError(f"metric of a task must be the name of one of its metrics or None, got {metric!r}")
@@ -138,4 +138,6 @@ def _check_loss(task: Task) -> np.dtype:
         got = getattr(losses, "shape", type(losses).__name__)
         hint = ": do not take its mean" if got == () else ""
         raise ValueError(f"loss must be per example, of shape ({count},) for {count} examples; got {got}{hint}")
+    if not jax.numpy.issubdtype(losses.dtype, np.floating):
+        raise ValueError(f"loss must be a floating-point number for each example, got {losses.dtype}")
     return losses.dtype

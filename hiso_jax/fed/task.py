@@ -173,8 +173,8 @@ def summarise(task: Task, outputs: Mapping[str, Shaped[np.ndarray, "n ..."]]) ->
     reduce = getattr(task, "summarise", None)
     if reduce is None:
         return {name: float(np.mean(values, dtype=np.float64)) for name, values in outputs.items()}
-    made = reduce(outputs)
     try:
-        return {name: float(value) for name, value in made.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"summarise must return one number for each name; it fails to: {first_line(error)}") from error
+        return {name: float(value) for name, value in reduce(outputs).items()}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"summarise must return one number for each name; it fails to ({told})") from error

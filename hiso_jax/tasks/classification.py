@@ -43,7 +43,7 @@ def _as_arrays(name: str, value: Any) -> Any:
 def _as_numbers(labels: Any) -> Any:
     """Labels as whole numbers, where they are floats that are whole: a column that once had a gap is of floats."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "f" and labels.ndim == 1 and (labels % 1 == 0).all():
-        return labels.astype(np.int32)
+        return labels.astype(np.int64)
     return labels
 
 
@@ -52,7 +52,7 @@ def _check_labels(name: str, labels: Any, classes: int) -> None:
         return
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        first = repr(labels.reshape(-1)[0].item()) if labels.size else "none"
+        first = repr(labels.reshape(-1).tolist()[0]) if labels.size else "none"
         raise ValueError(
             f"{name} must be one whole number for each example, got {labels.dtype} of shape {labels.shape}, {first} "
             "first: names, numbers = numpy.unique(labels, return_inverse=True) numbers label names"
@@ -149,9 +149,10 @@ class Classification:
         """``loss`` and ``accuracy`` of each example."""
         logits = self.model_apply(params, batch["input"])
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        predicted = logits.argmax(-1)
         return {
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
-            "accuracy": (logits.argmax(-1).astype(batch["label"].dtype) == batch["label"]).astype(jnp.float32),
+            "accuracy": (predicted == batch["label"].astype(predicted.dtype)).astype(jnp.float32),
         }
 
     def hold_out(self, examples: int, *, seed: int = 0) -> "Classification":

@@ -16,7 +16,12 @@ PROBE = "hiso_jax_probe"
 # Asks a head for an update of zeros, so that the rest of its chain can be traced without a direction.
 SKIP = "hiso_jax_skip"
 # optax's wrappers whose update does not go through a head, by the names of their states.
-WRAPPERS = {"ApplyIfFiniteState": "apply_if_finite", "MultiStepsState": "MultiSteps"}
+WRAPPERS = {
+    "ApplyIfFiniteState": "apply_if_finite",
+    "MultiStepsState": "MultiSteps",
+    "ConditionallyTransformState": "conditionally_transform",
+    "ConditionallyMaskState": "conditionally_mask",
+}
 
 
 class Reached(Exception):
@@ -59,10 +64,10 @@ def check_chain(
       TypeError: a wrapper around the head that cannot stand there.
       ValueError: a member before the head keeps something like the parameters, or reads them.
     """
-    tree = _as_tree(params)
+    tree, known = _as_tree(params), {"value": jnp.float32(0), PROBE: True}
     _check_wrappers(jax.eval_shape(lambda: tx.init(_zeros(tree))))
     try:
-        jax.eval_shape(lambda given: tx.update(given, tx.init(_zeros(tree)), None, **{PROBE: True}), aggregate)
+        jax.eval_shape(lambda given: tx.update(given, tx.init(_zeros(tree)), None, **known), aggregate)
     except Reached:
         return
     except Exception as error:
@@ -142,15 +147,15 @@ def settled(tx: optax.GradientTransformationExtraArgs, state: optax.OptState, pa
     """An optimizer's first state in the structure that its updates leave.
 
     What stands before the head is made for the parameters and then sees scalars: ``zero_nans`` keeps a flag for each
-    parameter at first, and for each array of scalars afterwards. Where a member's state has another structure after
-    an update it begins as zeros in that structure.
+    parameter at first, and for each array of scalars afterwards. What has another structure after an update begins as
+    zeros in that structure; all else stays.
 
     Args:
       tx: headed by ``scale_by_zo``, ``scale_by_hiso`` or another head.
       state: of ``tx.init(params)``.
       params: the parameters, or their shapes.
     """
-    if not isinstance(state, tuple) or hasattr(state, "_fields"):
+    if not zo_states(state):
         return state
 
     def after(state: optax.OptState) -> optax.OptState:
@@ -160,18 +165,26 @@ def settled(tx: optax.GradientTransformationExtraArgs, state: optax.OptState, pa
             tx, scalars, state, zeros, value=jnp.float32(0), key=jax.random.key(0), clients=1, **{SKIP: True}
         )[1]
 
-    places = [place for place, member in enumerate(state) if zo_states(member)]
-    if not places or not places[0]:
-        return state
     try:
-        left = jax.eval_shape(after, state)
+        return _in_structure_of(jax.eval_shape(after, state), state)
     except Exception:
         # What cannot stand before the head is told where a round is traced.
         return state
-    return tuple(
-        own if str(jax.tree.structure(own)) == str(jax.tree.structure(new)) else _zeros(new)
-        for own, new in zip(state, left, strict=True)
-    )
+
+
+def _opened(node: PyTree) -> tuple[list[Any], Any]:
+    """The children of a node, and its own structure alone."""
+    return jax.tree_util.tree_flatten(node, is_leaf=lambda child: child is not node)
+
+
+def _in_structure_of(wanted: PyTree, own: PyTree) -> PyTree:
+    """``own`` in the structure of ``wanted``: only the nodes that differ become zeros."""
+    (new, form), (old, before) = _opened(wanted), _opened(own)
+    if str(form) != str(before):
+        return _zeros(wanted)
+    if len(old) == 1 and old[0] is own:
+        return own
+    return jax.tree_util.tree_unflatten(before, [_in_structure_of(*pair) for pair in zip(new, old, strict=True)])
 
 
 def _zeros(tree: PyTree) -> PyTree:

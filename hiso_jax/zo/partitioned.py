@@ -25,9 +25,8 @@ def split_as(params: PyTree[Shaped[Array, "..."]], tree: PyTree[Shaped[Array, ".
     mesh whose axes are explicit, which ``jax.make_mesh`` makes, the split is part of an array's type, and is given to
     ``tree``.
     """
-    if is_partitioned():
-        return jax.tree.map(_alike.bind, params, tree)
-    return jax.tree.map(_in_the_type, params, tree)
+    tree = jax.tree.map(_in_the_type, params, tree)
+    return jax.tree.map(_alike.bind, params, tree) if is_partitioned() else tree
 
 
 def gathered(x: Array) -> Array:

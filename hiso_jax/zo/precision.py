@@ -7,18 +7,25 @@ off; nothing else is computed in another precision.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, PyTree
 
 logger = logging.getLogger("hiso_jax")
 # What may be done to sums after they were rounded, entry by entry.
-ARITHMETIC = {"add", "sub", "mul", "div", "neg", "max", "min", "sqrt", "log", "exp", "integer_pow", "square", "abs"}
+ARITHMETIC = {
+    *("add", "sub", "mul", "div", "neg", "max", "min", "sqrt", "log", "log1p", "exp", "expm1", "integer_pow", "square"),
+    *("abs", "pow", "select_n", "clamp", "logistic", "tanh"),
+}
+# What only arranges numbers.
+SHAPES = {"squeeze", "reshape", "broadcast_in_dim", "expand_dims", "copy", "stop_gradient"}
+WIDE = (jnp.float32, jnp.float64)
 CALLS = ("jit", "pjit")
 
 
@@ -91,70 +98,101 @@ def _warn(dtype: str, eps: float) -> None:
 
 def _unrounded(loss: Callable[..., Array], arguments: Sequence[Any]) -> Array | None:
     """The loss before it was rounded; None where nothing wider than itself leads to it."""
-    program = jax.make_jaxpr(loss)(*arguments)
-    return _end_of(program, jax.tree.leaves(arguments), 0) if _is_wide(program, 0) else None
+    leaves, structure = jax.tree.flatten(arguments)
+    # What is no array, a text or a truth value that the loss branches on, say, stays as it is.
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray | np.generic)]
+
+    def of_arrays(*arrays: Array) -> Array:
+        own = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            own[place] = array
+        return loss(*jax.tree.unflatten(structure, own))
+
+    given = [leaves[place] for place in places]
+    program = jax.make_jaxpr(of_arrays)(*given)
+    return _end_of(program, given, 0) if program.jaxpr.outvars[0] in _wide_of(program) else None
 
 
-def _makers(program: ClosedJaxpr) -> dict[Any, Any]:
-    """The equation that makes each variable of a program."""
-    return {own: equation for equation in program.jaxpr.eqns for own in equation.outvars}
+def _wide_of(program: ClosedJaxpr) -> dict[Any, Any]:
+    """Which numbers of a program were rounded, or are made of such by arithmetic alone: each with its equation."""
+    wide: dict[Any, Any] = {}
+    for equation in program.jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "convert_element_type":
+            is_wide = equation.invars[0].aval.dtype in WIDE and is_half(equation.outvars[0].aval.dtype)
+            is_wide |= is_half(equation.outvars[0].aval.dtype) and _is_in(equation.invars[0], wide)
+            wide |= {equation.outvars[0]: equation} if is_wide else {}
+        elif name in CALLS:
+            inner = equation.params["jaxpr"]
+            found = _wide_of(inner)
+            wide |= {
+                outer: equation
+                for outer, own in zip(equation.outvars, inner.jaxpr.outvars, strict=True)
+                if _is_in(own, found)
+            }
+        elif name in SHAPES or (name in ARITHMETIC and _is_entry_by_entry(equation)):
+            wide |= {equation.outvars[0]: equation} if any(_is_in(own, wide) for own in equation.invars) else {}
+    return wide
 
 
-def _step(node: Any, makers: dict[Any, Any]) -> tuple[str, Any]:
-    """How a number came about, as far as its precision goes, and the equation of it."""
-    equation = None if isinstance(node, Literal) else makers.get(node)
-    if equation is None:
-        return "given", None
-    name, shape = equation.primitive.name, node.aval.shape
-    if name == "convert_element_type" and equation.invars[0].aval.dtype in (jnp.float32, jnp.float64):
-        return "rounded", equation
-    if name in ARITHMETIC and all(own.aval.shape == shape for own in equation.invars):
-        return "arithmetic", equation
-    if name in CALLS and _is_wide(equation.params["jaxpr"], equation.outvars.index(node)):
-        return "call", equation
-    return "given", None
+def _is_in(node: Any, known: Mapping[Any, Any]) -> bool:
+    return not isinstance(node, Literal) and node in known
 
 
-def _is_wide(program: ClosedJaxpr, place: int) -> bool:
-    """Whether a result of a program is a rounded number, or made of such by arithmetic alone."""
-    makers = _makers(program)
-
-    def is_wide(node: Any) -> bool:
-        how, equation = _step(node, makers)
-        return how in ("rounded", "call") or (how == "arithmetic" and any(map(is_wide, equation.invars)))
-
-    return is_wide(program.jaxpr.outvars[place])
+def _is_entry_by_entry(equation: Any) -> bool:
+    return {own.aval.shape for own in equation.invars} <= {(), equation.outvars[0].aval.shape}
 
 
 def _end_of(program: ClosedJaxpr, arguments: Sequence[Any], place: int) -> Array:
     """A result of a program, its arithmetic behind the last rounding in float32."""
-    makers, last = _makers(program), program.jaxpr.outvars[place]
-    needed: dict[Any, None] = {}
+    wide, last = _wide_of(program), program.jaxpr.outvars[place]
+    # Backwards from the result, without recursion: a loss may be a long sum.
+    reached: set[Any] = set()
+    given: dict[Any, None] = {}
+    left = [last]
+    while left:
+        node = left.pop()
+        if isinstance(node, Literal) or node in reached:
+            continue
+        reached.add(node)
+        equation = wide.get(node)
+        if equation is None:
+            given[node] = None
+        elif equation.primitive.name in CALLS or (not _is_in(equation.invars[0], wide) and _is_rounding(equation)):
+            given |= {own: None for own in equation.invars if not isinstance(own, Literal)}
+        else:
+            left += equation.invars
+    before = ClosedJaxpr(program.jaxpr.replace(outvars=list(given)), program.consts)
+    raw = dict(zip(given, jaxpr_as_fun(before)(*arguments), strict=True))
+    made: dict[Any, Any] = {}
 
-    def note(node: Any) -> None:
-        how, equation = _step(node, makers)
-        if how == "arithmetic":
-            for own in equation.invars:
-                note(own)
-            return
-        for own in [node] if how == "given" else equation.invars:
-            if not isinstance(own, Literal):
-                needed[own] = None
-
-    note(last)
-    before = ClosedJaxpr(program.jaxpr.replace(outvars=list(needed)), program.consts)
-    known = dict(zip(needed, jaxpr_as_fun(before)(*arguments), strict=True))
-
-    def raw(node: Any) -> Any:
-        return node.val if isinstance(node, Literal) else known[node]
-
-    def wide(node: Any) -> Any:
-        how, equation = _step(node, makers)
-        if how == "arithmetic":
-            return equation.primitive.bind(*map(wide, equation.invars), **equation.params)
-        if how == "call":
-            return _end_of(equation.params["jaxpr"], list(map(raw, equation.invars)), equation.outvars.index(node))
-        value = raw(equation.invars[0] if how == "rounded" else node)
+    def value_of(node: Any) -> Any:
+        value = node.val if isinstance(node, Literal) else made[node] if node in made else raw[node]
         return jnp.asarray(value, jnp.float32) if is_half(jnp.result_type(value)) else value
 
-    return wide(last)
+    for equation in program.jaxpr.eqns:
+        for own in equation.outvars:
+            if own not in reached or own not in wide:
+                continue
+            if equation.primitive.name in CALLS:
+                inputs = [each.val if isinstance(each, Literal) else raw[each] for each in equation.invars]
+                made[own] = _end_of(equation.params["jaxpr"], inputs, equation.outvars.index(own))
+            elif _is_rounding(equation):
+                made[own] = value_of(equation.invars[0])
+            else:
+                made[own] = _apply(equation, [value_of(each) for each in equation.invars])
+    return made[last]
+
+
+def _is_rounding(equation: Any) -> bool:
+    return equation.primitive.name == "convert_element_type"
+
+
+def _apply(equation: Any, values: list[Any]) -> Array:
+    """An equation of wider numbers, all of one dtype."""
+    floats = [value for value in values if jnp.issubdtype(jnp.result_type(value), jnp.floating)]
+    dtype = jnp.result_type(*(jnp.asarray(value).dtype for value in floats))
+    same = [
+        jnp.asarray(value, dtype) if jnp.issubdtype(jnp.result_type(value), jnp.floating) else value for value in values
+    ]
+    return equation.primitive.bind(*same, **equation.params)

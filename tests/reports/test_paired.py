@@ -87,8 +87,8 @@ def test_a_run_that_began_at_the_target_took_less_than_a_round():
 @pytest.mark.parametrize(
     ("count", "shown"),
     [
-        (999, "999 B"), (999.7, "1 kB"), (999_499, "999 kB"), (999_500, "1 MB"), (999_999, "1 MB"), (1e15, "1000 TB"),
-        (58_590, "58.6 kB"), (0, "0 B"),
+        (999, "999 B"), (999.7, "1 kB"), (999_499, "999 kB"), (999_500, "1 MB"), (999_999, "1 MB"), (1e15, "1 PB"),
+        (1e22, "10000 EB"),        (58_590, "58.6 kB"), (0, "0 B"),
     ],
 )  # fmt: skip
 def test_a_unit_is_chosen_for_the_number_that_is_shown(count, shown):

@@ -22,6 +22,10 @@ QUANTISED = {
     ".weight_packed": "compressed-tensors",
 }
 # Other forms of the same checkpoint that stand beside it: Meta's and Mistral's own, and adapters.
+# Files that weights come in.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+# Numbers of masks and positions, buffers that some checkpoints keep.
+BUFFERS = ("BOOL", "I64")
 BESIDE = ("consolidated", "adapter_model", "original")
 # Buffers that some checkpoints keep and no architecture reads.
 IGNORED = ("rotary_emb.inv_freq", "position_ids", "rope_freqs.weight")
@@ -33,7 +37,8 @@ def check_kind(folder: Path) -> None:
     Raises:
       ValueError: it is an adapter of PEFT without a model.
     """
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    is_whole = (folder / "config.json").is_file() and bool(_own_files(folder))
+    if (folder / "adapter_config.json").is_file() and not is_whole:
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path", "another model")
         raise ValueError(
             f"model must be a whole checkpoint; {folder} is an adapter of PEFT for {base}: merge the two first "
@@ -71,6 +76,12 @@ class SafeTensors:
             except FileNotFoundError:
                 raise ValueError(f"{folder} lacks {path.name}, which its index names") from None
             except (SafetensorError, OSError) as error:
+                if (
+                    path.is_file()
+                    and path.stat().st_size < 1024
+                    and path.read_bytes().startswith(b"version https://git")
+                ):
+                    raise ValueError(f"{path} is a pointer of Git LFS: fetch the file itself (git lfs pull)") from error
                 raise ValueError(f"{path} is truncated or damaged: {error}") from error
             self._where |= dict.fromkeys(file.keys(), file)
         self._check_kinds(folder)
@@ -89,7 +100,7 @@ class SafeTensors:
                     "checkpoint that it was made of, or a GGUF file"
                 )
             kind = file.get_slice(name).get_dtype()
-            if kind not in PLAIN and not name.endswith(IGNORED):
+            if kind not in (*PLAIN, *BUFFERS) and not name.endswith(IGNORED):
                 raise ValueError(
                     f"model must have weights of {', '.join(PLAIN)}; {folder} has {name} in {kind}, as quantised "
                     "checkpoints do: take the one that it was made of, or a GGUF file"
@@ -124,7 +135,7 @@ def _own_files(folder: Path) -> list[Path]:
 
 def _others(folder: Path) -> str:
     """What a folder has in place of safetensors, in words."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".h5"))
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
     pickles = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
     hint = ", pickles, which are not read (save_pretrained writes safetensors)" if pickles else ""
     return f"{', '.join(names[:3])}{hint}" if names else "none"

@@ -177,7 +177,7 @@ def _config(fields: Fields, tensors: Sequence[Any]) -> LMConfig:
         rms=True,
         norm_eps=field("attention.layer_norm_rms_epsilon"),
         max_positions=field("context_length"),
-        rope=rope_of(fields, family, np.asarray(factors[0].data, np.float32) if factors else None),
+        rope=rope_of(fields, family, head_dim, np.asarray(factors[0].data, np.float32) if factors else None),
         qkv_bias="blk.0.attn_q.bias" in names,
         out_bias="blk.0.attn_output.bias" in names,
         tied="output.weight" not in names,
@@ -209,7 +209,10 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
     usual = {"unknown": 0, "bos": 1, "eos": 2} if kind == "llama" and len(tokens) > 2 else {}
 
     def number_of(role: str) -> int | None:
-        return fields.get(f"tokenizer.ggml.{role}_token_id", usual.get(role))
+        number = fields.get(f"tokenizer.ggml.{role}_token_id", usual.get(role))
+        if number is not None and not 0 <= number < len(tokens):
+            raise ValueError(f"model must have a {role} token among its {len(tokens):,}; that of {path} is {number}")
+        return number
 
     def token(role: str) -> str | None:
         number = number_of(role)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hiso_jax.checks import is_real
 from hiso_jax.models.lm.config import Rope, RopeKind, temperature
 from hiso_jax.models.lm.known import names
 
@@ -105,7 +106,7 @@ def check_fields(fields: Fields, family: str, head_dim: int) -> None:
             )
 
 
-def rope_of(fields: Fields, family: str, factors: np.ndarray | None) -> Rope:
+def rope_of(fields: Fields, family: str, head_dim: int, factors: np.ndarray | None) -> Rope:
     """The rotary embeddings of a file.
 
     A scaling without a type is linear, as llama.cpp takes it; its factor stood in ``rope.scale_linear`` before. Of YaRN
@@ -115,6 +116,7 @@ def rope_of(fields: Fields, family: str, factors: np.ndarray | None) -> Rope:
     Args:
       fields: of the file.
       family: its architecture.
+      head_dim: the width of a head.
       factors: of every frequency, the tensor ``rope_freqs.weight``; None of a file without.
 
     Raises:
@@ -122,7 +124,10 @@ def rope_of(fields: Fields, family: str, factors: np.ndarray | None) -> Rope:
     """
 
     def number(name: str, default: float) -> float:
-        return float(fields.of(family, f"rope.{name}", default) or default)
+        value = fields.of(family, f"rope.{name}", default)
+        if not is_real(value):
+            raise ValueError(f"model must have a number for its rope.{name}; {fields.path} has {value!r}")
+        return float(value or default)
 
     theta, named = number("freq_base", 10_000.0), fields.get(f"{family}.rope.scaling.type", "linear")
     if named not in KINDS:
@@ -135,6 +140,11 @@ def rope_of(fields: Fields, family: str, factors: np.ndarray | None) -> Rope:
     if factors is not None:
         if factor != 1 or named == "yarn" or family != "llama":
             raise ValueError(f"model must stretch its rotary embeddings in one way; {fields.path} has factors, too")
+        if len(factors) != head_dim // 2 or not (np.isfinite(factors) & (factors > 0)).all():
+            raise ValueError(
+                f"model must have a positive factor for each of its {head_dim // 2} frequencies; {fields.path} has "
+                f"{len(factors)}, the least {factors.min(initial=np.inf):g}"
+            )
         return Rope(theta=theta, kind="factors", original=context, factors=tuple(factors.tolist()))
     if named != "yarn":
         plain = factor == 1

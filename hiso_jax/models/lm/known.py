@@ -61,7 +61,7 @@ HARMLESS = names(
 
     initializer_range init_std initializer_factor attention_dropout activation_dropout dropout hidden_dropout
     hidden_dropout_prob attention_probs_dropout_prob resid_pdrop embd_pdrop attn_pdrop resid_dropout embd_dropout
-    layerdrop neftune_noise_alpha router_aux_loss_coef pretraining_tp
+    output_past is_composition layerdrop neftune_noise_alpha router_aux_loss_coef pretraining_tp
 
     max_length max_new_tokens min_length min_new_tokens early_stopping max_time stop_strings do_sample num_beams use_mtp
     cache_implementation cache_config max_cache_len temperature top_k top_p min_p top_h typical_p epsilon_cutoff

@@ -1,6 +1,7 @@
 """Rows of text tasks: from the ``datasets`` hub, or from local files with the same columns."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,15 +161,17 @@ def with_text(rows: Mapping[str, Sequence[Row]], columns: Sequence[str]) -> dict
 
 def _is_missing(value: Any) -> bool:
     """Whether a cell holds nothing: NaN is how pandas and parquet files say so."""
-    # NaN, pandas' NaT and NA are not equal to themselves.
-    return value is None or type(value).__name__ == "NAType" or bool(value != value)
+    value = value.item() if isinstance(value, np.generic) else value
+    # pandas' NA, and its date that is none.
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
-def _plain(value: Any) -> Any:
-    """A label or a client's name of NumPy, pandas or Arrow as Python's: whole floats as integers, bytes as text."""
+def plain_label(value: Any) -> Any:
+    """A label or a client's name of NumPy, pandas or Arrow as Python's: bytes as text, whole floats as integers."""
     value = value.item() if isinstance(value, np.generic) else value
     value = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
 
 
 def with_labels(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
@@ -184,7 +187,7 @@ def with_labels(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
             label = row["label"]
             if _is_missing(label) or (isinstance(label, str) and not label.strip()):
                 raise ValueError(f"row {number} of {split} has no label")
-            found[split].append({**row, "label": _plain(label)})
+            found[split].append({**row, "label": plain_label(label)})
     return found
 
 
@@ -258,7 +261,9 @@ def numbered_clients(rows: Sequence[Row], column: str) -> Int[np.ndarray, "n"]:
     for number, row in enumerate(rows, 1):
         if row.get(column) is None:
             raise ValueError(f"client_column must be one of the training data; row {number} of train has no {column}")
-    names = [_plain(row[column]) for row in rows]
+    if any(isinstance(row[column], bool | np.bool_) for row in rows):
+        raise ValueError(f"client_column must name clients by text or by numbers; {column} has truth values")
+    names = [plain_label(row[column]) for row in rows]
     for number, name in enumerate(names, 1):
         if isinstance(name, bool) or not isinstance(name, int | str):
             raise ValueError(f"row {number} of train has {column} {name!r}; it must be text or a whole number")

@@ -20,7 +20,7 @@ from hiso_jax.tasks.text.prompts import Row
 
 def _text(path: Path) -> str:
     content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    return (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
 
 
 def _json(path: Path) -> list[Row]:
@@ -49,12 +49,22 @@ def _csv(path: Path) -> list[Row]:
 
 
 def _tsv(path: Path) -> list[Row]:
-    """Cells between tabs; where their quotes do not come in pairs, as in GLUE's files, they are text."""
+    """Cells between tabs, as they are: GLUE's files have quotes that are text.
+
+    Unless the file was written with quotes: they are needed to tell its cells apart, or stand around all of them, or
+    around those that hold doubled ones.
+    """
     text = _text(path)
     try:
-        return _cells(text, delimiter="\t")
+        rows = _cells(text, delimiter="\t", quoting=csv.QUOTE_NONE)
     except (ValueError, csv.Error):
-        return _cells(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return _cells(text, delimiter="\t")
+    cells = [cell for row in rows for cell in (*row, *row.values()) if isinstance(cell, str)]
+    quoted = [cell for cell in cells if cell.startswith('"')]
+    are_whole = all(len(cell) > 1 and cell.endswith('"') and '"' not in cell[1:-1].replace('""', "") for cell in quoted)
+    if quoted and are_whole and (len(quoted) == len(cells) or any('""' in cell[1:-1] for cell in quoted)):
+        return _cells(text, delimiter="\t")
+    return rows
 
 
 def _cells(text: str, **form: Any) -> list[Row]:
@@ -96,7 +106,8 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
 }
 # Text may be compressed; Parquet is by itself.
 ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS if ending != ".parquet"))
-PART = re.compile(r"-(\d{5})-of-(\d{5})")
+# Older exports of the hub put a digest behind the numbers.
+PART = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 
 
 def _parted(path: Path) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from hiso_jax.tasks.text.data import (
     load_rows,
     number_labels,
     numbered_clients,
+    plain_label,
     sample_rows,
     with_labels,
     with_text,
@@ -106,12 +107,7 @@ def text_data(
     for option, count in (("train_rows", train_rows), ("test_rows", test_rows)):
         if count is not None:
             whole(option, count, 1)
-    if isinstance(verbalizer, str):
-        raise ValueError(f"verbalizer must be a list of words, or label → word, got the text {verbalizer!r}")
-    if isinstance(verbalizer, Mapping):
-        if labels is not None:
-            raise ValueError("labels must not be given beside a verbalizer that names them")
-        labels, verbalizer = tuple(map(str, verbalizer)), tuple(verbalizer.values())
+    verbalizer, labels = _words_and_labels(verbalizer, labels)
     source = SOURCES.get(name)
     for option, value in (("template", template), ("verbalizer", verbalizer)):
         if source is None and value is None:
@@ -144,6 +140,28 @@ def text_data(
     length = source.max_length if source is not None else DEFAULT_MAX_LENGTH
     clients = None if client_column is None else numbered_clients(chosen["train"], client_column)
     return TextData(name, prompt, chosen, names, length, None if source is None else source.target, clients)
+
+
+def _words_and_labels(
+    verbalizer: Sequence[str] | Mapping[Any, str] | None, labels: Sequence[Any] | None
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """The answer words, and the label that each stands for where that was said.
+
+    Raises:
+      ValueError: something else than words in an order, or than labels.
+    """
+    if isinstance(verbalizer, Mapping):
+        if labels is not None:
+            raise ValueError("labels must not be given beside a verbalizer that names them")
+        labels, verbalizer = list(verbalizer), list(verbalizer.values())
+    if verbalizer is not None and (
+        not isinstance(verbalizer, list | tuple) or not all(isinstance(word, str) for word in verbalizer)
+    ):
+        raise ValueError(f"verbalizer must be a list of words, or label → word; got {verbalizer!r}")
+    if labels is not None and not isinstance(labels, list | tuple):
+        raise ValueError(f"labels must be a list, one for each word of the verbalizer; got {labels!r}")
+    names = None if labels is None else tuple(str(plain_label(label)) for label in labels)
+    return None if verbalizer is None else tuple(verbalizer), names
 
 
 def text_task(

@@ -58,8 +58,14 @@ def test_a_verbalizer_may_name_its_labels():
     assert labels_of(1, 0, verbalizer={1: " good", 0: " bad"}) == [0, 1]
     with pytest.raises(ValueError, match="labels must not be given beside a verbalizer that names them"):
         labels_of(1, 0, verbalizer={1: " good", 0: " bad"}, labels=("0", "1"))
-    with pytest.raises(ValueError, match="verbalizer must be a list of words"):
-        labels_of(1, 0, verbalizer=" bad, good")
+    assert labels_of(True, False, verbalizer={False: " no", True: " yes"}) == [1, 0]
+    assert labels_of(1, 0, verbalizer={0.0: " no", 1.0: " yes"}) == [1, 0]
+    for words in (" bad, good", {" bad", " good"}, {"a": 0, "b": 1}, [" bad", None]):
+        with pytest.raises(ValueError, match="verbalizer must be a list of words"):
+            labels_of(1, 0, verbalizer=words)
+    with pytest.raises(ValueError, match="labels must be a list, one for each word"):
+        labels_of(1, 0, labels="01")
+    assert labels_of(1, 0, labels=[1, 0]) == [0, 1]
 
 
 @pytest.mark.parametrize(
