@@ -22,8 +22,8 @@ def main() -> None:
         named = sorted(name for name in os.environ if name.startswith("JAX_"))
         if not named:
             raise
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        sys.exit(_refused(f"JAX does not take its settings, {', '.join(named)}: {told}"))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        sys.exit(_refused(f"JAX does not take its settings, {', '.join(named)}: {reason}"))
     command()
 
 

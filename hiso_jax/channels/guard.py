@@ -28,13 +28,13 @@ def guard() -> Rescale:
 
 
 def _none_yet(messages: PyTree) -> Float[Array, "n R"]:
-    # Zero, which no cap is, and not NaN: whoever looks for the first NaN by jax_debug_nans would find these.
+    # No cap is zero. NaN would stop a user who looks for the first NaN with jax_debug_nans.
     return jnp.zeros((len(kinds(messages)), REMEMBERED), jnp.float32)
 
 
 def _median(past: Float[Array, "R"]) -> Float[Array, ""]:
-    """The median of the caps that there are; infinite if there is none."""
-    # Snapshots of release 0.1 have NaN for those that there are not.
+    """The median of the known caps; infinite if none is known."""
+    # Snapshots of release 0.1 hold NaN for a cap that is not known yet.
     known = past > 0
     ordered, count = jnp.sort(jnp.where(known, past, jnp.inf)), known.sum()
     return 0.5 * ordered[jnp.maximum(count - 1, 0) // 2] + 0.5 * ordered[count // 2]

@@ -1,4 +1,4 @@
-"""Standard output that may close, fill up or lack characters while a command runs: the work goes on, and is told of."""
+"""Standard output may close, fill up or lack characters while a command runs: the work goes on."""
 
 import codecs
 import contextlib
@@ -40,7 +40,7 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
 
 
 def _ascii(character: str) -> str:
-    """What stands for a character: a Greek letter's name, the digits of a superscript, or a question mark."""
+    """A replacement in ASCII: a Greek letter's name, the digit of a superscript, or a question mark."""
     if character in PLAIN:
         return PLAIN[character]
     letter = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(character, ""))

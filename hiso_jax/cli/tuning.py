@@ -135,7 +135,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Kept:
-    """What ``tuning.json`` holds: the metric that counts, the target, and all trials."""
+    """The content of ``tuning.json``: the metric that counts, the target, and all trials."""
 
     metric: str
     higher_is_better: bool
@@ -195,8 +195,8 @@ class Search:
                 if {len(trial.final), len(trial.rounds_to_target)} != {len(self.held.seeds)}:
                     raise ValueError(f"a trial has not {len(self.held.seeds)} runs")
         except (ValueError, RecursionError) as error:
-            told = first_line(error)
-            raise ValueError(f"resume must be a directory whose {RESULTS} is as it was written ({told})") from error
+            reason = first_line(error)
+            raise ValueError(f"resume must be a directory whose {RESULTS} is as it was written ({reason})") from error
         self.trials = content.trials
         self.metric = fed.Metric(content.metric, content.higher_is_better)
 

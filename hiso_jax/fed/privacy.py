@@ -80,7 +80,7 @@ def _event(noise_multiplier: float, sampling: Sampling) -> Any:
 
 
 def _bounds(sampling: Sampling) -> list[Sampling]:
-    """Ways to account for a run, each of them an upper bound of its ε: the smallest is told.
+    """Ways to account for a run. Each gives an upper bound of its ε; the smallest is reported.
 
     A secret cohort is no worse than every client in every round. The bound of samples without replacement (Wang et
     al., arXiv 1808.00087) is looser than that where a cohort is a large share of the clients.

@@ -176,5 +176,5 @@ def summarise(task: Task, outputs: Mapping[str, Shaped[np.ndarray, "n ..."]]) ->
     try:
         return {name: float(value) for name, value in reduce(outputs).items()}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        told = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"summarise must return one number for each name; it fails to ({told})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"summarise must return one number for each name; it fails to ({reason})") from error

@@ -25,7 +25,7 @@ class ServerState(NamedTuple):
 
 
 class AtHand(NamedTuple):
-    """What an update may read of a round beside its aggregate.
+    """Values of a round that an update may read beside the aggregate.
 
     Attributes:
       loss: of the cohort where the round began, for an optimizer that reads it (``optax.contrib.reduce_on_plateau``);
@@ -63,7 +63,7 @@ def server_update(
       any_valid: whether there is anything to apply.
       round_key: the key of the round.
       clients: how many the round invited, C.
-      at_hand: what is known of the round beside.
+      at_hand: other values of the round.
     """
     heads = zo_states(state)
     numbers = told(aggregate, heads[0].directions.groups_of(clients) if heads else 1)

@@ -193,7 +193,7 @@ class FewBits(Wire):
         )
 
     def encode(self, messages: PyTree[Float[Array, "C K P"]]) -> PyTree:
-        """What clients send, of messages [C, K, P], a tree of them where several numbers are sent of a direction."""
+        """Encode messages [C, K, P], or a tree of them if a direction has several numbers, as clients send them."""
         parts = jax.tree.leaves(messages)
         counts = [math.prod(part.shape[1:]) for part in parts]
         bits = self.bits_of(counts, max(part.dtype.itemsize for part in parts))

@@ -80,7 +80,7 @@ def _planned(run: dict[str, Any]) -> int:
 
 
 def _counted(run: dict[str, Any], figure: str) -> float | None:
-    """What a run counts as: what it took; all of it where it never got there, one round where it began there."""
+    """The cost to the target; the whole cost if the run never got there, one round's if it began there."""
     took, whole = to_target(run, figure), _whole(run, figure)
     if took is None or took > 0:
         return whole if took is None else took

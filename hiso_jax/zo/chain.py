@@ -1,4 +1,4 @@
-"""What stands around a head in a chain of optax: what it may read, what it may wrap, and what its state becomes."""
+"""The members of an optax chain around a head: which may read or wrap what, and the structure of their states."""
 
 import re
 from typing import Any
@@ -168,7 +168,7 @@ def settled(tx: optax.GradientTransformationExtraArgs, state: optax.OptState, pa
     try:
         return _in_structure_of(jax.eval_shape(after, state), state)
     except Exception:
-        # What cannot stand before the head is told where a round is traced.
+        # A member that cannot stand before the head is refused where a round is traced.
         return state
 
 

@@ -143,7 +143,7 @@ def test_local_noise_is_each_client_s_own():
 
 
 def test_what_is_forged_from_noised_messages_tells_no_more_than_they_do():
-    """The hostile know what the others send, and not what they had before they drew their noise."""
+    """Hostile clients know the noised messages of the others, and not the ones before the noise."""
     algorithm = build("decomfl+local_noise+inner_product", clip_norm=0.5, noise_multiplier=2.0, guard=False)
     targets = jnp.asarray(np.random.default_rng(0).normal(size=(8, 1, 2, 8)), jnp.float32)
     hostile = jnp.arange(8) < 2

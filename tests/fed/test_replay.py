@@ -126,7 +126,7 @@ def test_rademacher_directions_with_decomfl_replay_alike_anywhere():
 
 
 def test_an_optimizer_that_reads_the_loss_is_replayed_from_ledger_and_delta(tmp_path):
-    """What reads the loss is told it, four bytes a round; a private run's losses are nobody's business."""
+    """A broadcast loss costs four bytes a round; a private run broadcasts none."""
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, atol=1e-12, rtol=0.0)
     tx = optax.chain(optax.zero_nans(), hiso_jax.decomfl(0.05), plateau)
     config = fed.SimulationConfig(rounds=12, cohort=4, eval_every=6, perturbations=2, batch_size=8)

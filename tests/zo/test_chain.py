@@ -1,4 +1,4 @@
-"""What of optax may stand around a head: what reads the loss, what sees scalars first, and what cannot."""
+"""Members of optax around a head: they read the loss, see the scalars first, or are refused by their name."""
 
 import jax
 import jax.numpy as jnp

@@ -68,7 +68,7 @@ class Records(NamedTuple):
 
     @property
     def updates(self) -> "Updates":
-        """What everyone is told of them, but for their losses, which only some optimizers read.
+        """Their aggregates, which everyone receives. Their losses, which only some optimizers read, are left out.
 
         Raises:
           ValueError: the messages are not kept.
@@ -83,7 +83,7 @@ class Records(NamedTuple):
 
     @property
     def updates_with_losses(self) -> "Updates":
-        """The same with their losses: all that a replay can need.
+        """The aggregates and the losses: a replay reads nothing else.
 
         Raises:
           ValueError: the messages are not kept.

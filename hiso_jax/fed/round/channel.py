@@ -79,7 +79,7 @@ class Channel(NamedTuple):
             key = send_key(self.key if not is_secret(send) else self._private_key(), place)
             messages = self._sent(send, messages, key, first)
             if is_secret(send) and self.senders.hostile is not None:
-                # Nobody sees what a client had before it drew its noise: the hostile know what the others send.
+                # No other client sees a message before its noise is drawn: hostile clients know the noised ones.
                 known = _where(self.senders.hostile, known, messages)
         return self.algorithm.wire.encode(self._forged(known, messages, first))
 
@@ -97,7 +97,7 @@ class Channel(NamedTuple):
         return send(numbers, self.senders, key)
 
     def _forged(self, known: PyTree, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
-        """The messages, those of the hostile forged from what they know; they do not what the honest do."""
+        """The messages; hostile clients forge theirs from ``known`` and skip the channels of honest ones."""
         attack, hostile, sends = self.algorithm.attack, self.senders.hostile, self.algorithm.send
         if attack is None or hostile is None:
             return messages

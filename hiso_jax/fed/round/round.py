@@ -224,7 +224,7 @@ def _trained_round(
 
 
 def _mean_loss(losses: Float[Array, "C"], valid: Bool[Array, "C"]) -> Float[Array, ""]:
-    # 0 where no client is valid, and no NaN: whoever looks for the first NaN by jax_debug_nans would find this one.
+    # 0 where no client is valid: NaN would stop a user who looks for the first NaN with jax_debug_nans.
     return jnp.where(valid, losses, 0).sum() / jnp.maximum(valid.sum(), 1).astype(losses.dtype)
 
 

@@ -32,7 +32,7 @@ from hiso_jax.fed.run.traffic import Costs
 from hiso_jax.fed.task import at_precision, frozen_of
 from hiso_jax.fed.update import ServerState
 
-# Of a round's loss, a float32 that everyone is told where the optimizer reads it.
+# A round's loss is a float32. It is broadcast if the optimizer reads it.
 LOSS_BYTES = 4
 
 
@@ -111,7 +111,7 @@ def first_state(setup: Setup, initial: PyTree) -> tuple[RunState, Any]:
     return RunState(ServerState(params, state, memory), monitor, synced_to), where
 
 
-# With a context of its own, so that it is read of the configuration's attributes, which are made when JAX is imported.
+# JAX makes this attribute of its configuration at import, so that type checkers do not know it.
 DISABLE_JIT = "jax_disable_jit"
 
 
@@ -139,7 +139,7 @@ class Programs(NamedTuple):
         return self.dispatch.out_info[1]
 
     def compile(self, setup: Setup) -> tuple[Callable, Callable]:
-        """Both, compiled at the same time; under ``jax.disable_jit()``, for who steps through a loss, as they are."""
+        """Both, compiled at the same time; uncompiled under ``jax.disable_jit()``, to step through a loss."""
         if without_jit():
             return self.functions
         with setup.on_mesh():

@@ -134,7 +134,7 @@ def _own_files(folder: Path) -> list[Path]:
 
 
 def _others(folder: Path) -> str:
-    """What a folder has in place of safetensors, in words."""
+    """The weight files of a folder that has no safetensors of its own, in words."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
     pickles = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
     hint = ", pickles, which are not read (save_pretrained writes safetensors)" if pickles else ""

@@ -199,8 +199,8 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
         raise
     except Exception as error:
         # The tokenizers package raises nothing more particular, where a merge makes no token of the vocabulary, say.
-        told = f"that of {path} does not: {error}"
-        raise ValueError(f"model must have a vocabulary that fits its merges; {told}") from error
+        reason = f"that of {path} does not: {error}"
+        raise ValueError(f"model must have a vocabulary that fits its merges; {reason}") from error
     roles = list(zip(tokens, types, strict=False))
     backend.add_special_tokens([AddedToken(text, special=True) for text, role in roles if role == CONTROL])
     backend.add_tokens([AddedToken(text) for text, role in roles if role == USER_DEFINED])

@@ -1,8 +1,8 @@
-"""The metadata of a GGUF file: what is read of it, and what has to mean nothing because it is not.
+"""The metadata of a GGUF file: fields that are read, and fields that are not and so have to be neutral.
 
 Sources: llama.cpp's loader (``llama-model.cpp``, ``llama-hparams.h``, ``llama-vocab.cpp``), its converter from Hugging
 Face (``convert_hf_to_gguf.py``) and ``gguf-py/constants.py``. llama.cpp's own writer gives every file nearly all fields
-with their defaults: these are among the values that mean nothing.
+with their defaults: these count as neutral.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the metadata of a GGUF file say of its model is heeded, or refused by its name."""
+"""Every field of a GGUF file is read, neutral, or refused by its name."""
 
 import jax.numpy as jnp
 import numpy as np

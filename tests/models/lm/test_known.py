@@ -1,4 +1,4 @@
-"""A configuration is heeded or refused: which layer slides, how positions turn, and what is not known is named."""
+"""Every entry of a configuration is read, neutral, or refused by its name: sliding layers, rotary embeddings, kinds."""
 
 import json
 import types
