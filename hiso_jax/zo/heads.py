@@ -22,9 +22,16 @@ from hiso_jax.walls import pin
 from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.chain import PROBE, SKIP, Reached
 from hiso_jax.zo.differences import slopes
-from hiso_jax.zo.directions import Directions, as_directions, made_whole, working_dtype
-from hiso_jax.zo.samplers import Sampler
+from hiso_jax.zo.directions import Directions, as_directions, made_whole, subspaces, working_dtype
+from hiso_jax.zo.samplers import Sampler, Subspace
 from hiso_jax.zo.state import ScaleByZoState
+
+
+def _check_bases(held: PyTree, params: PyTree, rank: int) -> None:
+    """Refuse a head that keeps something other than bases where its sampler draws in subspaces."""
+    bases = jax.eval_shape(lambda: subspaces(jax.random.key(0), params, rank))
+    if [jnp.shape(leaf) for leaf in jax.tree.leaves(held)] != [leaf.shape for leaf in jax.tree.leaves(bases)]:
+        raise ValueError("sampler must not be a Subspace where the head keeps a curvature in place of its bases")
 
 
 def _check_params(params: PyTree) -> None:
@@ -109,7 +116,10 @@ def head(
 
     def init(params: PyTree) -> ScaleByZoState:
         _check_params(params)
-        return ScaleByZoState(jnp.zeros([], jnp.int32), curvature(params), directions)
+        first = curvature(params)
+        if first is not None and isinstance(directions.sampler, Subspace):
+            _check_bases(first, params, directions.sampler.rank)
+        return ScaleByZoState(jnp.zeros([], jnp.int32), first, directions)
 
     def update(
         updates: PyTree[Float[Array, "K P"]],
