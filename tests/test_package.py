@@ -42,6 +42,12 @@ def test_a_checkout_that_is_not_installed_writes_ledgers(monkeypatch):
     assert storage.environment()["versions"]["hiso-jax"] == VERSION
 
 
+def test_the_changelog_and_the_citation_are_of_this_version(repository):
+    latest = re.findall(r"^## (\S+)$", (repository / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    cited = re.findall(r"^version: (\S+)$", (repository / "CITATION.cff").read_text(), re.MULTILINE)
+    assert [latest] == cited == [VERSION]
+
+
 def test_public_names_exist():
     for name in (
         "",
