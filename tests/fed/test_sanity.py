@@ -157,6 +157,7 @@ class Loose(Bare):
         ("summarise", lambda self, outputs: {"loss": outputs["loss"]}, "summarise must return one number for each"),
         ("target", "0.9", "target of a task must be a number or None, got '0.9'"),
         ("metric", 1, "metric of a task must be the name of one of its metrics or None, got 1"),
+        ("metric", "acuracy", "metric must be one of the task's metrics, loss; got acuracy"),
         ("hold_out", 5, "hold_out of a task must be a function, got a int"),
         ("init", lambda self, key: {"w": jnp.full(3, jnp.nan)}, r"\['w'\] hold a number that is not"),
     ],

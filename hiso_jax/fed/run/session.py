@@ -24,7 +24,7 @@ from hiso_jax.fed.run.setup import Setup
 from hiso_jax.fed.run.spent import spent
 from hiso_jax.fed.run.tally import Tally
 from hiso_jax.fed.sanity import check_initial
-from hiso_jax.fed.task import summarise
+from hiso_jax.fed.task import metric_of, summarise
 
 
 class Session:
@@ -209,6 +209,9 @@ class Session:
         metrics = summarise(setup.task, jax.tree.map(np.asarray, outputs))
         for callback in self._callbacks:
             metrics |= callback.metrics(self) if hasattr(callback, "metrics") else {}
+        if getattr(setup.task, "metric", None) is not None:
+            # Before the first round: a report would refuse it after the last.
+            metric_of(setup.task, metrics)
         row = Evaluation(
             round=self.done,
             train_loss=float(np.nanmean(tally.losses)) if np.isfinite(tally.losses).any() else math.nan,

@@ -68,6 +68,8 @@ def _from_files(folder: Path) -> dict[str, list[Row]]:
             there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
             more = f" and {len(there) - NAMED} more" if len(there) > NAMED else ""
             has = f"has {', '.join(there[:NAMED])}{more}" if there else "has none"
+            if {"dataset_dict.json", "state.json"} & set(there):
+                has = "was written by save_to_disk: load it with load_from_disk and write each split with to_parquet"
             others = "" if len(names) == 1 else f" (or of the names {', '.join(names[1:])})"
             raise ValueError(
                 f"data_dir must hold a file {names[0]}.jsonl, .csv, .tsv or .parquet{others}, as it is or as .gz, or "

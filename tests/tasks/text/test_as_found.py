@@ -137,6 +137,14 @@ def test_a_folder_without_a_split_says_what_it_has_and_what_would_do(tmp_path):
         text_data("text-classification", data_dir=tmp_path, **WORDS)
 
 
+def test_a_folder_of_save_to_disk_is_named_for_what_it_is(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"text": "a", "label": 0}])
+    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(tmp_path)
+    with pytest.raises(ValueError, match=r"data_dir must hold .* was written by save_to_disk: load it with"):
+        text_data("text-classification", data_dir=tmp_path, **WORDS)
+
+
 def test_quotes_in_tabbed_files_are_quotes_or_text(tmp_path):
     paired = 'text\tlabel\n"a\tb"\t1\n"c ""d"""\t0\n'
     stray = 'text\tlabel\nsay "a\t1\n6" nails\t0\n'
