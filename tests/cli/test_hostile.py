@@ -149,6 +149,7 @@ def test_a_diagnosis_of_what_is_not_there_is_refused(capsys, tmp_path):
     assert "H and the Hessian" not in text
 
 
+@pytest.mark.thorough
 def test_the_noise_of_a_sweep_meets_the_budget_with_every_seed():
     """Without secret cohorts a seed decides how often a client comes: the most decides the noise of all."""
     from hiso_jax import algorithms

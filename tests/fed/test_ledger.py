@@ -455,6 +455,7 @@ def test_a_delta_rebuilds_the_run(folder, tmp_path):
     assert delta.header["base"] == {"trained": fed.fingerprint(result.initial_params), "frozen": None}
 
 
+@pytest.mark.thorough
 def test_a_parameter_of_no_elements_is_kept_in_snapshots(tmp_path):
     base = linear_task()
 

@@ -142,6 +142,7 @@ def test_local_noise_is_each_client_s_own():
     assert np.abs(np.corrcoef(sent.T) - np.eye(5)).max() < 0.3
 
 
+@pytest.mark.thorough
 def test_what_is_forged_from_noised_messages_tells_no_more_than_they_do():
     """Hostile clients know the noised messages of the others, and not the ones before the noise."""
     algorithm = build("decomfl+local_noise+inner_product", clip_norm=0.5, noise_multiplier=2.0, guard=False)

@@ -125,6 +125,7 @@ def test_rademacher_directions_with_decomfl_replay_alike_anywhere():
         np.testing.assert_array_equal(ours[name], np.asarray(result.params[name]))
 
 
+@pytest.mark.thorough
 def test_an_optimizer_that_reads_the_loss_is_replayed_from_ledger_and_delta(tmp_path):
     """A broadcast loss costs four bytes a round; a private run broadcasts none."""
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, atol=1e-12, rtol=0.0)
