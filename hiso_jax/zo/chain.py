@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from hiso_jax.checks import first_line
 from hiso_jax.zo.state import zo_states
@@ -48,9 +48,7 @@ def _check_wrappers(state: optax.OptState) -> None:
             )
 
 
-def check_chain(
-    tx: optax.GradientTransformationExtraArgs, params: PyTree, aggregate: PyTree[Float[Array, "K P"]]
-) -> None:
+def check_chain(tx: optax.GradientTransformationExtraArgs, params: PyTree, aggregate: PyTree) -> None:
     """Refuse an optimizer in which something before the head needs what only stands behind it.
 
     What stands before ``scale_by_hiso`` or ``scale_by_zo`` sees the scalars of a round and not the parameters.
@@ -58,7 +56,7 @@ def check_chain(
     Args:
       tx: the optimizer.
       params: the parameters, like ``aggregate`` arrays or their shapes.
-      aggregate: of a round, what the head takes.
+      aggregate: of a round, what the head takes: [K, P] scalars, or a tree of such.
 
     Raises:
       TypeError: a wrapper around the head that cannot stand there.

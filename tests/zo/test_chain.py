@@ -60,7 +60,7 @@ def test_zero_nans_before_the_head_sees_the_scalars():
         (optax.MultiSteps(hiso_jax.decomfl(0.01), 2), "optax.MultiSteps cannot wrap .* take more perturbations"),
     ],
 )
-def test_a_wrapper_that_cannot_stand_around_a_head_is_named(tx, said):
+def test_a_wrapper_that_cannot_stand_around_a_head_is_refused_by_name(tx, said):
     with pytest.raises(TypeError, match=said):
         trained(tx, steps=1)
 
