@@ -20,11 +20,13 @@ from hiso_jax.fed.update import AtHand, server_update
 
 # One program serves every length: rounds past the end do nothing.
 ROUNDS_PER_DISPATCH = 64
+# Of a round: its number, the aggregate, whether it was applied, and the mean loss where it is kept.
+Entry = tuple[Array, PyTree, Array, Array | None]
 
 
 def _block(tx: optax.GradientTransformationExtraArgs, clients: int) -> Callable[..., tuple[PyTree, Any]]:
-    def run(params: PyTree, state: Any, seed_key: Array, entries: tuple[Array, ...]) -> tuple[PyTree, Any]:
-        def one(carry: tuple[PyTree, Any], entry: tuple[Array, ...]) -> tuple[tuple[PyTree, Any], None]:
+    def run(params: PyTree, state: Any, seed_key: Array, entries: Entry) -> tuple[PyTree, Any]:
+        def one(carry: tuple[PyTree, Any], entry: Entry) -> tuple[tuple[PyTree, Any], None]:
             number, aggregate, applied, loss = entry
             key = round_key(seed_key, number)
             return server_update(tx, *carry, aggregate, applied, key, clients, AtHand(loss)), None
