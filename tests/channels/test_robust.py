@@ -235,6 +235,7 @@ def test_of_two_clients_neither_silences_the_other():
     assert found[0] <= 1.5
 
 
+@pytest.mark.thorough
 def test_few_that_count_of_a_large_cohort_are_compared_with_one_another():
     """The 128 peers of a large cohort are drawn of those that count: three of a thousand were compared with nobody."""
     counting = np.array([17, 400, 812])

@@ -205,6 +205,7 @@ def test_a_run_stopped_and_resumed_is_the_run(tmp_path):
         assert fed.load(folder).seal["params_sha256"] == fed.fingerprint(finished()[0].params)
 
 
+@pytest.mark.thorough
 def test_a_run_stopped_or_extended_between_evaluations_has_the_history_of_one_left_alone(tmp_path):
     for name, first in (("stopped", {"stop_at": 7}), ("extended", {"rounds": 13})):
         storage = fed.Storage(tmp_path / name)
