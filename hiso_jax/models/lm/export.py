@@ -25,6 +25,7 @@ ARCHITECTURES = {
     "opt": "OPTForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "ministral": "MinistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
 }
 # What Llama 3.1 to 3.3 have; a GGUF file keeps only the factors that follow from it.
@@ -130,8 +131,10 @@ def transformers_config(pretrained: Pretrained, config: LMConfig) -> dict[str, A
       ValueError: rotary embeddings that transformers has no name for.
     """
     dtype = str(np.asarray(jax.tree.leaves(pretrained.params)[0]).dtype)
+    # A Ministral is a Mistral here, and its configuration says which of them transformers is to make.
+    theirs = (pretrained.hf_config or {}).get("model_type", config.family)
     common = {
-        "architectures": [ARCHITECTURES[config.family]],
+        "architectures": [ARCHITECTURES[theirs]],
         "tie_word_embeddings": config.tied,
         "torch_dtype": dtype,
     }

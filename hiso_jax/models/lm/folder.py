@@ -21,11 +21,11 @@ QUANTISED = {
     ".weight_scale": "compressed-tensors",
     ".weight_packed": "compressed-tensors",
 }
-# Other forms of the same checkpoint that stand beside it: Meta's and Mistral's own, and adapters.
 # Files that weights come in.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 # Numbers of masks and positions, buffers that some checkpoints keep.
 BUFFERS = ("BOOL", "I64")
+# Other forms of the same checkpoint that stand beside it: Meta's and Mistral's own, and adapters.
 BESIDE = ("consolidated", "adapter_model", "original")
 # Buffers that some checkpoints keep and no architecture reads.
 IGNORED = ("rotary_emb.inv_freq", "position_ids", "rope_freqs.weight")

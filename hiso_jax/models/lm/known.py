@@ -165,8 +165,9 @@ def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
 def _sizes(content: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Entries that mean nothing where they say what the sizes say."""
     hidden, heads = content.get("hidden_size"), content.get("num_attention_heads")
-    whole = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
-    width = content.get("head_dim") or (hidden // heads if whole else None)  # type: ignore[operator]
+    width = content.get("head_dim")
+    if not width and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        width = hidden // heads
     layers = content.get("num_hidden_layers")
     ones = [1] * layers if isinstance(layers, int) and 0 <= layers < 2**12 else []
     own = ("query_pre_attn_scalar", "kv_channels", "rotary_dim", "rope_dim")
