@@ -34,6 +34,13 @@ def test_a_checkpoint_is_exported_as_it_was_loaded(name, tmp_path):
     assert again.tokenizer("it was a great movie")["input_ids"] == first.tokenizer("it was a great movie")["input_ids"]
 
 
+def test_a_ministral_is_exported_as_one(tmp_path):
+    config = {**LLAMA, "model_type": "ministral", "sliding_window": 4}
+    first = lm.load(folder_of(tmp_path / "a", config))
+    written = export.transformers_config(first, first.decoder.config)
+    assert (written["model_type"], written["architectures"]) == ("ministral", ["MinistralForCausalLM"])
+
+
 def test_bfloat16_stays_bfloat16(tmp_path):
     first = lm.load(folder_of(tmp_path / "a", LLAMA), param_dtype="bfloat16")
     lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")
