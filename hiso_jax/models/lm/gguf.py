@@ -110,8 +110,8 @@ def open_gguf(path: Path) -> tuple[LMConfig, GGUFTensors, Any]:
         permuted = {"attn_q": config.heads, "attn_k": config.kv_heads} if config.family == "llama" else {}
         return config, GGUFTensors(readers, permuted), _tokenizer(fields, path)
     except (KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} has a field of another kind than a model's ({told})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} has a field of another kind than a model's ({reason})") from error
 
 
 def _read(path: Path) -> Any:
