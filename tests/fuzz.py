@@ -12,6 +12,7 @@ import argparse
 import collections
 import contextlib
 import copy
+import functools
 import hashlib
 import io
 import json
@@ -35,6 +36,10 @@ from tests.tasks.text.problems import data_folder, model_folder, reviews
 
 SECONDS = 60
 CODES = (0, 2, 3)
+# How a command ends that SIGINT or SIGTERM stopped.
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+# The first run and the first export compile.
+SETUP_SECONDS = 600
 RUN = ["--rounds", "6", "--clients", "20", "--cohort", "3", "--perturbations", "2", "--eval-every", "3"]
 DEEP = "[" * 100_000
 VALUES: list[Any] = [
@@ -65,16 +70,19 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def call(*arguments: object) -> str | None:
-    """What is wrong with how the command answered; None if nothing is."""
+def call(*arguments: object, seconds: int = SECONDS) -> str | None:
+    """What is wrong with how the command answered within ``seconds``; None if nothing is."""
     out, errors = io.StringIO(), io.StringIO()
     code: Any = None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         try:
-            with limited(SECONDS):
+            with limited(seconds):
                 main([str(argument) for argument in arguments])
         except SystemExit as ending:
             code = ending.code
+            if code in STOPPED:
+                # Somebody stopped this program: the command answers signals for it.
+                raise
         except Hangs:
             return f"hangs: {arguments}"
         except BaseException:
@@ -194,10 +202,10 @@ class Fuzz:
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder, self.chance = folder, chance
         self.run = folder / "run"
-        assert call("run", *RUN, "--out", self.run) is None
+        assert call("run", *RUN, "--out", self.run, seconds=SETUP_SECONDS) is None
         self.ledger = (self.run / LEDGER).read_bytes()
         self.rows = fed.load(self.run).rows
-        assert call("export", self.run, "--out", folder / "delta.safetensors") is None
+        assert call("export", self.run, "--out", folder / "delta.safetensors", seconds=SETUP_SECONDS) is None
         self.delta = (folder / "delta.safetensors").read_bytes()
         self.model = model_folder(folder / "model")
         self.data = data_folder(folder / "data")
@@ -333,8 +341,10 @@ class Fuzz:
         ]
 
 
-def fuzz(cases: int, seed: int, *, stop_at: int = 20) -> tuple[collections.Counter, list[str]]:
-    """So many cases; how many of each kind there were, and what was wrong."""
+def fuzz(
+    cases: int, seed: int, *, stop_at: int = 20, say: Callable[[str], None] = lambda line: None
+) -> tuple[collections.Counter, list[str]]:
+    """Run ``cases`` cases; return the number of each kind and the failures. ``say`` gets them as they come."""
     chance, failures = random.Random(seed), []
     count: collections.Counter = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -342,12 +352,13 @@ def fuzz(cases: int, seed: int, *, stop_at: int = 20) -> tuple[collections.Count
         kinds, weights = zip(*bench.kinds, strict=True)
         for number in range(cases):
             (kind,) = chance.choices(kinds, weights)
-            state = chance.getstate()
             wrong = kind()
             count[kind.__name__] += 1
+            if number % 100 == 99:
+                say(f"{number + 1} of {cases} cases, {len(failures)} wrong")
             if wrong:
                 failures.append(f"case {number}, {kind.__name__}: {wrong}")
-                del state
+                say(failures[-1])
                 if len(failures) >= stop_at:
                     break
     return count, failures
@@ -358,7 +369,7 @@ if __name__ == "__main__":
     parser.add_argument("--cases", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    counted, wrong = fuzz(given.cases, given.seed)
-    print("\n\n".join(wrong))
+    # A command that is tried has its own standard output, so that lines go to the one of before.
+    counted, wrong = fuzz(given.cases, given.seed, say=functools.partial(print, file=sys.__stdout__, flush=True))
     print(f"{sum(counted.values())} cases, {len(wrong)} wrong: {dict(counted)}")
     sys.exit(bool(wrong))
