@@ -1,7 +1,10 @@
 """A federated run whose directory tells what it was, from Python as from the command line."""
 
+import json
 import time
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -93,10 +96,20 @@ class Simulation(fed.Simulation):
         hostile = self._hostile()
         asked = Asked(name, algorithm, about.get("learning_rate"), self.config.seed, metric, target, hostile)
         self.summary = run_summary(asked, result, seconds)
-        # A run that was over tells nothing new, and would tell less of how long it took.
-        if self._begun_at == result.rounds and (folder / "summary.json").exists():
+        # A run that was over adds nothing, and its first report knows more of how long it took. A report of fewer
+        # rounds stays behind where a run was interrupted, went on, and was killed after its last round.
+        if self._begun_at == result.rounds and _is_reported(folder, self.summary):
             return
         write_json(folder / "summary.json", self.summary)
         write_metrics(folder, result.metrics)
         title = f"{name}, {algorithm}: {self.population.num_clients:,} clients, {self.config.cohort} a round"
         curves({algorithm: [result.metrics]}, folder / "curves.png", title=title, metric=metric, target=target)
+
+
+def _is_reported(folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether the report in ``folder`` is of the same rounds, ended alike and with the same parameters."""
+    try:
+        written = json.loads((folder / "summary.json").read_text())
+        return all(written[name] == summary[name] for name in ("rounds", "interrupted", "params_sha256"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -265,6 +265,29 @@ def test_a_run_kept_from_python_has_a_report(tmp_path):
     assert summary["params_sha256"] == fed.fingerprint(result.params) == run.summary["params_sha256"]
 
 
+def test_a_report_of_fewer_rounds_is_written_anew(tmp_path):
+    """A run is interrupted, which is reported, goes on, and is killed between its last round and its report."""
+    config = fed.SimulationConfig(
+        rounds=12, cohort=4, perturbations=2, batch_size=8, eval_every=5, rounds_per_dispatch=1
+    )
+    parts = linear_task(), TX, digits_population(), config
+    first = hiso_jax.Simulation(*parts, storage=fed.Storage(tmp_path / "run"))
+    first.callbacks = (lambda progress: progress.round == 6 and progress.session.stop(),)
+    assert first.run().interrupted
+    again = fed.Storage(tmp_path / "run", resume=True)
+    # It writes the ledger and no report.
+    result = fed.Simulation(*parts, storage=again).run()
+    last = hiso_jax.Simulation(*parts, storage=again)
+    last.run()
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (written["rounds"], written["interrupted"]) == (12, False)
+    assert written["params_sha256"] == fed.fingerprint(result.params)
+    # Of a run that has its report nothing is written again.
+    changed = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
+    hiso_jax.Simulation(*parts, storage=again).run()
+    assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == changed
+
+
 @pytest.mark.thorough
 def test_a_rate_is_found_and_told(capsys, tmp_path):
     out = tmp_path / "run"
