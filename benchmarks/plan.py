@@ -1,7 +1,7 @@
 """What rounds would take on accelerators that are not here, by ``hiso-jax plan``, as one table.
 
-    pip install -e '.[tpu]' && python benchmarks/plan.py --targets v5p:1x1x1,v5e:2x4,v5p:4x8x8
-    pip install -e '.[cuda]' && python benchmarks/plan.py --targets h100:1x1x1,h100:1x1x8
+    pip install -e '.[tpu]' && python benchmarks/plan.py --targets v5p:1x1x1 v5e:2x4 v5p:4x8x8
+    pip install -e '.[cuda]' && python benchmarks/plan.py --targets h100:1x1x1 h100:1x1x8
 
 Only compilers are needed. Targets whose compiler is not installed are left out, with what the command says.
 """
@@ -11,13 +11,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
-
-from hiso_jax.cli.language import comma_separated
 
 TEXT = "--task sst2 --trainable all --clients 600 --batch-size 16 --max-length 64"
 BFLOAT16 = "--dtype bfloat16 --param-dtype bfloat16 --curvature-dtype bfloat16 --directions regenerate"
@@ -41,7 +38,7 @@ class Arguments:
       out: JSON file to write; what it holds of other targets stays.
     """
 
-    targets: Annotated[tuple[str, ...], comma_separated(str, "A,B")] = TARGETS
+    targets: tuple[str, ...] = TARGETS
     out: Path = Path("benchmarks/results/plan.json")
 
 

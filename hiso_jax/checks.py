@@ -11,6 +11,31 @@ import jax
 import numpy as np
 
 
+class ParameterError(ValueError):
+    """A parameter has a value that it cannot have.
+
+    One structured error lets every caller name the parameter in its own way: Python by its name, the command line as
+    the option that set it.
+
+    Args:
+      parameter: name of the parameter.
+      message: rest of the sentence that the name begins: what would be valid, and the value. It writes the names of
+        other parameters in backticks.
+
+    Attributes:
+      parameter: name of the parameter.
+      message: rest of the sentence.
+    """
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(parameter, message)
+        self.parameter, self.message = parameter, message
+
+    def __str__(self) -> str:
+        """The whole sentence, as Python's users read it."""
+        return f"{self.parameter} {self.message}"
+
+
 def _is_traceable(value: Any) -> bool:
     return isinstance(value, jax.Array)
 
@@ -35,64 +60,64 @@ def whole(name: str, value: Any, minimum: int | None = None, below: int | None =
     """Refuse what is not an integer in [``minimum``, ``below``).
 
     Raises:
-      ValueError: it is not.
+      ParameterError: it is not.
     """
     if not is_whole(value):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
+        raise ParameterError(name, f"must be a whole number, got {value!r}")
     if minimum is not None and value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        raise ParameterError(name, f"must be at least {minimum}, got {value}")
     if below is not None and value >= below:
-        raise ValueError(f"{name} must be below {'2^31' if below == 2**31 else below}, got {value}")
+        raise ParameterError(name, f"must be below {'2^31' if below == 2**31 else below}, got {value}")
 
 
 def positive(name: str, value: Any) -> None:
     """Refuse what is not a positive finite number; arrays of JAX, which may be traced, pass.
 
     Raises:
-      ValueError: it is not.
+      ParameterError: it is not.
     """
     if not (_is_traceable(value) or (is_real(value) and np.isfinite(value) and value > 0)):
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+        raise ParameterError(name, f"must be a positive finite number, got {value!r}")
 
 
 def between(name: str, value: Any, low: float, high: float) -> None:
     """Refuse what is not a number in [low, high]; arrays of JAX, which may be traced, pass.
 
     Raises:
-      ValueError: it is not.
+      ParameterError: it is not.
     """
     if not (_is_traceable(value) or (is_real(value) and low <= value <= high)):
-        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value!r}")
+        raise ParameterError(name, f"must be between {low:g} and {high:g}, got {value!r}")
 
 
 def fraction(name: str, value: Any, below: float = 1.0) -> None:
     """Refuse what is not a number in [0, ``below``); arrays of JAX, which may be traced, pass.
 
     Raises:
-      ValueError: it is not.
+      ParameterError: it is not.
     """
     if not (_is_traceable(value) or (is_real(value) and 0 <= value < below)):
-        raise ValueError(f"{name} must be at least 0 and below {below:g}, got {value!r}")
+        raise ParameterError(name, f"must be at least 0 and below {below:g}, got {value!r}")
 
 
 def finite(name: str, value: Any, low: float = 0.0) -> None:
     """Refuse what is not a finite number of at least ``low``; arrays of JAX, which may be traced, pass.
 
     Raises:
-      ValueError: it is not.
+      ParameterError: it is not.
     """
     if not (_is_traceable(value) or (is_real(value) and np.isfinite(value) and value >= low)):
-        raise ValueError(f"{name} must be a finite number{f' ≥ {low:g}' if low > -np.inf else ''}, got {value!r}")
+        raise ParameterError(name, f"must be a finite number{f' ≥ {low:g}' if low > -np.inf else ''}, got {value!r}")
 
 
 def rate(name: str, value: Any) -> None:
     """Refuse a learning rate that is neither a schedule nor a finite number of at least 0; arrays of JAX pass.
 
     Raises:
-      ValueError: it is neither.
+      ParameterError: it is neither.
     """
     if not (callable(value) or _is_traceable(value) or (is_real(value) and np.isfinite(value) and value >= 0)):
-        raise ValueError(f"{name} must be a finite number ≥ 0 or a schedule over rounds, got {value!r}")
+        raise ParameterError(name, f"must be a finite number ≥ 0 or a schedule over rounds, got {value!r}")
 
 
 def first_line(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from optax import GradientTransformation
 from hiso_jax import channels
 from hiso_jax.algorithms._guarded import guarded
 from hiso_jax.algorithms._travel import dealt, in_few_bits
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, Factory
 
 GROUP = "hiso_jax.algorithms"
@@ -106,9 +107,10 @@ class Method:
             rest = parameters[first:]
             kinds = {parameter.kind for parameter in rest} <= {inspect.Parameter.KEYWORD_ONLY}
             if len(parameters) < first or not kinds or any(p.default is p.empty for p in rest):
-                raise ValueError(
-                    f"algorithm {name} must be a function (learning_rate, *, option=default, …) → Algorithm, "
-                    f"got {inspect.signature(factory)}"
+                raise ParameterError(
+                    "algorithm",
+                    f"{name} must be a function (learning_rate, *, option=default, …) → Algorithm, "
+                    f"got {inspect.signature(factory)}",
                 )
             found |= {parameter.name: parameter for parameter in rest if parameter.name not in found}
         return found
@@ -145,12 +147,12 @@ class Method:
             except ValueError:
                 raise
             except Exception as error:
-                raise ValueError(f"algorithm {self.name} fails: {type(error).__name__}: {error}") from error
+                raise ParameterError("algorithm", f"{self.name} fails: {type(error).__name__}: {error}") from error
 
         algorithm = make(self.factory, learning_rate)
         if not isinstance(algorithm, Algorithm):
-            raise ValueError(
-                f"algorithm {self.name} must return a hiso_jax.fed.Algorithm, got a {type(algorithm).__name__}"
+            raise ParameterError(
+                "algorithm", f"{self.name} must return a hiso_jax.fed.Algorithm, got a {type(algorithm).__name__}"
             )
         for name in self.channels:
             factory = channels.FACTORIES[name]
@@ -159,7 +161,7 @@ class Method:
             bits = getattr(made, "bits", 32)
             if part == "wire":
                 if not algorithm.has_scalars:
-                    raise ValueError(f"algorithm {self.name} must send scalars to go through {name}")
+                    raise ParameterError("algorithm", f"{self.name} must send scalars to go through {name}")
                 algorithm = replace(algorithm, wire=made)
             elif part == "send":
                 wire = replace(algorithm.wire, up_bits=bits)
@@ -191,19 +193,21 @@ def load(name: str) -> Method:
     base, through = split_name(name)
     for channel in through:
         if channel not in channels.NAMES:
-            raise ValueError(f"algorithm {name} must go through one of {', '.join(channels.NAMES)}; got {channel!r}")
+            raise ParameterError(
+                "algorithm", f"{name} must go through one of {', '.join(channels.NAMES)}; got {channel!r}"
+            )
     parts = [channels.part_of(channels.FACTORIES[channel]) for channel in through]
     if parts.count("combine") > 1:
-        raise ValueError(f"algorithm {name} must go through one combiner at most: messages are combined once")
+        raise ParameterError("algorithm", f"{name} must go through one combiner at most: messages are combined once")
     noising = [each for each in through if channels.draws_noise(each)]
     if len(noising) > 1:
-        raise ValueError(f"algorithm {name} must draw noise once, got {' and '.join(noising)}")
+        raise ParameterError("algorithm", f"{name} must draw noise once, got {' and '.join(noising)}")
     if any(map(channels.is_private, through)) and "rescale" in parts:
-        raise ValueError(
-            f"algorithm {name} must not shorten messages beside private_mean, which clips them to a fixed norm"
+        raise ParameterError(
+            "algorithm", f"{name} must not shorten messages beside private_mean, which clips them to a fixed norm"
         )
     if parts.count("attack") > 1:
-        raise ValueError(f"algorithm {name} must go through one attack at most: the hostile are of one mind")
+        raise ParameterError("algorithm", f"{name} must go through one attack at most: the hostile are of one mind")
     if base in NAMES:
         return Method(name, FACTORIES[base], through)
     source, _, attribute = base.rpartition(":")
@@ -212,17 +216,17 @@ def load(name: str) -> Method:
             if point.name == base:
                 return Method(name, point.load(), through)
         if not source:
-            raise ValueError(f"algorithm must be one of {', '.join(available())}, or file.py:name; got {name!r}")
+            raise ParameterError("algorithm", f"must be one of {', '.join(available())}, or file.py:name; got {name!r}")
         module, sha256 = _of_file(Path(source)) if source.endswith(".py") else (import_module(source), None)
     except ValueError:
         raise
     except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"algorithm names code that cannot be loaded: {base} ({type(error).__name__}: {error})"
+        raise ParameterError(
+            "algorithm", f"names code that cannot be loaded: {base} ({type(error).__name__}: {error})"
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found) and not isinstance(found, Algorithm | GradientTransformation):
-        raise ValueError(f"algorithm {name} names a function that {source} does not have")
+        raise ParameterError("algorithm", f"{name} names a function that {source} does not have")
     return Method(name, getattr(module, attribute), through, sha256)
 
 
@@ -239,9 +243,9 @@ def load_value(name: str) -> Algorithm | GradientTransformation:
     try:
         value = found if isinstance(found, Algorithm | GradientTransformation) else found()
     except Exception as error:
-        raise ValueError(f"algorithm {name} must be a function without arguments ({error})") from error
+        raise ParameterError("algorithm", f"{name} must be a function without arguments ({error})") from error
     if not isinstance(value, Algorithm | GradientTransformation):
-        raise ValueError(f"algorithm {name} must be an optimizer or an algorithm, got a {type(value).__name__}")
+        raise ParameterError("algorithm", f"{name} must be an optimizer or an algorithm, got a {type(value).__name__}")
     return value
 
 
@@ -257,7 +261,7 @@ def _of_file(path: Path) -> tuple[Any, str]:
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise ValueError(f"algorithm names a file that cannot be read: {path} ({error.strerror})") from error
+        raise ParameterError("algorithm", f"names a file that cannot be read: {path} ({error.strerror})") from error
     return _run(path.resolve(), sha256), sha256
 
 
@@ -274,5 +278,7 @@ def _run(path: Path, sha256: str) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise ValueError(f"algorithm names a file that fails: {path} ({type(error).__name__}: {error})") from error
+        raise ParameterError(
+            "algorithm", f"names a file that fails: {path} ({type(error).__name__}: {error})"
+        ) from error
     return module

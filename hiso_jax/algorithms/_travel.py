@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from hiso_jax import zo
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, FewBits
 from hiso_jax.fed.wire import DEFAULT_BYTES_UP, Relay
 
@@ -28,15 +29,15 @@ def dealt(algorithm: Algorithm, *, direction_groups: Groups = None, direction_bl
     changes: dict[str, Any] = {}
     if isinstance(direction_groups, int):
         if direction_groups < 1:
-            raise ValueError(f"direction_groups must be own, shared or at least 1, got {direction_groups}")
+            raise ParameterError("direction_groups", f"must be own, shared or at least 1, got {direction_groups}")
         changes["groups"] = direction_groups
     elif direction_groups is not None:
         if direction_groups not in ("own", "shared"):
-            raise ValueError(f"direction_groups must be own, shared or at least 1, got {direction_groups}")
+            raise ParameterError("direction_groups", f"must be own, shared or at least 1, got {direction_groups}")
         changes["groups"] = None if direction_groups == "own" else 1
     if direction_blocks is not None:
         if direction_blocks < 0:
-            raise ValueError(f"direction_blocks must be at least 0, got {direction_blocks}")
+            raise ParameterError("direction_blocks", f"must be at least 0, got {direction_blocks}")
         changes["block"] = direction_blocks
     return replace(algorithm, tx=zo.dealt(algorithm.tx, **changes))
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree, UInt32
 
 from hiso_jax import zo
 from hiso_jax.algorithms._server import descent
-from hiso_jax.checks import finite, fraction, whole
+from hiso_jax.checks import ParameterError, finite, fraction, whole
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -35,7 +35,7 @@ def _head(window: int, b1: float, b2: float, eps: float) -> optax.GradientTransf
     def update(updates: Any, state: _State, params: Any = None, *, key: Any = None, **extra: Any) -> tuple[PyTree, Any]:
         delta, head = measured.update(updates, state.head, params, key=key, **extra)
         if updates.shape != (1, 1):
-            raise ValueError(f"perturbations and local_steps must be 1 for adamezo, got scalars of {updates.shape}")
+            raise ParameterError("perturbations", f"and `local_steps` must be 1 for adamezo, got {updates.shape}")
         keys = jnp.roll(state.keys, 1, 0).at[0].set(jax.random.key_data(key))
         scalars = jnp.roll(state.scalars, 1).at[0].set(updates[0, 0].astype(state.scalars.dtype))
 

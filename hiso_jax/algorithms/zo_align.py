@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from hiso_jax import zo
 from hiso_jax.algorithms._server import descent
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -38,7 +39,7 @@ def _head() -> optax.GradientTransformationExtraArgs:
         steps, count = updates.shape
         size, clients = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)), extra.get("clients")
         if count > size:
-            raise ValueError(f"perturbations must be at most {size} in all groups, the parameters; got {count}")
+            raise ParameterError("perturbations", f"must be at most {size} in all groups, the parameters; got {count}")
         groups = 1 if clients is None else state.directions.groups_of(clients)
 
         def aligned(term: tuple[Array, Array]) -> Array:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
-from hiso_jax.checks import first_line
+from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.claims import claimed
 from hiso_jax.cli.comparing import Compare
@@ -231,9 +231,10 @@ class _Runs:
                 check_figures(content["figures"])
                 return {**content["figures"]}, rows
             except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"resume must be a directory whose runs are as they were written; {folder.name}/{FIGURES} is not "
-                    f"({first_line(error)})"
+                raise ParameterError(
+                    "resume",
+                    f"must be a directory whose runs are as they were written; {folder.name}/{FIGURES} is not "
+                    f"({first_line(error)})",
                 ) from error
 
     def report(self, config: dict[str, Any]) -> None:

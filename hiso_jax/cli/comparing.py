@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from hiso_jax.checks import positive, whole
-from hiso_jax.cli.language import comma_separated
+from hiso_jax.checks import ParameterError, positive, whole
+from hiso_jax.cli.arguments import Listed
 from hiso_jax.cli.options import Schedule
 from hiso_jax.cli.study import Study, as_number
 from hiso_jax.fed.run import FEWEST_TRIES
@@ -33,11 +33,11 @@ class Compare(Study):
       seeds: how many seeds to report for each method, counted up from --seed; from 5 on ratios have intervals.
     """
 
-    algorithms: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ("decomfl", "hiso", "mosaic")
+    algorithms: Annotated[tuple[str, ...], Listed(str, "A,B,…")] = ("decomfl", "hiso", "mosaic")
     protocol: Literal["cost-to-target", "quality-under-budget", "robustness"] = "cost-to-target"
     budget: Literal["passes", "rounds", "bytes", "seconds"] = "passes"
     baseline: str | None = None
-    schedules: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ("constant", "cosine", "inverse-sqrt")
+    schedules: Annotated[tuple[str, ...], Listed(str, "A,B,…")] = ("constant", "cosine", "inverse-sqrt")
     tries: int = 5
     tuning_seeds: int = 2
     seeds: int = 3
@@ -54,8 +54,8 @@ class Compare(Study):
         whole("tries", self.tries, FEWEST_TRIES)
         whole("tuning_seeds", self.tuning_seeds, 1)
         if self.baseline is not None and self.baseline not in self.algorithms:
-            raise ValueError(
-                f"baseline must be one of the algorithms {', '.join(self.algorithms)}, got {self.baseline}"
+            raise ParameterError(
+                "baseline", f"must be one of the algorithms {', '.join(self.algorithms)}, got {self.baseline}"
             )
         if (
             not self.schedules
@@ -63,10 +63,10 @@ class Compare(Study):
             or len({*self.schedules}) < len(self.schedules)
         ):
             given = ",".join(self.schedules)
-            raise ValueError(f"schedules must be of {', '.join(SCHEDULES)}, each once, got {given}")
+            raise ParameterError("schedules", f"must be of {', '.join(SCHEDULES)}, each once, got {given}")
         if self.protocol == "robustness" and all(getattr(self, name) == value for name, value in CALM.items()):
-            raise ValueError(
-                "protocol robustness must be given with what is withstood: --availability, --dropout or --deadline"
+            raise ParameterError(
+                "protocol", "robustness must be given with what is withstood: --availability, --dropout or --deadline"
             )
 
     def in_calm(self) -> Self:
@@ -85,9 +85,10 @@ class Compare(Study):
         if own is None:
             super()._check_rates()
         elif set(own) != set(self.algorithms):
-            raise ValueError(
-                f"learning_rate must name each of the algorithms {', '.join(self.algorithms)} once, as NAME=X, or none "
-                f"of them; got {','.join(self.learning_rate or ())}"
+            raise ParameterError(
+                "learning_rate",
+                f"must name each of the algorithms {', '.join(self.algorithms)} once, as NAME=X, or none "
+                f"of them; got {','.join(self.learning_rate or ())}",
             )
 
     @property
@@ -106,7 +107,9 @@ class Compare(Study):
     def _with_schedule(self, word: str) -> tuple[float, str]:
         number, colon, schedule = word.partition(":")
         if colon and schedule not in SCHEDULES:
-            raise ValueError(f"learning_rate must name one of the schedules {', '.join(SCHEDULES)}, got {schedule!r}")
+            raise ParameterError(
+                "learning_rate", f"must name one of the schedules {', '.join(SCHEDULES)}, got {schedule!r}"
+            )
         rate = as_number("learning_rate", number)
         positive("learning_rate", rate)
         return rate, schedule or self.schedules[0]

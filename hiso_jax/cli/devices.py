@@ -8,8 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from hiso_jax import fed
-from hiso_jax.checks import first_line, whole
-from hiso_jax.cli import exit_codes
+from hiso_jax.checks import ParameterError, first_line, whole
 
 # Virtual devices of a process; each has threads of its own, and a thousand of them bring the process down.
 MOST_VIRTUAL = 128
@@ -48,14 +47,16 @@ class Devices:
         by_hand = (self.coordinator, self.process_id, self.num_processes)
         if any(given is not None for given in by_hand):
             if None in by_hand:
-                raise ValueError("coordinator must be given with process_id and num_processes, and they with it")
+                raise ParameterError(
+                    "coordinator", "must be given with `process_id` and `num_processes`, and they with it"
+                )
             if ":" not in str(self.coordinator):
-                raise ValueError(f"coordinator must be an address host:port, got {self.coordinator}")
+                raise ParameterError("coordinator", f"must be an address host:port, got {self.coordinator}")
             whole("num_processes", self.num_processes or 0, 1)
             if not 0 <= (self.process_id or 0) < (self.num_processes or 0):
-                raise ValueError(
-                    f"process_id must be at least 0 and below num_processes, {self.num_processes}, "
-                    f"got {self.process_id}"
+                raise ParameterError(
+                    "process_id",
+                    f"must be at least 0 and below `num_processes`, {self.num_processes}, got {self.process_id}",
                 )
 
     def join(self) -> None:
@@ -75,7 +76,7 @@ class Devices:
                 jax.distributed.initialize(self.coordinator, self.num_processes, self.process_id)
             except (RuntimeError, ValueError) as error:
                 option = "coordinator" if self.coordinator else "distributed"
-                raise ValueError(f"{option} led to no other process: {first_line(error)}") from error
+                raise ParameterError(option, f"led to no other process: {first_line(error)}") from error
 
     def mesh(self) -> Mesh | None:
         """The mesh that the options describe; None for one device.
@@ -87,6 +88,5 @@ class Devices:
             return None
         virtual = MOST_VIRTUAL * jax.process_count()
         if jax.default_backend() == "cpu" and (self.devices or 0) > max(virtual, jax.device_count()):
-            raise ValueError(f"devices must be at most {virtual} where they are virtual, got {self.devices}")
-        with exit_codes.naming(model="model_shards"):
-            return fed.make_mesh(self.devices, model=self.model_shards)
+            raise ParameterError("devices", f"must be at most {virtual} where they are virtual, got {self.devices}")
+        return fed.make_mesh(self.devices, model_shards=self.model_shards)

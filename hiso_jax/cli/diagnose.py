@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
-import tyro
 from rich.console import Console
 
 from hiso_jax import algorithms, fed
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.arguments import Listed, Positional
 from hiso_jax.cli.experiment import build_population, build_task, recorded_algorithm
-from hiso_jax.cli.language import comma_separated
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import working
 from hiso_jax.cli.restore import base_of, options_of, recorded
@@ -45,8 +45,8 @@ class Diagnose(Effort):
       out: directory for diagnosis.json and diagnosis.png; by default the run's.
     """
 
-    run: tyro.conf.Positional[Path]
-    at: Annotated[tuple[int, ...], comma_separated(int, "R,R,…")] = ()
+    run: Annotated[Path, Positional]
+    at: Annotated[tuple[int, ...], Listed(int, "R,R,…")] = ()
     unfinished: bool = False
     model: str | None = None
     data_dir: Path | None = None
@@ -70,7 +70,7 @@ def diagnose_run(options: Diagnose, console: Console) -> int:
         run = options_of(about, options.algorithm)
         folder = options.out or (options.run if options.run.is_dir() else options.run.parent)
         if options.out is not None and exists(options.out):
-            raise ValueError(f"out must be a directory that does not exist yet; {options.out} does")
+            raise ParameterError("out", f"must be a directory that does not exist yet; {options.out} does")
         # Before the work, which takes a while.
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -99,7 +99,7 @@ def _rounds(options: Diagnose, total: int) -> list[int]:
     wanted = options.at or tuple(total * place // POINTS for place in range(POINTS + 1))
     for each in wanted:
         if not 0 <= each <= total:
-            raise ValueError(f"at must be between 0 and the {total} rounds of the ledger, got {each}")
+            raise ParameterError("at", f"must be between 0 and the {total} rounds of the ledger, got {each}")
     return sorted(set(wanted))
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hiso_jax.checks import ParameterError
+
 DONE = 0
 FAILED = 1
 USAGE = 2
@@ -10,7 +12,16 @@ DIVERGED = 3
 
 
 class UsageError(Exception):
-    """The command cannot be carried out as given; its message is one sentence for the user."""
+    """The command cannot be carried out as given.
+
+    Attributes:
+      message: one sentence for the user, or what follows the name of a parameter.
+      parameter: name of a parameter that the sentence begins with, or None.
+    """
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        super().__init__(message if parameter is None else f"{parameter} {message}")
+        self.message, self.parameter = message, parameter
 
 
 def told(error: OSError) -> str:
@@ -24,23 +35,11 @@ class Stopped(Exception):
 
 
 @contextmanager
-def naming(**options: str) -> Iterator[None]:
-    """A ValueError that begins with a parameter of the library begins with the command's option instead.
-
-    Args:
-      options: by the names of the parameters.
-    """
-    try:
-        yield
-    except ValueError as error:
-        first, _, rest = str(error).partition(" ")
-        raise ValueError(f"{options.get(first, first)} {rest}") from error
-
-
-@contextmanager
 def refusing() -> Iterator[None]:
     """While a command is being set up: a ValueError speaks of what the user asked for."""
     try:
         yield
+    except ParameterError as error:
+        raise UsageError(error.message, error.parameter) from error
     except ValueError as error:
         raise UsageError(str(error)) from error

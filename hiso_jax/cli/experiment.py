@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hiso_jax import fed, tasks
 from hiso_jax.algorithms import Method
-from hiso_jax.cli import exit_codes
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli.language import GENERATES
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment, partition_of
@@ -77,7 +77,7 @@ def _text_task(options: Experiment, console: Console) -> AnyTask:
     check_model(options)
     # Before the model: what is wrong with the data is told at once.
     where = "the hub" if options.data_dir is None else options.data_dir
-    with working(console, f"reading {options.task} from {where}"), exit_codes.naming(client_column="column"):
+    with working(console, f"reading {options.task} from {where}"):
         data = text_data(
             options.task,
             data_dir=options.data_dir,
@@ -104,10 +104,12 @@ def check_model(options: Experiment) -> None:
     """
     given = options.model
     if given is None or given in ("mlp", "cnn"):
-        raise ValueError(f"model must name a language model for {options.task}: by hub name, a folder or a .gguf file")
+        raise ParameterError(
+            "model", f"must name a language model for {options.task}: by hub name, a folder or a .gguf file"
+        )
     looks_local = given.endswith(".gguf") or given.startswith((".", "/", "~")) or given.count("/") > 1
     if looks_local and not Path(given).exists():
-        raise ValueError(f"model must be a hub name, a folder or a .gguf file; there is no {given}")
+        raise ParameterError("model", f"must be a hub name, a folder or a .gguf file; there is no {given}")
 
 
 def check_partition(options: Experiment, has_labels: bool) -> str:
@@ -118,7 +120,7 @@ def check_partition(options: Experiment, has_labels: bool) -> str:
     """
     partition = partition_of(options, has_labels=has_labels)
     if partition != "iid" and not has_labels:
-        raise ValueError(f"partition must be iid for {options.task}, which has no labels; got {partition}")
+        raise ParameterError("partition", f"must be iid for {options.task}, which has no labels; got {partition}")
     return partition
 
 
@@ -149,9 +151,10 @@ def check_virtual(options: Experiment, task: AnyTask) -> None:
       ValueError: they were asked for, and the clients hold a partition of the examples.
     """
     if options.client_examples != Experiment.client_examples and not is_virtual(options, task):
-        raise ValueError(
-            f"client_examples is read by virtual clients; it would have no effect on {options.clients} clients that "
-            f"share {examples_of(task)} examples"
+        raise ParameterError(
+            "client_examples",
+            f"is read by virtual clients; it would have no effect on {options.clients} clients that "
+            f"share {examples_of(task)} examples",
         )
 
 
@@ -180,9 +183,10 @@ def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopula
     if options.column is not None:
         population, names = fed.by_column(task.train[CLIENT])
         if options.cohort > len(names):
-            raise ValueError(
-                f"cohort must be at most the number of clients, {len(names)}, that column {options.column} names; "
-                f"got {options.cohort}"
+            raise ParameterError(
+                "cohort",
+                f"must be at most the number of clients, {len(names)}, that column {options.column} names; "
+                f"got {options.cohort}",
             )
         return population
     clients, total = options.clients, examples_of(task)
@@ -191,9 +195,10 @@ def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopula
     labels = np.zeros(total, np.int32) if labels is None else labels
     if is_virtual(options, task):
         if partition not in ("dirichlet", "iid"):
-            raise ValueError(
-                f"clients must be at most the number of training examples, {total}, for the partition {partition}; "
-                f"got {clients}"
+            raise ParameterError(
+                "clients",
+                f"must be at most the number of training examples, {total}, for the partition {partition}; "
+                f"got {clients}",
             )
         fewest, most = options.client_examples
         alpha = options.alpha if partition == "dirichlet" else None
@@ -267,8 +272,7 @@ def check_methods(options: Experiment, task: AnyTask, methods: Iterable[Method])
     """
     for method in methods:
         algorithm = build_algorithm(options, method, 1e-3)
-        with exit_codes.naming(groups="direction_groups"):
-            check_messages(task, algorithm, simulation_config(options, options.seed, algorithm))
+        check_messages(task, algorithm, simulation_config(options, options.seed, algorithm))
 
 
 class Setting(NamedTuple):
@@ -299,7 +303,6 @@ def build_simulation(
         simulation_config(options, setting.seed, algorithm),
         local_learning_rate=build_schedule(options, algorithm.local_share * setting.rate),
     )
-    with exit_codes.naming(mesh="model_shards", groups="direction_groups", participation="availability"):
-        return Simulation(
-            task, algorithm, population, config, mesh=mesh, participation=options.participation(), storage=storage
-        )
+    return Simulation(
+        task, algorithm, population, config, mesh=mesh, participation=options.participation(), storage=storage
+    )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from hiso_jax import channels
 from hiso_jax.algorithms import Method
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli.language import GENERATES
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import partition_of
@@ -109,15 +110,16 @@ def check_heeded(options: Any, methods: Sequence[Method], given: Collection[str]
     for rule in RULES:
         for name in rule.names:
             if name in given and not rule.read(options):
-                raise ValueError(f"{name} is read by {rule.by}; it would have no effect with {rule.now(options)}")
+                raise ParameterError(name, f"is read by {rule.by}; it would have no effect with {rule.now(options)}")
     attacked = any(channels.part_of(channels.FACTORIES[name]) == "attack" for m in methods for name in m.channels)
     if attacked != bool(options.attackers):
-        raise ValueError(
-            "attackers must be given with --attack, a share of the clients above 0, and only then; got "
-            f"{options.attackers:g} and {'an attack' if attacked else 'no attack'}"
+        raise ParameterError(
+            "attackers",
+            "must be given with --attack, a share of the clients above 0, and only then; got "
+            f"{options.attackers:g} and {'an attack' if attacked else 'no attack'}",
         )
     if "attackers_of" in given and not attacked:
-        raise ValueError("attackers_of is read with --attack; it would have no effect where nobody is hostile")
+        raise ParameterError("attackers_of", "is read with --attack; it would have no effect where nobody is hostile")
     check_private(options, methods, given)
     reading: set[str] = set()
     for method in methods:
@@ -130,12 +132,12 @@ def check_heeded(options: Any, methods: Sequence[Method], given: Collection[str]
         if not isinstance(measure, Local):
             reading.add("snapshot_every")
     if "snapshot_every" in given and "snapshot_every" not in reading:
-        raise ValueError(
-            f"snapshot_every is read by methods with scalars; {methods[0].name} takes a snapshot at every evaluation"
+        raise ParameterError(
+            "snapshot_every", f"is read by methods with scalars; {methods[0].name} takes a snapshot at every evaluation"
         )
     for name in MEASUREMENT:
         if name in given and name not in reading:
             names = ", ".join(method.name for method in methods)
-            raise ValueError(
-                f"{name} is read by methods that measure along directions; it would have no effect on {names}"
+            raise ParameterError(
+                name, f"is read by methods that measure along directions; it would have no effect on {names}"
             )

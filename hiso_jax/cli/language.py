@@ -1,11 +1,10 @@
 """The options of language models: prompts, what is trained, and in which precision."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-import tyro
-
-from hiso_jax.checks import positive, whole
+from hiso_jax.checks import ParameterError, positive, whole
+from hiso_jax.cli.arguments import Listed
 
 TEXT_TASK_NAMES = Literal[
     "sst2",
@@ -25,21 +24,6 @@ TEXT_TASK_NAMES = Literal[
 
 # As hiso_jax.tasks.text has them, which would import the language models to parse a command line.
 GENERATES = ("squad", "drop", "xsum")
-
-
-def comma_separated(convert: type, metavar: str, *, strip: bool = True) -> Any:
-    """A tyro rule for a list given as one comma-separated word."""
-
-    def parse(words: list[str]) -> tuple:
-        return tuple(convert(item.strip() if strip else item) for item in words[0].split(","))
-
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=parse,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: ["None" if value is None else ",".join(map(str, value))],
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +54,8 @@ class Language:
     prompts: Literal["decomfl", "mezo"] = "decomfl"
     revision: str | None = None
     template: str | None = None
-    verbalizer: Annotated[tuple[str, ...] | None, comma_separated(str, "WORD,WORD,…", strip=False)] = None
-    labels: Annotated[tuple[str, ...] | None, comma_separated(str, "NAME,NAME,…")] = None
+    verbalizer: Annotated[tuple[str, ...] | None, Listed(str, "WORD,WORD,…", strip=False)] = None
+    labels: Annotated[tuple[str, ...] | None, Listed(str, "NAME,NAME,…")] = None
     max_length: int | None = None
     max_new_tokens: int | None = None
     train_rows: int | None = None
@@ -79,7 +63,7 @@ class Language:
     trainable: str = "all"
     lora_rank: int = 8
     lora_alpha: float = 16.0
-    lora_targets: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ("q_proj", "v_proj")
+    lora_targets: Annotated[tuple[str, ...], Listed(str, "A,B,…")] = ("q_proj", "v_proj")
     prefix_tokens: int = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -103,7 +87,7 @@ class Language:
         for option in given:
             if option not in heeded:
                 tuned = f" and --trainable {self.trainable}" if option.startswith(("lora", "prefix")) else ""
-                raise ValueError(f"{option} has no meaning for --task {task}{tuned}")
+                raise ParameterError(option, f"has no meaning for --task {task}{tuned}")
         for option in ("max_length", "max_new_tokens", "train_rows", "test_rows", "lora_rank", "prefix_tokens"):
             if getattr(self, option) is not None:
                 whole(option, getattr(self, option), 1)

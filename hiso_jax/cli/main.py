@@ -6,8 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,14 +14,16 @@ from rich.console import Console
 
 from hiso_jax.checks import first_line
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.arguments import as_typed, is_positional
 from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.compare import compare
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.diagnose import Diagnose, diagnose_run
 from hiso_jax.cli.interrupt import exit_code, heeding
+from hiso_jax.cli.methods import own_options
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.output import forgiving
-from hiso_jax.cli.parsing import PROGRAM, as_typed, parse
+from hiso_jax.cli.parsing import PROGRAM, parse
 from hiso_jax.cli.plan import Plan, plan_round
 from hiso_jax.cli.replay import Replay, replay
 from hiso_jax.cli.run import run
@@ -53,11 +54,19 @@ QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
-# A name of several words, and no part of a path or of what was given.
-LONG = re.compile(r"(?<![\w/.\-'(])[a-z]+(?:_[a-z]+)+(?![\w/\-'])")
-# What stands in its place needs no name.
-POSITIONAL = {"run", "delta", "path"}
-OPTION_NAMES = {field.name for kind, _ in COMMANDS.values() for field in fields(kind)}
+# The option that sets a parameter of the library, where it has another name: the first of these that the command has.
+OPTIONS = {
+    "algorithm": ("algorithm", "algorithms"),
+    "client_column": ("column",),
+    "groups": ("direction_groups",),
+    "mesh": ("model_shards",),
+    "model": ("model", "base"),
+    "params": ("base",),
+    "participation": ("availability",),
+    "path": ("trace",),
+    "tx": ("algorithm",),
+}
+MENTIONED = re.compile(r"`(\w+)`")
 
 
 class _Plain(logging.Formatter):
@@ -82,22 +91,30 @@ def _warnings_as_lines() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _fail(message: str, names: Sequence[str] = ()) -> NoReturn:
-    print(f"{PROGRAM}: error: {plain(name_option(message, names))}", file=sys.stderr)
+def _fail(message: str) -> NoReturn:
+    print(f"{PROGRAM}: error: {plain(message)}", file=sys.stderr)
     raise SystemExit(exit_codes.USAGE)
 
 
-def name_option(message: str, names: Sequence[str] = ()) -> str:
-    """A sentence about an option, which it begins with, with that and others as they are typed.
+def sentence(error: exit_codes.UsageError, options: Collection[str]) -> str:
+    """What to tell the user: parameters are named as the options that set them.
 
     Args:
-      message: the sentence.
-      names: options beside those of the commands themselves.
+      error: what was refused.
+      options: the names of the command's options.
     """
-    first, space, rest = message.partition(" ")
-    known = {*OPTION_NAMES, *names} - POSITIONAL
-    rest = LONG.sub(lambda match: as_typed(match[0]) if match[0] in known else match[0], rest)
-    return f"{as_typed(first) if first in known else first}{space}{rest}"
+
+    def named(parameter: str) -> str:
+        found = next((name for name in OPTIONS.get(parameter, (parameter,)) if name in options), None)
+        return parameter if found is None else as_typed(found)
+
+    message = MENTIONED.sub(lambda match: named(match[1]), error.message)
+    return message if error.parameter is None else f"{named(error.parameter)} {message}"
+
+
+def _options_of(kind: Any) -> set[str]:
+    """The names of a command's options, which are typed with dashes."""
+    return {name for name, option in own_options(kind).items() if not is_positional(option)}
 
 
 def overview() -> str:
@@ -129,14 +146,15 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
         _fail(f"{words[0]} is none of the commands {', '.join(COMMANDS)}")
     kind, carry_out = COMMANDS[words[0]]
     try:
-        return parse(kind, words[0], words[1:]), carry_out
+        with exit_codes.refusing():
+            return parse(kind, words[0], words[1:]), carry_out
     except exit_codes.UsageError as error:
         from hiso_jax.algorithms import NAMES, load
         from hiso_jax.channels import FACTORIES
 
         own = {name for method in NAMES for name in load(method).options}
         own |= {name for channel in FACTORIES for name in load(f"decomfl+{channel}").options}
-        _fail(str(error), sorted(own))
+        _fail(sentence(error, _options_of(kind) | own))
 
 
 def _is_of_backends(error: BaseException) -> bool:
@@ -163,7 +181,7 @@ def _run(arguments: Sequence[str]) -> int:
             keep_compiled()
             return carry_out(options, console)
     except exit_codes.UsageError as error:
-        _fail(str(error), [field.name for field in fields(options)])
+        _fail(sentence(error, _options_of(type(options))))
     except exit_codes.Stopped as error:
         print(f"{PROGRAM}: {plain(str(error))}", file=sys.stderr)
         return exit_codes.FAILED

@@ -10,6 +10,7 @@ import docstring_parser
 
 from hiso_jax import algorithms
 from hiso_jax.algorithms import Method
+from hiso_jax.checks import ParameterError
 
 # What --help answers to.
 RESERVED = ("help", "h")
@@ -21,7 +22,7 @@ class Option:
 
     Attributes:
       name: of the field.
-      kind: its type, with what tyro is told of it.
+      kind: its annotation.
       default: what it is if it is not given.
       text: what --help says of it.
     """
@@ -64,9 +65,10 @@ def method_options(method: Method) -> dict[str, Option]:
             hints = get_type_hints(factory, include_extras=True)
             json.dumps(parameter.default)
         except Exception as error:
-            raise ValueError(
-                f"algorithm {method.name} has an option {name} that cannot be one: its annotation must be a type, "
-                f"its default a number, a text or a bool ({error})"
+            raise ParameterError(
+                "algorithm",
+                f"{method.name} has an option {name} that cannot be one: its annotation must be a type, "
+                f"its default a number, a text or a bool ({error})",
             ) from error
         parsed = docstring_parser.parse(factory.__doc__ or "")
         texts = {each.arg_name: each.description or "" for each in parsed.params}
@@ -93,7 +95,7 @@ def methods_of(names: Sequence[str]) -> dict[str, Method]:
         for option in method_options(method).values():
             other, kind = kinds.setdefault(option.name, (name, option.kind))
             if kind != option.kind:
-                raise ValueError(f"algorithms must agree on what {option.name} is; {other} and {name} do not")
+                raise ParameterError("algorithms", f"must agree on what {option.name} is; {other} and {name} do not")
     return methods
 
 
@@ -119,8 +121,8 @@ def options_with(command: type, methods: Sequence[Method]) -> type:
     for name in added:
         if name in own or name in RESERVED:
             owner = next(method.name for method in methods if name in method.options)
-            raise ValueError(
-                f"algorithm {owner} has an option {name}, which is the command's own; it must have another name"
+            raise ParameterError(
+                "algorithm", f"{owner} has an option {name}, which is the command's own; it must have another name"
             )
     listed = [(option.name, option.kind, field(default=option.default)) for option in added.values()]
     return make_dataclass(command.__name__, listed, bases=(command,), frozen=True, kw_only=True)

@@ -1,12 +1,13 @@
-"""The options of the commands: dataclasses from which tyro makes the command line."""
+"""The options of the commands: dataclasses from which the command line is made."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from hiso_jax.checks import finite, positive, whole
+from hiso_jax.checks import ParameterError, finite, positive, whole
+from hiso_jax.cli.arguments import Listed
 from hiso_jax.cli.devices import Devices
-from hiso_jax.cli.language import TEXT_TASK_NAMES, Language, comma_separated
+from hiso_jax.cli.language import TEXT_TASK_NAMES, Language
 from hiso_jax.cli.presence import Presence
 from hiso_jax.fed import SimulationConfig
 from hiso_jax.fed.ledger import EXECUTION
@@ -127,7 +128,7 @@ class Experiment(SimulationConfig, Presence, Language):
     partition: Literal["dirichlet", "dirichlet-balanced", "iid", "shards", "by-column"] | None = None
     column: str | None = None
     virtual: bool = False
-    client_examples: Annotated[tuple[int, ...], comma_separated(int, "MIN,MAX")] = (16, 256)
+    client_examples: Annotated[tuple[int, ...], Listed(int, "MIN,MAX")] = (16, 256)
     alpha: float = 0.5
     shards_per_client: int = 2
     combine: str | None = None
@@ -157,15 +158,15 @@ class Experiment(SimulationConfig, Presence, Language):
         self.check_language(self.task)
         if len(self.client_examples) != 2 or not 1 <= self.client_examples[0] <= self.client_examples[1] < 2**31:
             given = ",".join(map(str, self.client_examples))
-            raise ValueError(f"client_examples must be two numbers 1 ≤ fewest ≤ most < 2^31, got {given}")
+            raise ParameterError("client_examples", f"must be two numbers 1 ≤ fewest ≤ most < 2^31, got {given}")
         if (self.column is not None) != (self.partition == "by-column"):
-            raise ValueError(f"column must be given with partition by-column and only then; got {self.column}")
+            raise ParameterError("column", f"must be given with partition by-column and only then; got {self.column}")
         if self.column is not None and self.task not in get_args(TEXT_TASK_NAMES):
-            raise ValueError(f"column must be one of text data; {self.task} has none")
+            raise ParameterError("column", f"must be one of text data; {self.task} has none")
         if self.virtual and self.partition in ("shards", "dirichlet-balanced", "by-column"):
-            raise ValueError(f"partition must be dirichlet or iid for virtual clients, got {self.partition}")
+            raise ParameterError("partition", f"must be dirichlet or iid for virtual clients, got {self.partition}")
         if self.cohort > self.clients and self.column is None:
-            raise ValueError(f"cohort must be at most the number of clients, {self.clients}, got {self.cohort}")
+            raise ParameterError("cohort", f"must be at most the number of clients, {self.clients}, got {self.cohort}")
         self._check_target()
 
     def _check_target(self) -> None:
@@ -204,7 +205,7 @@ class Run(Experiment, Devices):
     probe_rounds: int | None = None
     resume: Path | None = None
     from_snapshot: bool = False
-    log: Annotated[tuple[str, ...], comma_separated(str, "A,B")] = ()
+    log: Annotated[tuple[str, ...], Listed(str, "A,B")] = ()
     snapshot_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -217,9 +218,9 @@ class Run(Experiment, Devices):
         self.check_devices()
         for name in self.log:
             if name not in LOGS or self.log.count(name) > 1:
-                raise ValueError(f"log must be of {', '.join(LOGS)}, each once, got {','.join(self.log)}")
+                raise ParameterError("log", f"must be of {', '.join(LOGS)}, each once, got {','.join(self.log)}")
         if self.from_snapshot and self.resume is None:
-            raise ValueError("from_snapshot must be given with --resume: it says how a run is continued")
+            raise ParameterError("from_snapshot", "must be given with --resume: it says how a run is continued")
         if self.snapshot_every is not None:
             whole("snapshot_every", self.snapshot_every, 0)
         if self.learning_rate not in (None, "auto"):

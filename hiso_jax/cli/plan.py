@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from hiso_jax import algorithms, fed, plan, tasks
-from hiso_jax.checks import whole
+from hiso_jax.checks import ParameterError, whole
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import AnyTask, check_model, recorded_algorithm, simulation_config
 from hiso_jax.cli.methods import given_to
@@ -54,7 +54,7 @@ class Plan(Experiment):
 
     def _check_target(self) -> None:
         if not self.target:
-            raise ValueError(f"target must be given: {plan.EXAMPLES}")
+            raise ParameterError("target", f"must be given: {plan.EXAMPLES}")
         plan.chip_of(self.target)
 
 
@@ -76,7 +76,7 @@ def plan_round(options: Plan, console: Console) -> int:
         config = simulation_config(options, options.seed, algorithm)
         if config.local_steps > 1:
             config = replace(config, local_learning_rate=RATE)
-        with working(console, f"compiling for {options.target}"), exit_codes.naming(model="model_shards"):
+        with working(console, f"compiling for {options.target}"):
             made = plan.plan(given, algorithm, config, found, model_shards=options.model_shards, rate=_rate(options))
     own = {own.name: getattr(options, own.name) for own in fields(options)} | given_to(method, options)
     advice = plan.advise(made, own)
@@ -145,7 +145,7 @@ def _architecture(options: Experiment, shapes: Mapping[str, Any]) -> Any:
     from hiso_jax.models.lm import read_architecture
 
     if options.model is None:
-        raise ValueError(f"model must name an architecture ({', '.join(shapes)}), a folder or a hub's model")
+        raise ParameterError("model", f"must name an architecture ({', '.join(shapes)}), a folder or a hub's model")
     if options.model.lower() in shapes and not Path(options.model).exists():
         return shapes[options.model.lower()]
     check_model(options)

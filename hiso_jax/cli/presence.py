@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from hiso_jax import fed
-from hiso_jax.checks import positive
-from hiso_jax.cli import exit_codes
+from hiso_jax.checks import ParameterError, positive
 from hiso_jax.fed.population import Availability
 
 BYTES_PER_MEGABIT = 1e6 / 8
@@ -57,17 +56,17 @@ class Presence:
         """
         for option in ("availability_rate", "availability_spread", "dropout"):
             if not 0 <= getattr(self, option) <= 1:
-                raise ValueError(f"{option} must be between 0 and 1, got {getattr(self, option)}")
+                raise ParameterError(option, f"must be between 0 and 1, got {getattr(self, option)}")
         for option in ("rounds_per_day", "forward_seconds", "downlink_mbps", "uplink_mbps"):
             positive(option, getattr(self, option))
         if self.deadline is not None:
             positive("deadline", self.deadline)
         for option in ("forward_spread", "bandwidth_spread", "direction_seconds"):
             if not 0 <= getattr(self, option) < float("inf"):
-                raise ValueError(f"{option} must be a finite number ≥ 0, got {getattr(self, option)}")
+                raise ParameterError(option, f"must be a finite number ≥ 0, got {getattr(self, option)}")
         if (self.availability == "trace") != (self.trace is not None):
-            raise ValueError(
-                f"trace must be given with availability trace and only then; availability is {self.availability}"
+            raise ParameterError(
+                "trace", f"must be given with availability trace and only then; availability is {self.availability}"
             )
 
     def participation(self) -> fed.Participation:
@@ -88,8 +87,7 @@ class Presence:
         elif self.availability == "diurnal":
             availability = fed.Diurnal(rate, amplitude, self.rounds_per_day)
         elif self.trace is not None:
-            with exit_codes.naming(path="trace"):
-                availability = fed.load_trace(self.trace)
+            availability = fed.load_trace(self.trace)
         fleet = fed.Fleet(
             forward_seconds=fed.LogNormal(self.forward_seconds, self.forward_spread),
             downlink=fed.LogNormal(self.downlink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),

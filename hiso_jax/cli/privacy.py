@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli.options import Experiment
 from hiso_jax.fed.privacy import Sampling, is_installed, most_visits, noise_for
 
@@ -23,7 +24,7 @@ def noise_for_budget(options: Experiment, private: bool, seeds: Sequence[int], s
       ValueError: the accountant is not installed, or no noise is enough.
     """
     if not is_installed():
-        raise ValueError("epsilon needs dp-accounting to find the noise: pip install 'hiso-jax[privacy]'")
+        raise ParameterError("epsilon", "needs dp-accounting to find the noise: pip install 'hiso-jax[privacy]'")
     assert options.epsilon is not None
     clients, cohort, rounds = options.clients, options.cohort, options.rounds
     visits = None
@@ -56,18 +57,20 @@ def check_private(options: Any, methods: Any, given: Any) -> None:
     secretive = [method for method in methods if method.needs_secret]
     for name in ("epsilon", "delta", "public_cohorts"):
         if name in given and not secretive:
-            raise ValueError(f"{name} is read with --combine private_mean, or by an algorithm through local_noise")
+            raise ParameterError(name, "is read with --combine private_mean, or by an algorithm through local_noise")
     if "guard" in given and options.guard and any(method.is_private for method in methods):
-        raise ValueError("guard must not be asked for with private_mean, which clips every message to a fixed norm")
+        raise ParameterError(
+            "guard", "must not be asked for with private_mean, which clips every message to a fixed norm"
+        )
     if "epsilon" in given and "noise_multiplier" in given:
-        raise ValueError("epsilon must not be given beside --noise-multiplier, which it finds")
+        raise ParameterError("epsilon", "must not be given beside --noise-multiplier, which it finds")
     if "public_cohorts" in given and not any(method.is_private for method in methods):
-        raise ValueError(
-            "public_cohorts is read with --combine private_mean; the server of local noise knows its cohorts"
+        raise ParameterError(
+            "public_cohorts", "is read with --combine private_mean; the server of local noise knows its cohorts"
         )
     if secretive and getattr(options, "learning_rate", None) == "auto":
-        raise ValueError("learning_rate must be a number in a private run: auto reads the losses of its clients")
+        raise ParameterError("learning_rate", "must be a number in a private run: auto reads the losses of its clients")
     if secretive and options.column is not None and options.epsilon is not None:
-        raise ValueError(
-            "epsilon must be left to --noise-multiplier with --column: how many clients there are is not known"
+        raise ParameterError(
+            "epsilon", "must be left to --noise-multiplier with --column: how many clients there are is not known"
         )

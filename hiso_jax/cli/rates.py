@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli.experiment import IMAGE_TASKS, AnyTask, build_algorithm, simulation_config
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.options import Experiment, Run
@@ -47,8 +48,8 @@ def learning_rate(options: Experiment, method: Method, given: float | None) -> f
     """
     rate = default_rate(options, method) if given is None else given
     if rate is None:
-        raise ValueError(
-            f"learning_rate must be given, or be auto: {method.name} has none of its own for --task {options.task}"
+        raise ParameterError(
+            "learning_rate", f"must be given, or be auto: {method.name} has none of its own for --task {options.task}"
         )
     return rate
 

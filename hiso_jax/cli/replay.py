@@ -3,12 +3,14 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import tyro
 from rich.console import Console
 
 from hiso_jax import fed
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.restore import base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
 from hiso_jax.fed.ledger import differences, exists
@@ -28,7 +30,7 @@ class Replay:
       out: safetensors file to write parameters and optimizer state to; by default none is written.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, Positional]
     to_round: int | None = None
     unfinished: bool = False
     model: str | None = None
@@ -47,9 +49,9 @@ def replay(options: Replay, console: Console) -> int:
         total = len(ledger.rows)
         until = total if options.to_round is None else options.to_round
         if not 0 <= until <= total:
-            raise ValueError(f"to_round must be between 0 and the {total} rounds of the ledger, got {until}")
+            raise ParameterError("to_round", f"must be between 0 and the {total} rounds of the ledger, got {until}")
         if options.out is not None and exists(options.out):
-            raise ValueError(f"out must be a file that does not exist yet; {options.out} does")
+            raise ParameterError("out", f"must be a file that does not exist yet; {options.out} does")
         about = ledger.header["about"] | ({} if options.model is None else {"model": options.model})
         run = options_of(about, options.algorithm)
         base = base_of(run, ledger.header["base"], "model")

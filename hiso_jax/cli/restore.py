@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms import Method
-from hiso_jax.checks import first_line
+from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.experiment import load_model, recorded_algorithm
 from hiso_jax.cli.methods import Option, is_foreign, methods_of, options_with, own_options
@@ -60,21 +60,24 @@ def method_of(about: Mapping[str, Any], algorithm: str | None) -> Method:
     recorded = about["algorithm"]
     if not is_foreign(recorded):
         if algorithm not in (None, recorded):
-            raise ValueError(f"algorithm must be the run's, {recorded}, or not be given; got {algorithm}")
+            raise ParameterError("algorithm", f"must be the run's, {recorded}, or not be given; got {algorithm}")
         return algorithms.load(recorded)
     if algorithm is None:
-        raise ValueError(
-            f"algorithm must be given again, as FILE:NAME: the run's is its user's own, {recorded}, and no code is run "
-            "because a run names it"
+        raise ParameterError(
+            "algorithm",
+            f"must be given again, as FILE:NAME: the run's is its user's own, {recorded}, and no code is run "
+            "because a run names it",
         )
     method = algorithms.load(algorithm)
     (base, through), (wanted, own) = algorithms.split_name(algorithm), algorithms.split_name(recorded)
     if base.rpartition(":")[2] != wanted.rpartition(":")[2] or (method.sha256 is None and base != wanted):
-        raise ValueError(f"algorithm must be the run's, {recorded}, wherever its file is now; got {algorithm}")
+        raise ParameterError("algorithm", f"must be the run's, {recorded}, wherever its file is now; got {algorithm}")
     if method.sha256 != about.get("algorithm_sha256"):
-        raise ValueError(f"algorithm must be the file that the run was made with; the SHA-256 of {algorithm} differs")
+        raise ParameterError(
+            "algorithm", f"must be the file that the run was made with; the SHA-256 of {algorithm} differs"
+        )
     if through != own:
-        raise ValueError(f"algorithm must go through the run's channels, as {recorded} does; got {algorithm}")
+        raise ParameterError("algorithm", f"must go through the run's channels, as {recorded} does; got {algorithm}")
     return method
 
 
@@ -121,7 +124,7 @@ def as_option(option: Option, value: Any) -> Any:
         return TypeAdapter(option.kind).validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError, ValueError) as error:
         reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise ValueError(f"{option.name} is not what the run can have had: {reason}") from None
+        raise ParameterError(option.name, f"is not what the run can have had: {reason}") from None
 
 
 def recorded(run: Path, *, unfinished: bool) -> LedgerFile:
@@ -137,9 +140,10 @@ def recorded(run: Path, *, unfinished: bool) -> LedgerFile:
             "it cannot be rebuilt, only gone on with from its snapshots, by hiso-jax run --resume"
         )
     if ledger.seal is None and not unfinished:
-        raise ValueError(
-            f"unfinished must be given to take the {len(ledger.rows):,} rounds that {run} has: it has no seal, so it "
-            "has not finished, or its end was lost or altered"
+        raise ParameterError(
+            "unfinished",
+            f"must be given to take the {len(ledger.rows):,} rounds that {run} has: it has no seal, so it "
+            "has not finished, or its end was lost or altered",
         )
     return ledger
 
@@ -160,7 +164,7 @@ def resumed(options: Run) -> Run:
         if value == default or field.name in ("resume", "algorithm"):
             continue
         if field.name not in MOVABLE:
-            raise ValueError(f"{field.name} cannot be given with --resume: the run has its own")
+            raise ParameterError(field.name, "cannot be given with --resume: the run has its own")
         changed[field.name] = value
     if exists(directory / LEDGER, "resume"):
         ledger = fed.load(directory, unfinished=True)
@@ -169,18 +173,23 @@ def resumed(options: Run) -> Run:
         about, found = _config(directory, "run"), 0
         if "algorithms" in about:
             kind = "compare" if "protocol" in about else "sweep"
-            raise ValueError(f"resume must be the directory of a run; what {directory} holds goes on with {kind}")
+            raise ParameterError(
+                "resume", f"must be the directory of a run; what {directory} holds goes on with {kind}"
+            )
     algorithm = options.algorithm if options.algorithm != Run.algorithm else None
     recorded = options_of(about, algorithm)
     rounds = changed.get("rounds", recorded.rounds)
     if rounds != recorded.rounds and recorded.schedule in ("cosine", "linear"):
-        raise ValueError(
-            f"rounds must be the run's, {recorded.rounds}: its schedule, {recorded.schedule}, ends there; got {rounds}"
+        raise ParameterError(
+            "rounds",
+            f"must be the run's, {recorded.rounds}: its schedule, {recorded.schedule}, ends there; got {rounds}",
         )
     if rounds != recorded.rounds and recorded.epsilon is not None:
-        raise ValueError(f"rounds must be the run's, {recorded.rounds}: its noise was found for them; got {rounds}")
+        raise ParameterError(
+            "rounds", f"must be the run's, {recorded.rounds}: its noise was found for them; got {rounds}"
+        )
     if rounds < found:
-        raise ValueError(f"rounds must be at least the {found} that the run has, got {rounds}")
+        raise ParameterError("rounds", f"must be at least the {found} that the run has, got {rounds}")
     return replace(recorded, resume=directory, out=directory, **changed)
 
 
@@ -196,9 +205,9 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
     about = _config(directory, study)
     named = about.get("algorithms")
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ValueError(f"resume must be the directory of a {study}; {directory} is another's")
+        raise ParameterError("resume", f"must be the directory of a {study}; {directory} is another's")
     if any(map(is_foreign, named)):
-        raise ValueError("resume needs methods of this package: no code is run because a directory names it")
+        raise ParameterError("resume", "needs methods of this package: no code is run because a directory names it")
     # The command's own, without what its methods added.
     kind = next(base for base in type(options).__mro__ if base in (Sweep, Compare))
     whole = options_with(kind, list(methods_of(named).values()))
@@ -215,11 +224,11 @@ def _check_folder(directory: Path, kind: str) -> None:
     """
     if not any(exists(directory / name, "resume") for name in (LEDGER, CONFIG)):
         missing = LEDGER if kind == "run" else CONFIG
-        raise ValueError(f"resume must be the directory of a {kind}; {directory} has no {missing}")
+        raise ParameterError("resume", f"must be the directory of a {kind}; {directory} has no {missing}")
     links = links_in(directory)
     if links:
-        raise ValueError(
-            f"resume must be a directory that holds its own files; {links[0]} is a link to {os.readlink(links[0])}"
+        raise ParameterError(
+            "resume", f"must be a directory that holds its own files; {links[0]} is a link to {os.readlink(links[0])}"
         )
 
 
@@ -235,8 +244,8 @@ def _config(directory: Path, kind: str) -> dict[str, Any]:
             return content
     except (ValueError, RecursionError):
         pass
-    raise ValueError(
-        f"resume must be the directory of a {kind} whose {CONFIG} is as it was written; {directory}'s is not"
+    raise ParameterError(
+        "resume", f"must be the directory of a {kind} whose {CONFIG} is as it was written; {directory}'s is not"
     )
 
 
@@ -274,8 +283,8 @@ def base_of(options: Run, fingerprints: Mapping[str, Any], option: str) -> Base:
                 f"a run of {options.task} that began elsewhere cannot be rebuilt here: this backend and version of jax "
                 "make other initial parameters"
             )
-        raise ValueError(
-            f"{option} must be the checkpoint that the run began with; the fingerprint of {options.model} differs"
+        raise ParameterError(
+            option, f"must be the checkpoint that the run began with; the fingerprint of {options.model} differs"
         )
     return base
 
@@ -283,7 +292,7 @@ def base_of(options: Run, fingerprints: Mapping[str, Any], option: str) -> Base:
 def rebuild(options: Run, base: Base, updates: fed.Updates) -> tuple[PyTree, Any]:
     """Parameters and optimizer state after ``updates``."""
     if not isinstance(options.learning_rate, float):
-        raise ValueError("learning_rate must be a number to rebuild a run, and the run has none")
+        raise ParameterError("learning_rate", "must be a number to rebuild a run, and the run has none")
     algorithm = recorded_algorithm(options, algorithms.load(options.algorithm), options.learning_rate)
     try:
         return jax.block_until_ready(fed.replay(base.params, algorithm, updates))

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from hiso_jax import algorithms, fed
 from hiso_jax.algorithms import Method
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import (
     IMAGE_TASKS,
@@ -124,9 +125,11 @@ def wanted_rate(options: Run, method: Method) -> Any:
     if given is None and options.task not in IMAGE_TASKS and default_rate(options, method) is None:
         given = "auto"
     if given == "auto" and method.needs_secret:
-        raise ValueError("learning_rate must be a number in a private run: auto reads the losses of its clients")
+        raise ParameterError("learning_rate", "must be a number in a private run: auto reads the losses of its clients")
     if given == "auto" and (jax.process_count() > 1 or options.model_shards > 1):
-        raise ValueError("learning_rate must be a number where several processes or shards of a model run; got auto")
+        raise ParameterError(
+            "learning_rate", "must be a number where several processes or shards of a model run; got auto"
+        )
     return learning_rate(options, method, given) if given != "auto" else given
 
 

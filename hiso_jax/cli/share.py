@@ -6,14 +6,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from hiso_jax import algorithms, fed, tasks
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.restore import Base, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import read_tree, write_tree
 from hiso_jax.fed.ledger import Delta, bytes_a_round, delta_of, exists, load_delta, save_delta
@@ -37,7 +38,7 @@ class Export:
       algorithm: FILE:NAME of the run's method again, for hf, if it is its user's own.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, Positional]
     format: Literal["delta", "hf"] = "delta"
     unfinished: bool = False
     out: Path | None = None
@@ -59,7 +60,7 @@ class Apply:
       accept_difference: write the model also if it is not the run's to the last bit, and tell how far apart they are.
     """
 
-    delta: tyro.conf.Positional[Path]
+    delta: Annotated[Path, Positional]
     base: str | None = None
     out: Path
     algorithm: str | None = None
@@ -84,7 +85,7 @@ def export(options: Export, console: Console) -> int:
             return _export_delta(delta_of(ledger, _without_places(about)), out, console)
         run = options_of(about | ({} if options.model is None else {"model": options.model}), options.algorithm)
         if run.task in tasks.NETWORKS:
-            raise ValueError(f"format must be delta for {run.task}: transformers has no such model")
+            raise ParameterError("format", f"must be delta for {run.task}: transformers has no such model")
         base = base_of(run, ledger.header["base"], "model")
         known = Known(ledger.checks.get(len(ledger.rows)), None, True)
         _write_model(run, base, ledger.records.updates_with_losses, known, out, console)
@@ -105,14 +106,13 @@ def apply(options: Apply, console: Console) -> int:
         run = options_of(delta.header["about"], options.algorithm)
         if run.task not in tasks.NETWORKS:
             if options.base is None:
-                raise ValueError(f"base must be the checkpoint that the run began with, {run.model} there")
+                raise ParameterError("base", f"must be the checkpoint that the run began with, {run.model} there")
             run = replace(run, model=options.base)
         elif options.base is not None:
-            raise ValueError(
-                f"base must not be given for {run.task}, whose network is in the package; got {options.base}"
+            raise ParameterError(
+                "base", f"must not be given for {run.task}, whose network is in the package; got {options.base}"
             )
-        with exit_codes.naming(model="base"):
-            base = base_of(run, delta.header["base"], "base")
+        base = base_of(run, delta.header["base"], "base")
         known = Known(delta.header["params_sha256"], delta.header.get("sample"), options.accept_difference)
         _write_model(run, base, delta.updates, known, out, console)
     return exit_codes.DONE
@@ -122,15 +122,15 @@ def _apply_own(options: Apply, delta: Delta, console: Console) -> int:
     """Apply the delta of a run that a program made: who applies it has the optimizer and the initial parameters."""
     for option in ("algorithm", "base"):
         if getattr(options, option) is None:
-            raise ValueError(
-                f"{option} must be given: the run was made from Python, so that --algorithm FILE:NAME has to name its "
-                "optimizer, and --base a safetensors file of its initial parameters"
+            raise ParameterError(
+                option,
+                "must be given: the run was made from Python, so that --algorithm FILE:NAME has to name its "
+                "optimizer, and --base a safetensors file of its initial parameters",
             )
     assert options.base is not None
     assert options.algorithm is not None
     tx, base = algorithms.load_value(options.algorithm), read_tree(Path(options.base), "base")
-    with exit_codes.naming(params="base", tx="algorithm"):
-        params = fed.apply_delta(delta, base, tx, accept_difference=options.accept_difference)
+    params = fed.apply_delta(delta, base, tx, accept_difference=options.accept_difference)
     write_tree(params, options.out)
     rows = {
         "rounds": f"{delta.header['rounds']:,}",
@@ -157,7 +157,7 @@ class Known(NamedTuple):
 
 def _fresh(out: Path) -> Path:
     if exists(out):
-        raise ValueError(f"out must not exist yet; {out} does")
+        raise ParameterError("out", f"must not exist yet; {out} does")
     return out
 
 
@@ -185,7 +185,7 @@ def _export_delta(delta: Delta, out: Path, console: Console) -> int:
     try:
         size = save_delta(delta, out)
     except OSError as error:
-        raise ValueError(f"out cannot be written: {out} ({error.strerror})") from error
+        raise ParameterError("out", f"cannot be written: {out} ({error.strerror})") from error
     rounds = delta.header["rounds"]
     rows = {
         "rounds": f"{rounds:,}",
@@ -221,7 +221,7 @@ def _write_model(run: Any, base: Base, updates: fed.Updates, known: Known, out: 
             files = save_pretrained(base.pretrained, base.tuned, params, half)
             os.replace(half, out)
         except OSError as error:
-            raise ValueError(f"out cannot be written: {out} ({error.strerror})") from error
+            raise ParameterError("out", f"cannot be written: {out} ({error.strerror})") from error
         finally:
             shutil.rmtree(half, ignore_errors=True)
         files = [out / file.name for file in files]

@@ -4,14 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from hiso_jax import algorithms, fed
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
+from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.methods import is_foreign, options_with, own_options
 from hiso_jax.cli.options import Run
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, exists, load_delta, salvage
@@ -32,7 +33,7 @@ class Show:
         seal, which hiso-jax run --resume goes on from.
     """
 
-    path: tyro.conf.Positional[Path]
+    path: Annotated[Path, Positional]
     salvage: Path | None = None
 
 
@@ -55,13 +56,13 @@ def show(options: Show, console: Console) -> int:
 
 def _salvaged(path: Path, out: Path) -> dict[str, str]:
     if exists(out, "salvage"):
-        raise ValueError(f"salvage must be a directory that does not exist yet; {out} does")
+        raise ParameterError("salvage", f"must be a directory that does not exist yet; {out} does")
     found = fed.load(path, salvage=True)
     try:
         out.mkdir(parents=True)
         salvage(found, out / LEDGER)
     except OSError as error:
-        raise ValueError(f"salvage cannot be made: {exit_codes.told(error)}") from error
+        raise ParameterError("salvage", f"cannot be made: {exit_codes.told(error)}") from error
     return _of_ledger(fed.load(out, unfinished=True)) | {"written to": str(out)}
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from hiso_jax.checks import positive, whole
-from hiso_jax.cli.language import comma_separated
+from hiso_jax.checks import ParameterError, positive, whole
+from hiso_jax.cli.arguments import Listed
 from hiso_jax.cli.options import Experiment
 
 ALGORITHMS = ("hiso", "decomfl")
@@ -24,8 +24,8 @@ class Study(Experiment):
       validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
     """
 
-    algorithms: Annotated[tuple[str, ...], comma_separated(str, "A,B,…")] = ALGORITHMS
-    learning_rate: Annotated[tuple[str, ...] | None, comma_separated(str, "X,Y,…")] = None
+    algorithms: Annotated[tuple[str, ...], Listed(str, "A,B,…")] = ALGORITHMS
+    learning_rate: Annotated[tuple[str, ...] | None, Listed(str, "X,Y,…")] = None
     seeds: int = 1
     validation: int | None = None
     resume: Path | None = None
@@ -39,7 +39,7 @@ class Study(Experiment):
         super().__post_init__()
         whole("seeds", self.seeds, 1)
         if len(set(self.algorithms)) != len(self.algorithms):
-            raise ValueError(f"algorithms must not repeat, got {','.join(self.algorithms)}")
+            raise ParameterError("algorithms", f"must not repeat, got {','.join(self.algorithms)}")
         self._check_rates()
 
     def _check_rates(self) -> None:
@@ -60,14 +60,14 @@ def as_number(option: str, word: str) -> float:
     try:
         return float(word)
     except ValueError:
-        raise ValueError(f"{option} must be numbers, comma-separated, got {word!r}") from None
+        raise ParameterError(option, f"must be numbers, comma-separated, got {word!r}") from None
 
 
 def _check_grid(option: str, values: tuple[float, ...]) -> None:
     for value in values:
         positive(option, value)
     if len(set(values)) != len(values):
-        raise ValueError(f"{option} must not repeat, got {','.join(map(str, values))}")
+        raise ParameterError(option, f"must not repeat, got {','.join(map(str, values))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Sweep(Study):
       mus: smoothing radii to try; by default --mu alone.
     """
 
-    mus: Annotated[tuple[float, ...] | None, comma_separated(float, "X,Y,…")] = None
+    mus: Annotated[tuple[float, ...] | None, Listed(float, "X,Y,…")] = None
 
     def __post_init__(self) -> None:
         """Check every range.

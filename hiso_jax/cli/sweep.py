@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hiso_jax import fed
+from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import build_task, check_methods, check_virtual, notes
 from hiso_jax.cli.interrupt import exit_code
@@ -84,9 +85,9 @@ def _kept(directory: Path) -> dict[str, fed.SweepResult]:
     try:
         content = json.loads(read_regular(directory / RESULTS))
     except RecursionError as error:
-        raise ValueError(f"resume must be a directory whose {RESULTS} is as it was written") from error
+        raise ParameterError("resume", f"must be a directory whose {RESULTS} is as it was written") from error
     if not isinstance(content, dict):
-        raise ValueError(f"resume must be a directory whose {RESULTS} is as it was written")
+        raise ParameterError("resume", f"must be a directory whose {RESULTS} is as it was written")
     return {name: sweep_from_dict(result) for name, result in content.items()}
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.ledger import read_regular, write_whole
 
 
@@ -26,7 +27,7 @@ def write_tree(tree: PyTree, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, save(named))
     except OSError as error:
-        raise ValueError(f"out cannot be written: {path} ({error.strerror})") from error
+        raise ParameterError("out", f"cannot be written: {path} ({error.strerror})") from error
 
 
 def read_tree(path: Path, option: str) -> PyTree:
@@ -41,8 +42,8 @@ def read_tree(path: Path, option: str) -> PyTree:
     try:
         named = load(read_regular(path))
     except (ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"{option} must be a safetensors file of the parameters that the run began with: {error}"
+        raise ParameterError(
+            option, f"must be a safetensors file of the parameters that the run began with: {error}"
         ) from error
     tree: dict[str, Any] = {}
     for name, array in named.items():

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
-from hiso_jax.checks import first_line, positive
+from hiso_jax.checks import ParameterError, first_line, positive
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.claims import writing
 from hiso_jax.cli.comparing import Compare
@@ -52,7 +52,9 @@ class Held:
         total = examples_of(task)
         held = round(VALIDATION_SHARE * total) if options.validation is None else options.validation
         if not 1 <= held < total:
-            raise ValueError(f"validation must be at least 1 and below {total}, the training examples; got {held}")
+            raise ParameterError(
+                "validation", f"must be at least 1 and below {total}, the training examples; got {held}"
+            )
         self.task = fed.hold_out(task, held, seed=options.seed)
         self.target = target_of(options, task)
         self.seeds = list(seeds)
@@ -196,7 +198,9 @@ class Search:
                     raise ValueError(f"a trial has not {len(self.held.seeds)} runs")
         except (ValueError, RecursionError) as error:
             reason = first_line(error)
-            raise ValueError(f"resume must be a directory whose {RESULTS} is as it was written ({reason})") from error
+            raise ParameterError(
+                "resume", f"must be a directory whose {RESULTS} is as it was written ({reason})"
+            ) from error
         self.trials = content.trials
         self.metric = fed.Metric(content.metric, content.higher_is_better)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.aggregation import (
     Attack,
     Combine,
@@ -114,14 +115,16 @@ class Algorithm:
     def __post_init__(self) -> None:
         """Check that its parts go together."""
         if isinstance(self.wire, FewBits) and not self.has_scalars:
-            raise ValueError(
-                "wire of few bits is for methods that send scalars; this one sends trees like the parameters"
+            raise ParameterError(
+                "wire", "of few bits is for methods that send scalars; this one sends trees like the parameters"
             )
         if self.is_private and isinstance(self.wire, FewBits) and self.wire.relay == "messages":
-            raise ValueError("relay must be aggregate for a private mean: messages show every client's numbers to all")
+            raise ParameterError(
+                "relay", "must be aggregate for a private mean: messages show every client's numbers to all"
+            )
         if self.combine is not mean and isinstance(self.wire, FewBits) and self.wire.relay == "messages":
-            raise ValueError(
-                "relay must be aggregate for another combiner than the mean, whose result is none of codes"
+            raise ParameterError(
+                "relay", "must be aggregate for another combiner than the mean, whose result is none of codes"
             )
 
     @property
@@ -282,5 +285,7 @@ def measured_by(algorithm: Algorithm, method: Difference | DifferenceName | None
     if algorithm.measure is None:
         return probes("forward" if method is None else method)
     if method is not None:
-        raise ValueError(f"method must not be given for an algorithm that has a measure of its own, got {method!r}")
+        raise ParameterError(
+            "method", f"must not be given for an algorithm that has a measure of its own, got {method!r}"
+        )
     return algorithm.measure

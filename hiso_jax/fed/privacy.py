@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from hiso_jax.checks import finite, positive, whole
+from hiso_jax.checks import ParameterError, finite, positive, whole
 from hiso_jax.fed.keys import cohort_key
 from hiso_jax.fed.population import sample_cohort
 
@@ -135,10 +135,12 @@ def noise_for(epsilon: float, sampling: Sampling, *, delta: float = 1e-5) -> flo
     if 0 in (sampling.rounds, sampling.visits):
         return 0.0
     if epsilon >= MOST_EPSILON:
-        raise ValueError(f"epsilon must be below {MOST_EPSILON:g}, beyond which nothing is private, got {epsilon:g}")
+        raise ParameterError(
+            "epsilon", f"must be below {MOST_EPSILON:g}, beyond which nothing is private, got {epsilon:g}"
+        )
     found = [noise for way in _bounds(sampling) if (noise := _calibrated(epsilon, way, delta)) is not None]
     if not found:
-        raise ValueError(f"epsilon must be a budget that some noise meets; got {epsilon:g} at delta {delta:g}")
+        raise ParameterError("epsilon", f"must be a budget that some noise meets; got {epsilon:g} at delta {delta:g}")
     return min(found)
 
 
@@ -163,7 +165,7 @@ def _calibrated(epsilon: float, sampling: Sampling, delta: float) -> float | Non
 def _check(sampling: Sampling, delta: float) -> None:
     positive("delta", delta)
     if delta >= 1:
-        raise ValueError(f"delta must be below 1, got {delta}")
+        raise ParameterError("delta", f"must be below 1, got {delta}")
     whole("rounds", sampling.rounds, 0)
     whole("cohort", sampling.cohort, 1, sampling.clients + 1)
     if sampling.visits is not None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from hiso_jax.checks import is_real
+from hiso_jax.checks import ParameterError, is_real
 from hiso_jax.fed.task import Task, frozen_of
 from hiso_jax.zo import check_generator, in_float32
 
@@ -33,16 +33,18 @@ def check_task(task: Task) -> np.dtype:
     check_generator(jax.random.key(0))
     for name in ("train", "test", "init", "loss", "metrics"):
         if not hasattr(task, name):
-            raise ValueError(f"task must have init, loss, metrics, train and test, see fed.Task; it lacks {name}")
+            raise ParameterError(
+                "task", f"must have init, loss, metrics, train and test, see fed.Task; it lacks {name}"
+            )
     for name in ("init", "loss", "metrics", "summarise", "hold_out", "layout", "moved_as"):
         member = getattr(task, name, None)
         if member is not None and not callable(member):
-            raise ValueError(f"{name} of a task must be a function, got a {type(member).__name__}")
+            raise ParameterError(name, f"of a task must be a function, got a {type(member).__name__}")
     target, metric = getattr(task, "target", None), getattr(task, "metric", None)
     if target is not None and not (is_real(target) and np.isfinite(target)):
-        raise ValueError(f"target of a task must be a number or None, got {target!r}")
+        raise ParameterError("target", f"of a task must be a number or None, got {target!r}")
     if metric is not None and not isinstance(metric, str):
-        raise ValueError(f"metric of a task must be the name of one of its metrics or None, got {metric!r}")
+        raise ParameterError("metric", f"of a task must be the name of one of its metrics or None, got {metric!r}")
     for split in ("train", "test"):
         check_examples(split, getattr(task, split))
     return _check_loss(task)
@@ -80,27 +82,28 @@ def check_examples(split: str, data: PyTree) -> None:
     """
     leaves = jax.tree_util.tree_leaves_with_path(data)
     if not leaves:
-        raise ValueError(f"{split} must hold examples, and is empty: {HOW}")
+        raise ParameterError(split, f"must hold examples, and is empty: {HOW}")
     lengths = {}
     for path, leaf in leaves:
         place = f"{split}{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, np.ndarray | jax.Array) or leaf.ndim < 1:
             library = f"{type(leaf).__module__.partition('.')[0]} ".removeprefix("builtins ")
-            raise ValueError(f"{place} must be an array of examples, got a {library}{type(leaf).__name__}: {HOW}")
+            raise ParameterError(place, f"must be an array of examples, got a {library}{type(leaf).__name__}: {HOW}")
         if leaf.dtype.kind in "USOT":
-            raise ValueError(
-                f"{place} must hold numbers, and holds text or objects, {np.asarray(leaf).reshape(-1)[0]!r} first: "
-                "number label names, say, by names, numbers = numpy.unique(labels, return_inverse=True)"
+            raise ParameterError(
+                place,
+                f"must hold numbers, and holds text or objects, {np.asarray(leaf).reshape(-1)[0]!r} first: "
+                "number label names, say, by names, numbers = numpy.unique(labels, return_inverse=True)",
             )
         lengths[place] = len(leaf)
         bad = _first_not_finite(leaf)
         if bad is not None:
-            raise ValueError(f"{place} must hold finite numbers only; example {bad} has one that is not")
+            raise ParameterError(place, f"must hold finite numbers only; example {bad} has one that is not")
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{place} {length}" for place, length in lengths.items())
-        raise ValueError(f"{split} must have as many entries in each array as there are examples, got {told}")
+        raise ParameterError(split, f"must have as many entries in each array as there are examples, got {told}")
     if not next(iter(lengths.values())):
-        raise ValueError(f"{split} must hold at least one example, and is empty")
+        raise ParameterError(split, "must hold at least one example, and is empty")
 
 
 def _first_not_finite(array: Any) -> int | None:
@@ -130,14 +133,15 @@ def _check_loss(task: Task) -> np.dtype:
     frozen = frozen_of(task)
     losses = jax.eval_shape(in_float32(task.loss), params, batch, *([] if frozen is None else [frozen]))
     if isinstance(losses, tuple):
-        raise ValueError(
-            "loss must return the loss of each example and nothing else, got a tuple: what else there is to tell of "
-            "an example, return by metrics"
+        raise ParameterError(
+            "loss",
+            "must return the loss of each example and nothing else, got a tuple: what else there is to tell of "
+            "an example, return by metrics",
         )
     if getattr(losses, "shape", None) != (count,):
         got = getattr(losses, "shape", type(losses).__name__)
         hint = ": do not take its mean" if got == () else ""
-        raise ValueError(f"loss must be per example, of shape ({count},) for {count} examples; got {got}{hint}")
+        raise ParameterError("loss", f"must be per example, of shape ({count},) for {count} examples; got {got}{hint}")
     if not jax.numpy.issubdtype(losses.dtype, np.floating):
-        raise ValueError(f"loss must be a floating-point number for each example, got {losses.dtype}")
+        raise ParameterError("loss", f"must be a floating-point number for each example, got {losses.dtype}")
     return losses.dtype

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from hiso_jax.checks import first_line
+from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.factored import MovedAs
 
 logger = logging.getLogger("hiso_jax")
@@ -97,7 +97,7 @@ def metric_of(task: Task, reported: Iterable[str]) -> Metric:
         _guess(tuple(names))
     name = name or ("loss" if "loss" in names else names[0])
     if name not in names:
-        raise ValueError(f"metric must be one of the task's metrics, {', '.join(names)}; got {name}")
+        raise ParameterError("metric", f"must be one of the task's metrics, {', '.join(names)}; got {name}")
     return Metric(name, name != "loss")
 
 
@@ -127,7 +127,7 @@ def hold_out(task: Any, examples: int, *, seed: int = 0) -> Any:
         return task.hold_out(examples, seed=seed)
     total = examples_of(task.train)
     if not 0 < examples < total:
-        raise ValueError(f"examples must be at least 1 and below {total}, got {examples}")
+        raise ParameterError("examples", f"must be at least 1 and below {total}, got {examples}")
     held, kept = np.split(np.random.default_rng(seed).permutation(total), [examples])
     return HeldOut(task, *(jax.tree.map(lambda a, rows=rows: a[rows], task.train) for rows in (kept, held)))
 
@@ -177,4 +177,4 @@ def summarise(task: Task, outputs: Mapping[str, Shaped[np.ndarray, "n ..."]]) ->
         return {name: float(value) for name, value in reduce(outputs).items()}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"summarise must return one number for each name; it fails to ({reason})") from error
+        raise ParameterError("summarise", f"must return one number for each name; it fails to ({reason})") from error

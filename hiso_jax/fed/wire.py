@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.checks import whole
+from hiso_jax.checks import ParameterError, whole
 from hiso_jax.fed.codes import Coded, Relayed, is_coded, packed_size, quantise
 
 BITS = (1, 2, 4, 8, 32)
@@ -136,24 +136,26 @@ class FewBits(Wire):
     def __post_init__(self) -> None:
         """Check every range."""
         if self.scalar_bits is None and self.bytes_up is None:
-            raise ValueError("scalar_bits must be given, or bytes_up")
+            raise ParameterError("scalar_bits", "must be given, or `bytes_up`")
         if self.scalar_bits is not None and self.bytes_up is not None:
-            raise ValueError("scalar_bits must not be given beside bytes_up, which decides them")
+            raise ParameterError("scalar_bits", "must not be given beside `bytes_up`, which decides them")
         if self.scalar_bits not in (None, *BITS):
-            raise ValueError(f"scalar_bits must be one of {', '.join(map(str, BITS))}, got {self.scalar_bits}")
+            raise ParameterError("scalar_bits", f"must be one of {', '.join(map(str, BITS))}, got {self.scalar_bits}")
         if self.bytes_up is not None:
             whole("bytes_up", self.bytes_up, 1)
         if self.aggregate_bits not in AGGREGATE_BITS:
             allowed = ", ".join(map(str, AGGREGATE_BITS))
-            raise ValueError(f"aggregate_bits must be one of {allowed}, got {self.aggregate_bits}")
+            raise ParameterError("aggregate_bits", f"must be one of {allowed}, got {self.aggregate_bits}")
         if self.relay not in (None, "messages", "aggregate"):
-            raise ValueError(f"relay must be messages or aggregate, got {self.relay!r}")
+            raise ParameterError("relay", f"must be messages or aggregate, got {self.relay!r}")
         if self.relay == "messages" and self.aggregate_bits != 32:
-            raise ValueError(
-                f"aggregate_bits must be 32 with relay messages, which tell no aggregate, got {self.aggregate_bits}"
+            raise ParameterError(
+                "aggregate_bits", f"must be 32 with relay messages, which tell no aggregate, got {self.aggregate_bits}"
             )
         if self.relay == "messages" and self.scalar_bits == 32:
-            raise ValueError("relay must be aggregate for scalars of 32 bits: nothing is smaller in the messages")
+            raise ParameterError(
+                "relay", "must be aggregate for scalars of 32 bits: nothing is smaller in the messages"
+            )
 
     @property
     def is_exact(self) -> bool:
@@ -188,8 +190,8 @@ class FewBits(Wire):
         for bits in reversed(BITS):
             if size(bits) <= self.bytes_up:
                 return bits
-        raise ValueError(
-            f"bytes_up must be at least {size(1)} for {sum(counts)} scalars a message, got {self.bytes_up}"
+        raise ParameterError(
+            "bytes_up", f"must be at least {size(1)} for {sum(counts)} scalars a message, got {self.bytes_up}"
         )
 
     def encode(self, messages: PyTree[Float[Array, "C K P"]]) -> PyTree:

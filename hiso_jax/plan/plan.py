@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from hiso_jax import fed
-from hiso_jax.checks import first_line
+from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.fed.devices import CLIENTS, MODEL
 from hiso_jax.fed.run import DescribedRun, Ingredients, describe
 from hiso_jax.fed.task import bind, frozen_of
@@ -144,7 +144,7 @@ def plan(
     Raises:
       ValueError: as a simulation would, or as :func:`hiso_jax.fed.make_mesh`; or XLA cannot compile the round.
     """
-    mesh = fed.make_mesh(list(target.devices), model=model_shards)
+    mesh = fed.make_mesh(list(target.devices), model_shards=model_shards)
     begin = time.perf_counter()
     config = replace(config, rounds=ROUNDS, eval_every=ROUNDS, rounds_per_dispatch=ROUNDS)
     run = describe(given, tx, config, mesh, memory_budget=int(BUDGET_SHARE * target.usable))
@@ -154,7 +154,9 @@ def plan(
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             told = first_line(error)[:200]
-            raise ValueError(f"target {target.name}: XLA cannot compile this round for it from here: {told}") from error
+            raise ParameterError(
+                "target", f"{target.name}: XLA cannot compile this round for it from here: {told}"
+            ) from error
     seconds = time.perf_counter() - begin
     program = read(compiled.as_text())
     rounds = run.setup.length

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from hiso_jax.checks import ParameterError
+
 GB = 10**9
 TFLOPS = 10**12
 # Of a GPU's memory JAX takes three quarters when it starts, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -108,7 +110,7 @@ def chip_of(name: str) -> Chip:
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", shape):
-        raise ValueError(f"target must be one of {', '.join(CHIPS)} and a shape, like {EXAMPLES}; got {name}")
+        raise ParameterError("target", f"must be one of {', '.join(CHIPS)} and a shape, like {EXAMPLES}; got {name}")
     return CHIPS[kind]
 
 
@@ -132,9 +134,10 @@ def target(name: str) -> Target:
     except Exception as error:
         # The plug-ins raise what they like: of a package that is missing, of a shape that cannot be.
         told = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"target {name} cannot be compiled for: it needs the compiler of pip install 'hiso-jax[{extra}]', and a "
-            f"shape that there is; {told or type(error).__name__}"
+        raise ParameterError(
+            "target",
+            f"{name} cannot be compiled for: it needs the compiler of pip install 'hiso-jax[{extra}]', and a "
+            f"shape that there is; {told or type(error).__name__}",
         ) from error
     return Target(name, chip, found.devices)
 

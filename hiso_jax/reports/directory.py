@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso_jax import fed
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.ledger import exists, sync_directory, write_whole
 
 
@@ -53,7 +54,7 @@ def create_directory(out: Path | None, name: str, config: Mapping[str, Any] | No
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     path = out or Path("runs") / f"{name}-{stamp}"
     if exists(path):
-        raise ValueError(f"out must be a directory that does not exist yet; {path} does")
+        raise ParameterError("out", f"must be a directory that does not exist yet; {path} does")
     new = path.parent / f".{path.name}.{os.getpid()}"
     try:
         new.mkdir(parents=True)
@@ -62,7 +63,7 @@ def create_directory(out: Path | None, name: str, config: Mapping[str, Any] | No
         os.rename(new, path)
         sync_directory(path.parent)
     except OSError as error:
-        raise ValueError(f"out cannot be made: {path} ({error.strerror})") from error
+        raise ParameterError("out", f"cannot be made: {path} ({error.strerror})") from error
     return path
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso_jax import fed
+from hiso_jax.checks import ParameterError
 
 
 def _numbers(evaluation: fed.Evaluation) -> dict[str, float]:
@@ -27,8 +28,8 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ModuleNotFoundError as error:
-            raise ValueError(
-                "log tensorboard needs the extra tensorboard: pip install 'hiso-jax[tensorboard]'"
+            raise ParameterError(
+                "log", "tensorboard needs the extra tensorboard: pip install 'hiso-jax[tensorboard]'"
             ) from error
         self._writer = SummaryWriter(str(folder))
 
@@ -56,7 +57,7 @@ class WandB:
         try:
             import wandb
         except ModuleNotFoundError as error:
-            raise ValueError("log wandb needs the extra wandb: pip install 'hiso-jax[wandb]'") from error
+            raise ParameterError("log", "wandb needs the extra wandb: pip install 'hiso-jax[wandb]'") from error
         self._run = wandb.init(config=config, **settings)
 
     def __call__(self, progress: fed.Progress) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hiso_jax.checks import is_real
+from hiso_jax.checks import ParameterError, is_real
 
 # Of fewer pairs an interval would be as wide as the question: Student's t has 12.7 standard errors at 2.
 FEWEST_PAIRS = 5
@@ -49,17 +49,17 @@ def check_figures(run: Any) -> None:
       ValueError: one is missing, or is none that it can be; it is named.
     """
     if not isinstance(run, Mapping):
-        raise ValueError("figures must be an object")
+        raise ParameterError("figures", "must be an object")
     totals = {name for names in FIGURES.values() for name in names}
     numbers = {"seed", "rounds", "rounds_planned"}
     maybe = {f"{figure}_to_target" for figure in FIGURES} | totals - numbers | {"diverged_at_round", "worst_tenth"}
     metric = run.get("metric")
     if not isinstance(metric, str):
-        raise ValueError("figures must name their metric")
+        raise ParameterError("figures", "must name their metric")
     for name in (*sorted(numbers), *sorted(maybe), metric):
         value = run.get(name)
         if name not in run or not (is_real(value) or (value is None and name not in numbers)):
-            raise ValueError(f"{name} must be a number, got {value!r}")
+            raise ParameterError(name, f"must be a number, got {value!r}")
 
 
 def to_target(run: dict[str, Any], figure: str) -> float | None:

@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hiso_jax import fed
+from hiso_jax.checks import ParameterError
 from hiso_jax.reports.text import NEVER, broken, short_names, spread
 
 
@@ -81,7 +82,9 @@ def sweep_from_dict(content: dict[str, Any]) -> fed.SweepResult:
             run_seconds=float(content["run_seconds"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"resume must be a directory whose sweep.json is as it was written ({error})") from error
+        raise ParameterError(
+            "resume", f"must be a directory whose sweep.json is as it was written ({error})"
+        ) from error
 
 
 def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from hiso_jax.checks import first_line
+from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.factored import MovedAs
 from hiso_jax.tasks.splits import held_out
 
@@ -34,9 +34,10 @@ def _as_arrays(name: str, value: Any) -> Any:
     except Exception as error:
         # A tensor that needs its gradient, or is on a device, or rows of unequal lengths: each raises its own.
         library = type(value).__module__.partition(".")[0]
-        raise ValueError(
-            f"{name} must be an array of examples, or what NumPy makes one of; got a {library} {type(value).__name__} "
-            f"that it does not ({first_line(error)})"
+        raise ParameterError(
+            name,
+            f"must be an array of examples, or what NumPy makes one of; got a {library} {type(value).__name__} "
+            f"that it does not ({first_line(error)})",
         ) from error
 
 
@@ -53,16 +54,18 @@ def _check_labels(name: str, labels: Any, classes: int) -> None:
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         first = repr(labels.reshape(-1).tolist()[0]) if labels.size else "none"
-        raise ValueError(
-            f"{name} must be one whole number for each example, got {labels.dtype} of shape {labels.shape}, {first} "
-            "first: names, numbers = numpy.unique(labels, return_inverse=True) numbers label names"
+        raise ParameterError(
+            name,
+            f"must be one whole number for each example, got {labels.dtype} of shape {labels.shape}, {first} "
+            "first: names, numbers = numpy.unique(labels, return_inverse=True) numbers label names",
         )
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         example = int(np.argmax(outside))
-        raise ValueError(
-            f"{name} must be at least 0 and below {classes}, the model's number of classes; {int(outside.sum())} are "
-            f"not, the first of them {labels[example]} of example {example}"
+        raise ParameterError(
+            name,
+            f"must be at least 0 and below {classes}, the model's number of classes; {int(outside.sum())} are "
+            f"not, the first of them {labels[example]} of example {example}",
         )
 
 
@@ -102,7 +105,7 @@ class Classification:
         for split in ("train", "test"):
             data = getattr(self, split)
             if set(data) != {"input", "label"}:
-                raise ValueError(f'{split} must have the entries "input" and "label", got {sorted(data)}')
+                raise ParameterError(split, f'must have the entries "input" and "label", got {sorted(data)}')
             data = {entry: _as_arrays(f'{split}["{entry}"]', data[entry]) for entry in ("input", "label")}
             data["label"] = _as_numbers(data["label"])
             object.__setattr__(self, split, data)
@@ -110,7 +113,9 @@ class Classification:
             labels = data["label"].shape[0] if getattr(data["label"], "ndim", 0) else 0
             if counts != {labels} or not labels:
                 got = ", ".join(map(str, sorted(counts))) or "no"
-                raise ValueError(f"{split} must have as many inputs as labels and at least one, got {got} and {labels}")
+                raise ParameterError(
+                    split, f"must have as many inputs as labels and at least one, got {got} and {labels}"
+                )
         classes = self._classes()
         for split in ("train", "test"):
             _check_labels(f'{split}["label"]', getattr(self, split)["label"], classes)
@@ -132,7 +137,7 @@ class Classification:
         given = jax.eval_shape(logits, jax.random.key(0), row)
         if getattr(given, "ndim", None) != 2 or given.shape[0] != 1:
             got = getattr(given, "shape", f"a {type(given).__name__}")
-            raise ValueError(f"model_apply must give logits of shape [B, classes], here (1, classes); got {got}")
+            raise ParameterError("model_apply", f"must give logits of shape [B, classes], here (1, classes); got {got}")
         return given.shape[1]
 
     def init(self, key: Key[Array, ""]) -> PyTree:

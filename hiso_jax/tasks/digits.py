@@ -4,6 +4,7 @@ from importlib.resources import files
 
 import numpy as np
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.models import Model, cnn, mlp
 from hiso_jax.tasks.classification import Classification
 
@@ -21,7 +22,7 @@ def digits_network(model: str | None = None) -> Model:
         return mlp(side=8, hidden=32)
     if model == "cnn":
         return cnn(side=8, kernel=3, features=(8, 16))
-    raise ValueError(f"model must be mlp or cnn for digits, got {model}")
+    raise ParameterError("model", f"must be mlp or cnn for digits, got {model}")
 
 
 def digits(model: str = "mlp") -> Classification:

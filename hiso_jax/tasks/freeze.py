@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
+from hiso_jax.checks import ParameterError
+
 
 @dataclass(frozen=True)
 class Partial:
@@ -67,8 +69,10 @@ def train_only(task: Any, *names: str, params: Mapping[str, PyTree] | None = Non
     """
     whole = task.init(jax.random.key(seed)) if params is None else params
     if not isinstance(whole, Mapping):
-        raise ValueError(f"task must have a dict of parameters to train a part of, got a {type(whole).__name__}")
+        raise ParameterError("task", f"must have a dict of parameters to train a part of, got a {type(whole).__name__}")
     unknown = [name for name in names if name not in whole]
     if unknown or not names or len(set(names)) == len(whole):
-        raise ValueError(f"names must be some, and not all, of {', '.join(map(str, whole))}; got {', '.join(names)}")
+        raise ParameterError(
+            "names", f"must be some, and not all, of {', '.join(map(str, whole))}; got {', '.join(names)}"
+        )
     return Partial(task, tuple(dict.fromkeys(names)), {name: whole[name] for name in whole if name not in names})

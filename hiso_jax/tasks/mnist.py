@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.models import Model, cnn, mlp
 from hiso_jax.tasks.classification import Classification
 
@@ -73,7 +74,7 @@ def _find(folder: Path, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"data_dir must hold {name} or {name}.gz; {folder} has neither")
+    raise ParameterError("data_dir", f"must hold {name} or {name}.gz; {folder} has neither")
 
 
 def _from_files(folder: Path, images_of: Images) -> dict[str, dict[str, np.ndarray]]:
@@ -98,9 +99,10 @@ def _from_hub(images_of: Images) -> dict[str, dict[str, np.ndarray]]:
         loaded: Any = datasets.load_dataset(images_of.hub_name)
     except Exception as error:
         # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
-        raise ValueError(
-            f"data_dir must name a folder with the four IDX files of {images_of.name} where the hub is out of reach; "
-            f"loading {images_of.hub_name} gave {type(error).__name__}"
+        raise ParameterError(
+            "data_dir",
+            f"must name a folder with the four IDX files of {images_of.name} where the hub is out of reach; "
+            f"loading {images_of.hub_name} gave {type(error).__name__}",
         ) from error
     splits: dict[str, dict[str, np.ndarray]] = {}
     for split in FILES:
@@ -122,7 +124,7 @@ def mnist_network(model: str | None = None) -> Model:
         return cnn(side=28, kernel=5, features=(16, 32))
     if model == "mlp":
         return mlp(side=28, hidden=32)
-    raise ValueError(f"model must be cnn or mlp for mnist, got {model}")
+    raise ParameterError("model", f"must be cnn or mlp for mnist, got {model}")
 
 
 def mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classification:

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from hiso_jax.checks import ParameterError
+
 
 def held_out(train: Mapping[str, Any], examples: int, seed: int) -> tuple[PyTree, PyTree]:
     """The training examples without ``examples`` random ones, and those.
@@ -21,7 +23,7 @@ def held_out(train: Mapping[str, Any], examples: int, seed: int) -> tuple[PyTree
     """
     total = len(jax.tree.leaves(dict(train))[0])
     if not 0 < examples < total:
-        raise ValueError(f"examples must be at least 1 and below {total}, got {examples}")
+        raise ParameterError("examples", f"must be at least 1 and below {total}, got {examples}")
     order = np.random.default_rng(seed).permutation(total)
     held, kept = order[:examples], order[examples:]
     return jax.tree.map(lambda a: a[kept], dict(train)), jax.tree.map(lambda a: a[held], dict(train))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.zo.directions import Directions, as_directions
 from hiso_jax.zo.groups import Deal, Direction
 from hiso_jax.zo.samplers import Sampler
@@ -94,9 +95,9 @@ def groups_in(directions: Directions, scalars: Shaped[Array, "... GP"], groups: 
     """
     groups = directions.groups if groups is None else groups
     if groups is None:
-        raise ValueError("directions of each client its own need clients=, how many clients the round invited")
+        raise ParameterError("directions", "of each client its own need clients=, how many clients the round invited")
     if scalars.shape[-1] % groups:
-        raise ValueError(f"scalars of a step must be a multiple of the {groups} groups, got {scalars.shape[-1]}")
+        raise ParameterError("scalars", f"of a step must be a multiple of the {groups} groups, got {scalars.shape[-1]}")
     return groups
 
 

@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from hiso_jax.checks import between, finite, rate
+from hiso_jax.checks import ParameterError, between, finite, rate
 from hiso_jax.factored import Factors, is_factors
 from hiso_jax.stacked import is_stacked
 from hiso_jax.walls import pin, rounded
@@ -75,13 +75,15 @@ def scale_by_hiso(
     between("decay", decay, 0, 1)
     finite("eps", eps)
     if curvature_update not in ("last", "all"):
-        raise ValueError(f"curvature_update must be 'last' or 'all', got {curvature_update!r}")
+        raise ParameterError("curvature_update", f"must be 'last' or 'all', got {curvature_update!r}")
 
     if curvature_dtype is not None and jnp.dtype(curvature_dtype) not in CURVATURE_DTYPES:
-        raise ValueError(f"curvature_dtype must be float32, float64 or bfloat16, got {jnp.dtype(curvature_dtype)}")
+        raise ParameterError(
+            "curvature_dtype", f"must be float32, float64 or bfloat16, got {jnp.dtype(curvature_dtype)}"
+        )
 
     if curvature_form not in (None, "diagonal", "factored"):
-        raise ValueError(f"curvature_form must be 'diagonal' or 'factored', got {curvature_form!r}")
+        raise ParameterError("curvature_form", f"must be 'diagonal' or 'factored', got {curvature_form!r}")
     low_rank = isinstance(as_directions(sampler).sampler, LowRank)
     factored = curvature_form == "factored" or (curvature_form is None and low_rank)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float, Key
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.zo.spectra import (
     Estimated,
     Spectrum,
@@ -124,7 +125,7 @@ def scalar_variance(scalars: Float[Array, "M B P"]) -> ScalarVariance:
     """
     clients, batches, _ = scalars.shape
     if clients < 2 or batches < 2:
-        raise ValueError(f"scalars must be of at least 2 clients and 2 batches, got {clients} and {batches}")
+        raise ParameterError("scalars", f"must be of at least 2 clients and 2 batches, got {clients} and {batches}")
     of_client = scalars.mean(1)
     within = scalars.var(1, ddof=1).mean()
     spread = of_client.var(0, ddof=1).mean()

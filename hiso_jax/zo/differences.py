@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from hiso_jax.checks import positive, whole
+from hiso_jax.checks import ParameterError, positive, whole
 from hiso_jax.factored import MovedAs
 from hiso_jax.zo.directions import Directions, as_directions, perturb
 from hiso_jax.zo.precision import in_float32
@@ -73,7 +73,7 @@ def as_difference(method: Difference | str) -> Difference:
     if isinstance(method, Difference):
         return method
     if method not in DIFFERENCES:
-        raise ValueError(f"method must be one of {', '.join(DIFFERENCES)}, or a Difference; got {method!r}")
+        raise ParameterError("method", f"must be one of {', '.join(DIFFERENCES)}, or a Difference; got {method!r}")
     return DIFFERENCES[method]
 
 
@@ -116,10 +116,13 @@ def scalar_loss(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Arra
     def checked(params: Any, batch: Any) -> Array:
         loss = precise(params, batch)
         if isinstance(loss, tuple):
-            raise ValueError("loss_fn must return the loss alone, got a tuple: there is no has_aux without a gradient")
+            raise ParameterError(
+                "loss_fn", "must return the loss alone, got a tuple: there is no has_aux without a gradient"
+            )
         if jnp.shape(loss) != ():
-            raise ValueError(
-                f"loss_fn must return one number, got an array of shape {jnp.shape(loss)}: take the mean over the batch"
+            raise ParameterError(
+                "loss_fn",
+                f"must return one number, got an array of shape {jnp.shape(loss)}: take the mean over the batch",
             )
         return jnp.asarray(loss)
 

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax import checks
+from hiso_jax.checks import ParameterError
 from hiso_jax.factored import Factors, Moved, MovedAs, added, is_factors, whole
 from hiso_jax.stacked import Layers, Stacked, is_stacked, path_name
 from hiso_jax.walls import pin
@@ -225,7 +226,7 @@ class Directions:
           ValueError: there are fewer clients than groups.
         """
         if self.groups is not None and self.groups > clients:
-            raise ValueError(f"groups must be at most the clients of a round, {clients}, got {self.groups}")
+            raise ParameterError("groups", f"must be at most the clients of a round, {clients}, got {self.groups}")
         return clients if self.groups is None else self.groups
 
     def at(

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from hiso_jax.checks import rate
+from hiso_jax.checks import ParameterError, rate
 from hiso_jax.walls import pin
 from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.chain import PROBE, SKIP, Reached
@@ -31,7 +31,7 @@ def _check_bases(held: PyTree, params: PyTree, rank: int) -> None:
     """Refuse a head that keeps something other than bases where its sampler draws in subspaces."""
     bases = jax.eval_shape(lambda: subspaces(jax.random.key(0), params, rank))
     if [jnp.shape(leaf) for leaf in jax.tree.leaves(held)] != [leaf.shape for leaf in jax.tree.leaves(bases)]:
-        raise ValueError("sampler must not be a Subspace where the head keeps a curvature in place of its bases")
+        raise ParameterError("sampler", "must not be a Subspace where the head keeps a curvature in place of its bases")
 
 
 def _check_params(params: PyTree) -> None:

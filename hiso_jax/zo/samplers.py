@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key, UInt32
 
-from hiso_jax.checks import whole
+from hiso_jax.checks import ParameterError, whole
 from hiso_jax.factored import Factors
 from hiso_jax.walls import pin
 from hiso_jax.zo.partitioned import is_partitioned
@@ -158,7 +158,7 @@ class Subspace:
           ValueError: the leaf is a matrix, and nobody holds its subspace.
         """
         if self.splits(shape):
-            raise ValueError("sampler must not be a Subspace where no head keeps its bases, see zo.subspaces")
+            raise ParameterError("sampler", "must not be a Subspace where no head keeps its bases, see zo.subspaces")
         return self.family(key, shape, dtype)
 
 
@@ -186,5 +186,5 @@ def as_sampler(sampler: Sampler | str | None) -> Sampler:
     if not isinstance(sampler, str):
         return sampler
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, or a function; got {sampler!r}")
+        raise ParameterError("sampler", f"must be one of {', '.join(SAMPLERS)}, or a function; got {sampler!r}")
     return SAMPLERS[sampler]

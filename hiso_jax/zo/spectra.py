@@ -13,6 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from hiso_jax.checks import ParameterError
+
 Loss = Callable[[Array], Array]
 """(x [d]) → scalar."""
 
@@ -96,7 +98,7 @@ def estimated_hessian_diagonal(loss: Loss, x: Float[Array, "d"], key: Key[Array,
     from matfree import stochtrace
 
     if samples < 2:
-        raise ValueError(f"samples must be at least 2 for a standard error, got {samples}")
+        raise ParameterError("samples", f"must be at least 2 for a standard error, got {samples}")
     sampler = stochtrace.sampler_signs(x, num=1)
     estimate = stochtrace.estimator_monte_carlo(stochtrace.monte_carlo_diagonal(), sampler)
 
@@ -156,7 +158,9 @@ def _tridiagonal(hessenberg: Float[np.ndarray, "m m"], x: Float[Array, "d"]) -> 
     diagonal, beside = np.diag(hessenberg), np.diag(hessenberg, -1)
     steps = len(diagonal)
     if not np.isfinite(diagonal[0]):
-        raise ValueError("loss must have finite second derivatives at x; a product with its Hessian is not finite")
+        raise ParameterError(
+            "loss", "must have finite second derivatives at x; a product with its Hessian is not finite"
+        )
     # A vector of d rounded numbers is as long as this, in units of the largest eigenvalue seen so far.
     rounding = EXHAUSTED * float(jnp.finfo(x.dtype).eps) * len(x) ** 0.5
     for step, length in enumerate(beside):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.checks import is_real
+from hiso_jax.checks import ParameterError, is_real
 from hiso_jax.factored import MovedAs
 from hiso_jax.zo.accumulate import Ascent
 from hiso_jax.zo.chain import check_chain, settled, update_with
@@ -125,4 +125,4 @@ def check_directions(directions: str) -> None:
       ValueError: it is neither ``"keep"`` nor ``"regenerate"``.
     """
     if directions not in ("keep", "regenerate"):
-        raise ValueError(f"directions must be keep or regenerate, got {directions}")
+        raise ParameterError("directions", f"must be keep or regenerate, got {directions}")

@@ -362,3 +362,24 @@ def test_interrupt_saves_what_was_done(tmp_path):
     records = fed.load(out, unfinished=True).records
     np.testing.assert_array_equal(records.round, np.arange(summary["rounds"]))
     assert summary["rounds"] >= 100
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--mu", "-1e-3"], "--mu must have a value; one that begins with a dash is written --mu=VALUE"),
+        (["--mu=-1e-3"], "--mu must be a positive finite number, got -0.001"),
+        (["--guard=yes"], "--guard/--no-guard takes no value"),
+        (["--rounds", "5", "--rounds", "6"], "--rounds must be given once"),
+        (["--learning-rate", "fast"], "--learning-rate must be a number or auto, got 'fast'"),
+        (["--client-examples", "3,x"], "--client-examples must be whole numbers, comma-separated, got '3,x'"),
+        (["5"], "'5' is no option of run (see --help for what there is)"),
+        (["--scalar-bits", "4", "--bytes-up", "9"], "--scalar-bits must not be given beside --bytes-up"),
+    ],
+)
+def test_a_word_that_cannot_be_read_is_one_sentence(capsys, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, text, errors = call(capsys, "run", *words)
+    assert (code, text) == (2, "")
+    assert errors.startswith(f"hiso-jax: error: {sentence}")
+    assert errors.count("\n") == 1

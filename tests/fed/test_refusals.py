@@ -1,6 +1,7 @@
 """Parameters of the library that cannot be are refused by their names."""
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -53,3 +54,12 @@ def test_a_large_number_is_finite_in_double_precision_only(x64):
 def test_an_interrupted_sweep_names_no_best():
     result = dataclasses.replace(made_up([[[0.1, 0.5, 0.9, 0.9, 0.9]] * 3]), interrupted=True)
     assert verdict("hiso", result, 0.8) == "hiso: interrupted, so that no rate is told to be the best"
+
+
+def test_a_refusal_names_its_parameter_and_survives_pickling():
+    with pytest.raises(hiso_jax.ParameterError) as refused:
+        fed.SimulationConfig(rounds=0)
+    for error in (refused.value, pickle.loads(pickle.dumps(refused.value))):
+        assert (error.parameter, error.message) == ("rounds", "must be at least 1, got 0")
+        assert str(error) == "rounds must be at least 1, got 0"
+    assert isinstance(refused.value, ValueError)

@@ -15,4 +15,4 @@ def mesh(request):
     if jax.device_count() < 8:
         pytest.skip("needs eight devices; tests/test_on_eight_devices.py provides them")
     devices, model = SHAPES[request.param]
-    return fed.make_mesh(devices, model=model)
+    return fed.make_mesh(devices, model_shards=model)

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.devices.execution import filled
 from hiso_jax.fed.devices.words import from_words, words_of
 
@@ -26,31 +27,33 @@ CLIENTS = "clients"
 MODEL = "model"
 
 
-def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
+def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, model_shards: int = 1) -> Mesh:
     """A mesh of clients × model.
 
     Args:
       devices: which devices, or how many, the same number of each process; None means all of them.
-      model: over how many devices the parameters are split; the cohort is split over the rest.
+      model_shards: over how many devices the parameters are split; the cohort is split over the rest.
 
     Raises:
-      ValueError: more devices than there are, or a number that ``model`` or the processes do not divide.
+      ValueError: more devices than there are, or a number that ``model_shards`` or the processes do not divide.
     """
     present = jax.devices()
     if devices is None or isinstance(devices, int):
         count = len(present) if devices is None else devices
         if not 1 <= count <= len(present):
-            raise ValueError(f"devices must be between 1 and the number present, {len(present)}, got {count}")
+            raise ParameterError("devices", f"must be between 1 and the number present, {len(present)}, got {count}")
         processes = jax.process_count()
         if count % processes:
-            raise ValueError(f"devices must be a multiple of the number of processes, {processes}, got {count}")
+            raise ParameterError("devices", f"must be a multiple of the number of processes, {processes}, got {count}")
         own = [[device for device in present if device.process_index == index] for index in range(processes)]
         if min(map(len, own)) < count // processes:
-            raise ValueError(f"devices must be at most {processes * min(map(len, own))}, as many of each process")
+            raise ParameterError(
+                "devices", f"must be at most {processes * min(map(len, own))}, as many of each process"
+            )
         devices = [device for devices in own for device in devices[: count // processes]]
-    if model < 1 or len(devices) % model:
-        raise ValueError(f"model must divide the number of devices, {len(devices)}, got {model}")
-    grid = np.array(devices).reshape(len(devices) // model, model)
+    if model_shards < 1 or len(devices) % model_shards:
+        raise ParameterError("model_shards", f"must divide the number of devices, {len(devices)}, got {model_shards}")
+    grid = np.array(devices).reshape(len(devices) // model_shards, model_shards)
     return Mesh(grid, (CLIENTS, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -61,7 +64,9 @@ def check_mesh(mesh: Mesh) -> Mesh:
       ValueError: it has no axis ``clients``, or one that is neither ``clients`` nor ``model``.
     """
     if CLIENTS not in mesh.axis_names or not set(mesh.axis_names) <= {CLIENTS, MODEL}:
-        raise ValueError(f"mesh must have an axis 'clients' and may have an axis 'model', got axes {mesh.axis_names}")
+        raise ParameterError(
+            "mesh", f"must have an axis 'clients' and may have an axis 'model', got axes {mesh.axis_names}"
+        )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 

@@ -4,6 +4,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.ledger.delta import Delta
 from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint
@@ -44,12 +45,15 @@ def apply_delta(
       True
     """
     if base_fingerprints(params, frozen) != dict(delta.header["base"]):
-        raise ValueError("params must be those that the run began with; their fingerprint differs from the delta's")
+        raise ParameterError(
+            "params", "must be those that the run began with; their fingerprint differs from the delta's"
+        )
     rebuilt, _ = jax.block_until_ready(replay(params, tx, delta.updates))
     known = delta.header["params_sha256"]
     if known not in (None, fingerprint(rebuilt)) and not accept_difference:
-        raise ValueError(
-            "tx must be the run's optimizer, on a processor and by a jaxlib like its own: the parameters that come out "
-            "are not the run's to the last bit; accept_difference takes them all the same"
+        raise ParameterError(
+            "tx",
+            "must be the run's optimizer, on a processor and by a jaxlib like its own: the parameters that come out "
+            "are not the run's to the last bit; `accept_difference` takes them all the same",
         )
     return rebuilt

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.codes import pack, packed_size, unpack
 from hiso_jax.fed.ledger.files import read_regular, write_whole
 from hiso_jax.fed.ledger.ledger import json_bytes
@@ -120,7 +121,7 @@ def load_delta(path: Path | str, *, expect_sha256: str | None = None) -> Delta:
     content = read_regular(path)
     own = hashlib.sha256(content).hexdigest()
     if expect_sha256 is not None and own != expect_sha256.strip().lower():
-        raise ValueError(f"expect_sha256 must be that of {path}, which is {own}; got {shown(expect_sha256)}")
+        raise ParameterError("expect_sha256", f"must be that of {path}, which is {own}; got {shown(expect_sha256)}")
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")

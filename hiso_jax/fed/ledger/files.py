@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hiso_jax.checks import ParameterError
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write ``content`` beside ``path``, wait until it is on disk, and give it its name.
@@ -62,7 +64,7 @@ def exists(path: Path, parameter: str = "out") -> bool:
         return False
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{parameter} must be a name that a file can have; {str(path)[:60]}…: {why}") from error
+        raise ParameterError(parameter, f"must be a name that a file can have; {str(path)[:60]}…: {why}") from error
     return True
 
 

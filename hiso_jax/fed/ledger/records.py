@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree, UInt64
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.codes import Coded, Relayed, is_coded, pack, packed_size, unpack
 
 
@@ -144,7 +145,9 @@ class Updates(NamedTuple):
         last = first + len(self.round)
         end = last if end is None else end
         if not first <= begin <= end <= last:
-            raise ValueError(f"rounds must be within {first} to {last}, which were recorded; got {begin} to {end}")
+            raise ParameterError(
+                "rounds", f"must be within {first} to {last}, which were recorded; got {begin} to {end}"
+            )
         rows = slice(begin - first, end - first)
         own = self.round, self.aggregate, self.applied, self.loss
         number, aggregate, applied, loss = jax.tree.map(lambda column: column[rows], own)

@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import on_all_devices, owned
 from hiso_jax.fed.keys import round_key
@@ -85,7 +86,7 @@ def replay(
         scalars, or an optimizer that reads the loss of rounds that do not hold it.
     """
     if rounds_per_dispatch is not None and rounds_per_dispatch < 1:
-        raise ValueError(f"rounds_per_dispatch must be at least 1, got {rounds_per_dispatch}")
+        raise ParameterError("rounds_per_dispatch", f"must be at least 1, got {rounds_per_dispatch}")
     updates = records.updates_with_losses if isinstance(records, Records) else records
     tx = as_algorithm(tx).optimizer
     state = tx.init(params) if state is None else state

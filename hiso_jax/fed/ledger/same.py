@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.ledger.header import EXECUTION, UNASKED
 from hiso_jax.fed.ledger.ledger import json_bytes
@@ -59,7 +60,7 @@ def check_same(found: LedgerFile, header: Mapping[str, Any], *, from_snapshot: b
             other = "; ".join(next(filter(None, map(differences, found.all_environments)), ()))
             raise ValueError(
                 f"{refused}the initial parameters differ from the run's. If they are computed, this processor or "
-                f"jaxlib is another ({other or 'of the same name'}): from_snapshot goes on from the newest "
+                f"jaxlib is another ({other or 'of the same name'}): `from_snapshot` goes on from the newest "
                 "snapshot in place of them. If they are loaded, the checkpoint is another"
             )
         raise ValueError(f"{refused}{meaning} differ from the run's")
@@ -90,7 +91,7 @@ def more_rounds(found: LedgerFile, rounds: int) -> int:
         return 0
     if found.seal is not None and found.seal["diverged_at"] is not None:
         at = found.seal["diverged_at"]
-        raise ValueError(f"rounds cannot be added to {found.path.parent}: it diverged at round {at}")
+        raise ParameterError("rounds", f"cannot be added to {found.path.parent}: it diverged at round {at}")
     if rounds < len(found.rows):
-        raise ValueError(f"rounds must be at least the {len(found.rows)} that the run has, got {rounds}")
+        raise ParameterError("rounds", f"must be at least the {len(found.rows)} that the run has, got {rounds}")
     return rounds

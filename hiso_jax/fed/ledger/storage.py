@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from hiso_jax.checks import whole
+from hiso_jax.checks import ParameterError, whole
 from hiso_jax.version import VERSION
 
 LOCK = ".lock"
@@ -49,7 +49,7 @@ class Storage:
         if self.snapshot_every is not None:
             whole("snapshot_every", self.snapshot_every, 0)
         if self.from_snapshot and not self.resume:
-            raise ValueError("from_snapshot must be given with resume: it says how a run is continued")
+            raise ParameterError("from_snapshot", "must be given with resume: it says how a run is continued")
 
     @property
     def folder(self) -> Path:

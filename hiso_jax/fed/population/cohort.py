@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, Key, UInt32
 
+from hiso_jax.checks import ParameterError
+
 # Small domains need many rounds: over all orders of 5 values 12 rounds are visibly uneven, 18 barely, 24 no more.
 FEISTEL_ROUNDS = 24
 
@@ -73,5 +75,5 @@ def sample_cohort(key: Key[Array, ""], population: int, cohort: int) -> Int[Arra
       ValueError: the cohort is empty or larger than the population.
     """
     if not 1 <= cohort <= population:
-        raise ValueError(f"cohort must be between 1 and the population of {population} clients, got {cohort}")
+        raise ParameterError("cohort", f"must be between 1 and the population of {population} clients, got {cohort}")
     return permute(key, jnp.arange(cohort), population)

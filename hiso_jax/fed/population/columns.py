@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from hiso_jax.checks import ParameterError
+
 KINDS = {"whole numbers": "iu", "numbers": "f", "text": "US", "truth values": "b"}
 
 
@@ -29,7 +31,9 @@ def column_of(name: str, values: Sequence[Any] | np.ndarray, *kinds: str) -> Sha
     mixed = len({(issubclass(t, str | bytes), issubclass(t, bool | np.bool_)) for t in types}) > 1
     if mixed or column.ndim != 1 or not len(column) or column.dtype.kind not in "".join(map(KINDS.__getitem__, kinds)):
         got = " and ".join(sorted(t.__name__ for t in types)) if mixed else f"{column.dtype} of shape {column.shape}"
-        raise ValueError(f"{name} must be one value for each example, all {' or all '.join(kinds)}; got {got}")
+        raise ParameterError(name, f"must be one value for each example, all {' or all '.join(kinds)}; got {got}")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
-        raise ValueError(f"{name} must be finite numbers; that of example {int(np.argmin(np.isfinite(column)))} is not")
+        raise ParameterError(
+            name, f"must be finite numbers; that of example {int(np.argmin(np.isfinite(column)))} is not"
+        )
     return column

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
-from hiso_jax.checks import between, first_line, is_plain, positive
+from hiso_jax.checks import ParameterError, between, first_line, is_plain, positive
 from hiso_jax.fed.population.fleet import Fleet, Work
 
 ABSENT, DROPPED, LATE, REPORTED = range(4)
@@ -66,7 +66,7 @@ class ClientRates:
         if isinstance(self.rates, list | tuple | np.ndarray):
             rates = np.asarray(self.rates, np.float32)
             if rates.ndim != 1 or not ((rates >= 0) & (rates <= 1)).all():
-                raise ValueError("rates must be one number between 0 and 1 for each client")
+                raise ParameterError("rates", "must be one number between 0 and 1 for each client")
             object.__setattr__(self, "rates", rates)
 
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
@@ -87,7 +87,7 @@ class UniformRates:
         _check_rate("low", self.low)
         _check_rate("high", self.high)
         if is_plain(self.low) and is_plain(self.high) and self.low > self.high:
-            raise ValueError(f"low must be at most high, {self.high}, got {self.low}")
+            raise ParameterError("low", f"must be at most high, {self.high}, got {self.low}")
 
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
         """See :class:`Availability`."""
@@ -136,7 +136,7 @@ class Trace:
         if isinstance(self.table, list | tuple | np.ndarray):
             table = np.asarray(self.table)
             if table.ndim != 2 or not table.size or table.dtype.kind not in "biuf" or not np.isin(table, (0, 1)).all():
-                raise ValueError("table must be a rectangle of 0s and 1s only, rounds × clients")
+                raise ParameterError("table", "must be a rectangle of 0s and 1s only, rounds × clients")
             object.__setattr__(self, "table", table.astype(np.bool_))
 
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
@@ -156,14 +156,14 @@ def load_trace(path: Path | str) -> Trace:
         with warnings.catch_warnings(action="ignore"):  # of an empty file, which is refused below
             table = np.load(path, allow_pickle=False) if binary else np.loadtxt(path, delimiter=",", ndmin=2)
     except (OSError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"path must name a .npy or .csv file of 0s and 1s, rounds × clients: {first_line(error)}"
+        raise ParameterError(
+            "path", f"must name a .npy or .csv file of 0s and 1s, rounds × clients: {first_line(error)}"
         ) from error
     try:
         return Trace(np.asarray(table))
     except ValueError as error:
-        raise ValueError(
-            f"path must name a table of 0s and 1s only, rounds × clients; {path} holds something else"
+        raise ParameterError(
+            "path", f"must name a table of 0s and 1s only, rounds × clients; {path} holds something else"
         ) from error
 
 
@@ -193,7 +193,7 @@ class Participation:
         _check_rate("dropout", self.dropout)
         if self.deadline is not None:
             if self.fleet is None:
-                raise ValueError("deadline needs a fleet: without the clients' speeds nobody is late")
+                raise ParameterError("deadline", "needs a fleet: without the clients' speeds nobody is late")
             if is_plain(self.deadline):
                 positive("deadline", self.deadline)
 
@@ -204,7 +204,9 @@ class Participation:
           ValueError: rates that are not one for each of them.
         """
         if isinstance(self.availability, ClientRates) and len(self.availability.rates) != clients:
-            raise ValueError(f"rates must be one for each of {clients} clients, got {len(self.availability.rates)}")
+            raise ParameterError(
+                "rates", f"must be one for each of {clients} clients, got {len(self.availability.rates)}"
+            )
 
 
 class Attendance(NamedTuple):

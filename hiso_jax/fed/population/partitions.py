@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from hiso_jax.checks import positive, whole
+from hiso_jax.checks import ParameterError, positive, whole
 from hiso_jax.fed.population.columns import KINDS, column_of
 from hiso_jax.fed.population.population import Population
 
@@ -16,9 +16,10 @@ from hiso_jax.fed.population.population import Population
 def _check(examples: int, clients: int) -> None:
     whole("clients", clients, 1)
     if clients > examples:
-        raise ValueError(
-            f"clients must be at most the number of training examples, {examples}, "
-            f"so that none is left without data; got {clients}"
+        raise ParameterError(
+            "clients",
+            f"must be at most the number of training examples, {examples}, "
+            f"so that none is left without data; got {clients}",
         )
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from hiso_jax.checks import ParameterError
+
 
 @runtime_checkable
 class AnyPopulation(Protocol):
@@ -60,22 +62,25 @@ class Population:
         held, offsets = np.asarray(self.indices), np.asarray(self.offsets)
         for name, array in (("indices", held), ("offsets", offsets)):
             if array.ndim != 1 or array.dtype.kind not in "iu":
-                raise ValueError(f"{name} must be one-dimensional integers, got {array.dtype} of shape {array.shape}")
+                raise ParameterError(
+                    name, f"must be one-dimensional integers, got {array.dtype} of shape {array.shape}"
+                )
         if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(held):
             ends = f"{offsets[0]} and {offsets[-1]}" if len(offsets) else "none"
-            raise ValueError(
-                f"offsets must begin at 0 and end at the number of indices, {len(held)}, with an entry more than there "
-                f"are clients; got {ends}"
+            raise ParameterError(
+                "offsets",
+                f"must begin at 0 and end at the number of indices, {len(held)}, with an entry more than there "
+                f"are clients; got {ends}",
             )
         sizes = np.diff(offsets.astype(np.int64))
         if (sizes < 1).any():
             client = int(np.argmax(sizes < 1))
             what = "no example" if sizes[client] == 0 else "offsets that decrease"
-            raise ValueError(f"offsets must give every client at least one example; client {client} has {what}")
+            raise ParameterError("offsets", f"must give every client at least one example; client {client} has {what}")
         if held.size and (held.min() < 0 or held.max() >= examples):
-            raise ValueError(
-                f"population names example {max(held.max(), held.min(), key=abs)}; "
-                f"the task has {examples} training examples"
+            raise ParameterError(
+                "population",
+                f"names example {max(held.max(), held.min(), key=abs)}; the task has {examples} training examples",
             )
 
     def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:

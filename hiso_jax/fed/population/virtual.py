@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from hiso_jax.checks import is_whole, positive, whole
+from hiso_jax.checks import ParameterError, is_whole, positive, whole
 from hiso_jax.fed.keys import population_key
 from hiso_jax.fed.population.columns import KINDS, column_of
 
@@ -47,7 +47,7 @@ class VirtualPopulation:
         """
         largest = int(np.max(self.pool))
         if largest >= examples:
-            raise ValueError(f"population names example {largest}; the task has {examples} training examples")
+            raise ParameterError("population", f"names example {largest}; the task has {examples} training examples")
 
     def _size(self, client_key: Key[Array, ""]) -> Int[Array, ""]:
         low, high = jnp.log(jnp.asarray(self.sizes, jnp.float32) + jnp.array([0.0, 1.0]))
@@ -119,7 +119,7 @@ def virtual(
     if alpha is not None:
         positive("alpha", alpha)
     if not all(map(is_whole, sizes)) or not 1 <= sizes[0] <= sizes[1] < 2**31:
-        raise ValueError(f"sizes must be two numbers 1 ≤ fewest ≤ most < 2^31, got {sizes[0]}, {sizes[1]}")
+        raise ParameterError("sizes", f"must be two numbers 1 ≤ fewest ≤ most < 2^31, got {sizes[0]}, {sizes[1]}")
     labels = column_of("labels", labels, *KINDS)
     whole("seed", seed, 0, 2**32)
     _, counts = np.unique(labels, return_counts=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import (
     Algorithm,
     Combine,
@@ -85,7 +86,7 @@ class Channel(NamedTuple):
 
     def _private_key(self) -> Key[Array, ""]:
         if self.secret is None:
-            raise ValueError("secret must be given for an algorithm that draws noise in private")
+            raise ParameterError("secret", "must be given for an algorithm that draws noise in private")
         return self.secret
 
     def _sent(self, send: Send, messages: PyTree, key: Key[Array, ""], first: Int[Array, ""] | int) -> PyTree:

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.factored import MovedAs
 from hiso_jax.fed.algorithm import Algorithm, Measure
 from hiso_jax.fed.devices import ExecutionSettings, in_pieces
@@ -50,19 +51,21 @@ def check_round(algorithm: Algorithm, estimator: Estimator, settings: ExecutionS
     """
     check_estimator(estimator.num_perturbations, estimator.mu)
     if estimator.num_perturbations < algorithm.fewest_perturbations:
-        raise ValueError(
-            f"perturbations must be at least {algorithm.fewest_perturbations} for this method, got "
-            f"{estimator.num_perturbations}"
+        raise ParameterError(
+            "perturbations",
+            f"must be at least {algorithm.fewest_perturbations} for this method, got {estimator.num_perturbations}",
         )
     if estimator.local_steps < 1:
-        raise ValueError(f"local_steps must be at least 1, got {estimator.local_steps}")
+        raise ParameterError("local_steps", f"must be at least 1, got {estimator.local_steps}")
     if settings.directions is not None:
         check_directions(settings.directions)
     if estimator.local_steps > 1 and algorithm.has_scalars:
         if estimator.local_learning_rate is None:
-            raise ValueError(f"local_steps is {estimator.local_steps}: the clients' own steps need local_learning_rate")
+            raise ParameterError(
+                "local_steps", f"is {estimator.local_steps}: the clients' own steps need `local_learning_rate`"
+            )
         if settings.directions == "keep":
-            raise ValueError("directions must be regenerate for several local steps, got keep")
+            raise ParameterError("directions", "must be regenerate for several local steps, got keep")
 
 
 class Cohort(NamedTuple):

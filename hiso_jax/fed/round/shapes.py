@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, Probes, Senders, StatefulCombine
 from hiso_jax.fed.codes import told
 from hiso_jax.fed.round.channel import Channel, first_memory
@@ -53,11 +54,12 @@ def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:
     heads = zo_states(jax.eval_shape(algorithm.optimizer.init, params)) if algorithm.has_scalars else []
     groups = heads[0].directions.groups_of(clients) if heads else 1
     if groups > 1 and isinstance(algorithm.combine, StatefulCombine):
-        raise ValueError(f"groups must be 1 for a combiner with a memory, got {groups}")
+        raise ParameterError("groups", f"must be 1 for a combiner with a memory, got {groups}")
     if getattr(algorithm.combine, "compares", False) and clients // groups < FEWEST_COMPARED:
-        raise ValueError(
-            f"groups must leave {FEWEST_COMPARED} clients along the same directions for a combiner that compares them; "
-            f"{clients} clients in {groups} groups do not: take fewer groups, or a mean of shortened messages"
+        raise ParameterError(
+            "groups",
+            f"must leave {FEWEST_COMPARED} clients along the same directions for a combiner that compares them; "
+            f"{clients} clients in {groups} groups do not: take fewer groups, or a mean of shortened messages",
         )
     return groups
 
@@ -83,9 +85,10 @@ def _check_names(numbers: PyTree) -> None:
     for path, _ in jax.tree_util.tree_leaves_with_path(numbers):
         for key in path:
             if not isinstance(key, jax.tree_util.DictKey) or not isinstance(key.key, str) or "." in key.key:
-                raise ValueError(
-                    "measure must give an array, or a dict of arrays whose names have no dot, for each direction; got "
-                    f"{jax.tree.structure(numbers)}"
+                raise ParameterError(
+                    "measure",
+                    "must give an array, or a dict of arrays whose names have no dot, for each direction; got "
+                    f"{jax.tree.structure(numbers)}",
                 )
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import optax
 
-from hiso_jax.checks import fraction, positive, rate, whole
+from hiso_jax.checks import ParameterError, fraction, positive, rate, whole
 from hiso_jax.zo import DirectionsMode, check_directions
 
 MatmulPrecision = Literal["default", "high", "highest"]
@@ -80,21 +80,21 @@ class SimulationConfig:
         if self.directions is not None:
             check_directions(self.directions)
         if self.directions == "keep" and self.local_steps > 1:
-            raise ValueError("directions must be regenerate for several local steps, got keep")
+            raise ParameterError("directions", "must be regenerate for several local steps, got keep")
         positive("mu", self.mu)
         if self.method not in (None, "forward", "central"):
-            raise ValueError(f"method must be forward or central, got {self.method}")
+            raise ParameterError("method", f"must be forward or central, got {self.method}")
         fraction("attackers", self.attackers)
         if self.attackers_of not in ("population", "cohort"):
-            raise ValueError(f"attackers_of must be population or cohort, got {self.attackers_of}")
+            raise ParameterError("attackers_of", f"must be population or cohort, got {self.attackers_of}")
         positive("delta", self.delta)
         if self.delta >= 1:
-            raise ValueError(f"delta must be below 1, got {self.delta:g}")
+            raise ParameterError("delta", f"must be below 1, got {self.delta:g}")
         if self.weighting not in ("uniform", "examples"):
-            raise ValueError(f"weighting must be uniform or examples, got {self.weighting}")
+            raise ParameterError("weighting", f"must be uniform or examples, got {self.weighting}")
         if self.matmul_precision not in get_args(MatmulPrecision):
             names = ", ".join(get_args(MatmulPrecision))
-            raise ValueError(f"matmul_precision must be one of {names}, got {self.matmul_precision}")
+            raise ParameterError("matmul_precision", f"must be one of {names}, got {self.matmul_precision}")
         whole("seed", self.seed, 0, 2**31)
         if self.local_learning_rate is not None:
             rate("local_learning_rate", self.local_learning_rate)

@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.devices import CLIENTS, evaluation_bytes, filled, memory_budget
 from hiso_jax.fed.task import bind
 
@@ -69,16 +70,19 @@ def _checked(metrics: Any, examples: int) -> dict[str, Array]:
       ValueError: they have not: a mean over a batch is none over a split, whose last batch is filled up.
     """
     if not isinstance(metrics, Mapping) or not metrics or not all(isinstance(name, str) for name in metrics):
-        raise ValueError(f'metrics must return numbers by name, {{"loss": …}} say; got a {type(metrics).__name__}')
+        raise ParameterError(
+            "metrics", f'must return numbers by name, {{"loss": …}} say; got a {type(metrics).__name__}'
+        )
     for name, value in metrics.items():
         shape = getattr(value, "shape", ())
         if not shape or shape[0] != examples:
-            raise ValueError(
-                f"metrics must give a number for each example, of shape ({examples},) for {examples} examples; "
-                f"{name} has {shape}{'' if shape else ': do not take its mean'}"
+            raise ParameterError(
+                "metrics",
+                f"must give a number for each example, of shape ({examples},) for {examples} examples; "
+                f"{name} has {shape}{'' if shape else ': do not take its mean'}",
             )
         if not jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.kind not in "biu":
-            raise ValueError(f"metrics must give numbers; {name} is of {value.dtype}")
+            raise ParameterError("metrics", f"must give numbers; {name} is of {value.dtype}")
     return dict(metrics)
 
 

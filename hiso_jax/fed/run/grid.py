@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, Int
 
-from hiso_jax.checks import positive, whole
+from hiso_jax.checks import ParameterError, positive, whole
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.evaluation import first_at_target
 from hiso_jax.fed.task import Metric
@@ -47,9 +47,9 @@ class Grid:
             for value in () if values is None else values:
                 positive(name, value)
             if values is not None and not len(values):
-                raise ValueError(f"{name} must name at least one value")
+                raise ParameterError(name, "must name at least one value")
         if not len(self.seeds):
-            raise ValueError("seeds must name at least one seed")
+            raise ParameterError("seeds", "must name at least one seed")
         for seed in self.seeds:
             whole("seeds", seed, 0, 2**31)
 

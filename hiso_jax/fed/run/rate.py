@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, Int
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import as_algorithm
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.population import AnyPopulation, Participation
@@ -140,7 +141,7 @@ def find_rate(
     means = np.where(result.diverged_at[0, 0] >= 0, np.nan, _means(late))
     if not np.isfinite(means).any():
         tried = ", ".join(f"{rate:g}" for rate in grid.learning_rates)
-        raise ValueError(f"learning_rate must be given: at none of {tried} does the loss stay finite")
+        raise ParameterError("learning_rate", f"must be given: at none of {tried} does the loss stay finite")
     place = int(np.nanargmin(means))
     best, beyond = grid.learning_rates[place], [mean for mean in means[place + 1 : place + 2] if np.isfinite(mean)]
     share = 1.0 if beyond and beyond[0] <= TOO_MUCH * means[place] else SHARE

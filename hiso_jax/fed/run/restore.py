@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Senders
 from hiso_jax.fed.keys import channel_key
 from hiso_jax.fed.ledger import Keeper, Records, fingerprint, replay
@@ -40,14 +41,16 @@ def restored(setup: Setup, keeper: Keeper, carry: RunState) -> RunState:
             server, start = ServerState(*setup.placement.like(tree, tuple(server))), candidate
             break
     if keeper.elsewhere and not start:
-        raise ValueError(
-            "from_snapshot needs a snapshot, and the run has none that verifies: only a processor and a jaxlib like "
-            "those that it began with can continue it"
+        raise ParameterError(
+            "from_snapshot",
+            "needs a snapshot, and the run has none that verifies: only a processor and a jaxlib like "
+            "those that it began with can continue it",
         )
     if not setup.algorithm.has_scalars and start != len(records.round):
-        raise ValueError(
-            f"resume must name a run whose newest snapshot is whole: that after {len(records.round)} rounds does not "
-            "verify, and a method without scalars cannot be replayed"
+        raise ParameterError(
+            "resume",
+            f"must name a run whose newest snapshot is whole: that after {len(records.round)} rounds does not "
+            "verify, and a method without scalars cannot be replayed",
         )
     if setup.algorithm.has_scalars:
         server = _replayed(setup, keeper, server, start)

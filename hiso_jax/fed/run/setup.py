@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
 from hiso_jax.fed.population import AnyPopulation, Participation, Trace
@@ -112,7 +113,7 @@ def set_up(
     check_channel(algorithm, config, participation, population.num_clients)
     shapes = shapes_of(algorithm, estimator, params, config.cohort)
     if algorithm.needs_secret and reads_loss(algorithm, shapes, params):
-        raise ValueError("tx must not read the loss in a private run: the losses of its clients are not noised")
+        raise ParameterError("tx", "must not read the loss in a private run: the losses of its clients are not noised")
     _check_split(algorithm, params, placement.mesh)
     data = task.train, population, participation
     inputs = placement.replicate(Inputs(jax.random.key(config.seed), *data, secret=secret))
@@ -138,14 +139,15 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
     state = jax.eval_shape(algorithm.optimizer.init, params)
     heads = zo_states(state)
     if any(head.directions.sampler is sphere for head in heads):
-        raise ValueError(
-            "mesh must not split parameters along model with the sampler sphere: split norms sum in another order"
+        raise ParameterError(
+            "mesh", "must not split parameters along model with the sampler sphere: split norms sum in another order"
         )
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     if any([leaf.shape for leaf in jax.tree.leaves(head.curvature)] not in ([], shapes) for head in heads):
-        raise ValueError(
-            "mesh must not split parameters along model with a curvature of means, a factored one say: split means sum "
-            "in another order"
+        raise ParameterError(
+            "mesh",
+            "must not split parameters along model with a curvature of means, a factored one say: split means sum "
+            "in another order",
         )
 
 
@@ -165,22 +167,26 @@ def check_channel(
     """
     whole = config.cohort if config.attackers_of == "cohort" else clients
     if config.attackers and whole is not None and not round(config.attackers * whole):
-        raise ValueError(
-            f"attackers must be a share of at least one of {whole} clients, {1 / whole:.2g}, got {config.attackers:g}"
+        raise ParameterError(
+            "attackers",
+            f"must be a share of at least one of {whole} clients, {1 / whole:.2g}, got {config.attackers:g}",
         )
     if bool(config.attackers) != (algorithm.attack is not None):
-        raise ValueError(
-            "attackers must be above 0 with an algorithm that is attacked, and only then; got "
-            f"{config.attackers:g} and {'an' if algorithm.attack else 'no'} attack"
+        raise ParameterError(
+            "attackers",
+            "must be above 0 with an algorithm that is attacked, and only then; got "
+            f"{config.attackers:g} and {'an' if algorithm.attack else 'no'} attack",
         )
     if config.weighting == "examples" and (algorithm.is_private or getattr(algorithm.combine, "compares", False)):
-        raise ValueError("weighting must be uniform for a combiner in which every client counts alike, got examples")
+        raise ParameterError(
+            "weighting", "must be uniform for a combiner in which every client counts alike, got examples"
+        )
     if isinstance(participation.availability, Trace) and algorithm.needs_secret:
-        raise ValueError(
-            "participation must not follow a trace in a private run: the trace tells when every client came"
+        raise ParameterError(
+            "participation", "must not follow a trace in a private run: the trace tells when every client came"
         )
     if algorithm.is_private and algorithm.rescale:
-        raise ValueError("rescale must be empty for a private mean: a factor that others decide tells of them")
+        raise ParameterError("rescale", "must be empty for a private mean: a factor that others decide tells of them")
 
 
 def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -> PyTree:

@@ -6,6 +6,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import Placement, agree, check_mesh, longest_axis, memory_budget
 from hiso_jax.fed.ledger import Storage
@@ -70,8 +71,8 @@ class Simulation:
         """Place the data on the devices and build, but not yet compile, the programs of the run."""
         loss_dtype = check_task(task)
         if config.cohort > population.num_clients:
-            raise ValueError(
-                f"cohort must be at most the number of clients, {population.num_clients}, got {config.cohort}"
+            raise ParameterError(
+                "cohort", f"must be at most the number of clients, {population.num_clients}, got {config.cohort}"
             )
         population.check(examples_of(task.train))
         participation = Participation() if participation is None else participation

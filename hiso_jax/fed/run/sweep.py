@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import ExecutionSettings, a_device, evaluation_bytes, has_convolution, memory_budget
 from hiso_jax.fed.keys import init_key
@@ -215,7 +216,9 @@ def sweep(
       ValueError: a number of populations other than of seeds.
     """
     if len(populations) != len(grid.seeds):
-        raise ValueError(f"populations must be one for each of the {len(grid.seeds)} seeds, got {len(populations)}")
+        raise ParameterError(
+            "populations", f"must be one for each of the {len(grid.seeds)} seeds, got {len(populations)}"
+        )
     participation = Participation() if participation is None else participation
     check_task(task)
     for population in populations:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm.config import LMConfig, from_transformers
 from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.files import check_files, read_json
@@ -119,7 +120,7 @@ def read_config(folder: Path) -> LMConfig:
     check_kind(folder)
     content = read_json(folder / "config.json")
     if not isinstance(content.get("model_type"), str):
-        raise ValueError(f"model must name its architecture; {folder / 'config.json'} has no model_type")
+        raise ParameterError("model", f"must name its architecture; {folder / 'config.json'} has no model_type")
     from transformers import CONFIG_MAPPING
 
     # transformers fills in the defaults that the file leaves out.
@@ -129,13 +130,13 @@ def read_config(folder: Path) -> LMConfig:
     except Exception as error:
         # It validates what it reads, by errors of every kind.
         told = " ".join(str(error).split())
-        raise ValueError(f"model must have a valid config.json; that of {folder}: {told}") from error
+        raise ParameterError("model", f"must have a valid config.json; that of {folder}: {told}") from error
     try:
         return from_transformers({**content, **full})
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         told = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"model must have a valid config.json; that of {folder} lacks or has a wrong entry ({told})"
+        raise ParameterError(
+            "model", f"must have a valid config.json; that of {folder} lacks or has a wrong entry ({told})"
         ) from error
 
 
@@ -154,7 +155,9 @@ def read_tokenizer(folder: Path) -> Any:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         told = " ".join(str(error).split())[:300]
-        raise ValueError(f"model must come with a tokenizer; that of {folder} cannot be read ({told})") from error
+        raise ParameterError(
+            "model", f"must come with a tokenizer; that of {folder} cannot be read ({told})"
+        ) from error
 
 
 def read_safetensors(folder: Path, config: LMConfig, param_dtype: DTypeLike = jnp.float32) -> PyTree:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hiso_jax.checks import is_real, is_whole
+from hiso_jax.checks import ParameterError, is_real, is_whole
 from hiso_jax.models.lm.known import FAMILIES, check_known, check_rope
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
@@ -50,13 +50,16 @@ class Rope:
         for name in names:
             value = getattr(self, name)
             if not is_real(value) or not 0 < value < float("inf"):
-                raise ValueError(f"model must have a positive {name} of its rotary embeddings; it has {value!r}")
+                raise ParameterError("model", f"must have a positive {name} of its rotary embeddings; it has {value!r}")
         if not is_whole(self.original) or not 0 <= self.original <= SIZES["max_positions"]:
-            raise ValueError(f"model must have an original context of tokens; its configuration has {self.original!r}")
+            raise ParameterError(
+                "model", f"must have an original context of tokens; its configuration has {self.original!r}"
+            )
         if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
-            raise ValueError(
-                "model must have a low_freq_factor below the high_freq_factor of its rotary embeddings; it has "
-                f"{self.low_freq_factor!r} and {self.high_freq_factor!r}"
+            raise ParameterError(
+                "model",
+                "must have a low_freq_factor below the high_freq_factor of its rotary embeddings; it has "
+                f"{self.low_freq_factor!r} and {self.high_freq_factor!r}",
             )
 
 
@@ -134,17 +137,21 @@ class LMConfig:
         for name, most in SIZES.items():
             value, least = getattr(self, name), name != "learned_positions"
             if not is_whole(value) or not least <= value <= most:
-                raise ValueError(
-                    f"model must have a {name} of {int(least)} to {most:,}; its configuration has {value!r}"
+                raise ParameterError(
+                    "model", f"must have a {name} of {int(least)} to {most:,}; its configuration has {value!r}"
                 )
         if not is_real(self.norm_eps) or not 0 < self.norm_eps < 1:
-            raise ValueError(f"model must have a norm_eps between 0 and 1; its configuration has {self.norm_eps!r}")
+            raise ParameterError(
+                "model", f"must have a norm_eps between 0 and 1; its configuration has {self.norm_eps!r}"
+            )
         if self.heads % self.kv_heads:
-            raise ValueError(f"model must have heads in groups of {self.kv_heads}; its configuration has {self.heads}")
+            raise ParameterError(
+                "model", f"must have heads in groups of {self.kv_heads}; its configuration has {self.heads}"
+            )
         flags = (self.gated, self.rms, self.norm_first, self.final_norm, self.tied)
         if not all(isinstance(flag, bool) for flag in (*flags, self.qkv_bias, self.out_bias, self.mlp_bias)):
-            raise ValueError(
-                "model must say yes or no to its biases, norms and tied embeddings; its configuration does not"
+            raise ParameterError(
+                "model", "must say yes or no to its biases, norms and tied embeddings; its configuration does not"
             )
 
 
@@ -160,7 +167,7 @@ def from_transformers(config: Mapping[str, Any]) -> LMConfig:
     """
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"model must be of the architectures {', '.join(FAMILIES)}; got {family}")
+        raise ParameterError("model", f"must be of the architectures {', '.join(FAMILIES)}; got {family}")
     check_known(config)
     return _opt(config) if family == "opt" else _llama(config)
 
@@ -177,13 +184,15 @@ ACTIVATIONS = {
 
 def _activation(name: str) -> Any:
     if name not in ACTIVATIONS:
-        raise ValueError(f"model must have one of the activations {', '.join(ACTIVATIONS)}; got {name}")
+        raise ParameterError("model", f"must have one of the activations {', '.join(ACTIVATIONS)}; got {name}")
     return ACTIVATIONS[name]
 
 
 def _opt(config: Mapping[str, Any]) -> LMConfig:
     if not config.get("layer_norm_elementwise_affine", True):
-        raise ValueError("model must have norms with weights; OPT without layer_norm_elementwise_affine is not known")
+        raise ParameterError(
+            "model", "must have norms with weights; OPT without layer_norm_elementwise_affine is not known"
+        )
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     bias, first = config.get("enable_bias", True), config.get("do_layer_norm_before", True)
     return LMConfig(
@@ -252,21 +261,24 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
     if family == "llama" or (family == "qwen2" and not config.get("use_sliding_window", False)):
         window = None
     if window is not None and (not is_whole(window) or window < 1):
-        raise ValueError(f"model must have a sliding_window of at least one token; its configuration has {window!r}")
+        raise ParameterError(
+            "model", f"must have a sliding_window of at least one token; its configuration has {window!r}"
+        )
     types = config.get("layer_types")
     if types is None or family == "llama":
         full = config.get("max_window_layers", layers) if family == "qwen2" else 0
         types = [FULL if window is None or layer < full else SLIDING for layer in range(layers)]
     if not isinstance(types, list | tuple) or len(types) != layers or any(each not in LAYER_TYPES for each in types):
-        raise ValueError(
-            f"model must have layer_types of {' or '.join(LAYER_TYPES)} for each of its {layers} layers; its "
-            f"configuration has {str(types)[:80]}"
+        raise ParameterError(
+            "model",
+            f"must have layer_types of {' or '.join(LAYER_TYPES)} for each of its {layers} layers; its "
+            f"configuration has {str(types)[:80]}",
         )
     slides = [LAYER_TYPES[each] == SLIDING for each in types]
     if not any(slides):
         return None
     if window is None:
-        raise ValueError("model must have a sliding_window for its layers of sliding_attention; it has none")
+        raise ParameterError("model", "must have a sliding_window for its layers of sliding_attention; it has none")
     return tuple(int(window) if each else everywhere for each in slides)
 
 
@@ -274,13 +286,15 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
     # transformers 5 keeps all of it under rope_parameters, earlier ones the variant under rope_scaling.
     given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if any(isinstance(value, Mapping) for value in given.values()):
-        raise ValueError("model must have the same rotary embeddings in all layers; its configuration names several")
+        raise ParameterError(
+            "model", "must have the same rotary embeddings in all layers; its configuration names several"
+        )
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10_000.0)
     kind: Any = given.get("rope_type") or given.get("type") or "default"
     if kind not in ROPE_KINDS:
-        raise ValueError(f"model must have rotary embeddings of the kinds {', '.join(ROPE_KINDS)}; got {kind}")
+        raise ParameterError("model", f"must have rotary embeddings of the kinds {', '.join(ROPE_KINDS)}; got {kind}")
     if given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
-        raise ValueError("model must rotate whole heads; partial_rotary_factor is not known")
+        raise ParameterError("model", "must rotate whole heads; partial_rotary_factor is not known")
     check_rope(kind, given)
     original = given.get("original_max_position_embeddings") or max_positions
     if kind in ("llama3", "yarn") and config.get("original_max_position_embeddings"):
@@ -293,7 +307,9 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
     needed = ("factor", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ("factor",)
     for name in needed:
         if given.get(name) is None:
-            raise ValueError(f"model must have a {name} of its rotary embeddings of the kind {kind}; it has none")
+            raise ParameterError(
+                "model", f"must have a {name} of its rotary embeddings of the kind {kind}; it has none"
+            )
     numbers: dict[str, Any] = {name: float(given[name]) for name in needed}
     if kind == "yarn":
         betas = {name: float(given[name]) for name in ("beta_fast", "beta_slow") if given.get(name)}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm.checkpoint import Pretrained, needing
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.decoder import Decoder
@@ -50,7 +51,9 @@ def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folde
     """
     decoder = tuned.decoder
     if decoder.adapters.prefix:
-        raise ValueError("format must be delta for --trainable prefix: transformers has no place for a learned prefix")
+        raise ParameterError(
+            "format", "must be delta for --trainable prefix: transformers has no place for a learned prefix"
+        )
     whole = trained if tuned.frozen is None else merge_arrays(trained, tuned.frozen)
     if decoder.adapters.rank:
         whole = multiplied_out(whole, decoder.adapters.alpha / decoder.adapters.rank)
@@ -185,5 +188,5 @@ def _rope_config(config: LMConfig) -> dict[str, Any]:
             high_freq_factor=LLAMA3["high_freq_factor"],
         )
         if not np.allclose(frequencies(guess, config.head_dim), frequencies(rope, config.head_dim), rtol=1e-4):
-            raise ValueError("format must be delta for a model whose rotary factors are not those of Llama 3")
+            raise ParameterError("format", "must be delta for a model whose rotary factors are not those of Llama 3")
     return {"rope_theta": rope.theta, "rope_scaling": scaling}

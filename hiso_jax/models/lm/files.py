@@ -5,6 +5,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from hiso_jax.checks import ParameterError
+
 # Bytes of a configuration or an index; a reader of JSON takes many times as much.
 MOST_JSON = 2**25
 
@@ -22,9 +24,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         told = " ".join(str(error).split())
-        raise ValueError(f"model must be a folder with a readable {path.name}; {path}: {told}") from error
+        raise ParameterError("model", f"must be a folder with a readable {path.name}; {path}: {told}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"model must be a folder with a readable {path.name}; {path} holds no object")
+        raise ParameterError("model", f"must be a folder with a readable {path.name}; {path} holds no object")
     return content
 
 
@@ -37,4 +39,4 @@ def check_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         kind = path.stat().st_mode if path.exists() else stat.S_IFREG
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise ValueError(f"model must be a folder of files; {path} is none")
+            raise ParameterError("model", f"must be a folder of files; {path} is none")

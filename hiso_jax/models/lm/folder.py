@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm.files import read_json
 
 # Numbers that weights are stored in. Others are parts of quantised ones, which only mean something together.
@@ -40,9 +41,10 @@ def check_kind(folder: Path) -> None:
     is_whole = (folder / "config.json").is_file() and bool(_own_files(folder))
     if (folder / "adapter_config.json").is_file() and not is_whole:
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path", "another model")
-        raise ValueError(
-            f"model must be a whole checkpoint; {folder} is an adapter of PEFT for {base}: merge the two first "
-            "(merge_and_unload) and save the model"
+        raise ParameterError(
+            "model",
+            f"must be a whole checkpoint; {folder} is an adapter of PEFT for {base}: merge the two first "
+            "(merge_and_unload) and save the model",
         )
 
 
@@ -68,7 +70,7 @@ class SafeTensors:
         whole = folder / "model.safetensors"
         paths = [folder / part for part in parts] if parts else [whole] if whole.is_file() else _own_files(folder)
         if not paths:
-            raise ValueError(f"model must have safetensors files; {folder} has {_others(folder)}")
+            raise ParameterError("model", f"must have safetensors files; {folder} has {_others(folder)}")
         self._where: dict[str, Any] = {}
         for path in paths:
             try:
@@ -95,15 +97,17 @@ class SafeTensors:
         for name, file in self._where.items():
             method = next((method for end, method in QUANTISED.items() if end in f".{name}"), None)
             if method is not None:
-                raise ValueError(
-                    f"model must have weights that are not quantised; {folder} is of {method} ({name}): take the "
-                    "checkpoint that it was made of, or a GGUF file"
+                raise ParameterError(
+                    "model",
+                    f"must have weights that are not quantised; {folder} is of {method} ({name}): take the "
+                    "checkpoint that it was made of, or a GGUF file",
                 )
             kind = file.get_slice(name).get_dtype()
             if kind not in (*PLAIN, *BUFFERS) and not name.endswith(IGNORED):
-                raise ValueError(
-                    f"model must have weights of {', '.join(PLAIN)}; {folder} has {name} in {kind}, as quantised "
-                    "checkpoints do: take the one that it was made of, or a GGUF file"
+                raise ParameterError(
+                    "model",
+                    f"must have weights of {', '.join(PLAIN)}; {folder} has {name} in {kind}, as quantised "
+                    "checkpoints do: take the one that it was made of, or a GGUF file",
                 )
 
     def names(self) -> Iterable[str]:

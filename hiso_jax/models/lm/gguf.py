@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm.claims import check_claims
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.gguf_fields import Fields, check_fields, rope_of
@@ -47,9 +48,10 @@ class GGUFTensors:
         self._heads = heads
         for name, tensor in self._tensors.items():
             if not _is_readable(tensor.tensor_type):
-                raise ValueError(
-                    f"model must have GGUF tensors of types that the gguf package dequantises, Q4_K and Q8_0 say; "
-                    f"{name} is {tensor.tensor_type.name}"
+                raise ParameterError(
+                    "model",
+                    "must have GGUF tensors of types that the gguf package dequantises, Q4_K and Q8_0 say; "
+                    f"{name} is {tensor.tensor_type.name}",
                 )
 
     def names(self) -> Iterable[str]:
@@ -123,7 +125,7 @@ def _read(path: Path) -> Any:
     from gguf import GGUFReader
 
     if not path.is_file():
-        raise ValueError(f"model must be a hub name, a folder or a .gguf file; there is no file {path}")
+        raise ParameterError("model", f"must be a hub name, a folder or a .gguf file; there is no file {path}")
     check_claims(path)
     try:
         return GGUFReader(path)
@@ -143,8 +145,8 @@ def _further_parts(path: Path, fields: Fields) -> list[Path]:
         return []
     named = re.fullmatch(r"(.*)-00001-of-(\d{5})", path.stem)
     if named is None or int(named[2]) != count:
-        raise ValueError(
-            f"model must be the first part of a GGUF file in {count:,} parts, …-00001-of-{count:05}.gguf; got {path}"
+        raise ParameterError(
+            "model", f"must be the first part of a GGUF file in {count:,} parts, …-00001-of-{count:05}.gguf; got {path}"
         )
     return [path.with_name(f"{named[1]}-{number:05}-of-{count:05}.gguf") for number in range(2, count + 1)]
 
@@ -152,7 +154,9 @@ def _further_parts(path: Path, fields: Fields) -> list[Path]:
 def _config(fields: Fields, tensors: Sequence[Any]) -> LMConfig:
     family = fields.get("general.architecture")
     if family not in ARCHITECTURES:
-        raise ValueError(f"model must be a GGUF file of the architectures {', '.join(ARCHITECTURES)}; got {family}")
+        raise ParameterError(
+            "model", f"must be a GGUF file of the architectures {', '.join(ARCHITECTURES)}; got {family}"
+        )
     names = {tensor.name for tensor in tensors}
 
     def field(name: str, default: Any = None) -> Any:
@@ -191,7 +195,7 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
 
     kind = fields.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
-        raise ValueError(f"model must have a GGUF tokenizer of the kinds gpt2 or llama; {path} has {kind}")
+        raise ParameterError("model", f"must have a GGUF tokenizer of the kinds gpt2 or llama; {path} has {kind}")
     tokens, types = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type", [])
     try:
         backend = _byte_level(fields, tokens, path) if kind == "gpt2" else _sentencepiece(fields, tokens)
@@ -200,7 +204,7 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
     except Exception as error:
         # The tokenizers package raises nothing more particular, where a merge makes no token of the vocabulary, say.
         reason = f"that of {path} does not: {error}"
-        raise ValueError(f"model must have a vocabulary that fits its merges; {reason}") from error
+        raise ParameterError("model", f"must have a vocabulary that fits its merges; {reason}") from error
     roles = list(zip(tokens, types, strict=False))
     backend.add_special_tokens([AddedToken(text, special=True) for text, role in roles if role == CONTROL])
     backend.add_tokens([AddedToken(text) for text, role in roles if role == USER_DEFINED])
@@ -211,7 +215,9 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
     def number_of(role: str) -> int | None:
         number = fields.get(f"tokenizer.ggml.{role}_token_id", usual.get(role))
         if number is not None and not 0 <= number < len(tokens):
-            raise ValueError(f"model must have a {role} token among its {len(tokens):,}; that of {path} is {number}")
+            raise ParameterError(
+                "model", f"must have a {role} token among its {len(tokens):,}; that of {path} is {number}"
+            )
         return number
 
     def token(role: str) -> str | None:
@@ -258,7 +264,7 @@ def _byte_level(fields: Fields, tokens: list[str], path: Path) -> Any:
     elif style in GPT2_STYLES:
         backend.pre_tokenizer = whole
     else:
-        raise ValueError(f"model must have a GGUF tokenizer that is known here; {path} splits text by {style}")
+        raise ParameterError("model", f"must have a GGUF tokenizer that is known here; {path} splits text by {style}")
     backend.decoder = decoders.ByteLevel()
     return backend
 
@@ -269,9 +275,10 @@ def _sentencepiece(fields: Fields, tokens: list[str]) -> Any:
 
     lengths = [len(token) for token in tokens]
     if max(lengths, default=0) > MOST_CHARACTERS or sum(length**2 for length in lengths) > MOST_SQUARED:
-        raise ValueError(
-            f"model must have tokens of at most {MOST_CHARACTERS:,} characters; its longest has {max(lengths):,}, and "
-            f"all of them together have {sum(lengths):,}"
+        raise ParameterError(
+            "model",
+            f"must have tokens of at most {MOST_CHARACTERS:,} characters; its longest has {max(lengths):,}, and "
+            f"all of them together have {sum(lengths):,}",
         )
     rank = {token: i for i, token in enumerate(tokens)}
     scores = fields["tokenizer.ggml.scores"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hiso_jax.checks import is_real
+from hiso_jax.checks import ParameterError, is_real
 from hiso_jax.models.lm.config import Rope, RopeKind, temperature
 from hiso_jax.models.lm.known import names
 
@@ -84,13 +84,15 @@ def check_fields(fields: Fields, family: str, head_dim: int) -> None:
       ValueError: a field whose value may change what the model computes; it is named.
     """
     if fields.get("general.type", "model") != "model":
-        raise ValueError(
-            f"model must be a GGUF file whose general.type is model; {fields.path} is {fields['general.type']}"
+        raise ParameterError(
+            "model", f"must be a GGUF file whose general.type is model; {fields.path} is {fields['general.type']}"
         )
     for name in ("rope.dimension_count", "attention.value_length"):
         width = fields.of(family, name, head_dim)
         if width not in (0, head_dim):
-            raise ValueError(f"model must have a {name} of its heads' width, {head_dim}; {fields.path} has {width}")
+            raise ParameterError(
+                "model", f"must have a {name} of its heads' width, {head_dim}; {fields.path} has {width}"
+            )
     for full, value in fields.items():
         prefix, _, name = full.partition(".")
         if prefix != family or name in READ or name in HARMLESS:
@@ -100,9 +102,10 @@ def check_fields(fields: Fields, family: str, head_dim: int) -> None:
         if name == "attention.sliding_window" and all(each >= fields.of(family, "context_length") for each in listed):
             continue
         if any(each not in allowed for each in listed):
-            raise ValueError(
-                f"model must be of fields that are known here; {fields.path} has {full} {str(value)[:60]}, which may "
-                "change what it computes"
+            raise ParameterError(
+                "model",
+                f"must be of fields that are known here; {fields.path} has {full} {str(value)[:60]}, which may "
+                "change what it computes",
             )
 
 
@@ -126,24 +129,29 @@ def rope_of(fields: Fields, family: str, head_dim: int, factors: np.ndarray | No
     def number(name: str, default: float) -> float:
         value = fields.of(family, f"rope.{name}", default)
         if not is_real(value):
-            raise ValueError(f"model must have a number for its rope.{name}; {fields.path} has {value!r}")
+            raise ParameterError("model", f"must have a number for its rope.{name}; {fields.path} has {value!r}")
         return float(value or default)
 
     theta, named = number("freq_base", 10_000.0), fields.get(f"{family}.rope.scaling.type", "linear")
     if named not in KINDS:
-        raise ValueError(f"model must have GGUF rope scaling {', '.join(KINDS)}; got {named}")
+        raise ParameterError("model", f"must have GGUF rope scaling {', '.join(KINDS)}; got {named}")
     context = int(fields.of(family, "context_length"))
     factor = 1.0 if named == "none" else number("scaling.factor", number("scale_linear", 1.0))
     attention = number("scaling.attn_factor", 1.0)
     if named != "yarn" and attention != 1:
-        raise ValueError(f"model must have rope.scaling.attn_factor 1 without YaRN; {fields.path} has {attention:g}")
+        raise ParameterError(
+            "model", f"must have rope.scaling.attn_factor 1 without YaRN; {fields.path} has {attention:g}"
+        )
     if factors is not None:
         if factor != 1 or named == "yarn" or family != "llama":
-            raise ValueError(f"model must stretch its rotary embeddings in one way; {fields.path} has factors, too")
+            raise ParameterError(
+                "model", f"must stretch its rotary embeddings in one way; {fields.path} has factors, too"
+            )
         if len(factors) != head_dim // 2 or not (np.isfinite(factors) & (factors > 0)).all():
-            raise ValueError(
-                f"model must have a positive factor for each of its {head_dim // 2} frequencies; {fields.path} has "
-                f"{len(factors)}, the least {factors.min(initial=np.inf):g}"
+            raise ParameterError(
+                "model",
+                f"must have a positive factor for each of its {head_dim // 2} frequencies; {fields.path} has "
+                f"{len(factors)}, the least {factors.min(initial=np.inf):g}",
             )
         return Rope(theta=theta, kind="factors", original=context, factors=tuple(factors.tolist()))
     if named != "yarn":

@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from hiso_jax.checks import ParameterError
+
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "vocab*", "merges*", "special*"]
 CONVERTER, CONVERTED = "SFconvertbot", "converted"
 # How long the hub may take to answer before its cache has to do.
@@ -24,14 +26,16 @@ def from_hub(name: str, revision: str | None) -> Path:
         folder = _snapshot(name, revision)
     except Exception as error:
         # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
-        raise ValueError(
-            f"model must be a hub name, a folder or a .gguf file; {name} is no local folder and cannot be had from "
-            f"the hub ({type(error).__name__})"
+        raise ParameterError(
+            "model",
+            f"must be a hub name, a folder or a .gguf file; {name} is no local folder and cannot be had from "
+            f"the hub ({type(error).__name__})",
         ) from error
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"revision must be one with safetensors; {name} has none at {revision or 'main'}: --revision {CONVERTED} "
-            "takes those in the pull request of the hub's converter"
+        raise ParameterError(
+            "revision",
+            f"must be one with safetensors; {name} has none at {revision or 'main'}: --revision {CONVERTED} "
+            "takes those in the pull request of the hub's converter",
         )
     return folder
 
@@ -51,9 +55,10 @@ def config_from_hub(name: str, revision: str | None) -> Path:
         ).parent
     except Exception as error:
         # Whatever the hub's client raises means the same here.
-        raise ValueError(
-            f"model must be an architecture's name, a folder or a hub name; {name} is no local folder and its "
-            f"config.json cannot be had from the hub ({type(error).__name__})"
+        raise ParameterError(
+            "model",
+            f"must be an architecture's name, a folder or a hub name; {name} is no local folder and its "
+            f"config.json cannot be had from the hub ({type(error).__name__})",
         ) from error
 
 

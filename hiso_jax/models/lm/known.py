@@ -12,6 +12,8 @@ Gemma, Cohere, Qwen3, SmolLM3): refusing them is stricter than transformers, whi
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hiso_jax.checks import ParameterError
+
 FAMILIES = ("opt", "llama", "mistral", "ministral", "qwen2")
 # Of an entry that is not listed: nothing is said by it.
 NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -214,9 +216,10 @@ def check_rope(kind: str, given: Mapping[str, Any]) -> None:
         if name in ROPE_READ[kind] or name in ROPE_COMMON or name in ROPE_IGNORED[kind]:
             continue
         if not _is_one_of(value, ROPE_NEUTRAL.get(name, NOTHING)):
-            raise ValueError(
-                f"model must have rotary embeddings that are known here; of the kind {kind} its configuration says "
-                f"{name} {_shown(value)}"
+            raise ParameterError(
+                "model",
+                f"must have rotary embeddings that are known here; of the kind {kind} its configuration says "
+                f"{name} {_shown(value)}",
             )
 
 

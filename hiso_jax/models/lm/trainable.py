@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from hiso_jax.checks import positive
+from hiso_jax.checks import ParameterError, positive
 from hiso_jax.models.lm.checkpoint import Pretrained, needing
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.decoder import Decoder
@@ -153,9 +153,10 @@ def _named(params: PyTree, pattern: str) -> tuple[PyTree, PyTree]:
     trained, frozen = partition(params, _matcher(pattern))
     if trained is None:
         known = [leaf.name for leaf in leaves(params)]
-        raise ValueError(
-            f"trainable must be all, lora, prefix, head or a pattern that names a parameter; {pattern!r} names none "
-            f"of {', '.join(known[:4])}, … {known[-1]}"
+        raise ParameterError(
+            "trainable",
+            f"must be all, lora, prefix, head or a pattern that names a parameter; {pattern!r} names none "
+            f"of {', '.join(known[:4])}, … {known[-1]}",
         )
     return trained, frozen
 
@@ -171,14 +172,16 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
     try:
         compiled = regex.compile(pattern)
     except regex.error as error:
-        raise ValueError(f"trainable must be all, lora, prefix, head or a regular expression: {error}") from error
+        raise ParameterError(
+            "trainable", f"must be all, lora, prefix, head or a regular expression: {error}"
+        ) from error
 
     def matches(name: str) -> bool:
         try:
             return compiled.search(name, timeout=SEARCH_SECONDS) is not None
         except TimeoutError:
-            raise ValueError(
-                f"trainable must be a regular expression that ends; {pattern!r} does not on {name}"
+            raise ParameterError(
+                "trainable", f"must be a regular expression that ends; {pattern!r} does not on {name}"
             ) from None
 
     return matches
@@ -192,15 +195,17 @@ def check_lora(adapters: Adapters, config: LMConfig) -> None:
     """
     positive("lora_alpha", adapters.alpha)
     if adapters.rank < 1:
-        raise ValueError(f"lora_rank must be at least 1, got {adapters.rank}")
+        raise ParameterError("lora_rank", f"must be at least 1, got {adapters.rank}")
     present = [name for name in PROJECTIONS if config.gated or name != "gate_proj"]
     for target in adapters.targets:
         if target not in present:
-            raise ValueError(f"lora_targets must be of {', '.join(present)}; got {target}")
+            raise ParameterError("lora_targets", f"must be of {', '.join(present)}; got {target}")
     if adapters.rank > config.hidden_size:
-        raise ValueError(f"lora_rank must be at most the model's width, {config.hidden_size}, got {adapters.rank}")
+        raise ParameterError(
+            "lora_rank", f"must be at most the model's width, {config.hidden_size}, got {adapters.rank}"
+        )
     if not adapters.targets:
-        raise ValueError(f"lora_targets must name at least one of {', '.join(present)}")
+        raise ParameterError("lora_targets", f"must name at least one of {', '.join(present)}")
 
 
 def check_prefix(tokens: int, config: LMConfig) -> None:
@@ -211,7 +216,7 @@ def check_prefix(tokens: int, config: LMConfig) -> None:
     """
     most = config.max_positions - 1
     if not 1 <= tokens <= most:
-        raise ValueError(f"prefix_tokens must be at least 1 and at most {most}, got {tokens}")
+        raise ParameterError("prefix_tokens", f"must be at least 1 and at most {most}, got {tokens}")
 
 
 def _lora(pretrained: Pretrained, adapters: Adapters, key: jax.Array) -> Tuned:

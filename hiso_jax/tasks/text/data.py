@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.tasks.text.files import read_rows, split_files
 from hiso_jax.tasks.text.prompts import Row, Source
 
@@ -34,7 +35,7 @@ def load_rows(source: Source | None, data_dir: str | Path | None, columns: Seque
     elif source is not None:
         rows = _from_hub(source)
     else:
-        raise ValueError("data_dir must name a folder with train and validation files for text-classification")
+        raise ParameterError("data_dir", "must name a folder with train and validation files for text-classification")
     _check_columns(rows, columns, "data_dir")
     return rows
 
@@ -47,12 +48,13 @@ def _check_columns(rows: Mapping[str, Sequence[Row]], columns: Sequence[str], op
     """
     for split, split_rows in rows.items():
         if not len(split_rows):
-            raise ValueError(f"{option} must hold at least one row of each split; {split} has none")
+            raise ParameterError(option, f"must hold at least one row of each split; {split} has none")
         missing = [name for name in columns if name not in split_rows[0]]
         if missing:
-            raise ValueError(
-                f"{option} must hold the columns {', '.join(columns)}; {split} lacks {', '.join(missing)} and has "
-                f"{', '.join(split_rows[0])}"
+            raise ParameterError(
+                option,
+                f"must hold the columns {', '.join(columns)}; {split} lacks {', '.join(missing)} and has "
+                f"{', '.join(split_rows[0])}",
             )
         for number, row in enumerate(split_rows, 1):
             empty = [name for name in columns if row.get(name) is None]
@@ -71,13 +73,14 @@ def _from_files(folder: Path) -> dict[str, list[Row]]:
             if {"dataset_dict.json", "state.json"} & set(there):
                 has = "was written by save_to_disk: load it with load_from_disk and write each split with to_parquet"
             others = "" if len(names) == 1 else f" (or of the names {', '.join(names[1:])})"
-            raise ValueError(
-                f"data_dir must hold a file {names[0]}.jsonl, .csv, .tsv or .parquet{others}, as it is or as .gz, or "
-                f"{names[0]}-00000-of-00001.parquet and so on, in data/ or not; {folder} {has}"
+            raise ParameterError(
+                "data_dir",
+                f"must hold a file {names[0]}.jsonl, .csv, .tsv or .parquet{others}, as it is or as .gz, or "
+                f"{names[0]}-00000-of-00001.parquet and so on, in data/ or not; {folder} {has}",
             )
         rows[split] = [row for path in paths for row in read_rows(path)]
         if not rows[split]:
-            raise ValueError(f"data_dir must hold at least one row of each split; {paths[0]} is empty")
+            raise ParameterError("data_dir", f"must hold at least one row of each split; {paths[0]} is empty")
     return rows
 
 
@@ -96,9 +99,10 @@ def _from_hub(source: Source) -> dict[str, list[Row]]:
         return {"train": loaded["train"].to_list(), "test": loaded[source.test].to_list()}
     except Exception as error:
         # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
-        raise ValueError(
-            "data_dir must name a folder with train and validation files where the hub is out of reach; "
-            f"loading {source.name} gave {type(error).__name__}"
+        raise ParameterError(
+            "data_dir",
+            "must name a folder with train and validation files where the hub is out of reach; "
+            f"loading {source.name} gave {type(error).__name__}",
         ) from error
 
 
@@ -120,14 +124,17 @@ def given_rows(rows: Mapping[str, Iterable[Row]], columns: Sequence[str]) -> dic
     for split, names in {"train": ("train",), "test": ("test", *SPLITS["test"])}.items():
         name = next((name for name in names if isinstance(rows, Mapping) and name in rows), None)
         if name is None:
-            raise ValueError(
-                'rows must be {"train": rows, "test": rows}, of lists of dicts or datasets of the datasets library; '
-                f"there is no {split}"
+            raise ParameterError(
+                "rows",
+                'must be {"train": rows, "test": rows}, of lists of dicts or datasets of the datasets library; '
+                f"there is no {split}",
             )
         taken[split] = list(rows[name])
         for number, row in enumerate(taken[split], 1):
             if not isinstance(row, Mapping):
-                raise ValueError(f"rows must be dicts of columns; row {number} of {name} is a {type(row).__name__}")
+                raise ParameterError(
+                    "rows", f"must be dicts of columns; row {number} of {name} is a {type(row).__name__}"
+                )
     _check_columns(taken, columns, "rows")
     return taken
 
@@ -216,8 +223,9 @@ def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence
     """
     if given is not None:
         if len(given) != classes or len(set(given)) != classes:
-            raise ValueError(
-                f"labels must be {classes} different ones, one for each word of the verbalizer; got {','.join(given)}"
+            raise ParameterError(
+                "labels",
+                f"must be {classes} different ones, one for each word of the verbalizer; got {','.join(given)}",
             )
         return tuple(given)
     for split, split_rows in rows.items():
@@ -228,10 +236,11 @@ def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence
     texts = _in_order(label for label in found if isinstance(label, str))
     if texts and len(texts) != len(found):
         other = next(label for label in found if not isinstance(label, str))
-        raise ValueError(f"labels must be all text or all numbers; the data have {texts[0]!r} and {other!r}")
+        raise ParameterError("labels", f"must be all text or all numbers; the data have {texts[0]!r} and {other!r}")
     if texts and len(texts) != classes:
-        raise ValueError(
-            f"verbalizer must have one word for each of the {len(texts)} labels {', '.join(texts[:8])}, not {classes}"
+        raise ParameterError(
+            "verbalizer",
+            f"must have one word for each of the {len(texts)} labels {', '.join(texts[:8])}, not {classes}",
         )
     return tuple(texts) or tuple(map(str, range(classes)))
 
@@ -262,13 +271,15 @@ def numbered_clients(rows: Sequence[Row], column: str) -> Int[np.ndarray, "n"]:
     """
     for number, row in enumerate(rows, 1):
         if row.get(column) is None:
-            raise ValueError(f"client_column must be one of the training data; row {number} of train has no {column}")
+            raise ParameterError(
+                "client_column", f"must be one of the training data; row {number} of train has no {column}"
+            )
     if any(isinstance(row[column], bool | np.bool_) for row in rows):
-        raise ValueError(f"client_column must name clients by text or by numbers; {column} has truth values")
+        raise ParameterError("client_column", f"must name clients by text or by numbers; {column} has truth values")
     names = [plain_label(row[column]) for row in rows]
     for number, name in enumerate(names, 1):
         if isinstance(name, bool) or not isinstance(name, int | str):
             raise ValueError(f"row {number} of train has {column} {name!r}; it must be text or a whole number")
     if len(set(map(type, names))) > 1:
-        raise ValueError(f"client_column must name clients by text or by numbers, not both; {column} has both")
+        raise ParameterError("client_column", f"must name clients by text or by numbers, not both; {column} has both")
     return np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int32)

@@ -10,6 +10,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Int, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm import Tuned
 
 # Every length is a program of its own, so there are few.
@@ -59,7 +60,9 @@ def _tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[li
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         told = " ".join(str(error).split())[:200]
-        raise ValueError(f"model must come with a tokenizer that works; {type(error).__name__}: {told}") from error
+        raise ParameterError(
+            "model", f"must come with a tokenizer that works; {type(error).__name__}: {told}"
+        ) from error
 
 
 def truncate(ids: Sequence[int], limit: int, bos: int | None) -> list[int]:
@@ -95,13 +98,14 @@ def last_tokens(tokenizer: Any, words: Sequence[str], prompts: Sequence[str]) ->
         found.setdefault(_last_behind(tokenizer, words, prompt), prompt)
     if len(found) > 1:
         first, other = list(found.values())[:2]
-        raise ValueError(
-            f"template must end so that the words of the verbalizer have the same tokens behind every prompt; "
-            f"{','.join(words)} have not behind {first[-20:]!r} and {other[-20:]!r}: let it end in text of its own"
+        raise ParameterError(
+            "template",
+            "must end so that the words of the verbalizer have the same tokens behind every prompt; "
+            f"{','.join(words)} have not behind {first[-20:]!r} and {other[-20:]!r}: let it end in text of its own",
         )
     last = next(iter(found))
     if len(set(last)) != len(last):
-        raise ValueError(f"verbalizer must be words that end in different tokens; got {','.join(words)}")
+        raise ParameterError("verbalizer", f"must be words that end in different tokens; got {','.join(words)}")
     return last
 
 
@@ -109,7 +113,7 @@ def _last_behind(tokenizer: Any, words: Sequence[str], prompt: str) -> tuple[int
     alone = _tokenize(tokenizer, words, special=False)
     for word, tokens in zip(words, alone, strict=True):
         if not tokens:
-            raise ValueError(f"verbalizer must be words that the tokenizer knows; {word!r} has no token")
+            raise ParameterError("verbalizer", f"must be words that the tokenizer knows; {word!r} has no token")
     asked, *answered = tokenize(tokenizer, [prompt, *(prompt + word for word in words)])
     last = []
     for tokens, whole in zip(alone, answered, strict=True):
@@ -232,7 +236,7 @@ def check_length(max_length: int, model: Tuned) -> None:
     """
     most = model.decoder.config.max_positions - model.decoder.adapters.prefix
     if not 1 <= max_length <= most:
-        raise ValueError(f"max_length must be between 1 and the model's {most} positions, got {max_length}")
+        raise ParameterError("max_length", f"must be between 1 and the model's {most} positions, got {max_length}")
 
 
 def check_tokens(tokens: Int[np.ndarray, "n T"], model: Tuned) -> None:
@@ -243,6 +247,7 @@ def check_tokens(tokens: Int[np.ndarray, "n T"], model: Tuned) -> None:
     """
     known = model.decoder.config.vocab_size
     if tokens.size and tokens.max() >= known:
-        raise ValueError(
-            f"model must come with a tokenizer of its own {known:,} tokens; the one it has gives token {tokens.max():,}"
+        raise ParameterError(
+            "model",
+            f"must come with a tokenizer of its own {known:,} tokens; the one it has gives token {tokens.max():,}",
         )

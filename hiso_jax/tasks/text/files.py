@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.tasks.text.prompts import Row
 
 
@@ -40,7 +41,7 @@ def _json(path: Path) -> list[Row]:
                     raise ValueError(f"line {number} is not JSON ({error})") from None
     for row, place in zip(rows, places, strict=True):
         if not isinstance(row, dict):
-            raise ValueError(f"{place} must be an object with the columns as names, got a {type(row).__name__}")
+            raise ParameterError(place, f"must be an object with the columns as names, got a {type(row).__name__}")
     return rows
 
 
@@ -148,8 +149,8 @@ def _check_parts(parts: Sequence[Path]) -> None:
     found = [PART.search(path.name) for path in parts]
     numbers, counts = ([int(each[group]) for each in found if each is not None] for group in (1, 2))
     if len(set(counts)) != 1 or numbers != list(range(counts[0])):
-        raise ValueError(
-            f"data_dir must hold all {counts[0]:,} parts of {parts[0].name}; {parts[0].parent} has {len(parts):,}"
+        raise ParameterError(
+            "data_dir", f"must hold all {counts[0]:,} parts of {parts[0].name}; {parts[0].parent} has {len(parts):,}"
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm import Tuned, greedy
 from hiso_jax.tasks.text.encode import (
     at_bucket,
@@ -129,7 +130,9 @@ class TextGeneration(PretrainedTask):
         Raises:
           ValueError: always.
         """
-        raise ValueError(f"task must be one of classification to be tuned by validation accuracy; {self.name} is not")
+        raise ParameterError(
+            "task", f"must be one of classification to be tuned by validation accuracy; {self.name} is not"
+        )
 
 
 def _arrays(own: dict[str, list], width: int, fill: int) -> dict[str, np.ndarray]:
@@ -170,7 +173,9 @@ def text_generation(
     """
     check_length(max_length, model)
     if not 1 <= max_new_tokens < max_length:
-        raise ValueError(f"max_new_tokens must be at least 1 and below max_length, {max_length}, got {max_new_tokens}")
+        raise ParameterError(
+            "max_new_tokens", f"must be at least 1 and below `max_length`, {max_length}, got {max_new_tokens}"
+        )
     assert prompt.answers is not None
     if scoring == "summary":
         # Missing, it is told before anything is run.

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, Literal
 
+from hiso_jax.checks import ParameterError
+
 PromptSet = Literal["decomfl", "mezo"]
 Row = Mapping[str, Any]
 
@@ -149,7 +151,7 @@ def prompt_for(task: str, prompts: PromptSet) -> Prompt:
       ValueError: the set has none for the task.
     """
     if task not in PROMPTS[prompts]:
-        raise ValueError(f"prompts must be decomfl for {task}: the {prompts} set has no prompt for it")
+        raise ParameterError("prompts", f"must be decomfl for {task}: the {prompts} set has no prompt for it")
     return PROMPTS[prompts][task]
 
 
@@ -166,12 +168,14 @@ def user_prompt(template: str, words: tuple[str, ...]) -> Prompt:
     try:
         fields = [parts[1:] for parts in Formatter().parse(template) if parts[1] is not None]
     except ValueError as error:
-        raise ValueError(f"template must be text with columns in braces, like '{{text}} It was': {error}") from error
+        raise ParameterError(
+            "template", f"must be text with columns in braces, like '{{text}} It was': {error}"
+        ) from error
     columns = [name or "" for name, _, _ in fields]
     if any(specification or conversion for _, specification, conversion in fields):
-        raise ValueError(f"template must name columns alone in its braces, without : or !; got {template!r}")
+        raise ParameterError("template", f"must name columns alone in its braces, without : or !; got {template!r}")
     if not columns or not all(name.isidentifier() for name in columns):
-        raise ValueError(f"template must name a column in braces, like '{{text}} It was'; got {template!r}")
+        raise ParameterError("template", f"must name a column in braces, like '{{text}} It was'; got {template!r}")
     return Prompt(template, checked_words(words))
 
 
@@ -182,5 +186,7 @@ def checked_words(words: Sequence[str]) -> tuple[str, ...]:
       ValueError: they are fewer than two, empty, or not different.
     """
     if len(words) < 2 or not all(words) or len(set(words)) != len(words):
-        raise ValueError(f"verbalizer must be at least two different words, one for each label; got {','.join(words)}")
+        raise ParameterError(
+            "verbalizer", f"must be at least two different words, one for each label; got {','.join(words)}"
+        )
     return tuple(words)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm import Tuned
 from hiso_jax.tasks.text.choice import TextChoice
 from hiso_jax.tasks.text.encode import check_length
@@ -45,7 +46,7 @@ def text_shapes(
     answer = (max_new_tokens or NEW_TOKENS[name]) if name in GENERATION else 0
     check_length(length, model)
     if answer and not answer < length:
-        raise ValueError(f"max_new_tokens must be at least 1 and below max_length, {length}, got {answer}")
+        raise ParameterError("max_new_tokens", f"must be at least 1 and below `max_length`, {length}, got {answer}")
     # A prompt is cut so that its answer has room behind it.
     width = length
 

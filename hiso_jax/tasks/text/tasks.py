@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from hiso_jax.checks import whole
+from hiso_jax.checks import ParameterError, whole
 from hiso_jax.models.lm import Pretrained, Tuned
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.data import (
@@ -103,7 +103,7 @@ def text_data(
       ValueError: an option, the data or its columns are not of this task.
     """
     if name not in TEXT_TASKS:
-        raise ValueError(f"task must be one of {', '.join(TEXT_TASKS)}, got {name}")
+        raise ParameterError("task", f"must be one of {', '.join(TEXT_TASKS)}, got {name}")
     for option, count in (("train_rows", train_rows), ("test_rows", test_rows)):
         if count is not None:
             whole(option, count, 1)
@@ -111,11 +111,11 @@ def text_data(
     source = SOURCES.get(name)
     for option, value in (("template", template), ("verbalizer", verbalizer)):
         if source is None and value is None:
-            raise ValueError(f"{option} must be given for text-classification, like {EXAMPLES[option]}")
+            raise ParameterError(option, f"must be given for text-classification, like {EXAMPLES[option]}")
         if name in GENERATION and value is not None:
-            raise ValueError(f"{option} is for classification; {name} generates its answers")
+            raise ParameterError(option, f"is for classification; {name} generates its answers")
     if labels is not None and name in GENERATION:
-        raise ValueError(f"labels are for classification; {name} generates its answers")
+        raise ParameterError("labels", f"are for classification; {name} generates its answers")
     prompt = prompt_for(name, prompts) if source is not None else user_prompt(template or "", tuple(verbalizer or ()))
     if source is not None and template is not None:
         prompt = user_prompt(template, tuple(verbalizer or prompt.words))
@@ -152,14 +152,14 @@ def _words_and_labels(
     """
     if isinstance(verbalizer, Mapping):
         if labels is not None:
-            raise ValueError("labels must not be given beside a verbalizer that names them")
+            raise ParameterError("labels", "must not be given beside a verbalizer that names them")
         labels, verbalizer = list(verbalizer), list(verbalizer.values())
     if verbalizer is not None and (
         not isinstance(verbalizer, list | tuple) or not all(isinstance(word, str) for word in verbalizer)
     ):
-        raise ValueError(f"verbalizer must be a list of words, or label → word; got {verbalizer!r}")
+        raise ParameterError("verbalizer", f"must be a list of words, or label → word; got {verbalizer!r}")
     if labels is not None and not isinstance(labels, list | tuple):
-        raise ValueError(f"labels must be a list, one for each word of the verbalizer; got {labels!r}")
+        raise ParameterError("labels", f"must be a list, one for each word of the verbalizer; got {labels!r}")
     names = None if labels is None else tuple(str(plain_label(label)) for label in labels)
     return None if verbalizer is None else tuple(verbalizer), names
 
@@ -189,7 +189,7 @@ def text_task(
     if isinstance(data, str):
         data = text_data(data, **given)
     elif given:
-        raise ValueError(f"{next(iter(given))} must be given to text_data, which has read the data")
+        raise ParameterError(next(iter(given)), "must be given to text_data, which has read the data")
     most = model.decoder.config.max_positions - model.decoder.adapters.prefix
     length = min(data.max_length, most) if max_length is None else max_length
     task = _task(data, model, pretrained, length, max_new_tokens)

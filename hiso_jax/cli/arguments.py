@@ -1,0 +1,224 @@
+"""Options as arguments of argparse: their types, their help, and one sentence for a value that one cannot have."""
+
+import argparse
+import copy
+import difflib
+import shutil
+import textwrap
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from hiso_jax.checks import ParameterError
+from hiso_jax.cli.exit_codes import UsageError
+from hiso_jax.cli.methods import Option
+
+# Widest help, and widest list of choices that stands beside the name of its option.
+WIDTH, BESIDE = 100, 40
+NUMBERS = {float: "a number", int: "a whole number"}
+METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Marks the annotation of a tuple that is given as one comma-separated word.
+
+    Attributes:
+      convert: type of the members.
+      metavar: how --help shows the word.
+      strip: whether blanks around a member are dropped.
+    """
+
+    convert: type
+    metavar: str
+    strip: bool = True
+
+    def read(self, word: str) -> tuple[Any, ...]:
+        """The members of ``word``.
+
+        Raises:
+          ValueError: one is not of the type.
+        """
+        return tuple(self.convert(item.strip() if self.strip else item) for item in word.split(","))
+
+
+class Positional:
+    """Marks the annotation of what is given by its place, without a name."""
+
+
+def _members(kind: Any) -> list[Any]:
+    """The types and marks that an annotation is made of; None among them if it may be None."""
+    if get_origin(kind) is Annotated:
+        inner, *marks = get_args(kind)
+        listed = [mark for mark in marks if isinstance(mark, Listed)]
+        return [*(listed or _members(inner)), *([type(None)] if listed and type(None) in _members(inner) else [])]
+    if get_origin(kind) in (Union, types.UnionType):
+        return [each for member in get_args(kind) for each in _members(member)]
+    return [kind]
+
+
+def is_positional(option: Option) -> bool:
+    """Whether an option is given by its place."""
+    return get_origin(option.kind) is Annotated and Positional in get_args(option.kind)
+
+
+def _is_flag(option: Option) -> bool:
+    return {*_members(option.kind)} - {type(None)} == {bool}
+
+
+def _as_member(kind: Any, word: str) -> Any:
+    if get_origin(kind) is Literal:
+        return next(choice for choice in get_args(kind) if str(choice) == word)
+    return kind.read(word) if isinstance(kind, Listed) else kind(word)
+
+
+def read_word(option: Option, word: str) -> Any:
+    """The value of an option that was given as a word.
+
+    Raises:
+      ParameterError: the word is none of its values.
+    """
+    kinds = [kind for kind in _members(option.kind) if kind is not type(None)]
+    if word == "None" and len(kinds) < len(_members(option.kind)):
+        return None
+    for kind in kinds:
+        try:
+            return _as_member(kind, word)
+        except (ValueError, StopIteration):
+            continue
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    valid = [NUMBERS[kind] for kind in kinds if kind in NUMBERS]
+    valid += [f"{NUMBERS[kind.convert][2:]}s, comma-separated" for kind in kinds if isinstance(kind, Listed)]
+    valid += [f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]] if choices else []
+    near = difflib.get_close_matches(word, choices, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ParameterError(option.name, f"must be {' or '.join(valid)}, got {word!r}{hint}")
+
+
+class _Value(argparse.Action):
+    """Reads the word behind an option, once."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, option: Option, **more: Any) -> None:
+        super().__init__(option_strings, dest, **more)
+        self.option = option
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Keep the value.
+
+        Raises:
+          ParameterError: it is given twice, or is none of the option's values.
+        """
+        if hasattr(namespace, self.dest):
+            raise ParameterError(self.dest, "must be given once")
+        setattr(namespace, self.dest, read_word(self.option, values))
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help as wide as the terminal, up to a limit; each option's text stands below its name."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=8, width=min(WIDTH, shutil.get_terminal_size().columns - 2))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        # An option may be typed with underscores, too, as its parameter is.
+        shown = copy.copy(action)
+        shown.option_strings = [name for name in action.option_strings if "_" not in name]
+        return super()._format_action_invocation(shown)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One sentence in place of argparse's usage.
+
+        Raises:
+          UsageError: always.
+        """
+        raise UsageError(message)
+
+
+def as_typed(name: str) -> str:
+    """An option as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _metavar(option: Option) -> str:
+    kinds = [kind for kind in _members(option.kind) if kind is not type(None)]
+    shown = [
+        f"{{{','.join(map(str, get_args(kind)))}}}" if get_origin(kind) is Literal
+        else kind.metavar if isinstance(kind, Listed) else METAVARS.get(kind, "VALUE")
+        for kind in kinds
+    ]  # fmt: skip
+    beside = "|".join(shown)
+    return beside if len(beside) <= BESIDE else option.name.upper()
+
+
+def _help(option: Option) -> str:
+    default, choices = option.default, [kind for kind in _members(option.kind) if get_origin(kind) is Literal]
+    text = option.text.removesuffix(".")
+    if choices and _metavar(option) == option.name.upper():
+        text += f". One of {', '.join(str(choice) for kind in choices for choice in get_args(kind))}"
+    if default not in (None, ()) and default is not False and not is_positional(option):
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        text += f" (default: {shown})"
+    return text.replace("%", "%%")
+
+
+def _add(parser: Any, option: Option) -> None:
+    names = dict.fromkeys([as_typed(option.name), f"--{option.name}"])
+    if is_positional(option):
+        parser.add_argument(option.name, action=_Value, option=option, metavar=option.name.upper(), help=_help(option))
+    elif _is_flag(option):
+        flag = argparse.BooleanOptionalAction
+        parser.add_argument(*names, dest=option.name, action=flag, help=_help(option))
+    else:
+        parser.add_argument(
+            *names, dest=option.name, action=_Value, option=option, metavar=_metavar(option),
+            help=_help(option),
+        )  # fmt: skip
+
+
+def peek(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """The words behind some options, which decide what other options there are."""
+    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in names:
+        parser.add_argument(*dict.fromkeys([as_typed(name), f"--{name}"]), dest=name, nargs="?")
+    return {name: word for name, word in vars(parser.parse_known_args(words)[0]).items() if word is not None}
+
+
+def read(
+    program: str, about: str, groups: Mapping[str, Sequence[Option]], words: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of the options that ``words`` give, and the words that belong to none.
+
+    Args:
+      program: name of the command.
+      about: one sentence of it.
+      groups: its options, by the headings under which --help shows them.
+      words: what follows the command.
+
+    Raises:
+      ParameterError: an option is given twice, or has a value that it cannot have.
+      UsageError: what must be given is not.
+    """
+    parser = _Parser(
+        program, f"{program} [OPTIONS]", about, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        exit_on_error=False, formatter_class=_Formatter,
+    )  # fmt: skip
+    for title, options in groups.items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            _add(group, option)
+    try:
+        found, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        # Values are read by this module: what is left is an option without one, or a switch with one.
+        name = str(error.argument_name)
+        if "/" in name:
+            raise UsageError(f"{name} takes no value") from None
+        raise UsageError(f"{name} must have a value; one that begins with a dash is written {name}=VALUE") from None
+    return vars(found), rest
