@@ -8,11 +8,14 @@ it returns its annotation says: a :data:`~hiso_jax.fed.algorithm.Send`, an :clas
 
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from hiso_jax.fed.algorithm import Attack, PrivateMean, Rescale, Send, Wire
+from hiso_jax.checks import ParameterError
+from hiso_jax.choices import Kind
+from hiso_jax.fed.algorithm import Algorithm, Attack, PrivateMean, Rescale, Send, Wire
 
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 FACTORIES: dict[str, Callable[..., Any]] = {name: getattr(import_module(f"{__name__}.{name}"), name) for name in NAMES}
@@ -23,7 +26,11 @@ if TYPE_CHECKING:
         """A channel's factory is found under its file's name."""
 
 
-__all__ = ["FACTORIES", "NAMES", "Part", "draws_noise", "is_private", "names_of", "part_of", *NAMES]
+CHANNELS = Kind("channel", FACTORIES)
+
+__all__ = [
+    "CHANNELS", "FACTORIES", "NAMES", "Part", "draws_noise", "is_private", "names_of", "part_of", "through", *NAMES,
+]  # fmt: skip
 
 
 Part = Literal["send", "attack", "rescale", "combine", "wire"]
@@ -49,3 +56,25 @@ def draws_noise(name: str) -> bool:
 def names_of(*parts: Part) -> tuple[str, ...]:
     """The names of the channels that make one of these parts."""
     return tuple(name for name in NAMES if part_of(FACTORIES[name]) in parts)
+
+
+def through(algorithm: Algorithm, name: str, made: Any) -> Algorithm:
+    """The algorithm with its messages going through what the channel ``name`` made.
+
+    Raises:
+      ParameterError: a wire of few bits for messages that are no scalars.
+    """
+    part = part_of(FACTORIES[name])
+    # What does not say how few bits it needs sends float32, whatever came before it.
+    bits = getattr(made, "bits", 32)
+    if part == "wire":
+        if not algorithm.has_scalars:
+            raise ParameterError("algorithm", f"must send scalars to go through {name}")
+        return replace(algorithm, wire=made)
+    if part == "send":
+        return replace(algorithm, send=(*algorithm.send, made), wire=replace(algorithm.wire, up_bits=bits))
+    if part == "attack":
+        return replace(algorithm, attack=made)
+    if part == "rescale":
+        return replace(algorithm, rescale=(*algorithm.rescale, made))
+    return replace(algorithm, combine=made, wire=replace(algorithm.wire, down_bits=bits))

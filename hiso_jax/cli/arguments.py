@@ -7,41 +7,17 @@ import shutil
 import textwrap
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from hiso_jax.checks import ParameterError
+from hiso_jax.choices import Listed, Option
 from hiso_jax.cli.exit_codes import UsageError
-from hiso_jax.cli.methods import Option
 
 # Widest help, and widest list of choices that stands beside the name of its option.
 WIDTH, BESIDE = 100, 40
 NUMBERS = {float: "a number", int: "a whole number"}
 METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-
-
-@dataclass(frozen=True)
-class Listed:
-    """Marks the annotation of a tuple that is given as one comma-separated word.
-
-    Attributes:
-      convert: type of the members.
-      metavar: how --help shows the word.
-      strip: whether blanks around a member are dropped.
-    """
-
-    convert: type
-    metavar: str
-    strip: bool = True
-
-    def read(self, word: str) -> tuple[Any, ...]:
-        """The members of ``word``.
-
-        Raises:
-          ValueError: one is not of the type.
-        """
-        return tuple(self.convert(item.strip() if self.strip else item) for item in word.split(","))
 
 
 class Positional:

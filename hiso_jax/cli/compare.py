@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -23,17 +23,14 @@ from hiso_jax.cli.experiment import (
     build_simulation,
     build_task,
     check_methods,
-    check_virtual,
-    clients_of,
-    is_virtual,
     notes,
     simulation_config,
     target_of,
     virtual_note,
 )
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
-from hiso_jax.cli.methods import methods_of
-from hiso_jax.cli.options import Schedule
+from hiso_jax.cli.methods import choice_of, methods_of
+from hiso_jax.cli.options import participation_of
 from hiso_jax.cli.progress import Display
 from hiso_jax.cli.restore import CONFIG, as_written, resumed_study
 from hiso_jax.cli.tuning import Search, Tuned, how_tuned
@@ -69,23 +66,24 @@ def compare(options: Compare, console: Console) -> int:
     with exit_codes.refusing():
         options = options if options.resume is None else resumed_study(options)
         task = build_task(options, console)
-        check_virtual(options, task)
-        for seed in range(options.seed, options.seed + options.seeds):
-            build_population(options, task, seed)
+        populations = [
+            build_population(options, task, seed) for seed in range(options.seed, options.seed + options.seeds)
+        ]
         search = Search(options, task, None, console) if options.own_rates is None else None
-        options.participation()
+        participation_of(options)
         methods = methods_of(options.algorithms)
         check_methods(options, task, methods.values())
-        lengths = _lengths(options, task, methods)
-        directory = options.resume or create_directory(options.out, f"{options.task}-compare")
+        lengths = _lengths(options, task, methods, populations[0].num_clients)
+        directory = options.resume or create_directory(options.out, f"{choice_of('task', options).title}-compare")
         if search is not None:
             search.begin(directory)
     config = {**as_written(options), "target": target_of(options, task)}
     write_json(directory / CONFIG, config)
-    for note in notes(options, task):
+    for note in notes(task, populations[0]):
         console.print(note, soft_wrap=True, highlight=False)
-    if search is not None and is_virtual(options, search.held.task) and not is_virtual(options, task):
-        console.print(f"tuning with {virtual_note(options, search.held.task)}", soft_wrap=True, highlight=False)
+    if search is not None and not virtual_note(populations[0]):
+        for note in virtual_note(search.held.populations[0]):
+            console.print(f"tuning with {note}", soft_wrap=True, highlight=False)
     runs = _Runs(options, task, directory, lengths, console)
     interrupted, elsewhere = False, list(methods)
     # Twice: what another process had in hand may be done by then.
@@ -108,7 +106,7 @@ def compare(options: Compare, console: Console) -> int:
     return exit_codes.DONE
 
 
-def _lengths(options: Compare, task: AnyTask, methods: dict[str, Method]) -> dict[str, tuple[int, int]]:
+def _lengths(options: Compare, task: AnyTask, methods: dict[str, Method], clients: int) -> dict[str, tuple[int, int]]:
     """How many rounds every method may run, and how many lie between its evaluations.
 
     Each gets of the budget's unit what the baseline's ``rounds`` cost, and is evaluated as often.
@@ -117,7 +115,7 @@ def _lengths(options: Compare, task: AnyTask, methods: dict[str, Method]) -> dic
     for name, method in methods.items():
         algorithm = build_algorithm(options, method, 1e-3)
         config = simulation_config(options, options.seed, algorithm)
-        costs[name] = fed.round_costs(task, algorithm, config, clients_of(options, task), options.participation())
+        costs[name] = fed.round_costs(task, algorithm, config, clients, participation_of(options))
     base = getattr(costs[options.reference], options.budget)
     lengths = {}
     for name, cost in costs.items():
@@ -155,13 +153,14 @@ class _Runs:
         self.options, self.task, self.directory, self.console = options, task, directory, console
         self.target, self.lengths = target_of(options, task), lengths
         self.compared: dict[str, Compared] = {}
+        self.clients = build_population(options, task, options.seed).num_clients
 
     def add_all(self, method: Method, tuned: Tuned) -> bool:
         """Run a method with every seed, and return whether it was interrupted."""
         options, done = self.options, Compared(asdict(tuned))
         self.compared[method.name] = done
         rounds, every = self.lengths[method.name]
-        whole = replace(options, rounds=rounds, eval_every=every, schedule=cast(Schedule, tuned.schedule))
+        whole = replace(options, rounds=rounds, eval_every=every, schedule=tuned.schedule)
         for seed in range(options.seed, options.seed + options.seeds):
             found = self._run(whole, Setting(method, tuned.learning_rate, seed))
             if found is None:
@@ -201,7 +200,7 @@ class _Runs:
                 result = simulation.run()
         if result.interrupted:
             return None
-        worst = None if is_virtual(options, self.task) else self._worst_tenth(result.params, population)
+        worst = None if virtual_note(population) else self._worst_tenth(result.params, population)
         figures = {**simulation.summary, "rounds_planned": options.rounds, "worst_tenth": worst}
         write_json(folder / FIGURES, {"figures": figures, "evaluations": [asdict(row) for row in result.metrics]})
         return figures, result.metrics
@@ -254,9 +253,7 @@ class _Runs:
         if not finished:
             return
         metric = fed.metric_of(self.task, next(iter(finished.values())).histories[0][0].metrics)
-        title = (
-            f"{options.task}: {clients_of(options, self.task):,} clients, {options.cohort} a round, {_budget(options)}"
-        )
+        title = f"{options.task}: {self.clients:,} clients, {options.cohort} a round, {_budget(options)}"
         comparison_picture(
             finished, results, self.directory / "curves.png", title=title, metric=metric, target=self.target
         )

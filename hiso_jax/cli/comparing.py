@@ -1,17 +1,16 @@
 """The options of ``hiso-jax compare``."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from hiso_jax.checks import ParameterError, positive, whole
-from hiso_jax.cli.arguments import Listed
-from hiso_jax.cli.options import Schedule
+from hiso_jax.choices import Listed
 from hiso_jax.cli.study import Study, as_number
 from hiso_jax.fed.run import FEWEST_TRIES
+from hiso_jax.schedules import SCHEDULES
 
 # Everyone is there, and nothing goes wrong.
-CALM: dict[str, Any] = {"availability": "always", "trace": None, "dropout": 0.0, "deadline": None}
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+CALM: dict[str, Any] = {"availability": "always", "dropout": 0.0, "deadline": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +56,10 @@ class Compare(Study):
             raise ParameterError(
                 "baseline", f"must be one of the algorithms {', '.join(self.algorithms)}, got {self.baseline}"
             )
-        if (
-            not self.schedules
-            or not set(self.schedules) <= {*SCHEDULES}
-            or len({*self.schedules}) < len(self.schedules)
-        ):
-            given = ",".join(self.schedules)
-            raise ParameterError("schedules", f"must be of {', '.join(SCHEDULES)}, each once, got {given}")
+        for name in self.schedules:
+            SCHEDULES.load(name)
+        if len({*self.schedules}) < len(self.schedules):
+            raise ParameterError("schedules", f"must not repeat, got {','.join(self.schedules)}")
         if self.protocol == "robustness" and all(getattr(self, name) == value for name, value in CALM.items()):
             raise ParameterError(
                 "protocol", "robustness must be given with what is withstood: --availability, --dropout or --deadline"
@@ -106,9 +102,9 @@ class Compare(Study):
 
     def _with_schedule(self, word: str) -> tuple[float, str]:
         number, colon, schedule = word.partition(":")
-        if colon and schedule not in SCHEDULES:
+        if colon and schedule not in SCHEDULES.factories:
             raise ParameterError(
-                "learning_rate", f"must name one of the schedules {', '.join(SCHEDULES)}, got {schedule!r}"
+                "learning_rate", f"must name one of the schedules {', '.join(SCHEDULES.factories)}, got {schedule!r}"
             )
         rate = as_number("learning_rate", number)
         positive("learning_rate", rate)

@@ -10,12 +10,13 @@ from rich.console import Console
 
 from hiso_jax import algorithms, fed
 from hiso_jax.checks import ParameterError
+from hiso_jax.choices import Listed
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.arguments import Listed, Positional
+from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.experiment import build_population, build_task, recorded_algorithm
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import working
-from hiso_jax.cli.restore import base_of, options_of, recorded
+from hiso_jax.cli.restore import Again, base_of, options_of, recorded
 from hiso_jax.fed.diagnosis import Diagnosis, Effort, Examined, Vectors, diagnose, offset_of
 from hiso_jax.fed.ledger import LedgerFile, exists
 from hiso_jax.reports import as_json, diagnosis_picture, diagnosis_table, write_json
@@ -24,7 +25,7 @@ POINTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnose(Effort):
+class Diagnose(Effort, Again):
     """Tell what a run's curvature resembles, and whether directions or data limit its rounds, by true derivatives.
 
     Attributes:
@@ -33,7 +34,7 @@ class Diagnose(Effort):
       unfinished: look at a run that has not finished, too.
       model: where the base checkpoint is now; by default where it was.
       data_dir: where the data are now; by default where they were.
-      algorithm: FILE:NAME of the run's method again, if it is its user's own.
+      partition: FILE:NAME of its partition again, if it is its user's own.
       examples: training examples whose mean loss is the objective.
       exact_up_to: parameters up to which the Hessian's diagonal is exact; beyond, it is estimated.
       samples: random signs of which it is estimated.
@@ -50,7 +51,7 @@ class Diagnose(Effort):
     unfinished: bool = False
     model: str | None = None
     data_dir: Path | None = None
-    algorithm: str | None = None
+    partition: str | None = None
     out: Path | None = None
 
 
@@ -67,7 +68,7 @@ def diagnose_run(options: Diagnose, console: Console) -> int:
         rounds = _rounds(options, len(ledger.rows))
         moved = {"model": options.model, "data_dir": None if options.data_dir is None else str(options.data_dir)}
         about = ledger.header["about"] | {name: value for name, value in moved.items() if value is not None}
-        run = options_of(about, options.algorithm)
+        run = options_of(about, options.again, ("task", "partition", "schedule"))
         folder = options.out or (options.run if options.run.is_dir() else options.run.parent)
         if options.out is not None and exists(options.out):
             raise ParameterError("out", f"must be a directory that does not exist yet; {options.out} does")

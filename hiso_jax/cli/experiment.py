@@ -1,132 +1,43 @@
 """Options → task, population, algorithm and simulation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from hiso_jax import fed, tasks
+from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
-from hiso_jax.cli.language import GENERATES
-from hiso_jax.cli.methods import given_to
-from hiso_jax.cli.options import Experiment, partition_of
+from hiso_jax.choices import Choice
+from hiso_jax.cli.methods import choice_of, given_to
+from hiso_jax.cli.options import Experiment, participation_of
 from hiso_jax.cli.privacy import noise_for_budget
 from hiso_jax.cli.progress import working
-from hiso_jax.fed.population import AnyPopulation
+from hiso_jax.fed.population import AnyPopulation, VirtualPopulation
 from hiso_jax.fed.run import check_messages, sensitivity
 from hiso_jax.reports import plain
-from hiso_jax.schedules import inverse_sqrt
 from hiso_jax.simulation import Simulation
 
-IMAGE_TASKS = tuple(tasks.NETWORKS)
 AnyTask = Any
-# Of the training data, where a column names the clients.
-CLIENT = "client"
+
+
+def is_language_model(task: Choice) -> bool:
+    """Whether a task fine-tunes a checkpoint, and is no network that begins at random."""
+    return getattr(task.factory, "rates", "images") is None
 
 
 def build_task(options: Experiment, console: Console) -> AnyTask:
-    """The task, its data loaded, and its model; what takes long is told on ``console``.
+    """The task, its data loaded, and its model; ``console`` shows that it takes a while.
 
     Raises:
-      ValueError: the data or the model cannot be had, or do not belong together.
+      ParameterError: the data or the model cannot be had, or do not belong together.
     """
-    if options.task == "digits":
-        return tasks.digits(options.model or "mlp")
-    if options.task == "mnist":
-        return tasks.mnist(options.data_dir, options.model or "cnn")
-    if options.task == "fashion-mnist":
-        return tasks.fashion_mnist(options.data_dir, options.model or "cnn")
-    return _text_task(options, console)
-
-
-def load_model(options: Experiment) -> tuple[Any, Any]:
-    """A language model as it was pretrained, and with what of it is trained.
-
-    Raises:
-      ValueError: there is none of that name, or it cannot be tuned so.
-    """
-    check_model(options)
-    assert options.model is not None
-    # Imported where they are needed: they need the extra lm.
-    from hiso_jax.models import lm
-    from hiso_jax.models.lm import tune
-
-    pretrained = lm.load(options.model, revision=options.revision, dtype=options.dtype, param_dtype=options.param_dtype)
-    model = tune(
-        pretrained,
-        options.trainable,
-        lora_rank=options.lora_rank,
-        lora_alpha=options.lora_alpha,
-        lora_targets=options.lora_targets,
-        prefix_tokens=options.prefix_tokens,
-        seed=options.seed,
-    )
-    return pretrained, model
-
-
-def _text_task(options: Experiment, console: Console) -> AnyTask:
-    from hiso_jax.tasks.text import text_data, text_task
-
-    check_model(options)
-    # Before the model: what is wrong with the data is told at once.
-    where = "the hub" if options.data_dir is None else options.data_dir
-    with working(console, f"reading {options.task} from {where}"):
-        data = text_data(
-            options.task,
-            data_dir=options.data_dir,
-            prompts=options.prompts,
-            template=options.template,
-            verbalizer=options.verbalizer,
-            labels=options.labels,
-            train_rows=options.train_rows,
-            test_rows=options.test_rows,
-            client_column=options.column,
-            seed=options.seed,
-        )
-    check_partition(options, options.task not in GENERATES)
-    with working(console, f"loading {options.model}"):
-        pretrained, model = load_model(options)
-        return text_task(data, model, pretrained, max_length=options.max_length, max_new_tokens=options.max_new_tokens)
-
-
-def check_model(options: Experiment) -> None:
-    """Refuse, before anything is loaded, what names no language model.
-
-    Raises:
-      ValueError: it names none, or a file or folder that is not there.
-    """
-    given = options.model
-    if given is None or given in ("mlp", "cnn"):
-        raise ParameterError(
-            "model", f"must name a language model for {options.task}: by hub name, a folder or a .gguf file"
-        )
-    looks_local = given.endswith(".gguf") or given.startswith((".", "/", "~")) or given.count("/") > 1
-    if looks_local and not Path(given).exists():
-        raise ParameterError("model", f"must be a hub name, a folder or a .gguf file; there is no {given}")
-
-
-def check_partition(options: Experiment, has_labels: bool) -> str:
-    """How examples are dealt to the clients.
-
-    Raises:
-      ValueError: by labels, of a task without any.
-    """
-    partition = partition_of(options, has_labels=has_labels)
-    if partition != "iid" and not has_labels:
-        raise ParameterError("partition", f"must be iid for {options.task}, which has no labels; got {partition}")
-    return partition
-
-
-def examples_of(task: AnyTask) -> int:
-    """How many training examples the task has."""
-    return len(jax.tree.leaves(task.train)[0])
+    task = choice_of("task", options)
+    with working(console, f"loading {task.name}"):
+        return task.build(given_to(task, options), options.seed)
 
 
 def target_of(options: Experiment, task: AnyTask) -> float | None:
@@ -134,92 +45,44 @@ def target_of(options: Experiment, task: AnyTask) -> float | None:
     return getattr(task, "target", None) if options.target is None else options.target
 
 
-def is_virtual(options: Experiment, task: AnyTask) -> bool:
-    """Whether the clients draw from the shared pool, since there are more of them than examples or by request."""
-    return options.virtual or (options.column is None and options.clients > examples_of(task))
+def virtual_note(population: AnyPopulation) -> list[str]:
+    """What to tell the user of virtual clients, if there are any."""
+    if not isinstance(population, VirtualPopulation):
+        return []
+    fewest, most = population.sizes
+    return [
+        f"{population.num_clients:,} virtual clients: each draws its own {fewest} to {most} examples from the pool of "
+        f"{len(population.pool):,}"
+    ]
 
 
-def clients_of(options: Experiment, task: AnyTask) -> int:
-    """How many clients there are."""
-    return options.clients if options.column is None else len(np.unique(task.train[CLIENT]))
-
-
-def check_virtual(options: Experiment, task: AnyTask) -> None:
-    """Refuse sizes of virtual clients where there are none.
-
-    Raises:
-      ValueError: they were asked for, and the clients hold a partition of the examples.
-    """
-    if options.client_examples != Experiment.client_examples and not is_virtual(options, task):
-        raise ParameterError(
-            "client_examples",
-            f"is read by virtual clients; it would have no effect on {options.clients} clients that "
-            f"share {examples_of(task)} examples",
-        )
-
-
-def virtual_note(options: Experiment, task: AnyTask) -> str:
-    """What to tell the user of virtual clients."""
-    fewest, most = options.client_examples
-    return (
-        f"{options.clients:,} virtual clients: each draws its own {fewest} to {most} examples from the pool of "
-        f"{examples_of(task):,}"
-    )
-
-
-def notes(options: Experiment, task: AnyTask) -> list[str]:
+def notes(task: AnyTask, population: AnyPopulation) -> list[str]:
     """What to tell the user of the data before a run."""
-    told = [virtual_note(options, task)] if is_virtual(options, task) else []
     words = getattr(task, "label_words", "")
-    return [*told, *([f"labels: {plain(words)}"] if words else [])]
+    return [*virtual_note(population), *([f"labels: {plain(words)}"] if words else [])]
 
 
 def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopulation:
-    """The population: a partition of the task's training examples, or virtual clients.
+    """Who holds which of the task's training examples.
 
     Raises:
-      ValueError: more clients than examples, and label shards asked for, or a column that names too few clients.
+      ParameterError: the partition does not suit the task, or has too few clients.
     """
-    if options.column is not None:
-        population, names = fed.by_column(task.train[CLIENT])
-        if options.cohort > len(names):
-            raise ParameterError(
-                "cohort",
-                f"must be at most the number of clients, {len(names)}, that column {options.column} names; "
-                f"got {options.cohort}",
-            )
-        return population
-    clients, total = options.clients, examples_of(task)
-    labels = task.train.get("label") if isinstance(task.train, Mapping) else None
-    partition = check_partition(options, labels is not None)
-    labels = np.zeros(total, np.int32) if labels is None else labels
-    if is_virtual(options, task):
-        if partition not in ("dirichlet", "iid"):
-            raise ParameterError(
-                "clients",
-                f"must be at most the number of training examples, {total}, for the partition {partition}; "
-                f"got {clients}",
-            )
-        fewest, most = options.client_examples
-        alpha = options.alpha if partition == "dirichlet" else None
-        return fed.virtual(labels, clients, alpha=alpha, sizes=(fewest, most), seed=seed)
-    if partition == "iid":
-        return fed.iid(total, clients, seed=seed)
-    if partition == "shards":
-        return fed.shards(labels, clients, shards_per_client=options.shards_per_client, seed=seed)
-    deal = fed.dirichlet if partition == "dirichlet" else fed.dirichlet_balanced
-    return deal(labels, clients, alpha=options.alpha, seed=seed)
+    partition = choice_of("partition", options)
+    population = partition.build(given_to(partition, options), task.train, options.clients, seed)
+    if options.cohort > population.num_clients:
+        raise ParameterError(
+            "cohort",
+            f"must be at most the number of clients, {population.num_clients}, of --partition {partition.name}; "
+            f"got {options.cohort}",
+        )
+    return population
 
 
 def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:
     """The learning rate over the rounds; ``rate`` may be traced."""
-    if options.schedule == "cosine":
-        return optax.cosine_decay_schedule(rate, options.rounds)
-    if options.schedule == "inverse-sqrt":
-        return inverse_sqrt(rate)
-    if options.schedule == "linear":
-        return optax.linear_schedule(rate, 0.0, options.rounds)
-    return rate
+    schedule = choice_of("schedule", options)
+    return schedule.build(given_to(schedule, options), rate, options.rounds)
 
 
 def build_algorithm(
@@ -304,5 +167,5 @@ def build_simulation(
         local_learning_rate=build_schedule(options, algorithm.local_share * setting.rate),
     )
     return Simulation(
-        task, algorithm, population, config, mesh=mesh, participation=options.participation(), storage=storage
+        task, algorithm, population, config, mesh=mesh, participation=participation_of(options), storage=storage
     )

@@ -20,7 +20,7 @@ from hiso_jax.cli.compare import compare
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.diagnose import Diagnose, diagnose_run
 from hiso_jax.cli.interrupt import exit_code, heeding
-from hiso_jax.cli.methods import own_options
+from hiso_jax.cli.methods import KINDS, own_options
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.output import forgiving
 from hiso_jax.cli.parsing import PROGRAM, parse
@@ -58,12 +58,14 @@ QUIET = {
 OPTIONS = {
     "algorithm": ("algorithm", "algorithms"),
     "client_column": ("column",),
+    "sizes": ("client_examples",),
     "groups": ("direction_groups",),
     "mesh": ("model_shards",),
     "model": ("model", "base"),
     "params": ("base",),
     "participation": ("availability",),
     "path": ("trace",),
+    "schedule": ("schedule", "schedules"),
     "tx": ("algorithm",),
 }
 MENTIONED = re.compile(r"`(\w+)`")
@@ -154,6 +156,7 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
 
         own = {name for method in NAMES for name in load(method).options}
         own |= {name for channel in FACTORIES for name in load(f"decomfl+{channel}").options}
+        own |= {name for each in KINDS.values() for chosen in each.factories for name in each.load(chosen).options}
         _fail(sentence(error, _options_of(kind) | own))
 
 

@@ -1,21 +1,19 @@
 """``hiso-jax plan``: what a round would take on devices that are not here."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from hiso_jax import algorithms, fed, plan, tasks
+from hiso_jax import algorithms, fed, plan
 from hiso_jax.checks import ParameterError, whole
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import AnyTask, check_model, recorded_algorithm, simulation_config
-from hiso_jax.cli.methods import given_to
-from hiso_jax.cli.options import Experiment
+from hiso_jax.cli.experiment import recorded_algorithm, simulation_config
+from hiso_jax.cli.methods import choice_of, given_to
+from hiso_jax.cli.options import Experiment, participation_of
 from hiso_jax.cli.progress import working
 from hiso_jax.reports import human_bytes, human_count, print_rows
 
@@ -30,9 +28,8 @@ class Plan(Experiment):
     Attributes:
       target: devices by name and shape: v5e:2x4 for that many chips (v4, v5e, v5p, v6e; needs the extra tpu), or
         h100:1x1x8 for partitions x hosts x GPUs of a host (a100, h100, h200; needs the extra cuda).
-      model: for images mlp or cnn; for text an architecture by name (opt-125m to opt-66b, llama-7b,
-        llama-13b, smollm2-135m), a folder with a config.json, or a hub name. No weights are read.
-      algorithm: method, as of run.
+      algorithm: method, as of run. The model of a text task is an architecture by name (opt-125m to opt-66b, llama-7b,
+        llama-13b, smollm2-135m), a folder with a config.json, or a hub name; no weights are read.
       model_shards: devices that the parameters are split over.
       json: print one JSON object.
     """
@@ -91,7 +88,8 @@ def plan_round(options: Plan, console: Console) -> int:
 
 def _rate(options: Plan) -> str:
     """By which of a chip's rates products are timed."""
-    return options.matmul_precision if options.dtype == "float32" else options.dtype
+    dtype = getattr(options, "dtype", "float32")
+    return options.matmul_precision if dtype == "float32" else dtype
 
 
 def described(options: Experiment) -> fed.Ingredients:
@@ -100,56 +98,22 @@ def described(options: Experiment) -> fed.Ingredients:
     Raises:
       ValueError: the options name no model.
     """
-    task, params = _task(options)
+    chosen = choice_of("task", options)
+    shapes = getattr(chosen.factory, "shapes", None)
+    if shapes is not None:
+        task, params = shapes(**given_to(chosen, options))
+    else:
+        task = chosen.build(given_to(chosen, options), options.seed)
+        params = jax.eval_shape(task.init, jax.random.key(0))
     examples = len(jax.tree.leaves(task.train)[0])
     clients = options.clients
-    if options.virtual or clients > examples:
-        population: Any = fed.virtual(np.arange(examples, dtype=np.int32) % 2, clients, alpha=options.alpha)
+    if getattr(options, "virtual", False) or clients > examples:
+        alpha = getattr(options, "alpha", None)
+        population: Any = fed.virtual(np.arange(examples, dtype=np.int32) % 2, clients, alpha=alpha)
     else:
         offsets = jax.ShapeDtypeStruct((clients + 1,), np.int32)
         population = fed.Population(jax.ShapeDtypeStruct((examples,), np.int32), offsets)
-    return fed.Ingredients(task, params, population, options.participation())
-
-
-def _task(options: Experiment) -> tuple[AnyTask, Any]:
-    if options.task in tasks.NETWORKS:
-        digits = options.task == "digits"
-        if digits:
-            own = tasks.digits(options.model or "mlp")
-        else:
-            own = tasks.mnist_shapes(options.model or "cnn", name=options.task)
-        return own, jax.eval_shape(own.init, jax.random.key(0))
-    from hiso_jax.models import lm
-    from hiso_jax.tasks.text import PROMPTS, text_shapes
-
-    adapters = {
-        "lora": lm.Adapters(options.lora_rank, options.lora_alpha, tuple(options.lora_targets)),
-        "prefix": lm.Adapters(prefix=options.prefix_tokens),
-    }.get(options.trainable, lm.Adapters())
-    decoder = lm.Decoder(_architecture(options, lm.SHAPES), options.dtype)
-    model = lm.tuned_shapes(decoder, options.trainable, adapters=adapters, param_dtype=options.param_dtype)
-    known = PROMPTS[options.prompts].get(options.task)
-    words = options.verbalizer or (() if known is None else known.words)
-    task = text_shapes(
-        options.task,
-        model,
-        classes=max(len(words), 2),
-        max_length=options.max_length,
-        max_new_tokens=options.max_new_tokens,
-        rows=(options.train_rows or 8192, options.test_rows or 1000),
-    )
-    return task, model.trained
-
-
-def _architecture(options: Experiment, shapes: Mapping[str, Any]) -> Any:
-    from hiso_jax.models.lm import read_architecture
-
-    if options.model is None:
-        raise ParameterError("model", f"must name an architecture ({', '.join(shapes)}), a folder or a hub's model")
-    if options.model.lower() in shapes and not Path(options.model).exists():
-        return shapes[options.model.lower()]
-    check_model(options)
-    return read_architecture(options.model, revision=options.revision)
+    return fed.Ingredients(task, params, population, participation_of(options))
 
 
 def _rows(made: plan.Plan, has_scalars: bool) -> dict[str, str]:

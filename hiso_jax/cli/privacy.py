@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from hiso_jax.checks import ParameterError
+from hiso_jax.cli.methods import choice_of
 from hiso_jax.cli.options import Experiment
 from hiso_jax.fed.privacy import Sampling, is_installed, most_visits, noise_for
 
@@ -70,7 +71,10 @@ def check_private(options: Any, methods: Any, given: Any) -> None:
         )
     if secretive and getattr(options, "learning_rate", None) == "auto":
         raise ParameterError("learning_rate", "must be a number in a private run: auto reads the losses of its clients")
-    if secretive and options.column is not None and options.epsilon is not None:
+    partition = choice_of("partition", options)
+    if secretive and options.epsilon is not None and "clients" not in partition.inputs:
         raise ParameterError(
-            "epsilon", "must be left to --noise-multiplier with --column: how many clients there are is not known"
+            "epsilon",
+            f"must be left to --noise-multiplier with --partition {partition.name}: how many clients there are is not "
+            "known",
         )

@@ -6,9 +6,9 @@ from dataclasses import replace
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
-from hiso_jax.cli.experiment import IMAGE_TASKS, AnyTask, build_algorithm, simulation_config
-from hiso_jax.cli.methods import given_to
-from hiso_jax.cli.options import Experiment, Run
+from hiso_jax.cli.experiment import AnyTask, build_algorithm, is_language_model, simulation_config
+from hiso_jax.cli.methods import choice_of, given_to
+from hiso_jax.cli.options import Experiment, Run, participation_of
 from hiso_jax.cli.study import Study
 from hiso_jax.fed.population import AnyPopulation
 
@@ -24,9 +24,10 @@ PROBE_SHARE, LEAST_PROBE = 1 / 50, 4
 
 
 def _kind(options: Experiment) -> str:
-    if options.task in IMAGE_TASKS:
+    task = choice_of("task", options)
+    if not is_language_model(task):
         return "images"
-    return "adapters" if options.trainable in ("lora", "prefix") else "full"
+    return "adapters" if given_to(task, options)["trainable"] in ("lora", "prefix") else "full"
 
 
 def grid(options: Study) -> tuple[float, ...]:
@@ -56,7 +57,8 @@ def learning_rate(options: Experiment, method: Method, given: float | None) -> f
 
 def default_rate(options: Experiment, method: Method) -> float | None:
     """The rate that the method takes by default on the task, if it has one."""
-    kind = options.task if options.task in IMAGE_TASKS else _kind(options)
+    task = choice_of("task", options)
+    kind = _kind(options) if is_language_model(task) else task.name
     return method.rate(kind, perturbations=options.perturbations)
 
 
@@ -88,6 +90,6 @@ def probe_rate(
         replace(config, local_learning_rate=1.0),
         tried_rates(options, method),
         local_learning_rate=lambda rate: share * rate,
-        participation=options.participation(),
+        participation=participation_of(options),
         callback=callback,
     )

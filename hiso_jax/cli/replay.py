@@ -11,14 +11,14 @@ from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.cli.restore import base_of, options_of, rebuild, recorded
+from hiso_jax.cli.restore import Again, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import write_tree
 from hiso_jax.fed.ledger import differences, exists
 from hiso_jax.reports import human_seconds, print_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay:
+class Replay(Again):
     """Rebuild the parameters, curvature and optimizer state of a run from its ledger, bit for bit.
 
     Attributes:
@@ -26,7 +26,6 @@ class Replay:
       to_round: rounds to replay; by default all.
       unfinished: replay a run that has not finished, too, as far as it has come.
       model: where the base checkpoint is now; by default where it was.
-      algorithm: FILE:NAME of the run's method again, if it is its user's own.
       out: safetensors file to write parameters and optimizer state to; by default none is written.
     """
 
@@ -34,7 +33,6 @@ class Replay:
     to_round: int | None = None
     unfinished: bool = False
     model: str | None = None
-    algorithm: str | None = None
     out: Path | None = None
 
 
@@ -53,7 +51,7 @@ def replay(options: Replay, console: Console) -> int:
         if options.out is not None and exists(options.out):
             raise ParameterError("out", f"must be a file that does not exist yet; {options.out} does")
         about = ledger.header["about"] | ({} if options.model is None else {"model": options.model})
-        run = options_of(about, options.algorithm)
+        run = options_of(about, options.again)
         base = base_of(run, ledger.header["base"], "model")
         begin = time.perf_counter()
         params, state = rebuild(run, base, ledger.records.updates_with_losses.between(0, until))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,36 +10,109 @@ from typing import Any, TypeVar
 import jax
 from jaxtyping import PyTree
 
-from hiso_jax import algorithms, fed, tasks
+from hiso_jax import algorithms, fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError, first_line
+from hiso_jax.choices import Choice, Option, is_foreign
 from hiso_jax.cli.comparing import Compare
-from hiso_jax.cli.experiment import load_model, recorded_algorithm
-from hiso_jax.cli.methods import Option, is_foreign, methods_of, options_with, own_options
-from hiso_jax.cli.options import MOVABLE, Experiment, Run
+from hiso_jax.cli.experiment import is_language_model, recorded_algorithm
+from hiso_jax.cli.methods import KINDS, choice_of, given_to, methods_of, options_with, own_options
+from hiso_jax.cli.options import MOVABLE, MOVED, Experiment, Run
 from hiso_jax.cli.study import Study, Sweep
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
 from hiso_jax.reports import as_json
+from hiso_jax.tasks.named import Base
 
 CONFIG = "config.json"
 AnyStudy = TypeVar("AnyStudy", bound=Study)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Again:
+    """What a run's user has to name again where it is the user's own: no code is run because a run names it.
+
+    Attributes:
+      algorithm: FILE:NAME of the run's method again, if it is its user's own.
+      task: FILE:NAME of its task again, if it is its user's own.
+      schedule: FILE:NAME of its schedule again, if it is its user's own.
+    """
+
+    algorithm: str | None = None
+    task: str | None = None
+    schedule: str | None = None
+
+    @property
+    def again(self) -> dict[str, str]:
+        """The names that were given."""
+        given = {kind: getattr(self, kind, None) for kind in ("algorithm", *KINDS)}
+        return {kind: name for kind, name in given.items() if name is not None}
+
+
 def about_of(options: Run, method: Method) -> dict[str, Any]:
-    """The options as a run's ledger holds them: whole paths, and the SHA-256 of the user's file, if there is one."""
-    own = {} if method.sha256 is None else {"algorithm_sha256": method.sha256}
+    """The options as a run's ledger holds them: whole paths, and the SHA-256 of the user's files, if there are any."""
+    found = {"algorithm": method.sha256, **{kind: choice_of(kind, options).sha256 for kind in KINDS}}
+    own = {f"{kind}_sha256": sha256 for kind, sha256 in found.items() if sha256 is not None}
     return {**as_written(options), "resume": None, **own}
 
 
 def as_written(options: Experiment) -> dict[str, Any]:
     """Options as JSON; what is on this machine by its whole path, for whoever continues."""
     given = {name: value for name, value in asdict(options).items() if name != "local_learning_rate"}
-    for name in ("data_dir", "out", "resume", "trace"):
-        if given.get(name) is not None:
-            given[name] = Path(given[name]).resolve()
-    if given["model"] is not None and Path(given["model"]).exists():
+    for name, value in given.items():
+        if isinstance(value, Path):
+            given[name] = value.resolve()
+    if isinstance(given.get("model"), str) and Path(given["model"]).exists():
         given["model"] = Path(given["model"]).resolve()
     return as_json(given)
+
+
+def _check_again(kind: str, recorded: str, given: str | None, sha256: tuple[str | None, str | None]) -> None:
+    """Refuse a choice that is not the one that was recorded.
+
+    Args:
+      kind: what is chosen.
+      recorded: its name in the run.
+      given: its name now, None if it is not given.
+      sha256: of the file now, and in the run.
+
+    Raises:
+      ParameterError: it is another, or it is the user's own and has to be given.
+    """
+    if not is_foreign(recorded):
+        if given not in (None, recorded):
+            raise ParameterError(kind, f"must be the run's, {recorded}, or not be given; got {given}")
+        return
+    if given is None:
+        raise ParameterError(
+            kind,
+            f"must be given again, as FILE:NAME: the run's is its user's own, {recorded}, and no code is run "
+            "because a run names it",
+        )
+    if given.rpartition(":")[2] != recorded.rpartition(":")[2] or (sha256[0] is None and given != recorded):
+        raise ParameterError(kind, f"must be the run's, {recorded}, wherever its file is now; got {given}")
+    if sha256[0] != sha256[1]:
+        raise ParameterError(kind, f"must be the file that the run was made with; the SHA-256 of {given} differs")
+
+
+def recorded_choice(kind: str, about: Mapping[str, Any], given: str | None) -> Choice:
+    """What a run chose of a kind, from what was written of it.
+
+    Raises:
+      ParameterError: it is not what the run chose, or is the user's own and has to be given.
+    """
+    recorded = about.get(kind)
+    if recorded is None:
+        # Releases that left the partition open took the one for the task.
+        recorded = "iid" if about.get("task") in ("squad", "drop", "xsum") else "dirichlet"
+        recorded = recorded if kind == "partition" else getattr(Run, kind)
+    if not isinstance(recorded, str):
+        raise ParameterError(kind, "is not what the run can have had: it must be a name")
+    if not is_foreign(recorded) or given is None:
+        _check_again(kind, recorded, given, (None, None))
+        return KINDS[kind].load(recorded)
+    found = KINDS[kind].load(given)
+    _check_again(kind, recorded, given, (found.sha256, about.get(f"{kind}_sha256")))
+    return found
 
 
 def method_of(about: Mapping[str, Any], algorithm: str | None) -> Method:
@@ -58,44 +131,39 @@ def method_of(about: Mapping[str, Any], algorithm: str | None) -> Method:
             "resume=True), or is rebuilt, by fed.replay"
         )
     recorded = about["algorithm"]
-    if not is_foreign(recorded):
-        if algorithm not in (None, recorded):
-            raise ParameterError("algorithm", f"must be the run's, {recorded}, or not be given; got {algorithm}")
+    if not is_foreign(recorded) or algorithm is None:
+        _check_again("algorithm", recorded, algorithm, (None, None))
         return algorithms.load(recorded)
-    if algorithm is None:
-        raise ParameterError(
-            "algorithm",
-            f"must be given again, as FILE:NAME: the run's is its user's own, {recorded}, and no code is run "
-            "because a run names it",
-        )
     method = algorithms.load(algorithm)
     (base, through), (wanted, own) = algorithms.split_name(algorithm), algorithms.split_name(recorded)
-    if base.rpartition(":")[2] != wanted.rpartition(":")[2] or (method.sha256 is None and base != wanted):
-        raise ParameterError("algorithm", f"must be the run's, {recorded}, wherever its file is now; got {algorithm}")
-    if method.sha256 != about.get("algorithm_sha256"):
-        raise ParameterError(
-            "algorithm", f"must be the file that the run was made with; the SHA-256 of {algorithm} differs"
-        )
+    _check_again("algorithm", wanted, base, (method.sha256, about.get("algorithm_sha256")))
     if through != own:
         raise ParameterError("algorithm", f"must go through the run's channels, as {recorded} does; got {algorithm}")
     return method
 
 
-def options_of(about: Mapping[str, Any], algorithm: str | None = None) -> Run:
+def options_of(
+    about: Mapping[str, Any], again: Mapping[str, str] | None = None, kinds: Collection[str] = ("task", "schedule")
+) -> Any:
     """The options of a run, from what was written of them; those that there are no more have no effect.
 
     Args:
       about: what was written.
-      algorithm: the user's own method, given again.
+      again: what is the user's own, given again, by kinds.
+      kinds: what is needed beside the algorithm; of the rest the options are left out.
 
     Raises:
       ValueError: see :func:`method_of`.
     """
-    method = method_of(about, algorithm)
-    whole = options_with(Run, [method])
+    again = again or {}
+    method = method_of(about, again.get("algorithm"))
+    choices = [recorded_choice(kind, about, again.get(kind)) for kind in KINDS if kind in kinds]
+    whole = options_with(Run, [method], choices)
     known = own_options(whole)
     given = _values(known, about)
-    return whole(**{**given, "algorithm": method.name})
+    unneeded = {kind: getattr(Run, kind) for kind in KINDS if kind not in kinds}
+    chosen = {choice.kind.name: choice.name for choice in choices}
+    return whole(**{**given, **unneeded, **chosen, "algorithm": method.name})
 
 
 def _values(known: Mapping[str, Option], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +172,9 @@ def _values(known: Mapping[str, Option], about: Mapping[str, Any]) -> dict[str, 
     Raises:
       ValueError: one is none that the option can have.
     """
-    given = {name: as_option(known[name], value) for name, value in about.items() if name in known}
+    # What was left open has the default that it has now.
+    written = {name: value for name, value in about.items() if name in known and value is not None}
+    given = {name: as_option(known[name], value) for name, value in written.items()}
     # A run of a release that had neither hostile clients nor a guard against them.
     return given if "attackers" in about or "guard" not in known else given | {"guard": False}
 
@@ -158,10 +228,11 @@ def resumed(options: Run) -> Run:
     assert directory is not None
     _check_folder(directory, "run")
     changed = {}
+    named = ("algorithm", *KINDS)
     for field in fields(options):
         value = getattr(options, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
-        if value == default or field.name in ("resume", "algorithm"):
+        if value == default or field.name == "resume" or field.name in named:
             continue
         if field.name not in MOVABLE:
             raise ParameterError(field.name, "cannot be given with --resume: the run has its own")
@@ -176,10 +247,15 @@ def resumed(options: Run) -> Run:
             raise ParameterError(
                 "resume", f"must be the directory of a run; what {directory} holds goes on with {kind}"
             )
-    algorithm = options.algorithm if options.algorithm != Run.algorithm else None
-    recorded = options_of(about, algorithm)
+    again = {kind: name for kind in named if is_foreign(name := getattr(options, kind))}
+    recorded = options_of(about, again, tuple(KINDS))
+    for name in MOVED:
+        if name in changed and not hasattr(recorded, name):
+            raise ParameterError(name, f"is no option of the run's task, {recorded.task}")
+    if changed.get("model") is not None and not is_language_model(choice_of("task", recorded)):
+        raise ParameterError("model", f"must not be given for {recorded.task}, whose network is in the package")
     rounds = changed.get("rounds", recorded.rounds)
-    if rounds != recorded.rounds and recorded.schedule in ("cosine", "linear"):
+    if rounds != recorded.rounds and "rounds" in choice_of("schedule", recorded).inputs:
         raise ParameterError(
             "rounds",
             f"must be the run's, {recorded.rounds}: its schedule, {recorded.schedule}, ends there; got {rounds}",
@@ -208,11 +284,16 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
         raise ParameterError("resume", f"must be the directory of a {study}; {directory} is another's")
     if any(map(is_foreign, named)):
         raise ParameterError("resume", "needs methods of this package: no code is run because a directory names it")
-    # The command's own, without what its methods added.
+    # The command's own, without what was added.
     kind = next(base for base in type(options).__mro__ if base in (Sweep, Compare))
-    whole = options_with(kind, list(methods_of(named).values()))
+    again = {name: given for name in KINDS if is_foreign(given := getattr(options, name))}
+    choices = [recorded_choice(name, about, again.get(name)) for name in KINDS]
+    several = about.get("schedules") or []
+    choices += [KINDS["schedule"].load(name) for name in several if name != choices[-1].name and not is_foreign(name)]
+    whole = options_with(kind, list(methods_of(named).values()), choices)
     known = own_options(whole)
-    given = _values(known, about)
+    given = _values(known, about) | {choice.kind.name: choice.name for choice in choices[: len(KINDS)]}
+    given = {name: value for name, value in given.items() if name not in kind.HIDDEN}
     return whole(**{**given, "resume": directory, "out": directory})
 
 
@@ -249,34 +330,19 @@ def _config(directory: Path, kind: str) -> dict[str, Any]:
     )
 
 
-@dataclass(frozen=True)
-class Base:
-    """What a run began as.
-
-    Attributes:
-      params: the trained parameters.
-      frozen: the others, or None.
-      pretrained, tuned: of a language model.
-    """
-
-    params: PyTree
-    frozen: PyTree | None = None
-    pretrained: Any = None
-    tuned: Any = None
-
-
-def base_of(options: Run, fingerprints: Mapping[str, Any], option: str) -> Base:
-    """The model that a run with these options began as, without its data.
+def base_of(options: Any, fingerprints: Mapping[str, Any], option: str) -> Base:
+    """The model that a run with these options began as; of a task of this package without its data.
 
     Raises:
       ValueError: it cannot be loaded, or is not the one of these fingerprints.
     """
-    if options.task in tasks.NETWORKS:
-        network = tasks.NETWORKS[options.task](options.model)
-        base = Base(network.init(fed.init_key(jax.random.key(options.seed))))
+    task, key = choice_of("task", options), fed.init_key(jax.random.key(options.seed))
+    make = getattr(task.factory, "base", None)
+    if make is not None:
+        base = make(options.seed, key, **given_to(task, options))
     else:
-        pretrained, tuned = load_model(options)
-        base = Base(tuned.trained, tuned.frozen, pretrained, tuned)
+        own = task.build(given_to(task, options), options.seed)
+        base = Base(own.init(key), getattr(own, "frozen", None))
     if base_fingerprints(base.params, base.frozen) != dict(fingerprints):
         if base.tuned is None:
             raise ValueError(

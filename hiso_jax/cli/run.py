@@ -15,9 +15,9 @@ from rich.console import Console
 from hiso_jax import algorithms, fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
+from hiso_jax.choices import is_foreign
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.experiment import (
-    IMAGE_TASKS,
     AnyTask,
     Setting,
     build_algorithm,
@@ -25,13 +25,13 @@ from hiso_jax.cli.experiment import (
     build_simulation,
     build_task,
     check_methods,
-    check_virtual,
+    is_language_model,
     notes,
     target_of,
 )
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
-from hiso_jax.cli.methods import is_foreign
-from hiso_jax.cli.options import Run
+from hiso_jax.cli.methods import KINDS, choice_of
+from hiso_jax.cli.options import Run, participation_of
 from hiso_jax.cli.progress import Display, working
 from hiso_jax.cli.rates import default_rate, learning_rate, probe_rate, tried_rates
 from hiso_jax.cli.restore import about_of, resumed
@@ -122,7 +122,8 @@ def wanted_rate(options: Run, method: Method) -> Any:
       ValueError: there is none, or it cannot be looked for.
     """
     given = options.learning_rate
-    if given is None and options.task not in IMAGE_TASKS and default_rate(options, method) is None:
+    task = choice_of("task", options)
+    if given is None and (is_language_model(task) or is_foreign(task.name)) and default_rate(options, method) is None:
         given = "auto"
     if given == "auto" and method.needs_secret:
         raise ParameterError("learning_rate", "must be a number in a private run: auto reads the losses of its clients")
@@ -153,7 +154,8 @@ def _rate(
 
 def _again(options: Run, directory: Path) -> str:
     """The command that goes on with a run."""
-    own = f" --algorithm {options.algorithm}" if is_foreign(options.algorithm) else ""
+    named = {name: getattr(options, name) for name in ("algorithm", *KINDS)}
+    own = "".join(f" --{kind} {name}" for kind, name in named.items() if is_foreign(name))
     return f"hiso-jax run --resume {directory}{own}"
 
 
@@ -164,7 +166,7 @@ def _run(going: _Going, console: Console) -> int:
     title = f"{options.task} {setting.method.name}"
     display = Display(console, title, simulation.task, asked) if primary else nullcontext()
     if primary:
-        for note in notes(options, simulation.task):
+        for note in notes(simulation.task, simulation.population):
             console.print(note, soft_wrap=True, highlight=False)
         taking_up = [_TakingUp(console)] if options.resume is not None else []
         with exit_codes.refusing():
@@ -211,9 +213,8 @@ class _TakingUp:
 
 def _ingredients(options: Run, console: Console) -> tuple[Mesh | None, AnyTask, AnyPopulation]:
     mesh, task = options.mesh(), build_task(options, console)
-    check_virtual(options, task)
     # Files are read here, where one process may fail alone: building the simulation, the processes already talk.
-    options.participation()
+    participation_of(options)
     return mesh, task, build_population(options, task, options.seed)
 
 
@@ -223,7 +224,7 @@ def _directory(options: Run, method: Method, about: Mapping[str, Any]) -> Path:
         return options.resume
     if jax.process_index() != 0:
         return options.out or Path()
-    return create_directory(options.out, f"{options.task}-{method.title}", about)
+    return create_directory(options.out, f"{choice_of('task', options).title}-{method.title}", about)
 
 
 def _exit_code(result: fed.Result) -> int:

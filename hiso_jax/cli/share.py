@@ -11,22 +11,25 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from hiso_jax import algorithms, fed, tasks
+from hiso_jax import algorithms, fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.cli.restore import Base, base_of, options_of, rebuild, recorded
+from hiso_jax.cli.experiment import is_language_model
+from hiso_jax.cli.methods import choice_of
+from hiso_jax.cli.restore import Again, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import read_tree, write_tree
 from hiso_jax.fed.ledger import Delta, bytes_a_round, delta_of, exists, load_delta, save_delta
 from hiso_jax.fed.ledger import sample as take_sample
 from hiso_jax.reports import human_bytes, print_rows
+from hiso_jax.tasks.named import Base
 
 # Where things lie on the machine of the run is nobody else's business.
 LOCAL = ("data_dir", "out", "resume", "trace")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(Again):
     """Write what a run has learned: a delta of its scalars, or the whole model for transformers.
 
     Attributes:
@@ -35,7 +38,6 @@ class Export:
       unfinished: export a run that has not finished, too, as far as it has come.
       out: file or folder to write; by default delta.safetensors or hf in the run's directory.
       model: where the base checkpoint is now, for hf; by default where it was.
-      algorithm: FILE:NAME of the run's method again, for hf, if it is its user's own.
     """
 
     run: Annotated[Path, Positional]
@@ -43,11 +45,10 @@ class Export:
     unfinished: bool = False
     out: Path | None = None
     model: str | None = None
-    algorithm: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apply:
+class Apply(Again):
     """Rebuild the model of a delta from its base checkpoint, and write it.
 
     Attributes:
@@ -63,7 +64,6 @@ class Apply:
     delta: Annotated[Path, Positional]
     base: str | None = None
     out: Path
-    algorithm: str | None = None
     expect_sha256: str | None = None
     accept_difference: bool = False
 
@@ -83,8 +83,8 @@ def export(options: Export, console: Console) -> int:
         about = ledger.header["about"]
         if options.format == "delta":
             return _export_delta(delta_of(ledger, _without_places(about)), out, console)
-        run = options_of(about | ({} if options.model is None else {"model": options.model}), options.algorithm)
-        if run.task in tasks.NETWORKS:
+        run = options_of(about | ({} if options.model is None else {"model": options.model}), options.again)
+        if not is_language_model(choice_of("task", run)):
             raise ParameterError("format", f"must be delta for {run.task}: transformers has no such model")
         base = base_of(run, ledger.header["base"], "model")
         known = Known(ledger.checks.get(len(ledger.rows)), None, True)
@@ -103,8 +103,8 @@ def apply(options: Apply, console: Console) -> int:
         out = _fresh(options.out)
         if not isinstance(delta.header["about"].get("algorithm"), str):
             return _apply_own(options, delta, console)
-        run = options_of(delta.header["about"], options.algorithm)
-        if run.task not in tasks.NETWORKS:
+        run = options_of(delta.header["about"], options.again)
+        if is_language_model(choice_of("task", run)):
             if options.base is None:
                 raise ParameterError("base", f"must be the checkpoint that the run began with, {run.model} there")
             run = replace(run, model=options.base)

@@ -1,5 +1,6 @@
 """``hiso-jax show``: what a run or a delta is, and whether it is whole."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from rich.console import Console
 
 from hiso_jax import algorithms, fed
 from hiso_jax.checks import ParameterError
+from hiso_jax.choices import is_foreign
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.cli.methods import is_foreign, options_with, own_options
+from hiso_jax.cli.methods import KINDS, options_with, own_options
 from hiso_jax.cli.options import Run
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, exists, load_delta, salvage
 from hiso_jax.fed.population import ABSENT
@@ -113,12 +115,16 @@ def _metrics(evaluation: Mapping[str, Any]) -> str:
 
 def _defaults(about: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a run has if none is given; of a method whose code is not here only the command's own."""
-    name = about.get("algorithm")
-    try:
-        methods = [] if not isinstance(name, str) or is_foreign(name) else [algorithms.load(name)]
-    except ValueError:
-        methods = []
-    return {option.name: option.default for option in own_options(options_with(Run, methods)).values()}
+    methods, choices = [], []
+    for kind in ("algorithm", *KINDS):
+        name = about.get(kind)
+        if isinstance(name, str) and not is_foreign(name):
+            with contextlib.suppress(ValueError):
+                if kind == "algorithm":
+                    methods.append(algorithms.load(name))
+                else:
+                    choices.append(KINDS[kind].load(name))
+    return {option.name: option.default for option in own_options(options_with(Run, methods, choices)).values()}
 
 
 def _shown(value: Any) -> str:
@@ -134,7 +140,10 @@ def _common(header: Mapping[str, Any]) -> dict[str, str]:
     messages += f", {bits[0]} bits a scalar" if bits else ""
     trained = sum(int(np.prod(shape)) for _, shape, _ in header["params"])
     defaults = as_json(_defaults(about))
-    shown = ("task", "algorithm", "algorithm_sha256", "model", "out", "resume")
+    shown: tuple[str, ...] = ("task", "algorithm", "algorithm_sha256", "model", "out", "resume")
+    # Releases before 0.3 wrote the options of what was not chosen, too.
+    unread = {name for kind in KINDS.values() for each in kind.factories for name in kind.load(each).options}
+    shown += tuple(unread - {*defaults})
     changed = {name: value for name, value in about.items() if name not in shown and value != defaults.get(name)}
     settings = " ".join(
         f"--{name.replace('_', '-')} {_shown(value)}" for name, value in changed.items() if value is not None

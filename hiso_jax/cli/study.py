@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from hiso_jax.checks import ParameterError, positive, whole
-from hiso_jax.cli.arguments import Listed
+from hiso_jax.choices import Listed
 from hiso_jax.cli.options import Experiment
 
 ALGORITHMS = ("hiso", "decomfl")

@@ -8,9 +8,9 @@ from rich.console import Console
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import build_task, check_methods, check_virtual, notes
+from hiso_jax.cli.experiment import build_task, check_methods, notes
 from hiso_jax.cli.interrupt import exit_code
-from hiso_jax.cli.methods import methods_of
+from hiso_jax.cli.methods import choice_of, methods_of
 from hiso_jax.cli.rates import grid
 from hiso_jax.cli.restore import CONFIG, as_written, resumed_study
 from hiso_jax.cli.study import Sweep
@@ -52,13 +52,12 @@ def sweep(options: Sweep, console: Console) -> int:
     with exit_codes.refusing():
         options = options if options.resume is None else resumed_study(options)
         task = build_task(options, console)
-        check_virtual(options, task)
         held = Held(options, task, range(options.seed, options.seed + options.seeds))
         check_methods(options, task, methods_of(options.algorithms).values())
-        directory = options.resume or create_directory(options.out, f"{options.task}-sweep")
+        directory = options.resume or create_directory(options.out, f"{choice_of('task', options).title}-sweep")
     config = {**as_written(options), "grid": grid(options), "target": held.target}
     write_json(directory / CONFIG, config)
-    for note in notes(options, held.task):
+    for note in notes(held.task, held.populations[0]):
         console.print(note, soft_wrap=True, highlight=False)
     results = _sweep_all(options, held, directory, console)
     _report(results, held.target, directory, console)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -22,16 +22,16 @@ from hiso_jax.cli.experiment import (
     build_algorithm,
     build_population,
     build_schedule,
-    examples_of,
     recorded_algorithm,
     simulation_config,
     target_of,
 )
 from hiso_jax.cli.interrupt import stop_on_interrupt
-from hiso_jax.cli.options import Schedule
+from hiso_jax.cli.options import participation_of
 from hiso_jax.cli.rates import first_guess
 from hiso_jax.cli.study import Study
 from hiso_jax.fed.ledger import exists, read_regular
+from hiso_jax.fed.task import examples_of
 from hiso_jax.reports import write_json
 
 VALIDATION_SHARE = 0.2
@@ -49,7 +49,7 @@ class Held:
         Raises:
           ValueError: too many or too few examples held out, or too few left for the clients.
         """
-        total = examples_of(task)
+        total = examples_of(task.train)
         held = round(VALIDATION_SHARE * total) if options.validation is None else options.validation
         if not 1 <= held < total:
             raise ParameterError(
@@ -59,7 +59,7 @@ class Held:
         self.target = target_of(options, task)
         self.seeds = list(seeds)
         self.populations = [build_population(options, self.task, seed) for seed in self.seeds]
-        self.participation = options.participation()
+        self.participation = participation_of(options)
 
     def sweep(
         self,
@@ -118,7 +118,7 @@ class Trial:
     """
 
     algorithm: str
-    schedule: Schedule
+    schedule: str
     learning_rate: float
     rounds_to_target: list[float | None]
     final: list[float | None]
@@ -212,7 +212,7 @@ class Search:
             self.begin(self.directory)
         whole = replace(self.options, rounds=rounds, eval_every=eval_every)
         for schedule in self.options.schedules:
-            options = replace(whole, schedule=cast(Schedule, schedule))
+            options = replace(whole, schedule=schedule)
             while wanted := self._wanted(options, method):
                 if not self._try(options, method, wanted):
                     return None

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import fed, tasks
+from hiso_jax import availabilities, fed, tasks
 from hiso_jax.cli.main import command_of, main
-from hiso_jax.cli.options import Run
 
 SMALL = ["--rounds", "12", "--clients", "20", "--cohort", "4", "--perturbations", "2", "--eval-every", "4"]
 
@@ -130,10 +129,10 @@ def test_who_shows_up_is_told_in_the_summary(capsys, tmp_path):
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.8, 1.0])
 def test_the_mean_availability_is_what_was_asked_for(rate):
     """No probability leaves [0, 1], where clipping would move the mean."""
-    wave = Run(availability="diurnal", availability_rate=rate).participation().availability
+    wave = availabilities.diurnal(availability_rate=rate)
     assert rate * (1 + wave.amplitude) <= 1 + 1e-9
     assert 0 <= wave.amplitude <= 1
-    own = Run(availability="per-client", availability_rate=rate, availability_spread=0.5).participation().availability
+    own = availabilities.per_client(availability_rate=rate, availability_spread=0.5)
     assert (own.low + own.high) / 2 == pytest.approx(rate)
 
 
@@ -165,8 +164,8 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["run", "--rounds", "many"], "--rounds must be a whole number, got 'many'"),
         (["run", "--task", "digit"], "--task must be one of digits, mnist, fashion-mnist, sst2, qqp, rte, boolq, cb"),
-        (["run", "--task", "digit"], "got 'digit'; did you mean digits?"),
-        (["run", "--task", "cifar"], "text-classification, got 'cifar'\n"),
+        (["run", "--task", "digit"], "or file.py:name; got 'digit'; did you mean digits?\n"),
+        (["run", "--task", "cifar"], "text-classification, or file.py:name; got 'cifar'\n"),
         (["run", "--learning-rate", "abc"], "--learning-rate must be a number or auto, got 'abc'"),
         (["run", "--devices", "2000"], "--devices must be at most 128 where they are virtual, got 2000"),
         (["run", "--target", "nan"], "--target must be a finite number, got nan"),
@@ -174,12 +173,12 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["export", "x", "--format", "pt"], "--format must be one of delta, hf, got 'pt'"),
         (["run", "--algorithm", "adam"], "--algorithm must be one of adamezo, bszo, decomfl, fed_adagrad"),
         (["run", "--sampler", "cauchy"], "--sampler must be one of gaussian, rademacher, binomial, sphere, low_rank"),
-        (["run", "--model", "vit"], "--model must be mlp or cnn for digits, got vit"),
+        (["run", "--model", "vit"], "--model must be one of mlp, cnn, got 'vit'"),
         (["run", "--learning-rate", "nan"], "--learning-rate must be a positive finite number, got nan"),
         (["run", "--learning-rate", "inf"], "--learning-rate must be a positive finite number, got inf"),
         (["run", "--learning-rate", "-1"], "--learning-rate must be a positive finite number, got -1.0"),
         (["run", "--clients", "1438", "--partition", "shards"], "--clients must be at most the number of training"),
-        (["run", "--virtual", "--partition", "shards"], "--partition must be dirichlet or iid for virtual clients"),
+        (["run", "--virtual", "--partition", "shards"], "--virtual is an option of --partition dirichlet, iid;"),
         (
             ["run", "--client-examples", "9,3"],
             "--client-examples must be two numbers 1 ≤ fewest ≤ most < 2^31, got",
@@ -190,8 +189,11 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--client-chunk", "0"], "--client-chunk must be at least 1, got 0"),
         (["run", "--memory-budget", "0"], "--memory-budget must be at least 1, got 0"),
         (["run", "--weighting", "size"], "--weighting must be one of uniform, examples, got 'size'"),
-        (["run", "--availability-rate", "1.5"], "--availability-rate must be between 0 and 1, got 1.5"),
-        (["run", "--availability", "trace"], "--trace must be given with availability trace and only then"),
+        (
+            ["run", "--availability", "bernoulli", "--availability-rate", "1.5"],
+            "--availability-rate must be between 0 and 1, got 1.5",
+        ),
+        (["run", "--availability", "trace"], "--trace must be given with availability trace"),
         (["run", "--availability", "trace", "--trace", "no.csv"], "--trace must name a .npy or .csv file of 0s and 1s"),
         (["run", "--dropout", "-1"], "--dropout must be between 0 and 1, got -1.0"),
         (["run", "--deadline", "0"], "--deadline must be a positive finite number, got 0.0"),

@@ -144,7 +144,7 @@ def test_every_method_gets_as_much_of_the_budget(capsys, tmp_path, budget, mosai
     from hiso_jax.cli.methods import methods_of
 
     parsed = parse(Compare, "compare", options)
-    lengths = _lengths(parsed, tasks.digits(), methods_of(parsed.algorithms))
+    lengths = _lengths(parsed, tasks.digits(), methods_of(parsed.algorithms), parsed.clients)
     assert lengths["decomfl"] == (60, 20)
     assert lengths["mosaic"][0] == mosaic
     assert lengths["fed_avg"][0] == pytest.approx(max(1, fed_avg), abs=8 if budget == "seconds" else 0)
@@ -170,7 +170,8 @@ def test_robustness_is_measured_against_the_same_runs_in_calm(capsys, tmp_path):
     ("words", "sentence"),
     [
         (["--baseline", "mosaic"], "--baseline must be one of the algorithms decomfl, hiso, got mosaic"),
-        (["--schedules", "constant,step"], "--schedules must be of constant, cosine, linear, inverse-sqrt, each once"),
+        (["--schedules", "constant,step"], "--schedules must be one of constant, cosine, linear, inverse-sqrt, or"),
+        (["--schedules", "linear,linear"], "--schedules must not repeat, got linear,linear"),
         (["--tries", "2"], "--tries must be at least 3, got 2"),
         (["--tuning-seeds", "0"], "--tuning-seeds must be at least 1, got 0"),
         (["--protocol", "robustness"], "--protocol robustness must be given with what is withstood: --availability"),

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hiso_jax import algorithms, fed
+from hiso_jax import algorithms, choices, fed
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.methods import given_to
 from hiso_jax.cli.parsing import parse
@@ -154,7 +154,7 @@ def test_fed_avg_learns_the_digits_by_default(capsys, tmp_path):
         ("raise RuntimeError('no')", "f", "names a file that fails"),
         ("def f(rate, other): pass", "f", "must be a function (learning_rate, *, option=default, …) → Algorithm"),
         ("def f(rate, *, other): pass", "f", "must be a function"),
-        ("def f(rate): return 3", "f", "must return a hiso_jax.fed.Algorithm, got a int"),
+        ("def f(rate): return 3", "f", "must return a hiso_jax.fed.Algorithm or an optax transformation, got a int"),
         ("def f(rate): return 3", "f+nothing", "must go through one of clip, clip_to_median, colluding"),
     ],
 )
@@ -181,13 +181,19 @@ def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine)
             ["--algorithm", "decomfl", "--curvature-decay", "0.5"],
             "--curvature-decay is an option of hiso, hiso_by_direction, hiso_frozen, hiso_isotropic, ",
         ),
-        (["--partition", "iid", "--alpha", "3"], "--alpha is read by --partition dirichlet and dirichlet-balanced"),
-        (["--shards-per-client", "7"], "--shards-per-client is read by --partition shards"),
-        (["--task", "digits", "--data-dir", "X"], "--data-dir is read by every other --task"),
-        (["--availability-rate", "0.5"], "--availability-rate is read by --availability bernoulli"),
+        (
+            ["--partition", "iid", "--alpha", "3"],
+            "--alpha is an option of --partition dirichlet, dirichlet-balanced; it would have no effect with --part",
+        ),
+        (["--shards-per-client", "7"], "--shards-per-client is an option of --partition shards; it would have no"),
+        (
+            ["--task", "digits", "--data-dir", "X"],
+            "--data-dir is an option of --task mnist, fashion-mnist, sst2 and 12 more",
+        ),
+        (["--availability-rate", "0.5"], "--availability-rate is an option of --availability bernoulli, per-client"),
         (
             ["--availability", "bernoulli", "--rounds-per-day", "3"],
-            "--rounds-per-day is read by --availability",
+            "--rounds-per-day is an option of --availability diurnal; it would have no effect with --availability bern",
         ),
         (["--algorithm", "fed_avg", "--mu", "0.1"], "--mu is read by methods that measure along directions"),
         (["--algorithm", "fed_avg", "--method", "central"], "--method is read by methods that measure"),
@@ -215,9 +221,10 @@ def test_an_option_that_would_have_no_effect_is_refused(capsys, tmp_path, monkey
 
 def test_help_is_grouped_and_shows_a_methods_own_options(capsys):
     _, text, _ = call(capsys, "run", "--help")
-    places = [text.index(f"--{name} ") for name in ("task", "model", "algorithm", "rounds", "learning-rate")]
+    places = [text.index(f"  --{name} ") for name in ("task", "algorithm", "rounds", "learning-rate", "model", "alpha")]
     assert places == sorted(places)
     assert text.index("--learning-rate") < text.index("hiso options") < text.index("--curvature-decay")
+    assert text.index("partition dirichlet options") < text.index("--alpha")
     _, text, _ = call(capsys, "run", "--algorithm", "fed_prox", "--help")
     assert "--proximal" in text
     assert "--curvature-decay" not in text
@@ -251,8 +258,12 @@ def test_methods_that_share_an_option_have_their_own_defaults(tmp_path):
 
 BAD_FILES = {
     "an option of the command": (
+        "def f(rate, *, rounds: int = 2): pass",
+        "an option rounds, which is the command's own",
+    ),
+    "an option of the partition": (
         "def f(rate, *, alpha: float = 2.0): pass",
-        "an option alpha, which is the command's own",
+        "must agree on what alpha is, and do not",
     ),
     "an option called help": ("def f(rate, *, help: int = 2): pass", "an option help, which is the command's own"),
     "no such type": ("def f(rate, *, x: 'Nothing' = 1): pass", "an option x that cannot be one"),
@@ -332,7 +343,7 @@ def test_methods_of_other_packages_are_found(monkeypatch):
         def load(self):
             return algorithms.zo_adam
 
-    monkeypatch.setattr(algorithms, "entry_points", lambda group: [Point()] if group == "hiso_jax.algorithms" else [])
+    monkeypatch.setattr(choices, "entry_points", lambda group: [Point()] if group == "hiso_jax.algorithms" else [])
     assert "theirs" in algorithms.available()
     assert algorithms.load("theirs+median").factory is algorithms.zo_adam
 

@@ -1,0 +1,72 @@
+"""Availabilities by name: which invited clients come to a round, as ``--availability`` and ``Experiment`` choose it.
+
+An availability is a factory ``name(*, options)`` that returns a :class:`hiso_jax.fed.Availability`, or None where
+everybody comes.
+"""
+
+from pathlib import Path
+
+from hiso_jax import fed
+from hiso_jax.checks import ParameterError, between, positive
+from hiso_jax.choices import Kind
+
+
+def always() -> None:
+    """Every invited client comes."""
+
+
+def bernoulli(*, availability_rate: float = 0.8) -> fed.Bernoulli:
+    """Every client comes with one probability.
+
+    Args:
+      availability_rate: mean probability that a client comes.
+    """
+    between("availability_rate", availability_rate, 0, 1)
+    return fed.Bernoulli(availability_rate)
+
+
+def per_client(*, availability_rate: float = 0.8, availability_spread: float = 0.2) -> fed.UniformRates:
+    """Every client comes with a probability of its own.
+
+    Args:
+      availability_rate: mean probability that a client comes.
+      availability_spread: the clients' rates are uniform within this distance of the mean, or within [0, 1].
+    """
+    between("availability_rate", availability_rate, 0, 1)
+    between("availability_spread", availability_spread, 0, 1)
+    # As wide as leaves the mean as it was given.
+    spread = min(availability_spread, availability_rate, 1 - availability_rate)
+    return fed.UniformRates(availability_rate - spread, availability_rate + spread)
+
+
+def diurnal(*, availability_rate: float = 0.8, rounds_per_day: float = 100.0) -> fed.Diurnal:
+    """Clients come by the time of day.
+
+    Args:
+      availability_rate: mean probability that a client comes.
+      rounds_per_day: period of a wave from twice the mean, at most 1, to as far below it; each client has its own time
+        zone.
+    """
+    between("availability_rate", availability_rate, 0, 1)
+    positive("rounds_per_day", rounds_per_day)
+    amplitude = min(1.0, 1 / availability_rate - 1) if availability_rate else 0.0
+    return fed.Diurnal(availability_rate, amplitude, rounds_per_day)
+
+
+def trace(*, trace: Path | None = None) -> fed.Trace:
+    """Clients come as a file recorded it.
+
+    Args:
+      trace: .npy or .csv file of 0s and 1s, a line a round, a column a client; both start again at their end.
+    """
+    if trace is None:
+        raise ParameterError("trace", "must be given with availability trace: a .npy or .csv file")
+    return fed.load_trace(trace)
+
+
+AVAILABILITIES = Kind(
+    "availability",
+    {"always": always, "bernoulli": bernoulli, "per-client": per_client, "diurnal": diurnal, "trace": trace},
+    returns="Availability",
+    group="hiso_jax.availabilities",
+)

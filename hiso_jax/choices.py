@@ -1,0 +1,293 @@
+"""Choices by name: an algorithm, a partition, a schedule, a task. Each is a factory whose keywords are its options.
+
+A factory ``name(inputs, *, option=default, …)`` takes the first inputs of its kind, as many as it has positional
+parameters; its keywords are its options, in Python and on the command line, and its docstring is their help. A user's
+own factory has the same rights: in a file (``path/to/file.py:name``), in a module (``package.module:name``), or under
+the entry-point group of its kind.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import docstring_parser
+
+from hiso_jax.checks import ParameterError
+
+Factory = Callable[..., Any]
+AnyFactory = TypeVar("AnyFactory", bound=Factory)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option: a keyword of a factory, or a field of a command.
+
+    Attributes:
+      name: of the keyword.
+      kind: its annotation.
+      default: its value if it is not given.
+      text: what --help says of it.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Marks the annotation of a tuple that is given as one comma-separated word.
+
+    Attributes:
+      convert: type of the members.
+      metavar: how --help shows the word.
+      strip: whether blanks around a member are dropped.
+    """
+
+    convert: type
+    metavar: str
+    strip: bool = True
+
+    def read(self, word: str) -> tuple[Any, ...]:
+        """The members of ``word``.
+
+        Raises:
+          ValueError: one is not of the type.
+        """
+        return tuple(self.convert(item.strip() if self.strip else item) for item in word.split(","))
+
+
+def texts_of(documented: Any) -> dict[str, str]:
+    """What a docstring says of each parameter."""
+    parsed = docstring_parser.parse(documented.__doc__ or "")
+    return {each.arg_name: " ".join((each.description or "").split()) for each in parsed.params}
+
+
+def defaults(**values: Any) -> Callable[[AnyFactory], AnyFactory]:
+    """Declare the options that have other defaults where this factory is chosen, as ``@defaults(rounds=24)``."""
+
+    def declare(factory: AnyFactory) -> AnyFactory:
+        vars(factory)["defaults"] = values
+        return factory
+
+    return declare
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be chosen, and from which factories.
+
+    Attributes:
+      name: of the option that chooses, which errors name.
+      factories: by their names; a name with dashes may also be given with underscores.
+      inputs: names of what a factory is called with, in their order.
+      returns: what it makes, as errors show it.
+      group: the entry-point group in which other packages register their own; by default of the plural of the name.
+    """
+
+    name: str
+    factories: Mapping[str, Factory]
+    inputs: tuple[str, ...] = ()
+    returns: str = ""
+    group: str = ""
+
+    def available(self) -> list[str]:
+        """The names of all factories: those of this package, and those that other packages register."""
+        return [*self.factories, *(point.name for point in self._entry_points())]
+
+    def _entry_points(self) -> Any:
+        return entry_points(group=self.group or f"hiso_jax.{self.name}s")
+
+    def owners(self, option: str) -> list[str]:
+        """The names of this package's factories that have an option."""
+        return [name for name in self.factories if option in self.load(name).options]
+
+    def load(self, name: str) -> "Choice":
+        """A choice by its name.
+
+        Args:
+          name: of a factory here or registered; ``path/to/file.py:name`` or ``package.module:name``. Code of the file
+            or module is run.
+
+        Raises:
+          ParameterError: there is none.
+        """
+        spelled = {each.replace("-", "_"): each for each in self.factories}
+        own = spelled.get(name.replace("-", "_"))
+        if own is not None:
+            return Choice(self, own, self.factories[own])
+        source, _, attribute = name.rpartition(":")
+        try:
+            for point in self._entry_points():
+                if point.name == name:
+                    return Choice(self, name, point.load())
+            if not source:
+                near = difflib.get_close_matches(name, self.factories, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ParameterError(
+                    self.name, f"must be one of {', '.join(self.available())}, or file.py:name; got {name!r}{hint}"
+                )
+            module, sha256 = self._of_file(Path(source)) if source.endswith(".py") else (import_module(source), None)
+        except ValueError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ParameterError(
+                self.name, f"names code that cannot be loaded: {name} ({type(error).__name__}: {error})"
+            ) from error
+        found = getattr(module, attribute, None)
+        if found is None:
+            raise ParameterError(self.name, f"{name} names a function that {source} does not have")
+        return Choice(self, name, found, sha256)
+
+    def _of_file(self, path: Path) -> tuple[Any, str]:
+        """The module in a file, and the file's SHA-256."""
+        try:
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise ParameterError(self.name, f"names a file that cannot be read: {path} ({error.strerror})") from error
+        try:
+            return _run(path.resolve(), sha256), sha256
+        except (Exception, SystemExit) as error:
+            raise ParameterError(
+                self.name, f"names a file that fails: {path} ({type(error).__name__}: {error})"
+            ) from error
+
+
+@cache
+def _run(path: Path, sha256: str) -> Any:
+    """The module in a file of these bytes, run once."""
+    spec = importlib.util.spec_from_file_location(f"hiso_jax_user_{path.stem}_{sha256[:8]}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Where dataclasses and type hints look for it.
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module
+
+
+def is_foreign(name: str) -> bool:
+    """Whether the code of a choice comes from a file or module that its name points at."""
+    return ":" in name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One factory of a kind.
+
+    Attributes:
+      kind: what was chosen.
+      name: its name, as the kind spells it or as the user gave it.
+      factory: what makes it.
+      sha256: of the user's file that it comes from, or None.
+    """
+
+    kind: Kind
+    name: str
+    factory: Factory = field(repr=False)
+    sha256: str | None = None
+
+    @property
+    def title(self) -> str:
+        """A name to call it by, also in a file's name."""
+        return self.name.rpartition("/")[2].replace(".py:", "-").replace(":", "-")
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Which inputs of its kind the factory takes."""
+        return self.kind.inputs[: len(self._parameters) - len(self.options)]
+
+    @cached_property
+    def _parameters(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.factory).parameters.values())
+
+    @cached_property
+    def options(self) -> dict[str, Option]:
+        """Its options by their names.
+
+        Raises:
+          ParameterError: the factory is not of the form that its kind has.
+        """
+        own = [parameter for parameter in self._parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+        first = self._parameters[: len(self._parameters) - len(own)]
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if (
+            len(first) > len(self.kind.inputs)
+            or any(each.kind not in positional for each in first)
+            or any(each.default is each.empty for each in own)
+        ):
+            form = ", ".join([*self.kind.inputs, "*", "option=default", "…"])
+            raise ParameterError(
+                self.kind.name,
+                f"{self.name} must be a function ({form}) → {self.kind.returns}, got {inspect.signature(self.factory)}",
+            )
+        texts, found = texts_of(self.factory), {}
+        for parameter in own:
+            name, default = parameter.name, parameter.default
+            try:
+                hints = get_type_hints(self.factory, include_extras=True)
+                json.dumps(default)
+            except Exception as error:
+                raise ParameterError(
+                    self.kind.name,
+                    f"{self.name} has an option {name} that cannot be one: its annotation must be a type, "
+                    f"its default a number, a text or a bool ({error})",
+                ) from error
+            kind = hints.get(name, str | None if default is None else type(default))
+            found[name] = Option(name, kind, default, texts.get(name, ""))
+        return found
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options that have other defaults where it is chosen."""
+        return dict(getattr(self.factory, "defaults", {}))
+
+    def build(self, options: Mapping[str, Any], *inputs: Any) -> Any:
+        """What the factory makes of its inputs, in the order of its kind, and of those of ``options`` that it has.
+
+        Raises:
+          ParameterError: an option is out of range, or the factory fails.
+        """
+        taken = inputs[: len(self.inputs)]
+        own = {name: value for name, value in options.items() if name in self.options}
+        try:
+            return self.factory(*taken, **own)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ParameterError(self.kind.name, f"{self.name} fails: {type(error).__name__}: {error}") from error
+
+
+def shared_options(choices: Collection[Choice]) -> dict[str, Option]:
+    """The options of choices that are made together; two of one name must be one option.
+
+    Raises:
+      ParameterError: two choices declare an option of one name differently.
+    """
+    found: dict[str, Option] = {}
+    owner: dict[str, Choice] = {}
+    for choice in choices:
+        for name, option in choice.options.items():
+            known = found.setdefault(name, option)
+            other = owner.setdefault(name, choice)
+            if (known.kind, known.default) != (option.kind, option.default):
+                raise ParameterError(
+                    choice.kind.name,
+                    f"{choice.name} and {other.kind.name} {other.name} must agree on what {name} is, and do not",
+                )
+    return found

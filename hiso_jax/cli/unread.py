@@ -1,0 +1,64 @@
+"""Options that nothing reads are refused: each belongs to what reads it."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from hiso_jax import channels
+from hiso_jax.algorithms import Method
+from hiso_jax.checks import ParameterError
+from hiso_jax.cli.methods import choice_of, given_to
+from hiso_jax.cli.privacy import check_private
+from hiso_jax.fed.algorithm import Local
+
+# Only methods that measure along directions read them.
+MEASUREMENT = ("perturbations", "mu", "method", "directions", "mus")
+
+
+def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) -> None:
+    """Refuse options that nothing reads.
+
+    Args:
+      options: all of them.
+      methods: that the command is asked for.
+      given: the names of those that were typed.
+
+    Raises:
+      ParameterError: there is one, naming it and what would read it.
+    """
+    if "probe_rounds" in given and options.learning_rate != "auto":
+        now = "the method's own rate" if options.learning_rate is None else f"--learning-rate {options.learning_rate}"
+        raise ParameterError("probe_rounds", f"is read by --learning-rate auto; it would have no effect with {now}")
+    partition = choice_of("partition", options)
+    if "clients" in given and "clients" not in partition.inputs:
+        raise ParameterError("clients", f"would have no effect with --partition {partition.name}, which counts them")
+    attacked = any(channels.part_of(channels.FACTORIES[name]) == "attack" for m in methods for name in m.channels)
+    if attacked != bool(options.attackers):
+        raise ParameterError(
+            "attackers",
+            "must be given with --attack, a share of the clients above 0, and only then; got "
+            f"{options.attackers:g} and {'an attack' if attacked else 'no attack'}",
+        )
+    if "attackers_of" in given and not attacked:
+        raise ParameterError("attackers_of", "is read with --attack; it would have no effect where nobody is hostile")
+    check_private(options, methods, given)
+    reading: set[str] = set()
+    for method in methods:
+        measure = method.build(1e-3, given_to(method, options)).measure
+        own = {*(MEASUREMENT if measure is None else measure.reads)}
+        if measure is not None:
+            # It has a difference of its own, or none.
+            own -= {"method"}
+        reading |= own | ({"mus"} if "mu" in own else set())
+        if not isinstance(measure, Local):
+            reading.add("snapshot_every")
+    if "snapshot_every" in given and "snapshot_every" not in reading:
+        raise ParameterError(
+            "snapshot_every",
+            f"is read by methods with scalars; {methods[0].name} takes a snapshot at every evaluation",
+        )
+    for name in MEASUREMENT:
+        if name in given and name not in reading:
+            names = ", ".join(method.name for method in methods)
+            raise ParameterError(
+                name, f"is read by methods that measure along directions; it would have no effect on {names}"
+            )

@@ -1,0 +1,158 @@
+"""Partitions by name: how training examples are assigned to clients, as ``--partition`` and ``Experiment`` choose it.
+
+A partition is a factory ``name(train, clients, seed, *, options)``: ``train`` is the task's training data, a pytree of
+arrays whose first axis are the examples, with an entry ``label`` where there are labels. It returns a population.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+
+from hiso_jax import fed
+from hiso_jax.checks import ParameterError
+from hiso_jax.choices import AnyFactory, Kind, Listed
+from hiso_jax.fed.population import AnyPopulation
+
+# Of the training data of text, where a column names the clients.
+CLIENT = "client"
+CLIENT_EXAMPLES = (16, 256)
+Sizes = Annotated[tuple[int, ...], Listed(int, "MIN,MAX")]
+
+
+def by_label(factory: AnyFactory) -> AnyFactory:
+    """Declare that a partition reads the labels of the examples: a task without any is refused before it is loaded."""
+    vars(factory)["by_label"] = True
+    return factory
+
+
+def _count(train: Any) -> int:
+    return len(jax.tree.leaves(train)[0])
+
+
+def _labels(train: Any) -> Any:
+    labels = train.get("label") if isinstance(train, Mapping) else None
+    if labels is None:
+        raise ParameterError("partition", "must be iid, or by-column, for a task without labels")
+    return labels
+
+
+def _virtual(train: Any, clients: int, virtual: bool, sizes: tuple[int, ...]) -> bool:
+    """Whether clients draw from the shared pool: by request, or since there are more of them than examples.
+
+    Raises:
+      ParameterError: sizes of virtual clients are given, and clients hold a partition of the examples.
+    """
+    if len(sizes) != 2 or not 1 <= sizes[0] <= sizes[1] < 2**31:
+        given = ",".join(map(str, sizes))
+        raise ParameterError("client_examples", f"must be two numbers 1 ≤ fewest ≤ most < 2^31, got {given}")
+    is_virtual = virtual or clients > _count(train)
+    if tuple(sizes) != CLIENT_EXAMPLES and not is_virtual:
+        raise ParameterError(
+            "client_examples",
+            f"is read by virtual clients; it would have no effect on {clients} clients that share "
+            f"{_count(train)} examples",
+        )
+    return is_virtual
+
+
+@by_label
+def dirichlet(
+    train: Any,
+    clients: int,
+    seed: int,
+    *,
+    alpha: float = 0.5,
+    virtual: bool = False,
+    client_examples: Sizes = CLIENT_EXAMPLES,
+) -> AnyPopulation:
+    """Each label's examples split among clients in Dirichlet proportions (Hsu et al., arXiv 1909.06335).
+
+    Args:
+      train: the task's training data, with labels.
+      clients: number of clients, N.
+      seed: of the proportions.
+      alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
+      virtual: clients that exist as a key and draw their examples from the shared pool by a mixture of their own; any
+        number of them. More clients than examples are virtual by themselves.
+      client_examples: fewest and most examples of a virtual client, log-uniform in between.
+    """
+    if _virtual(train, clients, virtual, client_examples):
+        fewest, most = client_examples
+        return fed.virtual(_labels(train), clients, alpha=alpha, sizes=(fewest, most), seed=seed)
+    return fed.dirichlet(_labels(train), clients, alpha=alpha, seed=seed)
+
+
+@by_label
+def dirichlet_balanced(train: Any, clients: int, seed: int, *, alpha: float = 0.5) -> AnyPopulation:
+    """The Dirichlet partition with clients of equal size, as in the language-model experiments of DeComFL and HiSo.
+
+    Args:
+      train: the task's training data, with labels.
+      clients: number of clients, N.
+      seed: of the proportions.
+      alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
+    """
+    return fed.dirichlet_balanced(_labels(train), clients, alpha=alpha, seed=seed)
+
+
+def iid(
+    train: Any, clients: int, seed: int, *, virtual: bool = False, client_examples: Sizes = CLIENT_EXAMPLES
+) -> AnyPopulation:
+    """Examples assigned at random, in shares that differ by at most one.
+
+    Args:
+      train: the task's training data.
+      clients: number of clients, N.
+      seed: of the shuffle.
+      virtual: clients that exist as a key and draw their examples from the shared pool by a mixture of their own; any
+        number of them. More clients than examples are virtual by themselves.
+      client_examples: fewest and most examples of a virtual client, log-uniform in between.
+    """
+    if _virtual(train, clients, virtual, client_examples):
+        labels = train.get("label") if isinstance(train, Mapping) else None
+        fewest, most = client_examples
+        pool = np.zeros(_count(train), np.int32) if labels is None else labels
+        return fed.virtual(pool, clients, sizes=(fewest, most), seed=seed)
+    return fed.iid(_count(train), clients, seed=seed)
+
+
+@by_label
+def shards(train: Any, clients: int, seed: int, *, shards_per_client: int = 2) -> AnyPopulation:
+    """Examples sorted by label, cut into equal shards, assigned at random (McMahan et al., arXiv 1602.05629).
+
+    Args:
+      train: the task's training data, with labels.
+      clients: number of clients, N.
+      seed: of the assignment.
+      shards_per_client: label shards assigned to each client.
+    """
+    return fed.shards(_labels(train), clients, shards_per_client=shards_per_client, seed=seed)
+
+
+def by_column(train: Any, *, column: str | None = None) -> AnyPopulation:
+    """Natural clients: each training row belongs to the client that a column of the text data names.
+
+    Args:
+      train: the training data of a text task.
+      column: column of the text data that names the client of each training row.
+    """
+    if not isinstance(train, Mapping) or CLIENT not in train:
+        given = "a column that names the clients" if column is None else f"text data; {column} is no column of the task"
+        raise ParameterError("column", f"must be given with partition by-column, and name {given}")
+    return fed.by_column(train[CLIENT])[0]
+
+
+PARTITIONS = Kind(
+    "partition",
+    {
+        "dirichlet": dirichlet,
+        "dirichlet-balanced": dirichlet_balanced,
+        "iid": iid,
+        "shards": shards,
+        "by-column": by_column,
+    },
+    ("train", "clients", "seed"),
+    "Population",
+)

@@ -1,0 +1,162 @@
+"""A partition, an availability, a schedule and a task of one's own, in a file outside the package."""
+
+import json
+
+import pytest
+
+from hiso_jax import choices, fed
+from hiso_jax.checks import ParameterError
+from hiso_jax.cli.main import main
+
+MINE = '''
+"""Digits of one half of the images, split by regions; clients that come in turns; a rate that warms up."""
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from hiso_jax import fed, tasks
+from hiso_jax.choices import defaults
+
+
+@defaults(rounds=12, clients=20, cohort=4, partition="iid")
+def half(seed, *, share: float = 0.5):
+    """A part of the digits.
+
+    Args:
+      share: share of the training images.
+    """
+    task = tasks.digits()
+    kept = int(share * len(task.train["label"]))
+    return tasks.Classification(
+        model_init=task.model_init, model_apply=task.model_apply, test=task.test, name="half", target=0.9,
+        train={name: array[:kept] for name, array in task.train.items()},
+    )
+
+
+def by_region(train, clients, seed, *, regions: int = 5, share: float = 0.5):
+    """Clients of one region hold neighbouring examples.
+
+    Args:
+      regions: number of regions.
+      share: share of the training images.
+    """
+    if regions < 1:
+        raise ValueError("regions must be at least 1")
+    example = np.arange(len(train["label"]))
+    owners = example % regions + regions * (example % (clients // regions))
+    return fed.by_column(owners)[0]
+
+
+def turns(*, period: int = 2):
+    """Every client comes once in so many rounds, in the mean.
+
+    Args:
+      period: rounds from one to the next.
+    """
+    return fed.Bernoulli(1 / period)
+
+
+def warmup(learning_rate, rounds, *, warmup_rounds: int = 3):
+    """The rate grows along a line at first.
+
+    Args:
+      warmup_rounds: rounds until it is whole.
+    """
+    return lambda count: learning_rate * jnp.minimum(1.0, (count + 1) / warmup_rounds)
+'''
+NUMBERS = ["--perturbations", "2", "--eval-every", "4", "--rounds-per-dispatch", "2", "--batch-size", "8"]
+OPTIONS = ["--regions", "4", "--share", "0.4", "--period", "3", "--warmup-rounds", "5"]
+
+
+def call(capsys, *words):
+    with pytest.raises(SystemExit) as ending:
+        main([str(word) for word in words])
+    printed = capsys.readouterr()
+    return ending.value.code or 0, printed.out, printed.err
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    names = {"task": "half", "partition": "by_region", "availability": "turns", "schedule": "warmup"}
+    return {kind: f"{tmp_path / 'mine.py'}:{name}" for kind, name in names.items()}
+
+
+def words(mine, *kinds):
+    return [word for kind in kinds or mine for word in (f"--{kind}", mine[kind])]
+
+
+def test_own_choices_run_are_killed_go_on_and_are_replayed(capsys, tmp_path, mine, monkeypatch):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    options = [*words(mine), *OPTIONS, *NUMBERS, "--learning-rate", "0.02"]
+    assert call(capsys, "run", *options, "--out", whole)[::2] == (0, "")
+    wanted = json.loads((whole / "summary.json").read_text())["params_sha256"]
+    about = fed.load(whole).header["about"]
+    # The task's own defaults, and what was given: both the task and the partition have the share.
+    assert (about["rounds"], about["clients"], about["regions"], about["share"]) == (12, 20, 4, 0.4)
+
+    def kill(self, records, original=fed.ledger.FileLedger.append):
+        original(self, records)
+        if self.rounds == 6:
+            raise SystemExit(137)
+
+    monkeypatch.setattr(fed.ledger.FileLedger, "append", kill)
+    assert call(capsys, "run", *options, "--out", run)[0] == 137
+    monkeypatch.undo()
+    code, _, errors = call(capsys, "run", "--resume", run)
+    assert (code, "--task must be given again, as FILE:NAME" in errors) == (2, True)
+    assert call(capsys, "run", "--resume", run, *words(mine))[0] == 0
+    assert json.loads((run / "summary.json").read_text())["params_sha256"] == wanted
+    code, text, _ = call(capsys, "replay", run, *words(mine, "task", "schedule"))
+    assert (code, "equal to the run's, bit for bit" in text) == (0, True)
+    assert "--regions 4" in call(capsys, "show", run)[1]
+
+
+@pytest.mark.thorough
+def test_own_choices_are_swept_and_compared(capsys, tmp_path, mine):
+    options = [*words(mine, "task", "partition", "availability"), *OPTIONS[:6], *NUMBERS, "--seeds", "1"]
+    options += ["--learning-rate", "0.01,0.02", "--algorithms", "decomfl"]
+    sweep = [*options, *words(mine, "schedule"), "--warmup-rounds", "5", "--out", tmp_path / "sweep"]
+    assert call(capsys, "sweep", *sweep)[::2] == (0, "")
+    compare = [*options, "--schedules", f"constant,{mine['schedule']}", "--tuning-seeds", "1"]
+    code, _, errors = call(capsys, "compare", *compare, "--out", tmp_path / "comparison")
+    assert (code, errors) == (0, "")
+    tuned = json.loads((tmp_path / "comparison" / "tuning.json").read_text())["trials"]
+    assert {trial["schedule"] for trial in tuned} == {"constant", mine["schedule"]}
+
+
+def test_an_own_choice_is_refused_in_one_sentence(capsys, tmp_path, mine, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, sentence in [
+        ([*words(mine, "partition"), "--regions", "0"], "regions must be at least 1"),
+        ([*words(mine, "partition"), "--alpha", "1"], "--alpha is an option of --partition dirichlet"),
+        (["--partition", "mine.py:nothing"], "--partition mine.py:nothing names a function that mine.py does not have"),
+        (["--partition", "no.py:x"], "--partition names a file that cannot be read: no.py"),
+        (["--availability", "mine.py:warmup"], "--availability mine.py:warmup must be a function (*, option=default"),
+        (["--regions", "3"], "--regions is no option of run"),
+    ]:
+        code, _, errors = call(capsys, "run", *given, *NUMBERS)
+        assert (code, errors.count("\n")) == (2, 1)
+        assert sentence in errors
+
+
+def test_two_choices_must_agree_on_an_option_that_both_have():
+    def first(*, share: float = 0.5): ...
+
+    def second(*, share: float = 0.5, rest: int = 1): ...
+
+    def third(*, share: int = 1): ...
+
+    kind = choices.Kind("kind", {"first": first, "second": second, "third": third})
+    both = choices.shared_options([kind.load("first"), kind.load("second")])
+    assert {name: option.default for name, option in both.items()} == {"share": 0.5, "rest": 1}
+    with pytest.raises(ParameterError, match="kind third and kind first must agree on what share is, and do not"):
+        choices.shared_options([kind.load("first"), kind.load("third")])
+
+
+def test_a_name_may_be_typed_with_dashes_or_underscores():
+    def two_words(): ...
+
+    kind = choices.Kind("kind", {"two-words": two_words})
+    assert kind.load("two_words").name == kind.load("two-words").name == "two-words"
