@@ -2,6 +2,12 @@
 
 ``legacy/finished`` is a run of decomfl with momentum and decay, ``legacy/interrupted`` one of hiso that was stopped
 after 6 of 12 rounds, behind a snapshot after 4; ``legacy/finished.safetensors`` is the delta of the first.
+
+``legacy/0.2`` has runs of release 0.2, which wrote every option whatever was chosen. Each was killed after 6 of 12
+rounds; the delta beside it is of its twin that was left alone. All have 2 rounds a dispatch, an evaluation every 6
+rounds and, but for ``lora``, 4 of 20 clients with batches of 8: ``mosaic`` (``--perturbations 64 --scalar-bits 2``, with
+its snapshots), and with 2 perturbations ``constant``, ``cosine`` (hiso with these schedules), ``inverse-sqrt`` (decomfl)
+and ``lora``, hiso on the small language model of the tests (``--clients 4 --cohort 2 --batch-size 4``, rate 1e-2).
 """
 
 import json
@@ -14,6 +20,7 @@ from hiso_jax import fed
 from hiso_jax.fed.ledger import load_delta
 from tests.cli.test_cli import call
 from tests.fed.problems import assert_trees_identical
+from tests.tasks.text.problems import data_folder, model_folder
 
 LEGACY = Path(__file__).parent.parent / "legacy"
 WHOLE = "7bf7fb983c02916d952cbdf52be459a2a3edff11ddb3f8cbf1762f5858fcce09"
@@ -61,3 +68,33 @@ def test_options_that_there_are_no_more_are_dropped(capsys, tmp_path):
     assert about["algorithm"] == "decomfl"
     assert about["curvature_decay"] == 0.95
     assert about["sampler"] == "rademacher"
+
+
+RUNS = {
+    "mosaic": "047a3da232952fe968113c42d17a94b0b04f24eb0466ef498e176f9c4be662fe",
+    "constant": "20ae34838ed4908a2c6c6d853fd42437674853e15d6ce87c229028137394b02c",
+    "cosine": "bd24ccfa4a1a115d7da9eb9a2b11b09c6606b1ac37a59a686fd529379fd8f620",
+    "inverse-sqrt": "47fea13651b8fae04aea86c7527727700ce3400e724ee689af68a608e531f642",
+    "lora": "c7a44db0e9aa3eb49f34d04684145eba944fa97bdb63f4c00b56611249e83404",
+}
+"""SHA-256 of the parameters of every run's twin that was left alone, as release 0.2 wrote it."""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_release_0_2_goes_on_is_replayed_and_exported_to_the_same_bits(capsys, tmp_path, name):
+    run, moved, base, old = tmp_path / "run", [], [], LEGACY / "0.2" / f"{name}.safetensors"
+    shutil.copytree(LEGACY / "0.2" / name, run)
+    if name == "lora":
+        model, data = model_folder(tmp_path / "model"), data_folder(tmp_path / "data")
+        moved, base = ["--model", model, "--data-dir", data], ["--base", model]
+    code, text, errors = call(capsys, "run", "--resume", run, *moved)
+    assert (code, errors) == (0, "")
+    assert "going on after 6 rounds" in text
+    assert fed.load(run).seal["params_sha256"] == RUNS[name]
+    assert "equal to the run's, bit for bit" in call(capsys, "replay", run, *moved[:2])[1]
+    assert call(capsys, "export", run, "--out", tmp_path / "delta.safetensors")[0] == 0
+    now, before = (load_delta(path) for path in (tmp_path / "delta.safetensors", old))
+    assert_trees_identical(now.updates[1:], before.updates[1:])
+    code, text, _ = call(capsys, "apply", old, "--out", tmp_path / "model.out", *base)
+    assert (code, ", the run's" in text) == (0, True)
