@@ -4,10 +4,10 @@
 after 6 of 12 rounds, behind a snapshot after 4; ``legacy/finished.safetensors`` is the delta of the first.
 
 ``legacy/0.2`` has runs of release 0.2, which wrote every option whatever was chosen. Each was killed after 6 of 12
-rounds; the delta beside it is of its twin that was left alone. All have 2 rounds a dispatch, an evaluation every 6
-rounds and, but for ``lora``, 4 of 20 clients with batches of 8: ``mosaic`` (``--perturbations 64 --scalar-bits 2``, with
-its snapshots), and with 2 perturbations ``constant``, ``cosine`` (hiso with these schedules), ``inverse-sqrt`` (decomfl)
-and ``lora``, hiso on the small language model of the tests (``--clients 4 --cohort 2 --batch-size 4``, rate 1e-2).
+rounds; the delta beside it is of its twin that was left alone. All have 2 rounds a dispatch and an evaluation every 6
+rounds. ``mosaic`` (``--perturbations 64 --scalar-bits 2``, with its snapshots), ``constant``, ``cosine`` (hiso with
+these schedules) and ``inverse-sqrt`` (decomfl) have 4 of 20 clients, batches of 8 and, but for mosaic, 2 perturbations;
+``lora`` is hiso on the small language model of the tests (2 of 4 clients, batches of 4, 2 perturbations, rate 1e-2).
 """
 
 import json
