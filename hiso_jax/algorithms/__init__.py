@@ -136,6 +136,8 @@ class Method:
             )
         algorithm = as_algorithm(made)
         for name in self.channels:
+            if channels.part_of(channels.FACTORIES[name]) == "wire" and not algorithm.has_scalars:
+                raise ParameterError("algorithm", f"{self.name} must send scalars to go through {name}")
             algorithm = channels.through(algorithm, name, channels.CHANNELS.load(name).build(options))
         if algorithm.is_private:
             # Shortened to a fixed norm, and by nothing that tells of the others.

@@ -13,7 +13,6 @@ from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Kind
 from hiso_jax.fed.algorithm import Algorithm, Attack, PrivateMean, Rescale, Send, Wire
 
@@ -59,17 +58,11 @@ def names_of(*parts: Part) -> tuple[str, ...]:
 
 
 def through(algorithm: Algorithm, name: str, made: Any) -> Algorithm:
-    """The algorithm with its messages going through what the channel ``name`` made.
-
-    Raises:
-      ParameterError: a wire of few bits for messages that are no scalars.
-    """
+    """The algorithm with its messages going through what the channel ``name`` made."""
     part = part_of(FACTORIES[name])
     # What does not say how few bits it needs sends float32, whatever came before it.
     bits = getattr(made, "bits", 32)
     if part == "wire":
-        if not algorithm.has_scalars:
-            raise ParameterError("algorithm", f"must send scalars to go through {name}")
         return replace(algorithm, wire=made)
     if part == "send":
         return replace(algorithm, send=(*algorithm.send, made), wire=replace(algorithm.wire, up_bits=bits))

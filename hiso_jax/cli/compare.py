@@ -15,25 +15,24 @@ from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.claims import claimed
 from hiso_jax.cli.comparing import Compare
-from hiso_jax.cli.experiment import (
-    AnyTask,
+from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
+from hiso_jax.cli.loading import load_task, notes, virtual_note
+from hiso_jax.cli.progress import Display
+from hiso_jax.cli.restore import CONFIG, resumed_study
+from hiso_jax.cli.tuning import Search, Tuned, how_tuned
+from hiso_jax.experiment import (
     Setting,
+    as_written,
     build_algorithm,
     build_population,
     build_simulation,
-    build_task,
     check_methods,
-    notes,
+    choice_of,
+    methods_of,
+    participation_of,
     simulation_config,
     target_of,
-    virtual_note,
 )
-from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
-from hiso_jax.cli.methods import choice_of, methods_of
-from hiso_jax.cli.options import participation_of
-from hiso_jax.cli.progress import Display
-from hiso_jax.cli.restore import CONFIG, as_written, resumed_study
-from hiso_jax.cli.tuning import Search, Tuned, how_tuned
 from hiso_jax.fed.ledger import exists, read_regular, write_whole
 from hiso_jax.reports import (
     Compared,
@@ -65,7 +64,7 @@ def compare(options: Compare, console: Console) -> int:
     """
     with exit_codes.refusing():
         options = options if options.resume is None else resumed_study(options)
-        task = build_task(options, console)
+        task = load_task(options, console)
         populations = [
             build_population(options, task, seed) for seed in range(options.seed, options.seed + options.seeds)
         ]
@@ -106,7 +105,7 @@ def compare(options: Compare, console: Console) -> int:
     return exit_codes.DONE
 
 
-def _lengths(options: Compare, task: AnyTask, methods: dict[str, Method], clients: int) -> dict[str, tuple[int, int]]:
+def _lengths(options: Compare, task: Any, methods: dict[str, Method], clients: int) -> dict[str, tuple[int, int]]:
     """How many rounds every method may run, and how many lie between its evaluations.
 
     Each gets of the budget's unit what the baseline's ``rounds`` cost, and is evaluated as often.
@@ -145,7 +144,7 @@ class _Runs:
     def __init__(
         self,
         options: Compare,
-        task: AnyTask,
+        task: Any,
         directory: Path,
         lengths: dict[str, tuple[int, int]],
         console: Console,

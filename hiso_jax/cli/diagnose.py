@@ -13,10 +13,11 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Listed
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.cli.experiment import build_population, build_task, recorded_algorithm
+from hiso_jax.cli.loading import load_task
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import working
 from hiso_jax.cli.restore import Again, base_of, options_of, recorded
+from hiso_jax.experiment import build_population, recorded_algorithm
 from hiso_jax.fed.diagnosis import Diagnosis, Effort, Examined, Vectors, diagnose, offset_of
 from hiso_jax.fed.ledger import LedgerFile, exists
 from hiso_jax.reports import as_json, diagnosis_picture, diagnosis_table, write_json
@@ -112,7 +113,7 @@ def _along(
     options: Diagnose, run: Run, ledger: LedgerFile, rounds: list[int], console: Console
 ) -> tuple[list[Diagnosis], Vectors]:
     """What is found after each of these rounds, and what it is made of after the last."""
-    task = build_task(run, console)
+    task = load_task(run, console)
     population = build_population(run, task, run.seed)
     params, updates = base_of(run, ledger.header["base"], "model").params, ledger.records.updates_with_losses
     algorithm = recorded_algorithm(run, algorithms.load(run.algorithm), run.learning_rate)

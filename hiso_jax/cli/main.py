@@ -20,7 +20,6 @@ from hiso_jax.cli.compare import compare
 from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.diagnose import Diagnose, diagnose_run
 from hiso_jax.cli.interrupt import exit_code, heeding
-from hiso_jax.cli.methods import KINDS, own_options
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.output import forgiving
 from hiso_jax.cli.parsing import PROGRAM, parse
@@ -31,6 +30,7 @@ from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
 from hiso_jax.cli.study import Sweep
 from hiso_jax.cli.sweep import sweep
+from hiso_jax.experiment import KINDS, own_options
 from hiso_jax.reports import plain
 from hiso_jax.version import VERSION
 

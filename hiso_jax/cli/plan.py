@@ -11,10 +11,8 @@ from rich.console import Console
 from hiso_jax import algorithms, fed, plan
 from hiso_jax.checks import ParameterError, whole
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import recorded_algorithm, simulation_config
-from hiso_jax.cli.methods import choice_of, given_to
-from hiso_jax.cli.options import Experiment, participation_of
 from hiso_jax.cli.progress import working
+from hiso_jax.experiment import Settings, choice_of, given_to, participation_of, recorded_algorithm, simulation_config
 from hiso_jax.reports import human_bytes, human_count, print_rows
 
 # A rate changes no shape.
@@ -22,7 +20,7 @@ RATE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Experiment):
+class Plan(Settings):
     """Compile a round for devices that are not here, and tell what it takes: memory, messages, work, time.
 
     Attributes:
@@ -92,7 +90,7 @@ def _rate(options: Plan) -> str:
     return options.matmul_precision if dtype == "float32" else dtype
 
 
-def described(options: Experiment) -> fed.Ingredients:
+def described(options: Settings) -> fed.Ingredients:
     """What a run with these options is made of, as shapes.
 
     Raises:

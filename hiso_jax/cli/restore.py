@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +15,19 @@ from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.choices import Choice, Option, is_foreign
 from hiso_jax.cli.comparing import Compare
-from hiso_jax.cli.experiment import is_language_model, recorded_algorithm
-from hiso_jax.cli.methods import KINDS, choice_of, given_to, methods_of, options_with, own_options
-from hiso_jax.cli.options import MOVABLE, MOVED, Experiment, Run
+from hiso_jax.cli.options import MOVABLE, MOVED, Run
 from hiso_jax.cli.study import Study, Sweep
+from hiso_jax.experiment import (
+    KINDS,
+    choice_of,
+    given_to,
+    is_language_model,
+    methods_of,
+    options_with,
+    own_options,
+    recorded_algorithm,
+)
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
-from hiso_jax.reports import as_json
 from hiso_jax.tasks.named import Base
 
 CONFIG = "config.json"
@@ -46,24 +53,6 @@ class Again:
         """The names that were given."""
         given = {kind: getattr(self, kind, None) for kind in ("algorithm", *KINDS)}
         return {kind: name for kind, name in given.items() if name is not None}
-
-
-def about_of(options: Run, method: Method) -> dict[str, Any]:
-    """The options as a run's ledger holds them: whole paths, and the SHA-256 of the user's files, if there are any."""
-    found = {"algorithm": method.sha256, **{kind: choice_of(kind, options).sha256 for kind in KINDS}}
-    own = {f"{kind}_sha256": sha256 for kind, sha256 in found.items() if sha256 is not None}
-    return {**as_written(options), "resume": None, **own}
-
-
-def as_written(options: Experiment) -> dict[str, Any]:
-    """Options as JSON; what is on this machine by its whole path, for whoever continues."""
-    given = {name: value for name, value in asdict(options).items() if name != "local_learning_rate"}
-    for name, value in given.items():
-        if isinstance(value, Path):
-            given[name] = value.resolve()
-    if isinstance(given.get("model"), str) and Path(given["model"]).exists():
-        given["model"] = Path(given["model"]).resolve()
-    return as_json(given)
 
 
 def _check_again(kind: str, recorded: str, given: str | None, sha256: tuple[str | None, str | None]) -> None:

@@ -17,25 +17,27 @@ from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import is_foreign
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import (
-    AnyTask,
+from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
+from hiso_jax.cli.loading import load_task, notes
+from hiso_jax.cli.options import Run
+from hiso_jax.cli.progress import Display, working
+from hiso_jax.cli.restore import resumed
+from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
+from hiso_jax.experiment import (
+    KINDS,
     Setting,
+    about_of,
     build_algorithm,
     build_population,
     build_simulation,
-    build_task,
     check_methods,
-    is_language_model,
-    notes,
+    choice_of,
+    participation_of,
+    probe_rate,
     target_of,
+    tried_rates,
+    wanted_rate,
 )
-from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
-from hiso_jax.cli.methods import KINDS, choice_of
-from hiso_jax.cli.options import Run, participation_of
-from hiso_jax.cli.progress import Display, working
-from hiso_jax.cli.rates import default_rate, learning_rate, probe_rate, tried_rates
-from hiso_jax.cli.restore import about_of, resumed
-from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
 from hiso_jax.fed.devices import in_all_processes
 from hiso_jax.fed.ledger import Lost, lock
 from hiso_jax.fed.population import AnyPopulation
@@ -82,7 +84,7 @@ def run(options: Run, console: Console) -> int:
             if options.resume is not None:
                 options = in_all_processes(resumed, options)
             method = algorithms.load(options.algorithm)
-            wanted = wanted_rate(options, method)
+            wanted = _wanted_rate(options, method)
             # Before any long work.
             build_algorithm(options, method, 1e-3 if wanted == "auto" else wanted)
             mesh, task, population = in_all_processes(_ingredients, options, console)
@@ -115,27 +117,22 @@ def run(options: Run, console: Console) -> int:
             raise
 
 
-def wanted_rate(options: Run, method: Method) -> Any:
+def _wanted_rate(options: Run, method: Method) -> Any:
     """The learning rate that a run is asked for, a number or auto.
 
     Raises:
-      ValueError: there is none, or it cannot be looked for.
+      ParameterError: there is none, or it cannot be looked for.
     """
-    given = options.learning_rate
-    task = choice_of("task", options)
-    if given is None and (is_language_model(task) or is_foreign(task.name)) and default_rate(options, method) is None:
-        given = "auto"
-    if given == "auto" and method.needs_secret:
-        raise ParameterError("learning_rate", "must be a number in a private run: auto reads the losses of its clients")
-    if given == "auto" and (jax.process_count() > 1 or options.model_shards > 1):
+    wanted = wanted_rate(options, method)
+    if wanted == "auto" and (jax.process_count() > 1 or options.model_shards > 1):
         raise ParameterError(
             "learning_rate", "must be a number where several processes or shards of a model run; got auto"
         )
-    return learning_rate(options, method, given) if given != "auto" else given
+    return wanted
 
 
 def _rate(
-    options: Run, method: Method, task: AnyTask, population: AnyPopulation, console: Console
+    options: Run, method: Method, task: Any, population: AnyPopulation, console: Console
 ) -> tuple[float, dict[str, Any]]:
     """A rate that was looked for, and what to write of the search."""
     tried = tried_rates(options, method)
@@ -211,8 +208,8 @@ class _TakingUp:
             self.console.print(f"going on after {progress.round:,} rounds", highlight=False)
 
 
-def _ingredients(options: Run, console: Console) -> tuple[Mesh | None, AnyTask, AnyPopulation]:
-    mesh, task = options.mesh(), build_task(options, console)
+def _ingredients(options: Run, console: Console) -> tuple[Mesh | None, Any, AnyPopulation]:
+    mesh, task = options.mesh(), load_task(options, console)
     # Files are read here, where one process may fail alone: building the simulation, the processes already talk.
     participation_of(options)
     return mesh, task, build_population(options, task, options.seed)

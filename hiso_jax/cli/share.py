@@ -15,10 +15,9 @@ from hiso_jax import algorithms, fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.cli.experiment import is_language_model
-from hiso_jax.cli.methods import choice_of
 from hiso_jax.cli.restore import Again, base_of, options_of, rebuild, recorded
 from hiso_jax.cli.trees import read_tree, write_tree
+from hiso_jax.experiment import choice_of, is_language_model
 from hiso_jax.fed.ledger import Delta, bytes_a_round, delta_of, exists, load_delta, save_delta
 from hiso_jax.fed.ledger import sample as take_sample
 from hiso_jax.reports import human_bytes, print_rows

@@ -15,8 +15,8 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.choices import is_foreign
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.cli.methods import KINDS, options_with, own_options
 from hiso_jax.cli.options import Run
+from hiso_jax.experiment import KINDS, options_with, own_options
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, exists, load_delta, salvage
 from hiso_jax.fed.population import ABSENT
 from hiso_jax.reports import as_json, human_bytes, print_rows

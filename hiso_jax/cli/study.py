@@ -6,13 +6,13 @@ from typing import Annotated
 
 from hiso_jax.checks import ParameterError, positive, whole
 from hiso_jax.choices import Listed
-from hiso_jax.cli.options import Experiment
+from hiso_jax.experiment import Settings
 
 ALGORITHMS = ("hiso", "decomfl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(Experiment):
+class Study(Settings):
     """What ``sweep`` and ``compare`` share.
 
     Attributes:
@@ -21,6 +21,7 @@ class Study(Experiment):
       resume: directory of a sweep or a comparison to continue from where it was ended, with its options; processes that
         continue one comparison side by side share its methods.
       seeds: how many seeds to run for each method, counted up from --seed.
+      out: directory to write, which must not exist; by default a new one under runs/.
       validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
     """
 
@@ -28,6 +29,7 @@ class Study(Experiment):
     learning_rate: Annotated[tuple[str, ...] | None, Listed(str, "X,Y,…")] = None
     seeds: int = 1
     validation: int | None = None
+    out: Path | None = None
     resume: Path | None = None
 
     def __post_init__(self) -> None:

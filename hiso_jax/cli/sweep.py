@@ -8,13 +8,12 @@ from rich.console import Console
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.cli import exit_codes
-from hiso_jax.cli.experiment import build_task, check_methods, notes
 from hiso_jax.cli.interrupt import exit_code
-from hiso_jax.cli.methods import choice_of, methods_of
-from hiso_jax.cli.rates import grid
-from hiso_jax.cli.restore import CONFIG, as_written, resumed_study
+from hiso_jax.cli.loading import load_task, notes
+from hiso_jax.cli.restore import CONFIG, resumed_study
 from hiso_jax.cli.study import Sweep
 from hiso_jax.cli.tuning import Held
+from hiso_jax.experiment import as_written, check_methods, choice_of, methods_of, rate_grid
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.reports import (
     create_directory,
@@ -36,7 +35,9 @@ def _sweep_all(options: Sweep, held: Held, directory: Path, console: Console) ->
     results: dict[str, fed.SweepResult] = {}
     for method in methods_of(options.algorithms).values():
         found = kept.get(method.name)
-        results[method.name] = found or held.sweep(options, method, grid(options), console, mus=options.mus)
+        results[method.name] = found or held.sweep(
+            options, method, (options.rates or rate_grid(options)), console, mus=options.mus
+        )
         _write(results, held.target, directory)
         if results[method.name].interrupted:
             break
@@ -51,11 +52,11 @@ def sweep(options: Sweep, console: Console) -> int:
     """
     with exit_codes.refusing():
         options = options if options.resume is None else resumed_study(options)
-        task = build_task(options, console)
+        task = load_task(options, console)
         held = Held(options, task, range(options.seed, options.seed + options.seeds))
         check_methods(options, task, methods_of(options.algorithms).values())
         directory = options.resume or create_directory(options.out, f"{choice_of('task', options).title}-sweep")
-    config = {**as_written(options), "grid": grid(options), "target": held.target}
+    config = {**as_written(options), "grid": (options.rates or rate_grid(options)), "target": held.target}
     write_json(directory / CONFIG, config)
     for note in notes(held.task, held.populations[0]):
         console.print(note, soft_wrap=True, highlight=False)

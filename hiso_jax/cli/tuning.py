@@ -17,19 +17,18 @@ from hiso_jax.checks import ParameterError, first_line, positive
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.claims import writing
 from hiso_jax.cli.comparing import Compare
-from hiso_jax.cli.experiment import (
-    AnyTask,
+from hiso_jax.cli.interrupt import stop_on_interrupt
+from hiso_jax.cli.study import Study
+from hiso_jax.experiment import (
     build_algorithm,
     build_population,
     build_schedule,
+    first_guess,
+    participation_of,
     recorded_algorithm,
     simulation_config,
     target_of,
 )
-from hiso_jax.cli.interrupt import stop_on_interrupt
-from hiso_jax.cli.options import participation_of
-from hiso_jax.cli.rates import first_guess
-from hiso_jax.cli.study import Study
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.fed.task import examples_of
 from hiso_jax.reports import write_json
@@ -43,7 +42,7 @@ RESULTS = "tuning.json"
 class Held:
     """A task without its test split, and who holds what is left of the training examples."""
 
-    def __init__(self, options: Study, task: AnyTask, seeds: Sequence[int]) -> None:
+    def __init__(self, options: Study, task: Any, seeds: Sequence[int]) -> None:
         """Hold the validation examples out and deal the rest to the clients, once for each seed.
 
         Raises:
@@ -164,7 +163,7 @@ class Tuned:
 class Search:
     """The tuning of a comparison: each method the same number of runs, kept run by run in ``tuning.json``."""
 
-    def __init__(self, options: Compare, task: AnyTask, directory: Path | None, console: Console) -> None:
+    def __init__(self, options: Compare, task: Any, directory: Path | None, console: Console) -> None:
         """Prepare the data.
 
         Raises:

@@ -205,7 +205,7 @@ def _tuning(
     for kind, own in (("lora", LORA), ("prefix", PREFIX)):
         for option, default in own.items():
             if trainable != kind and given[option] != default:
-                raise ParameterError(option, f"has no meaning for --trainable {trainable}")
+                raise ParameterError(option, f"has no meaning for `trainable` {trainable}")
     for option in ("lora_rank", "prefix_tokens"):
         whole(option, given[option], 1)
     positive("lora_alpha", lora_alpha)

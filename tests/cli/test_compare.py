@@ -141,7 +141,7 @@ def test_every_method_gets_as_much_of_the_budget(capsys, tmp_path, budget, mosai
     options += ["--eval-every", "20", "--learning-rate", "0.01", "--seeds", "1", "--budget", budget]
     from hiso_jax import tasks
     from hiso_jax.cli.compare import _lengths
-    from hiso_jax.cli.methods import methods_of
+    from hiso_jax.experiment import methods_of
 
     parsed = parse(Compare, "compare", options)
     lengths = _lengths(parsed, tasks.digits(), methods_of(parsed.algorithms), parsed.clients)

@@ -219,7 +219,7 @@ def test_what_schedulers_send_ends_a_run_like_ctrl_c(capsys, tmp_path, number, c
 
 
 def test_a_signal_before_the_first_round_is_no_traceback(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("hiso_jax.cli.run.build_task", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("hiso_jax.cli.run.load_task", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
     code, text, errors = call(capsys, "run", "--out", tmp_path / "run")
     assert (code, text, errors) == (143, "", "hiso-jax: interrupted\n")
 

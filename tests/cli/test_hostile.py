@@ -54,7 +54,7 @@ def test_a_private_run_finds_its_noise_and_says_what_was_spent(capsys, tmp_path,
     # What was applied is what was noised: nobody needs the accountant to rebuild the model.
     assert call(capsys, "export", tmp_path / "run", "--out", tmp_path / "delta.safetensors")[0] == 0
     with monkeypatch.context() as without:
-        without.setattr("hiso_jax.cli.privacy.is_installed", lambda: False)
+        without.setattr("hiso_jax.experiment.budget.is_installed", lambda: False)
         assert call(capsys, "replay", tmp_path / "run")[0] == 0
         applied = ["apply", tmp_path / "delta.safetensors", "--out", tmp_path / "model.safetensors"]
         assert call(capsys, *applied)[0] == 0
@@ -153,9 +153,9 @@ def test_a_diagnosis_of_what_is_not_there_is_refused(capsys, tmp_path):
 def test_the_noise_of_a_sweep_meets_the_budget_with_every_seed():
     """Without secret cohorts a seed decides how often a client comes: the most decides the noise of all."""
     from hiso_jax import algorithms
-    from hiso_jax.cli.experiment import build_algorithm
-    from hiso_jax.cli.privacy import noise_for_budget
     from hiso_jax.cli.study import Sweep
+    from hiso_jax.experiment import build_algorithm
+    from hiso_jax.experiment.budget import noise_for_budget
 
     options = Sweep(algorithms=("decomfl+local_noise",), epsilon=8.0, rounds=30, clients=20, cohort=5)
     alone = [noise_for_budget(options, False, [seed]) for seed in range(4)]

@@ -75,8 +75,8 @@ def test_a_received_step_must_be_finite_and_not_negative():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({}, "scalar_bits must be given, or bytes_up"),
-        ({"scalar_bits": 2, "bytes_up": 20}, "scalar_bits must not be given beside bytes_up"),
+        ({}, "scalar_bits must be given, or `bytes_up`"),
+        ({"scalar_bits": 2, "bytes_up": 20}, "scalar_bits must not be given beside `bytes_up`"),
         ({"scalar_bits": 3}, "scalar_bits must be one of 1, 2, 4, 8, 32, got 3"),
         ({"bytes_up": 0}, "bytes_up must be at least 1"),
         ({"scalar_bits": 2, "aggregate_bits": 2}, "aggregate_bits must be one of 4, 8, 32, got 2"),

@@ -188,7 +188,7 @@ def test_bfloat16_parameters_keep_their_dtype():
 def test_misuse_is_answered_with_one_sentence():
     with pytest.raises(ValueError, match="local_steps must be at least 1, got 0"):
         one_round(0)
-    with pytest.raises(ValueError, match="local_steps is 2: the clients' own steps need local_learning_rate"):
+    with pytest.raises(ValueError, match="local_steps is 2: the clients' own steps need `local_learning_rate`"):
         one_round(2, local_learning_rate=None)
     with pytest.raises(ValueError, match=r"loss must be per example, shape \(24,\) here; got \(\)"):
         one_round(task_loss=lambda params, batch: loss(params, batch).mean())

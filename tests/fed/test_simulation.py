@@ -151,7 +151,7 @@ def test_stop_ends_the_run_and_keeps_what_was_done():
             {"local_learning_rate": float("nan")},
             "local_learning_rate must be a finite number ≥ 0 or a schedule over rounds, got nan",
         ),
-        ({"local_steps": 2}, "need local_learning_rate"),
+        ({"local_steps": 2}, "need `local_learning_rate`"),
         ({"rounds_per_dispatch": 0}, "rounds_per_dispatch must be at least 1"),
         ({"rounds": 6.5}, "rounds must be a whole number, got 6.5"),
         ({"rounds": True}, "rounds must be a whole number, got True"),

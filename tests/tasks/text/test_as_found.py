@@ -234,7 +234,7 @@ def test_the_planned_width_of_generation_is_that_of_a_run():
     for given, width in (({"max_length": 64, "max_new_tokens": 32}, 64), ({}, config.max_positions)):
         assert text_shapes("squad", model, **given).train["tokens"].shape[1] == width
     # What a run refuses, a plan does, too.
-    with pytest.raises(ValueError, match="max_new_tokens must be at least 1 and below max_length, 32, got 32"):
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1 and below `max_length`, 32, got 32"):
         text_shapes("squad", model, max_length=32)
     with pytest.raises(ValueError, match="max_length must be between 1 and the model's 2048 positions, got 4096"):
         text_shapes("sst2", model, max_length=4096)

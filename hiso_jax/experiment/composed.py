@@ -105,7 +105,8 @@ def options_with(command: type, methods: Sequence[Method], choices: Sequence[Cho
 
 def choice_of(kind: str, options: Any) -> Choice:
     """The choice of a kind that options name."""
-    return KINDS[kind].load(getattr(options, kind))
+    chosen = getattr(options, kind)
+    return chosen if isinstance(chosen, Choice) else KINDS[kind].load(chosen)
 
 
 def given_to(chosen: Method | Choice, options: Any) -> dict[str, Any]:

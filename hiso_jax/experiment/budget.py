@@ -7,12 +7,12 @@ from typing import Any
 import jax
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.cli.methods import choice_of
-from hiso_jax.cli.options import Experiment
+from hiso_jax.experiment.composed import choice_of
+from hiso_jax.experiment.settings import Settings
 from hiso_jax.fed.privacy import Sampling, is_installed, most_visits, noise_for
 
 
-def noise_for_budget(options: Experiment, private: bool, seeds: Sequence[int], sensitivity: int = 1) -> float:
+def noise_for_budget(options: Settings, private: bool, seeds: Sequence[int], sensitivity: int = 1) -> float:
     """The noise multiplier that keeps each of some runs to ``options.epsilon``.
 
     Args:
@@ -58,16 +58,16 @@ def check_private(options: Any, methods: Any, given: Any) -> None:
     secretive = [method for method in methods if method.needs_secret]
     for name in ("epsilon", "delta", "public_cohorts"):
         if name in given and not secretive:
-            raise ParameterError(name, "is read with --combine private_mean, or by an algorithm through local_noise")
+            raise ParameterError(name, "is read with `combine` private_mean, or by an algorithm through local_noise")
     if "guard" in given and options.guard and any(method.is_private for method in methods):
         raise ParameterError(
             "guard", "must not be asked for with private_mean, which clips every message to a fixed norm"
         )
     if "epsilon" in given and "noise_multiplier" in given:
-        raise ParameterError("epsilon", "must not be given beside --noise-multiplier, which it finds")
+        raise ParameterError("epsilon", "must not be given beside `noise_multiplier`, which it finds")
     if "public_cohorts" in given and not any(method.is_private for method in methods):
         raise ParameterError(
-            "public_cohorts", "is read with --combine private_mean; the server of local noise knows its cohorts"
+            "public_cohorts", "is read with `combine` private_mean; the server of local noise knows its cohorts"
         )
     if secretive and getattr(options, "learning_rate", None) == "auto":
         raise ParameterError("learning_rate", "must be a number in a private run: auto reads the losses of its clients")
@@ -75,6 +75,6 @@ def check_private(options: Any, methods: Any, given: Any) -> None:
     if secretive and options.epsilon is not None and "clients" not in partition.inputs:
         raise ParameterError(
             "epsilon",
-            f"must be left to --noise-multiplier with --partition {partition.name}: how many clients there are is not "
+            f"must be left to `noise_multiplier` with `partition` {partition.name}: how many clients there are is not "
             "known",
         )

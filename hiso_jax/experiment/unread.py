@@ -6,8 +6,8 @@ from typing import Any
 from hiso_jax import channels
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
-from hiso_jax.cli.methods import choice_of, given_to
-from hiso_jax.cli.privacy import check_private
+from hiso_jax.experiment.budget import check_private
+from hiso_jax.experiment.composed import choice_of, given_to
 from hiso_jax.fed.algorithm import Local
 
 # Only methods that measure along directions read them.
@@ -26,20 +26,20 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
       ParameterError: there is one, naming it and what would read it.
     """
     if "probe_rounds" in given and options.learning_rate != "auto":
-        now = "the method's own rate" if options.learning_rate is None else f"--learning-rate {options.learning_rate}"
-        raise ParameterError("probe_rounds", f"is read by --learning-rate auto; it would have no effect with {now}")
+        now = "the method's own rate" if options.learning_rate is None else f"`learning_rate` {options.learning_rate}"
+        raise ParameterError("probe_rounds", f"is read by `learning_rate` auto; it would have no effect with {now}")
     partition = choice_of("partition", options)
     if "clients" in given and "clients" not in partition.inputs:
-        raise ParameterError("clients", f"would have no effect with --partition {partition.name}, which counts them")
+        raise ParameterError("clients", f"would have no effect with `partition` {partition.name}, which counts them")
     attacked = any(channels.part_of(channels.FACTORIES[name]) == "attack" for m in methods for name in m.channels)
     if attacked != bool(options.attackers):
         raise ParameterError(
             "attackers",
-            "must be given with --attack, a share of the clients above 0, and only then; got "
+            "must be given with `attack`, a share of the clients above 0, and only then; got "
             f"{options.attackers:g} and {'an attack' if attacked else 'no attack'}",
         )
     if "attackers_of" in given and not attacked:
-        raise ParameterError("attackers_of", "is read with --attack; it would have no effect where nobody is hostile")
+        raise ParameterError("attackers_of", "is read with `attack`; it would have no effect where nobody is hostile")
     check_private(options, methods, given)
     reading: set[str] = set()
     for method in methods:

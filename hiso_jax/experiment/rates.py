@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
-from hiso_jax.cli.experiment import AnyTask, build_algorithm, is_language_model, simulation_config
-from hiso_jax.cli.methods import choice_of, given_to
-from hiso_jax.cli.options import Experiment, Run, participation_of
-from hiso_jax.cli.study import Study
+from hiso_jax.choices import is_foreign
+from hiso_jax.experiment.build import AnyTask, build_algorithm, is_language_model, simulation_config
+from hiso_jax.experiment.composed import choice_of, given_to
+from hiso_jax.experiment.settings import Settings, Single, participation_of
 from hiso_jax.fed.population import AnyPopulation
 
 GRIDS = {
@@ -23,25 +24,25 @@ TRIED = {"images": (1 / 3, 1, 3, 9), "full": (1 / 3, 1, 3, 9), "adapters": (1 / 
 PROBE_SHARE, LEAST_PROBE = 1 / 50, 4
 
 
-def _kind(options: Experiment) -> str:
+def _kind(options: Settings) -> str:
     task = choice_of("task", options)
     if not is_language_model(task):
         return "images"
     return "adapters" if given_to(task, options)["trainable"] in ("lora", "prefix") else "full"
 
 
-def grid(options: Study) -> tuple[float, ...]:
-    """The learning rates to try: those asked for, or those for the kind of model."""
-    return options.rates or GRIDS[_kind(options)]
+def rate_grid(options: Settings) -> tuple[float, ...]:
+    """The learning rates to try by default: those for the kind of model."""
+    return GRIDS[_kind(options)]
 
 
-def first_guess(options: Experiment, method: Method) -> float:
+def first_guess(options: Settings, method: Method) -> float:
     """Where to begin looking for a rate: the method's own, or the middle of the grid for the kind of model."""
     own, rates = default_rate(options, method), GRIDS[_kind(options)]
     return rates[len(rates) // 2] if own is None else own
 
 
-def learning_rate(options: Experiment, method: Method, given: float | None) -> float:
+def learning_rate(options: Settings, method: Method, given: float | None) -> float:
     """The rate asked for, or the one that the method takes by default on the task.
 
     Raises:
@@ -50,19 +51,19 @@ def learning_rate(options: Experiment, method: Method, given: float | None) -> f
     rate = default_rate(options, method) if given is None else given
     if rate is None:
         raise ParameterError(
-            "learning_rate", f"must be given, or be auto: {method.name} has none of its own for --task {options.task}"
+            "learning_rate", f"must be given, or be auto: {method.name} has none of its own for `task` {options.task}"
         )
     return rate
 
 
-def default_rate(options: Experiment, method: Method) -> float | None:
+def default_rate(options: Settings, method: Method) -> float | None:
     """The rate that the method takes by default on the task, if it has one."""
     task = choice_of("task", options)
     kind = _kind(options) if is_language_model(task) else task.name
     return method.rate(kind, perturbations=options.perturbations)
 
 
-def tried_rates(options: Experiment, method: Method) -> tuple[float, ...]:
+def tried_rates(options: Settings, method: Method) -> tuple[float, ...]:
     """The learning rates that auto tries."""
     kind, own = _kind(options), default_rate(options, method)
     if own is None:
@@ -71,7 +72,7 @@ def tried_rates(options: Experiment, method: Method) -> tuple[float, ...]:
 
 
 def probe_rate(
-    options: Run, method: Method, task: AnyTask, population: AnyPopulation, callback: Callable[[int, int], None]
+    options: Single, method: Method, task: AnyTask, population: AnyPopulation, callback: Callable[[int, int], None]
 ) -> fed.RateProbe:
     """Look for a learning rate.
 
@@ -93,3 +94,17 @@ def probe_rate(
         participation=participation_of(options),
         callback=callback,
     )
+
+
+def wanted_rate(options: Single, method: Method) -> Any:
+    """The learning rate that a run is asked for, a number or auto.
+
+    Raises:
+      ParameterError: there is none, or it cannot be looked for.
+    """
+    given, task = options.learning_rate, choice_of("task", options)
+    if given is None and (is_language_model(task) or is_foreign(task.name)) and default_rate(options, method) is None:
+        given = "auto"
+    if given == "auto" and method.needs_secret:
+        raise ParameterError("learning_rate", "must be a number in a private run: auto reads the losses of its clients")
+    return learning_rate(options, method, given) if given != "auto" else given

@@ -6,19 +6,16 @@ from typing import Any, NamedTuple
 
 import optax
 from jax.sharding import Mesh
-from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice
-from hiso_jax.cli.methods import choice_of, given_to
-from hiso_jax.cli.options import Experiment, participation_of
-from hiso_jax.cli.privacy import noise_for_budget
-from hiso_jax.cli.progress import working
-from hiso_jax.fed.population import AnyPopulation, VirtualPopulation
+from hiso_jax.experiment.budget import noise_for_budget
+from hiso_jax.experiment.composed import choice_of, given_to
+from hiso_jax.experiment.settings import Settings, participation_of
+from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.run import check_messages, sensitivity
-from hiso_jax.reports import plain
 from hiso_jax.simulation import Simulation
 
 AnyTask = Any
@@ -29,40 +26,22 @@ def is_language_model(task: Choice) -> bool:
     return getattr(task.factory, "rates", "images") is None
 
 
-def build_task(options: Experiment, console: Console) -> AnyTask:
-    """The task, its data loaded, and its model; ``console`` shows that it takes a while.
+def build_task(options: Settings) -> AnyTask:
+    """The task, its data loaded, and its model.
 
     Raises:
       ParameterError: the data or the model cannot be had, or do not belong together.
     """
     task = choice_of("task", options)
-    with working(console, f"loading {task.name}"):
-        return task.build(given_to(task, options), options.seed)
+    return task.build(given_to(task, options), options.seed)
 
 
-def target_of(options: Experiment, task: AnyTask) -> float | None:
+def target_of(options: Settings, task: AnyTask) -> float | None:
     """The value of the task's metric at which methods are compared: the one asked for, or the task's own."""
     return getattr(task, "target", None) if options.target is None else options.target
 
 
-def virtual_note(population: AnyPopulation) -> list[str]:
-    """What to tell the user of virtual clients, if there are any."""
-    if not isinstance(population, VirtualPopulation):
-        return []
-    fewest, most = population.sizes
-    return [
-        f"{population.num_clients:,} virtual clients: each draws its own {fewest} to {most} examples from the pool of "
-        f"{len(population.pool):,}"
-    ]
-
-
-def notes(task: AnyTask, population: AnyPopulation) -> list[str]:
-    """What to tell the user of the data before a run."""
-    words = getattr(task, "label_words", "")
-    return [*virtual_note(population), *([f"labels: {plain(words)}"] if words else [])]
-
-
-def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopulation:
+def build_population(options: Settings, task: AnyTask, seed: int) -> AnyPopulation:
     """Who holds which of the task's training examples.
 
     Raises:
@@ -73,20 +52,20 @@ def build_population(options: Experiment, task: AnyTask, seed: int) -> AnyPopula
     if options.cohort > population.num_clients:
         raise ParameterError(
             "cohort",
-            f"must be at most the number of clients, {population.num_clients}, of --partition {partition.name}; "
+            f"must be at most the number of clients, {population.num_clients}, of `partition` {partition.name}; "
             f"got {options.cohort}",
         )
     return population
 
 
-def build_schedule(options: Experiment, rate: Any) -> optax.ScalarOrSchedule:
+def build_schedule(options: Settings, rate: Any) -> optax.ScalarOrSchedule:
     """The learning rate over the rounds; ``rate`` may be traced."""
     schedule = choice_of("schedule", options)
     return schedule.build(given_to(schedule, options), rate, options.rounds)
 
 
 def build_algorithm(
-    options: Experiment, method: Method, rate: Any, *, seeds: Sequence[int] | None = None
+    options: Settings, method: Method, rate: Any, *, seeds: Sequence[int] | None = None
 ) -> fed.Algorithm:
     """The method with its options and a learning rate, which may be traced.
 
@@ -109,7 +88,7 @@ def build_algorithm(
     return method.build(build_schedule(options, rate), {**given_to(method, options), "noise_multiplier": noise})
 
 
-def recorded_algorithm(options: Experiment, method: Method, rate: Any) -> fed.Algorithm:
+def recorded_algorithm(options: Settings, method: Method, rate: Any) -> fed.Algorithm:
     """The method to rebuild a run with from its ledger: the noise of a budget, which is in its records, is not found.
 
     Raises:
@@ -118,7 +97,7 @@ def recorded_algorithm(options: Experiment, method: Method, rate: Any) -> fed.Al
     return method.build(build_schedule(options, rate), given_to(method, options))
 
 
-def simulation_config(options: Experiment, seed: int, algorithm: fed.Algorithm) -> fed.SimulationConfig:
+def simulation_config(options: Settings, seed: int, algorithm: fed.Algorithm) -> fed.SimulationConfig:
     """The numbers of one run, without the clients' learning rate."""
     numbers = {field.name: getattr(options, field.name) for field in fields(fed.SimulationConfig)}
     if algorithm.measure is not None:
@@ -127,7 +106,7 @@ def simulation_config(options: Experiment, seed: int, algorithm: fed.Algorithm) 
     return fed.SimulationConfig(**{**numbers, "seed": seed})
 
 
-def check_methods(options: Experiment, task: AnyTask, methods: Iterable[Method]) -> None:
+def check_methods(options: Settings, task: AnyTask, methods: Iterable[Method]) -> None:
     """Refuse, before any long work, what does not suit a method.
 
     Raises:
@@ -153,7 +132,7 @@ class Setting(NamedTuple):
 
 
 def build_simulation(
-    options: Experiment,
+    options: Settings,
     task: AnyTask,
     population: AnyPopulation,
     setting: Setting,

@@ -1,0 +1,68 @@
+"""Experiments: what is chosen and its numbers, resolved once, from Python and from the command line alike."""
+
+from hiso_jax.experiment.build import (
+    Setting,
+    build_algorithm,
+    build_population,
+    build_schedule,
+    build_simulation,
+    build_task,
+    check_methods,
+    is_language_model,
+    recorded_algorithm,
+    simulation_config,
+    target_of,
+)
+from hiso_jax.experiment.clock import Clock
+from hiso_jax.experiment.composed import KINDS, choice_of, given_to, methods_of, options_with, own_options
+from hiso_jax.experiment.experiment import Experiment
+from hiso_jax.experiment.rates import (
+    default_rate,
+    first_guess,
+    learning_rate,
+    probe_rate,
+    rate_grid,
+    tried_rates,
+    wanted_rate,
+)
+from hiso_jax.experiment.recorded import about_of, as_written
+from hiso_jax.experiment.resolve import DECIDING, Resolved, resolve, unknown
+from hiso_jax.experiment.settings import Settings, Single, participation_of
+
+__all__ = [
+    "DECIDING",
+    "KINDS",
+    "Clock",
+    "Experiment",
+    "Resolved",
+    "Setting",
+    "Settings",
+    "Single",
+    "about_of",
+    "as_written",
+    "build_algorithm",
+    "build_population",
+    "build_schedule",
+    "build_simulation",
+    "build_task",
+    "check_methods",
+    "choice_of",
+    "default_rate",
+    "first_guess",
+    "given_to",
+    "is_language_model",
+    "learning_rate",
+    "methods_of",
+    "options_with",
+    "own_options",
+    "participation_of",
+    "probe_rate",
+    "rate_grid",
+    "recorded_algorithm",
+    "resolve",
+    "simulation_config",
+    "target_of",
+    "tried_rates",
+    "unknown",
+    "wanted_rate",
+]

@@ -1,0 +1,202 @@
+"""One experiment: a task, a population, an algorithm, its numbers and who takes part, made once and run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import optax
+from jax.sharding import Mesh
+
+from hiso_jax import fed
+from hiso_jax.algorithms import ALGORITHMS, Method
+from hiso_jax.algorithms import load as load_method
+from hiso_jax.checks import ParameterError
+from hiso_jax.choices import Choice
+from hiso_jax.experiment.build import (
+    build_algorithm,
+    build_population,
+    build_schedule,
+    build_task,
+    simulation_config,
+    target_of,
+)
+from hiso_jax.experiment.composed import KINDS
+from hiso_jax.experiment.rates import probe_rate, wanted_rate
+from hiso_jax.experiment.recorded import about_of
+from hiso_jax.experiment.resolve import DECIDING, resolve
+from hiso_jax.experiment.settings import Single, participation_of
+from hiso_jax.fed.algorithm import as_algorithm
+from hiso_jax.fed.population import AnyPopulation
+from hiso_jax.fed.run import Callback, check_messages
+from hiso_jax.simulation import Simulation
+
+# They may be given as values, which are too long to be shown.
+_PARTS = ("task", "algorithm", "population")
+
+
+def _is_value(value: Any) -> bool:
+    return value is not None and not isinstance(value, str)
+
+
+def _number(rate: Any) -> float:
+    """A rate in place of one that is looked for: any, since it changes no shape."""
+    return 1e-3 if rate == "auto" else rate
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Experiment:
+    """One experiment, as ``hiso-jax run`` runs it: its parts are made once, and then run.
+
+    Whatever the command line takes may be given by its name in Python: the choices (``task``, ``algorithm``,
+    ``partition``, ``availability``, ``schedule``), the options that each choice has, and the numbers. The defaults are
+    the command's. A name may be a user's own, ``"file.py:name"``; a task, an algorithm and a population may also be
+    values.
+
+    Args:
+      task: name of a task, or a :class:`hiso_jax.fed.Task`.
+      algorithm: name of a method, or a :class:`hiso_jax.fed.Algorithm` or an optax transformation with a head of this
+        package, which has its learning rate.
+      population: who holds which examples, in place of a partition.
+      learning_rate: η; ``"auto"`` looks for one; None is the method's own for the task.
+      options: everything else, by the names of the command's options.
+
+    Attributes:
+      task: the task.
+      algorithm: the algorithm, with its learning rate over the rounds.
+      population: who holds which training examples.
+      config: the numbers of the run.
+      participation: who shows up, and how fast they are.
+      learning_rate: η at the start, None if the algorithm was given as a value.
+      about: the settings as a run's ledger holds them.
+
+    Raises:
+      ParameterError: an option is unknown, out of range, or would have no effect with what is chosen; or data or a
+        model cannot be had.
+
+    Example:
+      >>> import hiso_jax
+      >>> experiment = hiso_jax.Experiment(task="digits", algorithm="mosaic", alpha=0.1, rounds=20, eval_every=10)
+      >>> [row.round for row in experiment.run().metrics]
+      [0, 10, 20]
+    """
+
+    task: Any
+    algorithm: fed.Algorithm
+    population: AnyPopulation
+    config: fed.SimulationConfig
+    participation: fed.Participation
+    learning_rate: float | None
+    about: Mapping[str, Any]
+    given: Mapping[str, Any]
+
+    def __init__(
+        self,
+        *,
+        task: str | fed.Task = "digits",
+        algorithm: str | fed.Algorithm | optax.GradientTransformation = "hiso",
+        population: AnyPopulation | None = None,
+        learning_rate: float | str | None = None,
+        **options: Any,
+    ) -> None:
+        """Resolve the names, and make the parts."""
+        given = {"task": task, "algorithm": algorithm, "population": population, "learning_rate": learning_rate}
+        names: dict[str, Any] = {name: value for name, value in options.items() if name in DECIDING}
+        names |= {"task": task, "algorithm": algorithm}
+        if _is_value(task):
+            names["task"] = Choice(KINDS["task"], getattr(task, "name", type(task).__name__), lambda: task)
+        if _is_value(algorithm):
+            if learning_rate is not None:
+                raise ParameterError("learning_rate", "must not be given beside an algorithm that has its own")
+            own = Choice(ALGORITHMS, "a method of its own", lambda learning_rate: algorithm)
+            names["algorithm"] = Method(own.name, own)
+            for name in options:
+                if name in names["algorithm"].options:
+                    raise ParameterError(name, "must be a part of the algorithm that is given as a value")
+        if population is not None:
+            if "partition" in options or "clients" in options:
+                raise ParameterError("population", "must not be given beside `partition` or `clients`")
+            names["partition"] = Choice(KINDS["partition"], "population", lambda train: population)
+        settings = resolve(Single, names).settings({**options, **names, "learning_rate": learning_rate})
+        method = settings.algorithm if _is_value(algorithm) else load_method(settings.algorithm)
+        rate = None if _is_value(algorithm) else wanted_rate(settings, method)
+        # Before any long work.
+        first = as_algorithm(algorithm) if rate is None else build_algorithm(settings, method, _number(rate))
+        made: Any = task if _is_value(task) else build_task(settings)
+        people = population if population is not None else build_population(settings, made, settings.seed)
+        check_messages(made, first, simulation_config(settings, settings.seed, first))
+        if rate == "auto":
+            rate = probe_rate(settings, method, made, people, lambda done, rounds: None).learning_rate
+        built = first if rate is None else build_algorithm(settings, method, rate)
+        config = simulation_config(settings, settings.seed, built)
+        if rate is not None:
+            config = replace(config, local_learning_rate=build_schedule(settings, built.local_share * rate))
+        about = about_of(settings, method) | {"learning_rate": rate, "target": target_of(settings, made)}
+        if any(map(_is_value, (task, algorithm, population))):
+            # No options lead to what a program made: its runs go on where it is made again.
+            about = {name: about[name] for name in ("task", "target", "learning_rate")}
+        parts = {
+            "task": made,
+            "algorithm": built,
+            "population": people,
+            "config": config,
+            "participation": participation_of(settings),
+            "learning_rate": rate,
+            "about": about,
+            "given": given | options,
+        }
+        for name, part in parts.items():
+            object.__setattr__(self, name, part)
+
+    def __repr__(self) -> str:
+        """What was given, without the data."""
+        named = {name: value for name, value in self.given.items() if value is not None}
+        parts = [name for name in _PARTS if _is_value(named.get(name))]
+        shown = {name: type(each).__name__ if name in parts else repr(each) for name, each in named.items()}
+        return f"Experiment({', '.join(f'{name}={each}' for name, each in shown.items())})"
+
+    def replace(self, **changes: Any) -> Self:
+        """The experiment with some of its options changed."""
+        return type(self)(**{**self.given, **changes})
+
+    def simulation(
+        self,
+        *,
+        mesh: Mesh | None = None,
+        storage: fed.Storage | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Simulation:
+        """The simulation of this experiment, see :class:`hiso_jax.Simulation`."""
+        return Simulation(
+            self.task,
+            self.algorithm,
+            self.population,
+            self.config,
+            mesh=mesh,
+            participation=self.participation,
+            storage=storage,
+            callbacks=callbacks,
+        )
+
+    def run(
+        self,
+        out: Path | str | None = None,
+        *,
+        resume: bool = False,
+        mesh: Mesh | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> fed.Result:
+        """Run it.
+
+        Args:
+          out: directory to keep the run in, as ``hiso-jax run --out`` does; None keeps it in memory.
+          resume: whether to go on with the run that ``out`` has.
+          mesh: devices to split a round over, see :func:`hiso_jax.fed.make_mesh`.
+          callbacks: each is called after every dispatch, see :data:`hiso_jax.fed.Callback`.
+
+        Raises:
+          ValueError: the directory holds another run, or one that is being written or is altered.
+          OSError: it cannot be written; what was done until then is kept and can be resumed.
+        """
+        storage = None if out is None else fed.Storage(Path(out), self.about, resume=resume)
+        return self.simulation(mesh=mesh, storage=storage, callbacks=callbacks).run()

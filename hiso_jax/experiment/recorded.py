@@ -1,0 +1,31 @@
+"""Settings as a run's files hold them."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hiso_jax.algorithms import Method
+from hiso_jax.choices import Choice
+from hiso_jax.experiment.composed import KINDS, choice_of
+from hiso_jax.experiment.settings import Settings, Single
+from hiso_jax.reports import as_json
+
+
+def about_of(options: Single, method: Method) -> dict[str, Any]:
+    """The options as a run's ledger holds them: whole paths, and the SHA-256 of the user's files, if there are any."""
+    found = {"algorithm": method.sha256, **{kind: choice_of(kind, options).sha256 for kind in KINDS}}
+    own = {f"{kind}_sha256": sha256 for kind, sha256 in found.items() if sha256 is not None}
+    return {**as_written(options), "resume": None, **own}
+
+
+def as_written(options: Settings) -> dict[str, Any]:
+    """Options as JSON; what is on this machine by its whole path, for whoever continues."""
+    names = [each.name for each in fields(options) if each.name != "local_learning_rate"]
+    given = {name: getattr(options, name) for name in names}
+    given |= {name: value.name for name, value in given.items() if isinstance(value, Choice | Method)}
+    for name, value in given.items():
+        if isinstance(value, Path):
+            given[name] = value.resolve()
+    if isinstance(given.get("model"), str) and Path(given["model"]).exists():
+        given["model"] = Path(given["model"]).resolve()
+    return as_json(given)

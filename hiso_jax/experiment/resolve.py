@@ -1,0 +1,189 @@
+"""From names and options to settings: which options there are follows from what is chosen."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hiso_jax import algorithms, channels
+from hiso_jax.algorithms import Method
+from hiso_jax.checks import ParameterError
+from hiso_jax.choices import Choice, Option
+from hiso_jax.experiment.composed import KINDS, chosen_options, methods_of, options_with, own_options
+from hiso_jax.experiment.unread import check_read
+
+# They decide which other options there are.
+DECIDING = (*KINDS, "algorithm", "algorithms", "schedules", "combine", "attack")
+# Owners of an option that are named before the others are counted.
+NAMED = 4
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What is chosen, and the options that there are with it.
+
+    Attributes:
+      kind: the dataclass of the settings, without the options of what is chosen.
+      typed: names of the methods as they were given.
+      added: channels that are added to them.
+      methods: the methods, with these channels.
+      choices: what else is chosen, the task first.
+      options: all options by their names; their defaults are those that the choices give them.
+    """
+
+    kind: type
+    typed: tuple[str, ...]
+    added: str
+    methods: tuple[Method, ...]
+    choices: tuple[Choice, ...]
+    options: dict[str, Option]
+
+    def settings(self, given: Mapping[str, Any], where: str = "an experiment") -> Any:
+        """The settings with the values that were given to ``where``.
+
+        Raises:
+          ParameterError: an option is unknown, out of range, or would have no effect.
+        """
+        for name in given:
+            self.check_known(name, where)
+        values = {name: option.default for name, option in self.options.items()} | dict(given)
+        whole = options_with(self.kind, self.methods, self.choices)
+        made = whole(**(_through(values, self.typed, self.added) if self.added else values))
+        check_read(made, self.methods, given)
+        return made
+
+    def check_known(self, name: str, where: str) -> None:
+        """Refuse a name that is no option of ``where`` with what is chosen, and say where it belongs.
+
+        Raises:
+          ParameterError: it is none.
+        """
+        if name in self.options:
+            return
+        for choice in self.choices:
+            kind, owners = choice.kind.name, choice.kind.owners(name)
+            if owners:
+                raise ParameterError(
+                    name,
+                    f"is an option of `{kind}` {_listed(owners)}; it would have no effect with `{kind}` {choice.name}",
+                )
+        asked = [method.name for method in self.methods]
+        through = [each for each in channels.NAMES if name in algorithms.load(f"decomfl+{each}").options]
+        through = [] if name in algorithms.load("decomfl").options else through
+        owners = algorithms.ALGORITHMS.owners(name)
+        if through and not owners:
+            several = f"the channels {', '.join(through)}" if len(through) > 1 else f"the channel {through[0]}"
+            raise ParameterError(name, f"is an option of {several}, which {asked[0]}+{through[0]}, say, goes through")
+        if owners:
+            raise ParameterError(
+                name, f"is an option of {', '.join(owners)}; it would have no effect on {', '.join(asked)}"
+            )
+        raise unknown(name, where, self.options)
+
+
+def unknown(name: str, where: str, known: Mapping[str, Any]) -> ParameterError:
+    """The error of a name that is no option, with the nearest that is one."""
+    near = difflib.get_close_matches(name, known, 1)
+    return ParameterError(name, f"is no option of {where}" + (f"; did you mean `{near[0]}`?" if near else ""))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a sentence; of many the first, and how many there are beside them."""
+    few = names if len(names) <= NAMED else names[: NAMED - 1]
+    return ", ".join(few) + (f" and {len(names) - len(few)} more" if len(few) < len(names) else "")
+
+
+def _asked_for(own: Mapping[str, Option], names: Mapping[str, Any]) -> list[Any]:
+    """The methods that are asked for, by names or as they are."""
+    if "algorithms" in own:
+        given = names.get("algorithms")
+        several = own["algorithms"].default if given is None else given
+        return [name.strip() for name in (several.split(",") if isinstance(several, str) else several)]
+    return [names.get("algorithm", own["algorithm"].default)]
+
+
+def _channels(names: Mapping[str, Any]) -> str:
+    """What ``combine`` and ``attack`` add to a method's name, of which channels are a part.
+
+    Raises:
+      ParameterError: there is no such channel.
+    """
+    # The guard has an option of its own.
+    shorten = tuple(name for name in channels.names_of("combine", "rescale") if name != "guard")
+    allowed = {"combine": shorten, "attack": channels.names_of("attack")}
+    added = ""
+    for option, valid in allowed.items():
+        for name in names[option].split("+") if names.get(option) is not None else ():
+            if name not in valid:
+                raise ParameterError(option, f"must be one of {', '.join(valid)}, got {name!r}")
+            added += f"+{name}"
+    return added
+
+
+def _through(values: Mapping[str, Any], asked: Sequence[str], added: str) -> dict[str, Any]:
+    """The values with channels as a part of the methods' names; ``asked`` are the names as they were given."""
+
+    def renamed(word: str) -> str:
+        name, equals, rate = word.partition("=")
+        return f"{name.strip()}{added}{equals}{rate}" if name.strip() in asked else word
+
+    named = [f"{name}{added}" for name in asked]
+    changed: dict[str, Any] = {"combine": None, "attack": None}
+    if "algorithms" not in values:
+        return {**values, **changed, "algorithm": named[0]}
+    changed["algorithms"] = tuple(named)
+    if values["learning_rate"] is not None:
+        changed["learning_rate"] = tuple(map(renamed, values["learning_rate"]))
+    if values.get("baseline") is not None:
+        changed["baseline"] = renamed(values["baseline"])
+    return {**values, **changed}
+
+
+def _choices(own: Mapping[str, Option], names: Mapping[str, Any]) -> list[Choice]:
+    """What is chosen: as it is given, or as the task has it by default, or as the settings have it.
+
+    Raises:
+      ParameterError: there is no such choice.
+    """
+
+    def load(kind: str, name: Any) -> Choice:
+        return name if isinstance(name, Choice) else KINDS[kind].load(name)
+
+    task = load("task", names.get("task", own["task"].default))
+    found = [task]
+    for kind in KINDS:
+        if kind != "task" and kind in own:
+            found.append(load(kind, names.get(kind, task.defaults.get(kind, own[kind].default))))
+    if "schedules" in own:
+        several = names.get("schedules", task.defaults.get("schedules", own["schedules"].default))
+        several = several.split(",") if isinstance(several, str) else several
+        found += [load("schedule", name.strip()) for name in dict.fromkeys(several)]
+    return found
+
+
+def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
+    """What some names choose, and which options there are with it.
+
+    Args:
+      kind: the dataclass of the settings.
+      names: those of :data:`DECIDING` that are given: names, or a :class:`~hiso_jax.choices.Choice` or
+        :class:`~hiso_jax.algorithms.Method` that was made from a value.
+
+    Raises:
+      ParameterError: there is no choice of a name, or two choices differ in what an option is.
+    """
+    own = own_options(kind)
+    added, typed = _channels(names), _asked_for(own, names)
+    if all(isinstance(name, str) for name in typed):
+        methods = list(methods_of([f"{name}{added}" for name in typed]).values())
+    else:
+        methods = typed
+    choices = _choices(own, names)
+    flat = own_options(options_with(kind, methods, choices)) | chosen_options(methods, choices) | own
+    if any(method.is_private for method in methods) and "direction_groups" in flat:
+        # Several groups are asked for, or there is one: see ``Method.build``.
+        flat["direction_groups"] = replace(flat["direction_groups"], default="shared")
+    for name, value in choices[0].defaults.items():
+        if name in flat:
+            flat[name] = replace(flat[name], default=value)
+    return Resolved(kind, tuple(map(str, typed)), added, tuple(methods), tuple(choices), flat)

@@ -1,0 +1,114 @@
+"""The settings of an experiment: the names of what is chosen, and numbers, checked where they are set."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from hiso_jax import fed
+from hiso_jax.checks import ParameterError, finite, positive, whole
+from hiso_jax.experiment.clock import Clock
+from hiso_jax.experiment.composed import KINDS, choice_of, given_to
+from hiso_jax.fed import SimulationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SimulationConfig, Clock):
+    """What every experiment is made from: the names of its choices, and its numbers.
+
+    Attributes:
+      task: digits (embedded), mnist, fashion-mnist, a text task for a language model (sst2, qqp, rte, boolq, cb, wic,
+        wsc, multirc, ag_news, squad, drop, xsum, text-classification), or your own as path/to/file.py:name. All but
+        digits need --data-dir or a hub. Like every choice it has options of its own, which --help lists with it.
+      clients: clients in the population, N; above the number of training examples they are virtual.
+      partition: how the training examples are assigned to the clients: Dirichlet over labels (dirichlet; with clients
+        of equal size, dirichlet-balanced), iid, label shards (shards), natural clients (by-column), or your own as
+        path/to/file.py:name.
+      availability: which invited clients come: all (always); each with one probability (bernoulli); each with its own
+        (per-client); by the time of day (diurnal); as recorded (trace); or your own as path/to/file.py:name.
+      combine: how the server combines messages, in place of the method's own way: mean, median, trimmed_mean, krum,
+        multi_krum, geometric_median, private_mean; A+B first shortens them by A, clip or clip_to_median. A channel of
+        hiso_jax.channels each, with options of its own.
+      attack: what hostile clients send: sign_flip, scaled, gaussian_attack, inner_product or colluding, a channel each.
+      epsilon: budget of differential privacy for a client, with --combine private_mean or an algorithm through
+        local_noise: the noise multiplier is then the least that keeps to it.
+      schedule: the learning rate over the rounds: constant, decaying to zero (cosine, linear), as 1/√(1 + round/100)
+        (inverse-sqrt), or your own as path/to/file.py:name.
+      target: value of the task's metric; reported is the first evaluation whose mean with the next two is there; by
+        default the task's own.
+    """
+
+    # Names; from Python also choices that were made from values.
+    task: str = "digits"
+    clients: int = 100
+    partition: str = "dirichlet"
+    availability: str = "always"
+    combine: str | None = None
+    attack: str | None = None
+    epsilon: float | None = None
+    schedule: str = "constant"
+    target: float | None = None
+    # The clients follow the server's rate at each round.
+    local_learning_rate: Any = None
+    # What is not asked of whoever types.
+    HIDDEN: ClassVar[tuple[str, ...]] = ("local_learning_rate",)
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ValueError: naming the first option out of range.
+        """
+        super().__post_init__()
+        whole("clients", self.clients, 1)
+        if self.epsilon is not None:
+            positive("epsilon", self.epsilon)
+        self.check_clock()
+        task, partition, *_ = [choice_of(kind, self) for kind in KINDS]
+        if getattr(partition.factory, "by_label", False) and not getattr(task.factory, "labelled", True):
+            raise ParameterError("partition", f"must be iid for {task.name}, which has no labels; got {partition.name}")
+        if self.cohort > self.clients and "clients" in partition.inputs:
+            raise ParameterError("cohort", f"must be at most the number of clients, {self.clients}, got {self.cohort}")
+        self._check_target()
+
+    def _check_target(self) -> None:
+        if self.target is not None:
+            finite("target", self.target, float("-inf"))
+
+
+def participation_of(settings: Settings) -> fed.Participation:
+    """Who shows up, and how fast they are.
+
+    Raises:
+      ParameterError: an option of the availability is out of range, or a file of it cannot be read.
+    """
+    availability = choice_of("availability", settings)
+    return settings.participation(availability.build(given_to(availability, settings)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single(Settings):
+    """The settings of one run.
+
+    Attributes:
+      algorithm: method: one of hiso_jax.algorithms, or your own as path/to/file.py:name or package.module:name;
+        hiso+median, say, sends its messages through a channel of hiso_jax.channels.
+      learning_rate: learning rate η; auto tries some for --probe-rounds each from the same start and takes the best; by
+        default one tuned for the task and the algorithm, and auto for a language model where there is none.
+      probe_rounds: rounds for which auto tries each rate; by default a fiftieth of --rounds, at least 4. They are
+        counted beside those of the run.
+    """
+
+    algorithm: str = "hiso"
+    learning_rate: float | Literal["auto"] | None = None
+    probe_rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+          ParameterError: naming the first option out of range.
+        """
+        super().__post_init__()
+        if self.learning_rate not in (None, "auto"):
+            positive("learning_rate", self.learning_rate)
+        if self.probe_rounds is not None:
+            whole("probe_rounds", self.probe_rounds, 2)
