@@ -1,12 +1,18 @@
 """HiSo-JAX: scalar-only federated zeroth-order fine-tuning (HiSo, arXiv 2506.02370)."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from hiso_jax import algorithms, channels, fed, zo
 from hiso_jax.algorithms import mosaic
 from hiso_jax.checks import ParameterError
-from hiso_jax.experiment import Experiment
 from hiso_jax.fed import Algorithm, Population, Result, SimulationConfig, Task, make_round, replay
 from hiso_jax.simulation import Simulation
 from hiso_jax.zo import LowRank, binomial, decomfl, gaussian, hiso, rademacher, scale_by_hiso, scale_by_zo, sphere
+
+if TYPE_CHECKING:
+    from hiso_jax import tune
+    from hiso_jax.experiment import Experiment
 
 __all__ = [
     "Algorithm",
@@ -32,5 +38,15 @@ __all__ = [
     "scale_by_hiso",
     "scale_by_zo",
     "sphere",
+    "tune",
     "zo",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``Experiment`` and ``tune`` are imported when they are first used: models, tables and pictures come with them."""
+    if name == "tune":
+        return import_module("hiso_jax.tune")
+    if name == "Experiment":
+        return import_module("hiso_jax.experiment").Experiment
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,7 +74,7 @@ def read_word(option: Option, word: str) -> Any:
 
 
 class _Value(argparse.Action):
-    """Reads the word behind an option, once."""
+    """Reads the word behind an option; of several the last counts."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, option: Option, **more: Any) -> None:
         super().__init__(option_strings, dest, **more)
@@ -84,10 +84,8 @@ class _Value(argparse.Action):
         """Keep the value.
 
         Raises:
-          ParameterError: it is given twice, or is none of the option's values.
+          ParameterError: it is none of the option's values.
         """
-        if hasattr(namespace, self.dest):
-            raise ParameterError(self.dest, "must be given once")
         setattr(namespace, self.dest, read_word(self.option, values))
 
 
@@ -178,7 +176,7 @@ def read(
       words: what follows the command.
 
     Raises:
-      ParameterError: an option is given twice, or has a value that it cannot have.
+      ParameterError: an option has a value that it cannot have.
       UsageError: what must be given is not.
     """
     parser = _Parser(

@@ -17,7 +17,6 @@ from hiso_jax.cli import exit_codes
 from hiso_jax.cli.arguments import as_typed, is_positional
 from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.compare import compare
-from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.diagnose import Diagnose, diagnose_run
 from hiso_jax.cli.interrupt import exit_code, heeding
 from hiso_jax.cli.options import Run
@@ -28,10 +27,10 @@ from hiso_jax.cli.replay import Replay, replay
 from hiso_jax.cli.run import run
 from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
-from hiso_jax.cli.study import Sweep
 from hiso_jax.cli.sweep import sweep
 from hiso_jax.experiment import KINDS, own_options
 from hiso_jax.reports import plain
+from hiso_jax.tune import Compare, Sweep
 from hiso_jax.version import VERSION
 
 ABOUT = "Scalar-only federated zeroth-order fine-tuning: simulate it, and measure which method is better."

@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bar
 
 from hiso_jax import fed
+from hiso_jax.cli.interrupt import stop_on_interrupt
 from hiso_jax.reports import human_bytes, human_seconds, plain
+from hiso_jax.tune import Step, Watcher
 
 # Seconds; what takes less needs no line.
 SOON = 1.0
@@ -104,3 +106,40 @@ class Display:
         told = progress.round == progress.rounds or not self._terse
         if progress.evaluation and told and not self.console.is_terminal:
             self.console.print(f"{self.title}: round {progress.round}/{progress.rounds}  {figures}", soft_wrap=True)
+
+
+class ConsoleWatcher(Watcher):
+    """Shows a study on a console; the first signal ends it after the evaluation or the dispatch in flight."""
+
+    def __init__(self, console: Console) -> None:
+        """``console`` is where it is shown."""
+        self.console = console
+
+    def say(self, sentence: str) -> None:
+        """A line."""
+        self.console.print(sentence, soft_wrap=True, highlight=False)
+
+    @contextmanager
+    def searching(self, title: str, rounds: int) -> Iterator[Step]:
+        """A bar, or a line where there is no terminal."""
+        stopped: list[bool] = []
+
+        def step(done: int, total: int) -> bool:
+            bar.update(row, completed=done, total=total)
+            return bool(stopped)
+
+        if not self.console.is_terminal:
+            self.say(f"{plain(title)}: compiling …")
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
+        bars = Bar(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
+        with stop_on_interrupt(lambda: stopped.append(True)), bars as bar:
+            row = bar.add_task(plain(title), total=rounds)
+            yield step
+
+    @contextmanager
+    def running(self, title: str, simulation: Any, asked: str) -> Iterator[None]:
+        """The progress of one run of many."""
+        display = Display(self.console, title, simulation.task, asked, terse=True)
+        simulation.callbacks = (display,)
+        with display, stop_on_interrupt(simulation.stop):
+            yield

@@ -14,9 +14,7 @@ from hiso_jax import algorithms, fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.choices import Choice, Option, is_foreign
-from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.options import MOVABLE, MOVED, Run
-from hiso_jax.cli.study import Study, Sweep
 from hiso_jax.experiment import (
     KINDS,
     choice_of,
@@ -29,8 +27,8 @@ from hiso_jax.experiment import (
 )
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
 from hiso_jax.tasks.named import Base
+from hiso_jax.tune import CONFIG, Compare, Study, Sweep
 
-CONFIG = "config.json"
 AnyStudy = TypeVar("AnyStudy", bound=Study)
 
 

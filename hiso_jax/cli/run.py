@@ -18,7 +18,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.choices import is_foreign
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
-from hiso_jax.cli.loading import load_task, notes
+from hiso_jax.cli.loading import load_task
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import Display, working
 from hiso_jax.cli.restore import resumed
@@ -32,6 +32,7 @@ from hiso_jax.experiment import (
     build_simulation,
     check_methods,
     choice_of,
+    notes,
     participation_of,
     probe_rate,
     target_of,

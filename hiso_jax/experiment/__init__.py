@@ -9,9 +9,11 @@ from hiso_jax.experiment.build import (
     build_task,
     check_methods,
     is_language_model,
+    notes,
     recorded_algorithm,
     simulation_config,
     target_of,
+    virtual_note,
 )
 from hiso_jax.experiment.clock import Clock
 from hiso_jax.experiment.composed import KINDS, choice_of, given_to, methods_of, options_with, own_options
@@ -53,6 +55,7 @@ __all__ = [
     "is_language_model",
     "learning_rate",
     "methods_of",
+    "notes",
     "options_with",
     "own_options",
     "participation_of",
@@ -64,5 +67,6 @@ __all__ = [
     "target_of",
     "tried_rates",
     "unknown",
+    "virtual_note",
     "wanted_rate",
 ]

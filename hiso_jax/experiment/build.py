@@ -14,7 +14,7 @@ from hiso_jax.choices import Choice
 from hiso_jax.experiment.budget import noise_for_budget
 from hiso_jax.experiment.composed import choice_of, given_to
 from hiso_jax.experiment.settings import Settings, participation_of
-from hiso_jax.fed.population import AnyPopulation
+from hiso_jax.fed.population import AnyPopulation, VirtualPopulation
 from hiso_jax.fed.run import check_messages, sensitivity
 from hiso_jax.simulation import Simulation
 
@@ -41,6 +41,25 @@ def target_of(options: Settings, task: AnyTask) -> float | None:
     return getattr(task, "target", None) if options.target is None else options.target
 
 
+def virtual_note(population: AnyPopulation) -> list[str]:
+    """What to tell the user of virtual clients, if there are any."""
+    if not isinstance(population, VirtualPopulation):
+        return []
+    fewest, most = population.sizes
+    return [
+        f"{population.num_clients:,} virtual clients: each draws its own {fewest} to {most} examples from the pool of "
+        f"{len(population.pool):,}"
+    ]
+
+
+def notes(task: Any, population: AnyPopulation) -> list[str]:
+    """What to tell the user of the data before a run."""
+    from hiso_jax.reports import plain
+
+    words = getattr(task, "label_words", "")
+    return [*virtual_note(population), *([f"labels: {plain(words)}"] if words else [])]
+
+
 def build_population(options: Settings, task: AnyTask, seed: int) -> AnyPopulation:
     """Who holds which of the task's training examples.
 
@@ -59,7 +78,9 @@ def build_population(options: Settings, task: AnyTask, seed: int) -> AnyPopulati
 
 
 def build_schedule(options: Settings, rate: Any) -> optax.ScalarOrSchedule:
-    """The learning rate over the rounds; ``rate`` may be traced."""
+    """The learning rate over the rounds; ``rate`` may be traced, or already be a schedule."""
+    if callable(rate):
+        return rate
     schedule = choice_of("schedule", options)
     return schedule.build(given_to(schedule, options), rate, options.rounds)
 

@@ -8,7 +8,6 @@ from hiso_jax.algorithms import Method
 from hiso_jax.choices import Choice
 from hiso_jax.experiment.composed import KINDS, choice_of
 from hiso_jax.experiment.settings import Settings, Single
-from hiso_jax.reports import as_json
 
 
 def about_of(options: Single, method: Method) -> dict[str, Any]:
@@ -20,6 +19,9 @@ def about_of(options: Single, method: Method) -> dict[str, Any]:
 
 def as_written(options: Settings) -> dict[str, Any]:
     """Options as JSON; what is on this machine by its whole path, for whoever continues."""
+    # Imported where it is needed: tables come with it.
+    from hiso_jax.reports import as_json
+
     names = [each.name for each in fields(options) if each.name != "local_learning_rate"]
     given = {name: getattr(options, name) for name in names}
     given |= {name: value.name for name, value in given.items() if isinstance(value, Choice | Method)}

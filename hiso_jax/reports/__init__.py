@@ -14,7 +14,7 @@ from hiso_jax.reports.loggers import TensorBoard, WandB, loggers
 from hiso_jax.reports.paired import Ratio, check_figures, interval, paired_ratio
 from hiso_jax.reports.pictures import comparison_picture, curves, rates_picture
 from hiso_jax.reports.summary import Asked, run_summary
-from hiso_jax.reports.text import human_bytes, human_count, human_seconds, plain, print_rows
+from hiso_jax.reports.text import as_text, human_bytes, human_count, human_seconds, plain, print_rows
 from hiso_jax.reports.tuning import sweep_as_dict, sweep_from_dict, sweep_table, verdict
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "append_evaluation",
     "as_json",
     "as_results",
+    "as_text",
     "check_figures",
     "comparison_picture",
     "comparison_table",

@@ -15,6 +15,11 @@ from hiso_jax.reports.text import NEVER, broken, human_bytes, human_count, human
 SHORT = {"constant": "constant", "cosine": "cosine", "linear": "linear", "inverse-sqrt": "1/√"}
 
 
+def _short(schedule: str) -> str:
+    """A schedule as a table has it; of a file of the user's its function."""
+    return SHORT.get(schedule, schedule.rpartition(":")[2])
+
+
 @dataclass(frozen=True)
 class Compared:
     """A method of a comparison.
@@ -91,7 +96,7 @@ def comparison_table(
         ]
         view.add_row(
             broken(names[name]),
-            f"{done.tuned['learning_rate']:.3g}\n{SHORT[done.tuned['schedule']]}",
+            f"{done.tuned['learning_rate']:.3g}\n{_short(done.tuned['schedule'])}",
             *(taken if target is not None else []),
             f"{_final(runs, metric)}\n{_worst(runs)}",
             *([_lost(results[name]["cost_of_trouble"])] if calm else []),

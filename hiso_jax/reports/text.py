@@ -1,13 +1,17 @@
 """Numbers and tables as people read them."""
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 NEVER = "—"
+# Characters of a line of a table that is a text.
+WIDEST = 160
 
 
 def human_bytes(count: float) -> str:
@@ -71,3 +75,11 @@ def print_rows(console: Console, rows: Mapping[str, str]) -> None:
     width = max(len(plain(name)) for name in rows)
     for name, value in rows.items():
         console.print(f"  {plain(name):<{width}}  {plain(value)}", soft_wrap=True, highlight=False, markup=False)
+
+
+def as_text(table: Any) -> str:
+    """A table of ``rich`` as plain text."""
+    console = Console(width=WIDEST, file=io.StringIO(), force_terminal=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().strip("\n")

@@ -372,7 +372,7 @@ def test_interrupt_saves_what_was_done(tmp_path):
         (["--mu", "-1e-3"], "--mu must have a value; one that begins with a dash is written --mu=VALUE"),
         (["--mu=-1e-3"], "--mu must be a positive finite number, got -0.001"),
         (["--guard=yes"], "--guard/--no-guard takes no value"),
-        (["--rounds", "5", "--rounds", "6"], "--rounds must be given once"),
+        (["--rounds", "5", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--learning-rate", "fast"], "--learning-rate must be a number or auto, got 'fast'"),
         (["--client-examples", "3,x"], "--client-examples must be whole numbers, comma-separated, got '3,x'"),
         (["5"], "'5' is no option of run (see --help for what there is)"),

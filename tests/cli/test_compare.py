@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from hiso_jax import algorithms, fed
-from hiso_jax.cli.claims import LOCKS, claimed
-from hiso_jax.cli.comparing import Compare
 from hiso_jax.cli.parsing import parse
+from hiso_jax.tune import Compare
+from hiso_jax.tune.locks import LOCKS, own_method
 from tests.cli.test_cli import SMALL, call
 
 GIVEN = [*SMALL, "--algorithms", "hiso,decomfl", "--learning-rate", "hiso=0.02,decomfl=0.01:cosine", "--seeds", "1"]
@@ -62,7 +62,7 @@ def test_at_given_rates_it_prints_one_table_and_goes_on_where_it_was(capsys, tmp
     (out / "comparison.json").unlink()
     shutil.rmtree(out / "runs" / "1-decomfl-seed-0")
     # A method that another process is at is left to it, and told of when it has ended.
-    with claimed(out, 1):
+    with own_method(out, 1):
         code, text, errors = call(capsys, "compare", "--resume", out)
     assert (code, errors) == (0, "")
     assert "other processes are at decomfl" in text
@@ -140,8 +140,8 @@ def test_every_method_gets_as_much_of_the_budget(capsys, tmp_path, budget, mosai
     options = ["--algorithms", "decomfl,mosaic,fed_avg", "--rounds", "60", "--clients", "20", "--cohort", "4"]
     options += ["--eval-every", "20", "--learning-rate", "0.01", "--seeds", "1", "--budget", budget]
     from hiso_jax import tasks
-    from hiso_jax.cli.compare import _lengths
     from hiso_jax.experiment import methods_of
+    from hiso_jax.tune.comparison import _lengths
 
     parsed = parse(Compare, "compare", options)
     lengths = _lengths(parsed, tasks.digits(), methods_of(parsed.algorithms), parsed.clients)

@@ -153,9 +153,9 @@ def test_a_diagnosis_of_what_is_not_there_is_refused(capsys, tmp_path):
 def test_the_noise_of_a_sweep_meets_the_budget_with_every_seed():
     """Without secret cohorts a seed decides how often a client comes: the most decides the noise of all."""
     from hiso_jax import algorithms
-    from hiso_jax.cli.study import Sweep
     from hiso_jax.experiment import build_algorithm
     from hiso_jax.experiment.budget import noise_for_budget
+    from hiso_jax.tune import Sweep
 
     options = Sweep(algorithms=("decomfl+local_noise",), epsilon=8.0, rounds=30, clients=20, cohort=5)
     alone = [noise_for_budget(options, False, [seed]) for seed in range(4)]

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import fed, tasks
-from hiso_jax.cli import experiment
+from hiso_jax import experiment, fed, tasks
 from tests.cli.test_cli import SMALL, call
 from tests.fed.problems import digits_population, linear_task
 
@@ -89,8 +88,8 @@ def test_examples_are_held_out_of_any_task():
     "command", ["run", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sweep", "compare"))]
 )
 def test_it_goes_through_every_command(capsys, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(f"hiso_jax.cli.{command}.build_task", lambda options, console: bare())
-    options = ["--learning-rate", "0.02"] if command == "run" else ["--learning-rates", "0.01,0.02"]
+    monkeypatch.setattr(f"hiso_jax.cli.{command}.load_task", lambda options, console: bare())
+    options = ["--learning-rate", "0.02"] if command == "run" else ["--learning-rate", "0.01,0.02"]
     code, text, errors = call(capsys, command, *SMALL, *options, "--out", tmp_path / "out")
     assert (code, errors) == (0, "")
     assert "loss" in text

@@ -13,7 +13,7 @@ from hiso_jax.fed.run.session import Session
 from hiso_jax.fed.run.setup import Ingredients, check_messages
 from hiso_jax.fed.run.simulation import Simulation
 from hiso_jax.fed.run.spent import sensitivity
-from hiso_jax.fed.run.sweep import sweep
+from hiso_jax.fed.run.sweep import Programs, sweep
 from hiso_jax.fed.run.traffic import Traffic
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "DescribedRun",
     "Grid",
     "Ingredients",
+    "Programs",
     "Progress",
     "RateProbe",
     "Result",

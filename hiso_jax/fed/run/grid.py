@@ -30,12 +30,16 @@ class Grid:
       seeds: to try, S.
       mus: smoothing radii to try, M; None means the configuration's.
       local_learning_rate: a learning rate of the grid → the rate of the clients' own steps, a number or a schedule.
+      over_rounds: the rates over the rounds, [L, R]. The method is then made with a schedule that reads a row, so that
+        one program runs every rate with every schedule. Its last bits are not those of the schedule itself, which a
+        compiler may fuse: for searches. None makes the method with the learning rate.
     """
 
     learning_rates: Sequence[float]
     seeds: Sequence[int] = (0,)
     mus: Sequence[float] | None = None
     local_learning_rate: Callable[[Any], optax.ScalarOrSchedule] = _same
+    over_rounds: Float[np.ndarray, "L R"] | None = None
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -48,6 +52,10 @@ class Grid:
                 positive(name, value)
             if values is not None and not len(values):
                 raise ParameterError(name, "must name at least one value")
+        if self.over_rounds is not None and len(self.over_rounds) != len(self.learning_rates):
+            raise ParameterError(
+                "over_rounds", f"must have a row for each of {len(self.learning_rates)} learning rates"
+            )
         if not len(self.seeds):
             raise ParameterError("seeds", "must name at least one seed")
         for seed in self.seeds:

@@ -46,20 +46,33 @@ Watch = Callable[[tuple[int, ...], Int[np.ndarray, "R"], RoundLog], None]
 have an axis for each axis of the group's settings, then the rounds."""
 
 
+Programs = dict[tuple[Any, ...], tuple[Any, Any]]
+"""What makes the first state of a group of settings, and what runs it to its next evaluation, by the groups' shapes."""
+
+
 class Point(NamedTuple):
     """A setting, or several side by side with leading axes.
 
     Attributes:
       rate: the learning rate.
+      table: the rate over the rounds, [R], or None.
       mu: the smoothing radius.
       seed_key: of the run.
       population: of that seed.
     """
 
     rate: Any
+    table: Any
     mu: Any
     seed_key: Any
     population: Any
+
+
+def _over_rounds(point: Point) -> Any:
+    """What the method of a setting is made with: its rate, or a schedule that reads the rate of each round."""
+    if point.table is None:
+        return point.rate
+    return lambda count: jnp.take(point.table, jnp.asarray(count, jnp.int32), mode="clip")
 
 
 class _Bench(NamedTuple):
@@ -75,11 +88,11 @@ class _Bench(NamedTuple):
     watch: Watch | None
 
     def estimator(self, algorithm: Algorithm, point: Point) -> Estimator:
-        rate = self.grid.local_learning_rate(point.rate)
+        rate = self.grid.local_learning_rate(_over_rounds(point))
         return estimator_of(algorithm, self.config)._replace(mu=point.mu, local_learning_rate=rate)
 
     def start(self, initial: PyTree, point: Point) -> RunState:
-        algorithm = as_algorithm(self.make(point.rate))
+        algorithm = as_algorithm(self.make(_over_rounds(point)))
         sent = shapes_of(algorithm, self.estimator(algorithm, point), initial, self.config.cohort).sent
         server = ServerState(initial, algorithm.optimizer.init(initial), first_memory(algorithm, sent))
         return RunState(server, monitoring.start(), None)
@@ -88,7 +101,7 @@ class _Bench(NamedTuple):
         self, carry: RunState, point: Point, bounds: tuple[Array, Array], data: PyTree
     ) -> tuple[RunState, dict[str, Array], RoundLog | None]:
         """Rounds from one evaluation to the next, the evaluation, and the rounds' log if someone watches."""
-        algorithm, config = as_algorithm(self.make(point.rate)), self.config
+        algorithm, config = as_algorithm(self.make(_over_rounds(point))), self.config
         estimator, budget = self.estimator(algorithm, point), max(1, self.budget // self.side_by_side)
         # Side by side both branches of a conditional are run: a kept Δ would be made again all the same.
         directions = config.directions if self.side_by_side == 1 else "regenerate"
@@ -166,11 +179,11 @@ class _Groups:
         if self.axes == 0:
             return function
         rest = (None,) * shared
-        over_rates = jax.vmap(function, (carry, Point(0, None, None, None), *rest))
+        over_rates = jax.vmap(function, (carry, Point(0, 0, None, None, None), *rest))
         if self.axes == 1:
             return over_rates
-        over_radii = jax.vmap(over_rates, (carry, Point(None, 0, None, None), *rest))
-        return jax.vmap(over_radii, (0, Point(None, None, 0, 0), *rest))
+        over_radii = jax.vmap(over_rates, (carry, Point(None, None, 0, None, None), *rest))
+        return jax.vmap(over_radii, (0, Point(None, None, None, 0, 0), *rest))
 
     def at(self, group: tuple[int, ...]) -> tuple[PyTree, Point]:
         """The initial parameters and the grid's values of a group."""
@@ -181,8 +194,10 @@ class _Groups:
             )
         seed, mu, *rate = group
         population = jax.tree.map(jnp.asarray, points.population[seed])
-        rates = points.rate[rate[0]] if rate else points.rate
-        return self.initials[seed], Point(rates, points.mu[mu], points.seed_key[seed], population)
+        rates, table = points.rate, points.table
+        if rate:
+            rates, table = rates[rate[0]], None if table is None else table[rate[0]]
+        return self.initials[seed], Point(rates, table, points.mu[mu], points.seed_key[seed], population)
 
 
 def sweep(
@@ -195,6 +210,7 @@ def sweep(
     participation: Participation | None = None,
     callback: Callable[[int, int], Any] = lambda done, rounds: None,
     watch: Watch | None = None,
+    programs: Programs | None = None,
 ) -> SweepResult:
     """Run every setting of a grid, in one compiled program.
 
@@ -211,6 +227,8 @@ def sweep(
       participation: as in :class:`hiso_jax.fed.Simulation`.
       callback: told (rounds done, rounds) after each evaluation; the sweep ends if it returns True.
       watch: told of the rounds themselves, see :data:`Watch`; nothing is evaluated before the first then.
+      programs: compiled programs of earlier sweeps of the same task, method, configuration and participation, by the
+        shapes of their grids; new ones are added.
 
     Raises:
       ValueError: a number of populations other than of seeds.
@@ -237,12 +255,13 @@ def sweep(
     settings = len(grid.seeds) * len(grid.mus or ()) * rates
     axes, side_by_side = (3, settings) if fitting >= settings else (1, rates) if fitting >= rates else (0, 1)
     all_rates, radii = jnp.asarray(grid.learning_rates, jnp.float32), jnp.asarray(grid.mus, jnp.float32)
-    groups = _Groups(initials, Point(all_rates, radii, seed_keys, list(populations)), axes)
+    tables = None if grid.over_rounds is None else jnp.asarray(grid.over_rounds, jnp.float32)
+    groups = _Groups(initials, Point(all_rates, tables, radii, seed_keys, list(populations)), axes)
     bench = _Bench(task, make, config, grid, participation, budget, side_by_side, watch)
-    return _run(bench, groups, callback)
+    return _run(bench, groups, callback, {} if programs is None else programs)
 
 
-def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any]) -> SweepResult:
+def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any], programs: Programs) -> SweepResult:
     task, config, shape = bench.task, bench.config, groups.shape
     length = min(config.eval_every, config.rounds)
     # Side by side, rounds that a dispatch skips are run all the same: who watches rounds needs no evaluation before.
@@ -253,8 +272,11 @@ def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any]) ->
     data = (*jax.tree.map(jnp.asarray, (task.train, task.test, frozen_of(task))), secret)
     diverged_at = np.full(shape, monitoring.NEVER)
     metrics: dict[str, np.ndarray] = {}
-    program, compile_seconds, run_seconds, reached, interrupted = None, 0.0, 0.0, 0, False
-    start, listed = jax.jit(groups.over(bench.start, None, 0)), list(groups)
+    compile_seconds, run_seconds, reached, interrupted = 0.0, 0.0, 0, False
+    # Of settings in turn one is a program, however many there are.
+    key, listed = (groups.axes, *shape[3 - groups.axes :], groups.points.table is None), list(groups)
+    start, program = programs.get(key, (None, None))
+    start = start or jax.jit(groups.over(bench.start, None, 0))
     for number, group in enumerate(listed):
         initial, point = groups.at(group)
         # One group's parameters and curvatures exist at a time.
@@ -266,6 +288,7 @@ def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any]) ->
                 program = segment
             else:
                 program = jax.jit(segment, donate_argnums=0).lower(carry, point, bounds, data).compile()
+            programs[key] = start, program
             compile_seconds = time.perf_counter() - before
         done = 0
         for place, end in enumerate(ends):

@@ -10,8 +10,8 @@ LOCKS = ".locks"
 
 
 @contextmanager
-def claimed(directory: Path, place: int) -> Iterator[bool]:
-    """Whether the method at this place of a comparison is this process's; a claim goes with its process."""
+def own_method(directory: Path, place: int) -> Iterator[bool]:
+    """Whether the method at this place of a comparison is this process's; the lock ends with its process."""
     held = _lock(directory, f"method-{place}")
     try:
         held.acquire(timeout=0)

@@ -1,13 +1,13 @@
-"""The options of ``hiso-jax compare``."""
+"""The settings of a comparison."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from hiso_jax.checks import ParameterError, positive, whole
 from hiso_jax.choices import Listed
-from hiso_jax.cli.study import Study, as_number
 from hiso_jax.fed.run import FEWEST_TRIES
 from hiso_jax.schedules import SCHEDULES
+from hiso_jax.tune.study import Study, as_number
 
 # Everyone is there, and nothing goes wrong.
 CALM: dict[str, Any] = {"availability": "always", "dropout": 0.0, "deadline": None}

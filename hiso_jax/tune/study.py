@@ -1,4 +1,4 @@
-"""The options of commands that run many settings: ``sweep``, and what ``compare`` shares with it."""
+"""The settings of studies that run many settings: ``sweep``, and what ``compare`` shares with it."""
 
 from dataclasses import dataclass
 from pathlib import Path

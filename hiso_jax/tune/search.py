@@ -3,22 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
+from jaxtyping import Float
 
 from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError, first_line, positive
-from hiso_jax.cli import exit_codes
-from hiso_jax.cli.claims import writing
-from hiso_jax.cli.comparing import Compare
-from hiso_jax.cli.interrupt import stop_on_interrupt
-from hiso_jax.cli.study import Study
 from hiso_jax.experiment import (
     build_algorithm,
     build_population,
@@ -32,75 +28,87 @@ from hiso_jax.experiment import (
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.fed.task import examples_of
 from hiso_jax.reports import write_json
+from hiso_jax.tune.locks import writing
+from hiso_jax.tune.settings import Compare
+from hiso_jax.tune.study import Study
+from hiso_jax.tune.watcher import Watcher
 
 VALIDATION_SHARE = 0.2
 # Far from the seeds that are reported, which count up from --seed.
 FIRST_TUNING_SEED = 10_000
-RESULTS = "tuning.json"
+RESULTS, CONFIG = "tuning.json", "config.json"
 
 
 class Held:
     """A task without its test split, and who holds what is left of the training examples."""
 
-    def __init__(self, options: Study, task: Any, seeds: Sequence[int]) -> None:
-        """Hold the validation examples out and deal the rest to the clients, once for each seed.
+    def __init__(self, settings: Study, task: Any, seeds: Sequence[int]) -> None:
+        """Hold the validation examples out and assign the rest to the clients, once for each seed.
 
         Raises:
           ValueError: too many or too few examples held out, or too few left for the clients.
         """
         total = examples_of(task.train)
-        held = round(VALIDATION_SHARE * total) if options.validation is None else options.validation
+        held = round(VALIDATION_SHARE * total) if settings.validation is None else settings.validation
         if not 1 <= held < total:
             raise ParameterError(
                 "validation", f"must be at least 1 and below {total}, the training examples; got {held}"
             )
-        self.task = fed.hold_out(task, held, seed=options.seed)
-        self.target = target_of(options, task)
+        self.task = fed.hold_out(task, held, seed=settings.seed)
+        self.target = target_of(settings, task)
         self.seeds = list(seeds)
-        self.populations = [build_population(options, self.task, seed) for seed in self.seeds]
-        self.participation = participation_of(options)
+        self.populations = [build_population(settings, self.task, seed) for seed in self.seeds]
+        self.participation = participation_of(settings)
 
     def sweep(
-        self,
-        options: Study,
-        method: Method,
-        rates: Sequence[float],
-        console: Console,
-        *,
-        mus: tuple[float, ...] | None = None,
+        self, settings: Study, method: Method, rates: Sequence[float], watcher: Watcher, mus: Sequence[float] | None
     ) -> fed.SweepResult:
-        """Run a method with some rates and every seed, showing how far it is."""
-        stopped = False
-
-        def stop() -> None:
-            nonlocal stopped
-            stopped = True
-
-        def tell(done: int, rounds: int) -> bool:
-            bar.update(row, completed=done, total=rounds)
-            return stopped
-
-        figures = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
-        algorithm = recorded_algorithm(options, method, rates[0])
-        share = algorithm.local_share
-        settings = fed.Grid(rates, self.seeds, mus, lambda rate: build_schedule(options, share * rate))
-        config = simulation_config(options, options.seed, algorithm)
+        """Run a method with some rates, radii and every seed, as one program."""
+        share = recorded_algorithm(settings, method, rates[0]).local_share
+        grid = fed.Grid(rates, self.seeds, mus, lambda rate: build_schedule(settings, share * rate))
         count = len(self.seeds) * len(mus or (0,)) * len(rates)
-        title = f"{options.task} {method.name}: {count} settings of {options.rounds} rounds, {options.schedule} rate"
-        if not console.is_terminal:
-            console.print(f"{title}: compiling …", soft_wrap=True, highlight=False)
-        bars = Bar(*figures, console=console, disable=not console.is_terminal, transient=True)
-        with stop_on_interrupt(stop), bars as bar:
-            row = bar.add_task(title, total=options.rounds)
+        title = f"{settings.task} {method.name}: {count} settings of {settings.rounds} rounds, {settings.schedule} rate"
+        return self._run(settings, method, grid, title, watcher)
+
+    def search(
+        self, settings: Study, method: Method, rates: Sequence[tuple[str, float]], watcher: Watcher, programs: Any
+    ) -> fed.SweepResult:
+        """Run a method with some (schedule, rate) and every seed, by a program that other pairs can be run by, too."""
+        numbers = [rate for _, rate in rates]
+        share = recorded_algorithm(settings, method, numbers[0]).local_share
+        table = np.stack([_over_rounds(replace(settings, schedule=schedule), rate) for schedule, rate in rates])
+
+        def local(rate: Any) -> Any:
+            return (lambda count: share * rate(count)) if callable(rate) else share * rate
+
+        grid = fed.Grid(numbers, self.seeds, None, local, table)
+        count = len(self.seeds) * len(rates)
+        title = f"{settings.task} {method.name}: {count} settings of {settings.rounds} rounds"
+        return self._run(settings, method, grid, title, watcher, programs)
+
+    def _run(
+        self, settings: Study, method: Method, grid: fed.Grid, title: str, watcher: Watcher, programs: Any = None
+    ) -> fed.SweepResult:
+        algorithm = recorded_algorithm(settings, method, grid.learning_rates[0])
+        with watcher.searching(title, settings.rounds) as step:
             return fed.sweep(
                 self.task,
-                lambda rate: build_algorithm(options, method, rate, seeds=self.seeds),
+                lambda rate: build_algorithm(settings, method, rate, seeds=self.seeds),
                 self.populations,
-                config,
-                settings,
+                simulation_config(settings, settings.seed, algorithm),
+                grid,
                 participation=self.participation,
-                callback=tell,
+                callback=step,
+                programs=programs,
             )
+
+
+def _over_rounds(settings: Study, rate: float) -> Float[np.ndarray, "R"]:
+    """The learning rate of each round."""
+    schedule = build_schedule(settings, rate)
+    if not callable(schedule):
+        return np.full(settings.rounds, schedule, np.float32)
+    return np.asarray(jax.vmap(schedule)(jnp.arange(settings.rounds)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -163,26 +171,26 @@ class Tuned:
 class Search:
     """The tuning of a comparison: each method the same number of runs, kept run by run in ``tuning.json``."""
 
-    def __init__(self, options: Compare, task: Any, directory: Path | None, console: Console) -> None:
+    def __init__(self, settings: Compare, task: Any, watcher: Watcher) -> None:
         """Prepare the data.
 
         Raises:
           ValueError: see :class:`Held`.
         """
-        first = options.seed + FIRST_TUNING_SEED
+        first = settings.seed + FIRST_TUNING_SEED
         # Tuned where nothing goes wrong, if the comparison is of what that costs.
-        calm = options.in_calm() if options.protocol == "robustness" else options
-        self.held = Held(calm, task, range(first, first + options.tuning_seeds))
-        self.options, self.console, self.directory = calm, console, directory
+        calm = settings.in_calm() if settings.protocol == "robustness" else settings
+        self.held = Held(calm, task, range(first, first + settings.tuning_seeds))
+        self.settings, self.watcher = calm, watcher
+        self.directory: Path | None = None
         self.metric: fed.Metric | None = None
         self.trials: list[Trial] = []
-        self.interrupted = False
 
     def begin(self, directory: Path) -> None:
         """Write to ``directory``, and take up what is there.
 
         Raises:
-          ValueError: ``tuning.json`` is not as it was written.
+          ParameterError: ``tuning.json`` is not as it was written.
         """
         self.directory = directory
         if not exists(directory / RESULTS, "resume"):
@@ -193,6 +201,8 @@ class Search:
             content = TypeAdapter(Kept).validate_json(read_regular(directory / RESULTS))
             for trial in content.trials:
                 positive("learning_rate", trial.learning_rate)
+                if trial.schedule not in self.settings.schedules:
+                    raise ValueError(f"a trial has another schedule, {trial.schedule}")
                 if {len(trial.final), len(trial.rounds_to_target)} != {len(self.held.seeds)}:
                     raise ValueError(f"a trial has not {len(self.held.seeds)} runs")
         except (ValueError, RecursionError) as error:
@@ -204,17 +214,17 @@ class Search:
         self.metric = fed.Metric(content.metric, content.higher_is_better)
 
     def tune(self, method: Method, rounds: int, eval_every: int) -> Tuned | None:
-        """Try rates with every schedule; None if it was interrupted."""
+        """Try rates with every schedule, by one compiled program; None if it was interrupted."""
         assert self.directory is not None
         # Another process may have begun with this method, and have been ended.
-        with writing(self.directory), exit_codes.refusing():
+        with writing(self.directory):
             self.begin(self.directory)
-        whole = replace(self.options, rounds=rounds, eval_every=eval_every)
-        for schedule in self.options.schedules:
-            options = replace(whole, schedule=schedule)
-            while wanted := self._wanted(options, method):
-                if not self._try(options, method, wanted):
-                    return None
+        settings = replace(self.settings, rounds=rounds, eval_every=eval_every)
+        # All schedules take their next rates side by side, as many at a time: every group is of one shape.
+        width, programs = len(settings.schedules), fed.Programs()
+        while wanted := self._next(settings, method):
+            if not self._try(settings, method, wanted[:width], width, programs):
+                return None
         own = [trial for trial in self.trials if trial.algorithm == method.name]
         best = min(own, key=self._score)
         rates = [trial.learning_rate for trial in own if trial.schedule == best.schedule]
@@ -223,37 +233,47 @@ class Search:
 
     def _score(self, trial: Trial) -> tuple[float, float]:
         assert self.metric is not None
-        by_target = self.options.protocol != "quality-under-budget" and self.held.target is not None
+        by_target = self.settings.protocol != "quality-under-budget" and self.held.target is not None
         return trial.score(self.metric, by_target=by_target)
 
-    def _wanted(self, options: Compare, method: Method) -> list[float]:
+    def _next(self, settings: Compare, method: Method) -> list[tuple[str, float]]:
+        """The pairs of schedule and rate to try next, the schedules in turn."""
+        wanted = [[(name, rate) for rate in self._wanted(settings, method, name)] for name in settings.schedules]
+        return [pair for pairs in zip_longest(*wanted) for pair in pairs if pair is not None]
+
+    def _wanted(self, settings: Compare, method: Method, schedule: str) -> list[float]:
         """The rates to try next with a schedule; none when it has had its share."""
         tried = {
             trial.learning_rate: self._score(trial)
             for trial in self.trials
-            if (trial.algorithm, trial.schedule) == (method.name, options.schedule)
+            if (trial.algorithm, trial.schedule) == (method.name, schedule)
         }
-        if options.rates:
-            return [rate for rate in options.rates if rate not in tried]
-        left = options.tries - len(tried)
-        return fed.next_rates(tried, first_guess(options, method))[:left] if left > 0 else []
+        if settings.rates:
+            return [rate for rate in settings.rates if rate not in tried]
+        left = settings.tries - len(tried)
+        first = fed.next_rates({}, first_guess(settings, method))
+        # The first three do not wait for one another.
+        wanted = [rate for rate in first if rate not in tried]
+        return (wanted or fed.next_rates(tried, first_guess(settings, method)))[:left] if left > 0 else []
 
-    def _try(self, options: Compare, method: Method, rates: Sequence[float]) -> bool:
-        result = self.held.sweep(options, method, rates, self.console)
+    def _try(
+        self, settings: Compare, method: Method, rates: Sequence[tuple[str, float]], width: int, programs: fed.Programs
+    ) -> bool:
+        # The last is repeated where fewer are left.
+        padded = [*rates, *[rates[-1]] * (width - len(rates))]
+        result = self.held.search(settings, method, padded, self.watcher, programs)
         if result.interrupted:
-            self.interrupted = True
             return False
-        new = []
-        target = self.held.target
+        new, target = [], self.held.target
         final = result.final()[:, 0]
         first = np.full(final.shape, np.inf) if target is None else result.rounds_to(target)[:, 0]
-        for place, rate in enumerate(rates):
+        for place, (schedule, rate) in enumerate(rates):
             reached = [float(each) if np.isfinite(each) else None for each in first[:, place]]
             diverged = int((result.diverged_at[:, 0, place] >= 0).sum())
             ends = [float(each) if np.isfinite(each) else None for each in final[:, place]]
-            new.append(Trial(method.name, options.schedule, rate, reached, ends, diverged))
+            new.append(Trial(method.name, schedule, rate, reached, ends, diverged))
         assert self.directory is not None
-        with writing(self.directory), exit_codes.refusing():
+        with writing(self.directory):
             self.begin(self.directory)
             self.trials += new
             self.metric = result.metric

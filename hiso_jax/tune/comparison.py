@@ -1,0 +1,401 @@
+"""Several methods, each at its best, from the same starts, in one table."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hiso_jax import fed
+from hiso_jax.algorithms import Method
+from hiso_jax.checks import ParameterError, first_line
+from hiso_jax.experiment import (
+    DECIDING,
+    Setting,
+    as_written,
+    build_algorithm,
+    build_population,
+    build_simulation,
+    build_task,
+    check_methods,
+    methods_of,
+    notes,
+    participation_of,
+    resolve,
+    simulation_config,
+    target_of,
+    virtual_note,
+)
+from hiso_jax.fed.ledger import exists, read_regular, write_whole
+from hiso_jax.reports import (
+    Compared,
+    as_results,
+    as_text,
+    check_figures,
+    comparison_picture,
+    comparison_table,
+    create_directory,
+    evaluation_line,
+    write_json,
+)
+from hiso_jax.tune.locks import own_method
+from hiso_jax.tune.search import CONFIG, Search, Tuned, how_tuned
+from hiso_jax.tune.settings import Compare
+from hiso_jax.tune.watcher import Watcher
+
+# Of a client's examples, for the worst tenth of the clients.
+READ_OF_A_CLIENT = 64
+CALM = "in calm"
+FIGURES = "compared.json"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """What a comparison has shown.
+
+    Attributes:
+      settings: what was asked for.
+      results: by method its setting, its runs and their ratios to the baseline, as ``comparison.json`` has them.
+      compared: the finished runs by method, with their evaluations.
+      metric: the metric that counts.
+      target: its value to which costs are told, or None.
+      directory: where all of it was written.
+      interrupted: whether it was stopped; it goes on where it was.
+      elsewhere: names of methods that another process has in hand.
+    """
+
+    settings: Compare
+    results: dict[str, dict[str, Any]]
+    compared: dict[str, Compared]
+    metric: fed.Metric | None
+    target: float | None
+    directory: Path
+    interrupted: bool
+    elsewhere: tuple[str, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each run: the method, its schedule, and the plain figures of its summary."""
+        plain = (str, int, float, bool, type(None))
+        return [
+            {
+                "algorithm": name,
+                "schedule": done.tuned["schedule"],
+                **{key: value for key, value in run.items() if isinstance(value, plain) and key != "algorithm"},
+            }
+            for name, done in self.compared.items()
+            for run in done.runs
+        ]
+
+    def to_pandas(self) -> Any:
+        """:meth:`rows` as a ``pandas.DataFrame``.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def table(self) -> Any:
+        """The table that the command line prints, of ``rich``; None if no run has finished."""
+        if self.metric is None:
+            return None
+        return comparison_table(self.compared, self.results, self.metric, self.target, self.settings.reference)
+
+    def facts(self) -> dict[str, str]:
+        """How methods were compared, in words."""
+        settings = self.settings
+        trials = {len(done.tuned["trials"]) * settings.tuning_seeds for done in self.compared.values()}
+        counted = ", ".join(map(str, sorted(trials)))
+        return {
+            "protocol": f"{settings.protocol.replace('-', ' ')}; {_budget(settings)}",
+            "tuned": f"{counted} runs each, other seeds, validation examples" if any(trials) else "no: rates as given",
+            "seeds": f"{settings.seeds}, paired" + ("" if settings.seeds > 4 else "; intervals need 5"),
+        }
+
+    def __repr__(self) -> str:
+        """The table, as text."""
+        return as_text(self.table()) if self.metric is not None else f"Comparison({self.directory}: no finished run)"
+
+
+def run_comparison(
+    settings: Compare, task: Any, directory: Callable[[], Path], watcher: Watcher | None = None
+) -> Comparison:
+    """Tune every method, run each with every seed, and write the directory.
+
+    Methods with the same seed share their initial parameters, their partition, their cohorts and their batches. Every
+    trial and every run is kept as soon as it has ended, so that a comparison that was ended goes on where it was.
+    Several processes at one directory share its methods.
+
+    Args:
+      settings: of the comparison.
+      task: what they name.
+      directory: makes the directory, or returns the one to go on in, once nothing of the settings can be refused.
+      watcher: hears what is done.
+
+    Raises:
+      ValueError: data or settings that cannot be used; nothing has been written then. Or the directory's files are not
+        as they were written.
+    """
+    watcher = watcher or Watcher()
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    populations = [build_population(settings, task, seed) for seed in seeds]
+    search = Search(settings, task, watcher) if settings.own_rates is None else None
+    participation_of(settings)
+    methods = methods_of(settings.algorithms)
+    check_methods(settings, task, methods.values())
+    lengths = _lengths(settings, task, methods, populations[0].num_clients)
+    folder = directory()
+    if search is not None:
+        search.begin(folder)
+    config = {**as_written(settings), "target": target_of(settings, task)}
+    write_json(folder / CONFIG, config)
+    for note in notes(task, populations[0]):
+        watcher.say(note)
+    if search is not None and not virtual_note(populations[0]):
+        for note in virtual_note(search.held.populations[0]):
+            watcher.say(f"tuning with {note}")
+    runs = _Runs(settings, task, folder, lengths, watcher)
+    interrupted, elsewhere = False, list(methods)
+    # Twice: what another process had in hand may be done by then.
+    for name in (*methods, *methods):
+        if interrupted or name not in elsewhere:
+            continue
+        with own_method(folder, settings.algorithms.index(name)) as is_ours:
+            if is_ours:
+                tuned = _tuned(settings, search, methods[name], lengths[name], watcher)
+                interrupted = tuned is None or runs.add_all(methods[name], tuned)
+                elsewhere.remove(name)
+    return runs.report(config, interrupted, tuple(elsewhere))
+
+
+def compare(
+    algorithms: Sequence[str] = Compare.algorithms,
+    *,
+    out: Path | str | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Comparison:
+    """Tune several methods with equal numbers of runs, and run each at its best from the same starts.
+
+    What ``hiso-jax compare`` does, with its options by their names: ``task``, ``rounds``, ``seeds``, ``tries``,
+    ``learning_rate`` and all others.
+
+    Args:
+      algorithms: names of methods.
+      out: directory to write; one that a comparison was begun in with the same options goes on. None is a temporary
+        one, which is removed.
+      watcher: hears what is done, see :class:`Watcher`.
+      options: of the comparison.
+
+    Raises:
+      ParameterError: an option is unknown, out of range or without effect.
+
+    Example:
+      >>> from hiso_jax import tune
+      >>> numbers = dict(rounds=10, clients=10, cohort=2, perturbations=1, batch_size=4, eval_every=5)
+      >>> found = tune.compare(["decomfl", "hiso"], learning_rate=["0.01"], seeds=1, **numbers)
+      >>> [(row["algorithm"], row["rounds"]) for row in found.rows()]
+      [('decomfl', 10), ('hiso', 10)]
+    """
+    given = {**options, "algorithms": tuple(algorithms)}
+    for name in ("learning_rate", "schedules"):
+        if given.get(name) is not None:
+            several = given[name] if isinstance(given[name], list | tuple) else [given[name]]
+            given[name] = tuple(map(str, several))
+    names = {name: value for name, value in given.items() if name in DECIDING}
+    settings = resolve(Compare, names).settings(given, "compare")
+    task = build_task(settings)
+    if out is not None:
+        return run_comparison(settings, task, lambda: _going_on(Path(out), settings), watcher)
+    with tempfile.TemporaryDirectory() as folder:
+        return run_comparison(settings, task, lambda: Path(folder), watcher)
+
+
+def _going_on(folder: Path, settings: Compare) -> Path:
+    """A directory to write, new or of a comparison with the same settings.
+
+    Raises:
+      ParameterError: another comparison was begun there, or something else is there.
+    """
+    if not exists(folder / CONFIG, "out"):
+        return create_directory(folder, "")
+    try:
+        written = json.loads(read_regular(folder / CONFIG))
+    except ValueError:
+        written = None
+    wanted = json.loads(json.dumps(as_written(settings)))
+    differ = [name for name in wanted if not isinstance(written, dict) or written.get(name) != wanted[name]]
+    differ = [name for name in differ if name not in ("out", "resume")]
+    if differ:
+        raise ParameterError(
+            "out", f"must be new, or of a comparison with the same settings; {folder} differs in {differ[0]}"
+        )
+    return folder
+
+
+def _lengths(settings: Compare, task: Any, methods: dict[str, Method], clients: int) -> dict[str, tuple[int, int]]:
+    """How many rounds every method may run, and how many lie between its evaluations.
+
+    Each gets of the budget's unit what the baseline's ``rounds`` cost, and is evaluated as often.
+    """
+    costs = {}
+    for name, method in methods.items():
+        algorithm = build_algorithm(settings, method, 1e-3)
+        config = simulation_config(settings, settings.seed, algorithm)
+        costs[name] = fed.round_costs(task, algorithm, config, clients, participation_of(settings))
+    base = getattr(costs[settings.reference], settings.budget)
+    lengths = {}
+    for name, cost in costs.items():
+        share = base / getattr(cost, settings.budget)
+        lengths[name] = max(1, int(settings.rounds * share)), max(1, round(settings.eval_every * share))
+    return lengths
+
+
+def _tuned(
+    settings: Compare, search: Search | None, method: Method, length: tuple[int, int], watcher: Watcher
+) -> Tuned | None:
+    """What a method runs with, asked for or tuned; None if tuning was interrupted."""
+    if search is None:
+        assert settings.own_rates is not None
+        return Tuned(*settings.own_rates[method.name])
+    tuned = search.tune(method, *length)
+    if tuned is not None:
+        assert search.metric is not None
+        said = how_tuned(method.name, tuned, search.metric, search.held.target)
+        watcher.say(said)
+    return tuned
+
+
+class _Runs:
+    """The finished runs of a comparison."""
+
+    def __init__(
+        self,
+        settings: Compare,
+        task: Any,
+        directory: Path,
+        lengths: dict[str, tuple[int, int]],
+        watcher: Watcher,
+    ) -> None:
+        self.settings, self.task, self.directory, self.watcher = settings, task, directory, watcher
+        self.target, self.lengths = target_of(settings, task), lengths
+        self.compared: dict[str, Compared] = {}
+        self.clients = build_population(settings, task, settings.seed).num_clients
+
+    def add_all(self, method: Method, tuned: Tuned) -> bool:
+        """Run a method with every seed, and return whether it was interrupted."""
+        settings, done = self.settings, Compared(asdict(tuned))
+        self.compared[method.name] = done
+        rounds, every = self.lengths[method.name]
+        whole = replace(settings, rounds=rounds, eval_every=every, schedule=tuned.schedule)
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            found = self._run(whole, Setting(method, tuned.learning_rate, seed))
+            if found is None:
+                return True
+            calm = None
+            if settings.protocol == "robustness":
+                calm = self._run(whole.in_calm(), Setting(method, tuned.learning_rate, seed), CALM)
+                if calm is None:
+                    return True
+            done.runs.append(found[0] if calm is None else {**found[0], "in_calm": calm[0]})
+            done.histories.append(found[1])
+        return False
+
+    def _run(
+        self, settings: Compare, setting: Setting, words: str = ""
+    ) -> tuple[dict[str, Any], list[fed.Evaluation]] | None:
+        """One run, or what was kept of it: its figures and evaluations; None if it was interrupted."""
+        method, rate, seed = setting
+        place = self.settings.algorithms.index(method.name)
+        folder = self.directory / "runs" / f"{place}-{method.title}-seed-{seed}{words.replace(' ', '-')}"
+        title = f"{method.name} seed {seed}{' ' if words else ''}{words}"
+        kept = self._kept(folder)
+        if kept is not None:
+            self.watcher.say(f"{title}: all {kept[0]['rounds']:,} rounds are done")
+            return kept
+        own = {"algorithm": method.name, "learning_rate": rate, "seed": seed, "target": self.target}
+        resume = folder.exists()
+        folder.parent.mkdir(exist_ok=True)
+        about = {**as_written(settings), "schedule": settings.schedule, **own}
+        storage = fed.Storage(folder, about, resume=resume)
+        population = build_population(settings, self.task, seed)
+        simulation = build_simulation(settings, self.task, population, setting, storage=storage)
+        with self.watcher.running(title, simulation, f"rate {rate:g}, {settings.schedule}"):
+            result = simulation.run()
+        if result.interrupted:
+            return None
+        worst = None if virtual_note(population) else self._worst_tenth(result.params, population)
+        figures = {**simulation.summary, "rounds_planned": settings.rounds, "worst_tenth": worst}
+        write_json(folder / FIGURES, {"figures": figures, "evaluations": [asdict(row) for row in result.metrics]})
+        return figures, result.metrics
+
+    def _worst_tenth(self, params: Any, population: Any) -> float | None:
+        """The mean of the metric over the tenth of the clients that fare worst on their own training examples.
+
+        None of generation, whose training examples have no answers to score.
+        """
+        train, test = self.task.train, self.task.test
+        if isinstance(train, Mapping) and not {*test} <= {*train}:
+            return None
+        each = fed.client_metrics(self.task, params, population, most=READ_OF_A_CLIENT)
+        metric = fed.metric_of(self.task, each)
+        ordered = np.sort(metric.sign * each[metric.name])
+        return float(metric.sign * ordered[: max(1, len(ordered) // 10)].mean())
+
+    def _kept(self, folder: Path) -> tuple[dict[str, Any], list[fed.Evaluation]] | None:
+        if not exists(folder / FIGURES, "resume"):
+            return None
+        from pydantic import TypeAdapter
+
+        try:
+            content = json.loads(read_regular(folder / FIGURES))
+            rows = TypeAdapter(list[fed.Evaluation]).validate_python(list(map(_finite, content["evaluations"])))
+            check_figures(content["figures"])
+            return {**content["figures"]}, rows
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ParameterError(
+                "resume",
+                f"must be a directory whose runs are as they were written; {folder.name}/{FIGURES} is not "
+                f"({first_line(error)})",
+            ) from error
+
+    def report(self, config: dict[str, Any], interrupted: bool, elsewhere: tuple[str, ...]) -> Comparison:
+        """Write ``comparison.json``, ``metrics.jsonl`` and the picture, and return what they hold."""
+        settings = self.settings
+        compared = {name: self.compared[name] for name in settings.algorithms if name in self.compared}
+        lines = [
+            evaluation_line(row, algorithm=name, seed=run["seed"])
+            for name, done in compared.items()
+            for history, run in zip(done.histories, done.runs, strict=True)
+            for row in history
+        ]
+        write_whole(self.directory / "metrics.jsonl", "".join(lines).encode())
+        finished = {name: done for name, done in compared.items() if done.runs}
+        results = as_results(finished, settings.reference)
+        write_json(self.directory / "comparison.json", {"config": config, "methods": results})
+        metric = None
+        if finished:
+            metric = fed.metric_of(self.task, next(iter(finished.values())).histories[0][0].metrics)
+            title = f"{settings.task}: {self.clients:,} clients, {settings.cohort} a round, {_budget(settings)}"
+            comparison_picture(
+                finished, results, self.directory / "curves.png", title=title, metric=metric, target=self.target
+            )
+        return Comparison(settings, results, finished, metric, self.target, self.directory, interrupted, elsewhere)
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation as JSON held it, in which what is not finite is null."""
+    nan = float("nan")
+    metrics = {name: nan if value is None else value for name, value in row["metrics"].items()}
+    return {**row, "train_loss": nan if row["train_loss"] is None else row["train_loss"], "metrics": metrics}
+
+
+def _budget(settings: Compare) -> str:
+    unit = {"passes": "evaluations", "bytes": "bytes up", "seconds": "simulated seconds", "rounds": "rounds"}
+    if settings.budget == "rounds":
+        return f"{settings.rounds:,} rounds"
+    return f"the {unit[settings.budget]} of {settings.rounds:,} rounds of {settings.reference}"

@@ -1,0 +1,226 @@
+"""A grid of learning rates × seeds (× μ) for several methods, each as one program; and one rate that is looked for."""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hiso_jax import algorithms, fed
+from hiso_jax.checks import ParameterError
+from hiso_jax.experiment import (
+    DECIDING,
+    Single,
+    as_written,
+    build_population,
+    build_task,
+    check_methods,
+    methods_of,
+    notes,
+    probe_rate,
+    rate_grid,
+    resolve,
+)
+from hiso_jax.fed.ledger import exists, read_regular
+from hiso_jax.reports import (
+    as_text,
+    create_directory,
+    rates_picture,
+    sweep_as_dict,
+    sweep_from_dict,
+    sweep_table,
+    verdict,
+    write_json,
+)
+from hiso_jax.tune.search import CONFIG, Held
+from hiso_jax.tune.study import Sweep
+from hiso_jax.tune.watcher import Watcher
+
+RESULTS = "sweep.json"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Swept:
+    """What sweeps of one or several methods have shown.
+
+    Attributes:
+      results: by method, every run's evaluations.
+      target: value of the metric to which rounds are counted, or None.
+      directory: where all of it was written.
+    """
+
+    results: dict[str, fed.SweepResult]
+    target: float | None
+    directory: Path
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped; it goes on where it was."""
+        return any(result.interrupted for result in self.results.values())
+
+    def best(self) -> dict[str, fed.Best]:
+        """The best setting of each method that was not interrupted."""
+        return {name: each.best(self.target) for name, each in self.results.items() if not each.interrupted}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each run: the method, its setting, the metric at the end, and rounds to the target."""
+        rows = []
+        for name, result in self.results.items():
+            final = result.final()
+            first = None if self.target is None else result.rounds_to(self.target)
+            for s, m, rate in np.ndindex(final.shape):
+                diverged = int(result.diverged_at[s, m, rate])
+                reached = None if first is None or not np.isfinite(first[s, m, rate]) else float(first[s, m, rate])
+                rows.append(
+                    {
+                        "algorithm": name,
+                        "seed": result.seeds[s],
+                        "mu": result.mus[m],
+                        "learning_rate": result.learning_rates[rate],
+                        f"final_{result.metric.name}": float(final[s, m, rate]),
+                        "rounds_to_target": reached,
+                        "diverged_at_round": None if diverged < 0 else diverged,
+                    }
+                )
+        return rows
+
+    def to_pandas(self) -> Any:
+        """:meth:`rows` as a ``pandas.DataFrame``.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def table(self) -> Any:
+        """The table that the command line prints, of ``rich``."""
+        return sweep_table(self.results, self.target)
+
+    def verdicts(self) -> list[str]:
+        """A sentence for each method: its best setting and why."""
+        return [verdict(name, result, self.target) for name, result in self.results.items()]
+
+    def __repr__(self) -> str:
+        """The table and the verdicts, as text."""
+        return "\n".join([as_text(self.table()), *self.verdicts()])
+
+
+def run_sweep(settings: Sweep, task: Any, directory: Callable[[], Path], watcher: Watcher | None = None) -> Swept:
+    """Run every method's grid and write the directory; what is whole there is taken from there.
+
+    Args:
+      settings: of the sweep.
+      task: what they name.
+      directory: makes the directory, or returns the one to go on in, once nothing of the settings can be refused.
+      watcher: hears what is done.
+
+    Raises:
+      ValueError: data or settings that cannot be used; nothing has been written then. Or the directory's files are not
+        as they were written.
+    """
+    watcher = watcher or Watcher()
+    held = Held(settings, task, range(settings.seed, settings.seed + settings.seeds))
+    methods = methods_of(settings.algorithms)
+    check_methods(settings, task, methods.values())
+    rates, folder = settings.rates or rate_grid(settings), directory()
+    kept = {name: result for name, result in _kept(folder).items() if not result.interrupted}
+    write_json(folder / CONFIG, {**as_written(settings), "grid": rates, "target": held.target})
+    for note in notes(held.task, held.populations[0]):
+        watcher.say(note)
+    results: dict[str, fed.SweepResult] = {}
+    for name, method in methods.items():
+        results[name] = kept.get(name) or held.sweep(settings, method, rates, watcher, settings.mus)
+        _write(results, held.target, folder)
+        if results[name].interrupted:
+            break
+    rates_picture(results, held.target, folder / "sweep.png")
+    return Swept(results, held.target, folder)
+
+
+def _write(results: dict[str, fed.SweepResult], target: float | None, directory: Path) -> None:
+    write_json(directory / RESULTS, {name: sweep_as_dict(result, target) for name, result in results.items()})
+
+
+def _kept(directory: Path) -> dict[str, fed.SweepResult]:
+    """What sweeps have left in a directory before.
+
+    Raises:
+      ParameterError: it is not as it was written.
+    """
+    if not exists(directory / RESULTS, "resume"):
+        return {}
+    try:
+        content = json.loads(read_regular(directory / RESULTS))
+    except RecursionError as error:
+        raise ParameterError("resume", f"must be a directory whose {RESULTS} is as it was written") from error
+    if not isinstance(content, dict):
+        raise ParameterError("resume", f"must be a directory whose {RESULTS} is as it was written")
+    return {name: sweep_from_dict(result) for name, result in content.items()}
+
+
+def sweep(
+    algorithms: Sequence[str] = Sweep.algorithms,
+    *,
+    out: Path | str | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Swept:
+    """Try a grid of learning rates × seeds (× mu) with every method, as one program each, on a validation split.
+
+    What ``hiso-jax sweep`` does, with its options by their names.
+
+    Args:
+      algorithms: names of methods.
+      out: directory to write, which must not exist. None is a temporary one, which is removed.
+      watcher: hears what is done, see :class:`Watcher`.
+      options: of the sweep: ``learning_rate`` a list of rates, ``seeds``, ``task``, ``rounds`` and all others.
+
+    Raises:
+      ParameterError: an option is unknown, out of range or without effect.
+
+    Example:
+      >>> from hiso_jax import tune
+      >>> numbers = dict(rounds=10, clients=10, cohort=2, perturbations=1, batch_size=4, eval_every=5)
+      >>> swept = tune.sweep(["decomfl"], learning_rate=[0.01, 0.03], **numbers)
+      >>> [row["learning_rate"] for row in swept.rows()]
+      [0.01, 0.03]
+    """
+    given = {**options, "algorithms": tuple(algorithms)}
+    if given.get("learning_rate") is not None:
+        several = given["learning_rate"]
+        given["learning_rate"] = tuple(map(str, several if isinstance(several, list | tuple) else [several]))
+    names = {name: value for name, value in given.items() if name in DECIDING}
+    settings = resolve(Sweep, names).settings(given, "sweep")
+    task = build_task(settings)
+    if out is not None:
+        return run_sweep(settings, task, lambda: create_directory(Path(out), ""), watcher)
+    with tempfile.TemporaryDirectory() as folder:
+        return run_sweep(settings, task, lambda: Path(folder), watcher)
+
+
+def find_rate(**options: Any) -> fed.RateProbe:
+    """Look for a learning rate as ``--learning-rate auto`` does: some rounds at a few of them, from the same start.
+
+    Args:
+      options: of an experiment, see :class:`hiso_jax.Experiment`, by name.
+
+    Raises:
+      ParameterError: an option is unknown, out of range or without effect; or the loss stays finite at no rate.
+
+    Example:
+      >>> from hiso_jax import tune
+      >>> found = tune.find_rate(algorithm="decomfl", rounds=100, clients=10, cohort=2, perturbations=1, probe_rounds=4)
+      >>> found.learning_rate in found.learning_rates or found.learning_rate < found.fastest
+      True
+    """
+    names = {name: value for name, value in options.items() if name in DECIDING}
+    settings = resolve(Single, names).settings({**options, "learning_rate": "auto"}, "find_rate")
+    task = build_task(settings)
+    population = build_population(settings, task, settings.seed)
+    method = algorithms.load(settings.algorithm)
+    return probe_rate(settings, method, task, population, lambda done, rounds: None)
