@@ -93,6 +93,7 @@ class Kind:
       factories: by their names; a name with dashes may also be given with underscores.
       inputs: names of what a factory is called with, in their order.
       returns: what it makes, as errors show it.
+      otherwise: the factory of a name that is none of these and no file's; None refuses it.
       group: the entry-point group in which other packages register their own; by default of the plural of the name.
     """
 
@@ -101,6 +102,7 @@ class Kind:
     inputs: tuple[str, ...] = ()
     returns: str = ""
     group: str = ""
+    otherwise: Callable[[str], Factory] | None = None
 
     def available(self) -> list[str]:
         """The names of all factories: those of this package, and those that other packages register."""
@@ -108,6 +110,10 @@ class Kind:
 
     def _entry_points(self) -> Any:
         return entry_points(group=self.group or f"hiso_jax.{self.name}s")
+
+    def every_option(self) -> set[str]:
+        """The names of the options of this package's factories."""
+        return {option for name in self.factories for option in self.load(name).options}
 
     def owners(self, option: str) -> list[str]:
         """The names of this package's factories that have an option."""
@@ -132,6 +138,8 @@ class Kind:
             for point in self._entry_points():
                 if point.name == name:
                     return Choice(self, name, point.load())
+            if self.otherwise is not None and not (source.endswith(".py") or source.isidentifier()):
+                return Choice(self, name, self.otherwise(name))
             if not source:
                 near = difflib.get_close_matches(name, self.factories, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""

@@ -28,7 +28,7 @@ from hiso_jax.cli.run import run
 from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
 from hiso_jax.cli.sweep import sweep
-from hiso_jax.experiment import KINDS, own_options
+from hiso_jax.experiment import KINDS, NESTED, own_options
 from hiso_jax.reports import plain
 from hiso_jax.tune import Compare, Sweep
 from hiso_jax.version import VERSION
@@ -155,7 +155,12 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
 
         own = {name for method in NAMES for name in load(method).options}
         own |= {name for channel in FACTORIES for name in load(f"decomfl+{channel}").options}
-        own |= {name for each in KINDS.values() for chosen in each.factories for name in each.load(chosen).options}
+        own |= {
+            name
+            for each in (*KINDS.values(), *NESTED.values())
+            for chosen in each.factories
+            for name in each.load(chosen).options
+        }
         _fail(sentence(error, _options_of(kind) | own))
 
 

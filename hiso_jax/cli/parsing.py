@@ -9,7 +9,7 @@ from hiso_jax.choices import Option, is_foreign
 from hiso_jax.cli.arguments import as_typed, peek, read
 from hiso_jax.cli.exit_codes import UsageError
 from hiso_jax.cli.options import GROUPS, MOVABLE, MOVED
-from hiso_jax.experiment import DECIDING, KINDS, Resolved, Settings, own_options, resolve, unknown
+from hiso_jax.experiment import DECIDING, KINDS, NESTED, Resolved, Settings, own_options, resolve, unknown
 
 PROGRAM = "hiso-jax"
 
@@ -58,7 +58,8 @@ def _resumed(kind: Any, command: str, words: Sequence[str]) -> Any:
     moved = {name: Option(name, each, None, "where it is now") for name, each in MOVED.items() if command == "run"}
     movable = MOVABLE if command == "run" else {"resume"}
     # What is the user's own has to be named again: no code is run because a directory names it.
-    again = ("algorithm", *KINDS)
+    again = ("algorithm", *KINDS, *NESTED)
+    moved |= {kind: Option(kind, str | None, None, "FILE:NAME of the user's own again") for kind in NESTED}
     flat = {name: option for name, option in own.items() if name in movable or name in again} | moved
     given, rest = read(f"{PROGRAM} {command}", "", {"options": list(flat.values())}, words)
     unmoved = [name for name in given if name in again and not is_foreign(given[name])]
@@ -96,7 +97,7 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
         for word in rest:
             raise _as_typed(unknown(_name_of(command, word), command, own))
         return kind(**given)
-    chosen = peek(words, [name for name in (*DECIDING, "resume") if name in own or name in ("combine", "attack")])
+    chosen = peek(words, [name for name in (*DECIDING, "resume") if name in own or name in NESTED])
     if "resume" in chosen:
         return _resumed(kind, command, words)
     resolved = resolve(kind, chosen)

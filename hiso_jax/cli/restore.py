@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +17,12 @@ from hiso_jax.choices import Choice, Option, is_foreign
 from hiso_jax.cli.options import MOVABLE, MOVED, Run
 from hiso_jax.experiment import (
     KINDS,
+    NESTED,
     choice_of,
     given_to,
     is_language_model,
     methods_of,
+    nested_choices,
     options_with,
     own_options,
     recorded_algorithm,
@@ -40,16 +42,20 @@ class Again:
       algorithm: FILE:NAME of the run's method again, if it is its user's own.
       task: FILE:NAME of its task again, if it is its user's own.
       schedule: FILE:NAME of its schedule again, if it is its user's own.
+      sampler: FILE:NAME of its sampler again, if it is its user's own.
+      trainable: FILE:NAME of what it trains again, if that is its user's own.
     """
 
     algorithm: str | None = None
     task: str | None = None
     schedule: str | None = None
+    sampler: str | None = None
+    trainable: str | None = None
 
     @property
     def again(self) -> dict[str, str]:
         """The names that were given."""
-        given = {kind: getattr(self, kind, None) for kind in ("algorithm", *KINDS)}
+        given = {kind: getattr(self, kind, None) for kind in ("algorithm", *KINDS, *NESTED)}
         return {kind: name for kind, name in given.items() if name is not None}
 
 
@@ -145,12 +151,34 @@ def options_of(
     again = again or {}
     method = method_of(about, again.get("algorithm"))
     choices = [recorded_choice(kind, about, again.get(kind)) for kind in KINDS if kind in kinds]
+    chosen = {choice.kind.name: choice.name for choice in choices}
+    nested = _nested([method], choices, about, again)
+    choices += nested
     whole = options_with(Run, [method], choices)
     known = own_options(whole)
     given = _values(known, about)
     unneeded = {kind: getattr(Run, kind) for kind in KINDS if kind not in kinds}
-    chosen = {choice.kind.name: choice.name for choice in choices}
+    # Under what is the user's own its name is now.
+    chosen |= {choice.kind.name: choice.name for choice in nested if is_foreign(choice.name)}
     return whole(**{**given, **unneeded, **chosen, "algorithm": method.name})
+
+
+def _nested(
+    methods: Sequence[Method], choices: Sequence[Choice], about: Mapping[str, Any], again: Mapping[str, str]
+) -> list[Choice]:
+    """What a run's method and task chose by options of their own.
+
+    Raises:
+      ParameterError: see :func:`recorded_choice`.
+    """
+    names = {kind: about[kind] for kind in NESTED if isinstance(about.get(kind), str)}
+    for kind, name in names.items():
+        if is_foreign(name):
+            found = None if kind not in again else NESTED[kind].load(again[kind])
+            sha256 = None if found is None else found.sha256
+            _check_again(kind, name, again.get(kind), (sha256, about.get(f"{kind}_sha256")))
+            names[kind] = found
+    return nested_choices(methods, choices, names)
 
 
 def _values(known: Mapping[str, Option], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +243,7 @@ def resumed(options: Run) -> Run:
     assert directory is not None
     _check_folder(directory, "run")
     changed = {}
-    named = ("algorithm", *KINDS)
+    named = ("algorithm", *KINDS, *NESTED)
     for field in fields(options):
         value = getattr(options, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -234,7 +262,7 @@ def resumed(options: Run) -> Run:
             raise ParameterError(
                 "resume", f"must be the directory of a run; what {directory} holds goes on with {kind}"
             )
-    again = {kind: name for kind in named if is_foreign(name := getattr(options, kind))}
+    again = {kind: name for kind in named if is_foreign(name := getattr(options, kind, None) or "")}
     recorded = options_of(about, again, tuple(KINDS))
     for name in MOVED:
         if name in changed and not hasattr(recorded, name):
@@ -273,11 +301,13 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
         raise ParameterError("resume", "needs methods of this package: no code is run because a directory names it")
     # The command's own, without what was added.
     kind = next(base for base in type(options).__mro__ if base in (Sweep, Compare))
-    again = {name: given for name in KINDS if is_foreign(given := getattr(options, name))}
+    again = {name: given for name in (*KINDS, *NESTED) if is_foreign(given := getattr(options, name, None) or "")}
     choices = [recorded_choice(name, about, again.get(name)) for name in KINDS]
     several = about.get("schedules") or []
     choices += [KINDS["schedule"].load(name) for name in several if name != choices[-1].name and not is_foreign(name)]
-    whole = options_with(kind, list(methods_of(named).values()), choices)
+    methods = list(methods_of(named).values())
+    choices += _nested(methods, choices, about, again)
+    whole = options_with(kind, methods, choices)
     known = own_options(whole)
     given = _values(known, about) | {choice.kind.name: choice.name for choice in choices[: len(KINDS)]}
     given = {name: value for name, value in given.items() if name not in kind.HIDDEN}

@@ -25,6 +25,7 @@ from hiso_jax.cli.restore import resumed
 from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
 from hiso_jax.experiment import (
     KINDS,
+    NESTED,
     Setting,
     about_of,
     build_algorithm,
@@ -152,8 +153,8 @@ def _rate(
 
 def _again(options: Run, directory: Path) -> str:
     """The command that goes on with a run."""
-    named = {name: getattr(options, name) for name in ("algorithm", *KINDS)}
-    own = "".join(f" --{kind} {name}" for kind, name in named.items() if is_foreign(name))
+    named = {name: getattr(options, name, None) for name in ("algorithm", *KINDS, *NESTED)}
+    own = "".join(f" --{kind} {name}" for kind, name in named.items() if is_foreign(name or ""))
     return f"hiso-jax run --resume {directory}{own}"
 
 

@@ -16,7 +16,7 @@ from hiso_jax.choices import is_foreign
 from hiso_jax.cli import exit_codes
 from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.options import Run
-from hiso_jax.experiment import KINDS, options_with, own_options
+from hiso_jax.experiment import KINDS, NESTED, nested_choices, options_with, own_options
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, exists, load_delta, salvage
 from hiso_jax.fed.population import ABSENT
 from hiso_jax.reports import as_json, human_bytes, print_rows
@@ -124,6 +124,8 @@ def _defaults(about: Mapping[str, Any]) -> dict[str, Any]:
                     methods.append(algorithms.load(name))
                 else:
                     choices.append(KINDS[kind].load(name))
+    with contextlib.suppress(ValueError):
+        choices += nested_choices(methods, choices, {kind: about[kind] for kind in NESTED if about.get(kind)})
     return {option.name: option.default for option in own_options(options_with(Run, methods, choices)).values()}
 
 
@@ -142,7 +144,7 @@ def _common(header: Mapping[str, Any]) -> dict[str, str]:
     defaults = as_json(_defaults(about))
     shown: tuple[str, ...] = ("task", "algorithm", "algorithm_sha256", "model", "out", "resume")
     # Releases before 0.3 wrote the options of what was not chosen, too.
-    unread = {name for kind in KINDS.values() for each in kind.factories for name in kind.load(each).options}
+    unread = set().union(*(kind.every_option() for kind in (*KINDS.values(), *NESTED.values())))
     shown += tuple(unread - {*defaults})
     changed = {name: value for name, value in about.items() if name not in shown and value != defaults.get(name)}
     settings = " ".join(

@@ -16,7 +16,16 @@ from hiso_jax.experiment.build import (
     virtual_note,
 )
 from hiso_jax.experiment.clock import Clock
-from hiso_jax.experiment.composed import KINDS, choice_of, given_to, methods_of, options_with, own_options
+from hiso_jax.experiment.composed import (
+    KINDS,
+    NESTED,
+    choice_of,
+    given_to,
+    methods_of,
+    nested_choices,
+    options_with,
+    own_options,
+)
 from hiso_jax.experiment.experiment import Experiment
 from hiso_jax.experiment.rates import (
     default_rate,
@@ -34,6 +43,7 @@ from hiso_jax.experiment.settings import Settings, Single, participation_of
 __all__ = [
     "DECIDING",
     "KINDS",
+    "NESTED",
     "Clock",
     "Experiment",
     "Resolved",
@@ -55,6 +65,7 @@ __all__ = [
     "is_language_model",
     "learning_rate",
     "methods_of",
+    "nested_choices",
     "notes",
     "options_with",
     "own_options",

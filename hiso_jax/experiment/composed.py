@@ -1,7 +1,7 @@
 """The options of a command, composed from its own and from those of what is chosen with it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields, make_dataclass
+from dataclasses import MISSING, Field, field, fields, make_dataclass, replace
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -11,13 +11,17 @@ from hiso_jax.availabilities import AVAILABILITIES
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice, Kind, Option, shared_options, texts_of
 from hiso_jax.partitions import PARTITIONS
+from hiso_jax.samplers import SAMPLERS
 from hiso_jax.schedules import SCHEDULES
 from hiso_jax.tasks.named import TASKS
+from hiso_jax.tasks.trainables import TRAINABLES
 
 # --help answers to them.
 RESERVED = ("help", "h")
 # Each is chosen by the option of its name; algorithms are chosen beside them, see ``Method``.
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (TASKS, PARTITIONS, AVAILABILITIES, SCHEDULES)}
+# Each is chosen by an option of another choice, of methods and of tasks.
+NESTED: dict[str, Kind] = {kind.name: kind for kind in (SAMPLERS, TRAINABLES)}
 
 
 def _default(of: Field) -> Any:
@@ -66,6 +70,23 @@ def options_of_methods(methods: Sequence[Method]) -> dict[str, Option]:
     return found
 
 
+def nested_choices(methods: Sequence[Method], choices: Sequence[Choice], names: Mapping[str, Any]) -> list[Choice]:
+    """What is chosen by options of methods and choices: as ``names`` have it, or as their defaults have it.
+
+    Raises:
+      ParameterError: there is no such choice.
+    """
+    found: list[Choice] = []
+    for kind, nested in NESTED.items():
+        owners: list[Method | Choice] = [*methods, *choices]
+        defaults: list[Any] = [owner.options[kind].default for owner in owners if kind in owner.options]
+        if names.get(kind) is not None and defaults:
+            defaults = [names[kind]]
+        loaded = [each if isinstance(each, Choice) else nested.load(each) for each in defaults if each is not None]
+        found += {choice.name: choice for choice in loaded}.values()
+    return found
+
+
 def chosen_options(methods: Sequence[Method], choices: Sequence[Choice]) -> dict[str, Option]:
     """The options of all that is chosen, each with the default that the chosen task gives it.
 
@@ -81,7 +102,9 @@ def chosen_options(methods: Sequence[Method], choices: Sequence[Choice]) -> dict
             raise ParameterError(
                 owner.kind.name, f"{owner.name} and algorithm {method} must agree on what {name} is, and do not"
             )
-    return found
+    # A name, which may be of a file of the user's.
+    plain = {name: replace(option, kind=str | None) for name, option in found.items() if name in NESTED}
+    return found | plain
 
 
 def options_with(command: type, methods: Sequence[Method], choices: Sequence[Choice] = ()) -> type:
@@ -112,6 +135,10 @@ def choice_of(kind: str, options: Any) -> Choice:
 def given_to(chosen: Method | Choice, options: Any) -> dict[str, Any]:
     """Those of ``options`` that a choice has; the others, and those that are None, are its defaults."""
     given = {name: getattr(options, name, None) for name in chosen.options}
+    for kind, nested in NESTED.items():
+        name = given.get(kind)
+        if isinstance(name, str):
+            given[kind] = nested.load(name).build(vars(options))
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -28,7 +28,7 @@ def _kind(options: Settings) -> str:
     task = choice_of("task", options)
     if not is_language_model(task):
         return "images"
-    return "adapters" if given_to(task, options)["trainable"] in ("lora", "prefix") else "full"
+    return "adapters" if getattr(options, "trainable", None) in ("lora", "prefix") else "full"
 
 
 def rate_grid(options: Settings) -> tuple[float, ...]:

@@ -6,13 +6,15 @@ from typing import Any
 
 from hiso_jax.algorithms import Method
 from hiso_jax.choices import Choice
-from hiso_jax.experiment.composed import KINDS, choice_of
+from hiso_jax.experiment.composed import KINDS, NESTED, choice_of
 from hiso_jax.experiment.settings import Settings, Single
 
 
 def about_of(options: Single, method: Method) -> dict[str, Any]:
     """The options as a run's ledger holds them: whole paths, and the SHA-256 of the user's files, if there are any."""
     found = {"algorithm": method.sha256, **{kind: choice_of(kind, options).sha256 for kind in KINDS}}
+    nested = {kind: getattr(options, kind, None) for kind in NESTED}
+    found |= {kind: NESTED[kind].load(name).sha256 for kind, name in nested.items() if isinstance(name, str)}
     own = {f"{kind}_sha256": sha256 for kind, sha256 in found.items() if sha256 is not None}
     return {**as_written(options), "resume": None, **own}
 

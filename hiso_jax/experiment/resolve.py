@@ -9,11 +9,19 @@ from hiso_jax import algorithms, channels
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice, Option
-from hiso_jax.experiment.composed import KINDS, chosen_options, methods_of, options_with, own_options
+from hiso_jax.experiment.composed import (
+    KINDS,
+    NESTED,
+    chosen_options,
+    methods_of,
+    nested_choices,
+    options_with,
+    own_options,
+)
 from hiso_jax.experiment.unread import check_read
 
 # They decide which other options there are.
-DECIDING = (*KINDS, "algorithm", "algorithms", "schedules", "combine", "attack")
+DECIDING = (*KINDS, *NESTED, "algorithm", "algorithms", "schedules", "combine", "attack")
 # Owners of an option that are named before the others are counted.
 NAMED = 4
 
@@ -66,6 +74,12 @@ class Resolved:
                 raise ParameterError(
                     name,
                     f"is an option of `{kind}` {_listed(owners)}; it would have no effect with `{kind}` {choice.name}",
+                )
+        for kind, nested in NESTED.items():
+            owners, choosing = nested.owners(name), KINDS["task"].owners(kind)
+            if owners and choosing:
+                raise ParameterError(
+                    name, f"is an option of `{kind}` {_listed(owners)}, and that of `task` {_listed(choosing)}"
                 )
         asked = [method.name for method in self.methods]
         through = [each for each in channels.NAMES if name in algorithms.load(f"decomfl+{each}").options]
@@ -179,6 +193,7 @@ def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
     else:
         methods = typed
     choices = _choices(own, names)
+    choices += nested_choices(methods, choices, names)
     flat = own_options(options_with(kind, methods, choices)) | chosen_options(methods, choices) | own
     if any(method.is_private for method in methods) and "direction_groups" in flat:
         # Several groups are asked for, or there is one: see ``Method.build``.

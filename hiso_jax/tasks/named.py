@@ -14,22 +14,22 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from hiso_jax.checks import ParameterError, positive, whole
+from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Factory, Kind, Listed, defaults
 from hiso_jax.tasks.digits import digits as load_digits
 from hiso_jax.tasks.digits import digits_network
 from hiso_jax.tasks.mnist import fashion_mnist as load_fashion_mnist
 from hiso_jax.tasks.mnist import mnist as load_mnist
 from hiso_jax.tasks.mnist import mnist_network, mnist_shapes
+from hiso_jax.tasks.trainables import TRAINABLES
 
 _CLASSIFIES = ("sst2", "qqp", "rte", "boolq", "cb", "wic", "wsc", "multirc", "ag_news", "text-classification")
 _GENERATES = ("squad", "drop", "xsum")
+# Options of the model, whatever its data.
+LOADED = ("model", "revision", "dtype", "param_dtype", "trainable")
 Precision = Literal["float32", "bfloat16"]
 Words = Annotated[tuple[str, ...] | None, Listed(str, "WORD,WORD,…", strip=False)]
 Names = Annotated[tuple[str, ...] | None, Listed(str, "NAME,NAME,…")]
-Targets = Annotated[tuple[str, ...], Listed(str, "A,B,…")]
-LORA = {"lora_rank": 8, "lora_alpha": 16.0, "lora_targets": ("q_proj", "v_proj")}
-PREFIX = {"prefix_tokens": 5}
 # The papers' 2 of 6 clients, and rounds that end within minutes.
 TEXT_DEFAULTS: dict[str, Any] = {
     "rounds": 24,
@@ -132,10 +132,6 @@ def text(
     train_rows: int | None = None,
     test_rows: int | None = None,
     trainable: str = "lora",
-    lora_rank: int = 8,
-    lora_alpha: float = 16.0,
-    lora_targets: Targets = ("q_proj", "v_proj"),
-    prefix_tokens: int = 5,
     dtype: Precision = "float32",
     param_dtype: Precision = "float32",
 ) -> Any:
@@ -160,17 +156,13 @@ def text(
       max_new_tokens: most tokens to generate; by default the task's.
       train_rows: random rows of the training data to use; by default all, for generation 1,000.
       test_rows: random rows of the test data to use; None is all, for generation 100.
-      trainable: all parameters, lora, prefix, head, or a regular expression over the parameters' dotted paths.
-      lora_rank: rank r of LoRA.
-      lora_alpha: α of LoRA, whose product is scaled by α/r.
-      lora_targets: projections that get LoRA, of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
-      prefix_tokens: learned prefix positions.
+      trainable: all parameters, lora, prefix, head, a regular expression over the parameters' dotted paths, or your own
+        as path/to/file.py:name.
       dtype: in which the model computes; losses are float32 in any case.
       param_dtype: in which parameters are kept; bfloat16 is rounded stochastically, so that no update is lost.
     """
     from hiso_jax.tasks.text import text_data, text_task
 
-    tuning = _tuning(trainable, lora_rank, lora_alpha, lora_targets, prefix_tokens)
     check_model(name, model)
     data = text_data(
         name,
@@ -184,32 +176,8 @@ def text(
         client_column=column,
         seed=seed,
     )
-    pretrained, tuned = _language_model(name, seed, model, revision, dtype, param_dtype, tuning)
+    pretrained, tuned = _language_model(name, seed, model, revision, dtype, param_dtype, trainable)
     return text_task(data, tuned, pretrained, max_length=max_length, max_new_tokens=max_new_tokens)
-
-
-def _tuning(
-    trainable: str, lora_rank: int, lora_alpha: float, lora_targets: tuple[str, ...], prefix_tokens: int
-) -> dict[str, Any]:
-    """What of a language model is trained, as ``lm.tune`` takes it.
-
-    Raises:
-      ParameterError: an option of adapters that are not asked for, or a number out of range.
-    """
-    given = {
-        "lora_rank": lora_rank,
-        "lora_alpha": lora_alpha,
-        "lora_targets": tuple(lora_targets),
-        "prefix_tokens": prefix_tokens,
-    }
-    for kind, own in (("lora", LORA), ("prefix", PREFIX)):
-        for option, default in own.items():
-            if trainable != kind and given[option] != default:
-                raise ParameterError(option, f"has no meaning for `trainable` {trainable}")
-    for option in ("lora_rank", "prefix_tokens"):
-        whole(option, given[option], 1)
-    positive("lora_alpha", lora_alpha)
-    return {"trainable": trainable, **given}
 
 
 def check_model(name: str, model: str | None) -> None:
@@ -232,17 +200,21 @@ def _language_model(
     revision: str | None,
     dtype: Precision,
     param_dtype: Precision,
-    tuning: dict[str, Any],
+    trainable: Any,
 ) -> tuple[Any, Any]:
     """A language model as it was pretrained, and with what of it is trained."""
     check_model(name, model)
     assert model is not None
     # Imported where they are needed: they need the extra lm.
     from hiso_jax.models import lm
-    from hiso_jax.models.lm import tune
 
     pretrained = lm.load(model, revision=revision, dtype=dtype, param_dtype=param_dtype)
-    return pretrained, tune(pretrained, seed=seed, **tuning)
+    return pretrained, _as_trainable(trainable)(pretrained, seed)
+
+
+def _as_trainable(trainable: Any) -> Any:
+    """What a name chooses; anything else is it."""
+    return TRAINABLES.load(trainable).build({}) if isinstance(trainable, str) else trainable
 
 
 def _text_shapes(
@@ -257,10 +229,6 @@ def _text_shapes(
     train_rows: int | None = None,
     test_rows: int | None = None,
     trainable: str = "lora",
-    lora_rank: int = 8,
-    lora_alpha: float = 16.0,
-    lora_targets: tuple[str, ...] = ("q_proj", "v_proj"),
-    prefix_tokens: int = 5,
     dtype: Precision = "float32",
     param_dtype: Precision = "float32",
     **rest: Any,
@@ -269,11 +237,6 @@ def _text_shapes(
     from hiso_jax.models import lm
     from hiso_jax.tasks.text import PROMPTS, text_shapes
 
-    _tuning(trainable, lora_rank, lora_alpha, lora_targets, prefix_tokens)
-    adapters = {
-        "lora": lm.Adapters(lora_rank, lora_alpha, tuple(lora_targets)),
-        "prefix": lm.Adapters(prefix=prefix_tokens),
-    }.get(trainable, lm.Adapters())
     if model is None:
         raise ParameterError("model", f"must name an architecture ({', '.join(lm.SHAPES)}), a folder or a hub's model")
     if model.lower() in lm.SHAPES and not Path(model).exists():
@@ -281,7 +244,7 @@ def _text_shapes(
     else:
         check_model(name, model)
         architecture = lm.read_architecture(model, revision=revision)
-    tuned = lm.tuned_shapes(lm.Decoder(architecture, dtype), trainable, adapters=adapters, param_dtype=param_dtype)
+    tuned = _as_trainable(trainable).shapes(lm.Decoder(architecture, dtype), param_dtype)
     known = PROMPTS[prompts].get(name)
     words = verbalizer or (() if known is None else known.words)
     task = text_shapes(
@@ -302,10 +265,8 @@ def _text(name: str, *without: str, **changed: Any) -> Factory:
         return text(name, seed, **options)
 
     def base(seed: int, key: Any, **options: Any) -> Base:
-        read = {each: options.get(each, hidden[each].default) for each in (*LORA, *PREFIX)}
-        tuning = _tuning(options.get("trainable", "lora"), **read)
-        own = {each: options.get(each, hidden[each].default) for each in ("model", "revision", "dtype", "param_dtype")}
-        pretrained, tuned = _language_model(name, seed, **own, tuning=tuning)
+        own = {each: options.get(each, hidden[each].default) for each in LOADED}
+        pretrained, tuned = _language_model(name, seed, **own)
         return Base(tuned.trained, tuned.frozen, pretrained, tuned)
 
     def shapes(**options: Any) -> Any:

@@ -160,3 +160,61 @@ def test_a_name_may_be_typed_with_dashes_or_underscores():
 
     kind = choices.Kind("kind", {"two-words": two_words})
     assert kind.load("two_words").name == kind.load("two-words").name == "two-words"
+
+
+SAMPLER = '''
+import jax
+import jax.numpy as jnp
+
+
+def uniform(*, spread: float = 1.0):
+    """Uniform numbers of variance 1.
+
+    Args:
+      spread: a factor, 1 for E[u uᵀ] = I.
+    """
+    def sample(key, shape, dtype):
+        return spread * jnp.sqrt(jnp.asarray(3, dtype)) * jax.random.uniform(key, shape, dtype, -1, 1)
+
+    return sample
+
+
+def norms():
+    """The norms of a language model."""
+    from hiso_jax.models.lm import tune
+    return lambda pretrained, seed: tune(pretrained, r"norm[.]scale$", seed=seed)
+'''
+
+
+def test_a_sampler_of_ones_own_runs_and_is_replayed(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(SAMPLER)
+    mine, run = f"{tmp_path / 'mine.py'}:uniform", tmp_path / "run"
+    options = ["--rounds", "6", "--clients", "20", "--cohort", "4", *NUMBERS, "--sampler", mine, "--spread", "0.5"]
+    assert call(capsys, "run", *options, "--out", run)[::2] == (0, "")
+    assert fed.load(run).header["about"]["spread"] == 0.5
+    assert "--sampler must be given again, as FILE:NAME" in call(capsys, "replay", run)[2]
+    code, text, _ = call(capsys, "replay", run, "--sampler", mine)
+    assert (code, "equal to the run's, bit for bit" in text) == (0, True)
+    assert call(capsys, "run", "--resume", run, "--sampler", mine, "--rounds", "8")[::2] == (0, "")
+    low = ["--rounds", "2", "--clients", "20", "--cohort", "4", *NUMBERS, "--sampler", "low_rank", "--rank", "2"]
+    assert call(capsys, "run", *low, "--out", tmp_path / "low")[::2] == (0, "")
+    assert (
+        "--rank is an option of --sampler low_rank; it would have no effect with --sampler gaussian"
+        in call(capsys, "run", "--rank", "2")[2]
+    )
+
+
+def test_what_is_trained_may_be_ones_own(capsys, tmp_path):
+    from tests.tasks.text.problems import data_folder, model_folder
+
+    (tmp_path / "mine.py").write_text(SAMPLER)
+    model, data = model_folder(tmp_path / "model"), data_folder(tmp_path / "data")
+    words = ["--task", "text-classification", "--model", model, "--data-dir", data, "--template", "{text} It was"]
+    words += ["--verbalizer", " bad, good", "--rounds", "2", "--clients", "4", "--cohort", "2", "--batch-size", "4"]
+    digests = set()
+    for trainable in (f"{tmp_path / 'mine.py'}:norms", "norm[.]scale$"):
+        out = tmp_path / f"run-{len(digests)}"
+        options = [*words, "--perturbations", "1", "--eval-every", "2", "--learning-rate", "1e-3"]
+        assert call(capsys, "run", *options, "--trainable", trainable, "--out", out)[::2] == (0, "")
+        digests.add(json.loads((out / "summary.json").read_text())["params_sha256"])
+    assert len(digests) == 1

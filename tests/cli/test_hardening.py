@@ -1,6 +1,7 @@
 """Files that strangers or accidents have been at, signals, and standard output that goes away."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -263,6 +264,24 @@ def test_a_run_kept_from_python_has_a_report(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["task"], summary["rounds"]) == ("linear", 12)
     assert summary["params_sha256"] == fed.fingerprint(result.params) == run.summary["params_sha256"]
+
+
+def test_an_evaluation_without_the_metric_that_counts_is_refused(capsys, tmp_path):
+    """Forged: one entry is renamed, and every digest made anew."""
+    out = tmp_path / "run"
+    assert call(capsys, "run", *SMALL, "--out", out)[0] == 0
+    kept, seen = [], 0
+    for frame in frames.read_frames((out / LEDGER).read_bytes()):
+        payload = bytes(frame.payload)
+        seen += frame.kind == b"EVAL"
+        kept.append((frame.kind, payload.replace(b'"accuracy"', b'"akkuracy"') if seen == 2 else payload))
+    chain = hashlib.sha256(frames.MAGIC)
+    forged = b"".join(frames.frame_bytes(kind, payload, chain) for kind, payload in kept if kind != b"SEAL")
+    (out / LEDGER).write_bytes(frames.MAGIC + forged)
+    code, _, errors = call(capsys, "run", "--resume", out)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "is refused: its evaluation after round " in errors
+    assert "has no accuracy" in errors
 
 
 def test_a_report_of_fewer_rounds_is_written_anew(tmp_path):

@@ -68,9 +68,12 @@ def test_a_column_names_the_clients(capsys, tmp_path, model):
     assert call(capsys, "replay", out)[0] == 0
     for more, sentence in [
         (["--column", "author"], "--column must be one of the training data; row 1 of train has no author"),
-        (["--column", "film", "--cohort", "4"], "--cohort must be at most the number of clients, 3, that column film"),
-        (["--column", "film", "--clients", "3"], "--clients is read by every other --partition"),
-        ([], "--column must be given with partition by-column and only then; got None"),
+        (
+            ["--column", "film", "--cohort", "4"],
+            "--cohort must be at most the number of clients, 3, of --partition by-column; got 4",
+        ),
+        (["--column", "film", "--clients", "3"], "--clients would have no effect with --partition by-column"),
+        ([], "--column must be given with partition by-column, and name a column that names the"),
     ]:
         code, _, errors = call(capsys, "run", *words, *more, "--out", tmp_path / "no")
         assert code == 2
@@ -101,9 +104,10 @@ def test_a_comparison_tells_the_worst_tenth_of_the_clients(capsys, tmp_path, mod
          "--partition must be iid for squad, which has no labels; got dirichlet"),
         (["--task", "qqp", "--model", "MODEL", "--prompts", "mezo"], "--prompts must be decomfl for qqp"),
         (["--task", "sst2", "--trainable", "lora", "--lora-rank", "0"], "--lora-rank must be at least 1, got 0"),
-        (["--lora-rank", "4"], "--lora-rank is an option of --task sst2, qqp, rte and 10 more"),
+        (["--lora-rank", "4"], "--lora-rank is an option of --trainable lora, and that of --task sst2, qqp, rte"),
         (["--param-dtype", "bfloat16"], "--param-dtype is an option of --task sst2, qqp, rte and 10 more"),
-        (["--task", "sst2", "--prefix-tokens", "4"], "--prefix-tokens has no meaning for --trainable lora"),
+        (["--task", "sst2", "--prefix-tokens", "4"],
+         "--prefix-tokens is an option of --trainable prefix; it would have no effect with --trainable lora"),
         (["--task", "sst2", "--max-new-tokens", "4"],
          "--max-new-tokens is an option of --task squad, drop, xsum; it would have no effect with --task sst2"),
         (["--task", "xsum", "--template", "{document}"], "--template is an option of --task sst2, qqp, rte and 7 more"),

@@ -130,6 +130,14 @@ class Session:
         self.history = [
             row for row in evaluations if row.round % config.eval_every == 0 or (over and row.round == self.done)
         ]
+        if self.history:
+            # Whoever forged the ledger may have made its digests anew.
+            name = metric_of(self.setup.task, self.history[0].metrics).name
+            for row in self.history:
+                if name not in row.metrics:
+                    raise ValueError(
+                        f"{keeper.found.path} is refused: its evaluation after round {row.round} has no {name}"
+                    )
         if evaluations:
             self.run_seconds = evaluations[-1].seconds
         if not self.done:
