@@ -55,16 +55,18 @@ class Hangs(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def limited(seconds: int) -> Iterator[None]:
-    """Raise :class:`Hangs` after so many seconds."""
+def limited(seconds: int) -> Iterator[list[bool]]:
+    """Raise :class:`Hangs` after so many seconds; what it yields is not empty then."""
+    rang: list[bool] = []
 
     def ring(number: int, frame: Any) -> None:
+        rang.append(True)
         raise Hangs
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(seconds)
     try:
-        yield
+        yield rang
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -74,12 +76,15 @@ def call(*arguments: object, seconds: int = SECONDS) -> str | None:
     """What is wrong with how the command answered within ``seconds``; None if nothing is."""
     out, errors = io.StringIO(), io.StringIO()
     code: Any = None
+    rang: list[bool] = []
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         try:
-            with limited(seconds):
+            with limited(seconds) as rang:
                 main([str(argument) for argument in arguments])
         except SystemExit as ending:
             code = ending.code
+            if code in STOPPED and rang:
+                return f"hangs: {arguments}"
             if code in STOPPED:
                 # Somebody stopped this program: the command answers signals for it.
                 raise
