@@ -116,6 +116,7 @@ def main(arguments: Arguments) -> None:
         histories,
         path.with_suffix(".png"),
         title=f"{arguments.task}: {arguments.clients} clients, {arguments.cohort} a round, each at its best rate",
+        metric=fed.metric_of(task, next(iter(histories.values()))[0][0].metrics),
         target=task.target,
     )
 

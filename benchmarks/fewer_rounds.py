@@ -303,7 +303,7 @@ class Bench:
 
 def simulation_costs(simulation: fed.Simulation, result: fed.Result) -> Any:
     from hiso_jax.fed.run.programs import costs_of
-    from hiso_jax.fed.run.simulation import estimator_of
+    from hiso_jax.fed.run.setup import estimator_of
     from hiso_jax.fed.update import ServerState
 
     server = ServerState(result.params, result.state)

@@ -138,7 +138,7 @@ class Kind:
             for point in self._entry_points():
                 if point.name == name:
                     return Choice(self, name, point.load())
-            if self.otherwise is not None and not (source.endswith(".py") or source.isidentifier()):
+            if self.otherwise is not None and not is_foreign(name):
                 return Choice(self, name, self.otherwise(name))
             if not source:
                 near = difflib.get_close_matches(name, self.factories, 1)
@@ -190,8 +190,11 @@ def _run(path: Path, sha256: str) -> Any:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether the code of a choice comes from a file or module that its name points at."""
-    return ":" in name
+    """Whether the code of a choice comes from a file or module that its name points at, ``source:attribute``."""
+    source, colon, attribute = name.rpartition(":")
+    is_source = source.endswith(".py") or all(map(str.isidentifier, source.split(".")))
+    # A method's name may have channels behind it.
+    return bool(colon) and is_source and attribute.partition("+")[0].isidentifier()
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,9 @@ def _going_on(folder: Path, settings: Compare) -> Path:
         written = None
     wanted = json.loads(json.dumps(as_written(settings)))
     differ = [name for name in wanted if not isinstance(written, dict) or written.get(name) != wanted[name]]
-    differ = [name for name in differ if name not in ("out", "resume")]
+    # The task's own target is written where none is given.
+    beside = ("out", "resume", *(["target"] if settings.target is None else []))
+    differ = [name for name in differ if name not in beside]
     if differ:
         raise ParameterError(
             "out", f"must be new, or of a comparison with the same settings; {folder} differs in {differ[0]}"

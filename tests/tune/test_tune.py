@@ -1,0 +1,103 @@
+"""Sweeps and comparisons from Python are those of the command line; one program tunes a method."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import fed, tune
+from hiso_jax.cli.main import main
+from hiso_jax.experiment import build_task, methods_of, resolve
+from hiso_jax.tune.search import Held
+from tests.cli.test_cli import call
+
+NUMBERS = {"rounds": 8, "clients": 20, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 4}
+WORDS = [word for name, value in NUMBERS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def test_a_sweep_is_that_of_the_command_line(capsys, tmp_path):
+    swept = tune.sweep(["decomfl"], learning_rate=[0.01, 0.05], seeds=2, **NUMBERS)
+    options = ["--algorithms", "decomfl", "--learning-rate", "0.01,0.05", "--seeds", "2", *WORDS]
+    code, text, errors = call(capsys, "sweep", *options, "--out", tmp_path / "sweep")
+    assert (code, errors) == (0, "")
+    written = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["decomfl"]
+    final = np.array(written["final_accuracy"])
+    rows = swept.rows()
+    assert len(rows) == 4
+    np.testing.assert_array_equal([row["final_accuracy"] for row in rows], final.reshape(-1))
+    assert [row["learning_rate"] for row in rows] == [0.01, 0.05] * 2
+    assert swept.best()["decomfl"].learning_rate == written["best"]["learning_rate"]
+    assert repr(swept).splitlines()[-1] in text
+
+
+@pytest.mark.thorough
+def test_a_comparison_is_that_of_the_command_line_and_goes_on(capsys, tmp_path):
+    asked = {"learning_rate": [0.02], "seeds": 2, **NUMBERS}
+    found = tune.compare(["decomfl", "hiso"], out=tmp_path / "python", **asked)
+    options = ["--algorithms", "decomfl,hiso", "--learning-rate", "0.02", "--seeds", "2", *WORDS]
+    code, _, errors = call(capsys, "compare", *options, "--out", tmp_path / "command")
+    assert (code, errors) == (0, "")
+    written = json.loads((tmp_path / "command" / "comparison.json").read_text())["methods"]
+    digests = [run["params_sha256"] for name in ("decomfl", "hiso") for run in written[name]["runs"]]
+    assert [row["params_sha256"] for row in found.rows()] == digests
+    assert {row["schedule"] for row in found.rows()} == {"constant"}
+    assert "decomfl" in repr(found)
+    said = []
+
+    class Heard(tune.Watcher):
+        def say(self, sentence):
+            said.append(sentence)
+
+    again = tune.compare(["decomfl", "hiso"], out=tmp_path / "python", watcher=Heard(), **asked)
+    assert [sentence for sentence in said if sentence.endswith("rounds are done")]
+    assert [row["params_sha256"] for row in again.rows()] == digests
+    with pytest.raises(hiso_jax.ParameterError, match="out must be new, or of a comparison with the same settings"):
+        tune.compare(["decomfl"], out=tmp_path / "python", **asked)
+
+
+@pytest.mark.thorough
+def test_one_program_tunes_a_method(tmp_path, monkeypatch):
+    compiled, original = [], fed.sweep
+
+    def counted(*given, programs=None, **more):
+        before = len(programs)
+        result = original(*given, programs=programs, **more)
+        compiled.append(len(programs) - before)
+        return result
+
+    monkeypatch.setattr(fed, "sweep", counted)
+    found = tune.compare(["decomfl"], seeds=1, tries=4, tuning_seeds=1, **NUMBERS)
+    trials = found.compared["decomfl"].tuned["trials"]
+    assert len(trials) == 12
+    assert {trial["schedule"] for trial in trials} == {"constant", "cosine", "inverse-sqrt"}
+    assert compiled == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "inverse-sqrt"])
+def test_rates_as_arrays_lead_where_the_schedule_leads(schedule):
+    names = {"algorithm": "hiso", "schedules": (schedule,)}
+    settings = resolve(tune.Compare, names).settings({**NUMBERS, "schedules": (schedule,), "algorithms": ("hiso",)})
+    task = build_task(settings)
+    held = Held(settings, task, [0])
+    (method,) = methods_of(["hiso"]).values()
+    plain = held.sweep(replace(settings, schedule=schedule), method, [0.05], tune.Watcher(), None)
+    table = held.search(settings, method, [(schedule, 0.05)], tune.Watcher(), fed.Programs())
+    for name in ("accuracy", "loss"):
+        np.testing.assert_allclose(table.metrics[name], plain.metrics[name], atol=3e-3)
+    # The rates are heeded: others lead elsewhere.
+    other = held.search(settings, method, [(schedule, 0.2)], tune.Watcher(), fed.Programs())
+    assert np.abs(other.metrics["loss"] - table.metrics["loss"]).max() > 0.02
+
+
+def test_what_cannot_be_tuned_is_one_sentence(capsys):
+    with pytest.raises(hiso_jax.ParameterError, match=r"^frames is no option of compare"):
+        tune.compare(["hiso"], frames=3)
+    with pytest.raises(hiso_jax.ParameterError, match=r"^algorithm must be one of"):
+        tune.sweep(["nothing"])
+    with pytest.raises(hiso_jax.ParameterError, match=r"^schedule must be one of constant, cosine"):
+        tune.compare(["hiso"], schedules=["step"])
+    with pytest.raises(SystemExit):
+        main(["compare", "--schedules", "step"])
+    assert capsys.readouterr().err.startswith("hiso-jax: error: --schedules must be one of constant, cosine")
