@@ -197,25 +197,15 @@ def tuned(tmp_path_factory):
     from rich.console import Console
 
     from hiso_jax.cli.options import Run
+    from hiso_jax.cli.parsing import parse
     from hiso_jax.cli.run import run
 
     folder = tmp_path_factory.mktemp("lm")
-    options = Run(
-        task="text-classification",
-        model=str(model_folder(folder / "base")),
-        data_dir=data_folder(folder / "data"),
-        template="{text} It was",
-        verbalizer=(" bad", " good"),
-        trainable="lora",
-        learning_rate=0.02,
-        rounds=6,
-        clients=4,
-        cohort=2,
-        perturbations=2,
-        eval_every=3,
-        batch_size=8,
-        out=folder / "run",
-    )
+    words = ["--task", "text-classification", "--model", str(model_folder(folder / "base"))]
+    words += ["--data-dir", str(data_folder(folder / "data")), "--template", "{text} It was", "--verbalizer"]
+    words += [" bad, good", "--trainable", "lora", "--learning-rate", "0.02", "--rounds", "6", "--clients", "4"]
+    words += ["--cohort", "2", "--perturbations", "2", "--eval-every", "3", "--batch-size", "8"]
+    options = parse(Run, "run", [*words, "--out", str(folder / "run")])
     assert run(options, Console(quiet=True)) == 0
     return folder
 
