@@ -125,7 +125,8 @@ def _defaults(about: Mapping[str, Any]) -> dict[str, Any]:
                 else:
                     choices.append(KINDS[kind].load(name))
     with contextlib.suppress(ValueError):
-        choices += nested_choices(methods, choices, {kind: about[kind] for kind in NESTED if about.get(kind)})
+        named = {kind: name for kind in NESTED if isinstance(name := about.get(kind), str) and not is_foreign(name)}
+        choices += nested_choices(methods, choices, named)
     return {option.name: option.default for option in own_options(options_with(Run, methods, choices)).values()}
 
 

@@ -196,6 +196,10 @@ def test_a_sampler_of_ones_own_runs_and_is_replayed(capsys, tmp_path):
     code, text, _ = call(capsys, "replay", run, "--sampler", mine)
     assert (code, "equal to the run's, bit for bit" in text) == (0, True)
     assert call(capsys, "run", "--resume", run, "--sampler", mine, "--rounds", "8")[::2] == (0, "")
+    # To show a run no code is run because the run names it.
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    assert "--spread 0.5" in call(capsys, "show", run)[1]
+    assert not (tmp_path / "was_run").exists()
     low = ["--rounds", "2", "--clients", "20", "--cohort", "4", *NUMBERS, "--sampler", "low_rank", "--rank", "2"]
     assert call(capsys, "run", *low, "--out", tmp_path / "low")[::2] == (0, "")
     assert (
