@@ -208,6 +208,7 @@ def test_a_sampler_of_ones_own_runs_and_is_replayed(capsys, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_what_is_trained_may_be_ones_own(capsys, tmp_path):
     from tests.tasks.text.problems import data_folder, model_folder
 

@@ -75,7 +75,9 @@ def test_one_program_tunes_a_method(tmp_path, monkeypatch):
     assert compiled == [1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "inverse-sqrt"])
+@pytest.mark.parametrize(
+    "schedule", ["cosine", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("constant", "inverse-sqrt"))]
+)
 def test_rates_as_arrays_lead_where_the_schedule_leads(schedule):
     names = {"algorithm": "hiso", "schedules": (schedule,)}
     settings = resolve(tune.Compare, names).settings({**NUMBERS, "schedules": (schedule,), "algorithms": ("hiso",)})
