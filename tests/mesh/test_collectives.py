@@ -135,7 +135,7 @@ def test_a_layer_of_a_language_model_takes_two_sums_across_the_devices(mesh):
 def test_meshes_that_cannot_be_are_refused(mesh):
     with pytest.raises(ValueError, match="devices must be between 1 and the number present, 8, got 9"):
         fed.make_mesh(9)
-    with pytest.raises(ValueError, match="model must divide the number of devices, 8, got 3"):
+    with pytest.raises(ValueError, match="model_shards must divide the number of devices, 8, got 3"):
         fed.make_mesh(8, model_shards=3)
     other = jax.make_mesh((8,), ("data",))
     with pytest.raises(ValueError, match=r"mesh must have an axis 'clients' .* got axes \('data',\)"):
