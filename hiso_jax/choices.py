@@ -140,7 +140,8 @@ class Kind:
                     return Choice(self, name, point.load())
             if self.otherwise is not None and not is_foreign(name):
                 return Choice(self, name, self.otherwise(name))
-            if not source:
+            # Nothing else is imported: whoever asks is_foreign first, of what a stranger's file names, is safe.
+            if not is_foreign(name):
                 near = difflib.get_close_matches(name, self.factories, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ParameterError(

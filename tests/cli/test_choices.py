@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from hiso_jax import choices, fed
+from hiso_jax import algorithms, choices, fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.cli.main import main
+from hiso_jax.experiment import KINDS, NESTED
 
 MINE = '''
 """Digits of one half of the images, split by regions; clients that come in turns; a rate that warms up."""
@@ -223,3 +224,16 @@ def test_what_is_trained_may_be_ones_own(capsys, tmp_path):
         assert call(capsys, "run", *options, "--trainable", trainable, "--out", out)[::2] == (0, "")
         digests.add(json.loads((out / "summary.json").read_text())["params_sha256"])
     assert len(digests) == 1
+
+
+def test_nothing_is_imported_that_does_not_look_like_a_users_code(tmp_path, monkeypatch):
+    """A name that a run recorded is loaded if it is no user's code: then no file may be run for it."""
+    (tmp_path / "my-module.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("my-module:x", "my module:x", "my-module.py:not a name"):
+        assert not choices.is_foreign(name)
+        for kind in (KINDS["partition"], algorithms.ALGORITHMS, NESTED["sampler"]):
+            with pytest.raises(ParameterError, match="must be one of"):
+                kind.load(name)
+        assert NESTED["trainable"].load(name).build({}).name == name
+    assert not (tmp_path / "was_run").exists()
