@@ -1,9 +1,8 @@
 """Several methods, each at its best, from the same starts, in one table."""
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.experiment import (
-    DECIDING,
     Setting,
     as_written,
     build_algorithm,
@@ -24,7 +22,6 @@ from hiso_jax.experiment import (
     methods_of,
     notes,
     participation_of,
-    resolve,
     simulation_config,
     target_of,
     virtual_note,
@@ -33,16 +30,15 @@ from hiso_jax.fed.ledger import exists, read_regular, write_whole
 from hiso_jax.reports import (
     Compared,
     as_results,
-    as_text,
     check_figures,
     comparison_picture,
-    comparison_table,
-    create_directory,
     evaluation_line,
     write_json,
 )
+from hiso_jax.tune.directory import CONFIG, asked, directory_for
 from hiso_jax.tune.locks import own_method
-from hiso_jax.tune.search import CONFIG, Search, Tuned, how_tuned
+from hiso_jax.tune.results import Comparison, budget_in_words
+from hiso_jax.tune.search import Search, Tuned, how_tuned
 from hiso_jax.tune.settings import Compare
 from hiso_jax.tune.watcher import Watcher
 
@@ -50,75 +46,6 @@ from hiso_jax.tune.watcher import Watcher
 READ_OF_A_CLIENT = 64
 CALM = "in calm"
 FIGURES = "compared.json"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
-    """What a comparison has shown.
-
-    Attributes:
-      settings: what was asked for.
-      results: by method its setting, its runs and their ratios to the baseline, as ``comparison.json`` has them.
-      compared: the finished runs by method, with their evaluations.
-      metric: the metric that counts.
-      target: its value to which costs are told, or None.
-      directory: where all of it was written.
-      interrupted: whether it was stopped; it goes on where it was.
-      elsewhere: names of methods that another process has in hand.
-    """
-
-    settings: Compare
-    results: dict[str, dict[str, Any]]
-    compared: dict[str, Compared]
-    metric: fed.Metric | None
-    target: float | None
-    directory: Path
-    interrupted: bool
-    elsewhere: tuple[str, ...]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One dict for each run: the method, its schedule, and the plain figures of its summary."""
-        plain = (str, int, float, bool, type(None))
-        return [
-            {
-                "algorithm": name,
-                "schedule": done.tuned["schedule"],
-                **{key: value for key, value in run.items() if isinstance(value, plain) and key != "algorithm"},
-            }
-            for name, done in self.compared.items()
-            for run in done.runs
-        ]
-
-    def to_pandas(self) -> Any:
-        """:meth:`rows` as a ``pandas.DataFrame``.
-
-        Raises:
-          ImportError: pandas is not installed.
-        """
-        import pandas as pd
-
-        return pd.DataFrame(self.rows())
-
-    def table(self) -> Any:
-        """The table that the command line prints, of ``rich``; None if no run has finished."""
-        if self.metric is None:
-            return None
-        return comparison_table(self.compared, self.results, self.metric, self.target, self.settings.reference)
-
-    def facts(self) -> dict[str, str]:
-        """How methods were compared, in words."""
-        settings = self.settings
-        trials = {len(done.tuned["trials"]) * settings.tuning_seeds for done in self.compared.values()}
-        counted = ", ".join(map(str, sorted(trials)))
-        return {
-            "protocol": f"{settings.protocol.replace('-', ' ')}; {_budget(settings)}",
-            "tuned": f"{counted} runs each, other seeds, validation examples" if any(trials) else "no: rates as given",
-            "seeds": f"{settings.seeds}, paired" + ("" if settings.seeds > 4 else "; intervals need 5"),
-        }
-
-    def __repr__(self) -> str:
-        """The table, as text."""
-        return as_text(self.table()) if self.metric is not None else f"Comparison({self.directory}: no finished run)"
 
 
 def run_comparison(
@@ -201,42 +128,10 @@ def compare(
       >>> [(row["algorithm"], row["rounds"]) for row in found.rows()]
       [('decomfl', 10), ('hiso', 10)]
     """
-    given = {**options, "algorithms": tuple(algorithms)}
-    for name in ("learning_rate", "schedules"):
-        if given.get(name) is not None:
-            several = given[name] if isinstance(given[name], list | tuple) else [given[name]]
-            given[name] = tuple(map(str, several))
-    names = {name: value for name, value in given.items() if name in DECIDING}
-    settings = resolve(Compare, names).settings(given, "compare")
+    settings = asked(Compare, "compare", algorithms, options)
     task = build_task(settings)
-    if out is not None:
-        return run_comparison(settings, task, lambda: _going_on(Path(out), settings), watcher)
-    with tempfile.TemporaryDirectory() as folder:
-        return run_comparison(settings, task, lambda: Path(folder), watcher)
-
-
-def _going_on(folder: Path, settings: Compare) -> Path:
-    """A directory to write, new or of a comparison with the same settings.
-
-    Raises:
-      ParameterError: another comparison was begun there, or something else is there.
-    """
-    if not exists(folder / CONFIG, "out"):
-        return create_directory(folder, "")
-    try:
-        written = json.loads(read_regular(folder / CONFIG))
-    except ValueError:
-        written = None
-    wanted = json.loads(json.dumps(as_written(settings)))
-    differ = [name for name in wanted if not isinstance(written, dict) or written.get(name) != wanted[name]]
-    # The task's own target is written where none is given.
-    beside = ("out", "resume", *(["target"] if settings.target is None else []))
-    differ = [name for name in differ if name not in beside]
-    if differ:
-        raise ParameterError(
-            "out", f"must be new, or of a comparison with the same settings; {folder} differs in {differ[0]}"
-        )
-    return folder
+    with directory_for(settings, out) as directory:
+        return run_comparison(settings, task, directory, watcher)
 
 
 def _lengths(settings: Compare, task: Any, methods: dict[str, Method], clients: int) -> dict[str, tuple[int, int]]:
@@ -382,7 +277,7 @@ class _Runs:
         metric = None
         if finished:
             metric = fed.metric_of(self.task, next(iter(finished.values())).histories[0][0].metrics)
-            title = f"{settings.task}: {self.clients:,} clients, {settings.cohort} a round, {_budget(settings)}"
+            title = f"{settings.task}: {self.clients:,} clients, {settings.cohort} a round, {budget_in_words(settings)}"
             comparison_picture(
                 finished, results, self.directory / "curves.png", title=title, metric=metric, target=self.target
             )
@@ -394,10 +289,3 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
     nan = float("nan")
     metrics = {name: nan if value is None else value for name, value in row["metrics"].items()}
     return {**row, "train_loss": nan if row["train_loss"] is None else row["train_loss"], "metrics": metrics}
-
-
-def _budget(settings: Compare) -> str:
-    unit = {"passes": "evaluations", "bytes": "bytes up", "seconds": "simulated seconds", "rounds": "rounds"}
-    if settings.budget == "rounds":
-        return f"{settings.rounds:,} rounds"
-    return f"the {unit[settings.budget]} of {settings.rounds:,} rounds of {settings.reference}"

@@ -36,7 +36,7 @@ from hiso_jax.tune.watcher import Watcher
 VALIDATION_SHARE = 0.2
 # Far from the seeds that are reported, which count up from --seed.
 FIRST_TUNING_SEED = 10_000
-RESULTS, CONFIG = "tuning.json", "config.json"
+RESULTS = "tuning.json"
 
 
 class Held:

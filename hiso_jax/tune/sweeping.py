@@ -1,13 +1,9 @@
 """A grid of learning rates × seeds (× μ) for several methods, each as one program; and one rate that is looked for."""
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hiso_jax import algorithms, fed
 from hiso_jax.checks import ParameterError
@@ -26,88 +22,18 @@ from hiso_jax.experiment import (
 )
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.reports import (
-    as_text,
-    create_directory,
     rates_picture,
     sweep_as_dict,
     sweep_from_dict,
-    sweep_table,
-    verdict,
     write_json,
 )
-from hiso_jax.tune.search import CONFIG, Held
+from hiso_jax.tune.directory import CONFIG, asked, directory_for
+from hiso_jax.tune.results import Swept
+from hiso_jax.tune.search import Held
 from hiso_jax.tune.study import Sweep
 from hiso_jax.tune.watcher import Watcher
 
 RESULTS = "sweep.json"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Swept:
-    """What sweeps of one or several methods have shown.
-
-    Attributes:
-      results: by method, every run's evaluations.
-      target: value of the metric to which rounds are counted, or None.
-      directory: where all of it was written.
-    """
-
-    results: dict[str, fed.SweepResult]
-    target: float | None
-    directory: Path
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether it was stopped; it goes on where it was."""
-        return any(result.interrupted for result in self.results.values())
-
-    def best(self) -> dict[str, fed.Best]:
-        """The best setting of each method that was not interrupted."""
-        return {name: each.best(self.target) for name, each in self.results.items() if not each.interrupted}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One dict for each run: the method, its setting, the metric at the end, and rounds to the target."""
-        rows = []
-        for name, result in self.results.items():
-            final = result.final()
-            first = None if self.target is None else result.rounds_to(self.target)
-            for s, m, rate in np.ndindex(final.shape):
-                diverged = int(result.diverged_at[s, m, rate])
-                reached = None if first is None or not np.isfinite(first[s, m, rate]) else float(first[s, m, rate])
-                rows.append(
-                    {
-                        "algorithm": name,
-                        "seed": result.seeds[s],
-                        "mu": result.mus[m],
-                        "learning_rate": result.learning_rates[rate],
-                        f"final_{result.metric.name}": float(final[s, m, rate]),
-                        "rounds_to_target": reached,
-                        "diverged_at_round": None if diverged < 0 else diverged,
-                    }
-                )
-        return rows
-
-    def to_pandas(self) -> Any:
-        """:meth:`rows` as a ``pandas.DataFrame``.
-
-        Raises:
-          ImportError: pandas is not installed.
-        """
-        import pandas as pd
-
-        return pd.DataFrame(self.rows())
-
-    def table(self) -> Any:
-        """The table that the command line prints, of ``rich``."""
-        return sweep_table(self.results, self.target)
-
-    def verdicts(self) -> list[str]:
-        """A sentence for each method: its best setting and why."""
-        return [verdict(name, result, self.target) for name, result in self.results.items()]
-
-    def __repr__(self) -> str:
-        """The table and the verdicts, as text."""
-        return "\n".join([as_text(self.table()), *self.verdicts()])
 
 
 def run_sweep(settings: Sweep, task: Any, directory: Callable[[], Path], watcher: Watcher | None = None) -> Swept:
@@ -176,7 +102,8 @@ def sweep(
 
     Args:
       algorithms: names of methods.
-      out: directory to write, which must not exist. None is a temporary one, which is removed.
+      out: directory to write; one that a sweep was begun in with the same options goes on. None is a temporary one,
+        which is removed.
       watcher: hears what is done, see :class:`Watcher`.
       options: of the sweep: ``learning_rate`` a list of rates, ``seeds``, ``task``, ``rounds`` and all others.
 
@@ -190,24 +117,17 @@ def sweep(
       >>> [row["learning_rate"] for row in swept.rows()]
       [0.01, 0.03]
     """
-    given = {**options, "algorithms": tuple(algorithms)}
-    if given.get("learning_rate") is not None:
-        several = given["learning_rate"]
-        given["learning_rate"] = tuple(map(str, several if isinstance(several, list | tuple) else [several]))
-    names = {name: value for name, value in given.items() if name in DECIDING}
-    settings = resolve(Sweep, names).settings(given, "sweep")
+    settings = asked(Sweep, "sweep", algorithms, options)
     task = build_task(settings)
-    if out is not None:
-        return run_sweep(settings, task, lambda: create_directory(Path(out), ""), watcher)
-    with tempfile.TemporaryDirectory() as folder:
-        return run_sweep(settings, task, lambda: Path(folder), watcher)
+    with directory_for(settings, out) as directory:
+        return run_sweep(settings, task, directory, watcher)
 
 
 def find_rate(**options: Any) -> fed.RateProbe:
     """Look for a learning rate as ``--learning-rate auto`` does: some rounds at a few of them, from the same start.
 
     Args:
-      options: of an experiment, see :class:`hiso_jax.Experiment`, by name.
+      options: of an experiment, see :class:`hiso_jax.Experiment`, by name; without ``learning_rate``.
 
     Raises:
       ParameterError: an option is unknown, out of range or without effect; or the loss stays finite at no rate.
@@ -218,6 +138,8 @@ def find_rate(**options: Any) -> fed.RateProbe:
       >>> found.learning_rate in found.learning_rates or found.learning_rate < found.fastest
       True
     """
+    if "learning_rate" in options:
+        raise ParameterError("learning_rate", "must not be given: it is looked for")
     names = {name: value for name, value in options.items() if name in DECIDING}
     settings = resolve(Single, names).settings({**options, "learning_rate": "auto"}, "find_rate")
     task = build_task(settings)

@@ -1,0 +1,80 @@
+"""What a study is asked for from Python, and the directory that it writes."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hiso_jax.checks import ParameterError
+from hiso_jax.experiment import DECIDING, as_written, resolve
+from hiso_jax.fed.ledger import exists, read_regular
+from hiso_jax.reports import create_directory
+from hiso_jax.tune.study import Study
+
+CONFIG = "config.json"
+# Options of the command that are lists of words.
+LISTED = ("learning_rate", "schedules")
+
+
+def asked(kind: type[Study], where: str, algorithms: Sequence[str], options: Mapping[str, Any]) -> Any:
+    """The settings of a study from the keywords of a function.
+
+    Args:
+      kind: the dataclass of the settings.
+      where: name of the function.
+      algorithms: names of methods.
+      options: the other keywords.
+
+    Raises:
+      ParameterError: an option is unknown, out of range or without effect.
+    """
+    if "resume" in options:
+        raise ParameterError("resume", "must be given as `out`: a directory with the same settings goes on")
+    given = {**options, "algorithms": tuple(algorithms)}
+    for name in LISTED:
+        if given.get(name) is not None:
+            several = given[name] if isinstance(given[name], list | tuple) else [given[name]]
+            given[name] = tuple(map(str, several))
+    names = {name: value for name, value in given.items() if name in DECIDING}
+    return resolve(kind, names).settings(given, where)
+
+
+@contextmanager
+def directory_for(settings: Study, out: Path | str | None) -> Iterator[Callable[[], Path]]:
+    """Yield what makes the directory of a study once its settings cannot be refused any more.
+
+    Args:
+      settings: of the study.
+      out: a new directory, or one that a study with the same settings was begun in. None is a temporary one.
+    """
+    if out is not None:
+        folder = Path(out)
+        yield lambda: _going_on(folder, settings)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield lambda: Path(name)
+
+
+def _going_on(folder: Path, settings: Study) -> Path:
+    """A directory to write, new or of a study with the same settings.
+
+    Raises:
+      ParameterError: another study was begun there, or something else is there.
+    """
+    if not exists(folder / CONFIG, "out"):
+        return create_directory(folder, "")
+    try:
+        written = json.loads(read_regular(folder / CONFIG))
+    except ValueError:
+        written = None
+    wanted = json.loads(json.dumps(as_written(settings)))
+    # The task's own target is written where none is given.
+    beside = ("out", "resume", *(["target"] if settings.target is None else []))
+    for name in wanted:
+        if name not in beside and (not isinstance(written, dict) or written.get(name) != wanted[name]):
+            raise ParameterError(
+                "out", f"must be new, or of a study with the same settings; {folder} differs in {name}"
+            )
+    return folder

@@ -1,0 +1,154 @@
+"""What sweeps and comparisons have shown: rows, tables and sentences."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hiso_jax import fed
+from hiso_jax.reports import Compared, as_text, comparison_table, sweep_table, verdict
+from hiso_jax.tune.settings import Compare
+
+
+class Rows:
+    """A result with a row for each run."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each run."""
+        raise NotImplementedError
+
+    def to_pandas(self) -> Any:
+        """:meth:`rows` as a ``pandas.DataFrame``.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Rows):
+    """What a comparison has shown.
+
+    Attributes:
+      settings: what was asked for.
+      results: by method its setting, its runs and their ratios to the baseline, as ``comparison.json`` has them.
+      compared: the finished runs by method, with their evaluations.
+      metric: the metric that counts.
+      target: its value to which costs are told, or None.
+      directory: where all of it was written.
+      interrupted: whether it was stopped; it goes on where it was.
+      elsewhere: names of methods that another process has in hand.
+    """
+
+    settings: Compare
+    results: dict[str, dict[str, Any]]
+    compared: dict[str, Compared]
+    metric: fed.Metric | None
+    target: float | None
+    directory: Path
+    interrupted: bool
+    elsewhere: tuple[str, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each run: the method, its schedule, and the plain figures of its summary."""
+        plain = (str, int, float, bool, type(None))
+        return [
+            {
+                "algorithm": name,
+                "schedule": done.tuned["schedule"],
+                **{key: value for key, value in run.items() if isinstance(value, plain) and key != "algorithm"},
+            }
+            for name, done in self.compared.items()
+            for run in done.runs
+        ]
+
+    def table(self) -> Any:
+        """The table that the command line prints, of ``rich``; None if no run has finished."""
+        if self.metric is None:
+            return None
+        return comparison_table(self.compared, self.results, self.metric, self.target, self.settings.reference)
+
+    def facts(self) -> dict[str, str]:
+        """How methods were compared, in words."""
+        settings = self.settings
+        trials = {len(done.tuned["trials"]) * settings.tuning_seeds for done in self.compared.values()}
+        counted = ", ".join(map(str, sorted(trials)))
+        return {
+            "protocol": f"{settings.protocol.replace('-', ' ')}; {budget_in_words(settings)}",
+            "tuned": f"{counted} runs each, other seeds, validation examples" if any(trials) else "no: rates as given",
+            "seeds": f"{settings.seeds}, paired" + ("" if settings.seeds > 4 else "; intervals need 5"),
+        }
+
+    def __repr__(self) -> str:
+        """The table, as text."""
+        return as_text(self.table()) if self.metric is not None else f"Comparison({self.directory}: no finished run)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Swept(Rows):
+    """What sweeps of one or several methods have shown.
+
+    Attributes:
+      results: by method, every run's evaluations.
+      target: value of the metric to which rounds are counted, or None.
+      directory: where all of it was written.
+    """
+
+    results: dict[str, fed.SweepResult]
+    target: float | None
+    directory: Path
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped; it goes on where it was."""
+        return any(result.interrupted for result in self.results.values())
+
+    def best(self) -> dict[str, fed.Best]:
+        """The best setting of each method that was not interrupted."""
+        return {name: each.best(self.target) for name, each in self.results.items() if not each.interrupted}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each run: the method, its setting, the metric at the end, and rounds to the target."""
+        rows = []
+        for name, result in self.results.items():
+            final = result.final()
+            first = None if self.target is None else result.rounds_to(self.target)
+            for s, m, rate in np.ndindex(final.shape):
+                diverged = int(result.diverged_at[s, m, rate])
+                reached = None if first is None or not np.isfinite(first[s, m, rate]) else float(first[s, m, rate])
+                rows.append(
+                    {
+                        "algorithm": name,
+                        "seed": result.seeds[s],
+                        "mu": result.mus[m],
+                        "learning_rate": result.learning_rates[rate],
+                        f"final_{result.metric.name}": float(final[s, m, rate]),
+                        "rounds_to_target": reached,
+                        "diverged_at_round": None if diverged < 0 else diverged,
+                    }
+                )
+        return rows
+
+    def table(self) -> Any:
+        """The table that the command line prints, of ``rich``."""
+        return sweep_table(self.results, self.target)
+
+    def verdicts(self) -> list[str]:
+        """A sentence for each method: its best setting and why."""
+        return [verdict(name, result, self.target) for name, result in self.results.items()]
+
+    def __repr__(self) -> str:
+        """The table and the verdicts, as text."""
+        return "\n".join([as_text(self.table()), *self.verdicts()])
+
+
+def budget_in_words(settings: Compare) -> str:
+    """What every method of a comparison may spend."""
+    unit = {"passes": "evaluations", "bytes": "bytes up", "seconds": "simulated seconds", "rounds": "rounds"}
+    if settings.budget == "rounds":
+        return f"{settings.rounds:,} rounds"
+    return f"the {unit[settings.budget]} of {settings.rounds:,} rounds of {settings.reference}"
