@@ -17,8 +17,9 @@ NUMBERS = {"rounds": 8, "clients": 20, "cohort": 4, "perturbations": 2, "batch_s
 WORDS = [word for name, value in NUMBERS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def test_a_sweep_is_that_of_the_command_line(capsys, tmp_path):
-    swept = tune.sweep(["decomfl"], learning_rate=[0.01, 0.05], seeds=2, **NUMBERS)
+def test_a_sweep_is_that_of_the_command_line_and_goes_on(capsys, tmp_path, monkeypatch):
+    asked = {"learning_rate": [0.01, 0.05], "seeds": 2, **NUMBERS}
+    swept = tune.sweep(["decomfl"], out=tmp_path / "python", **asked)
     options = ["--algorithms", "decomfl", "--learning-rate", "0.01,0.05", "--seeds", "2", *WORDS]
     code, text, errors = call(capsys, "sweep", *options, "--out", tmp_path / "sweep")
     assert (code, errors) == (0, "")
@@ -30,6 +31,8 @@ def test_a_sweep_is_that_of_the_command_line(capsys, tmp_path):
     assert [row["learning_rate"] for row in rows] == [0.01, 0.05] * 2
     assert swept.best()["decomfl"].learning_rate == written["best"]["learning_rate"]
     assert repr(swept).splitlines()[-1] in text
+    monkeypatch.setattr(fed, "sweep", None)
+    assert tune.sweep(["decomfl"], out=tmp_path / "python", **asked).rows() == rows
 
 
 @pytest.mark.thorough
@@ -53,7 +56,7 @@ def test_a_comparison_is_that_of_the_command_line_and_goes_on(capsys, tmp_path):
     again = tune.compare(["decomfl", "hiso"], out=tmp_path / "python", watcher=Heard(), **asked)
     assert [sentence for sentence in said if sentence.endswith("rounds are done")]
     assert [row["params_sha256"] for row in again.rows()] == digests
-    with pytest.raises(hiso_jax.ParameterError, match="out must be new, or of a comparison with the same settings"):
+    with pytest.raises(hiso_jax.ParameterError, match="out must be new, or of a study with the same settings"):
         tune.compare(["decomfl"], out=tmp_path / "python", **asked)
 
 
@@ -96,6 +99,10 @@ def test_rates_as_arrays_lead_where_the_schedule_leads(schedule):
 def test_what_cannot_be_tuned_is_one_sentence(capsys):
     with pytest.raises(hiso_jax.ParameterError, match=r"^frames is no option of compare"):
         tune.compare(["hiso"], frames=3)
+    with pytest.raises(hiso_jax.ParameterError, match=r"^resume must be given as `out`"):
+        tune.compare(["hiso"], resume="somewhere")
+    with pytest.raises(hiso_jax.ParameterError, match=r"^learning_rate must not be given: it is looked for"):
+        tune.find_rate(learning_rate=0.1)
     with pytest.raises(hiso_jax.ParameterError, match=r"^algorithm must be one of"):
         tune.sweep(["nothing"])
     with pytest.raises(hiso_jax.ParameterError, match=r"^schedule must be one of constant, cosine"):
