@@ -20,6 +20,9 @@ def bernoulli(*, availability_rate: float = 0.8) -> fed.Bernoulli:
 
     Args:
       availability_rate: mean probability that a client comes.
+
+    Raises:
+      ParameterError: a probability that is none.
     """
     between("availability_rate", availability_rate, 0, 1)
     return fed.Bernoulli(availability_rate)
@@ -31,6 +34,9 @@ def per_client(*, availability_rate: float = 0.8, availability_spread: float = 0
     Args:
       availability_rate: mean probability that a client comes.
       availability_spread: the clients' rates are uniform within this distance of the mean, or within [0, 1].
+
+    Raises:
+      ParameterError: a probability or a spread that is none.
     """
     between("availability_rate", availability_rate, 0, 1)
     between("availability_spread", availability_spread, 0, 1)
@@ -46,6 +52,9 @@ def diurnal(*, availability_rate: float = 0.8, rounds_per_day: float = 100.0) ->
       availability_rate: mean probability that a client comes.
       rounds_per_day: period of a wave from twice the mean, at most 1, to as far below it; each client has its own time
         zone.
+
+    Raises:
+      ParameterError: a probability that is none, or a period that is not positive.
     """
     between("availability_rate", availability_rate, 0, 1)
     positive("rounds_per_day", rounds_per_day)
@@ -58,6 +67,9 @@ def trace(*, trace: Path | None = None) -> fed.Trace:
 
     Args:
       trace: .npy or .csv file of 0s and 1s, a line a round, a column a client; both start again at their end.
+
+    Raises:
+      ParameterError: no file, or one that is not a table of 0s and 1s.
     """
     if trace is None:
         raise ParameterError("trace", "must be given with availability trace: a .npy or .csv file")

@@ -69,7 +69,7 @@ class Listed:
 
 
 def texts_of(documented: Any) -> dict[str, str]:
-    """What a docstring says of each parameter."""
+    """The text of each parameter in a docstring."""
     parsed = docstring_parser.parse(documented.__doc__ or "")
     return {each.arg_name: " ".join((each.description or "").split()) for each in parsed.params}
 
@@ -86,7 +86,7 @@ def defaults(**values: Any) -> Callable[[AnyFactory], AnyFactory]:
 
 @dataclass(frozen=True)
 class Kind:
-    """What can be chosen, and from which factories.
+    """A kind of choice: its name, and the factories to choose from.
 
     Attributes:
       name: of the option that chooses, which errors name.
@@ -270,7 +270,7 @@ class Choice:
         return dict(getattr(self.factory, "defaults", {}))
 
     def build(self, options: Mapping[str, Any], *inputs: Any) -> Any:
-        """What the factory makes of its inputs, in the order of its kind, and of those of ``options`` that it has.
+        """Call the factory with its inputs, in the order of its kind, and with those of ``options`` that it has.
 
         Raises:
           ParameterError: an option is out of range, or the factory fails.

@@ -77,6 +77,9 @@ def dirichlet(
       virtual: clients that exist as a key and draw their examples from the shared pool by a mixture of their own; any
         number of them. More clients than examples are virtual by themselves.
       client_examples: fewest and most examples of a virtual client, log-uniform in between.
+
+    Raises:
+      ParameterError: the task has no labels; N, α or the sizes are out of range; or sizes are given of clients that are not virtual.
     """
     if _virtual(train, clients, virtual, client_examples):
         fewest, most = client_examples
@@ -93,6 +96,9 @@ def dirichlet_balanced(train: Any, clients: int, seed: int, *, alpha: float = 0.
       clients: number of clients, N.
       seed: of the proportions.
       alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
+
+    Raises:
+      ParameterError: the task has no labels, or N or α is out of range.
     """
     return fed.dirichlet_balanced(_labels(train), clients, alpha=alpha, seed=seed)
 
@@ -109,6 +115,9 @@ def iid(
       virtual: clients that exist as a key and draw their examples from the shared pool by a mixture of their own; any
         number of them. More clients than examples are virtual by themselves.
       client_examples: fewest and most examples of a virtual client, log-uniform in between.
+
+    Raises:
+      ParameterError: N or the sizes are out of range, or sizes are given of clients that are not virtual.
     """
     if _virtual(train, clients, virtual, client_examples):
         labels = train.get("label") if isinstance(train, Mapping) else None
@@ -127,6 +136,9 @@ def shards(train: Any, clients: int, seed: int, *, shards_per_client: int = 2) -
       clients: number of clients, N.
       seed: of the assignment.
       shards_per_client: label shards assigned to each client.
+
+    Raises:
+      ParameterError: the task has no labels, or N or the number of shards is out of range.
     """
     return fed.shards(_labels(train), clients, shards_per_client=shards_per_client, seed=seed)
 
@@ -137,6 +149,9 @@ def by_column(train: Any, *, column: str | None = None) -> AnyPopulation:
     Args:
       train: the training data of a text task.
       column: column of the text data that names the client of each training row.
+
+    Raises:
+      ParameterError: the training data have no column that names the clients.
     """
     if not isinstance(train, Mapping) or CLIENT not in train:
         given = "a column that names the clients" if column is None else f"text data; {column} is no column of the task"

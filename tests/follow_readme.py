@@ -13,7 +13,8 @@ import subprocess
 import time
 from pathlib import Path
 
-MINE = """import optax
+MINE = """import numpy as np
+import optax
 from hiso_jax import fed, zo
 
 
@@ -26,6 +27,16 @@ def mine(learning_rate, *, beta: float = 0.9):
       beta: what the momentum keeps.
     \"\"\"
     return fed.Algorithm(optax.chain(zo.scale_by_zo(), optax.sgd(learning_rate, momentum=beta)))
+
+
+def by_region(train, clients, seed, *, regions: int = 5):
+    \"\"\"Clients of one region hold neighbouring examples.
+
+    Args:
+      regions: number of regions.
+    \"\"\"
+    example = np.arange(len(train["label"]))
+    return fed.by_column(example % regions + regions * (example % (clients // regions)))[0]
 """
 HUB = ("facebook/opt-125m",)
 # In a command → what is run.

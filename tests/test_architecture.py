@@ -1,7 +1,6 @@
 """The house stays as it was planned: small files and functions, each method one file that reads like the others."""
 
 import ast
-import warnings
 from pathlib import Path
 
 import pytest
@@ -17,21 +16,6 @@ def functions(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             yield node
-
-
-def test_what_is_long_is_told():
-    """Guidance of CONTRIBUTING.md: a warning where a file, a function or its parameters should be looked at."""
-    long = [f"{path.name} has {lines} lines" for path in FILES if (lines := len(path.read_text().splitlines())) > 400]
-    for path in FILES:
-        for node in functions(path):
-            documentation = ast.get_docstring(node, clean=False) or ""
-            lines = node.end_lineno - node.lineno + 1 - len(documentation.splitlines())
-            given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
-            parameters = [each.arg for each in given if each.arg not in ("self", "cls")]
-            long += [f"{path.name}: {node.name} has {lines} lines"] if lines >= 60 else []
-            long += [f"{path.name}: {node.name} takes {len(parameters)} parameters"] if len(parameters) > 8 else []
-    if long:
-        warnings.warn("; ".join(long), stacklevel=1)
 
 
 def test_the_federation_and_its_reports_do_not_know_what_an_accuracy_is():

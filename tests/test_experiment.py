@@ -47,6 +47,21 @@ def test_its_parts_may_be_values(tmp_path):
     assert (tmp_path / "run" / LEDGER).exists()
 
 
+def test_a_value_takes_several_local_steps_at_a_rate_that_is_given():
+    numbers = {**NUMBERS, "local_steps": 2, "local_learning_rate": 0.02}
+    experiment = hiso_jax.Experiment(algorithm=hiso_jax.hiso(0.02), **numbers)
+    assert experiment.config.local_learning_rate == 0.02
+    wanted = fed.Simulation(
+        experiment.task,
+        hiso_jax.hiso(0.02),
+        experiment.population,
+        experiment.config,
+        participation=experiment.participation,
+    )
+    assert fed.fingerprint(experiment.run().params) == fed.fingerprint(wanted.run().params)
+    assert experiment.replace(local_learning_rate=0.03).config.local_learning_rate == 0.03
+
+
 def test_it_is_frozen_and_made_anew():
     experiment = hiso_jax.Experiment(**NUMBERS)
     assert experiment.replace(cohort=3).config.cohort == 3
@@ -68,6 +83,11 @@ def test_it_is_frozen_and_made_anew():
         ({"combine": "mode"}, "combine must be one of clip, "),
         ({"curvature_decay": 0.5, "algorithm": "decomfl"}, "curvature_decay is an option of hiso, "),
         ({"algorithm": hiso_jax.hiso(0.1), "guard": True}, "guard must be a part of the algorithm that is given as a"),
+        (
+            {"algorithm": hiso_jax.hiso(0.1), "combine": "median"},
+            "combine must be a part of the algorithm that is given",
+        ),
+        ({"algorithm": "hiso", "local_learning_rate": 0.1}, "local_learning_rate is no option of an experiment"),
         ({"algorithm": hiso_jax.hiso(0.1), "learning_rate": 0.1}, "learning_rate must not be given beside an"),
         ({"population": fed.iid(1437, 9), "clients": 9}, "population must not be given beside `partition` or"),
         ({"algorithm": "hiso+median", "attackers": 0.2}, "attackers must be given with `attack`"),

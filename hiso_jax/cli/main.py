@@ -98,7 +98,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def sentence(error: exit_codes.UsageError, options: Collection[str]) -> str:
-    """What to tell the user: parameters are named as the options that set them.
+    """The sentence for the user, with each parameter named as the option that sets it.
 
     Args:
       error: what was refused.

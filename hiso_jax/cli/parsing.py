@@ -12,6 +12,7 @@ from hiso_jax.cli.options import GROUPS, MOVABLE, MOVED
 from hiso_jax.experiment import DECIDING, KINDS, NESTED, Resolved, Settings, own_options, resolve, unknown
 
 PROGRAM = "hiso-jax"
+ADVICE = " (see --help for what there is)"
 
 
 def _grouped(own: Collection[str], flat: Mapping[str, Option], resolved: Resolved) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def _name_of(command: str, word: str) -> str:
     """
     name = _named(word)
     if name is None:
-        raise UsageError(f"{word!r} is no option of {command} (see --help for what there is)")
+        raise UsageError(f"{word!r} is no option of {command}{ADVICE}")
     return name
 
 
@@ -95,7 +96,7 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
     if not issubclass(kind, Settings):
         given, rest = read(program, about, {"options": list(own.values())}, words)
         for word in rest:
-            raise _as_typed(unknown(_name_of(command, word), command, own))
+            raise _as_typed(unknown(_name_of(command, word), command, own, ADVICE))
         return kind(**given)
     chosen = peek(words, [name for name in (*DECIDING, "resume") if name in own or name in NESTED])
     if "resume" in chosen:
@@ -106,7 +107,7 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
     given, rest = read(program, about, _grouped(own, shown, resolved), words)
     for word in rest:
         try:
-            resolved.check_known(_name_of(command, word), command)
+            resolved.check_known(_name_of(command, word), command, ADVICE)
         except ParameterError as error:
             raise _as_typed(error) from None
         raise UsageError(f"{word} must be typed as {as_typed(_name_of(command, word))}")
@@ -114,6 +115,5 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
 
 
 def _as_typed(error: ParameterError) -> UsageError:
-    """The error of a name that is no option of the command, which is told as it was typed."""
-    hint = "" if "; " in error.message or "," in error.message else " (see --help for what there is)"
-    return UsageError(f"{as_typed(error.parameter)} {error.message}{hint}")
+    """A refusal of an unknown option, which names the option as it was typed."""
+    return UsageError(f"{as_typed(error.parameter)} {error.message}")

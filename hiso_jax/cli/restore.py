@@ -36,7 +36,7 @@ AnyStudy = TypeVar("AnyStudy", bound=Study)
 
 @dataclass(frozen=True, kw_only=True)
 class Again:
-    """What a run's user has to name again where it is the user's own: no code is run because a run names it.
+    """The user's own choices, which have to be named again: no code is run because a run names it.
 
     Attributes:
       algorithm: FILE:NAME of the run's method again, if it is its user's own.

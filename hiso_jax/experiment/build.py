@@ -23,7 +23,7 @@ AnyTask = Any
 
 def is_language_model(task: Choice) -> bool:
     """Whether a task fine-tunes a checkpoint, and is no network that begins at random."""
-    return getattr(task.factory, "rates", "images") is None
+    return getattr(task.factory, "from_checkpoint", False)
 
 
 def build_task(options: Settings) -> AnyTask:

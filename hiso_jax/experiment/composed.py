@@ -88,7 +88,7 @@ def nested_choices(methods: Sequence[Method], choices: Sequence[Choice], names: 
 
 
 def chosen_options(methods: Sequence[Method], choices: Sequence[Choice]) -> dict[str, Option]:
-    """The options of all that is chosen, each with the default that the chosen task gives it.
+    """The options of all that is chosen, with their own defaults.
 
     Raises:
       ParameterError: two choices declare an option of one name differently.
@@ -140,8 +140,3 @@ def given_to(chosen: Method | Choice, options: Any) -> dict[str, Any]:
         if isinstance(name, str):
             given[kind] = nested.load(name).build(vars(options))
     return {name: value for name, value in given.items() if value is not None}
-
-
-def task_defaults(task: Choice, known: Mapping[str, Option]) -> dict[str, Any]:
-    """The defaults that a task gives to those options that there are."""
-    return {name: value for name, value in task.defaults.items() if name in known}

@@ -59,7 +59,8 @@ class Experiment:
         package, which has its learning rate.
       population: who holds which examples, in place of a partition.
       learning_rate: η; ``"auto"`` looks for one; None is the method's own for the task.
-      options: everything else, by the names of the command's options.
+      options: everything else, by the names of the command's options; with an algorithm that is a value also
+        ``local_learning_rate``, η of the clients' own steps, a number or a schedule over rounds.
 
     Attributes:
       task: the task.
@@ -100,7 +101,13 @@ class Experiment:
         **options: Any,
     ) -> None:
         """Resolve the names, and make the parts."""
-        given = {"task": task, "algorithm": algorithm, "population": population, "learning_rate": learning_rate}
+        given = {
+            "task": task,
+            "algorithm": algorithm,
+            "population": population,
+            "learning_rate": learning_rate,
+            **options,
+        }
         names: dict[str, Any] = {name: value for name, value in options.items() if name in DECIDING}
         names |= {"task": task, "algorithm": algorithm}
         if _is_value(task):
@@ -111,12 +118,14 @@ class Experiment:
             own = Choice(ALGORITHMS, "a method of its own", lambda learning_rate: algorithm)
             names["algorithm"] = Method(own.name, own)
             for name in options:
-                if name in names["algorithm"].options:
+                if name in (*names["algorithm"].options, "combine", "attack"):
                     raise ParameterError(name, "must be a part of the algorithm that is given as a value")
         if population is not None:
             if "partition" in options or "clients" in options:
                 raise ParameterError("population", "must not be given beside `partition` or `clients`")
             names["partition"] = Choice(KINDS["partition"], "population", lambda train: population)
+        # A method sets the rate of the clients' own steps; an algorithm that is a value cannot.
+        own_steps = options.pop("local_learning_rate", None) if _is_value(algorithm) else None
         settings = resolve(Single, names).settings({**options, **names, "learning_rate": learning_rate})
         method = settings.algorithm if _is_value(algorithm) else load_method(settings.algorithm)
         rate = None if _is_value(algorithm) else wanted_rate(settings, method)
@@ -128,9 +137,9 @@ class Experiment:
         if rate == "auto":
             rate = probe_rate(settings, method, made, people, lambda done, rounds: None).learning_rate
         built = first if rate is None else build_algorithm(settings, method, rate)
-        config = simulation_config(settings, settings.seed, built)
         if rate is not None:
-            config = replace(config, local_learning_rate=build_schedule(settings, built.local_share * rate))
+            own_steps = build_schedule(settings, built.local_share * rate)
+        config = replace(simulation_config(settings, settings.seed, built), local_learning_rate=own_steps)
         about = about_of(settings, method) | {"learning_rate": rate, "target": target_of(settings, made)}
         if any(map(_is_value, (task, algorithm, population))):
             # No options lead to what a program made: its runs go on where it is made again.
@@ -143,7 +152,7 @@ class Experiment:
             "participation": participation_of(settings),
             "learning_rate": rate,
             "about": about,
-            "given": given | options,
+            "given": given,
         }
         for name, part in parts.items():
             object.__setattr__(self, name, part)

@@ -37,6 +37,7 @@ class Resolved:
       methods: the methods, with these channels.
       choices: what else is chosen, the task first.
       options: all options by their names; their defaults are those that the choices give them.
+      whole: the dataclass of the settings with the options of what is chosen.
     """
 
     kind: type
@@ -45,6 +46,7 @@ class Resolved:
     methods: tuple[Method, ...]
     choices: tuple[Choice, ...]
     options: dict[str, Option]
+    whole: type
 
     def settings(self, given: Mapping[str, Any], where: str = "an experiment") -> Any:
         """The settings with the values that were given to ``where``.
@@ -55,13 +57,17 @@ class Resolved:
         for name in given:
             self.check_known(name, where)
         values = {name: option.default for name, option in self.options.items()} | dict(given)
-        whole = options_with(self.kind, self.methods, self.choices)
-        made = whole(**(_through(values, self.typed, self.added) if self.added else values))
+        made = self.whole(**(_through(values, self.typed, self.added) if self.added else values))
         check_read(made, self.methods, given)
         return made
 
-    def check_known(self, name: str, where: str) -> None:
+    def check_known(self, name: str, where: str, advice: str = "") -> None:
         """Refuse a name that is no option of ``where`` with what is chosen, and say where it belongs.
+
+        Args:
+          name: of the option.
+          where: what it was given to.
+          advice: what to say of a name that belongs nowhere.
 
         Raises:
           ParameterError: it is none.
@@ -92,13 +98,13 @@ class Resolved:
             raise ParameterError(
                 name, f"is an option of {', '.join(owners)}; it would have no effect on {', '.join(asked)}"
             )
-        raise unknown(name, where, self.options)
+        raise unknown(name, where, self.options, advice)
 
 
-def unknown(name: str, where: str, known: Mapping[str, Any]) -> ParameterError:
-    """The error of a name that is no option, with the nearest that is one."""
+def unknown(name: str, where: str, known: Mapping[str, Any], advice: str = "") -> ParameterError:
+    """The error of a name that is no option of ``where``, with the nearest that is one, or else with ``advice``."""
     near = difflib.get_close_matches(name, known, 1)
-    return ParameterError(name, f"is no option of {where}" + (f"; did you mean `{near[0]}`?" if near else ""))
+    return ParameterError(name, f"is no option of {where}" + (f"; did you mean `{near[0]}`?" if near else advice))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -194,11 +200,11 @@ def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
         methods = typed
     choices = _choices(own, names)
     choices += nested_choices(methods, choices, names)
-    flat = own_options(options_with(kind, methods, choices)) | chosen_options(methods, choices) | own
+    whole, flat = options_with(kind, methods, choices), own | chosen_options(methods, choices)
     if any(method.is_private for method in methods) and "direction_groups" in flat:
         # Several groups are asked for, or there is one: see ``Method.build``.
         flat["direction_groups"] = replace(flat["direction_groups"], default="shared")
     for name, value in choices[0].defaults.items():
         if name in flat:
             flat[name] = replace(flat[name], default=value)
-    return Resolved(kind, tuple(map(str, typed)), added, tuple(methods), tuple(choices), flat)
+    return Resolved(kind, tuple(map(str, typed)), added, tuple(methods), tuple(choices), flat, whole)

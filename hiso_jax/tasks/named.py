@@ -3,11 +3,12 @@
 A task is a factory ``name(seed, *, options)`` that returns a :class:`hiso_jax.fed.Task`; a task that draws nothing at
 random takes no seed. ``@hiso_jax.choices.defaults`` declares the options that have other defaults with it. A factory
 may carry two functions of its options, which spare those who need them its data: ``base``, the model that a run began
-as, and ``shapes``, the task with shapes in place of arrays.
+as, and ``shapes``, the task with shapes in place of arrays. ``from_checkpoint`` says that it fine-tunes a pretrained
+model, ``labelled`` whether its examples have labels to be split by.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from hiso_jax.tasks.digits import digits_network
 from hiso_jax.tasks.mnist import fashion_mnist as load_fashion_mnist
 from hiso_jax.tasks.mnist import mnist as load_mnist
 from hiso_jax.tasks.mnist import mnist_network, mnist_shapes
-from hiso_jax.tasks.trainables import TRAINABLES
+from hiso_jax.tasks.trainables import TRAINABLES, Trainable
 
 _CLASSIFIES = ("sst2", "qqp", "rte", "boolq", "cb", "wic", "wsc", "multirc", "ag_news", "text-classification")
 _GENERATES = ("squad", "drop", "xsum")
@@ -69,7 +70,7 @@ def _network(factory: Factory, network: Callable[[Any], Any], shapes: Callable[.
     def base(seed: int, key: Any, *, model: Any = None, **rest: Any) -> Base:
         return Base(network(model).init(key))
 
-    vars(factory).update(base=base, shapes=shapes, rates="images")
+    vars(factory).update(base=base, shapes=shapes)
     return factory
 
 
@@ -217,43 +218,31 @@ def _as_trainable(trainable: Any) -> Any:
     return TRAINABLES.load(trainable).build({}) if isinstance(trainable, str) else trainable
 
 
-def _text_shapes(
-    name: str,
-    *,
-    model: str | None = None,
-    revision: str | None = None,
-    prompts: Literal["decomfl", "mezo"] = "decomfl",
-    verbalizer: tuple[str, ...] | None = None,
-    max_length: int | None = None,
-    max_new_tokens: int | None = None,
-    train_rows: int | None = None,
-    test_rows: int | None = None,
-    trainable: str = "lora",
-    dtype: Precision = "float32",
-    param_dtype: Precision = "float32",
-    **rest: Any,
-) -> Any:
+def _text_shapes(name: str, own: Mapping[str, Any]) -> Any:
     """A task of text with shapes in place of arrays, and its trained parameters: of the model no weights are read."""
     from hiso_jax.models import lm
     from hiso_jax.tasks.text import PROMPTS, text_shapes
 
+    model, trainable = own["model"], _as_trainable(own["trainable"])
+    if not isinstance(trainable, Trainable):
+        raise ParameterError("trainable", "must be all, lora, prefix, head or a pattern where no weights are read")
     if model is None:
         raise ParameterError("model", f"must name an architecture ({', '.join(lm.SHAPES)}), a folder or a hub's model")
     if model.lower() in lm.SHAPES and not Path(model).exists():
         architecture = lm.SHAPES[model.lower()]
     else:
         check_model(name, model)
-        architecture = lm.read_architecture(model, revision=revision)
-    tuned = _as_trainable(trainable).shapes(lm.Decoder(architecture, dtype), param_dtype)
-    known = PROMPTS[prompts].get(name)
-    words = verbalizer or (() if known is None else known.words)
+        architecture = lm.read_architecture(model, revision=own["revision"])
+    tuned = trainable.shapes(lm.Decoder(architecture, own["dtype"]), own["param_dtype"])
+    known = PROMPTS[own["prompts"]].get(name)
+    words = own["verbalizer"] or (() if known is None else known.words)
     task = text_shapes(
         name,
         tuned,
         classes=max(len(words), 2),
-        max_length=max_length,
-        max_new_tokens=max_new_tokens,
-        rows=(train_rows or 8192, test_rows or 1000),
+        max_length=own["max_length"],
+        max_new_tokens=own["max_new_tokens"],
+        rows=(own["train_rows"] or 8192, own["test_rows"] or 1000),
     )
     return task, tuned.trained
 
@@ -265,21 +254,26 @@ def _text(name: str, *without: str, **changed: Any) -> Factory:
         return text(name, seed, **options)
 
     def base(seed: int, key: Any, **options: Any) -> Base:
-        own = {each: options.get(each, hidden[each].default) for each in LOADED}
+        own = {each: (without_options | options)[each] for each in LOADED}
         pretrained, tuned = _language_model(name, seed, **own)
         return Base(tuned.trained, tuned.frozen, pretrained, tuned)
 
     def shapes(**options: Any) -> Any:
-        return _text_shapes(name, **options)
+        return _text_shapes(name, without_options | options)
 
     hidden = inspect.signature(text).parameters
+    without_options = {each.name: changed.get(each.name, each.default) for each in hidden.values()}
     kept = [
         each.replace(default=changed.get(each.name, each.default))
         for each in hidden.values()
         if each.name != "name" and each.name not in without
     ]
     vars(make).update(
-        __signature__=inspect.Signature(kept), base=base, shapes=shapes, rates=None, labelled=name in _CLASSIFIES
+        __signature__=inspect.Signature(kept),
+        base=base,
+        shapes=shapes,
+        from_checkpoint=True,
+        labelled=name in _CLASSIFIES,
     )
     make.__annotations__ = {each.name: each.annotation for each in kept}
     make.__doc__, make.__name__ = text.__doc__, name
