@@ -79,7 +79,7 @@ def dirichlet(
       client_examples: fewest and most examples of a virtual client, log-uniform in between.
 
     Raises:
-      ParameterError: the task has no labels; N, α or the sizes are out of range; or sizes are given of clients that are not virtual.
+      ParameterError: the task has no labels; N, α or the sizes are out of range; or clients with sizes are not virtual.
     """
     if _virtual(train, clients, virtual, client_examples):
         fewest, most = client_examples
