@@ -64,13 +64,13 @@ def combining(settings: Settings) -> dict[str, float]:
     functions: dict[str, Callable[[], Any]] = {"round": lambda: run(params, state, batches, mask, jax.random.key(1))}
     for name in channels.names_of("combine"):
         made = channels.FACTORIES[name]()
-        if callable(made):
-            function = jax.jit(made)
+        if made.noise is None:
+            function = jax.jit(made.apply)
             functions[name] = lambda function=function: function(messages, weights, key)
     for name in channels.names_of("rescale"):
-        rescale = channels.FACTORIES[name]()
-        first = rescale.init(messages)
-        shorten = jax.jit(rescale.factors)
+        clip = channels.FACTORIES[name]()
+        first = () if clip.init is None else clip.init(messages)
+        shorten = jax.jit(clip.advance)
         functions[name] = lambda shorten=shorten, first=first: shorten(messages, weights, first)
     return in_turn(functions, settings.repeats)
 

@@ -68,7 +68,7 @@ class Entry:
     batches: int = 1
 
 
-def _decomfl(*, rescale: tuple[fed.Rescale, ...] = (), **options: Any) -> Callable[[Any], fed.Algorithm]:
+def _decomfl(*, rescale: tuple[fed.Clip, ...] = (), **options: Any) -> Callable[[Any], fed.Algorithm]:
     wire = {name: options.pop(name) for name in ("scalar_bits", "aggregate_bits") if name in options}
 
     def make(rate: Any) -> fed.Algorithm:

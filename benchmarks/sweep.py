@@ -21,7 +21,8 @@ from rich.console import Console
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.fed.round import Estimator, server_round
+from hiso_jax.fed.measure import Estimator
+from hiso_jax.fed.round import server_round
 from hiso_jax.fed.run import monitor
 from hiso_jax.fed.run.dispatch import Inputs, RunState, draw_batches, make_dispatch
 from hiso_jax.fed.run.programs import costs_of

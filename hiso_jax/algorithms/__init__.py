@@ -136,9 +136,9 @@ class Method:
             )
         algorithm = as_algorithm(made)
         for name in self.channels:
-            if channels.part_of(channels.FACTORIES[name]) == "wire" and not algorithm.has_scalars:
+            if channels.part_of(name) == "wire" and not algorithm.has_scalars:
                 raise ParameterError("algorithm", f"{self.name} must send scalars to go through {name}")
-            algorithm = channels.through(algorithm, name, channels.CHANNELS.load(name).build(options))
+            algorithm = channels.CHANNELS.load(name).build(options).into(algorithm)
         if algorithm.is_private:
             # Shortened to a fixed norm, and by nothing that tells of the others.
             algorithm = replace(algorithm, rescale=())
@@ -164,7 +164,7 @@ def load(name: str) -> Method:
             raise ParameterError(
                 "algorithm", f"{name} must go through one of {', '.join(channels.NAMES)}; got {channel!r}"
             )
-    parts = [channels.part_of(channels.FACTORIES[channel]) for channel in through]
+    parts = [channels.part_of(channel) for channel in through]
     if parts.count("combine") > 1:
         raise ParameterError("algorithm", f"{name} must go through one combiner at most: messages are combined once")
     noising = [each for each in through if channels.draws_noise(each)]

@@ -1,20 +1,17 @@
 """What may happen to messages between clients and server, and how they become one: one file each.
 
-A channel is a factory named as its file, ``name(*, options)``; its keywords are its options on the command line. What
-it returns its annotation says: a :data:`~hiso_jax.fed.algorithm.Send`, an :class:`~hiso_jax.fed.algorithm.Attack`, a
-:class:`~hiso_jax.fed.algorithm.Rescale`, a :data:`~hiso_jax.fed.algorithm.Combine` or
-:class:`~hiso_jax.fed.algorithm.PrivateMean`, or a :class:`~hiso_jax.fed.wire.Wire`.
+A channel is a factory named as its file, ``name(*, options)``; its keywords are its options on the command line. It
+returns a :class:`~hiso_jax.fed.Send`, an :class:`~hiso_jax.fed.Attack`, a :class:`~hiso_jax.fed.Clip`, a
+:class:`~hiso_jax.fed.Combine` or a :class:`~hiso_jax.fed.Wire`; ``.into(algorithm)`` adds it to an algorithm.
 """
 
 import pkgutil
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
-from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from hiso_jax.choices import Kind
-from hiso_jax.fed.algorithm import Algorithm, Attack, PrivateMean, Rescale, Send, Wire
+from hiso_jax.fed.algorithm import Attack, Clip, Combine, Part, Send, Wire
 
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 FACTORIES: dict[str, Callable[..., Any]] = {name: getattr(import_module(f"{__name__}.{name}"), name) for name in NAMES}
@@ -25,49 +22,35 @@ if TYPE_CHECKING:
         """A channel's factory is found under its file's name."""
 
 
+Channel = Send | Attack | Clip | Combine | Wire
+
 CHANNELS = Kind("channel", FACTORIES)
 
 __all__ = [
-    "CHANNELS", "FACTORIES", "NAMES", "Part", "draws_noise", "is_private", "names_of", "part_of", "through", *NAMES,
+    "CHANNELS", "FACTORIES", "NAMES", "Channel", "Part", "draws_noise", "is_private", "names_of", "part_of", *NAMES,
 ]  # fmt: skip
 
 
-Part = Literal["send", "attack", "rescale", "combine", "wire"]
+def made_by_default(name: str) -> Channel:
+    """A channel's value with the defaults of its options: what it declares does not depend on them."""
+    return FACTORIES[name]()
 
 
-def part_of(factory: Callable[..., Any]) -> Part:
-    """Which part of an algorithm a factory makes."""
-    made = get_type_hints(factory)["return"]
-    parts: dict[Any, Part] = {Send: "send", Attack: "attack", Rescale: "rescale", Wire: "wire"}
-    return parts.get(made, "combine")
-
-
-def is_private(name: str) -> bool:
-    """Whether a channel noises what everyone is told."""
-    return get_type_hints(FACTORIES[name])["return"] is PrivateMean
-
-
-def draws_noise(name: str) -> bool:
-    """Whether a channel draws noise that nobody may know, of clients or of the server."""
-    return "noise_multiplier" in signature(FACTORIES[name]).parameters
+def part_of(name: str) -> Part:
+    """The part of an algorithm that a channel makes."""
+    return made_by_default(name).part
 
 
 def names_of(*parts: Part) -> tuple[str, ...]:
     """The names of the channels that make one of these parts."""
-    return tuple(name for name in NAMES if part_of(FACTORIES[name]) in parts)
+    return tuple(name for name in NAMES if part_of(name) in parts)
 
 
-def through(algorithm: Algorithm, name: str, made: Any) -> Algorithm:
-    """The algorithm with its messages going through what the channel ``name`` made."""
-    part = part_of(FACTORIES[name])
-    # What does not say how few bits it needs sends float32, whatever came before it.
-    bits = getattr(made, "bits", 32)
-    if part == "wire":
-        return replace(algorithm, wire=made)
-    if part == "send":
-        return replace(algorithm, send=(*algorithm.send, made), wire=replace(algorithm.wire, up_bits=bits))
-    if part == "attack":
-        return replace(algorithm, attack=made)
-    if part == "rescale":
-        return replace(algorithm, rescale=(*algorithm.rescale, made))
-    return replace(algorithm, combine=made, wire=replace(algorithm.wire, down_bits=bits))
+def draws_noise(name: str) -> bool:
+    """Whether a channel draws private noise, of clients or of the server."""
+    return getattr(made_by_default(name), "noise", None) is not None
+
+
+def is_private(name: str) -> bool:
+    """Whether a channel makes the server noise what it broadcasts."""
+    return part_of(name) == "combine" and draws_noise(name)

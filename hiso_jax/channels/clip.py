@@ -3,11 +3,11 @@
 from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.checks import positive
-from hiso_jax.fed.algorithm import Rescale
+from hiso_jax.fed.algorithm import Clip
 from hiso_jax.fed.norms import shortening
 
 
-def clip(*, clip_norm: float = 1.0) -> Rescale:
+def clip(*, clip_norm: float = 1.0) -> Clip:
     """Every message shortened to Euclidean length ``clip_norm`` if it is longer.
 
     Args:
@@ -18,7 +18,7 @@ def clip(*, clip_norm: float = 1.0) -> Rescale:
     """
     positive("clip_norm", clip_norm)
 
-    def factors(messages: PyTree, weights: Float[Array, "C"], state: PyTree) -> tuple[Float[Array, "C"], PyTree]:
-        return shortening(messages, weights > 0, clip_norm), state
+    def factors(messages: PyTree, weights: Float[Array, "C"]) -> Float[Array, "C"]:
+        return shortening(messages, weights > 0, clip_norm)
 
-    return Rescale(factors, label=f"clip({clip_norm!r})")
+    return Clip(factors, label=f"clip({clip_norm!r})")

@@ -8,7 +8,7 @@ than the others' no longer decides the round.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.fed.algorithm import Rescale
+from hiso_jax.fed.algorithm import Clip
 from hiso_jax.fed.norms import kinds, lengths, middle, to_length
 
 
@@ -19,10 +19,6 @@ def clipping_factors(messages: PyTree, weights: Float[Array, "C"]) -> Float[Arra
     return jnp.stack([to_length(each, middle(each, counts)) for each in own]).min(0)
 
 
-def _factors(messages: PyTree, weights: Float[Array, "C"], state: PyTree) -> tuple[Float[Array, "C"], PyTree]:
-    return clipping_factors(messages, weights), state
-
-
-def clip_to_median() -> Rescale:
+def clip_to_median() -> Clip:
     """Messages no longer than their median length."""
-    return Rescale(_factors, label="clip_to_median")
+    return Clip(clipping_factors, label="clip_to_median")

@@ -5,7 +5,7 @@ from jaxtyping import Array, Key, PyTree
 
 from hiso_jax.channels._forging import honest_statistics
 from hiso_jax.checks import finite
-from hiso_jax.fed.algorithm import Attack, Senders, separable
+from hiso_jax.fed.algorithm import Attack, Senders
 
 
 def colluding(*, deviations: float = 1.5) -> Attack:
@@ -21,7 +21,6 @@ def colluding(*, deviations: float = 1.5) -> Attack:
     """
     finite("deviations", deviations)
 
-    @separable
     def forge(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
         def one(numbers: Array) -> Array:
             average, spread = honest_statistics(numbers, senders)
@@ -29,4 +28,4 @@ def colluding(*, deviations: float = 1.5) -> Attack:
 
         return jax.tree.map(one, messages)
 
-    return Attack(forge)
+    return Attack(forge, separable=True, label="colluding.<locals>.forge")

@@ -6,7 +6,7 @@ from jaxtyping import Array, Key, PyTree
 
 from hiso_jax.channels._forging import honest_statistics
 from hiso_jax.checks import finite
-from hiso_jax.fed.algorithm import Attack, Senders, separable
+from hiso_jax.fed.algorithm import Attack, Senders
 
 
 def gaussian_attack(*, attack_scale: float = 10.0) -> Attack:
@@ -22,7 +22,6 @@ def gaussian_attack(*, attack_scale: float = 10.0) -> Attack:
     """
     finite("attack_scale", attack_scale)
 
-    @separable
     def forge(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
         leaves, structure = jax.tree.flatten(messages)
 
@@ -33,4 +32,4 @@ def gaussian_attack(*, attack_scale: float = 10.0) -> Attack:
 
         return jax.tree.unflatten(structure, map(one, leaves, jax.random.split(key, len(leaves))))
 
-    return Attack(forge)
+    return Attack(forge, separable=True, label="gaussian_attack.<locals>.forge")

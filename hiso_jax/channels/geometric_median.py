@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from hiso_jax.checks import whole
-from hiso_jax.fed.algorithm import Combine, compares
+from hiso_jax.fed.algorithm import Combine
 from hiso_jax.fed.norms import rows_of
 
 # ν, as a share of the median distance from where the steps begin.
@@ -28,7 +28,6 @@ def geometric_median(*, weiszfeld_steps: int = 32) -> Combine:
     """
     whole("weiszfeld_steps", weiszfeld_steps, 1)
 
-    @compares
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
         counts = weights > 0
         rows = rows_of(messages, counts)
@@ -53,4 +52,4 @@ def geometric_median(*, weiszfeld_steps: int = 32) -> Combine:
         shaped = [p.reshape(leaf.shape[1:]).astype(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)]
         return jax.tree.unflatten(structure, shaped)
 
-    return combine
+    return Combine(combine, compares=True, label="geometric_median.<locals>.combine")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.fed.algorithm import Rescale
+from hiso_jax.fed.algorithm import Clip
 from hiso_jax.fed.norms import kinds, lengths, middle, to_length
 
 REMEMBERED = 32
@@ -22,9 +22,9 @@ OUTLIER = 3.0
 FEWEST = 3
 
 
-def guard() -> Rescale:
+def guard() -> Clip:
     """Messages three times as long as a cap that the cohort's median and the past set are shortened to it."""
-    return Rescale(_factors, _none_yet, is_rare=True, label="guard")
+    return Clip(_factors, _none_yet, is_rare=True, label="guard")
 
 
 def _none_yet(messages: PyTree) -> Float[Array, "n R"]:

@@ -5,7 +5,7 @@ from jaxtyping import Array, Key, PyTree
 
 from hiso_jax.channels._forging import honest_statistics
 from hiso_jax.checks import finite
-from hiso_jax.fed.algorithm import Attack, Senders, separable
+from hiso_jax.fed.algorithm import Attack, Senders
 
 
 def inner_product(*, attack_scale: float = 10.0) -> Attack:
@@ -19,8 +19,7 @@ def inner_product(*, attack_scale: float = 10.0) -> Attack:
     """
     finite("attack_scale", attack_scale)
 
-    @separable
     def forge(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
         return jax.tree.map(lambda numbers: -attack_scale * honest_statistics(numbers, senders)[0], messages)
 
-    return Attack(forge)
+    return Attack(forge, separable=True, label="inner_product.<locals>.forge")

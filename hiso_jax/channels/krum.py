@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from hiso_jax.channels._comparing import krum_scores
 from hiso_jax.checks import fraction
-from hiso_jax.fed.algorithm import Combine, compares
+from hiso_jax.fed.algorithm import Combine
 
 
 def krum(*, hostile: float = 0.3) -> Combine:
@@ -23,11 +23,10 @@ def krum(*, hostile: float = 0.3) -> Combine:
     """
     fraction("hostile", hostile, below=0.5)
 
-    @compares
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
         counts = weights > 0
         best = jnp.argmin(krum_scores(messages, counts, hostile, key))
         # Without a client that counts there is nothing to choose, and the aggregate is zero.
         return jax.tree.map(lambda m: jnp.where(counts[best], m[best], 0).astype(m.dtype), messages)
 
-    return combine
+    return Combine(combine, compares=True, label="krum.<locals>.combine")

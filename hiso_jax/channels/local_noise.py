@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from hiso_jax.checks import finite, positive
-from hiso_jax.fed.algorithm import Send, Senders, secret
+from hiso_jax.fed.algorithm import Noise, Send, Senders
 from hiso_jax.fed.norms import shortening
 
 
@@ -20,18 +20,18 @@ def local_noise(*, clip_norm: float = 1.0, noise_multiplier: float = 1.0) -> Sen
     """
     positive("clip_norm", clip_norm)
     finite("noise_multiplier", noise_multiplier)
+    noise = Noise(clip_norm, noise_multiplier)
     deviation = noise_multiplier * clip_norm
 
-    @secret(clip_norm, noise_multiplier)
     def send(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
         factors = shortening(messages, senders.numbers >= 0, clip_norm)
         leaves, structure = jax.tree.flatten(messages)
 
         def one(message: Array, key: Key[Array, ""]) -> Array:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, senders.numbers)
-            noise = jax.vmap(lambda k: jax.random.normal(k, message.shape[1:], message.dtype))(keys)
-            return message * factors.reshape(-1, *[1] * (message.ndim - 1)) + deviation * noise
+            drawn = jax.vmap(lambda k: jax.random.normal(k, message.shape[1:], message.dtype))(keys)
+            return message * factors.reshape(-1, *[1] * (message.ndim - 1)) + deviation * drawn
 
         return jax.tree.unflatten(structure, map(one, leaves, jax.random.split(key, len(leaves))))
 
-    return send
+    return Send(send, noise=noise, label=f"local_noise.<locals>.send{(clip_norm, noise_multiplier)!r}")

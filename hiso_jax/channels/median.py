@@ -4,11 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.fed.algorithm import Combine, compares, separable
+from hiso_jax.fed.algorithm import Combine
 
 
-@compares
-@separable
 def _median(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTree:
     def one(message: Array) -> Array:
         counts = jnp.expand_dims(weights > 0, range(1, message.ndim))
@@ -20,4 +18,4 @@ def _median(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTree:
 
 def median() -> Combine:
     """The median of each number over the clients that count; their weights do not matter."""
-    return _median
+    return Combine(_median, separable=True, compares=True, label="_median")

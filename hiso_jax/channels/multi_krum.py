@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from hiso_jax.channels._comparing import krum_scores
 from hiso_jax.channels._shares import least_above
 from hiso_jax.checks import fraction
-from hiso_jax.fed.algorithm import Combine, compares, mean
+from hiso_jax.fed.algorithm import Combine, mean
 
 
 def multi_krum(*, hostile: float = 0.3) -> Combine:
@@ -22,7 +22,6 @@ def multi_krum(*, hostile: float = 0.3) -> Combine:
     """
     fraction("hostile", hostile, below=0.5)
 
-    @compares
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
         counts = weights > 0
         scores, total = krum_scores(messages, counts, hostile, key), counts.sum()
@@ -30,4 +29,4 @@ def multi_krum(*, hostile: float = 0.3) -> Combine:
         rank = jnp.argsort(jnp.argsort(scores))
         return mean(messages, (counts & (rank < kept)).astype(weights.dtype))
 
-    return combine
+    return Combine(combine, compares=True, label="multi_krum.<locals>.combine")

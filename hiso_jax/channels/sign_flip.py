@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from hiso_jax.checks import finite
-from hiso_jax.fed.algorithm import Attack, Senders, separable
+from hiso_jax.fed.algorithm import Attack, Senders
 
 
 def sign_flip(*, attack_scale: float = 10.0) -> Attack:
@@ -18,8 +18,7 @@ def sign_flip(*, attack_scale: float = 10.0) -> Attack:
     """
     finite("attack_scale", attack_scale)
 
-    @separable
     def forge(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
         return jax.tree.map(lambda m: -attack_scale * m, messages)
 
-    return Attack(forge, reads_others=False)
+    return Attack(forge, separable=True, label="sign_flip.<locals>.forge", reads_others=False)

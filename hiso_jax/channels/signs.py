@@ -4,15 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hiso_jax.fed.algorithm import Send, Senders, in_bits, separable
+from hiso_jax.fed.algorithm import Send, Senders
 
 
-@in_bits(1)
-@separable
 def _signs(messages: PyTree, senders: Senders, key: Array) -> PyTree:
     return jax.tree.map(lambda m: jnp.where(m < 0, -1, 1).astype(m.dtype), messages)
 
 
 def signs() -> Send:
     """−1 for a negative number, else 1."""
-    return _signs
+    return Send(_signs, separable=True, bits=1, label="_signs")

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.channels._shares import most_below
 from hiso_jax.checks import fraction
-from hiso_jax.fed.algorithm import Combine, compares, separable
+from hiso_jax.fed.algorithm import Combine
 
 
 def trimmed_mean(*, trim: float = 0.2) -> Combine:
@@ -20,8 +20,6 @@ def trimmed_mean(*, trim: float = 0.2) -> Combine:
     """
     fraction("trim", trim, below=0.5)
 
-    @compares
-    @separable
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTree:
         counted = (weights > 0).sum()
         cut = most_below(trim, counted, len(weights))
@@ -36,4 +34,4 @@ def trimmed_mean(*, trim: float = 0.2) -> Combine:
 
         return jax.tree.map(one, messages)
 
-    return combine
+    return Combine(combine, separable=True, compares=True, label="trimmed_mean.<locals>.combine")

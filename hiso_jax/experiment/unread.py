@@ -8,7 +8,6 @@ from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
 from hiso_jax.experiment.budget import check_private
 from hiso_jax.experiment.composed import choice_of, given_to
-from hiso_jax.fed.algorithm import Local
 
 # Only methods that measure along directions read them.
 MEASUREMENT = ("perturbations", "mu", "method", "directions", "mus")
@@ -31,7 +30,7 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
     partition = choice_of("partition", options)
     if "clients" in given and "clients" not in partition.inputs:
         raise ParameterError("clients", f"would have no effect with `partition` {partition.name}, which counts them")
-    attacked = any(channels.part_of(channels.FACTORIES[name]) == "attack" for m in methods for name in m.channels)
+    attacked = any(channels.part_of(name) == "attack" for m in methods for name in m.channels)
     if attacked != bool(options.attackers):
         raise ParameterError(
             "attackers",
@@ -49,7 +48,7 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
             # It has a difference of its own, or none.
             own -= {"method"}
         reading |= own | ({"mus"} if "mu" in own else set())
-        if not isinstance(measure, Local):
+        if measure is None or measure.has_scalars:
             reading.add("snapshot_every")
     if "snapshot_every" in given and "snapshot_every" not in reading:
         raise ParameterError(

@@ -1,21 +1,43 @@
-"""What may happen to messages between clients and server, and how they become one: the types of channels."""
+"""The path of a message: what clients do before they send it, and what the server makes of all messages.
+
+:class:`Send` → :class:`Attack` → :class:`~hiso_jax.fed.wire.Wire` → :class:`Clip` → :class:`Combine`: each is a frozen
+value that declares what a round must know of it, and ``.into(algorithm)`` adds it to an algorithm.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.zo import pin
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+A = TypeVar("A", bound="DataclassInstance")
+"""A :class:`hiso_jax.fed.Algorithm`, which is made of these values and so is defined after them."""
+
+Part = Literal["send", "attack", "rescale", "combine", "wire"]
+"""The field of an algorithm that a value of the message path belongs to."""
+
+
+def _with(algorithm: A, value: Any, **bits: int) -> A:
+    """The algorithm with one more ``value`` of the message path, whose numbers travel in so many bits."""
+    fields: Any = algorithm
+    before = getattr(fields, value.part)
+    changes = {value.part: (*before, value) if isinstance(before, tuple) else value}
+    if bits:
+        changes["wire"] = replace(fields.wire, **bits)
+    return replace(algorithm, **changes)
 
 
 class Senders(NamedTuple):
-    """Who sends.
+    """The clients that send.
 
     Attributes:
       numbers: of the clients in the population, [C].
@@ -32,137 +54,141 @@ class Senders(NamedTuple):
     groups: int = 1
 
 
-Send = Callable[[PyTree[Shaped[Array, "C ..."]], Senders, Key[Array, ""]], PyTree[Shaped[Array, "C ..."]]]
-"""(messages [C, ...], senders, key) → messages: what clients do with theirs before they send them."""
+class Noise(NamedTuple):
+    """Gaussian noise that makes messages or their sum private.
 
-Combine = Callable[[PyTree[Shaped[Array, "C ..."]], Float[Array, "C"], Key[Array, ""]], PyTree]
-"""(messages [C, ...], weights [C], key) → aggregate. A weight of 0: its message does not count, and may be anything."""
-
-
-@dataclass(frozen=True)
-class Attack:
-    """What hostile clients send in place of their messages; the run says who is hostile.
+    Its key comes from the run's secret, which no public value reveals. In a simulation one secret stands for those of
+    all clients and of the server.
 
     Attributes:
-      forge: (messages [C, ...] of all clients, senders, key) → what each would send if it were hostile.
-      reads_others: whether what a client sends depends on other clients' messages, too. Each forged message then tells
-        of the honest ones once more, and the ε of a private run grows by it.
-    """
-
-    forge: Send
-    reads_others: bool = True
-
-
-@dataclass(frozen=True)
-class Rescale:
-    """Messages shortened at the server's door, each by a factor of its own, before they are combined.
-
-    Attributes:
-      factors: (messages [C, ...], weights [C], state) → (factors [C], 1 where a message stays as it is; next state).
-        A weight of 0: its message does not count, and may be anything.
-      init: the shapes of the messages [C, ...] → the first state, a tree of arrays; none by default. It is in the run's
-        snapshots; on resume it is advanced from the ledger's messages.
-      is_rare: whether it seldom acts: a round then goes ahead as if it did not, and makes Δ again where it does.
-      label: what it is, with its numbers, as a ledger says it.
-    """
-
-    factors: Callable[[PyTree, Float[Array, "C"], PyTree], tuple[Float[Array, "C"], PyTree]]
-    init: Callable[[PyTree], PyTree] = lambda messages: ()
-    is_rare: bool = False
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class StatefulCombine:
-    """A combiner that remembers something from round to round.
-
-    Its state is in the run's snapshots; on resume it is advanced from the ledger's messages.
-
-    Attributes:
-      init: the shapes of the messages [C, ...] → the first state, a tree of arrays.
-      combine: (messages, weights, key, state) → (aggregate, state).
-    """
-
-    init: Callable[[PyTree], PyTree]
-    combine: Callable[[PyTree, Float[Array, "C"], Key[Array, ""], PyTree], tuple[PyTree, PyTree]]
-
-
-@dataclass(frozen=True)
-class PrivateMean:
-    """The mean of clipped messages, with noise that only the server can make (DP-FedAvg, arXiv 1710.06963).
-
-    m = (Σ_i min(1, S / ‖m_i‖) m_i + N(0, (σS)² I)) / C: the sum is over the clients that count, C is the whole cohort,
-    whoever counts, and the noise is drawn from the run's secret, on every number of every group of directions. It is
-    applied, and told, in every round, also where no client counts.
-
-    Attributes:
-      clip_norm: S, of a whole message.
-      noise_multiplier: σ, the noise's standard deviation on the sum in units of S.
+      clip_norm: S, the length of a whole message to which it is clipped before.
+      multiplier: σ, the standard deviation of the noise in units of S.
     """
 
     clip_norm: float
-    noise_multiplier: float
+    multiplier: float
 
 
-def secret(clip_norm: float, noise_multiplier: float) -> Callable[[F], F]:
-    """Declare that a client clips its message and noises it in private: its key then comes from the run's secret.
+@dataclass(frozen=True)
+class Send:
+    """One step that clients apply to their messages before they send them.
 
-    In a simulation one secret stands for all clients' and the server's.
-
-    Args:
-      clip_norm: S, of a whole message.
-      noise_multiplier: σ, the noise's standard deviation on every number in units of S.
+    Attributes:
+      apply: (messages [C, ...], senders, key) → messages.
+      separable: whether every number of a message is treated by itself. ``apply`` is then called for one number of all
+        clients at a time, a tree of [C] arrays, with a key of its own for each (local step, perturbation), so that a
+        round may aggregate a perturbation before the next is measured.
+      bits: of each number that it gives; 32 is a float32.
+      noise: the private noise that it adds after clipping; None if it adds none.
+      label: its description in a ledger, with its numbers; by default the name of ``apply``.
     """
 
-    def declare(function: F) -> F:
-        function.secret = clip_norm, noise_multiplier  # type: ignore[attr-defined]
-        return function
+    apply: Callable[[PyTree[Shaped[Array, "C ..."]], Senders, Key[Array, ""]], PyTree[Shaped[Array, "C ..."]]]
+    separable: bool = False
+    bits: int = 32
+    noise: Noise | None = None
+    label: str = ""
+    part: ClassVar[Part] = "send"
 
-    return declare
+    def into(self, algorithm: A) -> A:
+        """The algorithm, whose clients apply this last before they send."""
+        return _with(algorithm, self, up_bits=self.bits)
 
 
-def separable(function: F) -> F:
-    """Declare that a channel or combiner treats every number of a message by itself.
+@dataclass(frozen=True)
+class Attack(Send):
+    """What hostile clients send in place of their messages; the run says which clients are hostile.
 
-    It is then called for one number of all clients at a time, a tree of [C] arrays, with a key of its own for each
-    (local step, perturbation), so that a round may aggregate a perturbation before the next is measured.
+    ``apply`` gives, of the messages [C, ...] of all clients, the message that each would send if it were hostile.
+
+    Attributes:
+      reads_others: whether a forged message depends on other clients' messages, too. Each forged message then reveals
+        the honest ones once more, and the ε of a private run grows by it.
     """
-    function.separable = True  # type: ignore[attr-defined]
-    return function
+
+    reads_others: bool = True
+    part: ClassVar[Part] = "attack"
+
+    def into(self, algorithm: A) -> A:
+        """The algorithm under this attack."""
+        return _with(algorithm, self)
 
 
-def in_bits(bits: int) -> Callable[[F], F]:
-    """Declare how many bits each number takes that a channel or combiner gives; undeclared it is a float32."""
+@dataclass(frozen=True)
+class Clip:
+    """The server shortens messages, each by a factor of its own, before it combines them.
 
-    def declare(function: F) -> F:
-        function.bits = bits  # type: ignore[attr-defined]
-        return function
-
-    return declare
-
-
-def compares(function: F) -> F:
-    """Declare that a combiner compares clients' numbers with one another, and does not heed their weights.
-
-    It needs several clients that measure along the same directions, and clients that count alike.
+    Attributes:
+      factors: (messages [C, ...], weights [C]) → factors [C], 1 where a message stays as it is. A weight of 0: its
+        message does not count, and may be anything. With ``init`` it takes the memory, too, and returns
+        (factors, memory).
+      init: the shapes of the messages [C, ...] → the first memory, a tree of arrays; None is no memory. The memory is
+        in the run's snapshots; on resume it is advanced from the ledger's messages.
+      is_rare: whether it seldom acts: a round then goes ahead as if it did not, and makes Δ again where it does.
+      label: its description in a ledger, with its numbers; by default the name of ``factors``.
     """
-    function.compares = True  # type: ignore[attr-defined]
-    return function
+
+    factors: Callable[..., Any]
+    init: Callable[[PyTree], PyTree] | None = None
+    is_rare: bool = False
+    label: str = ""
+    part: ClassVar[Part] = "rescale"
+
+    def advance(self, messages: PyTree, weights: Float[Array, "C"], memory: PyTree) -> tuple[Float[Array, "C"], PyTree]:
+        """(factors, memory), with a memory or without."""
+        if self.init is None:
+            return self.factors(messages, weights), memory
+        return self.factors(messages, weights, memory)
+
+    def into(self, algorithm: A) -> A:
+        """The algorithm, whose server applies this last before it combines."""
+        return _with(algorithm, self)
 
 
-def is_separable(function: Any) -> bool:
-    """Whether :func:`separable` declared it."""
-    return getattr(function, "separable", False)
+@dataclass(frozen=True)
+class Combine:
+    """How the server makes one aggregate of all messages.
 
+    Attributes:
+      apply: (messages [C, ...], weights [C], key) → aggregate [...]. A weight of 0: its message does not count, and may
+        be anything. With ``init`` it takes the memory, too, and returns (aggregate, memory). With ``noise`` it gives
+        the noised sum, and is called once for all G groups, with messages [C/G, G, ...] and weights [C/G, G]; the
+        round divides by the size of a group, which is public where the number of clients that count is not.
+      init: the shapes of the messages [C, ...] → the first memory, a tree of arrays; None is no memory. The memory is
+        in the run's snapshots; on resume it is advanced from the ledger's messages.
+      separable: as of :class:`Send`.
+      linear: whether it is the weighted mean, so that sums of parts are enough, and messages of few bits can be relayed
+        in place of their aggregate.
+      compares: whether it compares clients' numbers with one another and ignores their weights. It needs several
+        clients that measure along the same directions, and clients that count alike.
+      bits: of each number that it gives; 32 is a float32.
+      noise: the private noise that it adds; messages are clipped to its length before, and its aggregate is applied
+        and broadcast in every round, also where no client counts. None if it adds none.
+      label: its description in a ledger, with its numbers; by default the name of ``apply``.
+    """
 
-def noise_of(function: Any) -> tuple[float, float] | None:
-    """S and σ, if :func:`secret` declared them."""
-    return getattr(function, "secret", None)
+    apply: Callable[..., PyTree]
+    init: Callable[[PyTree], PyTree] | None = None
+    separable: bool = False
+    linear: bool = False
+    compares: bool = False
+    bits: int = 32
+    noise: Noise | None = None
+    label: str = ""
+    part: ClassVar[Part] = "combine"
 
+    def __post_init__(self) -> None:
+        """Check that its declarations go together."""
+        if self.noise is not None and (self.init is not None or self.separable or self.linear):
+            raise ParameterError("noise", "must be None for a combiner with a memory, or a separable or linear one")
 
-def is_secret(function: Any) -> bool:
-    """Whether :func:`secret` declared it."""
-    return noise_of(function) is not None
+    def __call__(self, *operands: Any) -> PyTree:
+        """``apply`` of the same."""
+        return self.apply(*operands)
+
+    def into(self, algorithm: A) -> A:
+        """The algorithm, whose messages become one by this."""
+        return _with(algorithm, self, down_bits=self.bits)
 
 
 def by_number(
@@ -198,17 +224,9 @@ def by_number(
     return jax.tree.map(lambda x: jnp.moveaxis(x[:count], 0, -1).reshape(*x.shape[1:], steps, perturbations), made)
 
 
-@separable
-def mean(
+def _mean(
     messages: PyTree[Shaped[Array, "C ..."]], weights: Float[Array, "C"], key: Key[Array, ""] | None = None
 ) -> PyTree[Shaped[Array, "..."]]:
-    """The weighted mean over the clients of positive weight (HiSo, Algorithm 1); zero if there is none.
-
-    Args:
-      messages: of every client of the cohort; those of weight zero may be anything, NaN too.
-      weights: zero for a client that does not count.
-      key: not used.
-    """
     del key
     total = weights.sum()
     divisor = pin(jnp.where(total > 0, total, 1))
@@ -219,3 +237,7 @@ def mean(
         return pin(pin(counted).sum(0) / divisor.astype(message.dtype))
 
     return jax.tree.map(one, messages)
+
+
+mean = Combine(_mean, separable=True, linear=True, label="mean")
+"""The weighted mean over the clients of positive weight (HiSo, Algorithm 1); zero if there is none."""

@@ -17,24 +17,7 @@ import optax
 from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.aggregation import (
-    Attack,
-    Combine,
-    PrivateMean,
-    Rescale,
-    Send,
-    Senders,
-    StatefulCombine,
-    by_number,
-    compares,
-    in_bits,
-    is_secret,
-    is_separable,
-    mean,
-    noise_of,
-    secret,
-    separable,
-)
+from hiso_jax.fed.aggregation import Attack, Clip, Combine, Noise, Part, Send, Senders, by_number, mean
 from hiso_jax.fed.codes import Coded, Relayed, are_finite
 from hiso_jax.fed.made_of import made_of
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Probes, probes
@@ -44,6 +27,7 @@ from hiso_jax.zo import Difference, DifferenceName, Pool, settled, working_dtype
 __all__ = [
     "Algorithm",
     "Attack",
+    "Clip",
     "Coded",
     "Combine",
     "Factory",
@@ -51,28 +35,21 @@ __all__ = [
     "Local",
     "LocalClient",
     "Measure",
-    "PrivateMean",
+    "Noise",
+    "Part",
     "Probes",
     "Relayed",
-    "Rescale",
     "Send",
     "Senders",
-    "StatefulCombine",
     "Wire",
     "are_finite",
     "as_algorithm",
     "by_number",
-    "compares",
     "default_rates",
     "float32",
-    "in_bits",
-    "is_secret",
-    "is_separable",
     "mean",
     "measured_by",
     "probes",
-    "secret",
-    "separable",
 ]
 
 
@@ -104,8 +81,8 @@ class Algorithm:
     measure: Measure | None = None
     send: tuple[Send, ...] = ()
     attack: Attack | None = None
-    rescale: tuple[Rescale, ...] = ()
-    combine: Combine | StatefulCombine | PrivateMean = mean
+    rescale: tuple[Clip, ...] = ()
+    combine: Combine = mean
     wire: Wire = float32
     perturbations: int | None = None
     fewest_perturbations: int = 1
@@ -113,16 +90,28 @@ class Algorithm:
     pooled_rate: optax.ScalarOrSchedule | None = None
 
     def __post_init__(self) -> None:
-        """Check that its parts go together."""
-        if isinstance(self.wire, FewBits) and not self.has_scalars:
+        """Check that its parts are of their types and go together."""
+        attack = () if self.attack is None else (self.attack,)
+        for name, kind, values in (
+            ("send", Send, self.send),
+            ("attack", Attack, attack),
+            ("rescale", Clip, self.rescale),
+            ("combine", Combine, (self.combine,)),
+        ):
+            for value in values:
+                if not isinstance(value, kind):
+                    raise ParameterError(
+                        name, f"must be of fed.{kind.__name__}, like fed.{kind.__name__}(function); got {value!r}"
+                    )
+        if self.wire.is_coded and not self.has_scalars:
             raise ParameterError(
                 "wire", "of few bits is for methods that send scalars; this one sends trees like the parameters"
             )
-        if self.is_private and isinstance(self.wire, FewBits) and self.wire.relay == "messages":
+        if self.is_private and self.wire.relay == "messages":
             raise ParameterError(
                 "relay", "must be aggregate for a private mean: messages show every client's numbers to all"
             )
-        if self.combine is not mean and isinstance(self.wire, FewBits) and self.wire.relay == "messages":
+        if not self.combine.linear and self.wire.relay == "messages":
             raise ParameterError(
                 "relay", "must be aggregate for another combiner than the mean, whose result is none of codes"
             )
@@ -130,19 +119,18 @@ class Algorithm:
     @property
     def has_scalars(self) -> bool:
         """Whether its messages are scalars, from which everything can be rebuilt."""
-        return not isinstance(self.measure, Local)
+        return self.measure is None or self.measure.has_scalars
 
     @property
     def is_private(self) -> bool:
         """Whether what everyone is told is noised by the server, and nothing else may be told."""
-        return isinstance(self.combine, PrivateMean)
+        return self.combine.noise is not None
 
     @property
-    def noise(self) -> tuple[float, float] | None:
-        """S and σ of what makes it private, of the server's noise before the clients'; None if nothing does."""
-        if isinstance(self.combine, PrivateMean):
-            return self.combine.clip_norm, self.combine.noise_multiplier
-        return next(filter(None, map(noise_of, self.send)), None)
+    def noise(self) -> Noise | None:
+        """The noise that makes it private, the server's before the clients'; None if nothing does."""
+        noises = [self.combine.noise, *(send.noise for send in self.send)]
+        return next((noise for noise in noises if noise is not None), None)
 
     @property
     def needs_secret(self) -> bool:
@@ -152,8 +140,8 @@ class Algorithm:
     @property
     def is_separable(self) -> bool:
         """Whether a perturbation can be aggregated without the others, but for what rarely happens."""
-        forge = () if self.attack is None else (self.attack.forge,)
-        alone = all(map(is_separable, (*self.send, *forge, self.combine)))
+        attack = () if self.attack is None else (self.attack,)
+        alone = all(part.separable for part in (*self.send, *attack, self.combine))
         return self.has_scalars and self.wire.is_exact and alone and all(each.is_rare for each in self.rescale)
 
     def pool_of(self, state: optax.OptState) -> Pool | None:
@@ -174,15 +162,15 @@ class Algorithm:
         """What of it can be written down and read; :attr:`made_of` tells another from it."""
         measure = self.measure
         said: dict[str, Any] = {
-            "measure": list(measure.difference.offsets) if isinstance(measure, Probes) else _name(measure),
-            "send": [_name(send) for send in self.send],
-            "combine": _name(self.combine),
+            "measure": None if measure is None else measure.description,
+            "send": [send.label or _name(send.apply) for send in self.send],
+            "combine": self.combine.label or _name(self.combine.apply),
             "wire": self.wire.description,
         }
         if self.rescale:
-            said["rescale"] = [_name(each) for each in self.rescale]
+            said["rescale"] = [clip.label or _name(clip.factors) for clip in self.rescale]
         if self.attack is not None:
-            said["attack"] = _name(self.attack)
+            said["attack"] = self.attack.label or _name(self.attack.apply)
         return said
 
     @property
@@ -244,21 +232,9 @@ def _init_precisely(init: Callable[[Any], Any], params: PyTree) -> optax.OptStat
     return jax.jit(widened)(params)
 
 
-def _name(part: Any) -> str | None:
-    """What a function is called, through what holds it."""
-    if isinstance(part, Local):
-        return _name(part.train)
-    if isinstance(part, StatefulCombine):
-        return _name(part.combine)
-    if isinstance(part, Rescale):
-        return part.label or _name(part.factors)
-    if isinstance(part, Attack):
-        return _name(part.forge)
-    if isinstance(part, PrivateMean):
-        return f"PrivateMean({part.clip_norm!r}, {part.noise_multiplier!r})"
-    if is_secret(part):
-        return f"{part.__qualname__}{noise_of(part)!r}"
-    return None if part is None else getattr(part, "__qualname__", type(part).__qualname__)
+def _name(part: Any) -> str:
+    """The name of a function, or of the type of a callable object."""
+    return getattr(part, "__qualname__", type(part).__qualname__)
 
 
 def as_algorithm(method: Algorithm | optax.GradientTransformation) -> Algorithm:

@@ -16,7 +16,7 @@ class ServerState(NamedTuple):
     Attributes:
       params: the parameters.
       state: its optimizer's state.
-      memory: what its combiner remembers, an empty tree if that is nothing.
+      memory: of its combiner and its clipping, an empty tree if they have none.
     """
 
     params: PyTree

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import jax
 from jaxtyping import Array, Float, PyTree
@@ -11,6 +11,10 @@ from jaxtyping import Array, Float, PyTree
 from hiso_jax.checks import ParameterError, whole
 from hiso_jax.fed.codes import Coded, Relayed, is_coded, packed_size, quantise
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+A = TypeVar("A", bound="DataclassInstance")
 BITS = (1, 2, 4, 8, 32)
 AGGREGATE_BITS = (4, 8, 32)
 DEFAULT_BYTES_UP = 20
@@ -54,6 +58,14 @@ class Wire:
 
     up_bits: int = 32
     down_bits: int = 32
+    relay: ClassVar[Relay | None] = None
+    is_coded: ClassVar[bool] = False
+    """Whether scalars travel as codes and one step."""
+    part: ClassVar[Literal["wire"]] = "wire"
+
+    def into(self, algorithm: A) -> A:
+        """The algorithm, whose messages travel so."""
+        return replace(algorithm, wire=self)
 
     @property
     def is_exact(self) -> bool:
@@ -131,7 +143,8 @@ class FewBits(Wire):
     scalar_bits: int | None = None
     bytes_up: int | None = None
     aggregate_bits: int = 32
-    relay: Relay | None = None
+    relay: Relay | None = None  # type: ignore[misc]
+    is_coded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check every range."""

@@ -50,15 +50,15 @@ def test_without_anyone_that_counts_an_aggregate_is_zero(name):
 
 def test_clipping_shortens_what_is_too_long_and_nothing_else():
     messages = {"a": jnp.array([[3.0, 0.0], [0.3, 0.0], [1e25, 0.0], [0.0, 0.0]]), "b": jnp.array([4.0, 0.4, 0.0, 0.0])}
-    factors, _ = channels.clip(clip_norm=1.0).factors(messages, jnp.ones(4), ())
+    factors = channels.clip(clip_norm=1.0).factors(messages, jnp.ones(4))
     np.testing.assert_allclose(factors, [0.2, 1, 1e-25, 1], rtol=1e-6)
     # Of what does not count nothing is said, and nothing is spoiled.
-    factors, _ = channels.clip(clip_norm=1.0).factors({"a": jnp.array([jnp.nan, 5.0])}, jnp.array([0.0, 1.0]), ())
+    factors = channels.clip(clip_norm=1.0).factors({"a": jnp.array([jnp.nan, 5.0])}, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(factors, [1, 0.2], rtol=1e-6)
 
 
 def test_signs():
-    np.testing.assert_array_equal(channels.signs()(jnp.array([-3.0, 0.0, 2.0]), SENDERS, KEY), [-1, 1, 1])
+    np.testing.assert_array_equal(channels.signs().apply(jnp.array([-3.0, 0.0, 2.0]), SENDERS, KEY), [-1, 1, 1])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_options_out_of_range_are_refused(make, sentence):
         make()
 
 
-COMBINERS = [name for name, factory in channels.FACTORIES.items() if channels.part_of(factory) == "combine"]
+COMBINERS = channels.names_of("combine")
 
 
 @pytest.mark.parametrize("name", [name for name in COMBINERS if name not in ("majority", "private_mean")])

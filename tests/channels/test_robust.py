@@ -110,8 +110,9 @@ def test_krum_of_a_large_cohort_compares_with_some_of_it():
 def lengths_after(rescale, lengths, state=None, weights=None):
     """The root mean squares of messages of these lengths after it, and its state."""
     messages = jnp.array(lengths, jnp.float32)[:, None, None] * jnp.ones((1, 1, 4))
-    state = rescale.init(jax.eval_shape(lambda: messages)) if state is None else state
-    factors, state = rescale.factors(messages, jnp.ones(len(lengths)) if weights is None else weights, state)
+    if state is None and rescale.init is not None:
+        state = rescale.init(jax.eval_shape(lambda: messages))
+    factors, state = rescale.advance(messages, jnp.ones(len(lengths)) if weights is None else weights, state)
     return np.asarray(factors) * np.array(lengths, np.float32), state
 
 
@@ -167,7 +168,7 @@ def test_clients_without_a_loss_do_not_silence_the_others():
 
 
 def forged(attack, messages, who):
-    return np.asarray(attack.forge(jnp.array(messages), who, KEY))
+    return np.asarray(attack.apply(jnp.array(messages), who, KEY))
 
 
 def test_attacks_are_what_their_papers_say():

@@ -356,6 +356,7 @@ import jax
 import jax.numpy as jnp
 
 from hiso_jax import algorithms, channels
+from hiso_jax.fed import Send
 
 
 def opposite(messages, senders, key):
@@ -370,7 +371,7 @@ def attacked(learning_rate, *, median: bool = False):
     """
     algorithm = algorithms.decomfl(learning_rate)
     combine = channels.median() if median else algorithm.combine
-    return replace(algorithm, send=(opposite,), combine=combine)
+    return replace(algorithm, send=(Send(opposite),), combine=combine)
 
 
 def defended(learning_rate):

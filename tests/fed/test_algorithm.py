@@ -27,22 +27,25 @@ def run(algorithm, storage=None, callbacks=(), **settings):
 # ---------------------------------------------------------------- channels and combiners in a round
 
 
-@fed.separable
 def noisy(messages, senders, key):
     """Every client's own noise."""
     keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(senders.numbers)
     return jax.tree.map(lambda m: m + 0.1 * jax.vmap(lambda k: jax.random.normal(k))(keys), messages)
 
 
-@fed.separable
 def jittered_mean(messages, weights, key):
     return jax.tree.map(lambda m: m + 0.1 * jax.random.normal(key), fed.mean(messages, weights))
 
 
+noisy, jittered_mean = fed.Send(noisy, separable=True), fed.Combine(jittered_mean, separable=True)
+
+
+@fed.Send
 def doubled(messages, senders, key):
     return jax.tree.map(lambda m: 2 * m, messages)
 
 
+@fed.Send
 def squared(messages, senders, key):
     return jax.tree.map(jnp.square, messages)
 
@@ -115,7 +118,7 @@ def test_a_channel_may_invalidate_a_message():
     def broken(messages, senders, key):
         return jax.tree.map(lambda m: m.at[1].set(jnp.nan), messages)
 
-    record = one_round(fed.Algorithm(hiso_jax.decomfl(0.1), send=(broken,)), BATCHES)[2]
+    record = one_round(fed.Algorithm(hiso_jax.decomfl(0.1), send=(fed.Send(broken),)), BATCHES)[2]
     assert record.valid.tolist() == [True, False, True, True]
 
 
@@ -126,7 +129,7 @@ def test_senders_are_client_numbers_with_their_places_beside_them():
         jax.debug.callback(lambda *each: told.append(each), senders.numbers, senders.places)
         return messages
 
-    result = run(fed.Algorithm(hiso_jax.decomfl(0.02), send=(asking,)), rounds=3, eval_every=3)
+    result = run(fed.Algorithm(hiso_jax.decomfl(0.02), send=(fed.Send(asking),)), rounds=3, eval_every=3)
     jax.effects_barrier()
     assert {tuple(numbers.tolist()) for numbers, _ in told} == set(map(tuple, result.records.cohort.tolist()))
     assert all(places.tolist() == [0, 1, 2, 3, 4] for _, places in told)
@@ -191,7 +194,7 @@ def capped(start=1.0):
         aggregate = by_number(lambda column, key: fed.mean(column, weights), messages * factor, key)
         return aggregate, {"cap": 0.5 * state["cap"] + 0.5 * cap, "rounds": state["rounds"] + 1}
 
-    return fed.StatefulCombine(lambda messages: {"cap": jnp.float32(start), "rounds": jnp.int32(0)}, combine)
+    return fed.Combine(combine, init=lambda messages: {"cap": jnp.float32(start), "rounds": jnp.int32(0)})
 
 
 @pytest.mark.thorough
@@ -219,13 +222,13 @@ def test_what_a_combiner_remembers_survives_a_stop(tmp_path, snapshot_every, wei
 def test_a_round_hands_out_what_its_combiner_remembers():
     algorithm = fed.Algorithm(hiso_jax.decomfl(0.1), combine=capped())
     params = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}
-    state = algorithm.tx.init(params), algorithm.combine.init(None)
+    state = algorithm.tx.init(params), fed.first_memory(algorithm, BATCHES)
     round_ = jax.jit(fed.make_round(loss, algorithm, local_steps=1, num_perturbations=3, mu=1e-3))
     _, (_, memory), record = round_(params, state, BATCHES, jnp.ones(4, bool), KEY)
-    assert int(memory["rounds"]) == 1
-    np.testing.assert_allclose(memory["cap"], 0.5 + 0.5 * np.abs(record.scalars).mean(), rtol=1e-5)
+    assert int(memory.combine["rounds"]) == 1
+    np.testing.assert_allclose(memory.combine["cap"], 0.5 + 0.5 * np.abs(record.scalars).mean(), rtol=1e-5)
     _, (_, memory), _ = round_(params, state, jnp.full_like(BATCHES, jnp.nan), jnp.ones(4, bool), KEY)
-    assert int(memory["rounds"]) == 0
+    assert int(memory.combine["rounds"]) == 0
 
 
 def running(decay=0.9):
@@ -236,9 +239,7 @@ def running(decay=0.9):
         moved = decay * state + (1 - decay) * aggregate * aggregate + 1e-3 * jax.random.normal(key, aggregate.shape)
         return aggregate / (jnp.sqrt(jnp.abs(moved)) + 1e-8), moved
 
-    return fed.StatefulCombine(
-        lambda messages: jax.tree.map(lambda m: jnp.ones(m.shape[1:], m.dtype), messages), combine
-    )
+    return fed.Combine(combine, init=lambda messages: jax.tree.map(lambda m: jnp.ones(m.shape[1:], m.dtype), messages))
 
 
 @pytest.mark.thorough

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import hiso_jax
 from hiso_jax import fed, tasks
 from hiso_jax.fed.devices import evaluation_bytes, execution, execution_for, has_convolution, in_pieces
-from hiso_jax.fed.round import Cohort, Estimator, Given, Keys, server_round
+from hiso_jax.fed.measure import Cohort, Estimator, Keys
+from hiso_jax.fed.round import RoundInputs, server_round
 from hiso_jax.fed.run.dispatch import draw_batches
 from hiso_jax.fed.update import ServerState
 from tests.fed.problems import linear_task
@@ -118,7 +119,7 @@ def test_ten_thousand_diverged_clients_in_bounded_memory():
             fed.ExecutionSettings(client_chunk=256),
             draw_batches(config),
         )
-        given = Given(jax.tree.map(jnp.asarray, dict(task.train)), (population, jax.random.key(1)))
+        given = RoundInputs(jax.tree.map(jnp.asarray, dict(task.train)), (population, jax.random.key(1)))
         cohort = Cohort(jnp.arange(clients), jnp.ones(clients), jnp.arange(clients))
         keys = Keys(jax.random.key(2), jax.random.key(3), jnp.int32(0))
         lowered = jax.jit(run).lower(ServerState(params, tx.init(params)), cohort, keys, given)

@@ -267,8 +267,8 @@ def test_what_cannot_be_is_refused_before_the_run():
         dataclasses.replace(algorithms.fed_avg(0.1), wire=fed.FewBits(scalar_bits=2))
     with pytest.raises(ValueError, match=r"algorithm fed_avg\+quantise must send scalars to go through quantise"):
         algorithms.load("fed_avg+quantise").build(0.1, {})
-    memory = fed.StatefulCombine(
-        lambda messages: (), lambda messages, weights, key, state: (fed.mean(messages, weights), state)
+    memory = fed.Combine(
+        lambda messages, weights, key, state: (fed.mean(messages, weights), state), init=lambda messages: ()
     )
     with pytest.raises(ValueError, match="groups must be 1 for a combiner with a memory, got 5"):
         run(fed.Algorithm(zo.dealt(hiso_jax.decomfl(0.1), groups=None), combine=memory))

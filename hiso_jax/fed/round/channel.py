@@ -1,26 +1,14 @@
 """What happens to a round's messages between its clients and its aggregate."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.algorithm import (
-    Algorithm,
-    Combine,
-    PrivateMean,
-    Send,
-    Senders,
-    StatefulCombine,
-    by_number,
-    is_secret,
-    is_separable,
-    mean,
-)
+from hiso_jax.fed.algorithm import Algorithm, Clip, Combine, Send, Senders, by_number
 from hiso_jax.fed.codes import Coded, Relayed, decoded, told
 from hiso_jax.fed.keys import combine_key, send_key
 from hiso_jax.fed.norms import shortening
@@ -77,9 +65,9 @@ class Channel(NamedTuple):
         """What arrives of all messages [C, ...], whose perturbations are numbered from ``first``."""
         known = messages
         for place, send in enumerate(self.algorithm.send):
-            key = send_key(self.key if not is_secret(send) else self._private_key(), place)
+            key = send_key(self.key if send.noise is None else self._private_key(), place)
             messages = self._sent(send, messages, key, first)
-            if is_secret(send) and self.senders.hostile is not None:
+            if send.noise is not None and self.senders.hostile is not None:
                 # No other client sees a message before its noise is drawn: hostile clients know the noised ones.
                 known = _where(self.senders.hostile, known, messages)
         return self.algorithm.wire.encode(self._forged(known, messages, first))
@@ -90,21 +78,18 @@ class Channel(NamedTuple):
         return self.secret
 
     def _sent(self, send: Send, messages: PyTree, key: Key[Array, ""], first: Int[Array, ""] | int) -> PyTree:
-        if self.algorithm.has_scalars and is_separable(send):
-            return by_number(partial(self._send_one, send), messages, key, first)
-        return send(messages, self.senders, key)
-
-    def _send_one(self, send: Send, numbers: PyTree, key: Key[Array, ""]) -> PyTree:
-        return send(numbers, self.senders, key)
+        if self.algorithm.has_scalars and send.separable:
+            return by_number(lambda numbers, own: send.apply(numbers, self.senders, own), messages, key, first)
+        return send.apply(messages, self.senders, key)
 
     def _forged(self, known: PyTree, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
         """The messages; hostile clients forge theirs from ``known`` and skip the channels of honest ones."""
         attack, hostile, sends = self.algorithm.attack, self.senders.hostile, self.algorithm.send
         if attack is None or hostile is None:
             return messages
-        made = self._sent(attack.forge, known, send_key(self.key, len(sends)), first)
+        made = self._sent(attack, known, send_key(self.key, len(sends)), first)
         # But in how few bits a number goes is the wire's, and binds whoever sends.
-        narrow = [(place, send) for place, send in enumerate(sends) if getattr(send, "bits", None) is not None]
+        narrow = [(place, send) for place, send in enumerate(sends) if send.bits < 32]
         for place, send in narrow[-1:]:
             made = self._sent(send, made, send_key(self.key, place), first)
         return _where(hostile, made, messages)
@@ -117,26 +102,22 @@ class Channel(NamedTuple):
           weights: zero for those that do not count.
           memory: what the server remembers.
         """
-        combine, wire, values = self.algorithm.combine, self.algorithm.wire, decoded(messages)
+        combine, values = self.algorithm.combine, decoded(messages)
         weights = weights.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(values)))
-        if isinstance(combine, PrivateMean):
-            aggregate, clipped = self._private(combine, values, weights)
-            return Combined(wire.encode_aggregate(aggregate), memory, clipped)
-        memory = memory if isinstance(memory, Memory) else Memory(memory, ((),) * len(self.algorithm.rescale))
         factors, states, shortened = None, [], values
-        for rescale, state in zip(self.algorithm.rescale, memory.rescale, strict=True):
-            own, state = rescale.factors(shortened, weights, state)
+        for clip, state in zip(_clips(self.algorithm), memory.rescale, strict=True):
+            own, state = clip.advance(shortened, weights, state)
             states.append(state)
             factors = own if factors is None else pin(factors * own)
             shortened = _times(values, factors)
         clipped = (weights > 0) & (False if factors is None else factors < 1)
-        if isinstance(combine, StatefulCombine):
-            aggregate, remembered = self._remembering(combine, shortened, weights, memory.combine)
-            aggregate = wire.encode_aggregate(aggregate)
-        else:
-            remembered = memory.combine
+        remembered = memory.combine
+        if combine.init is None:
             aggregate = self._aggregate(messages, shortened, weights, factors, 0)
-        return Combined(aggregate, _as_memory(remembered, tuple(states)), clipped)
+        else:
+            made, remembered = self._remembering(combine, shortened, weights, memory.combine)
+            aggregate = self.algorithm.wire.encode_aggregate(made)
+        return Combined(aggregate, Memory(remembered, tuple(states)), clipped)
 
     def _aggregate(
         self,
@@ -147,76 +128,65 @@ class Channel(NamedTuple):
         first: Int[Array, ""] | int,
     ) -> PyTree:
         """What everyone is told of messages whose numbers, shortened by ``factors``, are ``values``."""
-        rule, wire = self.algorithm.combine, self.algorithm.wire
-        assert not isinstance(rule, StatefulCombine | PrivateMean)
-        if rule is mean and wire.relays(messages, self.groups):
+        combine, wire = self.algorithm.combine, self.algorithm.wire
+        if combine.linear and wire.relays(messages, self.groups):
             return self._relayed(messages, weights, factors)
-        return wire.encode_aggregate(self._in_groups(rule, values, weights, first))
+        if combine.noise is not None:
+            return wire.encode_aggregate(self._noised(combine, values, weights))
+        return wire.encode_aggregate(self._in_groups(combine, values, weights, first))
 
-    def _private(
-        self, rule: PrivateMean, values: PyTree, weights: Float[Array, "C"]
-    ) -> tuple[PyTree, Bool[Array, "C"]]:
-        """The noised mean, [K, G·P] or a tree, and who was clipped; weights only say who counts."""
-        counts, clients = weights > 0, len(weights)
-        factors = shortening(values, counts, rule.clip_norm)
-        turns, key = -(-clients // self.groups), combine_key(self._private_key())
+    def _noised(self, combine: Combine, values: PyTree, weights: Float[Array, "C"]) -> PyTree:
+        """The noised mean, [K, G·P] or a tree; weights only say which clients count."""
+        key, clients = combine_key(self._private_key()), len(weights)
+        rows, own = jax.tree.map(self._rows, values), self._rows(weights)
+        sums = combine.apply(rows, own, key)
+        return jax.tree.map(lambda each: self._side_by_side(each * (self.groups / clients)), sums)
 
-        def one(message: Float[Array, "C ..."], key: Key[Array, ""]) -> Array:
-            own = jnp.where(jnp.expand_dims(counts, range(1, message.ndim)), _scaled(message, factors), 0)
-            own = jnp.pad(own, [(0, turns * self.groups - clients)] + [(0, 0)] * (own.ndim - 1))
-            sums = pin(own).reshape(turns, self.groups, *own.shape[1:]).sum(0)
-            deviation = rule.noise_multiplier * rule.clip_norm
-            noise = pin(deviation * jax.random.normal(key, sums.shape, sums.dtype))
-            noised = pin(pin(sums) + noise) * (self.groups / clients)
-            return noised[0] if self.groups == 1 else jnp.moveaxis(noised, 0, 1).reshape(noised.shape[1], -1)
+    def _rows(self, x: Shaped[Array, "C ..."]) -> Shaped[Array, "turns G ..."]:
+        """Each client in the column of its group; rows that only fill up are zeros, and weigh nothing."""
+        turns = -(-len(x) // self.groups)
+        filled = jnp.pad(x, [(0, turns * self.groups - len(x))] + [(0, 0)] * (x.ndim - 1))
+        return filled.reshape(turns, self.groups, *x.shape[1:])
 
-        leaves, structure = jax.tree.flatten(values)
-        keys = jax.random.split(key, len(leaves))
-        return jax.tree.unflatten(structure, map(one, leaves, keys)), counts & (factors < 1)
+    def _side_by_side(self, each: Shaped[Array, "G ..."]) -> Shaped[Array, "..."]:
+        """[G, K, P] as [K, G·P]; that of a single group as it is."""
+        return each[0] if self.groups == 1 else jnp.moveaxis(each, 0, 1).reshape(each.shape[1], -1)
 
     def _remembering(
-        self, combine: StatefulCombine, values: PyTree, weights: Float[Array, "C"], memory: PyTree
+        self, combine: Combine, values: PyTree, weights: Float[Array, "C"], memory: PyTree
     ) -> tuple[PyTree, PyTree]:
         # As a branch of a conditional it is compiled apart from what stands around it, so that a resumed run, which
         # makes its memory again from the ledger, has the same bits.
         operands = values, weights, combine_key(self.key), memory
-        shapes = jax.eval_shape(combine.combine, *operands)
+        shapes = jax.eval_shape(combine.apply, *operands)
 
         def nothing(*_: PyTree) -> tuple[PyTree, PyTree]:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0]), memory
 
-        return lax.cond((weights > 0).any(), combine.combine, nothing, *operands)
+        return lax.cond((weights > 0).any(), combine.apply, nothing, *operands)
 
     def _combined(
-        self, rule: Combine, values: PyTree, weights: Float[Array, "C"], key: Key[Array, ""], first: Array | int
+        self, combine: Combine, values: PyTree, weights: Float[Array, "C"], key: Key[Array, ""], first: Array | int
     ) -> PyTree:
-        if self.algorithm.has_scalars and is_separable(rule):
-            return by_number(lambda numbers, own: rule(numbers, weights, own), values, key, first)
-        return rule(values, weights, key)
+        if self.algorithm.has_scalars and combine.separable:
+            return by_number(lambda numbers, own: combine.apply(numbers, weights, own), values, key, first)
+        return combine.apply(values, weights, key)
 
-    def _in_groups(self, rule: Combine, values: PyTree, weights: Float[Array, "C"], first: Array | int) -> PyTree:
+    def _in_groups(self, combine: Combine, values: PyTree, weights: Float[Array, "C"], first: Array | int) -> PyTree:
         """ĝ_g = (G W_g / W) · combine_g, [K, G·P]: a combiner inside every group; of one group it is plain."""
         groups, key = self.groups, combine_key(self.key)
         if groups == 1:
-            return self._combined(rule, values, weights, key, first)
-        turns = -(-len(weights) // groups)
-
-        def dealt(x: Array) -> Array:
-            whole = jnp.pad(x, [(0, turns * groups - len(x))] + [(0, 0)] * (x.ndim - 1))
-            return whole.reshape(turns, groups, *x.shape[1:])
-
-        # Each client in its column, its group; rows that only fill up weigh nothing.
-        rows, own = jax.tree.map(dealt, values), dealt(weights)
+            return self._combined(combine, values, weights, key, first)
+        rows, own = jax.tree.map(self._rows, values), self._rows(weights)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(groups))
-        combined = jax.vmap(lambda v, w, k: self._combined(rule, v, w, k, first), (1, 1, 0))(rows, own, keys)
+        combined = jax.vmap(lambda v, w, k: self._combined(combine, v, w, k, first), (1, 1, 0))(rows, own, keys)
         total = weights.sum()
         share = pin(groups * own.sum(0) / jnp.where(total > 0, total, 1))
 
-        def joined(each: Array) -> Array:
-            scaled = pin(each * jnp.expand_dims(share.astype(each.dtype), (1, 2)))
-            return jnp.moveaxis(scaled, 0, 1).reshape(each.shape[1], -1)
+        def weighted(each: Array) -> Array:
+            return self._side_by_side(pin(each * jnp.expand_dims(share.astype(each.dtype), (1, 2))))
 
-        return jax.tree.map(joined, combined)
+        return jax.tree.map(weighted, combined)
 
     def _relayed(self, messages: PyTree, weights: Float[Array, "C"], factors: Float[Array, "C"] | None) -> PyTree:
         """The codes of all clients that count, their steps weighted."""
@@ -271,15 +241,18 @@ def _times(values: PyTree, factors: Float[Array, "C"]) -> PyTree:
     return jax.tree.map(lambda message: _scaled(message, factors), values)
 
 
-def _as_memory(combine: PyTree, rescale: tuple[PyTree, ...]) -> PyTree:
-    return Memory(combine, rescale) if jax.tree.leaves(rescale) else combine
+def _clips(algorithm: Algorithm) -> tuple[Clip, ...]:
+    """What shortens messages: the algorithm's own, or the clipping that a private mean is calibrated to."""
+    noise = algorithm.combine.noise
+    if noise is None:
+        return algorithm.rescale
+    return (Clip(lambda messages, weights: shortening(messages, weights > 0, noise.clip_norm)),)
 
 
-def first_memory(algorithm: Algorithm, messages: PyTree) -> PyTree:
-    """What the server remembers before the first round; ``messages`` are shapes [C, ...].
-
-    What its combiner remembers; or a :class:`Memory`, if what shortens messages remembers something, too.
-    """
+def first_memory(algorithm: Algorithm, messages: PyTree) -> Memory:
+    """The server's memory before the first round; ``messages`` are shapes [C, ...]."""
     combine = algorithm.combine
-    own = combine.init(messages) if isinstance(combine, StatefulCombine) else ()
-    return _as_memory(own, tuple(rescale.init(messages) for rescale in algorithm.rescale))
+    return Memory(
+        () if combine.init is None else combine.init(messages),
+        tuple(() if clip.init is None else clip.init(messages) for clip in _clips(algorithm)),
+    )

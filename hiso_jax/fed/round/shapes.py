@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.algorithm import Algorithm, Probes, Senders, StatefulCombine
+from hiso_jax.fed.algorithm import Algorithm, Senders
 from hiso_jax.fed.codes import told
+from hiso_jax.fed.measure import Estimator
 from hiso_jax.fed.round.channel import Channel, first_memory
-from hiso_jax.fed.round.inputs import Estimator
 from hiso_jax.fed.wire import Told
 from hiso_jax.zo import reads_loss as zo_reads_loss
 from hiso_jax.zo import zo_states
@@ -53,9 +53,9 @@ def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:
     """
     heads = zo_states(jax.eval_shape(algorithm.optimizer.init, params)) if algorithm.has_scalars else []
     groups = heads[0].directions.groups_of(clients) if heads else 1
-    if groups > 1 and isinstance(algorithm.combine, StatefulCombine):
+    if groups > 1 and algorithm.combine.init is not None:
         raise ParameterError("groups", f"must be 1 for a combiner with a memory, got {groups}")
-    if getattr(algorithm.combine, "compares", False) and clients // groups < FEWEST_COMPARED:
+    if algorithm.combine.compares and clients // groups < FEWEST_COMPARED:
         raise ParameterError(
             "groups",
             f"must leave {FEWEST_COMPARED} clients along the same directions for a combiner that compares them; "
@@ -76,22 +76,6 @@ def reads_loss(algorithm: Algorithm, shapes: Shapes, params: PyTree) -> bool:
     return zo_reads_loss(algorithm.tx, params, taken)
 
 
-def _check_names(numbers: PyTree) -> None:
-    """Refuse numbers of a direction that the ledger has no columns for.
-
-    Raises:
-      ValueError: they are neither an array nor nested dicts of arrays, with names without dots.
-    """
-    for path, _ in jax.tree_util.tree_leaves_with_path(numbers):
-        for key in path:
-            if not isinstance(key, jax.tree_util.DictKey) or not isinstance(key.key, str) or "." in key.key:
-                raise ParameterError(
-                    "measure",
-                    "must give an array, or a dict of arrays whose names have no dot, for each direction; got "
-                    f"{jax.tree.structure(numbers)}",
-                )
-
-
 def shapes_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int) -> Shapes:
     """The shapes of the messages of ``clients`` clients; of ``params`` only shapes and dtypes are read.
 
@@ -99,14 +83,7 @@ def shapes_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, client
       ValueError: a difference whose numbers the ledger has no columns for.
     """
     dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
-    if isinstance(estimator.measure, Probes):
-        difference, shape = estimator.measure.difference, (clients, estimator.local_steps, estimator.num_perturbations)
-        losses = [jax.ShapeDtypeStruct(shape, dtype)] * len(difference.offsets)
-        measured = jax.eval_shape(lambda losses: difference.numbers(losses, 1.0), losses)
-        _check_names(measured)
-    else:
-        measured = jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), dtype), params)
-
+    measured = estimator.measure.message_shapes(estimator, params, clients, dtype)
     groups = groups_of(algorithm, params, clients)
 
     def through(messages: PyTree) -> tuple[PyTree, PyTree, PyTree]:

@@ -9,12 +9,13 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from hiso_jax.fed.algorithm import Algorithm, StatefulCombine, as_algorithm, measured_by
+from hiso_jax.fed.algorithm import Algorithm, as_algorithm, measured_by
 from hiso_jax.fed.devices import ExecutionSettings
 from hiso_jax.fed.keys import CHANNEL_STREAM
 from hiso_jax.fed.ledger import RoundRecord
-from hiso_jax.fed.round.inputs import Cohort, Estimator, Keys
-from hiso_jax.fed.round.round import Given, Loss, server_round
+from hiso_jax.fed.measure import Cohort, Estimator, Keys
+from hiso_jax.fed.round.channel import first_memory
+from hiso_jax.fed.round.round import Loss, RoundInputs, server_round
 from hiso_jax.fed.update import ServerState
 from hiso_jax.zo import Difference, DifferenceName
 
@@ -61,9 +62,8 @@ def make_round(
     Args:
       task_loss: ``(params, batch) → float [B]``, the loss of each example.
       tx: an :class:`hiso_jax.fed.Algorithm`; or an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``,
-        applied once to Σ_k Δ_k of the mean scalars. With a combiner that has a state, ``state`` is the pair of
-        ``tx.init(params)`` and what ``combine.init`` gives; where what shortens messages has one, too, of
-        ``tx.init(params)`` and what :func:`hiso_jax.fed.first_memory` gives.
+        applied once to Σ_k Δ_k of the mean scalars. Of an algorithm whose combiner or clipping has a memory, ``state``
+        is the pair of ``tx.init(params)`` and :func:`hiso_jax.fed.first_memory`.
       local_steps: K ≥ 1.
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
@@ -82,9 +82,7 @@ def make_round(
     measure = measured_by(algorithm, method)
     estimator = Estimator(measure, local_steps, num_perturbations, mu, local_learning_rate)
     core = server_round(task_loss, algorithm, estimator, execution)
-    has_memory = isinstance(algorithm.combine, StatefulCombine) or any(
-        jax.tree.leaves(jax.eval_shape(each.init, jnp.zeros((1, 1, 1)))) for each in algorithm.rescale
-    )
+    has_memory = algorithm.combine.init is not None or any(clip.init is not None for clip in algorithm.rescale)
 
     def run(
         params: PyTree,
@@ -97,12 +95,12 @@ def make_round(
         round_number: ArrayLike = 0,
         aside: Aside = NOTHING,
     ) -> tuple[PyTree, PyTree, RoundRecord]:
-        own, memory = state if has_memory else (state, ())
+        own, memory = state if has_memory else (state, first_memory(algorithm, ()))
         weights = mask.astype(jnp.float32) if mask.dtype == bool else jnp.where(mask > 0, mask, 0)
         cohort = Cohort(jnp.arange(len(mask)), weights, batches, aside.hostile)
         channel = jax.random.fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
         keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32), aside.secret)
-        server, record = core(ServerState(params, own, memory), cohort, keys, Given(frozen=frozen))
+        server, record = core(ServerState(params, own, memory), cohort, keys, RoundInputs(frozen=frozen))
         record = record._replace(loss=jnp.where(record.valid.any(), record.loss, jnp.nan))
         return server.params, (server.state, server.memory) if has_memory else server.state, record
 

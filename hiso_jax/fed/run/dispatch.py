@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree
 from hiso_jax.fed.devices import on_all_devices
 from hiso_jax.fed.keys import attackers_key, channel_key, cohort_key, data_key, presence_key, round_key, traits_key
 from hiso_jax.fed.ledger import Records, RoundRecord
+from hiso_jax.fed.measure import Cohort, Keys
 from hiso_jax.fed.population import ABSENT, REPORTED, AnyPopulation, Participation, Work, attend, permute, sample_cohort
-from hiso_jax.fed.round import Cohort, Given, Keys, Round
+from hiso_jax.fed.round import Round, RoundInputs
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, directions_made, download_bytes, upload_bytes
@@ -166,7 +167,7 @@ def _live(
     cohort = Cohort(invited.clients, weights, invited.clients, hostile)
     secret = None if inputs.secret is None else channel_key(inputs.secret, number)
     keys = Keys(round_key(inputs.seed_key, number), channel_key(inputs.seed_key, number), number, secret)
-    given = Given(inputs.train, (inputs.population, data_key(inputs.seed_key, number)), inputs.frozen)
+    given = RoundInputs(inputs.train, (inputs.population, data_key(inputs.seed_key, number)), inputs.frozen)
     server, record = run_round(server, cohort, keys, given)
     monitor = monitoring.watch(monitor, number, record, reported, server.params, server.state, secret is not None)
     return (server, monitor), record

@@ -22,7 +22,8 @@ from hiso_jax.fed.devices import (
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
 from hiso_jax.fed.made_of import made_of
-from hiso_jax.fed.round import Estimator, first_memory, reads_loss, server_round, shapes_of
+from hiso_jax.fed.measure import Estimator
+from hiso_jax.fed.round import first_memory, reads_loss, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import config_of
 from hiso_jax.fed.run.dispatch import Dispatch, RoundLog, RunState, draw_batches, make_dispatch, newcomers

@@ -11,8 +11,9 @@ from jaxtyping import Array, Key, PyTree
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
+from hiso_jax.fed.measure import Estimator
 from hiso_jax.fed.population import AnyPopulation, Participation, Trace
-from hiso_jax.fed.round import Estimator, check_round, reads_loss, shapes_of
+from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs
 from hiso_jax.fed.task import Task, frozen_of, moved_as_of
@@ -177,7 +178,7 @@ def check_channel(
             "must be above 0 with an algorithm that is attacked, and only then; got "
             f"{config.attackers:g} and {'an' if algorithm.attack else 'no'} attack",
         )
-    if config.weighting == "examples" and (algorithm.is_private or getattr(algorithm.combine, "compares", False)):
+    if config.weighting == "examples" and (algorithm.is_private or algorithm.combine.compares):
         raise ParameterError(
             "weighting", "must be uniform for a combiner in which every client counts alike, got examples"
         )

@@ -20,8 +20,9 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import ExecutionSettings, a_device, evaluation_bytes, has_convolution, memory_budget
 from hiso_jax.fed.keys import init_key
+from hiso_jax.fed.measure import Estimator
 from hiso_jax.fed.population import AnyPopulation, Participation
-from hiso_jax.fed.round import Estimator, first_memory, server_round, shapes_of
+from hiso_jax.fed.round import first_memory, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, make_dispatch

@@ -1,0 +1,19 @@
+"""What a client computes in a round, and sends: one value with one interface, :class:`Measure`."""
+
+from hiso_jax.fed.measure.context import Cohort, Draw, Estimator, Keys, Measure, Measured, RoundContext
+from hiso_jax.fed.measure.local import Local, LocalClient
+from hiso_jax.fed.measure.probes import Probes, probes
+
+__all__ = [
+    "Cohort",
+    "Draw",
+    "Estimator",
+    "Keys",
+    "Local",
+    "LocalClient",
+    "Measure",
+    "Measured",
+    "Probes",
+    "RoundContext",
+    "probes",
+]

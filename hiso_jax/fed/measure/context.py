@@ -1,0 +1,199 @@
+"""What a measure is given in a round, and what it gives."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+from hiso_jax.factored import MovedAs
+from hiso_jax.fed.devices import Execution, ExecutionSettings, Part, in_pieces
+from hiso_jax.fed.update import ServerState
+from hiso_jax.zo import Ascent
+
+Draw = Callable[[PyTree, PyTree], Int[Array, "C K B"]]
+"""(source, clients' numbers [C]) → the numbers of the examples in their batches."""
+
+
+class Estimator(NamedTuple):
+    """How clients measure in every round.
+
+    Attributes:
+      measure: what they measure.
+      local_steps: K.
+      num_perturbations: P.
+      mu: the smoothing radius μ.
+      local_learning_rate: η of the clients' own steps between measurements, a number or a schedule over rounds.
+    """
+
+    measure: "Measure"
+    local_steps: int
+    num_perturbations: int
+    mu: ArrayLike
+    local_learning_rate: optax.ScalarOrSchedule | None = None
+
+    def rate_at(self, rounds: Int[Array, ""]) -> Any:
+        """η of the clients' own steps after so many rounds."""
+        rate = self.local_learning_rate(rounds) if callable(self.local_learning_rate) else self.local_learning_rate
+        return 0.0 if rate is None else rate
+
+
+class Cohort(NamedTuple):
+    """The clients of a round.
+
+    Attributes:
+      numbers: in the population, [C].
+      weights: in the aggregate; zero for those that do not report, [C].
+      batches: their batches, a tree of [C, K, B, ...] arrays; or the argument of :attr:`RoundContext.draw`.
+      hostile: which of them an attack forges the messages of, [C]; None is nobody.
+    """
+
+    numbers: Int[Array, "C"]
+    weights: Float[Array, "C"]
+    batches: PyTree
+    hostile: Bool[Array, "C"] | None = None
+
+
+class Keys(NamedTuple):
+    """The round's keys, and its number.
+
+    Attributes:
+      round: names the directions.
+      channel: for clients' own draws and for the channels of messages.
+      number: r.
+      secret: for the private draws of clients and server; None if they make none.
+    """
+
+    round: Key[Array, ""]
+    channel: Key[Array, ""]
+    number: Int[Array, ""]
+    secret: Key[Array, ""] | None = None
+
+
+class RoundContext(NamedTuple):
+    """A round before it is measured: all that its clients share.
+
+    Attributes:
+      estimator: how they measure.
+      settings: how the round is to be computed.
+      execution: how many clients go through memory at a time.
+      server: parameters x_r, optimizer state and memory.
+      cohort: all clients of the round.
+      keys: of the round.
+      groups: G, the groups that the cohort is assigned to, each with directions of its own.
+      loss: ``(params, batch) → [B]``.
+      examples: the training examples if batches are indices into them, else None.
+      source: the argument of ``draw`` beside the clients.
+      draw: draws batches, or None if they are given.
+      relay: (one number of all clients, p) → (the numbers as they arrive, their aggregate): sends one perturbation
+        before the next is measured. None where an aggregate needs whole messages.
+      sums_only: whether only the weighted mean of the messages is needed.
+    """
+
+    estimator: Estimator
+    settings: ExecutionSettings
+    execution: Execution
+    server: ServerState
+    cohort: Cohort
+    keys: Keys
+    groups: int
+    loss: Callable[[PyTree, Any], Float[Array, "B"]]
+    examples: PyTree | None = None
+    source: PyTree | None = None
+    draw: Draw | None = None
+    relay: Callable[[PyTree, Array], tuple[PyTree, PyTree]] | None = None
+    sums_only: bool = False
+
+    @property
+    def params(self) -> PyTree:
+        """x_r."""
+        return self.server.params
+
+    @property
+    def moved_as(self) -> MovedAs | None:
+        """How the model reads parameters moved along a direction, see ``hiso_jax.zo.perturb``."""
+        return self.settings.moved_as
+
+    def batches(self, given: PyTree) -> PyTree:
+        """The batches of some clients [c, K, B, ...], or the indices of their examples, four bytes each."""
+        return given if self.draw is None else self.draw(self.source, given)
+
+    def fetch(self, batches: PyTree) -> PyTree:
+        """The examples themselves."""
+        return batches if self.examples is None else jax.tree.map(lambda a: a[batches], self.examples)
+
+    def drawn(self, cohort: PyTree, size: int) -> PyTree:
+        """:meth:`batches` of a whole cohort, ``size`` clients at a time."""
+        return in_pieces(self.batches, cohort, size)
+
+    def mean_losses(self, params: PyTree, examples: PyTree, clients: int = 1) -> Float[Array, "C"]:
+        """The mean loss of each of ``clients`` consecutive, equal parts of ``examples``, in float32 or wider.
+
+        Raises:
+          ValueError: the loss is not per example.
+        """
+        count = jax.tree.leaves(examples)[0].shape[0]
+        losses = self.loss(params, examples)
+        if losses.shape != (count,):
+            raise ValueError(f"a federated task's loss must be per example, shape ({count},) here; got {losses.shape}")
+        return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)).reshape(clients, -1).mean(1)
+
+
+class Measured(NamedTuple):
+    """The measurement of a cohort.
+
+    Attributes:
+      messages: every client's, a tree of [C, ...] arrays; None where only their mean was kept.
+      losses: every client's where the round began, [C].
+      sent: the messages as they arrive, if they were sent while they were measured.
+      ascent: the aggregate and Δ, if they were made while the directions were measured.
+      kept: the draws of the directions, a tree of [P, ...] arrays, if they stay for the update.
+      mean: the weighted mean of the valid messages, where only that was needed.
+      valid: which clients' messages are in ``mean``, [C].
+    """
+
+    messages: PyTree[Shaped[Array, "C ..."]] | None
+    losses: Float[Array, "C"]
+    sent: PyTree[Shaped[Array, "C ..."]] | None = None
+    ascent: Ascent | None = None
+    kept: PyTree | None = None
+    mean: PyTree | None = None
+    valid: Bool[Array, "C"] | None = None
+
+
+class Measure(Protocol):
+    """What a client computes in a round, and sends."""
+
+    @property
+    def has_scalars(self) -> bool:
+        """Whether a message is scalars along the round's directions; else it is a tree like the parameters."""
+        ...
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The options of a run that it reads, of "perturbations", "mu", "method" and "directions"."""
+        ...
+
+    @property
+    def description(self) -> Any:
+        """Its entry in a ledger."""
+        ...
+
+    def passes(self, local_steps: int, num_perturbations: int) -> int:
+        """Evaluations of its loss that a client's round costs."""
+        ...
+
+    def message_shapes(self, estimator: Estimator, params: PyTree, clients: int, dtype: Any) -> PyTree:
+        """The shapes of the messages [C, ...] of ``clients`` clients."""
+        ...
+
+    def measure(self, context: RoundContext, cohort: Cohort, part: Part) -> Measured:
+        """Measure ``cohort``, this device's part of ``context.cohort``; outputs are those of all clients."""
+        ...
+
+    def ascent(self, context: RoundContext, measured: Measured, aggregate: PyTree) -> Ascent | None:
+        """Δ of an aggregate, if it is at hand; None if it has to be made again."""
+        ...
