@@ -68,9 +68,8 @@ def simulate(task, method, rate, rounds, eval_every, seed, record, save):
     )
     begin = time.perf_counter()
 
-    def keep(progress):
-        if progress.evaluation is not None:
-            row = progress.evaluation
+    def keep(session, row):
+        if row is not None:
             record["rounds"].append(row.round)
             for name in ("accuracy", "loss"):
                 record[name].append(row.metrics[name])
@@ -82,7 +81,7 @@ def simulate(task, method, rate, rounds, eval_every, seed, record, save):
             )
 
     record.update(rounds=[], accuracy=[], loss=[])
-    result = fed.Simulation(task, METHODS[method](rate), population, config, callbacks=[keep]).run()
+    result = fed.Simulation(task, METHODS[method](rate), population, config, callbacks=[fed.Callback(keep)]).run()
     record.update(
         diverged_at=result.diverged_at,
         wall_seconds=time.perf_counter() - begin,

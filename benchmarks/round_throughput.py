@@ -118,7 +118,9 @@ def simulate(arguments, steps, cohort, callback, rounds_per_dispatch, repeats):
         local_learning_rate=1e-3,
         client_chunk=arguments.client_chunk or None,
     )
-    return fed.Simulation(task, METHODS[arguments.method](), population, config, callbacks=(callback,)).run()
+    return fed.Simulation(
+        task, METHODS[arguments.method](), population, config, callbacks=[fed.Callback(callback)]
+    ).run()
 
 
 def measure_time(arguments, steps, cohort):
@@ -134,10 +136,10 @@ def measure_time(arguments, steps, cohort):
     per_dispatch = max(1, math.ceil(64 / (cohort * steps)))
     rounds, last = [], [0.0]
 
-    def turn(progress):
-        if progress.round:
-            rounds.append((progress.seconds - last[0]) / per_dispatch)
-            last[0] = progress.seconds
+    def turn(session, evaluation):
+        if session.round:
+            rounds.append((session.seconds - last[0]) / per_dispatch)
+            last[0] = session.seconds
         for kind, choices in layouts.items():
             for name, (function, inputs) in choices.items():
                 begin = time.perf_counter()
@@ -166,7 +168,7 @@ def measure_time(arguments, steps, cohort):
 
 
 def measure_memory(arguments, steps, cohort):
-    simulate(arguments, steps, cohort, lambda progress: None, 1, 3)
+    simulate(arguments, steps, cohort, lambda session, evaluation: None, 1, 3)
     stats = jax.devices()[0].memory_stats()
     if stats:
         return {"peak_device_bytes": stats["peak_bytes_in_use"]}

@@ -78,7 +78,11 @@ def measure(clients: int, cohort: int, steps: int, chunk: int) -> dict[str, Any]
     )
     ends = [0.0]
     simulation = fed.Simulation(
-        task, hiso_jax.hiso(1e-2), population, config, callbacks=(lambda progress: ends.append(progress.seconds),)
+        task,
+        hiso_jax.hiso(1e-2),
+        population,
+        config,
+        callbacks=[fed.Callback(lambda session, _: ends.append(session.seconds))],
     )
     result = simulation.run()
     rounds = np.diff([second for second in ends[1:] if second])[1:] / per_dispatch

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hiso_jax import algorithms, channels, fed, zo
 from hiso_jax.algorithms import mosaic
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed import Algorithm, Population, Result, SimulationConfig, Task, make_round, replay
-from hiso_jax.simulation import Simulation
+from hiso_jax.fed import Algorithm, Population, Result, Simulation, SimulationConfig, Task, make_round, replay
 from hiso_jax.zo import LowRank, binomial, decomfl, gaussian, hiso, rademacher, scale_by_hiso, scale_by_zo, sphere
 
 if TYPE_CHECKING:

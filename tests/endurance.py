@@ -28,13 +28,13 @@ def descriptors() -> int:
 def simulation(folder: Path, rounds: int, watch: list[tuple[int, int]]) -> fed.Simulation:
     config = fed.SimulationConfig(rounds=rounds, cohort=5, perturbations=3, batch_size=8, eval_every=500)
 
-    def note(progress: fed.Progress) -> None:
-        if progress.evaluation:
-            watch.append((progress.round, resident()))
+    def note(session: fed.Session, evaluation: fed.Evaluation | None) -> None:
+        if evaluation:
+            watch.append((session.round, resident()))
 
     storage = fed.Storage(folder, snapshot_every=2000)
     return fed.Simulation(
-        linear_task(), hiso_jax.hiso(0.01), digits_population(), config, storage=storage, callbacks=[note]
+        linear_task(), hiso_jax.hiso(0.01), digits_population(), config, storage=storage, callbacks=[fed.Callback(note)]
     )
 
 

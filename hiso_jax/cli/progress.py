@@ -43,8 +43,8 @@ def working(console: Console, what: str) -> Iterator[None]:
         console.print(f"{plain(what)}: {seconds:.0f} s", soft_wrap=True, highlight=False)
 
 
-class Display:
-    """Shows the progress of one run; called with :class:`hiso_jax.fed.Progress` after every dispatch."""
+class Display(fed.Callback):
+    """Shows the progress of one run."""
 
     def __init__(self, console: Console, title: str, task: Any, asked: str = "", *, terse: bool = False) -> None:
         """``title`` names the run of ``task``; ``asked`` is what to say of it before its first round.
@@ -53,7 +53,7 @@ class Display:
         """
         self._terse = terse
         self.console, self.title, self._task, self._asked = console, plain(title), task, asked
-        self._loss, self._metric = math.nan, ""
+        self._loss, self._metric, self._is_announced = math.nan, "", False
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -77,35 +77,41 @@ class Display:
         """Stop showing."""
         self._bar.stop()
 
-    def _say_what_follows(self, progress: fed.Progress) -> None:
-        if progress.round == progress.rounds:
-            self.console.print(f"{self.title}: all {progress.round:,} rounds are done", highlight=False)
-            return
-        said = [f"compiled in {progress.session.compile_seconds:.0f} s", *([self._asked] if self._asked else [])]
-        if progress.expected_seconds is not None:
-            left = progress.rounds - progress.round
-            said.append(f"{left:,} rounds take about {human_seconds(max(1.0, progress.expected_seconds))}")
+    def begin(self, session: fed.Session) -> None:
+        """Say what follows, or leave it to the first evaluation, which foretells how long rounds take."""
+        self._is_announced = session.round > 0
+        if session.round == session.rounds:
+            self.console.print(f"{self.title}: all {session.round:,} rounds are done", highlight=False)
+        elif self._is_announced:
+            self._announce(session)
+
+    def _announce(self, session: fed.Session) -> None:
+        said = [f"compiled in {session.compile_seconds:.0f} s", *([self._asked] if self._asked else [])]
+        if session.expected_seconds is not None:
+            left = session.rounds - session.round
+            said.append(f"{left:,} rounds take about {human_seconds(max(1.0, session.expected_seconds))}")
         self.console.print(f"{self.title}: {', '.join(said)}", soft_wrap=True, highlight=False)
 
-    def __call__(self, progress: fed.Progress) -> None:
-        """Take note of a dispatch."""
-        if not progress.session.is_told:
-            self._say_what_follows(progress)
-        if not math.isnan(progress.train_loss):
-            self._loss = progress.train_loss
-        if progress.evaluation:
-            name = fed.metric_of(self._task, progress.evaluation.metrics).name
-            self._metric = f"{name.replace('_', ' ')} {progress.evaluation.metrics[name]:.3f}"
-        speed = progress.round / progress.seconds if progress.seconds else 0.0
+    def after(self, session: fed.Session, evaluation: fed.Evaluation | None) -> None:
+        """Show how far the run is."""
+        if not self._is_announced:
+            self._announce(session)
+            self._is_announced = True
+        if not math.isnan(session.train_loss):
+            self._loss = session.train_loss
+        if evaluation:
+            name = fed.metric_of(self._task, evaluation.metrics).name
+            self._metric = f"{name.replace('_', ' ')} {evaluation.metrics[name]:.3f}"
+        speed = session.round / session.seconds if session.seconds else 0.0
         known = [self._metric]
-        if progress.round:
-            known = [f"loss {self._loss:.3f}", *known, f"{speed:.3g} rounds/s", human_bytes(progress.bytes_total)]
-            known.append(f"ETA {human_seconds(progress.expected_seconds or 0.0)}")
+        if session.round:
+            known = [f"loss {self._loss:.3f}", *known, f"{speed:.3g} rounds/s", human_bytes(session.bytes_total)]
+            known.append(f"ETA {human_seconds(session.expected_seconds or 0.0)}")
         figures = "  ".join(known)
-        self._bar.update(self._row, completed=progress.round, total=progress.rounds, figures=figures)
-        told = progress.round == progress.rounds or not self._terse
-        if progress.evaluation and told and not self.console.is_terminal:
-            self.console.print(f"{self.title}: round {progress.round}/{progress.rounds}  {figures}", soft_wrap=True)
+        self._bar.update(self._row, completed=session.round, total=session.rounds, figures=figures)
+        shown = session.round == session.rounds or not self._terse
+        if evaluation and shown and not self.console.is_terminal:
+            self.console.print(f"{self.title}: round {session.round}/{session.rounds}  {figures}", soft_wrap=True)
 
 
 class ConsoleWatcher(Watcher):
@@ -140,6 +146,6 @@ class ConsoleWatcher(Watcher):
     def running(self, title: str, simulation: Any, asked: str) -> Iterator[None]:
         """The progress of one run of many."""
         display = Display(self.console, title, simulation.task, asked, terse=True)
-        simulation.callbacks = (display,)
+        simulation.callbacks = (*simulation.callbacks, display)
         with display, stop_on_interrupt(simulation.stop):
             yield

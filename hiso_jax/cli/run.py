@@ -44,13 +44,13 @@ from hiso_jax.fed.devices import in_all_processes
 from hiso_jax.fed.ledger import Lost, lock
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.reports import (
+    Report,
     as_json,
     create_directory,
     human_bytes,
     human_count,
     loggers,
 )
-from hiso_jax.simulation import Simulation
 
 
 class _Going(NamedTuple):
@@ -65,7 +65,7 @@ class _Going(NamedTuple):
     """
 
     options: Run
-    simulation: Simulation
+    simulation: fed.Simulation
     directory: Path
     setting: Setting
     begin: float
@@ -160,7 +160,7 @@ def _again(options: Run, directory: Path) -> str:
 
 def _run(going: _Going, console: Console) -> int:
     options, simulation, directory, setting = going.options, going.simulation, going.directory, going.setting
-    primary = jax.process_index() == 0
+    primary, report = jax.process_index() == 0, Report(began=going.begin)
     asked = f"rate {setting.rate:g}, {options.schedule}" if options.schedule != "constant" else f"rate {setting.rate:g}"
     title = f"{options.task} {setting.method.name}"
     display = Display(console, title, simulation.task, asked) if primary else nullcontext()
@@ -170,15 +170,14 @@ def _run(going: _Going, console: Console) -> int:
         taking_up = [_TakingUp(console)] if options.resume is not None else []
         with exit_codes.refusing():
             also = loggers(options.log, directory, {"learning_rate": setting.rate, **about_of(options, setting.method)})
-        simulation.callbacks = (*taking_up, cast(Display, display), *also)
-    simulation.began = going.begin
+        simulation.callbacks = (report, *taking_up, cast(Display, display), *also)
     with display, stop_on_interrupt(simulation.stop), exit_codes.refusing():
         result = simulation.run()
     if not primary:
         own = f"process {jax.process_index()} of {jax.process_count()}"
         print(f"{own}: after {result.rounds} rounds the parameters have SHA-256 {fed.fingerprint(result.params)}")
         return _exit_code(result)
-    print_summary(console, simulation.summary, directory)
+    print_summary(console, report.summary, directory)
     if result.diverged_at is not None:
         console.print(
             f"diverged at round {result.diverged_at}: the learning rate {setting.rate:g} is probably too high",
@@ -199,15 +198,15 @@ def _hold(directory: Path, held: ExitStack) -> None:
         held.callback(lock(directory).release)
 
 
-class _TakingUp:
+class _TakingUp(fed.Callback):
     """Says where a run goes on."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def __call__(self, progress: fed.Progress) -> None:
-        if not progress.session.is_told and progress.round < progress.rounds:
-            self.console.print(f"going on after {progress.round:,} rounds", highlight=False)
+    def begin(self, session: fed.Session) -> None:
+        if session.round < session.rounds:
+            self.console.print(f"going on after {session.round:,} rounds", highlight=False)
 
 
 def _ingredients(options: Run, console: Console) -> tuple[Mesh | None, Any, AnyPopulation]:

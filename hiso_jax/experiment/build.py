@@ -16,7 +16,6 @@ from hiso_jax.experiment.composed import choice_of, given_to
 from hiso_jax.experiment.settings import Settings, participation_of
 from hiso_jax.fed.population import AnyPopulation, VirtualPopulation
 from hiso_jax.fed.run import check_messages, sensitivity
-from hiso_jax.simulation import Simulation
 
 AnyTask = Any
 
@@ -159,13 +158,13 @@ def build_simulation(
     setting: Setting,
     mesh: Mesh | None = None,
     storage: fed.Storage | None = None,
-) -> Simulation:
+) -> fed.Simulation:
     """The simulation of one setting."""
     algorithm = build_algorithm(replace(options, seed=setting.seed), setting.method, setting.rate)
     config = replace(
         simulation_config(options, setting.seed, algorithm),
         local_learning_rate=build_schedule(options, algorithm.local_share * setting.rate),
     )
-    return Simulation(
+    return fed.Simulation(
         task, algorithm, population, config, mesh=mesh, participation=participation_of(options), storage=storage
     )

@@ -28,8 +28,8 @@ from hiso_jax.experiment.resolve import DECIDING, resolve
 from hiso_jax.experiment.settings import Single, participation_of
 from hiso_jax.fed.algorithm import as_algorithm
 from hiso_jax.fed.population import AnyPopulation
-from hiso_jax.fed.run import Callback, check_messages
-from hiso_jax.simulation import Simulation
+from hiso_jax.fed.run import check_messages
+from hiso_jax.reports import Report
 
 # They may be given as values, which are too long to be shown.
 _PARTS = ("task", "algorithm", "population")
@@ -173,10 +173,10 @@ class Experiment:
         *,
         mesh: Mesh | None = None,
         storage: fed.Storage | None = None,
-        callbacks: Sequence[Callback] = (),
-    ) -> Simulation:
-        """The simulation of this experiment, see :class:`hiso_jax.Simulation`."""
-        return Simulation(
+        callbacks: Sequence[fed.Callback] = (),
+    ) -> fed.Simulation:
+        """The simulation of this experiment, see :class:`hiso_jax.fed.Simulation`."""
+        return fed.Simulation(
             self.task,
             self.algorithm,
             self.population,
@@ -193,7 +193,7 @@ class Experiment:
         *,
         resume: bool = False,
         mesh: Mesh | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[fed.Callback] = (),
     ) -> fed.Result:
         """Run it.
 
@@ -201,11 +201,13 @@ class Experiment:
           out: directory to keep the run in, as ``hiso-jax run --out`` does; None keeps it in memory.
           resume: whether to go on with the run that ``out`` has.
           mesh: devices to split a round over, see :func:`hiso_jax.fed.make_mesh`.
-          callbacks: each is called after every dispatch, see :data:`hiso_jax.fed.Callback`.
+          callbacks: each is called after every dispatch, see :class:`hiso_jax.fed.Callback`.
 
         Raises:
           ValueError: the directory holds another run, or one that is being written or is altered.
           OSError: it cannot be written; what was done until then is kept and can be resumed.
         """
         storage = None if out is None else fed.Storage(Path(out), self.about, resume=resume)
+        if storage is not None:
+            callbacks = (Report(), *callbacks)
         return self.simulation(mesh=mesh, storage=storage, callbacks=callbacks).run()

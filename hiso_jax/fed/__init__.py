@@ -62,10 +62,10 @@ from hiso_jax.fed.population import (
 from hiso_jax.fed.round import Aside, first_memory, make_round
 from hiso_jax.fed.run import (
     Best,
+    Callback,
     Grid,
     Ingredients,
     Programs,
-    Progress,
     RateProbe,
     Result,
     RoundCosts,
@@ -91,6 +91,7 @@ __all__ = [
     "Attack",
     "Bernoulli",
     "Best",
+    "Callback",
     "ClientRates",
     "Clip",
     "Coded",
@@ -115,7 +116,6 @@ __all__ = [
     "Population",
     "Probes",
     "Programs",
-    "Progress",
     "RateProbe",
     "Records",
     "Relayed",

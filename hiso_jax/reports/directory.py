@@ -36,11 +36,10 @@ def write_metrics(directory: Path, rows: Sequence[fed.Evaluation]) -> None:
     write_whole(directory / "metrics.jsonl", "".join(map(evaluation_line, rows)).encode())
 
 
-def append_evaluation(directory: Path, progress: fed.Progress, **labels: Any) -> None:
-    """Append the evaluation of ``progress``, if it has one, to ``metrics.jsonl``."""
-    if progress.evaluation:
-        with (directory / "metrics.jsonl").open("a") as file:
-            file.write(evaluation_line(progress.evaluation, **labels))
+def append_evaluation(directory: Path, row: fed.Evaluation) -> None:
+    """Append an evaluation to ``metrics.jsonl``."""
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write(evaluation_line(row))
 
 
 def create_directory(out: Path | None, name: str, config: Mapping[str, Any] | None = None) -> Path:

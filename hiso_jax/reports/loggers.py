@@ -13,7 +13,7 @@ def _numbers(evaluation: fed.Evaluation) -> dict[str, float]:
     return {**own, "train/loss": evaluation.train_loss, **sent, "forward_passes": evaluation.forward_passes}
 
 
-class TensorBoard:
+class TensorBoard(fed.Callback):
     """Writes every evaluation for TensorBoard, by the round; needs the extra ``tensorboard``.
 
     Args:
@@ -33,15 +33,15 @@ class TensorBoard:
             ) from error
         self._writer = SummaryWriter(str(folder))
 
-    def __call__(self, progress: fed.Progress) -> None:
-        """Write an evaluation, if there is one."""
-        if progress.evaluation is not None:
-            for name, value in _numbers(progress.evaluation).items():
-                self._writer.add_scalar(name, value, progress.round)
+    def after(self, session: fed.Session, evaluation: fed.Evaluation | None) -> None:
+        """Write an evaluation."""
+        if evaluation is not None:
+            for name, value in _numbers(evaluation).items():
+                self._writer.add_scalar(name, value, evaluation.round)
             self._writer.flush()
 
 
-class WandB:
+class WandB(fed.Callback):
     """Sends every evaluation to Weights & Biases, by the round; needs the extra ``wandb``.
 
     Args:
@@ -60,15 +60,17 @@ class WandB:
             raise ParameterError("log", "wandb needs the extra wandb: pip install 'hiso-jax[wandb]'") from error
         self._run = wandb.init(config=config, **settings)
 
-    def __call__(self, progress: fed.Progress) -> None:
-        """Send an evaluation, if there is one; the last ends the run there."""
-        if progress.evaluation is not None:
-            self._run.log(_numbers(progress.evaluation), step=progress.round)
-        if progress.round >= progress.rounds:
-            self._run.finish()
+    def after(self, session: fed.Session, evaluation: fed.Evaluation | None) -> None:
+        """Send an evaluation."""
+        if evaluation is not None:
+            self._run.log(_numbers(evaluation), step=evaluation.round)
+
+    def end(self, session: fed.Session, result: fed.Result) -> None:
+        """End the run there."""
+        self._run.finish()
 
 
-def loggers(names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> list[Any]:
+def loggers(names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> list[fed.Callback]:
     """The callbacks of some names.
 
     Args:
@@ -79,7 +81,7 @@ def loggers(names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> lis
     Raises:
       ValueError: a package is not installed.
     """
-    made: list[Any] = []
+    made: list[fed.Callback] = []
     for name in names:
         made.append(TensorBoard(folder / "tensorboard") if name == "tensorboard" else WandB(config, dir=str(folder)))
     return made

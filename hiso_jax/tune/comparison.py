@@ -29,6 +29,7 @@ from hiso_jax.experiment import (
 from hiso_jax.fed.ledger import exists, read_regular, write_whole
 from hiso_jax.reports import (
     Compared,
+    Report,
     as_results,
     check_figures,
     comparison_picture,
@@ -220,13 +221,15 @@ class _Runs:
         about = {**as_written(settings), "schedule": settings.schedule, **own}
         storage = fed.Storage(folder, about, resume=resume)
         population = build_population(settings, self.task, seed)
+        report = Report()
         simulation = build_simulation(settings, self.task, population, setting, storage=storage)
+        simulation.callbacks = (report,)
         with self.watcher.running(title, simulation, f"rate {rate:g}, {settings.schedule}"):
             result = simulation.run()
         if result.interrupted:
             return None
         worst = None if virtual_note(population) else self._worst_tenth(result.params, population)
-        figures = {**simulation.summary, "rounds_planned": settings.rounds, "worst_tenth": worst}
+        figures = {**report.summary, "rounds_planned": settings.rounds, "worst_tenth": worst}
         write_json(folder / FIGURES, {"figures": figures, "evaluations": [asdict(row) for row in result.metrics]})
         return figures, result.metrics
 

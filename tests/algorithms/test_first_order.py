@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from hiso_jax import algorithms, channels, fed
+from tests.callbacks import Dispatches, StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 SETTINGS = {"rounds": 9, "cohort": 5, "batch_size": 8, "eval_every": 3, "local_steps": 2, "rounds_per_dispatch": 1}
@@ -137,12 +138,12 @@ def test_a_run_that_was_stopped_goes_on_from_its_snapshot(tmp_path):
     algorithm = algorithms.fed_adam(0.1)
     whole = run(algorithm)
 
-    def killed(progress):
-        if progress.round == 8:
+    def killed(session, evaluation):
+        if session.round == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(algorithm, fed.Storage(tmp_path / "run"), [killed])
+        run(algorithm, fed.Storage(tmp_path / "run"), [fed.Callback(killed)])
     ledger = fed.load(tmp_path / "run", unfinished=True)
     assert len(ledger.rows) == 8
     assert ledger.records.scalars is None
@@ -158,7 +159,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_snapshot(tmp_path):
 def test_a_damaged_snapshot_is_passed_over(tmp_path):
     """The one before it is whole: the run goes on from there, and its ledger is cut back so far."""
     algorithm, folder = algorithms.fed_avg(0.1), tmp_path / "run"
-    stopped = run(algorithm, fed.Storage(folder), [lambda progress: progress.round >= 6 and progress.session.stop()])
+    stopped = run(algorithm, fed.Storage(folder), [StopAt(6)])
     assert (stopped.rounds, stopped.interrupted) == (6, True)
 
     def damage(rounds):
@@ -166,21 +167,21 @@ def test_a_damaged_snapshot_is_passed_over(tmp_path):
             path.write_bytes(bytes(path.stat().st_size))
 
     damage(6)
-    begun = []
-    resumed = run(algorithm, fed.Storage(folder, resume=True), [lambda progress: begun.append(progress.round)])
-    assert begun[0] == 3
+    dispatches = Dispatches()
+    resumed = run(algorithm, fed.Storage(folder, resume=True), [dispatches])
+    assert dispatches.begun == 3
     whole = run(algorithm)
     assert_trees_identical(resumed.params, whole.params)
     assert_trees_identical(fed.load(folder).records[1:], whole.records[1:])
 
 
 def test_a_run_killed_before_its_first_snapshot_begins_again(tmp_path):
-    def killed(progress):
-        if progress.round == 2:
+    def killed(session, evaluation):
+        if session.round == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(algorithms.fed_avg(0.1), fed.Storage(tmp_path / "run"), [killed])
+        run(algorithms.fed_avg(0.1), fed.Storage(tmp_path / "run"), [fed.Callback(killed)])
     assert not (tmp_path / "run" / "snapshots").exists()
     resumed = run(algorithms.fed_avg(0.1), fed.Storage(tmp_path / "run", resume=True))
     assert_trees_identical(resumed.params, run(algorithms.fed_avg(0.1)).params)

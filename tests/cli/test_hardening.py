@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import fed
+from hiso_jax import fed, reports
 from hiso_jax.fed.ledger import LEDGER, Delta, Lost, frames, load_delta, save_delta
+from tests.callbacks import StopAt
 from tests.cli.test_cli import SMALL, call
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 from tests.fuzz import fuzz
@@ -29,12 +30,12 @@ def simulation(storage, *, rounds=12, task=None, at=None):
     config = fed.SimulationConfig(
         rounds=rounds, cohort=4, perturbations=2, batch_size=8, eval_every=5, rounds_per_dispatch=1
     )
-    callbacks = [] if at is None else [lambda progress: progress.round == at[0] and at[1](progress)]
+    callbacks = [] if at is None else [fed.Callback(lambda session, _: session.round == at[0] and at[1](session))]
     return fed.Simulation(task or linear_task(), TX, digits_population(), config, storage=storage, callbacks=callbacks)
 
 
-def stop(progress):
-    progress.session.stop()
+def stop(session):
+    session.stop()
 
 
 @pytest.mark.thorough
@@ -48,7 +49,7 @@ def test_what_strangers_hand_over_is_answered_in_a_sentence():
 def test_the_ledger_itself_is_locked(tmp_path):
     """Whoever removes ``.lock``, since it looks stale, and resumes twice, destroys nothing."""
 
-    def resume_again(progress):
+    def resume_again(session):
         (tmp_path / "run" / ".lock").unlink()
         with pytest.raises(ValueError, match="is being written by another process, and a run has one writer"):
             simulation(fed.Storage(tmp_path / "run", resume=True)).run()
@@ -68,7 +69,7 @@ def test_the_ledger_itself_is_locked(tmp_path):
 def test_a_ledger_that_is_gone_is_noticed_at_the_next_round(tmp_path, harm, sentence):
     path = tmp_path / "run" / LEDGER
     with pytest.raises(Lost, match=sentence) as caught:
-        simulation(fed.Storage(path.parent), at=(3, lambda progress: harm(path))).run()
+        simulation(fed.Storage(path.parent), at=(3, lambda session: harm(path))).run()
     assert caught.value.filename == str(path)
     if path.exists():
         assert path.read_bytes().endswith(b"mine")
@@ -252,10 +253,8 @@ def test_a_sweep_goes_on_where_it_was(capsys, tmp_path, monkeypatch):
 
 def test_a_run_kept_from_python_has_a_report(tmp_path):
     config = fed.SimulationConfig(rounds=12, cohort=4, perturbations=2, batch_size=8, eval_every=5)
-    run = hiso_jax.Simulation(
-        linear_task(), TX, digits_population(), config, storage=fed.Storage(str(tmp_path / "run"))
-    )
-    result = run.run()
+    parts, report = (linear_task(), TX, digits_population(), config), reports.Report()
+    result = fed.Simulation(*parts, storage=fed.Storage(str(tmp_path / "run")), callbacks=[report]).run()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         LEDGER, ".lock", "metrics.jsonl", "summary.json", "curves.png",
     }  # fmt: skip
@@ -263,7 +262,7 @@ def test_a_run_kept_from_python_has_a_report(tmp_path):
     assert [row["round"] for row in rows] == [0, 5, 10, 12]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["task"], summary["rounds"]) == ("linear", 12)
-    assert summary["params_sha256"] == fed.fingerprint(result.params) == run.summary["params_sha256"]
+    assert summary["params_sha256"] == fed.fingerprint(result.params) == report.summary["params_sha256"]
 
 
 def test_an_evaluation_without_the_metric_that_counts_is_refused(capsys, tmp_path):
@@ -290,20 +289,18 @@ def test_a_report_of_fewer_rounds_is_written_anew(tmp_path):
         rounds=12, cohort=4, perturbations=2, batch_size=8, eval_every=5, rounds_per_dispatch=1
     )
     parts = linear_task(), TX, digits_population(), config
-    first = hiso_jax.Simulation(*parts, storage=fed.Storage(tmp_path / "run"))
-    first.callbacks = (lambda progress: progress.round == 6 and progress.session.stop(),)
+    first = fed.Simulation(*parts, storage=fed.Storage(tmp_path / "run"), callbacks=[reports.Report(), StopAt(6)])
     assert first.run().interrupted
     again = fed.Storage(tmp_path / "run", resume=True)
     # It writes the ledger and no report.
     result = fed.Simulation(*parts, storage=again).run()
-    last = hiso_jax.Simulation(*parts, storage=again)
-    last.run()
+    fed.Simulation(*parts, storage=again, callbacks=[reports.Report()]).run()
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (written["rounds"], written["interrupted"]) == (12, False)
     assert written["params_sha256"] == fed.fingerprint(result.params)
     # Of a run that has its report nothing is written again.
     changed = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
-    hiso_jax.Simulation(*parts, storage=again).run()
+    fed.Simulation(*parts, storage=again, callbacks=[reports.Report()]).run()
     assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == changed
 
 

@@ -11,6 +11,7 @@ import pytest
 import hiso_jax
 from hiso_jax import algorithms, channels, fed, zo
 from hiso_jax.fed.algorithm import by_number
+from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 SETTINGS = {"rounds": 12, "cohort": 5, "batch_size": 8, "perturbations": 3, "eval_every": 4}
@@ -207,7 +208,7 @@ def test_what_a_combiner_remembers_survives_a_stop(tmp_path, snapshot_every, wei
     settings = {"rounds_per_dispatch": 1, "weighting": weighting}
     whole = run(algorithm, **settings)
     storage = fed.Storage(tmp_path / "run", snapshot_every=snapshot_every)
-    stopped = run(algorithm, storage, [lambda p: p.round >= 8 and p.session.stop()], **settings)
+    stopped = run(algorithm, storage, [StopAt(8)], **settings)
     assert (stopped.rounds, stopped.interrupted) == (8, True)
     assert (tmp_path / "run" / "snapshots").exists() == bool(snapshot_every)
     resumed = run(algorithm, fed.Storage(tmp_path / "run", resume=True), **settings)
@@ -248,7 +249,7 @@ def test_a_memory_made_again_from_the_ledger_is_the_runs_to_the_last_bit(tmp_pat
     run(
         algorithm,
         fed.Storage(tmp_path / "run", snapshot_every=0),
-        [lambda p: p.round >= 9 and p.session.stop()],
+        [StopAt(9)],
         **settings,
     )
     resumed = run(algorithm, fed.Storage(tmp_path / "run", resume=True), **settings)
@@ -268,7 +269,7 @@ def test_a_memory_made_again_from_the_ledger_is_the_runs_to_the_last_bit(tmp_pat
 )
 def test_another_algorithm_does_not_go_on_with_a_run(tmp_path, other):
     tx = hiso_jax.hiso(0.02)
-    run(fed.Algorithm(tx), fed.Storage(tmp_path / "run"), [lambda p: p.round >= 4 and p.session.stop()])
+    run(fed.Algorithm(tx), fed.Storage(tmp_path / "run"), [StopAt(4)])
     with pytest.raises(ValueError, match="cannot be continued so: what the method measures, sends, combines or counts"):
         run(fed.Algorithm(tx, **other), fed.Storage(tmp_path / "run", resume=True))
 

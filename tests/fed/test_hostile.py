@@ -7,6 +7,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import algorithms, channels, fed
+from tests.callbacks import StopAt
 from tests.fed.problems import digits_population, linear_task
 
 CLIENTS = 12
@@ -107,7 +108,7 @@ def test_modes_agree_replay_rebuilds_and_a_killed_run_goes_on(name, tmp_path):
     # Ended after 16 rounds, from a snapshot after 8, and gone on with: the caps come back from the ledger.
     first = fed.Storage(tmp_path / "run", snapshot_every=8)
     stopping = fed.Simulation(linear_task(), algorithm, digits_population(CLIENTS), config(**hostile), storage=first)
-    stopping.callbacks = (lambda progress: stopping.stop() if progress.round >= 16 else None,)
+    stopping.callbacks = (StopAt(16),)
     assert stopping.run().interrupted
     again = fed.Storage(tmp_path / "run", snapshot_every=8, resume=True)
     gone_on = run(algorithm, storage=again, **hostile)

@@ -17,6 +17,7 @@ from hiso_jax import fed
 from hiso_jax.fed.ledger import LEDGER, delta_of, frames, keeper, load_delta, lock, save_delta
 from hiso_jax.fed.ledger.storage import environment
 from hiso_jax.fed.run import restore
+from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 ROUNDS = 20
@@ -41,7 +42,7 @@ def simulation(
         linear_task(), tx, digits_population(), config, storage=storage, participation=participation, mesh=mesh
     )
     if stop_at is not None:
-        run.callbacks = (lambda progress: progress.round >= stop_at and run.stop(),)
+        run.callbacks = (StopAt(stop_at),)
     return run
 
 
@@ -473,7 +474,7 @@ def test_a_parameter_of_no_elements_is_kept_in_snapshots(tmp_path):
         tx = optax.chain(hiso_jax.scale_by_hiso(), optax.trace(0.9), optax.scale(-0.01))
         made = fed.Simulation(task, tx, digits_population(), config, storage=storage)
         if stop_at is not None:
-            made.callbacks = (lambda progress: progress.round >= stop_at and made.stop(),)
+            made.callbacks = (StopAt(stop_at),)
         return made.run()
 
     whole = run(None)

@@ -10,6 +10,7 @@ import pytest
 import hiso_jax
 from hiso_jax import fed, zo
 from hiso_jax.fed.devices.execution import inner_jaxprs
+from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, digits_task
 
 SLOW = pytest.mark.slow
@@ -105,7 +106,7 @@ def test_a_run_saves_and_resumes_factors(tmp_path):
         return fed.Simulation(digits_task(), tx, digits_population(), config, storage=storage, callbacks=callbacks)
 
     first = part(fed.Storage(tmp_path / "run", snapshot_every=2))
-    first.callbacks = (lambda progress: progress.round >= 4 and first.stop(),)
+    first.callbacks = (StopAt(4),)
     assert first.run().interrupted
     resumed = part(fed.Storage(tmp_path / "run", resume=True)).run()
     assert_trees_identical((resumed.params, resumed.state), (whole.params, whole.state))

@@ -13,6 +13,7 @@ import pytest
 import hiso_jax
 from hiso_jax import algorithms, channels, fed
 from hiso_jax.fed.made_of import made_of
+from tests.callbacks import StopAt
 from tests.fed.problems import digits_population, linear_task
 
 
@@ -81,7 +82,7 @@ def trained_by(algorithm, storage, rounds=6, stop_at=None, **settings):
         rounds=rounds, cohort=4, perturbations=2, batch_size=8, eval_every=6, rounds_per_dispatch=1, **settings
     )
     run = fed.Simulation(linear_task(), algorithm, digits_population(), config, storage=storage)
-    run.callbacks = (lambda progress: progress.round == stop_at and run.stop(),)
+    run.callbacks = (StopAt(stop_at),)
     return run.run()
 
 

@@ -13,6 +13,7 @@ import hiso_jax
 from hiso_jax import algorithms, channels, fed, zo
 from hiso_jax.channels.clip_to_median import clipping_factors
 from hiso_jax.fed.ledger import delta_of, load_delta, save_delta
+from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
 CLIENTS, MU = 5, 1e-3
@@ -316,7 +317,7 @@ def test_a_run_that_is_kept_goes_on_and_becomes_a_delta(options, tmp_path):
 
     whole = simulation(tmp_path / "whole").run()
     stopped = simulation(tmp_path / "run")
-    stopped.callbacks = (lambda progress: progress.round >= 3 and stopped.stop(),)
+    stopped.callbacks = (StopAt(3),)
     assert stopped.run().interrupted
     resumed = simulation(tmp_path / "run", resume=True).run()
     assert_trees_identical((resumed.params, resumed.records[1:]), (whole.params, whole.records[1:]))

@@ -15,6 +15,7 @@ from hiso_jax.fed import privacy
 from hiso_jax.fed.ledger import LEDGER
 from hiso_jax.fed.privacy import Sampling
 from hiso_jax.fed.run import sensitivity
+from tests.callbacks import StopAt
 from tests.fed.problems import digits_population, linear_task
 
 CLIENTS = 12
@@ -192,7 +193,7 @@ def test_a_private_run_replays_goes_on_and_keeps_its_secret(tmp_path):
     stopping = fed.Simulation(
         linear_task(), algorithm, digits_population(CLIENTS), config(), storage=fed.Storage(folder, snapshot_every=0)
     )
-    stopping.callbacks = (lambda progress: stopping.stop() if progress.round >= 6 else None,)
+    stopping.callbacks = (StopAt(6),)
     before = stopping.run()
     assert before.interrupted
     secret = (folder / "server.secret").read_text().strip()

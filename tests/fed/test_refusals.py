@@ -33,6 +33,24 @@ def test_what_cannot_be_is_refused(make, sentence):
         make()
 
 
+def test_a_function_is_no_callback_until_it_is_made_one():
+    config = fed.SimulationConfig(cohort=2)
+    with pytest.raises(hiso_jax.ParameterError, match=r"callbacks must be of fed.Callback, like fed.Callback\("):
+        fed.Simulation(linear_task(), hiso_jax.hiso(0.1), digits_population(), config, callbacks=[print])
+
+
+def test_what_is_no_part_of_the_message_path_is_refused_with_what_is():
+    def doubled(messages, senders, key):
+        return messages
+
+    with pytest.raises(hiso_jax.ParameterError, match=r"send must be of fed.Send, like fed.Send\(function\); got"):
+        fed.Algorithm(hiso_jax.decomfl(0.1), send=(doubled,))
+    with pytest.raises(hiso_jax.ParameterError, match=r"combine must be of fed.Combine, like fed.Combine\(function\)"):
+        fed.Algorithm(hiso_jax.decomfl(0.1), combine=doubled)
+    with pytest.raises(hiso_jax.ParameterError, match="noise must be None for a combiner with a memory"):
+        fed.Combine(doubled, separable=True, noise=fed.Noise(1.0, 1.0))
+
+
 def test_what_is_no_method_is_told_what_one_is():
     config = fed.SimulationConfig(rounds=1, cohort=2)
     with pytest.raises(TypeError, match=r"tx must be an optax transformation or a fed.Algorithm, .* got 'hiso'"):

@@ -14,6 +14,7 @@ from hiso_jax.fed.run import describe
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run import simulation as simulations
 from hiso_jax.fed.run.pace import Pace, expected_seconds
+from tests.callbacks import Dispatches, StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
 
 SETTINGS = {"rounds": 30, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 10}
@@ -25,11 +26,11 @@ def simulation(task=None, rate=0.02, callbacks=(), **settings):
 
 
 def test_history_records_and_accounting():
-    told = []
-    result = simulation(callbacks=[told.append], rounds=25, local_steps=2, local_learning_rate=0.02).run()
+    dispatches = Dispatches()
+    result = simulation(callbacks=[dispatches], rounds=25, local_steps=2, local_learning_rate=0.02).run()
     assert [row.round for row in result.metrics] == [0, 10, 20, 25]
     assert result.metrics[-1].metrics["loss"] < result.metrics[0].metrics["loss"]
-    assert [p.evaluation.round for p in told if p.evaluation] == [0, 10, 20, 25]
+    assert [row.round for row in dispatches.evaluations] == [0, 10, 20, 25]
     assert result.records.scalars.shape == (25, 4, 2, 2)
     np.testing.assert_array_equal(result.records.round, np.arange(25))
     seed_key = jax.random.key(0)
@@ -122,11 +123,11 @@ def test_ten_rounds_without_a_valid_client_are_divergence():
 
 
 def test_stop_ends_the_run_and_keeps_what_was_done():
-    def stop(progress):
-        if progress.round >= 7:
+    def stop(session, evaluation):
+        if session.round >= 7:
             run.stop()
 
-    run = simulation(callbacks=[stop], rounds_per_dispatch=1)
+    run = simulation(callbacks=[fed.Callback(stop)], rounds_per_dispatch=1)
     result = run.run()
     assert result.interrupted
     assert result.rounds == 7
@@ -181,12 +182,12 @@ def test_a_population_of_other_data_is_refused():
 @pytest.mark.thorough
 def test_a_far_evaluation_does_not_lengthen_a_dispatch():
     """Nor does the time of idle steps shorten the next: after a few dispatches each holds many rounds."""
-    told = []
+    dispatches = Dispatches()
     running = simulation(rounds=2_000_000, eval_every=2_000_000)
-    running.callbacks = (told.append, lambda progress: progress.round >= 300 and running.stop())
+    running.callbacks = (dispatches, StopAt(300))
     result = running.run()
     assert result.interrupted
-    steps = np.diff([progress.round for progress in told])
+    steps = np.diff(dispatches.rounds)
     assert 16 <= steps.max() <= 128
     assert result.rounds < 600
 

@@ -103,19 +103,25 @@ def test_it_goes_through_every_command(capsys, tmp_path, monkeypatch, command):
     assert experiment.target_of(type("Options", (), {"target": None}), bare()) is None
 
 
-class Watcher:
+class Watcher(fed.Callback):
     """A callback with a metric of its own that ends a run where it likes."""
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.ended = [], None
+
+    def begin(self, session):
+        self.seen.append(("begin", session.round))
+
+    def end(self, session, result):
+        self.ended = result
 
     def metrics(self, session):
         return {"size": float(optax_norm(session.params))}
 
-    def __call__(self, progress):
-        self.seen.append(progress.round)
-        if progress.evaluation and progress.evaluation.metrics["size"] > 0 and progress.round >= 6:
-            progress.session.stop()
+    def after(self, session, evaluation):
+        self.seen.append(session.round)
+        if evaluation and evaluation.metrics["size"] > 0 and session.round >= 6:
+            session.stop()
 
 
 def optax_norm(tree):
@@ -135,7 +141,8 @@ def test_callbacks_see_the_session_add_metrics_and_may_stop_the_run(tmp_path):
         callbacks=[watcher],
     ).run()
     assert (result.rounds, result.interrupted) == (6, True)
-    assert watcher.seen == list(range(7))
+    assert watcher.seen == [("begin", 0), *range(7)]
+    assert watcher.ended is result
     np.testing.assert_allclose(result.metrics[-1].metrics["size"], float(optax_norm(result.params)), rtol=1e-6)
     kept = fed.load(tmp_path / "run", unfinished=True)
     assert [row.metrics["size"] for row in kept.evaluations] == [row.metrics["size"] for row in result.metrics]

@@ -9,6 +9,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import algorithms, fed, zo
+from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, digits_task, linear_task
 
 MU = 1e-3
@@ -22,7 +23,7 @@ def run(mesh, storage=None, *, stop_at=None, dispatch=12):
         linear_task(), hiso_jax.hiso(0.02), digits_population(), config, mesh=mesh, storage=storage
     )
     if stop_at is not None:
-        simulation.callbacks = (lambda progress: progress.round >= stop_at and simulation.stop(),)
+        simulation.callbacks = (StopAt(stop_at),)
     return simulation.run()
 
 
@@ -182,7 +183,7 @@ def test_attacked_and_private_runs_are_sharded_and_go_on(mesh, name, tmp_path):
         return fed.Simulation(linear_task(), algorithm, digits_population(), config, mesh=where, storage=storage)
 
     stopping = simulation(mesh, fed.Storage(tmp_path / "run", snapshot_every=6))
-    stopping.callbacks = (lambda progress: progress.round >= 9 and stopping.stop(),)
+    stopping.callbacks = (StopAt(9),)
     assert stopping.run().interrupted
     result = simulation(mesh, fed.Storage(tmp_path / "run", resume=True)).run()
     assert result.rounds == 12

@@ -72,12 +72,12 @@ def test_a_subspace_is_held_and_then_another(name):
     config = fed.SimulationConfig(rounds=7, cohort=4, batch_size=8, eval_every=7)
     held = []
 
-    def note(progress):
-        if progress.round:
-            held.append(jax.tree.map(np.asarray, zo.zo_state(progress.session.state).curvature))
+    def note(session, evaluation):
+        if session.round:
+            held.append(jax.tree.map(np.asarray, zo.zo_state(session.state).curvature))
 
     one = fed.SimulationConfig(rounds=7, cohort=4, batch_size=8, eval_every=7, rounds_per_dispatch=1)
-    fed.Simulation(linear_task(), method, digits_population(), one, callbacks=[note]).run()
+    fed.Simulation(linear_task(), method, digits_population(), one, callbacks=[fed.Callback(note)]).run()
     assert len(held) == 7
     same = [
         all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))

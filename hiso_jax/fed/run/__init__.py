@@ -7,9 +7,9 @@ from hiso_jax.fed.run.described import DescribedRun, describe
 from hiso_jax.fed.run.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.run.grid import Best, Grid, SweepResult
 from hiso_jax.fed.run.rate import RateProbe, find_rate
-from hiso_jax.fed.run.result import Callback, Progress, Result
+from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.search import FEWEST_TRIES, next_rates
-from hiso_jax.fed.run.session import Session
+from hiso_jax.fed.run.session import Callback, Session
 from hiso_jax.fed.run.setup import Ingredients, check_messages
 from hiso_jax.fed.run.simulation import Simulation
 from hiso_jax.fed.run.spent import sensitivity
@@ -24,7 +24,6 @@ __all__ = [
     "Grid",
     "Ingredients",
     "Programs",
-    "Progress",
     "RateProbe",
     "Result",
     "RoundCosts",

@@ -1,44 +1,12 @@
-"""What a run tells while it goes and leaves behind when it ends."""
+"""The result of a run."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import optax
 from jaxtyping import PyTree
 
 from hiso_jax.fed.ledger import Evaluation, Records
 from hiso_jax.fed.privacy import Spent
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What callbacks are told after every dispatch.
-
-    Attributes:
-      round: how many rounds have been run.
-      rounds: how many there are to be.
-      train_loss: the mean loss of the last round's cohort; with an evaluation, of the rounds since the one before.
-      seconds: time spent in rounds so far.
-      bytes_total: sent and received by all clients so far.
-      evaluation: one that was just made, or None.
-      expected_seconds: about how long the rest of the run will take; None where there is nothing to tell it by.
-      session: the run itself: its ``params``, ``state`` and ``history``, and ``stop()``.
-    """
-
-    round: int
-    rounds: int
-    train_loss: float
-    seconds: float
-    bytes_total: int
-    evaluation: Evaluation | None
-    expected_seconds: float | None = None
-    session: Any = field(repr=False, default=None)
-
-
-Callback = Callable[[Progress], Any]
-"""Called after every dispatch. If it also has a method ``metrics(session)``, the numbers that this returns, by name,
-join those of every evaluation."""
 
 
 @dataclass(frozen=True)

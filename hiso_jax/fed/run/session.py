@@ -1,25 +1,26 @@
-"""A run in progress: begun or restored, advanced by dispatches, evaluated, told of, kept, and finished."""
+"""A run in progress: begun or restored, advanced by dispatches, evaluated, kept, and finished."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.devices import agree, in_all_processes
-from hiso_jax.fed.ledger import Evaluation, Storage, fingerprint, keeper_of, sample
+from hiso_jax.fed.ledger import Evaluation, Keeper, Storage, fingerprint, keeper_of, sample
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.concerns import Concerns
-from hiso_jax.fed.run.dispatch import RunState
+from hiso_jax.fed.run.dispatch import Dispatch, RunState
 from hiso_jax.fed.run.pace import Pace, expected_seconds, next_length
 from hiso_jax.fed.run.programs import costs_of, first_state, header_for, initial_parameters, trace
 from hiso_jax.fed.run.restore import restored
-from hiso_jax.fed.run.result import Callback, Progress, Result
+from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.setup import Setup
 from hiso_jax.fed.run.spent import spent
 from hiso_jax.fed.run.tally import Tally
@@ -27,72 +28,118 @@ from hiso_jax.fed.sanity import check_initial
 from hiso_jax.fed.task import metric_of, summarise
 
 
+class Callback:
+    """Called while a run goes, with the :class:`Session` that runs it; a subclass has those methods that it needs.
+
+    ``session.params``, ``session.state``, ``session.round``, ``session.history`` and others say how far the run is;
+    ``session.stop()`` ends it after the dispatch in flight.
+
+    Args:
+      function: ``(session, evaluation) → anything``, called by :meth:`after` where there is no subclass.
+
+    Example:
+      >>> from hiso_jax import fed
+      >>> patience = fed.Callback(lambda session, evaluation: session.seconds > 60 and session.stop())
+    """
+
+    _function: Callable[["Session", Evaluation | None], Any] | None = None
+
+    def __init__(self, function: Callable[["Session", Evaluation | None], Any] | None = None) -> None:
+        """See the class."""
+        self._function = function
+
+    def begin(self, session: "Session") -> None:
+        """Called once, before the first round: the programs are compiled, and a run that goes on is where it was."""
+
+    def after(self, session: "Session", evaluation: Evaluation | None) -> None:
+        """Called after every dispatch of rounds, and with the evaluation that was just made, if one was."""
+        if self._function is not None:
+            self._function(session, evaluation)
+
+    def end(self, session: "Session", result: Result) -> None:
+        """Called once, after the last round of a run that came to its end, diverged or was stopped."""
+
+    def metrics(self, session: "Session") -> Mapping[str, float]:
+        """Numbers by name that join the metrics of an evaluation, while it is made."""
+        return {}
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse what is no callback.
+
+    Raises:
+      ParameterError: one is not of :class:`Callback`.
+    """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ParameterError(
+                "callbacks",
+                "must be of fed.Callback, like fed.Callback(lambda session, evaluation: print(session.round)); "
+                f"got {callback!r}",
+            )
+
+
 class Session:
-    """A run in progress; what its callbacks see.
+    """A run in progress; callbacks are called with it.
 
     Attributes:
-      setup: what was asked for.
-      done: how many rounds have been run.
+      setup: the task, the algorithm and the numbers of the run, checked.
+      storage: the directory in which the run is kept, or None.
+      round: how many rounds have been run.
       history: the evaluations so far.
       diverged_at: the number of the round at which it diverged, or None.
-      run_seconds: time spent in rounds, without compilation and evaluation.
+      seconds: time spent in rounds, without compilation and evaluation.
+      compile_seconds: time spent compiling.
       concerns: what there is to say of its rounds.
-      begun_at, is_told: how many rounds had been run when the session began, and whether callbacks were told of that.
     """
+
+    @classmethod
+    def begin(
+        cls,
+        setup: Setup,
+        storage: Storage | None = None,
+        callbacks: Sequence[Callback] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+        dispatch: Dispatch | None = None,
+    ) -> Self:
+        """A session, compiled, at the run's beginning or where a run that goes on was ended.
+
+        Args:
+          setup: the run.
+          storage: the directory to keep it in, which is taken until the session is closed.
+          callbacks: called when the run begins, after every dispatch, and when it ends.
+          should_stop: asked before every dispatch.
+          dispatch: runs rounds in place of the compiled program, with the same arguments and outputs: a server whose
+            messages come from elsewhere.
+
+        Raises:
+          ValueError: the directory holds another run, one that cannot be continued so, is being written or is altered.
+          OSError: the directory cannot be written.
+        """
+        seed_key, primary = jax.random.key(setup.config.seed), jax.process_index() == 0
+        keeper = in_all_processes(lambda: keeper_of(storage, seed_key, primary=primary))
+        try:
+            return cls(setup, storage, keeper, callbacks, should_stop, dispatch)
+        except BaseException:
+            keeper.close()
+            raise
 
     def __init__(
         self,
         setup: Setup,
         storage: Storage | None,
+        keeper: Keeper,
         callbacks: Sequence[Callback],
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool],
+        dispatch: Dispatch | None,
     ) -> None:
-        """Take the run's directory, if there is one.
-
-        Raises:
-          ValueError: it holds another run, or one that is being written or is altered.
-        """
-        self.setup, self._storage, self._callbacks = setup, storage, tuple(callbacks)
+        """See :meth:`begin`."""
+        self.setup, self.storage, self._keeper, self._callbacks = setup, storage, keeper, tuple(callbacks)
         self._should_stop, self._stopping = should_stop, False
-        self._seed_key, primary = jax.random.key(setup.config.seed), jax.process_index() == 0
-        self._keeper = in_all_processes(lambda: keeper_of(storage, self._seed_key, primary=primary))
-        self.done, self.run_seconds, self._evaluation_seconds = 0, 0.0, 0.0
-        self.begun_at, self.is_told = 0, False
-        self.diverged_at: int | None = None
+        self.seconds, self._evaluation_seconds = 0.0, 0.0
         self.history: list[Evaluation] = []
+        self.diverged_at: int | None = None
         self._length = setup.length if setup.config.rounds_per_dispatch else 1
-        self._new: Evaluation | None = None
-
-    def __enter__(self) -> "Session":
-        """The session; its files are closed at the end."""
-        return self
-
-    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Close its files."""
-        self._keeper.close()
-
-    @property
-    def params(self) -> PyTree:
-        """The server's parameters; a copy must be made of what is to outlive the callback."""
-        return self._carry.server.params
-
-    @property
-    def state(self) -> optax.OptState:
-        """Its optimizer's state; likewise."""
-        return self._carry.server.state
-
-    def stop(self) -> None:
-        """End the run after the dispatch in flight; what it has done is kept."""
-        self._stopping = True
-
-    def begin(self) -> None:
-        """Compile, and be at the run's beginning or where a run that goes on was ended.
-
-        Raises:
-          ValueError: the directory's run cannot be continued so.
-          OSError: the directory cannot be written.
-        """
-        setup, keeper = self.setup, self._keeper
         self._initial = initial_parameters(setup)
         in_all_processes(check_initial, self._initial)
         carry, shardings = first_state(setup, self._initial)
@@ -104,31 +151,101 @@ class Session:
         self.concerns.begun(self._initial)
         before = time.perf_counter()
         programs = trace(setup, costs, carry, shardings)
-        # Before the long work: a run that cannot be continued so is told at once.
-        if self._storage is not None:
-            header = header_for(setup, programs.log, carry.server, self._initial, self._storage.about)
+        # Before the long work: a run that cannot be continued so is refused at once.
+        if storage is not None:
+            header = header_for(setup, programs.log, carry.server, self._initial, storage.about)
             found = agree(setup.mesh, keeper.rounds)[0]
             like = None if setup.algorithm.has_scalars else tuple(carry.server)
             in_all_processes(lambda: keeper.begin(header, found, like=like))
         # What has ended needs neither rounds nor evaluations.
         if keeper.found is None or keeper.found.seal is None:
-            self._dispatch, self._evaluate = programs.compile(setup)
+            compiled, self._evaluate = programs.compile(setup)
+            self._dispatch: Callable[..., Any] = compiled if dispatch is None else dispatch
         self.compile_seconds = time.perf_counter() - before
         self._carry = self._take_up(carry)
-        self.begun_at = self.done
+
+    def __enter__(self) -> Self:
+        """The session; its files are closed at the end."""
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        """Close its files."""
+        self._keeper.close()
+
+    def run(self) -> Result:
+        """Run to the last round, to divergence, or until it is stopped.
+
+        Raises:
+          OSError: the rounds cannot be written; what was done until then is kept.
+        """
+        self._call(lambda callback: callback.begin(self))
+        first = self._evaluate_if_due()
+        if first is not None:
+            self._call_after(first)
+        while self.advance():
+            self._call_after(self._evaluate_if_due())
+            self._snapshot()
+        if not self._is_evaluated:
+            self._call_after(self._measure())
+            self._snapshot()
+        result = self._finish()
+        self._call(lambda callback: callback.end(self, result))
+        return result
+
+    def _call(self, call: Callable[[Callback], Any]) -> None:
+        in_all_processes(lambda: [call(callback) for callback in self._callbacks])
+
+    def _call_after(self, evaluation: Evaluation | None) -> None:
+        self._call(lambda callback: callback.after(self, evaluation))
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there are to be."""
+        return self.setup.config.rounds
+
+    @property
+    def params(self) -> PyTree:
+        """The server's parameters; a callback copies those that are to outlive it."""
+        return self._carry.server.params
+
+    @property
+    def state(self) -> optax.OptState:
+        """Its optimizer's state; likewise."""
+        return self._carry.server.state
+
+    @property
+    def train_loss(self) -> float:
+        """The mean loss of the last round's cohort; after an evaluation, of the rounds since the one before."""
+        return float([*self._tally.losses[-1:], *(row.train_loss for row in self.history[-1:]), math.nan][0])
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes sent and received by all clients so far."""
+        return self._tally.traffic.bytes_up + self._tally.traffic.bytes_down
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """About how long the rest of the run will take; None where there is nothing to tell it by."""
+        each = self.seconds / max(1, self.round - self._untimed) or None
+        pace = Pace(each, self._evaluation_seconds, self._tally.traffic.costs.passes)
+        return expected_seconds(self.setup, pace, self.round)
+
+    def stop(self) -> None:
+        """End the run after the dispatch in flight; what it has done is kept."""
+        self._stopping = True
 
     def _take_up(self, carry: RunState) -> RunState:
         """Where the run that was found had come to; ``carry`` is its beginning."""
         keeper, config = self._keeper, self.setup.config
-        self.done, self._untimed = keeper.ledger.rounds, 0
+        self.round, self._untimed = keeper.ledger.rounds, 0
         if keeper.found is None:
             return carry
         evaluations = keeper.found.evaluations
         # A run that was interrupted or ended between evaluations, and went on, has evaluations that one which was left
         # alone has not: only the last round's stands beside the regular ones.
-        over = self.done >= config.rounds or keeper.found.seal is not None
+        over = self.round >= config.rounds or keeper.found.seal is not None
         self.history = [
-            row for row in evaluations if row.round % config.eval_every == 0 or (over and row.round == self.done)
+            row for row in evaluations if row.round % config.eval_every == 0 or (over and row.round == self.round)
         ]
         if self.history:
             # Whoever forged the ledger may have made its digests anew.
@@ -139,11 +256,11 @@ class Session:
                         f"{keeper.found.path} is refused: its evaluation after round {row.round} has no {name}"
                     )
         if evaluations:
-            self.run_seconds = evaluations[-1].seconds
-        if not self.done:
+            self.seconds = evaluations[-1].seconds
+        if not self.round:
             return carry
         # Rounds after the last evaluation of a run that was killed were not timed.
-        self._untimed = self.done - (evaluations[-1].round if evaluations else 0)
+        self._untimed = self.round - (evaluations[-1].round if evaluations else 0)
         carry = restored(self.setup, keeper, carry)
         last = self.history[-1].round if self.history else 0
         self._tally.restore(keeper.ledger.records, self.setup.clients, last)
@@ -158,7 +275,7 @@ class Session:
     @property
     def _next_evaluation(self) -> int:
         every = self.setup.config.eval_every
-        return min(self.setup.config.rounds, (self.done // every + 1) * every)
+        return min(self.setup.config.rounds, (self.round // every + 1) * every)
 
     def advance(self) -> bool:
         """Run a dispatch of rounds, and keep them before anyone sees what they led to; False if there are no more.
@@ -167,47 +284,39 @@ class Session:
           OSError: they cannot be written; neither ledger nor file has them then.
         """
         setup, config = self.setup, self.setup.config
-        if self.done >= config.rounds or self.diverged_at is not None:
+        if self.round >= config.rounds or self.diverged_at is not None:
             return False
         # Each process has its own clock and its own signals: process 0's decide.
-        wanted = min(self.done + self._length, self._next_evaluation)
+        wanted = min(self.round + self._length, self._next_evaluation)
         end, stopping = agree(setup.mesh, wanted, self._stopping or self._should_stop())
         if stopping:
             return False
-        bounds = setup.placement.replicate((np.int32(self.done), np.int32(end)))
+        bounds = setup.placement.replicate((np.int32(self.round), np.int32(end)))
         before = time.perf_counter()
         self._carry, log = jax.block_until_ready(self._dispatch(self._carry, *bounds, setup.inputs))
         elapsed = time.perf_counter() - before
-        self.run_seconds += elapsed
+        self.seconds += elapsed
         self._note_divergence(self._carry)
         if self.diverged_at is not None:
             end = self.diverged_at + 1
-        numbers = np.arange(self.done, end, dtype=np.int32)
+        numbers = np.arange(self.round, end, dtype=np.int32)
         log = jax.tree.map(lambda column: column[: len(numbers)], log.on_host())
-        records = self._tally.add(self._seed_key, numbers, log)
+        records = self._tally.add(jax.random.key(setup.config.seed), numbers, log)
         in_all_processes(lambda: self._keeper.ledger.append(records))
         self.concerns.note(records)
         if config.rounds_per_dispatch is None:
             self._length = next_length(self._length, setup.length, elapsed / len(numbers))
-        self.done = end
+        self.round = end
         return True
 
     @property
     def _is_evaluated(self) -> bool:
-        return bool(self.history) and self.history[-1].round == self.done
+        return bool(self.history) and self.history[-1].round == self.round
 
-    def evaluate(self) -> None:
-        """Evaluate if that is due, or was due and is missing since the run was killed."""
-        due = self.done % self.setup.config.eval_every == 0 or self.done == self.setup.config.rounds
-        if due and not self._is_evaluated:
-            self._new = self._measure()
-
-    def evaluate_last(self) -> None:
-        """Evaluate where the run ends, if that was not done, and tell of it."""
-        if not self._is_evaluated:
-            self._new = self._measure()
-            self.tell()
-            self.snapshot()
+    def _evaluate_if_due(self) -> Evaluation | None:
+        """An evaluation if it is due, or was due and is missing since the run was killed."""
+        due = self.round % self.setup.config.eval_every == 0 or self.round == self.setup.config.rounds
+        return self._measure() if due and not self._is_evaluated else None
 
     def _measure(self) -> Evaluation:
         setup, tally = self.setup, self._tally
@@ -216,21 +325,21 @@ class Session:
         self._evaluation_seconds = time.perf_counter() - before
         metrics = summarise(setup.task, jax.tree.map(np.asarray, outputs))
         for callback in self._callbacks:
-            metrics |= callback.metrics(self) if hasattr(callback, "metrics") else {}
+            metrics |= callback.metrics(self)
         if getattr(setup.task, "metric", None) is not None:
             # Before the first round: a report would refuse it after the last.
             metric_of(setup.task, metrics)
         row = Evaluation(
-            round=self.done,
+            round=self.round,
             train_loss=float(np.nanmean(tally.losses)) if np.isfinite(tally.losses).any() else math.nan,
             metrics=metrics,
             bytes_up=tally.traffic.bytes_up,
             bytes_down=tally.traffic.bytes_down,
             forward_passes=tally.traffic.forward_passes,
-            seconds=self.run_seconds,
+            seconds=self.seconds,
             simulated_seconds=self._simulated_seconds,
         )
-        digest = None if self._storage is None else fingerprint(setup.placement.whole(self.params))
+        digest = None if self.storage is None else fingerprint(setup.placement.whole(self.params))
         in_all_processes(lambda: self._keeper.ledger.evaluated(row, digest))
         self.history.append(row)
         tally.losses.clear()
@@ -238,76 +347,54 @@ class Session:
         return row
 
     @property
-    def _pace(self) -> Pace:
-        each = self.run_seconds / max(1, self.done - self._untimed) or None
-        return Pace(each, self._evaluation_seconds, self._tally.traffic.costs.passes)
-
-    @property
     def _simulated_seconds(self) -> float | None:
         return None if self.setup.inputs.participation.fleet is None else self._tally.seconds
 
-    def tell(self) -> None:
-        """Tell the callbacks how far the run is, and of an evaluation if one was just made."""
-        evaluation, self._new, tally = self._new, None, self._tally
-        losses = [evaluation.train_loss] if evaluation else tally.losses[-1:] or [self.history[-1].train_loss]
-        progress = Progress(
-            round=self.done,
-            rounds=self.setup.config.rounds,
-            train_loss=float(losses[0]),
-            seconds=self.run_seconds,
-            bytes_total=tally.traffic.bytes_up + tally.traffic.bytes_down,
-            evaluation=evaluation,
-            expected_seconds=expected_seconds(self.setup, self._pace, self.done),
-            session=self,
-        )
-        in_all_processes(lambda: [callback(progress) for callback in self._callbacks])
-        self.is_told = True
-
-    def snapshot(self) -> None:
+    def _snapshot(self) -> None:
         """Take a snapshot if it is time for one.
 
         Raises:
           OSError: it cannot be written.
         """
         keeper, config = self._keeper, self.setup.config
-        over = self.done >= config.rounds or self.diverged_at is not None
-        due = keeper.wants_snapshot(self.done, self.run_seconds, evaluated=self._is_evaluated)
+        over = self.round >= config.rounds or self.diverged_at is not None
+        due = keeper.wants_snapshot(self.round, self.seconds, evaluated=self._is_evaluated)
         # What is over can be replayed, if it can be replayed at all.
         due &= not (over and self.setup.algorithm.has_scalars)
         if agree(self.setup.mesh, due)[0]:
             tree = self.setup.placement.whole(tuple(self._carry.server))
-            in_all_processes(lambda: keeper.snapshot(self.done, self.run_seconds, tree))
+            in_all_processes(lambda: keeper.snapshot(self.round, self.seconds, tree))
 
-    def finish(self) -> Result:
+    def _finish(self) -> Result:
         """Seal the ledger of a run that came to its end, and return what the run leaves behind."""
         config, keeper, traffic = self.setup.config, self._keeper, self._tally.traffic
         params, state = self.setup.placement.whole((self.params, self.state))
-        interrupted = self.done < config.rounds and self.diverged_at is None
+        interrupted = self.round < config.rounds and self.diverged_at is None
         if not interrupted and not (keeper.found is not None and keeper.found.seal is not None):
-            digest = None if self._storage is None else fingerprint(params)
+            digest = None if self.storage is None else fingerprint(params)
             ending: dict[str, Any] = {
                 "params_sha256": digest,
                 "diverged_at": self.diverged_at,
-                "seconds": self.run_seconds,
+                "seconds": self.seconds,
             }
-            if self._storage is not None:
+            if self.storage is not None:
                 ending["sample"] = sample(params)
             in_all_processes(lambda: keeper.ledger.seal(**ending))
-        records = keeper.ledger.records if self.done else None
+        records = keeper.ledger.records if self.round else None
         return Result(
             records=records,
             metrics=self.history,
             initial_params=self._initial,
             params=params,
             state=state,
-            rounds=self.done,
-            timed_rounds=self.done - self._untimed,
+            rounds=self.round,
+            timed_rounds=self.round - self._untimed,
             diverged_at=self.diverged_at,
             interrupted=interrupted,
             traffic=traffic.summary(),
             forward_passes=traffic.forward_passes,
             compile_seconds=self.compile_seconds,
-            run_seconds=self.run_seconds,
+            run_seconds=self.seconds,
             simulated_seconds=self._simulated_seconds,
             attendance=self._tally.attendance,
             invalid=self.concerns.invalid,

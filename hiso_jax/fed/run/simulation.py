@@ -12,9 +12,9 @@ from hiso_jax.fed.devices import Placement, agree, check_mesh, longest_axis, mem
 from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.result import Callback, Result
+from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.secret import secret_of
-from hiso_jax.fed.run.session import Session
+from hiso_jax.fed.run.session import Callback, Session, check_callbacks
 from hiso_jax.fed.run.setup import Ingredients, set_up
 from hiso_jax.fed.sanity import check_task
 from hiso_jax.fed.task import Task, examples_of
@@ -35,8 +35,8 @@ class Simulation:
         ``model``, see :func:`hiso_jax.fed.make_mesh`; it may span processes. None is one device.
       participation: who shows up, and how fast they are; None means everybody, without a clock.
       storage: the directory in which the run is kept, so that it survives its process; None keeps it in memory.
-      callbacks: each is called with a :class:`Progress` after every dispatch, and may add metrics, see
-        :data:`Callback`.
+      callbacks: called when the run begins, after every dispatch, and when it ends, see :class:`Callback`;
+        :class:`hiso_jax.reports.Report` is one, which writes ``summary.json`` and ``curves.png``.
 
     Raises:
       ValueError: data or a loss that no run can use, see :func:`hiso_jax.fed.check_task`; a cohort
@@ -69,6 +69,7 @@ class Simulation:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """Place the data on the devices and build, but not yet compile, the programs of the run."""
+        check_callbacks(callbacks)
         loss_dtype = check_task(task)
         if config.cohort > population.num_clients:
             raise ParameterError(
@@ -102,16 +103,8 @@ class Simulation:
           OSError: it cannot be written; what was done until then is kept and can be resumed.
         """
         try:
-            with Session(self._setup, self.storage, self.callbacks, lambda: self._stop) as session:
-                session.begin()
-                session.evaluate()
-                session.tell()
-                while session.advance():
-                    session.evaluate()
-                    session.tell()
-                    session.snapshot()
-                session.evaluate_last()
-                return session.finish()
+            with Session.begin(self._setup, self.storage, self.callbacks, lambda: self._stop) as session:
+                return session.run()
         finally:
             # Not when a run begins: it may be asked to stop before its first round.
             self._stop = False

@@ -1,0 +1,115 @@
+"""The report of a run, in the directory that it is kept in."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hiso_jax import fed
+from hiso_jax.reports.directory import append_evaluation, write_json, write_metrics
+from hiso_jax.reports.pictures import curves
+from hiso_jax.reports.summary import Asked, run_summary
+
+
+class Report(fed.Callback):
+    """Writes a run's report beside its ledger: ``metrics.jsonl``, ``summary.json`` and ``curves.png``.
+
+    ``metrics.jsonl`` gets a line an evaluation while the run goes, the others are written at its end. The names of the
+    task and the algorithm, and a ``learning_rate`` and a ``target``, are those of the storage's ``about``. Of a run
+    without a storage only :attr:`summary` is made. One process of several writes.
+
+    Args:
+      began: the ``time.perf_counter()`` from which ``wall_seconds`` is counted; None is where the run begins.
+
+    Attributes:
+      summary: the figures of ``summary.json``, once the run has ended.
+
+    Example:
+      >>> import tempfile, hiso_jax
+      >>> from hiso_jax import fed, reports, tasks
+      >>> task = tasks.digits()
+      >>> population = fed.dirichlet(task.train["label"], 20, alpha=0.5)
+      >>> config = fed.SimulationConfig(rounds=10, cohort=4, eval_every=5)
+      >>> run = fed.Simulation(
+      ...     task,
+      ...     hiso_jax.hiso(1e-2),
+      ...     population,
+      ...     config,
+      ...     storage=fed.Storage(tempfile.mkdtemp() + "/run", about={"algorithm": "hiso"}),
+      ...     callbacks=[reports.Report()],
+      ... )
+      >>> result = run.run()
+      >>> sorted(path.name for path in run.storage.folder.iterdir() if path.suffix)
+      ['curves.png', 'ledger.hiso', 'metrics.jsonl', 'summary.json']
+    """
+
+    def __init__(self, began: float | None = None) -> None:
+        """See the class."""
+        self.summary: dict[str, Any] = {}
+        self._began, self._began_at = time.perf_counter() if began is None else began, 0
+
+    def begin(self, session: fed.Session) -> None:
+        """Write the ledger's evaluations of a run that goes on: their file may have lost some, or half a line."""
+        self._began_at = session.round
+        folder = _folder(session)
+        if folder is not None and session.storage is not None and session.storage.resume:
+            write_metrics(folder, session.history)
+
+    def after(self, session: fed.Session, evaluation: fed.Evaluation | None) -> None:
+        """Write a line."""
+        folder = _folder(session)
+        if folder is not None and evaluation is not None:
+            append_evaluation(folder, evaluation)
+
+    def end(self, session: fed.Session, result: fed.Result) -> None:
+        """Write the report.
+
+        Raises:
+          OSError: it cannot be written; the ledger is then.
+        """
+        setup, storage = session.setup, session.storage
+        task, about = setup.task, {} if storage is None else storage.about
+        name = str(about.get("task") or getattr(task, "name", type(task).__name__))
+        metric = fed.metric_of(task, result.metrics[0].metrics)
+        target = about.get("target", getattr(task, "target", None))
+        algorithm = str(about.get("algorithm", "a method of its own"))
+        asked = Asked(name, algorithm, about.get("learning_rate"), setup.config.seed, metric, target, _hostile(session))
+        self.summary = run_summary(asked, result, time.perf_counter() - self._began)
+        folder = _folder(session)
+        # A run that was over adds nothing, and its first report knows more of how long it took. A report of fewer
+        # rounds stays behind where a run was interrupted, went on, and was killed after its last round.
+        if folder is None or (self._began_at == result.rounds and _is_reported(folder, self.summary)):
+            return
+        write_json(folder / "summary.json", self.summary)
+        write_metrics(folder, result.metrics)
+        title = f"{name}, {algorithm}: {setup.clients:,} clients, {setup.config.cohort} a round"
+        curves({algorithm: [result.metrics]}, folder / "curves.png", title=title, metric=metric, target=target)
+
+
+def _folder(session: fed.Session) -> Path | None:
+    """The directory that this process writes to."""
+    return None if session.storage is None or jax.process_index() != 0 else session.storage.folder
+
+
+def _hostile(session: fed.Session) -> str | None:
+    """A description of the hostile clients, or None."""
+    setup = session.setup
+    share, clients, cohort = setup.config.attackers, setup.clients, setup.config.cohort
+    if not share:
+        return None
+    of = f"{round(share * cohort)} of every cohort of {cohort}"
+    if setup.config.attackers_of == "population":
+        of = f"{round(share * clients):,} of {clients:,} clients"
+    return f"{of}: {setup.algorithm.description['attack'].split('.')[0]}"
+
+
+def _is_reported(folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether the report in ``folder`` is of the same rounds, ended alike and with the same parameters."""
+    try:
+        written = json.loads((folder / "summary.json").read_text())
+        return all(written[name] == summary[name] for name in ("rounds", "interrupted", "params_sha256"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
