@@ -8,6 +8,10 @@ import pytest
 
 import hiso_jax
 from hiso_jax import algorithms, fed, zo
+from hiso_jax.fed.keys import CHANNEL_STREAM
+from hiso_jax.fed.measure import Cohort, Estimator, Keys
+from hiso_jax.fed.round import Arrived, first_memory, server_settle
+from hiso_jax.fed.update import ServerState
 from tests.fed.problems import assert_trees_identical
 
 KEY = jax.random.key(11)
@@ -194,3 +198,21 @@ def test_misuse_is_answered_with_one_sentence():
         one_round(task_loss=lambda params, batch: loss(params, batch).mean())
     with pytest.raises(ValueError, match="exactly one of scale_by_hiso or scale_by_zo"):
         one_round(tx=optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("name", ["hiso", "mosaic", "sign"])
+def test_a_server_settles_messages_that_come_from_elsewhere_to_the_same_bits(name):
+    algorithm, (params, batches) = getattr(algorithms, name)(0.01), problem(1)
+    perturbations = algorithm.perturbations or 3
+    memory = first_memory(algorithm, jax.ShapeDtypeStruct((CLIENTS, 1, perturbations), jnp.float32))
+    state, mask = algorithm.optimizer.init(params), jnp.array([True, False, True, True])
+    run = jax.jit(fed.make_round(loss, algorithm, local_steps=1, num_perturbations=perturbations, mu=1e-3))
+    after, _, record = run(params, state, batches, mask, KEY)
+    settle = server_settle(algorithm, Estimator(fed.probes(), 1, perturbations, 1e-3), fed.ExecutionSettings())
+    # A server has no batches.
+    cohort = Cohort(jnp.arange(CLIENTS), mask.astype(jnp.float32), ())
+    keys = Keys(KEY, jax.random.fold_in(KEY, jnp.uint32(CHANNEL_STREAM)), jnp.int32(0))
+    arrived = Arrived(record.scalars, record.valid, jnp.zeros(CLIENTS))
+    server, settled = jax.jit(settle)(ServerState(params, state, memory), cohort, keys, arrived)
+    assert_trees_identical(server.params, after)
+    assert_trees_identical(settled.aggregate, record.aggregate)

@@ -14,6 +14,7 @@ from hiso_jax.fed.run import describe
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run import simulation as simulations
 from hiso_jax.fed.run.pace import Pace, expected_seconds
+from hiso_jax.fed.run.programs import build_dispatch, costs_of, first_state
 from tests.callbacks import Dispatches, StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
 
@@ -218,3 +219,21 @@ def test_how_long_a_run_takes_is_foretold_by_what_took_a_while():
     assert expected_seconds(setup, Pace(None, 0.5, 6), 0) == pytest.approx(100 * 1920 * 0.0005 + 2 * 0.5)
     assert expected_seconds(setup, Pace(None, 0.01, 6), 0) is None
     assert expected_seconds(setup, Pace(0.002, 0.01, 6), 60) == pytest.approx(40 * 0.002 + 0.01)
+
+
+def test_a_session_takes_its_dispatch_from_outside():
+    """A server whose rounds are run elsewhere keeps, evaluates and reports them as its own."""
+    run = simulation(rounds=6, eval_every=3)
+    setup, alone, bounds = run._setup, run.run(), []
+    costs = costs_of(setup.algorithm, setup.estimator, first_state(setup, alone.initial_params)[0].server, 4)
+    program = jax.jit(build_dispatch(setup, costs))
+
+    def elsewhere(carry, begin, end, inputs):
+        bounds.append((int(begin), int(end)))
+        return program(carry, begin, end, inputs)
+
+    with fed.Session.begin(setup, dispatch=elsewhere) as session:
+        result = session.run()
+    assert (bounds[0][0], bounds[-1][1]) == (0, 6)
+    assert_trees_identical((result.params, result.records[1:]), (alone.params, alone.records[1:]))
+    assert [row.round for row in result.metrics] == [0, 3, 6]

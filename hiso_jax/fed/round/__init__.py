@@ -1,7 +1,7 @@
 """One round: what its clients measure or train, what happens to their messages, and what the server makes of them."""
 
 from hiso_jax.fed.round.channel import Channel, first_memory
-from hiso_jax.fed.round.round import Arrived, Round, RoundInputs, check_round, measure, server_round, settle
+from hiso_jax.fed.round.round import Arrived, Round, RoundInputs, check_round, server_round, server_settle
 from hiso_jax.fed.round.shapes import groups_of, reads_loss, shapes_of
 from hiso_jax.fed.round.standalone import Aside, make_round
 
@@ -15,9 +15,8 @@ __all__ = [
     "first_memory",
     "groups_of",
     "make_round",
-    "measure",
     "reads_loss",
     "server_round",
-    "settle",
+    "server_settle",
     "shapes_of",
 ]

@@ -32,6 +32,8 @@ from hiso_jax.fed.update import AtHand, ServerState, server_update
 from hiso_jax.zo import check_chain, check_directions, check_estimator, in_float32
 
 Loss = Callable[..., Float[Array, "B"]]
+# Until it is known how many clients go through memory at a time.
+NOBODY = Execution(0, 0, 0, 0)
 
 
 class RoundInputs(NamedTuple):
@@ -101,7 +103,7 @@ def server_round(
         context = RoundContext(
             estimator,
             settings,
-            Execution(1, 1, 1, 1),
+            NOBODY,
             server,
             cohort,
             keys,
@@ -117,6 +119,39 @@ def server_round(
         return settle(channel, context, measure(channel, context))
 
     return on_all_devices(run, settings.mesh)
+
+
+Settle = Callable[[ServerState, Cohort, Keys, "Arrived"], tuple[ServerState, RoundRecord]]
+
+
+def server_settle(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings) -> Settle:
+    """The server's half of a round alone, for messages that come from elsewhere: over a network, say.
+
+    With the same messages it makes the same update as :func:`server_round`, to the last bit.
+
+    Args:
+      algorithm: the method, whose messages are scalars.
+      estimator: how the clients measured.
+      settings: how it is computed.
+
+    Returns:
+      ``(server, cohort, keys, arrived) → (server, RoundRecord)``.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+    check_round(algorithm, estimator, settings)
+
+    def run(server: ServerState, cohort: Cohort, keys: Keys, arrived: Arrived) -> tuple[ServerState, RoundRecord]:
+        channel = _channel(algorithm, server, cohort, keys)
+        context = RoundContext(estimator, settings, NOBODY, server, cohort, keys, channel.groups, _no_loss)
+        return settle(channel, context, arrived)
+
+    return on_all_devices(run, settings.mesh)
+
+
+def _no_loss(params: PyTree, batch: PyTree) -> Array:
+    raise AssertionError("a server evaluates no loss")
 
 
 def _channel(algorithm: Algorithm, server: ServerState, cohort: Cohort, keys: Keys) -> Channel:
