@@ -30,7 +30,7 @@ from rich.console import Console
 from hiso_jax import algorithms, channels, fed, models, tasks
 from hiso_jax.fed.keys import traits_key
 from hiso_jax.fed.population import Work
-from hiso_jax.fed.run.traffic import NEVER_CAME, directions_made, download_bytes, stood_at, upload_bytes
+from hiso_jax.fed.run.traffic import NEVER_CAME, directions_made, download_bytes, last_synced_rounds, upload_bytes
 from hiso_jax.schedules import inverse_sqrt
 
 SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
@@ -302,8 +302,8 @@ class Bench:
 
 
 def simulation_costs(simulation: fed.Simulation, result: fed.Result) -> Any:
+    from hiso_jax.fed.run.prepared import estimator_of
     from hiso_jax.fed.run.programs import costs_of
-    from hiso_jax.fed.run.setup import estimator_of
     from hiso_jax.fed.update import ServerState
 
     server = ServerState(result.params, result.state)
@@ -315,11 +315,15 @@ def simulation_costs(simulation: fed.Simulation, result: fed.Result) -> Any:
 def simulated(name: str, result: fed.Result, simulation: fed.Simulation, seed: int) -> np.ndarray:
     """Seconds that each round takes a fleet: the slowest client's, and the latency."""
     records, costs = result.records, simulation_costs(simulation, result)
-    stood, _ = stood_at(records.round, records.cohort, records.attendance, simulation.config.cohort * 1000)
-    missed = records.round[:, None] - np.maximum(stood, 0)
-    told = missed * costs.told.most
-    down = download_bytes(told, stood == NEVER_CAME, costs)
-    work = Work(down.reshape(-1), upload_bytes(costs), costs.passes, directions_made(told, missed, costs).reshape(-1))
+    last_synced, _ = last_synced_rounds(
+        records.round, records.cohort, records.attendance, simulation.config.cohort * 1000
+    )
+    missed = records.round[:, None] - np.maximum(last_synced, 0)
+    broadcast = missed * costs.broadcast.most
+    down = download_bytes(broadcast, last_synced == NEVER_CAME, costs)
+    work = Work(
+        down.reshape(-1), upload_bytes(costs), costs.passes, directions_made(broadcast, missed, costs).reshape(-1)
+    )
     clients = jnp.asarray(records.cohort.reshape(-1))
     each = FLEETS[name].seconds(traits_key(jax.random.key(seed)), clients, jax.tree.map(jnp.float32, work))
     return np.asarray(each).reshape(records.cohort.shape).max(1) + LATENCY[name]

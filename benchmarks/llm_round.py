@@ -120,7 +120,7 @@ def build(arguments):
 
 def make_round(arguments, task, mode, groups):
     """One round in one program: ``(params, state, batches, key) → (params, state, loss)``, its state donated."""
-    tx = zo.dealt(zo_optimizer(arguments), groups=groups)
+    tx = zo.grouped(zo_optimizer(arguments), groups=groups)
     run = fed.make_round(
         task.loss,
         tx,
@@ -128,7 +128,7 @@ def make_round(arguments, task, mode, groups):
         num_perturbations=arguments.perturbations,
         mu=1e-3,
         local_learning_rate=1e-6,
-        execution=fed.ExecutionSettings(directions=mode, moved_as=task.moved_as),
+        execution=fed.ExecutionSettings(directions=mode, perturbed_as=task.perturbed_as),
     )
     mask = jnp.ones(arguments.clients, bool)
 

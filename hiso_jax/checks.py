@@ -51,18 +51,18 @@ def is_real(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
-def is_whole(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """Whether ``value`` is one integer, of Python or NumPy, and no truth value."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
 
 
-def whole(name: str, value: Any, minimum: int | None = None, below: int | None = None) -> None:
+def integer(name: str, value: Any, minimum: int | None = None, below: int | None = None) -> None:
     """Refuse what is not an integer in [``minimum``, ``below``).
 
     Raises:
       ParameterError: it is not.
     """
-    if not is_whole(value):
+    if not is_integer(value):
         raise ParameterError(name, f"must be a whole number, got {value!r}")
     if minimum is not None and value < minimum:
         raise ParameterError(name, f"must be at least {minimum}, got {value}")

@@ -1,4 +1,4 @@
-"""Matrices that are not made whole: a product of two thin factors, and a weight with such a product beside it.
+"""Matrices that are not made dense: a product of two thin factors, and a weight with such a product beside it.
 
 A direction of low rank u = A Bᵀ is as cheap to evaluate as to draw if the model multiplies by it in two thin steps,
 x (W + s u) = x W + s (x A) Bᵀ: no perturbed copy of W exists, and all who evaluate along directions of their own share
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from hiso_jax.walls import pin, rounded
+from hiso_jax.exact import pin, rounded
 
-MovedAs = Callable[[str], Literal["matrix", "table"] | None]
-"""A parameter's dotted name → how the model reads it when it is moved along a direction: by :func:`product` and
-:func:`take` (a matrix), rows of it by :func:`take` (a table of embeddings), or None: as an array made whole."""
+PerturbedAs = Callable[[str], Literal["matrix", "table"] | None]
+"""A parameter's dotted name → how the model reads it when it is perturbed along a direction: by :func:`product` and
+:func:`take` (a matrix), rows of it by :func:`take` (a table of embeddings), or None: as an array made dense."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -58,7 +58,7 @@ class Factors:
         """Of the array."""
         return self.rows.dtype
 
-    def whole(self) -> Shaped[Array, "..."]:
+    def dense(self) -> Shaped[Array, "..."]:
         """The array itself, summed term by term, so that every program has the same bits."""
         return outer(self.rows, self.columns).reshape(self.shape)
 
@@ -79,9 +79,9 @@ def is_factors(node: Any) -> bool:
     return isinstance(node, Factors)
 
 
-def whole(node: Array | Factors) -> Array:
+def dense(node: Array | Factors) -> Array:
     """An array, or the one that factors stand for."""
-    return node.whole() if isinstance(node, Factors) else node
+    return node.dense() if isinstance(node, Factors) else node
 
 
 def added(x: Array, z: Array, scale: ArrayLike) -> Array:
@@ -92,8 +92,8 @@ def added(x: Array, z: Array, scale: ArrayLike) -> Array:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Moved:
-    """A parameter moved along a direction, ``base + scale · along``: what a model reads in the place of an array.
+class PerturbedParameter:
+    """A parameter perturbed along a direction, ``base + scale · along``: what a model reads in the place of an array.
 
     Attributes:
       base: the parameter.
@@ -105,9 +105,9 @@ class Moved:
     along: Shaped[Array, "..."] | Factors
     scale: Float[Array, ""]
 
-    def whole(self) -> Shaped[Array, "..."]:
+    def dense(self) -> Shaped[Array, "..."]:
         """The array itself."""
-        return added(self.base, whole(self.along), self.scale)
+        return added(self.base, dense(self.along), self.scale)
 
     def _factors(self, dtype: DTypeLike) -> tuple[Array, Array]:
         """A · scale and B."""
@@ -117,7 +117,11 @@ class Moved:
 
 
 def product(
-    x: Float[Array, "... R"], weight: Array | Moved, *, transposed: bool = False, to: DTypeLike | None = None
+    x: Float[Array, "... R"],
+    weight: Array | PerturbedParameter,
+    *,
+    transposed: bool = False,
+    to: DTypeLike | None = None,
 ) -> Float[Array, "... C"]:
     """``x @ weight``, in the dtype of ``x``.
 
@@ -132,19 +136,19 @@ def product(
         axes = ((x.ndim - 1,), (1 if transposed else 0,))
         return jax.lax.dot_general(x, matrix.astype(x.dtype), (axes, ((), ())), preferred_element_type=to)
 
-    if isinstance(weight, Moved) and isinstance(weight.along, Factors):
+    if isinstance(weight, PerturbedParameter) and isinstance(weight.along, Factors):
         first, second = weight._factors(x.dtype)
         if transposed:
             first, second = second, first
         # Rounded: products so thin are fused into what follows, and contracted with it in one program and not another.
         thin = rounded(times(x, first, False)).astype(x.dtype)
         return times(x, weight.base, transposed) + rounded(times(thin, second, True))
-    return times(x, weight.whole() if isinstance(weight, Moved) else weight, transposed)
+    return times(x, weight.dense() if isinstance(weight, PerturbedParameter) else weight, transposed)
 
 
-def take(weight: Array | Moved, numbers: Int[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
-    """Rows of a matrix, or columns (``axis`` 1) with ``numbers`` [n], made whole: [..., C], or [R, n]."""
-    if not isinstance(weight, Moved):
+def take(weight: Array | PerturbedParameter, numbers: Int[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
+    """Rows of a matrix, or columns (``axis`` 1) with ``numbers`` [n], made dense: [..., C], or [R, n]."""
+    if not isinstance(weight, PerturbedParameter):
         return weight[numbers] if axis == 0 else weight[:, numbers]
     base = take(weight.base, numbers, axis)
     if not isinstance(weight.along, Factors):

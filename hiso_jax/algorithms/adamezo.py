@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree, UInt32
 
 from hiso_jax import zo
 from hiso_jax.algorithms._server import descent
-from hiso_jax.checks import ParameterError, finite, fraction, whole
+from hiso_jax.checks import ParameterError, finite, fraction, integer
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -72,7 +72,7 @@ def adamezo(
       b2: what it leaves of its square.
       eps: ε, added to the root.
     """
-    whole("window", window, 1)
+    integer("window", window, 1)
     fraction("b1", b1)
     fraction("b2", b2)
     finite("eps", eps)

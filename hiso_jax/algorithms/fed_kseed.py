@@ -1,7 +1,7 @@
 """FedKSeed (arXiv 2312.06353): every client's directions are of a pool of S seeds, drawn at random for each step.
 
 Δ = (1/C) Σ_i (1/P) Σ_p ĝ_{i,p} u_{s(i,p)},   x ← x − η Δ, plain descent: any number of rounds is S sums, which are sent
-to who comes late where they are fewer bytes (``fed/ledger/sums.py``).
+to who comes late where they are fewer bytes (``fed/ledger/seed_sums.py``).
 Bytes a round: 4·K·P up; down those of every valid client, at most 4·S + 4.
 """
 
@@ -9,7 +9,7 @@ import optax
 
 from hiso_jax import zo
 from hiso_jax.algorithms._server import descent
-from hiso_jax.checks import whole
+from hiso_jax.checks import integer
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -24,7 +24,7 @@ def fed_kseed(
       pool_seeds: S, in the pool.
       sampler: family of raw perturbations.
     """
-    whole("pool_seeds", pool_seeds, 1)
+    integer("pool_seeds", pool_seeds, 1)
     directions = zo.Directions(zo.as_sampler(sampler), key=zo.Pool(pool_seeds), groups=None, block=0)
     tx = optax.chain(zo.scale_by_zo(sampler=directions), descent(learning_rate))
     return Algorithm(tx, perturbations=1, pooled_rate=learning_rate)

@@ -39,7 +39,7 @@ def hiso_by_direction(
         return jax.tree.map(lambda x: jnp.ones(x.shape, zo.working_dtype(x)), params)
 
     def advance(before: PyTree, delta: PyTree, step: zo.LocalStep) -> PyTree:
-        shares = zo.slopes(step.aggregate) / zo.slopes(step.aggregate).shape[0]
+        shares = zo.directional_derivatives(step.aggregate) / zo.directional_derivatives(step.aggregate).shape[0]
 
         def by(place: Array, curvature: PyTree) -> PyTree:
             def one(h: Array, z: Array, h0: Array) -> Array:

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from hiso_jax import zo
 from hiso_jax.algorithms._server import descent, moving_average
-from hiso_jax.checks import between, finite, whole
+from hiso_jax.checks import between, finite, integer
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -33,7 +33,7 @@ def hiso_frozen(
       eps: ε, added to the square of Δ.
       sampler: family of raw perturbations.
     """
-    whole("learning_rounds", learning_rounds, 0)
+    integer("learning_rounds", learning_rounds, 0)
     between("curvature_decay", curvature_decay, 0, 1)
     finite("eps", eps)
 

@@ -8,7 +8,7 @@ import optax
 
 from hiso_jax import channels, zo
 from hiso_jax.algorithms._server import descent
-from hiso_jax.algorithms._travel import Groups, dealt, message_bits
+from hiso_jax.algorithms._wire_options import Groups, grouped, message_bits
 from hiso_jax.fed.algorithm import Algorithm, FewBits, default_rates
 from hiso_jax.fed.wire import Relay
 
@@ -36,8 +36,8 @@ def mosaic(
         and no step; by default as many as 20 bytes have room for, 2 for 64 scalars.
       bytes_up: as many bits a scalar as a message of so many bytes has room for.
       clipping: clip messages to their median length.
-      direction_groups: into how many groups a cohort is dealt, each with directions of its own; own gives every client
-        its own, shared is one group.
+      direction_groups: number of groups of a cohort, each with directions of its own; own gives every client its own,
+        shared is one group.
       direction_blocks: parameters whose signs are flipped together to tell one group's directions from another's, by
         default up to 64; 0 draws every group's directions independently, at as many times the cost.
       aggregate_bits: bits of a number in the aggregate that everyone is told and the server applies, 4, 8 or 32.
@@ -56,4 +56,4 @@ def mosaic(
         perturbations=64,
         local_share=1 / 3,
     )
-    return dealt(algorithm, direction_groups=direction_groups, direction_blocks=direction_blocks)
+    return grouped(algorithm, direction_groups=direction_groups, direction_blocks=direction_blocks)

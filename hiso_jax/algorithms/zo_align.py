@@ -21,10 +21,10 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
-def _products(deal: zo.Deal, count: int) -> Float[Array, "P P"]:
+def _products(directions: zo.GroupedDirections, count: int) -> Float[Array, "P P"]:
     """Uᵀ U of a step's ``count`` directions."""
     # At least two turns: a loop of one is dissolved into what stands around it, and may then sum in another order.
-    each = lax.map(deal.of, jnp.arange(max(count, 2)) % count)
+    each = lax.map(directions.of, jnp.arange(max(count, 2)) % count)
     flat = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(each)]
     # In full: accelerators would round the operands, and ĝ would not be what Δ has along the directions.
     return jax.tree.reduce(jnp.add, [jnp.matmul(u, u.T, precision="highest") for u in flat])[:count, :count]
@@ -44,8 +44,10 @@ def _head() -> optax.GradientTransformationExtraArgs:
 
         def aligned(term: tuple[Array, Array]) -> Array:
             step, row = term
-            deal = zo.Deal(state.directions, extra["key"], step, params, None, groups, count // groups)
-            return count * cho_solve(cho_factor(_products(deal, count)), row)
+            directions = zo.GroupedDirections(
+                state.directions, extra["key"], step, params, None, groups, count // groups
+            )
+            return count * cho_solve(cho_factor(_products(directions, count)), row)
 
         # The head divides by their number.
         weights = lax.map(aligned, (jnp.arange(steps), updates))

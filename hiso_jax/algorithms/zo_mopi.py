@@ -16,7 +16,7 @@ from hiso_jax import zo
 from hiso_jax.algorithms._matrices import AXES, basis_key, of_matrices
 from hiso_jax.algorithms._server import descent, moving_average
 from hiso_jax.algorithms.zo_muon import held
-from hiso_jax.checks import finite, fraction, whole
+from hiso_jax.checks import finite, fraction, integer
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -74,7 +74,7 @@ def zo_mopi(
       vector_share: s, the vectors' rate in units of η.
     """
     fraction("beta", beta)
-    whole("components", components, 1)
+    integer("components", components, 1)
     finite("vector_share", vector_share)
     server = _power_iteration(beta, components, hold_rounds, vector_share)
     return Algorithm(optax.chain(held(rank, hold_rounds), server, descent(learning_rate)), perturbations=4)

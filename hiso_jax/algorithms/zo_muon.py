@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from hiso_jax import zo
 from hiso_jax.algorithms._matrices import basis_key, newton_schulz, of_matrices
 from hiso_jax.algorithms._server import descent
-from hiso_jax.checks import finite, whole
+from hiso_jax.checks import finite, integer
 from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
@@ -23,8 +23,8 @@ def held(rank: int, hold_rounds: int) -> optax.GradientTransformationExtraArgs:
     Raises:
       ValueError: one of them < 1.
     """
-    whole("rank", rank, 1)
-    whole("hold_rounds", hold_rounds, 1)
+    integer("rank", rank, 1)
+    integer("hold_rounds", hold_rounds, 1)
 
     def advance(bases: PyTree, delta: PyTree, step: zo.LocalStep) -> PyTree:
         done = step.rounds + 1

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
-from hiso_jax.checks import whole
+from hiso_jax.checks import integer
 from hiso_jax.fed.algorithm import Combine
 from hiso_jax.fed.norms import rows_of
 
@@ -26,7 +26,7 @@ def geometric_median(*, weiszfeld_steps: int = 32) -> Combine:
     Raises:
       ValueError: ``weiszfeld_steps`` < 1.
     """
-    whole("weiszfeld_steps", weiszfeld_steps, 1)
+    integer("weiszfeld_steps", weiszfeld_steps, 1)
 
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
         counts = weights > 0

@@ -24,11 +24,11 @@ def local_noise(*, clip_norm: float = 1.0, noise_multiplier: float = 1.0) -> Sen
     deviation = noise_multiplier * clip_norm
 
     def send(messages: PyTree, senders: Senders, key: Key[Array, ""]) -> PyTree:
-        factors = shortening(messages, senders.numbers >= 0, clip_norm)
+        factors = shortening(messages, senders.client_ids >= 0, clip_norm)
         leaves, structure = jax.tree.flatten(messages)
 
         def one(message: Array, key: Key[Array, ""]) -> Array:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, senders.numbers)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, senders.client_ids)
             drawn = jax.vmap(lambda k: jax.random.normal(k, message.shape[1:], message.dtype))(keys)
             return message * factors.reshape(-1, *[1] * (message.ndim - 1)) + deviation * drawn
 

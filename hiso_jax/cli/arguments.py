@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Listed, Option
-from hiso_jax.cli.exit_codes import UsageError
+from hiso_jax.cli.errors import UsageError
 
 # Widest help, and widest list of choices that stands beside the name of its option.
 WIDTH, BESIDE = 100, 40

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from hiso_jax.cli import exit_codes
+from hiso_jax.cli import errors
 from hiso_jax.cli.interrupt import exit_code
 from hiso_jax.cli.loading import load_task
 from hiso_jax.cli.progress import ConsoleWatcher
@@ -18,7 +18,7 @@ def compare(options: Compare, console: Console) -> int:
     Raises:
       UsageError: the options name data or a directory that cannot be used; nothing has been written then.
     """
-    with exit_codes.refusing():
+    with errors.refusing():
         options = options if options.resume is None else resumed_study(options)
         task, name = load_task(options, console), f"{choice_of('task', options).title}-compare"
         found = run_comparison(
@@ -35,4 +35,4 @@ def compare(options: Compare, console: Console) -> int:
         again = f"hiso-jax compare --resume {found.directory}"
         console.print(f"interrupted: the table holds the finished runs; go on with: {again}", soft_wrap=True)
         return exit_code()
-    return exit_codes.DONE
+    return errors.DONE

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from hiso_jax import fed
-from hiso_jax.checks import ParameterError, first_line, whole
+from hiso_jax.checks import ParameterError, first_line, integer
 
 # Virtual devices of a process; each has threads of its own, and a thousand of them bring the process down.
 MOST_VIRTUAL = 128
@@ -42,8 +42,8 @@ class Devices:
           ValueError: naming the first option out of range.
         """
         if self.devices is not None:
-            whole("devices", self.devices, 1)
-        whole("model_shards", self.model_shards, 1)
+            integer("devices", self.devices, 1)
+        integer("model_shards", self.model_shards, 1)
         by_hand = (self.coordinator, self.process_id, self.num_processes)
         if any(given is not None for given in by_hand):
             if None in by_hand:
@@ -52,7 +52,7 @@ class Devices:
                 )
             if ":" not in str(self.coordinator):
                 raise ParameterError("coordinator", f"must be an address host:port, got {self.coordinator}")
-            whole("num_processes", self.num_processes or 0, 1)
+            integer("num_processes", self.num_processes or 0, 1)
             if not 0 <= (self.process_id or 0) < (self.num_processes or 0):
                 raise ParameterError(
                     "process_id",

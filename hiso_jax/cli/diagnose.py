@@ -11,7 +11,7 @@ from rich.console import Console
 from hiso_jax import algorithms, fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Listed
-from hiso_jax.cli import exit_codes
+from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.loading import load_task
 from hiso_jax.cli.options import Run
@@ -62,7 +62,7 @@ def diagnose_run(options: Diagnose, console: Console) -> int:
     Raises:
       UsageError: the run cannot be read or rebuilt, has not so many rounds, or matfree is missing.
     """
-    with exit_codes.refusing():
+    with errors.refusing():
         if find_spec("matfree") is None:
             raise ValueError("diagnose needs matfree: pip install 'hiso-jax[diagnostics]'")
         ledger = recorded(options.run, unfinished=options.unfinished)
@@ -89,7 +89,7 @@ def diagnose_run(options: Diagnose, console: Console) -> int:
     for each in (found[0], found[-1]) if len(found) > 1 else found:
         console.print(f"after {each.round:,} rounds {each.words}", soft_wrap=True, highlight=False)
     console.print(f"written to {folder}/diagnosis.json and .png", soft_wrap=True, highlight=False)
-    return exit_codes.DONE
+    return errors.DONE
 
 
 def _rounds(options: Diagnose, total: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from hiso_jax.checks import first_line
-from hiso_jax.cli import exit_codes
+from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import as_typed, is_positional
 from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.compare import compare
@@ -94,10 +94,10 @@ def _warnings_as_lines() -> Iterator[None]:
 
 def _fail(message: str) -> NoReturn:
     print(f"{PROGRAM}: error: {plain(message)}", file=sys.stderr)
-    raise SystemExit(exit_codes.USAGE)
+    raise SystemExit(errors.USAGE)
 
 
-def sentence(error: exit_codes.UsageError, options: Collection[str]) -> str:
+def sentence(error: errors.UsageError, options: Collection[str]) -> str:
     """The sentence for the user, with each parameter named as the option that sets it.
 
     Args:
@@ -139,17 +139,17 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
     """The options in ``words`` and what carries them out; exits with 0 after help, or with 2 and one line."""
     if not words or words[0] in ("-h", "--help"):
         print(overview())
-        raise SystemExit(exit_codes.DONE)
+        raise SystemExit(errors.DONE)
     if words[0] == "--version":
         print(f"{PROGRAM} {VERSION}")
-        raise SystemExit(exit_codes.DONE)
+        raise SystemExit(errors.DONE)
     if words[0] not in COMMANDS:
         _fail(f"{words[0]} is none of the commands {', '.join(COMMANDS)}")
     kind, carry_out = COMMANDS[words[0]]
     try:
-        with exit_codes.refusing():
+        with errors.refusing():
             return parse(kind, words[0], words[1:]), carry_out
-    except exit_codes.UsageError as error:
+    except errors.UsageError as error:
         from hiso_jax.algorithms import NAMES, load
         from hiso_jax.channels import FACTORIES
 
@@ -170,7 +170,7 @@ def _is_of_backends(error: BaseException) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of the console script; ends the process with an exit code of ``exit_codes``."""
+    """Entry point of the console script; ends the process with an exit code of ``errors``."""
     with forgiving(PROGRAM):
         code = _run(sys.argv[1:] if arguments is None else arguments)
     raise SystemExit(code)
@@ -187,14 +187,14 @@ def _run(arguments: Sequence[str]) -> int:
         with heeding(), _warnings_as_lines():
             keep_compiled()
             return carry_out(options, console)
-    except exit_codes.UsageError as error:
+    except errors.UsageError as error:
         _fail(sentence(error, _options_of(type(options))))
-    except exit_codes.Stopped as error:
+    except errors.Stopped as error:
         print(f"{PROGRAM}: {plain(str(error))}", file=sys.stderr)
-        return exit_codes.FAILED
+        return errors.FAILED
     except OSError as error:
-        print(f"{PROGRAM}: {plain(exit_codes.told(error))}", file=sys.stderr)
-        return exit_codes.FAILED
+        print(f"{PROGRAM}: {plain(errors.described(error))}", file=sys.stderr)
+        return errors.FAILED
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
         if not asked or not _is_of_backends(error):

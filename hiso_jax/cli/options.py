@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from hiso_jax.checks import ParameterError, whole
+from hiso_jax.checks import ParameterError, integer
 from hiso_jax.choices import Listed
 from hiso_jax.cli.devices import Devices
 from hiso_jax.experiment import Clock, Single
@@ -101,4 +101,4 @@ class Run(Single, Devices):
         if self.from_snapshot and self.resume is None:
             raise ParameterError("from_snapshot", "must be given with --resume: it says how a run is continued")
         if self.snapshot_every is not None:
-            whole("snapshot_every", self.snapshot_every, 0)
+            integer("snapshot_every", self.snapshot_every, 0)

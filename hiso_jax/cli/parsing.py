@@ -7,7 +7,7 @@ from typing import Any
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Option, is_foreign
 from hiso_jax.cli.arguments import as_typed, peek, read
-from hiso_jax.cli.exit_codes import UsageError
+from hiso_jax.cli.errors import UsageError
 from hiso_jax.cli.options import GROUPS, MOVABLE, MOVED
 from hiso_jax.experiment import DECIDING, KINDS, NESTED, Resolved, Settings, own_options, resolve, unknown
 

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from hiso_jax import algorithms, fed, plan
-from hiso_jax.checks import ParameterError, whole
-from hiso_jax.cli import exit_codes
+from hiso_jax.checks import ParameterError, integer
+from hiso_jax.cli import errors
 from hiso_jax.cli.progress import working
 from hiso_jax.experiment import Settings, choice_of, given_to, participation_of, recorded_algorithm, simulation_config
 from hiso_jax.reports import human_bytes, human_count, print_rows
@@ -45,7 +45,7 @@ class Plan(Settings):
           ValueError: naming the first option out of range.
         """
         super().__post_init__()
-        whole("model_shards", self.model_shards, 1)
+        integer("model_shards", self.model_shards, 1)
 
     def _check_target(self) -> None:
         if not self.target:
@@ -59,7 +59,7 @@ def plan_round(options: Plan, console: Console) -> int:
     Raises:
       UsageError: it cannot be compiled for.
     """
-    with exit_codes.refusing():
+    with errors.refusing():
         # What is planned for is not what is here: the host's processor compiles.
         jax.config.update("jax_platforms", "cpu")
         # Nor can a program for absent devices be loaded from where compiled ones are kept.
@@ -81,7 +81,7 @@ def plan_round(options: Plan, console: Console) -> int:
         print_rows(console, _rows(made, algorithm.has_scalars))
         for sentence in advice:
             console.print(sentence, soft_wrap=True, highlight=False)
-    return exit_codes.DONE
+    return errors.DONE
 
 
 def _rate(options: Plan) -> str:
@@ -90,7 +90,7 @@ def _rate(options: Plan) -> str:
     return options.matmul_precision if dtype == "float32" else dtype
 
 
-def described(options: Settings) -> fed.Ingredients:
+def described(options: Settings) -> fed.RunSpec:
     """What a run with these options is made of, as shapes.
 
     Raises:
@@ -111,7 +111,7 @@ def described(options: Settings) -> fed.Ingredients:
     else:
         offsets = jax.ShapeDtypeStruct((clients + 1,), np.int32)
         population = fed.Population(jax.ShapeDtypeStruct((examples,), np.int32), offsets)
-    return fed.Ingredients(task, params, population, participation_of(options))
+    return fed.RunSpec(task, params, population, participation_of(options))
 
 
 def _rows(made: plan.Plan, has_scalars: bool) -> dict[str, str]:

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError
-from hiso_jax.cli import exit_codes
+from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
+from hiso_jax.cli.pytree_io import write_tree
 from hiso_jax.cli.restore import Again, base_of, options_of, rebuild, recorded
-from hiso_jax.cli.trees import write_tree
 from hiso_jax.fed.ledger import differences, exists
 from hiso_jax.reports import human_seconds, print_rows
 
@@ -42,7 +42,7 @@ def replay(options: Replay, console: Console) -> int:
     Raises:
       UsageError: the run cannot be read, has not so many rounds, or began with another model than is found.
     """
-    with exit_codes.refusing():
+    with errors.refusing():
         ledger = recorded(options.run, unfinished=options.unfinished)
         total = len(ledger.rows)
         until = total if options.to_round is None else options.to_round
@@ -73,13 +73,13 @@ def replay(options: Replay, console: Console) -> int:
     if ledger.seal is not None and until == total:
         rows["seconds"] += f"; the rounds took the run {human_seconds(ledger.seal['seconds'])}"
     if options.out is not None:
-        with exit_codes.refusing():
+        with errors.refusing():
             write_tree({"params": params, "state": state}, options.out)
         rows["written to"] = str(options.out)
     print_rows(console, rows)
     if known not in (None, digest) and not elsewhere:
-        raise exit_codes.UsageError(
+        raise errors.UsageError(
             f"{options.run}: the replay is not the run to the last bit, though the backend, jaxlib and the flags are "
             "the run's: the processor may be another"
         )
-    return exit_codes.DONE
+    return errors.DONE

@@ -16,7 +16,7 @@ from hiso_jax import algorithms, fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import is_foreign
-from hiso_jax.cli import exit_codes
+from hiso_jax.cli import errors
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.loading import load_task
 from hiso_jax.cli.options import Run
@@ -81,7 +81,7 @@ def run(options: Run, console: Console) -> int:
     """
     begin = time.perf_counter()
     with ExitStack() as held:
-        with exit_codes.refusing():
+        with errors.refusing():
             options.join()
             if options.resume is not None:
                 options = in_all_processes(resumed, options)
@@ -89,7 +89,7 @@ def run(options: Run, console: Console) -> int:
             wanted = _wanted_rate(options, method)
             # Before any long work.
             build_algorithm(options, method, 1e-3 if wanted == "auto" else wanted)
-            mesh, task, population = in_all_processes(_ingredients, options, console)
+            mesh, task, population = in_all_processes(_spec, options, console)
             check_methods(options, task, [method])
             about = about_of(options, method) | {"learning_rate": wanted, "target": target_of(options, task)}
             directory = in_all_processes(_directory, options, method, about)
@@ -106,11 +106,11 @@ def run(options: Run, console: Console) -> int:
             if error.filename is None:
                 raise  # of no file of the run's
             if isinstance(error, Lost):
-                raise exit_codes.Stopped(
-                    f"{exit_codes.told(error)}; what the run has done is not there any more, and it cannot go on"
+                raise errors.Stopped(
+                    f"{errors.described(error)}; what the run has done is not there any more, and it cannot go on"
                 ) from error
-            raise exit_codes.Stopped(
-                f"{exit_codes.told(error)}: it cannot be written; what was done before is kept; make room and go on "
+            raise errors.Stopped(
+                f"{errors.described(error)}: it cannot be written; what was done before is kept; make room and go on "
                 f"with: {_again(options, directory)}"
             ) from error
         except KeyboardInterrupt:
@@ -168,10 +168,10 @@ def _run(going: _Going, console: Console) -> int:
         for note in notes(simulation.task, simulation.population):
             console.print(note, soft_wrap=True, highlight=False)
         taking_up = [_TakingUp(console)] if options.resume is not None else []
-        with exit_codes.refusing():
+        with errors.refusing():
             also = loggers(options.log, directory, {"learning_rate": setting.rate, **about_of(options, setting.method)})
         simulation.callbacks = (report, *taking_up, cast(Display, display), *also)
-    with display, stop_on_interrupt(simulation.stop), exit_codes.refusing():
+    with display, stop_on_interrupt(simulation.stop), errors.refusing():
         result = simulation.run()
     if not primary:
         own = f"process {jax.process_index()} of {jax.process_count()}"
@@ -209,7 +209,7 @@ class _TakingUp(fed.Callback):
             self.console.print(f"going on after {session.round:,} rounds", highlight=False)
 
 
-def _ingredients(options: Run, console: Console) -> tuple[Mesh | None, Any, AnyPopulation]:
+def _spec(options: Run, console: Console) -> tuple[Mesh | None, Any, AnyPopulation]:
     mesh, task = options.mesh(), load_task(options, console)
     # Files are read here, where one process may fail alone: building the simulation, the processes already talk.
     participation_of(options)
@@ -227,5 +227,5 @@ def _directory(options: Run, method: Method, about: Mapping[str, Any]) -> Path:
 
 def _exit_code(result: fed.Result) -> int:
     if result.diverged_at is not None:
-        return exit_codes.DIVERGED
-    return exit_code() if result.interrupted else exit_codes.DONE
+        return errors.DIVERGED
+    return exit_code() if result.interrupted else errors.DONE

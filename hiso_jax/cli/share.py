@@ -13,10 +13,10 @@ from rich.console import Console
 
 from hiso_jax import algorithms, fed
 from hiso_jax.checks import ParameterError
-from hiso_jax.cli import exit_codes
+from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
+from hiso_jax.cli.pytree_io import read_tree, write_tree
 from hiso_jax.cli.restore import Again, base_of, options_of, rebuild, recorded
-from hiso_jax.cli.trees import read_tree, write_tree
 from hiso_jax.experiment import choice_of, is_language_model
 from hiso_jax.fed.ledger import Delta, bytes_a_round, delta_of, exists, load_delta, save_delta
 from hiso_jax.fed.ledger import sample as take_sample
@@ -73,7 +73,7 @@ def export(options: Export, console: Console) -> int:
     Raises:
       UsageError: the run cannot be read, or not be written so.
     """
-    with exit_codes.refusing():
+    with errors.refusing():
         ledger = recorded(options.run, unfinished=options.unfinished)
         if not len(ledger.rows):
             raise ValueError(f"{options.run} has no rounds to export")
@@ -88,7 +88,7 @@ def export(options: Export, console: Console) -> int:
         base = base_of(run, ledger.header["base"], "model")
         known = Known(ledger.checks.get(len(ledger.rows)), None, True)
         _write_model(run, base, ledger.records.updates_with_losses, known, out, console)
-    return exit_codes.DONE
+    return errors.DONE
 
 
 def apply(options: Apply, console: Console) -> int:
@@ -97,7 +97,7 @@ def apply(options: Apply, console: Console) -> int:
     Raises:
       UsageError: the delta is altered, the base is another one, or the model cannot be written.
     """
-    with exit_codes.refusing():
+    with errors.refusing():
         delta = load_delta(options.delta, expect_sha256=options.expect_sha256)
         out = _fresh(options.out)
         if not isinstance(delta.header["about"].get("algorithm"), str):
@@ -114,7 +114,7 @@ def apply(options: Apply, console: Console) -> int:
         base = base_of(run, delta.header["base"], "base")
         known = Known(delta.header["params_sha256"], delta.header.get("sample"), options.accept_difference)
         _write_model(run, base, delta.updates, known, out, console)
-    return exit_codes.DONE
+    return errors.DONE
 
 
 def _apply_own(options: Apply, delta: Delta, console: Console) -> int:
@@ -137,7 +137,7 @@ def _apply_own(options: Apply, delta: Delta, console: Console) -> int:
         "written to": str(options.out),
     }
     print_rows(console, rows)
-    return exit_codes.DONE
+    return errors.DONE
 
 
 class Known(NamedTuple):
@@ -194,7 +194,7 @@ def _export_delta(delta: Delta, out: Path, console: Console) -> int:
         "written to": str(out),
     }
     print_rows(console, rows)
-    return exit_codes.DONE
+    return errors.DONE
 
 
 def _write_model(run: Any, base: Base, updates: fed.Updates, known: Known, out: Path, console: Console) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from hiso_jax import algorithms, fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import is_foreign
-from hiso_jax.cli import exit_codes
+from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.options import Run
 from hiso_jax.experiment import KINDS, NESTED, nested_choices, options_with, own_options
@@ -45,7 +45,7 @@ def show(options: Show, console: Console) -> int:
     Raises:
       UsageError: it cannot be read, or was altered.
     """
-    with exit_codes.refusing():
+    with errors.refusing():
         if options.salvage is not None:
             rows = _salvaged(options.path, options.salvage)
         elif options.path.suffix == ".safetensors":
@@ -53,7 +53,7 @@ def show(options: Show, console: Console) -> int:
         else:
             rows = _of_ledger(fed.load(options.path, unfinished=True))
     print_rows(console, rows)
-    return exit_codes.DONE
+    return errors.DONE
 
 
 def _salvaged(path: Path, out: Path) -> dict[str, str]:
@@ -64,7 +64,7 @@ def _salvaged(path: Path, out: Path) -> dict[str, str]:
         out.mkdir(parents=True)
         salvage(found, out / LEDGER)
     except OSError as error:
-        raise ParameterError("salvage", f"cannot be made: {exit_codes.told(error)}") from error
+        raise ParameterError("salvage", f"cannot be made: {errors.described(error)}") from error
     return _of_ledger(fed.load(out, unfinished=True)) | {"written to": str(out)}
 
 

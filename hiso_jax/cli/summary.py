@@ -85,7 +85,7 @@ def _privacy(spent: dict | None) -> str:
 def hint(rate: float, result: fed.Result, console: Console) -> None:
     """Say so if a run that came to its end has not learned anything."""
     losses = [row.metrics["loss"] for row in result.metrics if "loss" in row.metrics]
-    if result.diverged_at is not None or result.interrupted or result.concerns or len(losses) < 2:
+    if result.diverged_at is not None or result.interrupted or result.health_warnings or len(losses) < 2:
         return
     first, best, last = losses[0], min(losses[1:]), losses[-1]
     if not result.attendance["reported"]:

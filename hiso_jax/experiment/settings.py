@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from hiso_jax import fed
-from hiso_jax.checks import ParameterError, finite, positive, whole
+from hiso_jax.checks import ParameterError, finite, integer, positive
 from hiso_jax.experiment.clock import Clock
 from hiso_jax.experiment.composed import KINDS, choice_of, given_to
 from hiso_jax.fed import SimulationConfig
@@ -58,7 +58,7 @@ class Settings(SimulationConfig, Clock):
           ValueError: naming the first option out of range.
         """
         super().__post_init__()
-        whole("clients", self.clients, 1)
+        integer("clients", self.clients, 1)
         if self.epsilon is not None:
             positive("epsilon", self.epsilon)
         self.check_clock()
@@ -111,4 +111,4 @@ class Single(Settings):
         if self.learning_rate not in (None, "auto"):
             positive("learning_rate", self.learning_rate)
         if self.probe_rounds is not None:
-            whole("probe_rounds", self.probe_rounds, 2)
+            integer("probe_rounds", self.probe_rounds, 2)

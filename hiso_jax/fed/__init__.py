@@ -64,11 +64,11 @@ from hiso_jax.fed.run import (
     Best,
     Callback,
     Grid,
-    Ingredients,
     Programs,
     RateProbe,
     Result,
     RoundCosts,
+    RunSpec,
     Session,
     Simulation,
     SimulationConfig,
@@ -82,8 +82,8 @@ from hiso_jax.fed.run import (
     round_costs,
     sweep,
 )
-from hiso_jax.fed.sanity import check_examples, check_task
 from hiso_jax.fed.task import Metric, Task, hold_out, metric_of
+from hiso_jax.fed.task_checks import check_examples, check_task
 
 __all__ = [
     "Algorithm",
@@ -104,7 +104,6 @@ __all__ = [
     "FewBits",
     "Fleet",
     "Grid",
-    "Ingredients",
     "Ledger",
     "LedgerFile",
     "Local",
@@ -122,6 +121,7 @@ __all__ = [
     "Result",
     "RoundCosts",
     "RoundRecord",
+    "RunSpec",
     "Send",
     "Senders",
     "Session",

@@ -40,14 +40,14 @@ class Senders(NamedTuple):
     """The clients that send.
 
     Attributes:
-      numbers: of the clients in the population, [C].
+      client_ids: their indices in the population, [C].
       places: in the cohort, 0 to C − 1, [C].
       hostile: which of them an attack forges the messages of, [C]; None is nobody.
       honest: which of the others report, [C]; None is all of them.
       groups: G; the client at place c measures along the directions of group c mod G.
     """
 
-    numbers: Int[Array, "C"]
+    client_ids: Int[Array, "C"]
     places: Int[Array, "C"]
     hostile: Bool[Array, "C"] | None = None
     honest: Bool[Array, "C"] | None = None
@@ -191,7 +191,7 @@ class Combine:
         return _with(algorithm, self, down_bits=self.bits)
 
 
-def by_number(
+def by_scalar(
     function: Callable[[PyTree, Key[Array, ""]], PyTree],
     messages: PyTree[Shaped[Array, "C K P"]],
     key: Key[Array, ""],

@@ -17,10 +17,10 @@ import optax
 from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.aggregation import Attack, Clip, Combine, Noise, Part, Send, Senders, by_number, mean
+from hiso_jax.fed.aggregation import Attack, Clip, Combine, Noise, Part, Send, Senders, by_scalar, mean
 from hiso_jax.fed.codes import Coded, Relayed, are_finite
-from hiso_jax.fed.made_of import made_of
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Probes, probes
+from hiso_jax.fed.part_digests import digest
 from hiso_jax.fed.wire import FewBits, Wire, float32
 from hiso_jax.zo import Difference, DifferenceName, Pool, settled, working_dtype, zo_state
 
@@ -44,7 +44,7 @@ __all__ = [
     "Wire",
     "are_finite",
     "as_algorithm",
-    "by_number",
+    "by_scalar",
     "default_rates",
     "float32",
     "mean",
@@ -70,7 +70,7 @@ class Algorithm:
       fewest_perturbations: the least P that it makes sense with.
       local_share: the rate of the clients' own steps as a share of the server's, where nothing else is asked for.
       pooled_rate: η, where ``tx`` is plain descent along directions of a :class:`hiso_jax.zo.Pool`, and nothing else:
-        who comes late can then be told a sum a seed (``fed/ledger/sums.py``).
+        who comes late can then be told a sum a seed (``fed/ledger/seed_sums.py``).
 
     Raises:
       ValueError: few bits for messages that are not scalars, or messages that are told where another combiner than the
@@ -174,10 +174,10 @@ class Algorithm:
         return said
 
     @property
-    def made_of(self) -> dict[str, str]:
-        """Digests of its parts with all of their numbers, see :func:`hiso_jax.fed.made_of.made_of`."""
+    def part_digests(self) -> dict[str, str]:
+        """Digests of its parts with all of their numbers, see :func:`hiso_jax.fed.part_digests.digest`."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"optimizer" if name == "tx" else name: made_of(part) for name, part in parts.items()}
+        return {"optimizer" if name == "tx" else name: digest(part) for name, part in parts.items()}
 
     @property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int8, PyTree, Shaped
 
-from hiso_jax.zo import pin, slopes
+from hiso_jax.zo import directional_derivatives, pin
 
 # The step of 2 bits in units of the root mean square: the best of Gaussian numbers.
 TWO_BIT_STEP = 0.996
@@ -64,7 +64,7 @@ class Relayed:
     valid: Any
     bits: int = field(metadata={"static": True})
 
-    def told(self, groups: int) -> Float[Array, "K GP"]:
+    def decoded(self, groups: int) -> Float[Array, "K GP"]:
         """ĝ [K, G·P]: the parts of every group's clients, added in the cohort's order."""
         parts = Coded(self.codes, self.step, self.bits).decoded()
         clients, steps, perturbations = parts.shape
@@ -86,11 +86,11 @@ def decoded(messages: PyTree) -> PyTree:
     return jax.tree.map(lambda m: m.decoded() if isinstance(m, Coded) else m, messages, is_leaf=is_coded)
 
 
-def told(aggregate: PyTree, groups: int) -> PyTree:
+def received(aggregate: PyTree, groups: int) -> PyTree:
     """What the server's rule takes, of what everyone is told: ĝ [K, G·P], or a tree."""
 
     def one(node: Any) -> Any:
-        return node.told(groups) if isinstance(node, Relayed) else decoded(node)
+        return node.decoded(groups) if isinstance(node, Relayed) else decoded(node)
 
     return jax.tree.map(one, aggregate, is_leaf=is_coded)
 
@@ -153,13 +153,14 @@ def offsets_of(scalars: PyTree, valid: Bool[np.ndarray, "R C"]) -> list[Float[np
     Along random directions it is about 0; forward differences add μ·tr(∇²f)/2 to every scalar.
 
     Args:
-      scalars: of some rounds, [R, C, K, P], coded, or several numbers a direction, of which the slopes are taken.
+      scalars: of some rounds, [R, C, K, P], coded, or several estimates a direction, of which the directional derivatives
+        are taken.
       valid: which of them count.
 
     Returns:
       One array a round; none if no scalars are kept, or a message is less than two.
     """
-    own = slopes(scalars)
+    own = directional_derivatives(scalars)
     if isinstance(own, Coded):
         own = (own.codes + 0.5) * own.step[..., None, None]
     if own is None or own[0, 0].size < 2:

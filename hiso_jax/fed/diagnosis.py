@@ -11,12 +11,12 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from hiso_jax.checks import whole
+from hiso_jax.checks import integer
 from hiso_jax.fed.codes import offsets_of
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.task import Task, bind, examples_of, frozen_of
 from hiso_jax.zo import diagnostics as zo
-from hiso_jax.zo import made_whole, zo_states
+from hiso_jax.zo import made_dense, zo_states
 
 # Messages around a round of which the scalars' mean and spread are told.
 WINDOW = 20
@@ -50,10 +50,10 @@ class Effort:
     def __post_init__(self) -> None:
         """Check every range."""
         for name in ("examples", "lanczos_steps", "directions", "together"):
-            whole(name, getattr(self, name), 1)
+            integer(name, getattr(self, name), 1)
         for name in ("samples", "clients", "batches"):
-            whole(name, getattr(self, name), 2)
-        whole("exact_up_to", self.exact_up_to, 0)
+            integer(name, getattr(self, name), 2)
+        integer("exact_up_to", self.exact_up_to, 0)
 
 
 class Diagnosis(NamedTuple):
@@ -153,7 +153,7 @@ def curvature_of(state: Any, params: PyTree) -> Float[Array, "d"] | None:
     heads = zo_states(state)
     if len(heads) != 1 or heads[0].curvature is None:
         return None
-    own = made_whole(heads[0].curvature)
+    own = made_dense(heads[0].curvature)
     return ravel_pytree(jax.tree.map(lambda h, x: jnp.broadcast_to(h, x.shape).astype(jnp.float32), own, params))[0]
 
 

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from hiso_jax.fed.codes import by_message, is_coded, root_mean_square
-from hiso_jax.zo import slopes
+from hiso_jax.zo import directional_derivatives
 
 
 def rows_of(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C n"]:
@@ -17,8 +17,8 @@ def rows_of(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C n"]:
 
 
 def kinds(messages: PyTree) -> list[PyTree]:
-    """The parts of messages that are compared each by itself: slopes and curvatures, say, are of different scales."""
-    return [messages] if slopes(messages) is messages else jax.tree.leaves(messages, is_leaf=is_coded)
+    """The parts of messages that are compared each by itself: derivatives and curvatures, say, differ in scale."""
+    return [messages] if directional_derivatives(messages) is messages else jax.tree.leaves(messages, is_leaf=is_coded)
 
 
 def lengths(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C"]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from hiso_jax.checks import ParameterError, finite, positive, whole
+from hiso_jax.checks import ParameterError, finite, integer, positive
 from hiso_jax.fed.keys import cohort_key
 from hiso_jax.fed.population import sample_cohort
 
@@ -42,7 +42,7 @@ class Sampling(NamedTuple):
     visits: int | None = None
 
 
-class Spent(NamedTuple):
+class PrivacySpent(NamedTuple):
     """What a private run has told of its clients.
 
     Attributes:
@@ -166,10 +166,10 @@ def _check(sampling: Sampling, delta: float) -> None:
     positive("delta", delta)
     if delta >= 1:
         raise ParameterError("delta", f"must be below 1, got {delta}")
-    whole("rounds", sampling.rounds, 0)
-    whole("cohort", sampling.cohort, 1, sampling.clients + 1)
+    integer("rounds", sampling.rounds, 0)
+    integer("cohort", sampling.cohort, 1, sampling.clients + 1)
     if sampling.visits is not None:
-        whole("visits", sampling.visits, 0)
+        integer("visits", sampling.visits, 0)
 
 
 def most_visits(seed_key: Key[Array, ""], clients: int, cohort: int, rounds: int) -> int:

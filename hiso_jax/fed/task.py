@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError, first_line
-from hiso_jax.factored import MovedAs
+from hiso_jax.factored import PerturbedAs
 
 logger = logging.getLogger("hiso_jax")
 
@@ -32,8 +32,9 @@ class Task(Protocol):
     ``hold_out(examples, seed=...)`` is the same task with so many random training examples for its test split, for
     tuning; without it both splits are cut along their leading axis. ``layout(name, shape, shards)`` says along which
     axis a parameter is split over so many devices, None for not at all; without it that is the longest that divides.
-    ``moved_as(name)`` says how the model reads a parameter moved along a direction (:data:`hiso_jax.factored.MovedAs`),
-    so that directions of low rank need no moved copy of it; without it moved parameters are arrays.
+    ``perturbed_as(name)`` says how the model reads a parameter perturbed along a direction
+    (:data:`hiso_jax.factored.PerturbedAs`), so that directions of low rank need no perturbed copy of it; without it
+    perturbed parameters are arrays.
     """
 
     @property
@@ -142,9 +143,9 @@ def frozen_of(task: Task) -> PyTree | None:
     return getattr(task, "frozen", None)
 
 
-def moved_as_of(task: Any) -> MovedAs | None:
+def perturbed_as_of(task: Any) -> PerturbedAs | None:
     """How the task's model reads moved parameters, or None."""
-    return getattr(task, "moved_as", None)
+    return getattr(task, "perturbed_as", None)
 
 
 def bind(function: Callable[..., Any], frozen: PyTree | None) -> Callable[[PyTree, Any], Any]:

@@ -6,7 +6,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from hiso_jax.fed.codes import told
+from hiso_jax.fed.codes import received
 from hiso_jax.zo import Ascent, apply_updates, like_before, update_with, zo_states
 
 
@@ -66,7 +66,7 @@ def server_update(
       at_hand: other values of the round.
     """
     heads = zo_states(state)
-    numbers = told(aggregate, heads[0].directions.groups_of(clients) if heads else 1)
+    numbers = received(aggregate, heads[0].directions.groups_of(clients) if heads else 1)
 
     def apply(operands: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         params, state = operands

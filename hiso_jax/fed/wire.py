@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.checks import ParameterError, whole
+from hiso_jax.checks import ParameterError, integer
 from hiso_jax.fed.codes import Coded, Relayed, is_coded, packed_size, quantise
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Relay = Literal["messages", "aggregate"]
 
 
 @dataclass(frozen=True)
-class Told:
+class BroadcastBytes:
     """Bytes of what everyone is told of a round.
 
     Attributes:
@@ -100,7 +100,7 @@ class Wire:
         nodes = jax.tree.leaves(message, is_leaf=is_coded)
         return sum(map(one, nodes)) + _bytes([n for n in nodes if not is_coded(n)], self.up_bits)
 
-    def down(self, aggregate: PyTree, groups: int = 1) -> Told:
+    def down(self, aggregate: PyTree, groups: int = 1) -> BroadcastBytes:
         """Bytes of an aggregate of these shapes, of ``groups`` groups of directions.
 
         Numbers that a combiner has brought to few bits are its own inside a group; every group then has a float32
@@ -112,11 +112,11 @@ class Wire:
             coded = [node for node in nodes if isinstance(node, Coded)]
             plain = [node for node in nodes if not is_coded(node)]
             shares = SHARE_BYTES * groups if plain and groups > 1 and self.down_bits < 32 else 0
-            return Told(self.up(coded) + _bytes(plain, self.down_bits) + shares)
+            return BroadcastBytes(self.up(coded) + _bytes(plain, self.down_bits) + shares)
         clients = len(relayed[0].step)
         each = [n.step.dtype.itemsize + packed_size(math.prod(n.codes.shape[1:]), n.bits) for n in relayed]
         # A mask of who is valid, and the codes of those.
-        return Told(-(-clients // 8), sum(each), clients)
+        return BroadcastBytes(-(-clients // 8), sum(each), clients)
 
 
 float32 = Wire()
@@ -155,7 +155,7 @@ class FewBits(Wire):
         if self.scalar_bits not in (None, *BITS):
             raise ParameterError("scalar_bits", f"must be one of {', '.join(map(str, BITS))}, got {self.scalar_bits}")
         if self.bytes_up is not None:
-            whole("bytes_up", self.bytes_up, 1)
+            integer("bytes_up", self.bytes_up, 1)
         if self.aggregate_bits not in AGGREGATE_BITS:
             allowed = ", ".join(map(str, AGGREGATE_BITS))
             raise ParameterError("aggregate_bits", f"must be one of {allowed}, got {self.aggregate_bits}")
@@ -223,8 +223,8 @@ class FewBits(Wire):
             return True
         clients, steps, perturbations = nodes[0].codes.shape
         each = nodes[0].step.dtype.itemsize + packed_size(steps * perturbations, nodes[0].bits)
-        told = packed_size(groups * steps * perturbations, self.aggregate_bits)
-        return groups > 1 and self.aggregate_bits == 32 and -(-clients // 8) + clients * each < told
+        aggregate = packed_size(groups * steps * perturbations, self.aggregate_bits)
+        return groups > 1 and self.aggregate_bits == 32 and -(-clients // 8) + clients * each < aggregate
 
     def encode_aggregate(self, aggregate: PyTree) -> PyTree:
         """What everyone is told of an aggregate [K, G·P], and the server applies, too."""

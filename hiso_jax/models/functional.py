@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key, PyTree
 
-from hiso_jax.factored import MovedAs
+from hiso_jax.factored import PerturbedAs
 from hiso_jax.models.linear import Linear
 
 
@@ -16,14 +16,14 @@ class Model(NamedTuple):
 
     Attributes:
       init: key → parameters, a nested dict of arrays.
-      apply: (parameters, inputs) → outputs; where ``moved_as`` says so, a parameter may be a
-        :class:`hiso_jax.factored.Moved`.
-      moved_as: the kernels of its linear layers.
+      apply: (parameters, inputs) → outputs; where ``perturbed_as`` says so, a parameter may be a
+        :class:`hiso_jax.factored.PerturbedParameter`.
+      perturbed_as: the kernels of its linear layers.
     """
 
     init: Callable[[Key[Array, ""]], PyTree]
     apply: Callable[..., Any]
-    moved_as: MovedAs
+    perturbed_as: PerturbedAs
 
 
 def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
@@ -40,8 +40,8 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     def apply(params: PyTree, *inputs: jax.Array) -> Any:
         return nnx.merge(graph, params)(*inputs)
 
-    def moved_as(name: str) -> Literal["matrix"] | None:
+    def perturbed_as(name: str) -> Literal["matrix"] | None:
         layer, _, parameter = name.rpartition(".")
         return "matrix" if parameter == "kernel" and layer in layers else None
 
-    return Model(init, apply, moved_as)
+    return Model(init, apply, perturbed_as)

@@ -1,4 +1,4 @@
-"""A linear layer whose kernel may be moved along a direction, without a moved copy of it."""
+"""A linear layer whose kernel may be perturbed along a direction, without a perturbed copy of it."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hiso_jax.factored import Moved, product
+from hiso_jax.factored import PerturbedParameter, product
 
 
 class Linear(nnx.Linear):
-    """``flax.nnx.Linear``, whose kernel may also be a :class:`hiso_jax.factored.Moved`."""
+    """``flax.nnx.Linear``, whose kernel may also be a :class:`hiso_jax.factored.PerturbedParameter`."""
 
     def __call__(self, inputs: Float[Array, "... R"], out_sharding: Any = None) -> Float[Array, "... C"]:
         """``inputs @ kernel + bias``."""
         kernel = self.kernel.get_value()
-        if not isinstance(kernel, Moved):
+        if not isinstance(kernel, PerturbedParameter):
             return super().__call__(inputs)
         bias = None if self.bias is None else self.bias[...]
         dtype = self.dtype or jnp.result_type(inputs, kernel.base, *([] if bias is None else [bias]))

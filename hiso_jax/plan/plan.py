@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.fed.devices import CLIENTS, MODEL
-from hiso_jax.fed.run import DescribedRun, Ingredients, describe
+from hiso_jax.fed.run import DescribedRun, RunSpec, describe
 from hiso_jax.fed.task import bind, frozen_of
 from hiso_jax.plan.collectives import Collective, collectives
 from hiso_jax.plan.hlo import read
@@ -123,7 +123,7 @@ class Plan:
 
 
 def plan(
-    given: Ingredients,
+    given: RunSpec,
     tx: fed.Algorithm | optax.GradientTransformation,
     config: fed.SimulationConfig,
     target: Target,
@@ -148,18 +148,18 @@ def plan(
     begin = time.perf_counter()
     config = replace(config, rounds=ROUNDS, eval_every=ROUNDS, rounds_per_dispatch=ROUNDS)
     run = describe(given, tx, config, mesh, memory_budget=int(BUDGET_SHARE * target.usable))
-    with run.setup.on_mesh():
+    with run.prepared.on_mesh():
         lowered = run.dispatch.lower()
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            told = first_line(error)[:200]
+            reason = first_line(error)[:200]
             raise ParameterError(
-                "target", f"{target.name}: XLA cannot compile this round for it from here: {told}"
+                "target", f"{target.name}: XLA cannot compile this round for it from here: {reason}"
             ) from error
     seconds = time.perf_counter() - begin
     program = read(compiled.as_text())
-    rounds = run.setup.length
+    rounds = run.prepared.length
     work, found = work_of(program), list(collectives(program, mesh))
     floor = _floor(run, mesh)
     own_largest = max((_on_one(leaf) for leaf in jax.tree.leaves(run.state.server.params)), default=0)
@@ -189,7 +189,7 @@ def _bytes(tree: PyTree) -> int:
 
 
 def _memory(run: DescribedRun, said: Any, target: Target) -> Memory:
-    server, inputs = run.state.server, run.setup.inputs
+    server, inputs = run.state.server, run.prepared.inputs
     total = (
         said.argument_size_in_bytes
         + said.output_size_in_bytes
@@ -204,7 +204,7 @@ def _memory(run: DescribedRun, said: Any, target: Target) -> Memory:
         parameters=_bytes(server.params),
         frozen=_bytes(inputs.frozen),
         state=_bytes(server.state),
-        data=_bytes((inputs.train, inputs.population, run.setup.test)),
+        data=_bytes((inputs.train, inputs.population, run.prepared.test)),
         directions=min(one, said.temp_size_in_bytes),
         temporaries=said.temp_size_in_bytes,
         total=total,
@@ -231,13 +231,13 @@ def _messages(found: list[Collective], rounds: int) -> tuple[Messages, ...]:
 
 def _floor(run: DescribedRun, mesh: Mesh) -> int:
     """Floating-point operations of the forward passes of one device's clients."""
-    setup, config = run.setup, run.setup.config
+    prepared, config = run.prepared, run.prepared.config
     clients = -(-config.cohort // mesh.shape[CLIENTS])
     rows = clients * config.batch_size
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), setup.task.train)
-    params, frozen = run.state.server.params, frozen_of(setup.task)
-    one = flops_of_function(lambda p, f, b: bind(setup.task.loss, f)(p, b), params, frozen, batch)
-    evaluations = setup.estimator.measure.passes(config.local_steps, setup.estimator.num_perturbations)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), prepared.task.train)
+    params, frozen = run.state.server.params, frozen_of(prepared.task)
+    one = flops_of_function(lambda p, f, b: bind(prepared.task.loss, f)(p, b), params, frozen, batch)
+    evaluations = prepared.estimator.measure.passes(config.local_steps, prepared.estimator.num_perturbations)
     return one * evaluations // mesh.shape[MODEL]
 
 

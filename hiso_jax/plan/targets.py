@@ -133,11 +133,11 @@ def target(name: str) -> Target:
             found = topologies.get_topology_desc(platform="cuda", target_config=_described(chip), topology=shape)
     except Exception as error:
         # The plug-ins raise what they like: of a package that is missing, of a shape that cannot be.
-        told = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise ParameterError(
             "target",
             f"{name} cannot be compiled for: it needs the compiler of pip install 'hiso-jax[{extra}]', and a "
-            f"shape that there is; {told or type(error).__name__}",
+            f"shape that there is; {reason or type(error).__name__}",
         ) from error
     return Target(name, chip, found.devices)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.ledger import exists, sync_directory, write_whole
+from hiso_jax.fed.ledger import exists, sync_directory, write_file
 
 
 def as_json(value: Any) -> Any:
@@ -33,7 +33,7 @@ def evaluation_line(row: fed.Evaluation, **labels: Any) -> str:
 
 def write_metrics(directory: Path, rows: Sequence[fed.Evaluation]) -> None:
     """Write ``metrics.jsonl`` anew: a reader finds the old file or the new one."""
-    write_whole(directory / "metrics.jsonl", "".join(map(evaluation_line, rows)).encode())
+    write_file(directory / "metrics.jsonl", "".join(map(evaluation_line, rows)).encode())
 
 
 def append_evaluation(directory: Path, row: fed.Evaluation) -> None:
@@ -68,4 +68,4 @@ def create_directory(out: Path | None, name: str, config: Mapping[str, Any] | No
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader finds the old file or the new one, never half of it."""
-    write_whole(path, f"{json.dumps(as_json(value), indent=2)}\n".encode())
+    write_file(path, f"{json.dumps(as_json(value), indent=2)}\n".encode())

@@ -70,13 +70,15 @@ class Report(fed.Callback):
         Raises:
           OSError: it cannot be written; the ledger is then.
         """
-        setup, storage = session.setup, session.storage
-        task, about = setup.task, {} if storage is None else storage.about
+        prepared, storage = session.prepared, session.storage
+        task, about = prepared.task, {} if storage is None else storage.about
         name = str(about.get("task") or getattr(task, "name", type(task).__name__))
         metric = fed.metric_of(task, result.metrics[0].metrics)
         target = about.get("target", getattr(task, "target", None))
         algorithm = str(about.get("algorithm", "a method of its own"))
-        asked = Asked(name, algorithm, about.get("learning_rate"), setup.config.seed, metric, target, _hostile(session))
+        asked = Asked(
+            name, algorithm, about.get("learning_rate"), prepared.config.seed, metric, target, _hostile(session)
+        )
         self.summary = run_summary(asked, result, time.perf_counter() - self._began)
         folder = _folder(session)
         # A run that was over adds nothing, and its first report knows more of how long it took. A report of fewer
@@ -85,7 +87,7 @@ class Report(fed.Callback):
             return
         write_json(folder / "summary.json", self.summary)
         write_metrics(folder, result.metrics)
-        title = f"{name}, {algorithm}: {setup.clients:,} clients, {setup.config.cohort} a round"
+        title = f"{name}, {algorithm}: {prepared.clients:,} clients, {prepared.config.cohort} a round"
         curves({algorithm: [result.metrics]}, folder / "curves.png", title=title, metric=metric, target=target)
 
 
@@ -96,14 +98,14 @@ def _folder(session: fed.Session) -> Path | None:
 
 def _hostile(session: fed.Session) -> str | None:
     """A description of the hostile clients, or None."""
-    setup = session.setup
-    share, clients, cohort = setup.config.attackers, setup.clients, setup.config.cohort
+    prepared = session.prepared
+    share, clients, cohort = prepared.config.attackers, prepared.clients, prepared.config.cohort
     if not share:
         return None
     of = f"{round(share * cohort)} of every cohort of {cohort}"
-    if setup.config.attackers_of == "population":
+    if prepared.config.attackers_of == "population":
         of = f"{round(share * clients):,} of {clients:,} clients"
-    return f"{of}: {setup.algorithm.description['attack'].split('.')[0]}"
+    return f"{of}: {prepared.algorithm.description['attack'].split('.')[0]}"
 
 
 def _is_reported(folder: Path, summary: Mapping[str, Any]) -> bool:

@@ -81,7 +81,7 @@ def run_summary(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]
         "clipped": result.clipped,
         "attacked_by": asked.attacked_by,
         "privacy": None if result.privacy is None else result.privacy._asdict(),
-        "concerns": list(result.concerns),
+        "concerns": list(result.health_warnings),
         "attendance": {**result.attendance, "invalid": result.invalid},
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,

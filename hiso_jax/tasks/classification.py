@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from hiso_jax.checks import ParameterError, first_line
-from hiso_jax.factored import MovedAs
+from hiso_jax.factored import PerturbedAs
 from hiso_jax.tasks.splits import held_out
 
 
@@ -82,7 +82,7 @@ class Classification:
       name: what reports call it.
       target: the accuracy at which methods are compared, or None.
       metric: the one that counts.
-      moved_as: which parameters ``model_apply`` reads as a weight with a direction of low rank beside it, see
+      perturbed_as: which parameters ``model_apply`` reads as a weight with a direction of low rank beside it, see
         :func:`hiso_jax.zo.perturb`.
     """
 
@@ -93,7 +93,7 @@ class Classification:
     name: str = "classification"
     target: float | None = None
     metric: str = "accuracy"
-    moved_as: MovedAs | None = None
+    perturbed_as: PerturbedAs | None = None
 
     def __post_init__(self) -> None:
         """Check the splits.

@@ -44,7 +44,7 @@ def digits(model: str = "mlp") -> Classification:
     return Classification(
         model_init=network.init,
         model_apply=network.apply,
-        moved_as=network.moved_as,
+        perturbed_as=network.perturbed_as,
         train={"input": inputs[train], "label": labels[train]},
         test={"input": inputs[test], "label": labels[test]},
         name="digits",

@@ -178,7 +178,7 @@ def _task(images_of: Images, splits: Mapping[str, Mapping[str, Any]], network: M
     return Classification(
         model_init=network.init,
         model_apply=apply,
-        moved_as=network.moved_as,
+        perturbed_as=network.perturbed_as,
         train=splits["train"],
         test=splits["test"],
         name=images_of.name,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from hiso_jax.checks import positive, whole
+from hiso_jax.checks import integer, positive
 from hiso_jax.choices import Kind, Listed
 
 
@@ -66,7 +66,7 @@ def lora(
       lora_alpha: α of LoRA, whose product is scaled by α/r.
       lora_targets: projections that get LoRA, of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
     """
-    whole("lora_rank", lora_rank, 1)
+    integer("lora_rank", lora_rank, 1)
     positive("lora_alpha", lora_alpha)
     return Trainable("lora", {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "lora_targets": tuple(lora_targets)})
 
@@ -77,7 +77,7 @@ def prefix(*, prefix_tokens: int = 5) -> Trainable:
     Args:
       prefix_tokens: learned prefix positions.
     """
-    whole("prefix_tokens", prefix_tokens, 1)
+    integer("prefix_tokens", prefix_tokens, 1)
     return Trainable("prefix", {"prefix_tokens": prefix_tokens})
 
 

@@ -26,7 +26,7 @@ from hiso_jax.experiment import (
     target_of,
     virtual_note,
 )
-from hiso_jax.fed.ledger import exists, read_regular, write_whole
+from hiso_jax.fed.ledger import exists, read_regular, write_file
 from hiso_jax.reports import (
     Compared,
     Report,
@@ -273,7 +273,7 @@ class _Runs:
             for history, run in zip(done.histories, done.runs, strict=True)
             for row in history
         ]
-        write_whole(self.directory / "metrics.jsonl", "".join(lines).encode())
+        write_file(self.directory / "metrics.jsonl", "".join(lines).encode())
         finished = {name: done for name, done in compared.items() if done.runs}
         results = as_results(finished, settings.reference)
         write_json(self.directory / "comparison.json", {"config": config, "methods": results})

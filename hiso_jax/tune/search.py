@@ -283,8 +283,8 @@ class Search:
 
 def as_content(trials: Sequence[Trial], metric: fed.Metric, target: float | None) -> Mapping[str, Any]:
     """Trials as ``tuning.json`` holds them."""
-    told = {"metric": metric.name, "higher_is_better": metric.higher_is_better, "target": target}
-    return {**told, "trials": [asdict(trial) for trial in trials]}
+    judged = {"metric": metric.name, "higher_is_better": metric.higher_is_better, "target": target}
+    return {**judged, "trials": [asdict(trial) for trial in trials]}
 
 
 def how_tuned(method: str, tuned: Tuned, metric: fed.Metric, target: float | None) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from hiso_jax.checks import ParameterError, positive, whole
+from hiso_jax.checks import ParameterError, integer, positive
 from hiso_jax.choices import Listed
 from hiso_jax.fed.run import FEWEST_TRIES
 from hiso_jax.schedules import SCHEDULES
@@ -50,8 +50,8 @@ class Compare(Study):
           ValueError: naming the first option out of range.
         """
         super().__post_init__()
-        whole("tries", self.tries, FEWEST_TRIES)
-        whole("tuning_seeds", self.tuning_seeds, 1)
+        integer("tries", self.tries, FEWEST_TRIES)
+        integer("tuning_seeds", self.tuning_seeds, 1)
         if self.baseline is not None and self.baseline not in self.algorithms:
             raise ParameterError(
                 "baseline", f"must be one of the algorithms {', '.join(self.algorithms)}, got {self.baseline}"

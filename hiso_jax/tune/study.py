@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from hiso_jax.checks import ParameterError, positive, whole
+from hiso_jax.checks import ParameterError, integer, positive
 from hiso_jax.choices import Listed
 from hiso_jax.experiment import Settings
 
@@ -39,7 +39,7 @@ class Study(Settings):
           ValueError: naming the first option out of range.
         """
         super().__post_init__()
-        whole("seeds", self.seeds, 1)
+        integer("seeds", self.seeds, 1)
         if len(set(self.algorithms)) != len(self.algorithms):
             raise ParameterError("algorithms", f"must not repeat, got {','.join(self.algorithms)}")
         self._check_rates()

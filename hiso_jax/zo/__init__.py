@@ -1,6 +1,6 @@
 """The mathematics of scalar-only zeroth-order optimisation: pure functions of arrays."""
 
-from hiso_jax.walls import PIN, pin, rounded
+from hiso_jax.exact import PIN, pin, rounded
 from hiso_jax.zo.accumulate import Ascent, accumulate, by_direction, fold_directions
 from hiso_jax.zo.chain import check_chain, reads_loss, settled, update_with
 from hiso_jax.zo.curvature import CurvatureForm, CurvatureUpdate, hiso, mean_square, scale_by_hiso
@@ -11,11 +11,11 @@ from hiso_jax.zo.differences import (
     as_difference,
     central,
     check_estimator,
+    directional_derivatives,
     forward,
     probe,
     scalars,
     second,
-    slopes,
     suggested_mu,
 )
 from hiso_jax.zo.directions import (
@@ -23,15 +23,15 @@ from hiso_jax.zo.directions import (
     as_directions,
     check_generator,
     direction,
-    made_whole,
+    made_dense,
     perturb,
     perturbation_key,
-    rides,
+    shares_matmuls,
     subspaces,
     working_dtype,
 )
-from hiso_jax.zo.groups import Deal, Direction
-from hiso_jax.zo.heads import LocalStep, dealt, decomfl, head, scale_by_zo
+from hiso_jax.zo.groups import Direction, GroupedDirections
+from hiso_jax.zo.heads import LocalStep, decomfl, grouped, head, scale_by_zo
 from hiso_jax.zo.pool import Pool, in_order
 from hiso_jax.zo.precision import in_float32, is_half, unmoved_share
 from hiso_jax.zo.rounding import apply_updates, like_before
@@ -58,12 +58,12 @@ __all__ = [
     "Ascent",
     "CurvatureForm",
     "CurvatureUpdate",
-    "Deal",
     "Difference",
     "DifferenceName",
     "Direction",
     "Directions",
     "DirectionsMode",
+    "GroupedDirections",
     "LocalStep",
     "LowRank",
     "Pool",
@@ -84,19 +84,20 @@ __all__ = [
     "check_directions",
     "check_estimator",
     "check_generator",
-    "dealt",
     "decomfl",
     "direction",
+    "directional_derivatives",
     "fold_directions",
     "forward",
     "gaussian",
+    "grouped",
     "head",
     "hiso",
     "in_float32",
     "in_order",
     "is_half",
     "like_before",
-    "made_whole",
+    "made_dense",
     "mean_square",
     "perturb",
     "perturbation_key",
@@ -104,14 +105,13 @@ __all__ = [
     "probe",
     "rademacher",
     "reads_loss",
-    "rides",
     "rounded",
     "scalars",
     "scale_by_hiso",
     "scale_by_zo",
     "second",
     "settled",
-    "slopes",
+    "shares_matmuls",
     "sphere",
     "step",
     "subspaces",

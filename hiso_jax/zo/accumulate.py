@@ -10,10 +10,10 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError
+from hiso_jax.zo.delta_sum import Total
 from hiso_jax.zo.directions import Directions, as_directions
-from hiso_jax.zo.groups import Deal, Direction
+from hiso_jax.zo.groups import Direction, GroupedDirections
 from hiso_jax.zo.samplers import Sampler
-from hiso_jax.zo.sums import Total
 
 
 class Ascent(NamedTuple):
@@ -34,22 +34,24 @@ def by_direction(scalars: Float[Array, "GP"], groups: int) -> Float[Array, "P G"
 
 
 def fold_directions(
-    deal: Deal, scalars: Float[Array, "P G"], direction_at: Callable[[Array], Direction] | None = None
+    directions: GroupedDirections,
+    scalars: Float[Array, "P G"],
+    direction_at: Callable[[Array], Direction] | None = None,
 ) -> PyTree[Shaped[Array, "..."]]:
     """Σ_p Σ_g ĝ_{g,p} / (G·P) · z_{g,p}: the loop behind every Δ.
 
     Args:
-      deal: the directions.
+      directions: the directions.
       scalars: ĝ of every group and direction.
       direction_at: index p → the direction, where it is at hand; None makes each again.
     """
-    direction_at = direction_at or deal.at
+    direction_at = direction_at or directions.at
 
     def body(total: Total, term: tuple[Array, Array]) -> tuple[Total, list]:
         index, numbers = term
         return direction_at(index).add_to(total, numbers, len(scalars))
 
-    return deal.finish(*lax.scan(body, deal.begin(), (jnp.arange(len(scalars)), scalars)))
+    return directions.finish(*lax.scan(body, directions.begin(), (jnp.arange(len(scalars)), scalars)))
 
 
 def accumulate(
@@ -111,6 +113,6 @@ def _accumulate(
     directions: Directions,
     groups: int,
 ) -> PyTree:
-    dealt = by_direction(scalars, groups)
-    deal = Deal(directions, round_key, step, params, curvature, groups, len(dealt))
-    return fold_directions(deal, dealt)
+    rows = by_direction(scalars, groups)
+    grouped = GroupedDirections(directions, round_key, step, params, curvature, groups, len(rows))
+    return fold_directions(grouped, rows)

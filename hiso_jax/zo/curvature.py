@@ -11,9 +11,9 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError, between, finite, rate
+from hiso_jax.exact import pin, rounded
 from hiso_jax.factored import Factors, is_factors
 from hiso_jax.stacked import is_stacked
-from hiso_jax.walls import pin, rounded
 from hiso_jax.zo.directions import Directions, as_directions, working_dtype
 from hiso_jax.zo.heads import LocalStep, head
 from hiso_jax.zo.partitioned import gathered

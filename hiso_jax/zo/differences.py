@@ -12,8 +12,8 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from hiso_jax.checks import ParameterError, positive, whole
-from hiso_jax.factored import MovedAs
+from hiso_jax.checks import ParameterError, integer, positive
+from hiso_jax.factored import PerturbedAs
 from hiso_jax.zo.directions import Directions, as_directions, perturb
 from hiso_jax.zo.precision import in_float32
 from hiso_jax.zo.samplers import Sampler
@@ -28,11 +28,11 @@ class Difference:
 
     Attributes:
       offsets: in units of μ. A loss at offset 0 is evaluated once a local step, for all its directions.
-      numbers: (losses [...] at the offsets in their order, μ) → the numbers of a direction, a pytree of [...] arrays.
+      estimates: (losses [...] at the offsets in their order, μ) → the derivative estimates of a direction, a pytree of [...] arrays.
     """
 
     offsets: tuple[float, ...]
-    numbers: Callable[[Sequence[Array], ArrayLike], PyTree[Shaped[Array, "..."]]]
+    estimates: Callable[[Sequence[Array], ArrayLike], PyTree[Shaped[Array, "..."]]]
 
     def passes(self, num_perturbations: int) -> int:
         """How often the loss is evaluated in a local step of ``num_perturbations`` directions."""
@@ -77,7 +77,7 @@ def as_difference(method: Difference | str) -> Difference:
     return DIFFERENCES[method]
 
 
-def slopes(numbers: PyTree) -> Any:
+def directional_derivatives(numbers: PyTree) -> Any:
     """The numbers of which Δ is made: all there are, or those named "slope" where a difference gives several."""
     return numbers["slope"] if isinstance(numbers, Mapping) and "slope" in numbers else numbers
 
@@ -88,7 +88,7 @@ def check_estimator(num_perturbations: int, mu: ArrayLike) -> None:
     Raises:
       ValueError: ``num_perturbations`` < 1, or ``mu`` not positive and finite.
     """
-    whole("num_perturbations", num_perturbations, 1)
+    integer("num_perturbations", num_perturbations, 1)
     positive("mu", mu)
 
 
@@ -169,7 +169,7 @@ def probe(
     def body(carry: Carry, index: Array) -> tuple[Carry, tuple[Any, Array]]:
         z = direction_at(index)
         losses = [base[0] if offset == 0 else loss(z, offset * mu) for offset in difference.offsets]
-        carry, output = fold(carry, z, difference.numbers(losses, mu))
+        carry, output = fold(carry, z, difference.estimates(losses, mu))
         return carry, (output, base[0] if base else reduce(add, losses) / len(losses))
 
     carry, (outputs, middles) = lax.scan(body, init, jnp.arange(num_perturbations))
@@ -188,7 +188,7 @@ def scalars(
     mu: float,
     method: Difference | DifferenceName = "forward",
     sampler: Directions | Sampler | str | None = None,
-    moved_as: MovedAs | None = None,
+    perturbed_as: PerturbedAs | None = None,
 ) -> tuple[Float[Array, ""], PyTree[Float[Array, "P"]]]:
     """The P scalars of one local step: what a client sends in place of a gradient (HiSo, Algorithm 1).
 
@@ -208,7 +208,7 @@ def scalars(
         {"slope": [P], "curvature": [P]}.
       sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
         gaussian.
-      moved_as: which parameters the model reads as a weight with a direction of low rank beside it, see
+      perturbed_as: which parameters the model reads as a weight with a direction of low rank beside it, see
         :func:`~hiso_jax.zo.perturb`; None makes every moved parameter whole.
 
     Returns:
@@ -227,7 +227,7 @@ def scalars(
     """
     directions, loss_of = as_directions(sampler), scalar_loss(loss_fn)
     _, loss, values = probe(
-        lambda z, scale: loss_of(params if z is None else perturb(params, z, scale, moved_as), batch),
+        lambda z, scale: loss_of(params if z is None else perturb(params, z, scale, perturbed_as), batch),
         lambda index: directions.at(round_key, step, index, params, curvature),
         as_difference(method),
         num_perturbations=num_perturbations,

@@ -2,7 +2,7 @@
 
 The only place that knows which key a direction has.
 
-Everything here is made leaf by leaf: a direction is never needed whole, and a leaf's numbers depend on nothing
+Everything here is made leaf by leaf: a direction is never needed dense, and a leaf's numbers depend on nothing
 but its key, so that any party, device or layer can make just the part that it holds.
 """
 
@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax import checks
 from hiso_jax.checks import ParameterError
-from hiso_jax.factored import Factors, Moved, MovedAs, added, is_factors, whole
+from hiso_jax.exact import pin
+from hiso_jax.factored import Factors, PerturbedAs, PerturbedParameter, added, dense, is_factors
 from hiso_jax.stacked import Layers, Stacked, is_stacked, path_name
-from hiso_jax.walls import pin
 from hiso_jax.zo.partitioned import split_as
 from hiso_jax.zo.samplers import LowRank, Sampler, Subspace, as_sampler, gaussian
 
@@ -97,9 +97,9 @@ def leaves_of(tree: PyTree) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=is_factors)
 
 
-def made_whole(tree: PyTree) -> PyTree[Shaped[Array, "..."]]:
+def made_dense(tree: PyTree) -> PyTree[Shaped[Array, "..."]]:
     """A direction or a curvature, every leaf an array."""
-    return jax.tree.map(whole, tree, is_leaf=is_factors)
+    return jax.tree.map(dense, tree, is_leaf=is_factors)
 
 
 def direction(
@@ -120,7 +120,7 @@ def direction(
     Returns:
       z with the shapes of ``params``, in :func:`working_dtype`.
     """
-    return made_whole(_direction(key, params, curvature, as_sampler(sampler)))
+    return made_dense(_direction(key, params, curvature, as_sampler(sampler)))
 
 
 def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, family: Sampler) -> PyTree:
@@ -184,7 +184,7 @@ def _shaped(u: Array | Factors, h: Array | Factors) -> Array | Factors:
 
     if isinstance(u, Factors) and isinstance(h, Factors):
         return Factors(pin(by_root(u.rows, h.rows)), pin(by_root(u.columns, h.columns)), u.own)
-    return by_root(whole(u), whole(h))
+    return by_root(dense(u), dense(h))
 
 
 @jax.tree_util.register_static
@@ -215,9 +215,9 @@ class Directions:
     def __post_init__(self) -> None:
         """Check every range."""
         if self.groups is not None:
-            checks.whole("groups", self.groups, 1)
+            checks.integer("groups", self.groups, 1)
         if self.block is not None:
-            checks.whole("block", self.block, 0)
+            checks.integer("block", self.block, 0)
 
     def groups_of(self, clients: int) -> int:
         """G of a cohort of so many clients.
@@ -254,7 +254,7 @@ def perturb(
     params: PyTree[Shaped[Array, "..."]],
     z: PyTree[Shaped[Array, "..."]],
     scale: ArrayLike,
-    moved_as: MovedAs | None = None,
+    perturbed_as: PerturbedAs | None = None,
 ) -> PyTree:
     """``params + scale · z``, added in the wider dtype and then cast to the parameters' own.
 
@@ -266,15 +266,15 @@ def perturb(
       params: the parameters.
       z: a direction.
       scale: how far along it.
-      moved_as: which parameters the model reads as a :class:`hiso_jax.factored.Moved`: those that move along factors
-        are one then, and tables of embeddings, of which few rows are read, in any case.
+      perturbed_as: which parameters the model reads as a :class:`hiso_jax.factored.PerturbedParameter`: those that are
+        perturbed along factors are one then, and tables of embeddings, of which few rows are read, in any case.
     """
 
-    def leaf(path: tuple[Any, ...], x: Array, u: Array | Factors) -> Array | Moved:
-        kind = None if moved_as is None else moved_as(path_name(path))
+    def leaf(path: tuple[Any, ...], x: Array, u: Array | Factors) -> Array | PerturbedParameter:
+        kind = None if perturbed_as is None else perturbed_as(path_name(path))
         if kind == "table" or (kind == "matrix" and isinstance(u, Factors)):
-            return Moved(x, u, jnp.asarray(scale, u.dtype))
-        return added(x, whole(u), scale)
+            return PerturbedParameter(x, u, jnp.asarray(scale, u.dtype))
+        return added(x, dense(u), scale)
 
     def node(path: tuple[Any, ...], x: Any, u: Any) -> Any:
         if not isinstance(x, Stacked):
@@ -288,17 +288,17 @@ def perturb(
     return jax.tree_util.tree_map_with_path(node, params, z, is_leaf=is_stacked)
 
 
-def rides(params: PyTree, z: PyTree, moved_as: MovedAs | None) -> bool:
-    """Whether :func:`perturb` makes no matrix whole: what all groups of a cohort share is then one product for all.
+def shares_matmuls(params: PyTree, z: PyTree, perturbed_as: PerturbedAs | None) -> bool:
+    """Whether :func:`perturb` makes no matrix dense: what all groups of a cohort share is then one product for all.
 
     Args:
       params: the parameters; only shapes and paths are read, here and of ``z``.
       z: a direction.
-      moved_as: as of :func:`perturb`.
+      perturbed_as: as of :func:`perturb`.
     """
 
     def rides_at(path: tuple[Any, ...], axes: int, u: Any) -> bool:
-        known = moved_as is not None and moved_as(path_name(path)) is not None
+        known = perturbed_as is not None and perturbed_as(path_name(path)) is not None
         return axes < 2 or (known and isinstance(u, Factors))
 
     def node(path: tuple[Any, ...], x: Any, u: Any) -> PyTree:

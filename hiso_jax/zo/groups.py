@@ -17,11 +17,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
+from hiso_jax.exact import pin
 from hiso_jax.factored import Factors, is_factors
-from hiso_jax.walls import pin
+from hiso_jax.zo.delta_sum import Total, add_weighted, begin, finish
 from hiso_jax.zo.directions import Directions, leaves_of
 from hiso_jax.zo.signs import Signs, block_size
-from hiso_jax.zo.sums import Total, add_weighted, begin, finish
 
 
 def _like(z: PyTree, leaves: list[Any]) -> PyTree:
@@ -60,7 +60,7 @@ class Direction(NamedTuple):
         """``total + Σ_g numbers_g / (G·P) · z_{k,g,p}``: the step of which every Δ is made.
 
         Returns:
-          The total, and the terms of leaves of low rank, see ``zo/sums.py``.
+          The total, and the terms of leaves of low rank, see ``zo/delta_sum.py``.
         """
         count = len(numbers) * num_perturbations
 
@@ -82,7 +82,7 @@ class Direction(NamedTuple):
         return add_weighted(total, z, [share(weight) for weight in self.signs.weighted(numbers)])
 
 
-class Deal(NamedTuple):
+class GroupedDirections(NamedTuple):
     """A local step's directions, dealt to the groups of a cohort.
 
     Attributes:

@@ -18,11 +18,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError, rate
-from hiso_jax.walls import pin
+from hiso_jax.exact import pin
 from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.chain import PROBE, SKIP, Reached
-from hiso_jax.zo.differences import slopes
-from hiso_jax.zo.directions import Directions, as_directions, made_whole, subspaces, working_dtype
+from hiso_jax.zo.differences import directional_derivatives
+from hiso_jax.zo.directions import Directions, as_directions, made_dense, subspaces, working_dtype
 from hiso_jax.zo.samplers import Sampler, Subspace
 from hiso_jax.zo.state import ScaleByZoState
 
@@ -71,10 +71,10 @@ def _add(total: PyTree, delta: PyTree) -> PyTree:
 
 def _last_delta(scalars: Float[Array, "K P"], ascent: Ascent | None, make: Callable[[], PyTree]) -> PyTree:
     """The Δ of the last step: the one at hand if it is of these ``scalars``, or made."""
-    if ascent is None or slopes(ascent.scalars).shape != scalars.shape:
+    if ascent is None or directional_derivatives(ascent.scalars).shape != scalars.shape:
         return make()
     # A member of the chain before this one may have changed the scalars: their Δ is another then.
-    same = (scalars == slopes(ascent.scalars)).all()
+    same = (scalars == directional_derivatives(ascent.scalars)).all()
     return lax.cond(same, lambda made: made, lambda made: make(), ascent.delta)
 
 
@@ -133,30 +133,30 @@ def head(
     ) -> tuple[PyTree, ScaleByZoState]:
         if PROBE in extra_args:
             raise Reached
-        scalars = slopes(updates)
+        scalars = directional_derivatives(updates)
         _check_update(scalars, params, key)
         if SKIP in extra_args:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params), state
         groups = None if clients is None else state.directions.groups_of(clients)
         groups = groups_in(state.directions, scalars, groups)
-        deal = partial(state.deal, groups=groups, num_perturbations=scalars.shape[1] // groups)
+        directions_at = partial(state.grouped_directions, groups=groups, num_perturbations=scalars.shape[1] // groups)
 
         # Tied to the scalars: with one perturbation XLA unrolls both loops over directions and would make of the two
         # drawings one, whose directions all stay from the first forward pass to the update.
         key, updates = lax.optimization_barrier((key, jax.tree.map(jnp.asarray, updates)))
-        scalars = slopes(updates)
+        scalars = directional_derivatives(updates)
 
         shape = state.curvature
         delta_of = partial(accumulate, key, params=params, curvature=shape, sampler=state.directions, groups=groups)
 
         def advance_at(shape: PyTree, delta: PyTree, step: int | Array, aggregate: PyTree) -> PyTree:
-            own, directions_of = jax.random.fold_in(key, step), deal(key, step, params).of
-            given = LocalStep(aggregate, own, state.rounds, lambda index: made_whole(directions_of(index)))
+            own, directions_of = jax.random.fold_in(key, step), directions_at(key, step, params).of
+            given = LocalStep(aggregate, own, state.rounds, lambda index: made_dense(directions_of(index)))
             return advance(shape, delta, given)
 
         def body(carry: tuple[PyTree, PyTree], term: tuple[Array, PyTree]) -> tuple[tuple[PyTree, PyTree], None]:
             (total, shape), (step, aggregate) = carry, term
-            delta = delta_of(slopes(aggregate), step=step)
+            delta = delta_of(directional_derivatives(aggregate), step=step)
             return (_add(total, delta), advance_at(shape, delta, step, aggregate) if every_step else shape), None
 
         aggregate, last_step = updates, scalars.shape[0] - 1
@@ -173,7 +173,7 @@ def head(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def dealt(tx: optax.GradientTransformation, **changes: Any) -> optax.GradientTransformationExtraArgs:
+def grouped(tx: optax.GradientTransformation, **changes: Any) -> optax.GradientTransformationExtraArgs:
     """``tx``, its head measuring along directions that differ from its own in ``changes``.
 
     Args:
@@ -183,7 +183,7 @@ def dealt(tx: optax.GradientTransformation, **changes: Any) -> optax.GradientTra
     Example:
       >>> import hiso_jax
       >>> from hiso_jax import zo
-      >>> tx = zo.dealt(hiso_jax.hiso(1e-3), groups=None)  # each client its own
+      >>> tx = zo.grouped(hiso_jax.hiso(1e-3), groups=None)  # each client its own
     """
 
     def is_zo(node: Any) -> bool:

@@ -6,7 +6,7 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
-from hiso_jax.checks import whole
+from hiso_jax.checks import integer
 from hiso_jax.zo.directions import perturbation_key
 
 # Of the pool, the same in every run.
@@ -33,7 +33,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         """Check S."""
-        whole("seeds", self.seeds, 1, 2**31)
+        integer("seeds", self.seeds, 1, 2**31)
 
     def number(self, round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Int[Array, ""]:
         """Which of the pool's directions it is, 0 ≤ s < S."""

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Key, PyTree, Shaped, UInt32
 
+from hiso_jax.exact import rounded
 from hiso_jax.factored import Factors, is_factors
-from hiso_jax.walls import rounded
 from hiso_jax.zo.directions import draw_leaves, leaves_of
 from hiso_jax.zo.samplers import random_words
 

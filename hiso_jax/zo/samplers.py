@@ -11,9 +11,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key, UInt32
 
-from hiso_jax.checks import ParameterError, whole
+from hiso_jax.checks import ParameterError, integer
+from hiso_jax.exact import pin
 from hiso_jax.factored import Factors
-from hiso_jax.walls import pin
 from hiso_jax.zo.partitioned import is_partitioned
 from hiso_jax.zo.threefry import drawn
 
@@ -101,7 +101,7 @@ class LowRank:
 
     def __post_init__(self) -> None:
         """Check the rank."""
-        whole("rank", self.rank, 1)
+        integer("rank", self.rank, 1)
 
     def splits(self, shape: Sequence[int]) -> bool:
         """Whether a leaf of ``shape`` is drawn by its factors."""
@@ -115,7 +115,7 @@ class LowRank:
 
     def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
         """A leaf, made whole."""
-        return self.factors(key, shape, dtype).whole() if self.splits(shape) else self.family(key, shape, dtype)
+        return self.factors(key, shape, dtype).dense() if self.splits(shape) else self.family(key, shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Subspace:
 
     def __post_init__(self) -> None:
         """Check the rank."""
-        whole("rank", self.rank, 1)
+        integer("rank", self.rank, 1)
 
     def splits(self, shape: Sequence[int]) -> bool:
         """Whether a leaf of ``shape`` is drawn in a subspace."""

@@ -14,8 +14,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key, PyTree, UInt32
 
+from hiso_jax.exact import pin
 from hiso_jax.factored import Factors
-from hiso_jax.walls import pin
 from hiso_jax.zo.directions import draw_leaves, leaves_of
 from hiso_jax.zo.partitioned import is_partitioned
 from hiso_jax.zo.samplers import random_words

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from hiso_jax.zo.directions import Directions
-from hiso_jax.zo.groups import Deal
+from hiso_jax.zo.groups import GroupedDirections
 
 
 class ScaleByZoState(NamedTuple):
@@ -25,11 +25,11 @@ class ScaleByZoState(NamedTuple):
     curvature: PyTree[Shaped[Array, "..."]] | None
     directions: Directions
 
-    def deal(
+    def grouped_directions(
         self, round_key: Key[Array, ""], step: ArrayLike, params: PyTree, *, groups: int, num_perturbations: int
-    ) -> Deal:
+    ) -> GroupedDirections:
         """The directions of local step k = ``step``, shaped by the curvature of this state, as groups have them."""
-        return Deal(self.directions, round_key, step, params, self.curvature, groups, num_perturbations)
+        return GroupedDirections(self.directions, round_key, step, params, self.curvature, groups, num_perturbations)
 
 
 def zo_states(state: optax.OptState) -> list[ScaleByZoState]:

@@ -9,24 +9,24 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.checks import ParameterError, is_real
-from hiso_jax.factored import MovedAs
+from hiso_jax.factored import PerturbedAs
 from hiso_jax.zo.accumulate import Ascent
 from hiso_jax.zo.chain import check_chain, settled, update_with
+from hiso_jax.zo.delta_sum import Total
 from hiso_jax.zo.differences import (
     Difference,
     DifferenceName,
     as_difference,
     check_estimator,
+    directional_derivatives,
     probe,
     scalar_loss,
-    slopes,
 )
 from hiso_jax.zo.directions import perturb
 from hiso_jax.zo.groups import Direction
 from hiso_jax.zo.precision import is_half, warn_of_parameters
 from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.state import zo_state
-from hiso_jax.zo.sums import Total
 
 DirectionsMode = Literal["keep", "regenerate"]
 
@@ -41,7 +41,7 @@ def step(
     mu: float = 1e-3,
     method: Difference | DifferenceName = "forward",
     directions: DirectionsMode = "regenerate",
-    moved_as: MovedAs | None = None,
+    perturbed_as: PerturbedAs | None = None,
 ) -> Step:
     """A jit-able training step: ``(params, state, batch, round_key) → (params, state, loss)``.
 
@@ -59,7 +59,7 @@ def step(
         the optimizer's head reads.
       directions: ``"regenerate"`` makes each direction twice, for its scalar and for the update, and needs one copy
         of the parameters; ``"keep"`` makes it once and needs two. The same bits.
-      moved_as: which parameters the model reads as a weight with a direction of low rank beside it, see
+      perturbed_as: which parameters the model reads as a weight with a direction of low rank beside it, see
         :func:`~hiso_jax.zo.perturb`; None makes every moved parameter whole.
 
     Raises:
@@ -94,24 +94,30 @@ def step(
         state = settled(tx, state, params)
         # Who trains alone is a cohort of one.
         head = zo_state(state)
-        deal = head.deal(round_key, 0, params, groups=head.directions.groups_of(1), num_perturbations=num_perturbations)
+        directions = head.grouped_directions(
+            round_key, 0, params, groups=head.directions.groups_of(1), num_perturbations=num_perturbations
+        )
 
         def fold(total: Total, direction: Direction, numbers: PyTree) -> tuple[Total, tuple[PyTree, list]]:
-            grown = direction.add_to(total, slopes(numbers)[None], num_perturbations) if keep else (total, [])
+            grown = (
+                direction.add_to(total, directional_derivatives(numbers)[None], num_perturbations)
+                if keep
+                else (total, [])
+            )
             return grown[0], (numbers, grown[1])
 
         total, loss, (numbers, terms) = probe(
-            lambda z, scale: loss_of(params if z is None else perturb(params, z.of(0), scale, moved_as), batch),
-            deal.at,
+            lambda z, scale: loss_of(params if z is None else perturb(params, z.of(0), scale, perturbed_as), batch),
+            directions.at,
             difference,
             num_perturbations=num_perturbations,
             mu=mu,
             fold=fold,
-            init=deal.begin() if keep else [],
+            init=directions.begin() if keep else [],
         )
         aggregate = jax.tree.map(lambda x: x[None], numbers)
         check_chain(tx, params, aggregate)
-        ascent = Ascent(aggregate, deal.finish(total, terms)) if keep else None
+        ascent = Ascent(aggregate, directions.finish(total, terms)) if keep else None
         updates, after = update_with(tx, aggregate, state, params, value=loss, key=round_key, ascent=ascent, clients=1)
         return apply_updates(params, updates, round_key), like_before(after, state), loss
 

@@ -10,7 +10,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import algorithms, channels, fed, zo
-from hiso_jax.fed.algorithm import by_number
+from hiso_jax.fed.algorithm import by_scalar
 from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 
@@ -30,7 +30,7 @@ def run(algorithm, storage=None, callbacks=(), **settings):
 
 def noisy(messages, senders, key):
     """Every client's own noise."""
-    keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(senders.numbers)
+    keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(senders.client_ids)
     return jax.tree.map(lambda m: m + 0.1 * jax.vmap(lambda k: jax.random.normal(k))(keys), messages)
 
 
@@ -127,7 +127,7 @@ def test_senders_are_client_numbers_with_their_places_beside_them():
     told = []
 
     def asking(messages, senders, key):
-        jax.debug.callback(lambda *each: told.append(each), senders.numbers, senders.places)
+        jax.debug.callback(lambda *each: told.append(each), senders.client_ids, senders.places)
         return messages
 
     result = run(fed.Algorithm(hiso_jax.decomfl(0.02), send=(fed.Send(asking),)), rounds=3, eval_every=3)
@@ -138,10 +138,10 @@ def test_senders_are_client_numbers_with_their_places_beside_them():
 
 def test_numbers_one_by_one_have_keys_of_their_own():
     messages = jnp.zeros((3, 2, 4))
-    drawn = by_number(lambda column, key: jax.random.normal(key), messages, KEY)
+    drawn = by_scalar(lambda column, key: jax.random.normal(key), messages, KEY)
     assert drawn.shape == (2, 4)
     assert len(np.unique(drawn)) == 8
-    later = by_number(lambda column, key: jax.random.normal(key), messages[:, :, :1], KEY, first=2)
+    later = by_scalar(lambda column, key: jax.random.normal(key), messages[:, :, :1], KEY, first=2)
     np.testing.assert_array_equal(later[:, 0], drawn[:, 2])
 
 
@@ -192,7 +192,7 @@ def capped(start=1.0):
         size = jnp.abs(messages).mean((1, 2))
         cap = fed.mean(size, weights)
         factor = jnp.minimum(1, state["cap"] / size)[:, None, None]
-        aggregate = by_number(lambda column, key: fed.mean(column, weights), messages * factor, key)
+        aggregate = by_scalar(lambda column, key: fed.mean(column, weights), messages * factor, key)
         return aggregate, {"cap": 0.5 * state["cap"] + 0.5 * cap, "rounds": state["rounds"] + 1}
 
     return fed.Combine(combine, init=lambda messages: {"cap": jnp.float32(start), "rounds": jnp.int32(0)})

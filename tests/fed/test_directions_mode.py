@@ -11,7 +11,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed, zo
-from hiso_jax.fed.algorithm import by_number
+from hiso_jax.fed.algorithm import by_scalar
 from tests.fed.problems import assert_trees_identical, digits_population, digits_task, linear_task, optimizers
 
 SETTINGS = {"rounds": 6, "cohort": 5, "batch_size": 8, "eval_every": 6}
@@ -52,7 +52,7 @@ def test_the_mean_of_one_perturbation_is_that_of_many_to_the_bit(clients):
     keys = jax.random.split(jax.random.key(clients))
     scalars, weights = jax.random.normal(keys[0], (clients, 1, 5)), jax.random.uniform(keys[1], (clients,))
     key = jax.random.key(0)
-    means = jax.jit(lambda s, w, p: by_number(lambda column, key: fed.mean(column, w, key), s, key, p))
+    means = jax.jit(lambda s, w, p: by_scalar(lambda column, key: fed.mean(column, w, key), s, key, p))
     many = means(scalars, weights, 0)
     one = jnp.concatenate([means(scalars[:, :, p : p + 1], weights, p) for p in range(5)], 1)
     np.testing.assert_array_equal(many, one)

@@ -61,7 +61,7 @@ def test_kept_made_again_and_replayed_they_give_the_same_bits(form, groups, pert
 def test_a_task_that_says_nothing_measures_the_same(steps):
     """Its moved weights are made whole: the same scalars up to rounding."""
     tx, settings = hiso_jax.hiso(0.02, sampler="low_rank"), {"rounds": 1, "local_steps": steps, "perturbations": 2}
-    own, plain = run(tx, **settings), run(tx, dataclasses.replace(digits_task(), moved_as=None), **settings)
+    own, plain = run(tx, **settings), run(tx, dataclasses.replace(digits_task(), perturbed_as=None), **settings)
     tolerance = 16 * 2**-23 * float(own.records.loss[0]) / 1e-3
     np.testing.assert_allclose(own.records.scalars, plain.records.scalars, atol=tolerance)
 
@@ -80,7 +80,7 @@ def products(jaxpr, size):
 def test_groups_share_one_product_with_every_weight():
     task, clients, batch = digits_task(), 6, 4
     params = task.init(jax.random.key(0))
-    execution = fed.ExecutionSettings(moved_as=task.moved_as)
+    execution = fed.ExecutionSettings(perturbed_as=task.perturbed_as)
     inputs = {
         name: jnp.asarray(rows[: clients * batch]).reshape(clients, 1, batch, *rows.shape[1:])
         for name, rows in task.train.items()

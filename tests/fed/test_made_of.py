@@ -12,7 +12,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import algorithms, channels, fed
-from hiso_jax.fed.made_of import made_of
+from hiso_jax.fed.part_digests import digest
 from tests.callbacks import StopAt
 from tests.fed.problems import digits_population, linear_task
 
@@ -20,10 +20,10 @@ from tests.fed.problems import digits_population, linear_task
 @pytest.mark.parametrize("name", algorithms.NAMES)
 def test_a_method_is_known_again_and_told_from_one_of_another_rate(name):
     build = algorithms.load(name).build
-    assert build(0.01, {}).made_of == build(0.01, {}).made_of
+    assert build(0.01, {}).part_digests == build(0.01, {}).part_digests
     schedules = [optax.cosine_decay_schedule(0.01, steps) for steps in (100, 101)]
     for one, other in ((0.01, 0.0100001), (0.01, np.float32(0.01)), schedules):
-        assert build(one, {}).made_of != build(other, {}).made_of
+        assert build(one, {}).part_digests != build(other, {}).part_digests
 
 
 class Warmup:
@@ -59,22 +59,22 @@ def scaled(rate, count, *, power=1.0):
     ],
 )
 def test_numbers_are_found_wherever_they_are_held(make):
-    assert made_of(make(0.25)) == made_of(make(0.25))
-    assert made_of(make(0.25)) != made_of(make(0.26))
+    assert digest(make(0.25)) == digest(make(0.25))
+    assert digest(make(0.25)) != digest(make(0.26))
 
 
 def test_a_number_in_a_body_counts_and_a_circle_ends():
-    assert made_of(lambda count: 0.1) != made_of(lambda count: 0.2)
+    assert digest(lambda count: 0.1) != digest(lambda count: 0.2)
     circle: list = [0.1]
     circle.append(circle)
-    assert made_of(circle) == made_of(circle)
+    assert digest(circle) == digest(circle)
 
 
 @pytest.mark.thorough
 def test_another_process_finds_the_same():
-    code = "from hiso_jax import algorithms as a; print(a.load('mosaic').build(0.1, {}).made_of)"
+    code = "from hiso_jax import algorithms as a; print(a.load('mosaic').build(0.1, {}).part_digests)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == str(algorithms.load("mosaic").build(0.1, {}).made_of)
+    assert told.strip() == str(algorithms.load("mosaic").build(0.1, {}).part_digests)
 
 
 def trained_by(algorithm, storage, rounds=6, stop_at=None, **settings):

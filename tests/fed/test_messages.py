@@ -14,7 +14,7 @@ from hiso_jax.fed.ledger import (
     upload_message,
 )
 from hiso_jax.fed.population import ABSENT, DROPPED
-from hiso_jax.fed.run.traffic import stood_at
+from hiso_jax.fed.run.traffic import last_synced_rounds
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task, optimizers
 
 ROUNDS = 24
@@ -66,14 +66,14 @@ def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
         server[number + 1] = fed.replay(params, tx, updates.between(number, number + 1), state=state)
     assert_trees_identical(server[ROUNDS], (result.params, result.state))
 
-    stood, _ = stood_at(records.round, records.cohort, records.attendance, 12)
+    last_synced, _ = last_synced_rounds(records.round, records.cohort, records.attendance, 12)
     clients, down, up = {}, 0, 0
     for number in range(ROUNDS):
         for place in range(4):
             client, status = int(records.cohort[number, place]), records.attendance[number, place]
             if status == ABSENT:
                 continue
-            synced, before = int(stood[number, place]), clients.get(client)
+            synced, before = int(last_synced[number, place]), clients.get(client)
             assert (before is None) == (synced == -1)
             message = catch_up_message(
                 updates,
@@ -105,10 +105,10 @@ def test_rounds_along_a_pool_are_told_as_a_sum_a_seed_where_that_is_least(groups
     assert not updates.applied.all()
     start = result.initial_params, tx.init(result.initial_params)
     server = [fed.replay(start[0], tx, updates.between(0, number)) for number in range(ROUNDS)]
-    stood, _ = stood_at(records.round, records.cohort, records.attendance, 12)
+    last_synced, _ = last_synced_rounds(records.round, records.cohort, records.attendance, 12)
     clients, kinds, down = {}, [], 0
     for number, place in np.argwhere(records.attendance != ABSENT).tolist():
-        client, synced = int(records.cohort[number, place]), int(stood[number, place])
+        client, synced = int(records.cohort[number, place]), int(last_synced[number, place])
         params, state, key = clients.get(client, (*start, None))
         group = place if groups == "own" else None
         known = None if key is None else synced

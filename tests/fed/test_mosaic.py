@@ -98,7 +98,7 @@ def test_a_round_is_the_formulas(bits, groups, steps, x64):
 
     directions = zo.zo_state(state).directions
     made = {
-        (k, q): np.asarray(zo.Deal(directions, key, k, start, None, groups, perturbations).of(q))
+        (k, q): np.asarray(zo.GroupedDirections(directions, key, k, start, None, groups, perturbations).of(q))
         for k in range(steps)
         for q in range(groups * perturbations)
     }
@@ -204,7 +204,7 @@ def test_delta_is_the_weighted_mean_of_the_clients_own(groups, relay):
         weights = weights.at[2].set(0)
     one = hiso_jax.make_round(lambda x, t: ((x - t) ** 2).sum(-1), method, local_steps=1, num_perturbations=4, mu=MU)
     moved, _, record = jax.jit(one)(x, method.tx.init(x), targets, weights, key)
-    own = zo.Deal(zo.zo_state(method.tx.init(x)).directions, key, 0, x, None, groups, 4)
+    own = zo.GroupedDirections(zo.zo_state(method.tx.init(x)).directions, key, 0, x, None, groups, 4)
     each = [
         sum(record.scalars.decoded()[i, 0, p] * own.of((i % groups) * 4 + p) for p in range(4)) / 4
         for i in range(CLIENTS)
@@ -238,7 +238,7 @@ def test_a_directions_draws_are_counted():
         jax.debug.callback(lambda _: count.append(1), jax.random.key_data(key))
         return zo.rademacher(key, shape, dtype)
 
-    tx = zo.dealt(hiso_jax.scale_by_zo(sampler=sampler), groups=None)
+    tx = zo.grouped(hiso_jax.scale_by_zo(sampler=sampler), groups=None)
     method = fed.Algorithm(tx, rescale=(channels.clip_to_median(),), wire=fed.FewBits(scalar_bits=2))
     x, targets = jnp.zeros(64), jnp.ones((4, 1, 2, 64))
     for mode, draws in (("keep", 3), ("regenerate", 6)):
@@ -272,7 +272,7 @@ def test_what_cannot_be_is_refused_before_the_run():
         lambda messages, weights, key, state: (fed.mean(messages, weights), state), init=lambda messages: ()
     )
     with pytest.raises(ValueError, match="groups must be 1 for a combiner with a memory, got 5"):
-        run(fed.Algorithm(zo.dealt(hiso_jax.decomfl(0.1), groups=None), combine=memory))
+        run(fed.Algorithm(zo.grouped(hiso_jax.decomfl(0.1), groups=None), combine=memory))
 
 
 def test_few_bits_are_not_relayed_number_by_number():

@@ -9,7 +9,7 @@ import pytest
 import hiso_jax
 from hiso_jax import algorithms, fed, zo
 from hiso_jax.checks import first_line
-from hiso_jax.fed.sanity import check_examples
+from hiso_jax.fed.task_checks import check_examples
 from hiso_jax.reports.tuning import verdict
 from hiso_jax.tasks.text.tasks import text_data
 from tests.fed.problems import digits_population, linear_task

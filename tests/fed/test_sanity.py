@@ -101,7 +101,7 @@ def test_reports_that_are_left_out_are_told(caplog):
         result = fed.Simulation(task, hiso_jax.hiso(0.02), population, config).run()
     invalid = (result.records.attendance == fed.population.REPORTED) & ~result.records.valid
     assert result.invalid == invalid.sum() > 0
-    (sentence,) = result.concerns
+    (sentence,) = result.health_warnings
     first = result.records.round[np.argwhere(invalid)[0][0]]
     assert f"{invalid.sum()} of 120 reports held a number that is not finite and were left out" in sentence
     assert f"client {owner}'s in round {first} first" in sentence
@@ -114,7 +114,7 @@ def test_reports_that_are_left_out_are_told(caplog):
 def test_a_mu_that_rounding_eats_is_told(method, caplog):
     def run(mu):
         config = fed.SimulationConfig(rounds=12, cohort=4, batch_size=8, eval_every=12, mu=mu, perturbations=4)
-        return fed.Simulation(linear_task(), method, digits_population(), config).run().concerns
+        return fed.Simulation(linear_task(), method, digits_population(), config).run().health_warnings
 
     assert run(1e-3) == ()
     with caplog.at_level(logging.WARNING, "hiso_jax"):

@@ -13,8 +13,8 @@ from hiso_jax import fed
 from hiso_jax.fed.run import describe
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run import simulation as simulations
-from hiso_jax.fed.run.pace import Pace, expected_seconds
 from hiso_jax.fed.run.programs import build_dispatch, costs_of, first_state
+from hiso_jax.fed.run.progress_estimate import RoundTimes, expected_seconds
 from tests.callbacks import Dispatches, StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
 
@@ -171,7 +171,7 @@ def test_settings_that_cannot_be_are_refused(settings, sentence):
 def test_processes_of_unequal_memory_are_planned_alike(monkeypatch):
     """What process 0 can spare decides for all: otherwise their programs would differ."""
     monkeypatch.setattr(simulations, "agree", lambda mesh, *numbers: (7,))
-    budgets = [each._setup.settings.memory_budget for each in (simulation(), simulation(memory_budget=123))]
+    budgets = [each._prepared.settings.memory_budget for each in (simulation(), simulation(memory_budget=123))]
     assert budgets == [7 * 2**20, 123]
 
 
@@ -198,7 +198,7 @@ def test_products_are_made_in_the_precision_asked_for(precision):
     """What is asked for stands at every product of the dispatch; without asking nothing does."""
     task, population = linear_task(), digits_population()
     config = fed.SimulationConfig(rounds=1, cohort=2, matmul_precision=precision)
-    given = fed.Ingredients(task, jax.eval_shape(task.init, jax.random.key(0)), population, fed.Participation())
+    given = fed.RunSpec(task, jax.eval_shape(task.init, jax.random.key(0)), population, fed.Participation())
     run = describe(given, hiso_jax.hiso(0.01), config, fed.make_mesh(1), memory_budget=10**8)
     text = run.dispatch.lower().as_text()
     asked = {"default": "", "high": "precision = [HIGH, HIGH]", "highest": "precision = [HIGHEST, HIGHEST]"}[precision]
@@ -214,25 +214,25 @@ def test_a_precision_that_is_none_is_refused():
 
 def test_how_long_a_run_takes_is_foretold_by_what_took_a_while():
     config = fed.SimulationConfig(rounds=100, cohort=10, batch_size=32, eval_every=50)
-    setup = types.SimpleNamespace(config=config, test={"label": np.zeros(1000)})
+    prepared = types.SimpleNamespace(config=config, test={"label": np.zeros(1000)})
     # 10 x 32 examples, six times a round, at 0.5 ms each; and two evaluations.
-    assert expected_seconds(setup, Pace(None, 0.5, 6), 0) == pytest.approx(100 * 1920 * 0.0005 + 2 * 0.5)
-    assert expected_seconds(setup, Pace(None, 0.01, 6), 0) is None
-    assert expected_seconds(setup, Pace(0.002, 0.01, 6), 60) == pytest.approx(40 * 0.002 + 0.01)
+    assert expected_seconds(prepared, RoundTimes(None, 0.5, 6), 0) == pytest.approx(100 * 1920 * 0.0005 + 2 * 0.5)
+    assert expected_seconds(prepared, RoundTimes(None, 0.01, 6), 0) is None
+    assert expected_seconds(prepared, RoundTimes(0.002, 0.01, 6), 60) == pytest.approx(40 * 0.002 + 0.01)
 
 
 def test_a_session_takes_its_dispatch_from_outside():
     """A server whose rounds are run elsewhere keeps, evaluates and reports them as its own."""
     run = simulation(rounds=6, eval_every=3)
-    setup, alone, bounds = run._setup, run.run(), []
-    costs = costs_of(setup.algorithm, setup.estimator, first_state(setup, alone.initial_params)[0].server, 4)
-    program = jax.jit(build_dispatch(setup, costs))
+    prepared, alone, bounds = run._prepared, run.run(), []
+    costs = costs_of(prepared.algorithm, prepared.estimator, first_state(prepared, alone.initial_params)[0].server, 4)
+    program = jax.jit(build_dispatch(prepared, costs))
 
     def elsewhere(carry, begin, end, inputs):
         bounds.append((int(begin), int(end)))
         return program(carry, begin, end, inputs)
 
-    with fed.Session.begin(setup, dispatch=elsewhere) as session:
+    with fed.Session.begin(prepared, dispatch=elsewhere) as session:
         result = session.run()
     assert (bounds[0][0], bounds[-1][1]) == (0, 6)
     assert_trees_identical((result.params, result.records[1:]), (alone.params, alone.records[1:]))

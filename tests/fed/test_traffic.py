@@ -9,14 +9,14 @@ import hiso_jax
 from hiso_jax import algorithms, fed
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED, Work
 from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, directions_made, download_bytes
-from hiso_jax.fed.wire import Told, Wire
+from hiso_jax.fed.wire import BroadcastBytes, Wire
 
 
 def count(traffic, synced_to, number, cohort, attendance=None):
     """One round, with ``synced_to`` [N] kept as a run keeps it."""
     cohort = np.array(cohort)
     attendance = np.full(len(cohort), REPORTED) if attendance is None else np.array(attendance)
-    for skipped in range(len(traffic.told) - 1, number):
+    for skipped in range(len(traffic.broadcast) - 1, number):
         nobody = np.full((1, len(cohort)), ABSENT, np.int8)
         traffic.add(np.array([skipped]), nobody, synced_to[cohort][None], nobody == REPORTED)
     now = attendance[None].astype(np.int8)
@@ -25,7 +25,7 @@ def count(traffic, synced_to, number, cohort, attendance=None):
 
 
 def of_scalars(scalars, checkpoint):
-    return fed.Traffic(Costs(4 * scalars, Told(4 * scalars), checkpoint, scalars + 1))
+    return fed.Traffic(Costs(4 * scalars, BroadcastBytes(4 * scalars), checkpoint, scalars + 1))
 
 
 def newcomers(clients):
@@ -70,15 +70,15 @@ def test_catch_up_costs_at_most_a_checkpoint():
 
 
 def test_who_missed_much_of_a_pool_is_sent_its_sums_where_they_are_smaller_than_a_checkpoint():
-    told, missed = np.array([200.0, 60.0]), np.array([50, 15])
+    broadcast, missed = np.array([200.0, 60.0]), np.array([50, 15])
     for checkpoint, most, made in ((10**6, 4 + 4 * 30, 1 + 30), (100, 100, 1)):
-        costs = Costs(4, Told(4), checkpoint, 2, draws=1, pool_seeds=30)
-        np.testing.assert_array_equal(download_bytes(told, False, costs), [8 + most, 8 + 60])
-        np.testing.assert_array_equal(directions_made(told, missed, costs), [made, 16])
+        costs = Costs(4, BroadcastBytes(4), checkpoint, 2, draws=1, pool_seeds=30)
+        np.testing.assert_array_equal(download_bytes(broadcast, False, costs), [8 + most, 8 + 60])
+        np.testing.assert_array_equal(directions_made(broadcast, missed, costs), [made, 16])
 
 
 def test_many_missed_rounds_of_many_scalars_do_not_overflow():
-    costs = Costs(4 * 10**4, Told(4 * 10**4), 10**12, 0)
+    costs = Costs(4 * 10**4, BroadcastBytes(4 * 10**4), 10**12, 0)
     assert download_bytes(np.int64(4 * 10**10), True, costs) == 16 + 4 * 10**10
     on_device = download_bytes(jnp.float32(4e10), True, costs, jnp)
     np.testing.assert_allclose(on_device, 16 + 4 * 10**10, rtol=1e-6)
@@ -94,13 +94,16 @@ def test_the_papers_convention_gives_the_papers_figure():
 
 def test_a_checkpoint_beyond_an_integer_of_the_device_is_a_number_there():
     """Parameters and curvature above two gigabytes: what catching up costs, on the device as on the host."""
-    costs = Costs(20, Told(20), 27 * 10**9, 6, draws=5)
-    told, missed = np.array([40.0, 6e10], np.float32), np.array([2.0, 3e9], np.float32)
+    costs = Costs(20, BroadcastBytes(20), 27 * 10**9, 6, draws=5)
+    broadcast, missed = np.array([40.0, 6e10], np.float32), np.array([2.0, 3e9], np.float32)
     run = jax.jit(
-        lambda told, missed: (directions_made(told, missed, costs, jnp), download_bytes(told, False, costs, jnp))
+        lambda broadcast, missed: (
+            directions_made(broadcast, missed, costs, jnp),
+            download_bytes(broadcast, False, costs, jnp),
+        )
     )
-    here = directions_made(told, missed, costs), download_bytes(told, False, costs)
-    for ours, theirs in zip(run(told, missed), here, strict=True):
+    here = directions_made(broadcast, missed, costs), download_bytes(broadcast, False, costs)
+    for ours, theirs in zip(run(broadcast, missed), here, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     assert here[0][1] == 5
 
@@ -109,9 +112,9 @@ def test_signs_along_own_directions_are_broadcast_with_a_share_for_every_group()
     """Where a client is missing its group's share is 0 and the others' are larger: numbers that one bit cannot hold."""
     aggregate = jax.ShapeDtypeStruct((1, 10 * 5), jnp.float32)
     signs = Wire(up_bits=1, down_bits=1)
-    assert signs.down(aggregate, 10) == Told(7 + 4 * 10)
-    assert signs.down(aggregate) == Told(7)
-    assert Wire().down(aggregate, 10) == Told(200)
+    assert signs.down(aggregate, 10) == BroadcastBytes(7 + 4 * 10)
+    assert signs.down(aggregate) == BroadcastBytes(7)
+    assert Wire().down(aggregate, 10) == BroadcastBytes(200)
 
 
 @pytest.mark.parametrize("missing", [False, True])

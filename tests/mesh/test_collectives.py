@@ -49,7 +49,7 @@ def compiled(mesh, method=None):
     simulation = fed.Simulation(task, method or hiso_jax.hiso(0.01), population, config, mesh=mesh)
     initial = task.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(initial)) >= 10**6
-    setup = simulation._setup
+    setup = simulation._prepared
     carry, shardings = programs.first_state(setup, initial)
     costs = programs.costs_of(setup.algorithm, setup.estimator, carry.server, COHORT)
     return programs.trace(setup, costs, carry, shardings).compile(setup)[0].as_text()
@@ -118,7 +118,7 @@ def test_a_layer_of_a_language_model_takes_two_sums_across_the_devices(mesh):
         eval_every=ROUNDS,
         directions="regenerate",
     )
-    given = fed.Ingredients(task, model.trained, population, fed.Participation())
+    given = fed.RunSpec(task, model.trained, population, fed.Participation())
     run = describe(given, hiso_jax.hiso(1e-3), config, mesh, memory_budget=10**8)
     with run.setup.on_mesh():
         program = read(run.dispatch.lower().compile().as_text())

@@ -27,7 +27,7 @@ def here(memory=10**9):
 def of_digits(target, **config):
     task = tasks.digits()
     params = jax.eval_shape(task.init, jax.random.key(0))
-    given = fed.Ingredients(task, params, population(len(task.train["label"]), 50), fed.Participation())
+    given = fed.RunSpec(task, params, population(len(task.train["label"]), 50), fed.Participation())
     return plan.plan(given, hiso_jax.hiso(0.01), fed.SimulationConfig(cohort=8, batch_size=16, **config), target)
 
 

@@ -16,7 +16,7 @@ PARAMS = {"a": jnp.zeros((6, 16)), "b": jnp.zeros(33)}
 
 def deal(groups, *, block=8, params=PARAMS, perturbations=3, key=KEY, sampler=zo.gaussian):
     directions = zo.Directions(sampler, groups=groups, block=block)
-    return zo.Deal(directions, key, 0, params, None, groups, perturbations)
+    return zo.GroupedDirections(directions, key, 0, params, None, groups, perturbations)
 
 
 def flat(tree):
@@ -109,7 +109,7 @@ def test_a_block_is_a_power_of_two_that_keeps_the_floor_low():
 
 @pytest.mark.thorough
 def test_a_bare_optimizer_takes_the_scalars_of_groups():
-    tx = zo.dealt(hiso_jax.hiso(0.1), groups=None)
+    tx = zo.grouped(hiso_jax.hiso(0.1), groups=None)
     state, numbers = tx.init(PARAMS), jnp.ones((2, 6))
     updates, _ = tx.update(numbers, state, PARAMS, key=KEY, clients=2)
     assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)

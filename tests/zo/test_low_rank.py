@@ -7,7 +7,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import zo
-from hiso_jax.factored import Moved, is_factors, product, take
+from hiso_jax.factored import PerturbedParameter, is_factors, product, take
 from hiso_jax.stacked import Stacked
 
 KEY = jax.random.key(7)
@@ -46,16 +46,16 @@ def test_what_is_no_matrix_is_drawn_as_its_family_draws():
 def test_a_moved_weight_multiplies_as_the_one_that_is_made_whole(rank):
     keys = jax.random.split(KEY, 3)
     weight, along = jax.random.normal(keys[0], (12, 7)), zo.LowRank(rank).factors(keys[1], (12, 7), jnp.float64)
-    moved = Moved(weight, along, jnp.float64(0.3))
+    moved = PerturbedParameter(weight, along, jnp.float64(0.3))
     whole = np.asarray(weight) + 0.3 * np.asarray(along.rows @ along.columns.T)
     inputs, outputs = jax.random.normal(keys[2], (2, 5, 12)), jax.random.normal(keys[2], (5, 7))
     numbers = jnp.array([3, 0, 3])
-    np.testing.assert_allclose(moved.whole(), whole, atol=1e-12)
+    np.testing.assert_allclose(moved.dense(), whole, atol=1e-12)
     np.testing.assert_allclose(product(inputs, moved), np.asarray(inputs) @ whole, atol=1e-12)
     np.testing.assert_allclose(product(outputs, moved, transposed=True), np.asarray(outputs) @ whole.T, atol=1e-12)
     np.testing.assert_allclose(take(moved, numbers), whole[[3, 0, 3]], atol=1e-12)
     np.testing.assert_allclose(take(moved, numbers, axis=1), whole[:, [3, 0, 3]], atol=1e-12)
-    dense = Moved(weight, along.whole(), jnp.float64(0.3))
+    dense = PerturbedParameter(weight, along.dense(), jnp.float64(0.3))
     np.testing.assert_allclose(take(dense, numbers), whole[[3, 0, 3]], atol=1e-12)
     np.testing.assert_allclose(product(inputs, dense), np.asarray(inputs) @ whole, atol=1e-12)
 
@@ -83,8 +83,10 @@ def test_the_step_is_the_sum_of_its_directions(perturbations, rank):
 def test_groups_flip_rows_and_stay_of_low_rank(groups):
     """Every group's direction has the rank, |z|, and correlates with no other group's."""
     perturbations, params = 2, {"w": jnp.zeros((64, 5)), "b": jnp.zeros(64)}
-    deal = zo.Deal(zo.Directions(zo.LowRank(), groups=groups, block=2), KEY, 0, params, None, groups, perturbations)
-    each = [np.asarray(zo.made_whole(deal.at(1).of(g))["w"]) for g in range(groups)]
+    deal = zo.GroupedDirections(
+        zo.Directions(zo.LowRank(), groups=groups, block=2), KEY, 0, params, None, groups, perturbations
+    )
+    each = [np.asarray(zo.made_dense(deal.at(1).of(g))["w"]) for g in range(groups)]
     assert {np.linalg.matrix_rank(z, tol=1e-5) for z in each} == {1}
     for z in each[1:]:
         np.testing.assert_array_equal(np.abs(z), np.abs(each[0]))
@@ -95,7 +97,7 @@ def test_groups_flip_rows_and_stay_of_low_rank(groups):
     scalars = jax.random.normal(KEY, (groups * perturbations,))
     delta = zo.accumulate(KEY, scalars, params, sampler=deal.directions, groups=groups)
     for name in params:
-        z = [np.asarray(zo.made_whole(deal.of(q))[name], np.float64) for q in range(groups * perturbations)]
+        z = [np.asarray(zo.made_dense(deal.of(q))[name], np.float64) for q in range(groups * perturbations)]
         np.testing.assert_allclose(delta[name], np.tensordot(np.asarray(scalars), np.stack(z), 1) / len(z), atol=2e-5)
 
 
@@ -121,7 +123,7 @@ def test_factored_curvature_is_what_its_formula_says(x64):
         c = decay * c + (1 - decay) * ((delta**2).mean(0) + eps)
         h = decay * h + (1 - decay) * (bias**2 + eps)
         np.testing.assert_allclose(
-            zo.made_whole(state.curvature)["w"].reshape(12, 5), np.outer(r, c) / r.mean(), rtol=1e-9
+            zo.made_dense(state.curvature)["w"].reshape(12, 5), np.outer(r, c) / r.mean(), rtol=1e-9
         )
         np.testing.assert_allclose(state.curvature["b"], h, rtol=1e-9)
 
@@ -158,7 +160,7 @@ def test_one_device_trains_with_them_and_keeps_or_makes_them_again():
     runs = []
     for mode in ("keep", "regenerate"):
         tx = hiso_jax.hiso(0.01, sampler="low_rank")
-        step = jax.jit(zo.step(loss, tx, directions=mode, moved_as=lambda name: "matrix"))
+        step = jax.jit(zo.step(loss, tx, directions=mode, perturbed_as=lambda name: "matrix"))
         params = {"w": jnp.zeros((12, 4))}
         state, first = tx.init(params), loss(params, (inputs, answers))
         for number in range(150):

@@ -27,8 +27,8 @@ from hiso_jax.fed.devices.mesh import (
     to_host,
 )
 from hiso_jax.fed.devices.placement import Described, Placement, owned
+from hiso_jax.fed.devices.prng_keys import from_key_data, is_key, key_data
 from hiso_jax.fed.devices.processes import agree, all_processes, in_all_processes
-from hiso_jax.fed.devices.words import from_words, is_key, words_of
 
 __all__ = [
     "CLIENTS",
@@ -46,13 +46,14 @@ __all__ = [
     "evaluation_bytes",
     "execution_for",
     "filled",
-    "from_words",
+    "from_key_data",
     "has_convolution",
     "in_all_processes",
     "in_pieces",
     "inner_jaxprs",
     "is_key",
     "keeps_directions",
+    "key_data",
     "longest_axis",
     "make_mesh",
     "memory_budget",
@@ -64,5 +65,4 @@ __all__ = [
     "replicated_shardings",
     "state_shardings",
     "to_host",
-    "words_of",
 ]

@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from hiso_jax.factored import MovedAs
+from hiso_jax.factored import PerturbedAs
 from hiso_jax.zo import DirectionsMode, working_dtype
 
 # On CPU: examples in one flat batch, and diverged clients of a model without convolutions in one vmap.
@@ -59,7 +59,7 @@ class ExecutionSettings(NamedTuple):
         where an aggregate can only be made of whole messages, P + 1. The same bits. None keeps them if K = 1, they are
         many and memory permits.
       mesh: devices to split the cohort over; see :func:`hiso_jax.fed.make_mesh`.
-      moved_as: how the model reads parameters moved along a direction of low rank, the task's; see
+      perturbed_as: how the model reads parameters moved along a direction of low rank, the task's; see
         :func:`hiso_jax.zo.perturb`.
     """
 
@@ -67,7 +67,7 @@ class ExecutionSettings(NamedTuple):
     memory_budget: int | None = None
     directions: DirectionsMode | None = None
     mesh: Mesh | None = None
-    moved_as: MovedAs | None = None
+    perturbed_as: PerturbedAs | None = None
 
 
 def filled(tree: PyTree, rows: int) -> PyTree:

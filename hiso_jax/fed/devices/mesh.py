@@ -21,7 +21,7 @@ from jaxtyping import Array, Int, PyTree
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.devices.execution import filled
-from hiso_jax.fed.devices.words import from_words, words_of
+from hiso_jax.fed.devices.prng_keys import from_key_data, key_data
 
 CLIENTS = "clients"
 MODEL = "model"
@@ -155,8 +155,8 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
     """
 
     def place(x: Any, sharding: NamedSharding) -> jax.Array:
-        host = np.asarray(words_of(x))
-        return from_words(jax.make_array_from_callback(host.shape, sharding, lambda index: host[index]), x)
+        host = np.asarray(key_data(x))
+        return from_key_data(jax.make_array_from_callback(host.shape, sharding, lambda index: host[index]), x)
 
     return jax.tree.map(place, tree, shardings)
 
@@ -165,6 +165,6 @@ def to_host(tree: PyTree) -> PyTree:
     """Every leaf whole in this process's memory, one after the other: all together may not fit a device."""
 
     def whole(x: Any) -> Any:
-        return from_words(multihost_utils.process_allgather(words_of(x), tiled=True), x)
+        return from_key_data(multihost_utils.process_allgather(key_data(x), tiled=True), x)
 
     return jax.tree.map(whole, tree)

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from hiso_jax.fed.devices.layout import Layout, longest_axis, param_shardings, state_shardings
 from hiso_jax.fed.devices.mesh import put, replicated_shardings, to_host
-from hiso_jax.fed.devices.words import from_words, is_key, words_of
+from hiso_jax.fed.devices.prng_keys import from_key_data, is_key, key_data
 
 
 def owned(tree: PyTree) -> PyTree:
@@ -17,7 +17,7 @@ def owned(tree: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     del tree
     for number, leaf in enumerate(leaves):
-        leaves[number] = from_words(jnp.array(words_of(leaf), copy=True), leaf)
+        leaves[number] = from_key_data(jnp.array(key_data(leaf), copy=True), leaf)
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -59,7 +59,7 @@ class Placement:
         """From host memory, each leaf where that of ``placed`` lives."""
         return self.at(tree, None if self.mesh is None else jax.tree.map(lambda leaf: leaf.sharding, placed))
 
-    def whole(self, tree: PyTree) -> PyTree:
+    def to_host(self, tree: PyTree) -> PyTree:
         """``tree``, in this process's memory if there is a mesh."""
         return tree if self.mesh is None else to_host(tree)
 

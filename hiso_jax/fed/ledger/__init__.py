@@ -2,11 +2,10 @@
 
 from hiso_jax.fed.ledger.apply import apply_delta
 from hiso_jax.fed.ledger.delta import Delta, bytes_a_round, delta_of, load_delta, save_delta
-from hiso_jax.fed.ledger.files import exists, links_in, read_regular, sync_directory, write_whole
+from hiso_jax.fed.ledger.files import exists, links_in, read_regular, sync_directory, write_file
 from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint, sample
 from hiso_jax.fed.ledger.frames import Lost
 from hiso_jax.fed.ledger.header import EXECUTION, header_of
-from hiso_jax.fed.ledger.keeper import Keeper, keeper_of
 from hiso_jax.fed.ledger.ledger import FileLedger, Ledger, salvage
 from hiso_jax.fed.ledger.messages import (
     GROUP_BYTES,
@@ -21,8 +20,9 @@ from hiso_jax.fed.ledger.messages import (
 from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
 from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates
 from hiso_jax.fed.ledger.replay import replay
+from hiso_jax.fed.ledger.run_store import RunStore, run_store_of
+from hiso_jax.fed.ledger.seed_sums import sums_bytes
 from hiso_jax.fed.ledger.storage import Storage, differences, lock
-from hiso_jax.fed.ledger.sums import sums_bytes
 
 __all__ = [
     "EXECUTION",
@@ -34,12 +34,12 @@ __all__ = [
     "Evaluation",
     "FileLedger",
     "Form",
-    "Keeper",
     "Ledger",
     "LedgerFile",
     "Lost",
     "Records",
     "RoundRecord",
+    "RunStore",
     "Storage",
     "Updates",
     "apply_delta",
@@ -53,18 +53,18 @@ __all__ = [
     "fingerprint",
     "form_of",
     "header_of",
-    "keeper_of",
     "links_in",
     "load",
     "load_delta",
     "lock",
     "read_regular",
     "replay",
+    "run_store_of",
     "salvage",
     "sample",
     "save_delta",
     "sums_bytes",
     "sync_directory",
     "upload_message",
-    "write_whole",
+    "write_file",
 ]

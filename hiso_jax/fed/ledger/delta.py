@@ -12,7 +12,7 @@ import numpy as np
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.codes import pack, packed_size, unpack
-from hiso_jax.fed.ledger.files import read_regular, write_whole
+from hiso_jax.fed.ledger.files import read_regular, write_file
 from hiso_jax.fed.ledger.ledger import json_bytes
 from hiso_jax.fed.ledger.reading import LedgerFile, seed_key_of
 from hiso_jax.fed.ledger.records import Codes, Updates, named, unnamed
@@ -96,7 +96,7 @@ def save_delta(delta: Delta, path: Path | str) -> int:
     header = {**own, "sha256": {name: _digest(array) for name, array in tensors.items()}}
     text = json_bytes(header).decode()
     content = save(tensors, metadata={KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
-    write_whole(Path(path), content)
+    write_file(Path(path), content)
     return len(content)
 
 

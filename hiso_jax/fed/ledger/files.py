@@ -9,7 +9,7 @@ from pathlib import Path
 from hiso_jax.checks import ParameterError
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Write ``content`` beside ``path``, wait until it is on disk, and give it its name.
 
     Raises:
@@ -17,10 +17,10 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
     with naming(path):
-        _write_whole(path, temporary, content)
+        _write_file(path, temporary, content)
 
 
-def _write_whole(path: Path, temporary: Path, content: bytes) -> None:
+def _write_file(path: Path, temporary: Path, content: bytes) -> None:
     try:
         with temporary.open("wb") as file:
             file.write(content)

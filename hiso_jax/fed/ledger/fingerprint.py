@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from hiso_jax.fed.devices import words_of
+from hiso_jax.fed.devices import key_data
 
 # How many numbers of a model a ledger and a delta hold.
 SAMPLED = 64
@@ -17,7 +17,7 @@ def fingerprint(tree: PyTree) -> str:
     """SHA-256 over every leaf's path, shape, dtype and bytes, in the order of ``jax.tree.leaves``."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(words_of(leaf))
+        array = np.ascontiguousarray(key_data(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {np.shape(leaf)} {array.dtype}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -25,7 +25,7 @@ def fingerprint(tree: PyTree) -> str:
 
 def sample(tree: PyTree) -> list[float]:
     """Some of a tree's numbers, at places evenly spread over it: enough to tell how far two of its kind are apart."""
-    leaves = [np.asarray(words_of(leaf)).reshape(-1) for leaf in jax.tree.leaves(tree)]
+    leaves = [np.asarray(key_data(leaf)).reshape(-1) for leaf in jax.tree.leaves(tree)]
     ends = np.cumsum([0, *(leaf.size for leaf in leaves)])
     places = np.unique(np.linspace(0, ends[-1] - 1, min(SAMPLED, int(ends[-1]))).astype(np.int64))
     owners = np.searchsorted(ends, places, "right") - 1

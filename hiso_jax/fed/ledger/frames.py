@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hiso_jax.fed.ledger.files import naming, write_whole
+from hiso_jax.fed.ledger.files import naming, write_file
 
 VERSION = 1
 MAGIC = b"HiSoLog" + bytes([VERSION])
@@ -151,7 +151,7 @@ class FrameWriter:
         """
         if path.exists():
             raise FileExistsError(path)
-        write_whole(path, MAGIC + frame_bytes(kind, payload, hashlib.sha256(MAGIC)))
+        write_file(path, MAGIC + frame_bytes(kind, payload, hashlib.sha256(MAGIC)))
 
     def append(self, kind: bytes, payload: bytes) -> bytes:
         """Append a frame, wait until it is on disk, and return its digest.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Key
 
-from hiso_jax.fed.ledger.files import write_whole
+from hiso_jax.fed.ledger.files import write_file
 from hiso_jax.fed.ledger.frames import FrameWriter
 from hiso_jax.fed.ledger.reading import ENVIRONMENT, EVALUATION, EXTENSION, HEADER, ROUNDS, SEAL, LedgerFile, load
 from hiso_jax.fed.ledger.records import Evaluation, Layout, Records, as_records, as_rows, layout
@@ -115,7 +115,7 @@ def salvage(found: LedgerFile, path: Path) -> None:
     """
     if path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    write_whole(path, found.path.read_bytes()[: found.ends[len(found.rows)]])
+    write_file(path, found.path.read_bytes()[: found.ends[len(found.rows)]])
 
 
 def create(path: Path, header: Mapping[str, Any]) -> LedgerFile:

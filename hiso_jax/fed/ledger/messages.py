@@ -34,7 +34,7 @@ from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.codes import Coded, Relayed, pack, packed_size, unpack
 from hiso_jax.fed.ledger.records import Updates
 from hiso_jax.fed.ledger.replay import replay
-from hiso_jax.fed.ledger.sums import add_sums, pack_sums, sums_bytes
+from hiso_jax.fed.ledger.seed_sums import add_sums, pack_sums, sums_bytes
 
 HEADER = struct.Struct("<II")
 HEADER_BYTES = HEADER.size

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from hiso_jax.fed.devices import from_words, words_of
+from hiso_jax.fed.devices import from_key_data, key_data
 from hiso_jax.fed.ledger.fingerprint import fingerprint
 
 SNAPSHOTS = "snapshots"
@@ -73,7 +73,7 @@ class Snapshots:
           OSError: it cannot be written.
         """
         ocp = self._ocp
-        leaves = dict(enumerate(np.asarray(words_of(leaf)) for leaf in jax.tree.leaves(tree)))
+        leaves = dict(enumerate(np.asarray(key_data(leaf)) for leaf in jax.tree.leaves(tree)))
         meta = {"rounds": rounds, "head": head.hex(), "sha256": fingerprint(leaves)}
         # The storage library keeps no array of no elements, and there is nothing to keep of one.
         arrays = {str(number): leaf for number, leaf in leaves.items() if leaf.size}
@@ -115,7 +115,7 @@ class Snapshots:
         if meta is None:
             return None
         leaves, structure = jax.tree.flatten(like)
-        shapes = [jax.eval_shape(words_of, leaf) for leaf in leaves]
+        shapes = [jax.eval_shape(key_data, leaf) for leaf in leaves]
         every = {str(number): np.zeros(leaf.shape, leaf.dtype) for number, leaf in enumerate(shapes)}
         wanted = {number: leaf for number, leaf in every.items() if leaf.size}
         try:
@@ -127,7 +127,7 @@ class Snapshots:
         found = {number: np.asarray({**every, **arrays}[str(number)]) for number in range(len(leaves))}
         if fingerprint(found) != meta["sha256"]:
             return None
-        return jax.tree.unflatten(structure, map(from_words, found.values(), leaves))
+        return jax.tree.unflatten(structure, map(from_key_data, found.values(), leaves))
 
     def close(self) -> None:
         """Let go of the folder."""

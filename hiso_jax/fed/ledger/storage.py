@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from hiso_jax.checks import ParameterError, whole
+from hiso_jax.checks import ParameterError, integer
 from hiso_jax.version import VERSION
 
 LOCK = ".lock"
@@ -47,7 +47,7 @@ class Storage:
         """
         object.__setattr__(self, "directory", Path(self.directory))
         if self.snapshot_every is not None:
-            whole("snapshot_every", self.snapshot_every, 0)
+            integer("snapshot_every", self.snapshot_every, 0)
         if self.from_snapshot and not self.resume:
             raise ParameterError("from_snapshot", "must be given with resume: it says how a run is continued")
 
@@ -75,14 +75,14 @@ def environment() -> dict[str, Any]:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any] | None = None) -> list[str]:
     """How another environment differs from ``here``, by default this one, in what may change a replay's last bits."""
     here = environment() if here is None else here
-    told = {
+    differing = {
         "backend": (there["backend"], here["backend"]),
         "device": (there["device"], here["device"]),
         "jaxlib": (there["versions"]["jaxlib"], here["versions"]["jaxlib"]),
         "XLA_FLAGS": (there["xla_flags"], here["xla_flags"]),
         **{name: (there["flags"].get(name), value) for name, value in here["flags"].items()},
     }
-    return [f"{name} {before!r} there, {now!r} here" for name, (before, now) in told.items() if before != now]
+    return [f"{name} {before!r} there, {now!r} here" for name, (before, now) in differing.items() if before != now]
 
 
 def lock(directory: Path) -> FileLock:

@@ -9,13 +9,13 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from hiso_jax.factored import MovedAs
+from hiso_jax.factored import PerturbedAs
 from hiso_jax.fed.devices import Execution, ExecutionSettings, Part, in_pieces
 from hiso_jax.fed.update import ServerState
 from hiso_jax.zo import Ascent
 
 Draw = Callable[[PyTree, PyTree], Int[Array, "C K B"]]
-"""(source, clients' numbers [C]) → the numbers of the examples in their batches."""
+"""(source, client ids [C]) → the indices of the examples in their batches."""
 
 
 class Estimator(NamedTuple):
@@ -45,13 +45,13 @@ class Cohort(NamedTuple):
     """The clients of a round.
 
     Attributes:
-      numbers: in the population, [C].
+      client_ids: their indices in the population, [C].
       weights: in the aggregate; zero for those that do not report, [C].
       batches: their batches, a tree of [C, K, B, ...] arrays; or the argument of :attr:`RoundContext.draw`.
       hostile: which of them an attack forges the messages of, [C]; None is nobody.
     """
 
-    numbers: Int[Array, "C"]
+    client_ids: Int[Array, "C"]
     weights: Float[Array, "C"]
     batches: PyTree
     hostile: Bool[Array, "C"] | None = None
@@ -113,9 +113,9 @@ class RoundContext(NamedTuple):
         return self.server.params
 
     @property
-    def moved_as(self) -> MovedAs | None:
-        """How the model reads parameters moved along a direction, see ``hiso_jax.zo.perturb``."""
-        return self.settings.moved_as
+    def perturbed_as(self) -> PerturbedAs | None:
+        """How the model reads parameters perturbed along a direction, see ``hiso_jax.zo.perturb``."""
+        return self.settings.perturbed_as
 
     def batches(self, given: PyTree) -> PyTree:
         """The batches of some clients [c, K, B, ...], or the indices of their examples, four bytes each."""

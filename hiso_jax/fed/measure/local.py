@@ -100,7 +100,7 @@ def _train(
             )
         )
 
-    clients = cohort.numbers, context.batches(cohort.batches)
+    clients = cohort.client_ids, context.batches(cohort.batches)
     # Not a vmap of one where one client is asked for: even that makes convolutions grouped.
     if context.execution.vmapped == 1:
         return lax.map(one, clients)
@@ -112,7 +112,7 @@ def _averaged(local: Local, context: RoundContext, cohort: Cohort, part: Part) -
 
     Only sums cross the devices. Equal to the mean of all messages up to rounding, and zero if no client is valid.
     """
-    count, clients = len(cohort.numbers), len(context.cohort.numbers)
+    count, clients = len(cohort.client_ids), len(context.cohort.client_ids)
     pieces = -(-count // context.execution.stream)
     length = -(-count // pieces)
     # Copies that fill up, of the mesh or of the last piece, weigh nothing.

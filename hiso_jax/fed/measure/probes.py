@@ -21,20 +21,20 @@ from hiso_jax.fed.devices import Part, filled, in_pieces, keeps_directions
 from hiso_jax.fed.measure.context import Cohort, Estimator, Measured, RoundContext
 from hiso_jax.zo import (
     Ascent,
-    Deal,
     Difference,
     DifferenceName,
     Direction,
+    GroupedDirections,
     LowRank,
     as_difference,
     by_direction,
+    directional_derivatives,
     fold_directions,
-    made_whole,
+    made_dense,
     perturb,
     probe,
-    rides,
     rounded,
-    slopes,
+    shares_matmuls,
     working_dtype,
     zo_state,
 )
@@ -74,7 +74,7 @@ class Probes:
         """
         shape = clients, estimator.local_steps, estimator.num_perturbations
         losses = [jax.ShapeDtypeStruct(shape, dtype)] * len(self.difference.offsets)
-        shapes = jax.eval_shape(lambda losses: self.difference.numbers(losses, 1.0), losses)
+        shapes = jax.eval_shape(lambda losses: self.difference.estimates(losses, 1.0), losses)
         _check_names(shapes)
         return shapes
 
@@ -88,11 +88,11 @@ class Probes:
         """Δ, made while the directions were measured, or of those that were kept."""
         if measured.kept is None:
             return measured.ascent
-        kept, deal = measured.kept, _deal(context, 0)
+        kept, directions = measured.kept, _directions(context, 0)
         delta = fold_directions(
-            deal,
-            by_direction(slopes(aggregate)[0], context.groups),
-            lambda index: deal.again(jax.tree.map(lambda z: z[index], kept), index),
+            directions,
+            by_direction(directional_derivatives(aggregate)[0], context.groups),
+            lambda index: directions.again(jax.tree.map(lambda z: z[index], kept), index),
         )
         return Ascent(aggregate, delta)
 
@@ -144,15 +144,17 @@ def _gathered(context: RoundContext, batches: PyTree) -> tuple[RoundContext, PyT
     return context._replace(examples=None), context.fetch(batches)
 
 
-def _moved(context: RoundContext, params: PyTree, direction: Direction | None, scale: Any, group: Any) -> PyTree:
-    """``params`` moved along a group's direction, or as they are."""
-    return params if direction is None else perturb(params, direction.of(group), scale, context.moved_as)
+def _perturbed(context: RoundContext, params: PyTree, direction: Direction | None, scale: Any, group: Any) -> PyTree:
+    """``params`` perturbed along a group's direction, or as they are."""
+    return params if direction is None else perturb(params, direction.of(group), scale, context.perturbed_as)
 
 
-def _deal(context: RoundContext, step: int | Array) -> Deal:
+def _directions(context: RoundContext, step: int | Array) -> GroupedDirections:
     """The directions of a local step."""
     perturbations, head = context.estimator.num_perturbations, zo_state(context.server.state)
-    return head.deal(context.keys.round, step, context.params, groups=context.groups, num_perturbations=perturbations)
+    return head.grouped_directions(
+        context.keys.round, step, context.params, groups=context.groups, num_perturbations=perturbations
+    )
 
 
 def _run(
@@ -161,7 +163,7 @@ def _run(
     """:func:`hiso_jax.zo.probe` along the directions of a local step."""
     return probe(
         evaluate,
-        _deal(context, step).at,
+        _directions(context, step).at,
         difference,
         num_perturbations=context.estimator.num_perturbations,
         mu=context.estimator.mu,
@@ -175,7 +177,7 @@ Evaluate = Callable[[Direction | None, Any], Array]
 
 
 def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) -> Evaluate:
-    """Client losses [C] at shared parameters moved along the direction of each client's group.
+    """Client losses [C] at shared parameters perturbed along the direction of each client's group.
 
     A group's part of ``batch`` [C, B, ...] is evaluated flat.
 
@@ -202,19 +204,19 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
         return a.reshape(rows, columns, *a.shape[1:]).swapaxes(0, 1)
 
     # Columns that share every product with a matrix are one flat batch.
-    direction = jax.eval_shape(lambda: _deal(context, 0).at(0).of(0))
-    shared = rides(context.params, direction, context.moved_as)
+    direction = jax.eval_shape(lambda: _directions(context, 0).at(0).of(0))
+    shared = shares_matmuls(context.params, direction, context.perturbed_as)
     together = context.execution.flat if shared else context.execution.vmapped
     # Dealt once a round, not once an evaluation.
     each = jax.tree.map(dealt, filled((batch, places), rows * columns)) if groups > 1 else None
 
     def evaluate(direction: Direction | None, scale: Any) -> Float[Array, "C"]:
         if direction is None or groups == 1:
-            return at(_moved(context, context.params, direction, scale, 0), batch)
+            return at(_perturbed(context, context.params, direction, scale, 0), batch)
 
         def column(given: tuple[PyTree, Int[Array, "rows"]]) -> Float[Array, "rows"]:
             own, members = given
-            return at(_moved(context, context.params, direction, scale, members[0] % groups), own)
+            return at(_perturbed(context, context.params, direction, scale, members[0] % groups), own)
 
         return _one_by_one(column, each, together // rows).T.reshape(-1)[:clients]
 
@@ -228,13 +230,13 @@ def _one_by_one(function: Callable[[PyTree], PyTree], inputs: PyTree, together: 
 
 
 def _at_clients(context: RoundContext, local: PyTree, batch: PyTree, places: Int[Array, "C"]) -> Evaluate:
-    """Client losses [C] at the clients' own parameters ``local`` [C, ...], moved along their groups' direction."""
+    """Client losses [C] at the clients' own parameters ``local`` [C, ...], perturbed along their groups' direction."""
 
     def evaluate(direction: Direction | None, scale: Any) -> Float[Array, "C"]:
         def one(client: tuple[PyTree, PyTree, Int[Array, ""]]) -> Float[Array, ""]:
             params, part, place = client
-            moved = _moved(context, params, direction, scale, place % context.groups)
-            return context.mean_losses(moved, context.fetch(part))[0]
+            perturbed = _perturbed(context, params, direction, scale, place % context.groups)
+            return context.mean_losses(perturbed, context.fetch(part))[0]
 
         return _one_by_one(one, (local, batch, places), context.execution.vmapped)
 
@@ -270,15 +272,15 @@ def _measure_once(context: RoundContext, difference: Difference, batches: PyTree
             numbers = part.join(own)
             sent, combined = relay(numbers, index)
             # A replay reads it from the ledger; here its last product would be contracted into a sum over groups.
-            told = jax.tree.map(rounded, combined)
-            total, terms = direction.add_to(total, slopes(told), perturbations)
+            received = jax.tree.map(rounded, combined)
+            total, terms = direction.add_to(total, directional_derivatives(received), perturbations)
             return (index + 1, total), (numbers, sent, combined, terms)
 
-        deal = _deal(context, 0)
+        directions = _directions(context, 0)
         (_, total), losses, (numbers, sent, combined, terms) = _run(
-            context, difference, evaluate, 0, fold, (jnp.int32(0), deal.begin())
+            context, difference, evaluate, 0, fold, (jnp.int32(0), directions.begin())
         )
-        ascent = Ascent(jax.tree.map(lambda x: x.T.reshape(1, -1), combined), deal.finish(total, terms))
+        ascent = Ascent(jax.tree.map(lambda x: x.T.reshape(1, -1), combined), directions.finish(total, terms))
         return Measured(_as_messages(numbers), part.join(losses), _as_messages(sent), ascent)
     keep = mode == "keep"
     _, losses, (numbers, kept) = _run(
@@ -304,12 +306,12 @@ def _add_outer(
         return d + each * jnp.expand_dims(u, range(d.ndim - u.ndim))
 
     def fold(deltas: PyTree, direction: Direction, numbers: PyTree) -> tuple[PyTree, PyTree]:
-        scalars = slopes(numbers)
+        scalars = directional_derivatives(numbers)
         if context.groups == 1:
-            return jax.tree.map(lambda d, u: add(d, u, scalars), deltas, made_whole(direction.of(0))), numbers
+            return jax.tree.map(lambda d, u: add(d, u, scalars), deltas, made_dense(direction.of(0))), numbers
 
         def one(delta: PyTree, scalar: Array, place: Array) -> PyTree:
-            own = made_whole(direction.of(place % context.groups))
+            own = made_dense(direction.of(place % context.groups))
             return jax.tree.map(lambda d, u: add(d, u, scalar), delta, own)
 
         return jax.vmap(one)(deltas, scalars, places), numbers

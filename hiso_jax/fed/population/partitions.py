@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from hiso_jax.checks import ParameterError, positive, whole
+from hiso_jax.checks import ParameterError, integer, positive
 from hiso_jax.fed.population.columns import KINDS, column_of
 from hiso_jax.fed.population.population import Population
 
 
 def _check(examples: int, clients: int) -> None:
-    whole("clients", clients, 1)
+    integer("clients", clients, 1)
     if clients > examples:
         raise ParameterError(
             "clients",
@@ -127,7 +127,7 @@ def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int
     """
     labels = column_of("labels", labels, *KINDS)
     _check(len(labels), clients)
-    whole("shards_per_client", shards_per_client, 1)
+    integer("shards_per_client", shards_per_client, 1)
     rng = np.random.default_rng(seed)
     count = clients * shards_per_client
     shuffled = rng.permutation(len(labels))

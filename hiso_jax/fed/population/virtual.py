@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from hiso_jax.checks import ParameterError, is_whole, positive, whole
+from hiso_jax.checks import ParameterError, integer, is_integer, positive
 from hiso_jax.fed.keys import population_key
 from hiso_jax.fed.population.columns import KINDS, column_of
 
@@ -115,13 +115,13 @@ def virtual(
     Raises:
       ValueError: labels that are not one value for each example; N, α, the sizes or the seed out of range.
     """
-    whole("clients", clients, 1, 2**31)
+    integer("clients", clients, 1, 2**31)
     if alpha is not None:
         positive("alpha", alpha)
-    if not all(map(is_whole, sizes)) or not 1 <= sizes[0] <= sizes[1] < 2**31:
+    if not all(map(is_integer, sizes)) or not 1 <= sizes[0] <= sizes[1] < 2**31:
         raise ParameterError("sizes", f"must be two numbers 1 ≤ fewest ≤ most < 2^31, got {sizes[0]}, {sizes[1]}")
     labels = column_of("labels", labels, *KINDS)
-    whole("seed", seed, 0, 2**32)
+    integer("seed", seed, 0, 2**32)
     _, counts = np.unique(labels, return_counts=True)
     return VirtualPopulation(
         key=population_key(jax.random.key(seed)),

@@ -8,8 +8,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.algorithm import Algorithm, Clip, Combine, Send, Senders, by_number
-from hiso_jax.fed.codes import Coded, Relayed, decoded, told
+from hiso_jax.fed.algorithm import Algorithm, Clip, Combine, Send, Senders, by_scalar
+from hiso_jax.fed.codes import Coded, Relayed, decoded, received
 from hiso_jax.fed.keys import combine_key, send_key
 from hiso_jax.fed.norms import shortening
 from hiso_jax.zo import pin
@@ -79,7 +79,7 @@ class Channel(NamedTuple):
 
     def _sent(self, send: Send, messages: PyTree, key: Key[Array, ""], first: Int[Array, ""] | int) -> PyTree:
         if self.algorithm.has_scalars and send.separable:
-            return by_number(lambda numbers, own: send.apply(numbers, self.senders, own), messages, key, first)
+            return by_scalar(lambda numbers, own: send.apply(numbers, self.senders, own), messages, key, first)
         return send.apply(messages, self.senders, key)
 
     def _forged(self, known: PyTree, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
@@ -169,7 +169,7 @@ class Channel(NamedTuple):
         self, combine: Combine, values: PyTree, weights: Float[Array, "C"], key: Key[Array, ""], first: Array | int
     ) -> PyTree:
         if self.algorithm.has_scalars and combine.separable:
-            return by_number(lambda numbers, own: combine.apply(numbers, weights, own), values, key, first)
+            return by_scalar(lambda numbers, own: combine.apply(numbers, weights, own), values, key, first)
         return combine.apply(values, weights, key)
 
     def _in_groups(self, combine: Combine, values: PyTree, weights: Float[Array, "C"], first: Array | int) -> PyTree:
@@ -201,9 +201,9 @@ class Channel(NamedTuple):
 
         return jax.tree.map(one, messages, is_leaf=lambda node: isinstance(node, Coded))
 
-    def told(self, aggregate: PyTree) -> PyTree:
+    def received(self, aggregate: PyTree) -> PyTree:
         """What the server's rule takes: ĝ [K, G·P], or a tree."""
-        return told(aggregate, self.groups)
+        return received(aggregate, self.groups)
 
     def relay(self, numbers: PyTree, weights: Float[Array, "C"], index: Int[Array, ""]) -> tuple[PyTree, PyTree]:
         """What arrives of one perturbation's numbers [C] in a round of one local step, and their aggregate [G].

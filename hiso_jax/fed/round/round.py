@@ -156,10 +156,10 @@ def _no_loss(params: PyTree, batch: PyTree) -> Array:
 
 def _channel(algorithm: Algorithm, server: ServerState, cohort: Cohort, keys: Keys) -> Channel:
     """The path of the round's messages."""
-    clients = len(cohort.numbers)
+    clients = len(cohort.client_ids)
     groups, hostile = groups_of(algorithm, server.params, clients), cohort.hostile
     honest = (cohort.weights > 0) if hostile is None else (cohort.weights > 0) & ~hostile
-    senders = Senders(cohort.numbers, jnp.arange(clients), hostile, honest, groups)
+    senders = Senders(cohort.client_ids, jnp.arange(clients), hostile, honest, groups)
     return Channel(algorithm, senders, keys.channel, keys.secret)
 
 
@@ -226,7 +226,7 @@ def settle(channel: Channel, context: RoundContext, arrived: Arrived) -> tuple[S
         combined = channel.combine(arrived.messages, jnp.where(valid, cohort.weights, 0), server.memory)
     aggregate = combined.aggregate
     if algorithm.has_scalars:
-        numbers = channel.told(aggregate)
+        numbers = channel.received(aggregate)
         check_chain(algorithm.optimizer, server.params, numbers)
         if measured is not None and measured.ascent is not None:
             # The same bits, and told to be: two programs may sum in different ways.
@@ -246,7 +246,7 @@ def settle(channel: Channel, context: RoundContext, arrived: Arrived) -> tuple[S
         aggregate,
         applies,
         context.keys.round,
-        len(cohort.numbers),
+        len(cohort.client_ids),
         AtHand(loss, ascent),
     )
     memory = jax.tree.map(lambda new, old: jnp.where(valid.any(), new, old), combined.memory, server.memory)

@@ -8,10 +8,10 @@ from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, Senders
-from hiso_jax.fed.codes import told
+from hiso_jax.fed.codes import received
 from hiso_jax.fed.measure import Estimator
 from hiso_jax.fed.round.channel import Channel, first_memory
-from hiso_jax.fed.wire import Told
+from hiso_jax.fed.wire import BroadcastBytes
 from hiso_jax.zo import reads_loss as zo_reads_loss
 from hiso_jax.zo import zo_states
 
@@ -39,7 +39,7 @@ class Shapes(NamedTuple):
         """Of one client."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.sent)
 
-    def bytes_of(self, algorithm: Algorithm) -> tuple[int, Told]:
+    def bytes_of(self, algorithm: Algorithm) -> tuple[int, BroadcastBytes]:
         """What a message takes, and what everyone is told of a round."""
         return algorithm.wire.up(self.message), algorithm.wire.down(self.aggregate, self.groups)
 
@@ -72,7 +72,7 @@ def reads_loss(algorithm: Algorithm, shapes: Shapes, params: PyTree) -> bool:
       shapes: of its messages.
       params: the parameters, or their shapes.
     """
-    taken = jax.eval_shape(lambda aggregate: told(aggregate, shapes.groups), shapes.aggregate)
+    taken = jax.eval_shape(lambda aggregate: received(aggregate, shapes.groups), shapes.aggregate)
     return zo_reads_loss(algorithm.tx, params, taken)
 
 

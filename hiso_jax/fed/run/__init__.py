@@ -1,18 +1,18 @@
 """Many rounds: what a run is asked for, its loop, and what it leaves behind."""
 
+from hiso_jax.fed.run.abstract import DescribedRun, describe
 from hiso_jax.fed.run.budget import RoundCosts, round_costs
 from hiso_jax.fed.run.clients import client_metrics
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.described import DescribedRun, describe
 from hiso_jax.fed.run.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.run.grid import Best, Grid, SweepResult
+from hiso_jax.fed.run.prepared import RunSpec, check_messages
+from hiso_jax.fed.run.privacy_spent import sensitivity
 from hiso_jax.fed.run.rate import RateProbe, find_rate
 from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.search import FEWEST_TRIES, next_rates
 from hiso_jax.fed.run.session import Callback, Session
-from hiso_jax.fed.run.setup import Ingredients, check_messages
 from hiso_jax.fed.run.simulation import Simulation
-from hiso_jax.fed.run.spent import sensitivity
 from hiso_jax.fed.run.sweep import Programs, sweep
 from hiso_jax.fed.run.traffic import Traffic
 
@@ -22,11 +22,11 @@ __all__ = [
     "Callback",
     "DescribedRun",
     "Grid",
-    "Ingredients",
     "Programs",
     "RateProbe",
     "Result",
     "RoundCosts",
+    "RunSpec",
     "Session",
     "Simulation",
     "SimulationConfig",

@@ -11,8 +11,8 @@ from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.keys import traits_key
 from hiso_jax.fed.population import Participation, Work
 from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.prepared import estimator_of
 from hiso_jax.fed.run.programs import costs_of
-from hiso_jax.fed.run.setup import estimator_of
 from hiso_jax.fed.run.traffic import directions_made, download_bytes, upload_bytes
 from hiso_jax.fed.task import Task
 from hiso_jax.fed.update import ServerState
@@ -58,9 +58,9 @@ def round_costs(
     seconds: Any = 0.0
     if participation.fleet is not None:
         missed = max(1, clients // config.cohort)
-        told = costs.told.fixed + costs.told.each * config.cohort
-        down = download_bytes(np.asarray(missed * told), np.asarray(False), costs)
-        made = directions_made(np.asarray(missed * told), missed, costs)
+        broadcast = costs.broadcast.fixed + costs.broadcast.each * config.cohort
+        down = download_bytes(np.asarray(missed * broadcast), np.asarray(False), costs)
+        made = directions_made(np.asarray(missed * broadcast), missed, costs)
         work = jax.tree.map(jnp.float32, Work(down, upload_bytes(costs), costs.passes, made))
         draw = random.Random(config.seed)
         drawn = jnp.asarray([draw.sample(range(clients), config.cohort) for _ in range(COHORTS)]).reshape(-1)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from hiso_jax.checks import whole
+from hiso_jax.checks import integer
 from hiso_jax.fed.population import Population
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.task import Task, frozen_of, summarise
@@ -40,7 +40,7 @@ def client_metrics(
     """
     population.check(len(jax.tree.leaves(task.train)[0]))
     if most is not None:
-        whole("most", most, 1)
+        integer("most", most, 1)
     indices, offsets = np.asarray(population.indices), np.asarray(population.offsets)
     sizes = np.diff(offsets) if most is None else np.minimum(np.diff(offsets), most)
     held = np.concatenate([indices[begin : begin + size] for begin, size in zip(offsets[:-1], sizes, strict=True)])

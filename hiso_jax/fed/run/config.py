@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import optax
 
-from hiso_jax.checks import ParameterError, fraction, positive, rate, whole
+from hiso_jax.checks import ParameterError, fraction, integer, positive, rate
 from hiso_jax.zo import DirectionsMode, check_directions
 
 MatmulPrecision = Literal["default", "high", "highest"]
@@ -73,10 +73,10 @@ class SimulationConfig:
           ValueError: naming the first option out of range.
         """
         for option in ("rounds", "cohort", "local_steps", "batch_size", "eval_every"):
-            whole(option, getattr(self, option), 1, 2**31)
+            integer(option, getattr(self, option), 1, 2**31)
         for option in ("perturbations", "rounds_per_dispatch", "client_chunk", "memory_budget"):
             if getattr(self, option) is not None:
-                whole(option, getattr(self, option), 1)
+                integer(option, getattr(self, option), 1)
         if self.directions is not None:
             check_directions(self.directions)
         if self.directions == "keep" and self.local_steps > 1:
@@ -95,7 +95,7 @@ class SimulationConfig:
         if self.matmul_precision not in get_args(MatmulPrecision):
             names = ", ".join(get_args(MatmulPrecision))
             raise ParameterError("matmul_precision", f"must be one of {names}, got {self.matmul_precision}")
-        whole("seed", self.seed, 0, 2**31)
+        integer("seed", self.seed, 0, 2**31)
         if self.local_learning_rate is not None:
             rate("local_learning_rate", self.local_learning_rate)
 

@@ -64,7 +64,7 @@ class RoundLog(NamedTuple):
     Attributes:
       cohort: the clients invited, [C].
       attendance: what became of them, [C].
-      synced_to: where each stood when it was invited, [C].
+      synced_to: where each last_synced when it was invited, [C].
       seconds: how long the round took, simulated.
       record: their messages and what was made of them.
     """
@@ -107,13 +107,13 @@ class Invited(NamedTuple):
     Attributes:
       clients: their numbers, [C].
       status: what becomes of them, [C].
-      stood: the round at which each last came, [C].
+      last_synced: the round at which each last came, [C].
       seconds: how long the round takes, simulated.
     """
 
     clients: Int[Array, "C"]
     status: Int8[Array, "C"]
-    stood: Int[Array, "C"]
+    last_synced: Int[Array, "C"]
     seconds: Float[Array, ""]
 
 
@@ -122,16 +122,16 @@ def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, num
     # Who comes is no secret where it follows from the seed, which every client knows.
     drawn_from = seed_key if inputs.secret is None or config.public_cohorts else inputs.secret
     clients = sample_cohort(cohort_key(drawn_from, number), inputs.population.num_clients, config.cohort)
-    stood = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
-    missed = (number - jnp.maximum(stood, 0)).astype(jnp.float32)
+    last_synced = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
+    missed = (number - jnp.maximum(last_synced, 0)).astype(jnp.float32)
     # As if all clients of the missed rounds had been valid: the clock does not remember them one by one.
-    told = missed * float(costs.told.most)
+    broadcast = missed * float(costs.broadcast.most)
     work = Work(
-        download_bytes(told, stood == NEVER_CAME, costs, jnp),
+        download_bytes(broadcast, last_synced == NEVER_CAME, costs, jnp),
         # As a float, as what goes down: a message of two gigabytes is beyond the device's integers.
         float(upload_bytes(costs)),
         float(costs.passes),
-        directions_made(told, missed, costs, jnp),
+        directions_made(broadcast, missed, costs, jnp),
     )
     attendance = attend(
         inputs.participation,
@@ -141,7 +141,7 @@ def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, num
         number,
         work,
     )
-    return Invited(clients, attendance.status, stood, attendance.seconds)
+    return Invited(clients, attendance.status, last_synced, attendance.seconds)
 
 
 def _hostile(config: SimulationConfig, inputs: Inputs, clients: Int[Array, "C"]) -> Bool[Array, "C"]:
@@ -218,7 +218,7 @@ def make_dispatch(
 
             run = (carry.server, carry.monitor), number, invited, inputs
             (server, monitor), record = lax.cond(number < end, unless_diverged, idle, *run)
-            log = RoundLog(invited.clients, invited.status, invited.stood, invited.seconds, record)
+            log = RoundLog(invited.clients, invited.status, invited.last_synced, invited.seconds, record)
             return RunState(server, monitor, synced_to), log
 
         return lax.scan(step, carry, begin + jnp.arange(length, dtype=jnp.int32))

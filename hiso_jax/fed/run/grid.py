@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, Int
 
-from hiso_jax.checks import ParameterError, positive, whole
+from hiso_jax.checks import ParameterError, integer, positive
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.evaluation import first_at_target
 from hiso_jax.fed.task import Metric
@@ -59,7 +59,7 @@ class Grid:
         if not len(self.seeds):
             raise ParameterError("seeds", "must name at least one seed")
         for seed in self.seeds:
-            whole("seeds", seed, 0, 2**31)
+            integer("seeds", seed, 0, 2**31)
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from hiso_jax.fed.devices import (
 )
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
-from hiso_jax.fed.made_of import made_of
 from hiso_jax.fed.measure import Estimator
+from hiso_jax.fed.part_digests import digest
 from hiso_jax.fed.round import first_memory, reads_loss, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import config_of
 from hiso_jax.fed.run.dispatch import Dispatch, RoundLog, RunState, draw_batches, make_dispatch, newcomers
 from hiso_jax.fed.run.evaluation import make_evaluate
-from hiso_jax.fed.run.setup import Setup
+from hiso_jax.fed.run.prepared import PreparedRun
 from hiso_jax.fed.run.traffic import Costs
 from hiso_jax.fed.task import at_precision, frozen_of
 from hiso_jax.fed.update import ServerState
@@ -47,12 +47,12 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
     shapes = shapes_of(algorithm, estimator, server.params, clients)
     # Who cannot replay needs the parameters; who can, the optimizer's state, too.
     known = (server.params, server.state) if algorithm.has_scalars else server.params
-    (up, told), pool = shapes.bytes_of(algorithm), algorithm.pool_of(server.state)
+    (up, broadcast), pool = shapes.bytes_of(algorithm), algorithm.pool_of(server.state)
     if algorithm.has_scalars and reads_loss(algorithm, shapes, server.params):
-        told = replace(told, fixed=told.fixed + LOSS_BYTES)
+        broadcast = replace(broadcast, fixed=broadcast.fixed + LOSS_BYTES)
     return Costs(
         up=up,
-        told=told,
+        broadcast=broadcast,
         checkpoint=bytes_of(known),
         passes=estimator.measure.passes(estimator.local_steps, estimator.num_perturbations),
         draws=estimator.local_steps * estimator.num_perturbations if algorithm.has_scalars else 0,
@@ -61,9 +61,9 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
     )
 
 
-def initial_parameters(setup: Setup) -> PyTree:
+def initial_parameters(prepared: PreparedRun) -> PyTree:
     """The initial parameters, in this process's memory if there is a mesh: a device may not hold them whole."""
-    key, mesh, task = init_key(jax.random.key(setup.config.seed)), setup.mesh, setup.task
+    key, mesh, task = init_key(jax.random.key(prepared.config.seed)), prepared.mesh, prepared.task
     if mesh is None:
         return task.init(key)
     # What is loaded, not computed, is in host memory already, and must not become constants of a program.
@@ -72,43 +72,45 @@ def initial_parameters(setup: Setup) -> PyTree:
         return jax.tree.map(np.asarray, task.init(key))
     shapes = jax.eval_shape(task.init, key)
     return to_host(
-        jax.jit(task.init, out_shardings=setup.placement.parameter_shardings(shapes))(setup.placement.replicate(key))
+        jax.jit(task.init, out_shardings=prepared.placement.parameter_shardings(shapes))(
+            prepared.placement.replicate(key)
+        )
     )
 
 
-def shapes_of_state(setup: Setup, params: PyTree) -> tuple[RunState, RunState]:
+def shapes_of_state(prepared: PreparedRun, params: PyTree) -> tuple[RunState, RunState]:
     """The shapes of the state of a run that has not begun, and where on the mesh it would live.
 
     Args:
-      setup: the run, on a mesh.
+      prepared: the run, on a mesh.
       params: of which only shapes and paths are read.
     """
-    state = jax.eval_shape(setup.algorithm.optimizer.init, params)
-    sent = shapes_of(setup.algorithm, setup.estimator, params, setup.config.cohort).sent
+    state = jax.eval_shape(prepared.algorithm.optimizer.init, params)
+    sent = shapes_of(prepared.algorithm, prepared.estimator, params, prepared.config.cohort).sent
     memory, monitor, synced_to = jax.eval_shape(
-        lambda: (first_memory(setup.algorithm, sent), monitoring.start(), newcomers(setup.clients))
+        lambda: (first_memory(prepared.algorithm, sent), monitoring.start(), newcomers(prepared.clients))
     )
     shapes = RunState(ServerState(params, state, memory), monitor, synced_to)
-    assert setup.mesh is not None
-    rest = replicated_shardings(setup.mesh, (memory, monitor, synced_to))
-    own = setup.placement.parameter_shardings(params), setup.placement.state_shardings(params, state)
+    assert prepared.mesh is not None
+    rest = replicated_shardings(prepared.mesh, (memory, monitor, synced_to))
+    own = prepared.placement.parameter_shardings(params), prepared.placement.state_shardings(params, state)
     return shapes, RunState(ServerState(*own, rest[0]), *rest[1:])
 
 
-def first_state(setup: Setup, initial: PyTree) -> tuple[RunState, Any]:
+def first_state(prepared: PreparedRun, initial: PyTree) -> tuple[RunState, Any]:
     """The state of a run that has not begun, and where it lives (None on one device)."""
-    tx, mesh = setup.algorithm.optimizer, setup.mesh
-    sent = shapes_of(setup.algorithm, setup.estimator, initial, setup.config.cohort).sent
-    rest = first_memory(setup.algorithm, sent), monitoring.start(), newcomers(setup.clients)
+    tx, mesh = prepared.algorithm.optimizer, prepared.mesh
+    sent = shapes_of(prepared.algorithm, prepared.estimator, initial, prepared.config.cohort).sent
+    rest = first_memory(prepared.algorithm, sent), monitoring.start(), newcomers(prepared.clients)
     if mesh is None:
         # The carry is donated to each dispatch; the result keeps the parameters, and an optimizer its keys.
         memory, monitor, synced_to = rest
         return RunState(ServerState(owned(initial), owned(tx.init(initial)), owned(memory)), monitor, synced_to), None
-    where = shapes_of_state(setup, initial)[1]
+    where = shapes_of_state(prepared, initial)[1]
     params = put(initial, where.server.params)
     # Made where it lives: a curvature is as large as the parameters.
     state = jax.jit(tx.init, out_shardings=where.server.state)(params)
-    memory, monitor, synced_to = setup.placement.replicate(rest)
+    memory, monitor, synced_to = prepared.placement.replicate(rest)
     return RunState(ServerState(params, state, memory), monitor, synced_to), where
 
 
@@ -139,11 +141,11 @@ class Programs(NamedTuple):
         """The shapes of what a dispatch tells."""
         return self.dispatch.out_info[1]
 
-    def compile(self, setup: Setup) -> tuple[Callable, Callable]:
+    def compile(self, prepared: PreparedRun) -> tuple[Callable, Callable]:
         """Both, compiled at the same time; uncompiled under ``jax.disable_jit()``, to step through a loss."""
         if without_jit():
             return self.functions
-        with setup.on_mesh():
+        with prepared.on_mesh():
             dispatch, evaluate = self.dispatch.lower(), self.evaluate.lower()
         with ThreadPoolExecutor(1) as other:
             # Much of XLA's work is done by one thread.
@@ -151,58 +153,63 @@ class Programs(NamedTuple):
             return dispatch.compile(), compiled.result()
 
 
-def build_dispatch(setup: Setup, costs: Costs) -> Dispatch:
+def build_dispatch(prepared: PreparedRun, costs: Costs) -> Dispatch:
     """A dispatch of the run as a function."""
-    loss = at_precision(setup.task.loss, setup.config.matmul_precision)
-    run_round = server_round(loss, setup.algorithm, setup.estimator, setup.settings, draw_batches(setup.config))
-    return make_dispatch(run_round, setup.config, costs, setup.length, setup.mesh)
+    loss = at_precision(prepared.task.loss, prepared.config.matmul_precision)
+    run_round = server_round(
+        loss, prepared.algorithm, prepared.estimator, prepared.settings, draw_batches(prepared.config)
+    )
+    return make_dispatch(run_round, prepared.config, costs, prepared.length, prepared.mesh)
 
 
-def trace_dispatch(setup: Setup, run: Dispatch, carry: RunState, shardings: Any) -> Traced:
+def trace_dispatch(prepared: PreparedRun, run: Dispatch, carry: RunState, shardings: Any) -> Traced:
     """The program of a dispatch of a run whose state is ``carry``, arrays or shapes, and lives at ``shardings``."""
-    zero, outputs = setup.placement.replicate(jnp.int32(0)), None
-    if setup.mesh is not None:
-        logs = jax.eval_shape(run, carry, zero, zero, setup.inputs)[1]
-        outputs = shardings, replicated_shardings(setup.mesh, logs)
-    with setup.on_mesh():
-        return jax.jit(run, donate_argnums=0, out_shardings=outputs).trace(carry, zero, zero, setup.inputs)
+    zero, outputs = prepared.placement.replicate(jnp.int32(0)), None
+    if prepared.mesh is not None:
+        logs = jax.eval_shape(run, carry, zero, zero, prepared.inputs)[1]
+        outputs = shardings, replicated_shardings(prepared.mesh, logs)
+    with prepared.on_mesh():
+        return jax.jit(run, donate_argnums=0, out_shardings=outputs).trace(carry, zero, zero, prepared.inputs)
 
 
-def trace(setup: Setup, costs: Costs, carry: RunState, shardings: Any) -> Programs:
+def trace(prepared: PreparedRun, costs: Costs, carry: RunState, shardings: Any) -> Programs:
     """The programs of a run whose state is ``carry`` and lives at ``shardings``."""
-    run, budget = build_dispatch(setup, costs), setup.settings.memory_budget
-    dispatch = trace_dispatch(setup, run, carry, shardings)
-    with setup.on_mesh():
-        metrics = at_precision(setup.task.metrics, setup.config.matmul_precision)
-        evaluate = make_evaluate(metrics, budget=budget, mesh=setup.mesh)
-        traced = jax.jit(evaluate).trace(carry.server.params, setup.test, setup.inputs.frozen)
+    run, budget = build_dispatch(prepared, costs), prepared.settings.memory_budget
+    dispatch = trace_dispatch(prepared, run, carry, shardings)
+    with prepared.on_mesh():
+        metrics = at_precision(prepared.task.metrics, prepared.config.matmul_precision)
+        evaluate = make_evaluate(metrics, budget=budget, mesh=prepared.mesh)
+        traced = jax.jit(evaluate).trace(carry.server.params, prepared.test, prepared.inputs.frozen)
         return Programs(dispatch, traced, (run, evaluate))
 
 
 def header_for(
-    setup: Setup, log: RoundLog, server: ServerState, initial: PyTree, about: Mapping[str, Any]
+    prepared: PreparedRun, log: RoundLog, server: ServerState, initial: PyTree, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the ledger of a run is to say of it.
 
     Args:
-      setup: what was asked for.
+      prepared: what was asked for.
       log: the shapes of what a dispatch leaves.
       server: the shapes, or values, of the state that it carries.
       initial: the parameters that it begins with.
       about: what its owner says of it.
     """
-    seed_key = jax.random.key(setup.config.seed)
+    seed_key = jax.random.key(prepared.config.seed)
     rounds = jax.ShapeDtypeStruct(log.seconds.shape, np.int32)
     sent = jax.ShapeDtypeStruct(rounds.shape, np.uint64)
-    shapes = shapes_of(setup.algorithm, setup.estimator, server.params, setup.config.cohort)
-    reads = reads_loss(setup.algorithm, shapes, server.params)
+    shapes = shapes_of(prepared.algorithm, prepared.estimator, server.params, prepared.config.cohort)
+    reads = reads_loss(prepared.algorithm, shapes, server.params)
     said = {
-        "base": base_fingerprints(initial, frozen_of(setup.task)),
-        "data": fingerprint(setup.given),
-        "algorithm": setup.algorithm.description | ({"reads_loss": True} if reads else {}),
-        "made_of": {**setup.algorithm.made_of, "local learning rate": made_of(setup.config.local_learning_rate)},
+        "base": base_fingerprints(initial, frozen_of(prepared.task)),
+        "data": fingerprint(prepared.given),
+        "algorithm": prepared.algorithm.description | ({"reads_loss": True} if reads else {}),
+        "made_of": {
+            **prepared.algorithm.part_digests,
+            "local learning rate": digest(prepared.config.local_learning_rate),
+        },
         "about": dict(about),
     }
-    config = config_of(setup.config, setup.estimator.num_perturbations)
+    config = config_of(prepared.config, prepared.estimator.num_perturbations)
     records = log.as_records(seed_key, rounds, sent, sent)
     return header_of(config, seed_key, server.params, server.state, records, said)

@@ -17,10 +17,10 @@ from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import RoundLog
 from hiso_jax.fed.run.grid import Grid
+from hiso_jax.fed.run.prepared import estimator_of
 from hiso_jax.fed.run.programs import costs_of
-from hiso_jax.fed.run.setup import estimator_of
 from hiso_jax.fed.run.sweep import MakeAlgorithm, sweep
-from hiso_jax.fed.run.traffic import Traffic, stood_at
+from hiso_jax.fed.run.traffic import Traffic, last_synced_rounds
 from hiso_jax.fed.task import HeldOut, Task
 from hiso_jax.fed.update import ServerState
 
@@ -171,6 +171,6 @@ def _traffic(
         name: np.concatenate(parts[number]) for name, parts in watch.columns.items()
     }
     rounds = np.arange(len(columns["cohort"]))
-    stood, _ = stood_at(rounds, columns["cohort"], columns["attendance"], clients)
-    traffic.add(rounds, columns["attendance"], stood, columns["valid"])
+    last_synced, _ = last_synced_rounds(rounds, columns["cohort"], columns["attendance"], clients)
+    traffic.add(rounds, columns["attendance"], last_synced, columns["valid"])
     return traffic

@@ -11,91 +11,91 @@ from jaxtyping import Array, PyTree
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Senders
 from hiso_jax.fed.keys import channel_key
-from hiso_jax.fed.ledger import Keeper, Records, fingerprint, replay
+from hiso_jax.fed.ledger import Records, RunStore, fingerprint, replay
 from hiso_jax.fed.round import Channel, groups_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.dispatch import RunState
-from hiso_jax.fed.run.setup import Setup
-from hiso_jax.fed.run.traffic import stood_at
+from hiso_jax.fed.run.prepared import PreparedRun
+from hiso_jax.fed.run.traffic import last_synced_rounds
 from hiso_jax.fed.update import ServerState
 
 logger = logging.getLogger("hiso_jax")
 
 
-def restored(setup: Setup, keeper: Keeper, carry: RunState) -> RunState:
-    """The state of the run that ``keeper`` found; ``carry`` is that of its beginning.
+def restored(prepared: PreparedRun, store: RunStore, carry: RunState) -> RunState:
+    """The state of the run that ``store`` found; ``carry`` is that of its beginning.
 
     Raises:
       ValueError: the rounds lead to other parameters than those that the run had, made where it was made; or name
         clients that there are not.
     """
-    records = keeper.ledger.records
-    if records.cohort.max() >= setup.clients:
+    records = store.ledger.records
+    if records.cohort.max() >= prepared.clients:
         raise ValueError(
-            f"the run cannot be continued: a round of it names client {records.cohort.max()} of {setup.clients}"
+            f"the run cannot be continued: a round of it names client {records.cohort.max()} of {prepared.clients}"
         )
     server, start = carry.server, 0
-    for candidate in keeper.snapshots(setup.placement):
-        tree = keeper.restore(candidate, tuple(server))
+    for candidate in store.snapshots(prepared.placement):
+        tree = store.restore(candidate, tuple(server))
         if tree is not None:
-            server, start = ServerState(*setup.placement.like(tree, tuple(server))), candidate
+            server, start = ServerState(*prepared.placement.like(tree, tuple(server))), candidate
             break
-    if keeper.elsewhere and not start:
+    if store.elsewhere and not start:
         raise ParameterError(
             "from_snapshot",
             "needs a snapshot, and the run has none that verifies: only a processor and a jaxlib like "
             "those that it began with can continue it",
         )
-    if not setup.algorithm.has_scalars and start != len(records.round):
+    if not prepared.algorithm.has_scalars and start != len(records.round):
         raise ParameterError(
             "resume",
             f"must name a run whose newest snapshot is whole: that after {len(records.round)} rounds does not "
             "verify, and a method without scalars cannot be replayed",
         )
-    if setup.algorithm.has_scalars:
-        server = _replayed(setup, keeper, server, start)
-        groups = groups_of(setup.algorithm, server.params, setup.config.cohort)
-        server = server._replace(memory=_remembered(setup, records, server.memory, start, groups))
+    if prepared.algorithm.has_scalars:
+        server = _replayed(prepared, store, server, start)
+        groups = groups_of(prepared.algorithm, server.params, prepared.config.cohort)
+        server = server._replace(memory=_remembered(prepared, records, server.memory, start, groups))
     rest = (
-        monitoring.rebuilt(records, server.params, server.state, setup.algorithm.needs_secret),
-        stood_at(records.round, records.cohort, records.attendance, setup.clients)[1],
+        monitoring.rebuilt(records, server.params, server.state, prepared.algorithm.needs_secret),
+        last_synced_rounds(records.round, records.cohort, records.attendance, prepared.clients)[1],
     )
-    return RunState(server, *setup.placement.replicate(rest))
+    return RunState(server, *prepared.placement.replicate(rest))
 
 
-def _replayed(setup: Setup, keeper: Keeper, server: ServerState, start: int) -> ServerState:
+def _replayed(prepared: PreparedRun, store: RunStore, server: ServerState, start: int) -> ServerState:
     """The server after all rounds found; ``server`` is that after the first ``start`` of them."""
-    found, placement, tx = keeper.found, setup.placement, setup.algorithm.optimizer
+    found, placement, tx = store.found, prepared.placement, prepared.algorithm.optimizer
     assert found is not None
-    updates = keeper.ledger.records.updates_with_losses
+    updates = store.ledger.records.updates_with_losses
     known = max((rounds for rounds in found.checks if rounds > start), default=start)
     params, state = replay(server.params, tx, updates.between(start, known), state=server.state, mesh=placement.mesh)
-    if known > start and fingerprint(placement.whole(params)) != found.checks[known]:
+    if known > start and fingerprint(placement.to_host(params)) != found.checks[known]:
         other = f"its first {known} rounds lead to other parameters here"
-        if not (keeper.differs or keeper.elsewhere):
+        if not (store.differs or store.elsewhere):
             raise ValueError(
                 f"{found.path.parent} cannot be continued so: {other}; its optimizer or its processor was another"
             )
         if jax.process_index() == 0:
-            why = "; ".join(keeper.differs) or "the processor is another"
+            why = "; ".join(store.differs) or "the processor is another"
             logger.warning("%s goes on, but %s: %s", found.path.parent, other, why)
     params, state = replay(params, tx, updates.between(known), state=state, mesh=placement.mesh)
     return server._replace(params=params, state=state)
 
 
-def _remembered(setup: Setup, records: Records, memory: PyTree, start: int, groups: int) -> PyTree:
+def _remembered(prepared: PreparedRun, records: Records, memory: PyTree, start: int, groups: int) -> PyTree:
     """What the server remembers after all rounds, from their messages; ``memory`` is that after ``start`` of them."""
     if not jax.tree.leaves(memory) or start == len(records.round):
         return memory
     sizes = np.ones(records.cohort.shape, np.float32)
-    if setup.config.weighting == "examples":
-        held = jax.vmap(setup.inputs.population.sizes_of)(jnp.asarray(records.cohort))
+    if prepared.config.weighting == "examples":
+        held = jax.vmap(prepared.inputs.population.sizes_of)(jnp.asarray(records.cohort))
         sizes = np.asarray(held, np.float32)
 
     def one(memory: PyTree, row: tuple[Array, Array, Array, Array, PyTree]) -> tuple[PyTree, PyTree]:
         number, cohort, sizes, valid, messages = row
         senders = Senders(cohort, jnp.arange(len(cohort)), groups=groups)
-        channel = Channel(setup.algorithm, senders, channel_key(setup.inputs.seed_key, number))
+        channel = Channel(prepared.algorithm, senders, channel_key(prepared.inputs.seed_key, number))
         combined = channel.combine(messages, jnp.where(valid, sizes, 0), memory)
         advanced = jax.tree.map(lambda new, old: jnp.where(valid.any(), new, old), combined.memory, memory)
         return advanced, combined.aggregate

@@ -13,19 +13,19 @@ from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.devices import agree, in_all_processes
-from hiso_jax.fed.ledger import Evaluation, Keeper, Storage, fingerprint, keeper_of, sample
+from hiso_jax.fed.ledger import Evaluation, RunStore, Storage, fingerprint, run_store_of, sample
 from hiso_jax.fed.run import monitor as monitoring
-from hiso_jax.fed.run.concerns import Concerns
+from hiso_jax.fed.run.counters import Counters
 from hiso_jax.fed.run.dispatch import Dispatch, RunState
-from hiso_jax.fed.run.pace import Pace, expected_seconds, next_length
+from hiso_jax.fed.run.health_warnings import HealthWarnings
+from hiso_jax.fed.run.prepared import PreparedRun
+from hiso_jax.fed.run.privacy_spent import privacy_spent
 from hiso_jax.fed.run.programs import costs_of, first_state, header_for, initial_parameters, trace
+from hiso_jax.fed.run.progress_estimate import RoundTimes, expected_seconds, next_length
 from hiso_jax.fed.run.restore import restored
 from hiso_jax.fed.run.result import Result
-from hiso_jax.fed.run.setup import Setup
-from hiso_jax.fed.run.spent import spent
-from hiso_jax.fed.run.tally import Tally
-from hiso_jax.fed.sanity import check_initial
 from hiso_jax.fed.task import metric_of, summarise
+from hiso_jax.fed.task_checks import check_initial
 
 
 class Callback:
@@ -83,7 +83,7 @@ class Session:
     """A run in progress; callbacks are called with it.
 
     Attributes:
-      setup: the task, the algorithm and the numbers of the run, checked.
+      prepared: the task, the algorithm and the numbers of the run, checked.
       storage: the directory in which the run is kept, or None.
       round: how many rounds have been run.
       history: the evaluations so far.
@@ -96,7 +96,7 @@ class Session:
     @classmethod
     def begin(
         cls,
-        setup: Setup,
+        prepared: PreparedRun,
         storage: Storage | None = None,
         callbacks: Sequence[Callback] = (),
         should_stop: Callable[[], bool] = lambda: False,
@@ -105,7 +105,7 @@ class Session:
         """A session, compiled, at the run's beginning or where a run that goes on was ended.
 
         Args:
-          setup: the run.
+          prepared: the run.
           storage: the directory to keep it in, which is taken until the session is closed.
           callbacks: called when the run begins, after every dispatch, and when it ends.
           should_stop: asked before every dispatch.
@@ -116,50 +116,50 @@ class Session:
           ValueError: the directory holds another run, one that cannot be continued so, is being written or is altered.
           OSError: the directory cannot be written.
         """
-        seed_key, primary = jax.random.key(setup.config.seed), jax.process_index() == 0
-        keeper = in_all_processes(lambda: keeper_of(storage, seed_key, primary=primary))
+        seed_key, primary = jax.random.key(prepared.config.seed), jax.process_index() == 0
+        store = in_all_processes(lambda: run_store_of(storage, seed_key, primary=primary))
         try:
-            return cls(setup, storage, keeper, callbacks, should_stop, dispatch)
+            return cls(prepared, storage, store, callbacks, should_stop, dispatch)
         except BaseException:
-            keeper.close()
+            store.close()
             raise
 
     def __init__(
         self,
-        setup: Setup,
+        prepared: PreparedRun,
         storage: Storage | None,
-        keeper: Keeper,
+        store: RunStore,
         callbacks: Sequence[Callback],
         should_stop: Callable[[], bool],
         dispatch: Dispatch | None,
     ) -> None:
         """See :meth:`begin`."""
-        self.setup, self.storage, self._keeper, self._callbacks = setup, storage, keeper, tuple(callbacks)
+        self.prepared, self.storage, self._store, self._callbacks = prepared, storage, store, tuple(callbacks)
         self._should_stop, self._stopping = should_stop, False
         self.seconds, self._evaluation_seconds = 0.0, 0.0
         self.history: list[Evaluation] = []
         self.diverged_at: int | None = None
-        self._length = setup.length if setup.config.rounds_per_dispatch else 1
-        self._initial = initial_parameters(setup)
+        self._length = prepared.length if prepared.config.rounds_per_dispatch else 1
+        self._initial = initial_parameters(prepared)
         in_all_processes(check_initial, self._initial)
-        carry, shardings = first_state(setup, self._initial)
-        costs = costs_of(setup.algorithm, setup.estimator, carry.server, setup.config.cohort)
-        self._tally = Tally(costs)
+        carry, shardings = first_state(prepared, self._initial)
+        costs = costs_of(prepared.algorithm, prepared.estimator, carry.server, prepared.config.cohort)
+        self._counters = Counters(costs)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(carry.server.params))
-        measured_by = setup.config.mu if setup.algorithm.has_scalars else None
-        self.concerns = Concerns(measured_by, dimension, setup.loss_dtype)
-        self.concerns.begun(self._initial)
+        measured_by = prepared.config.mu if prepared.algorithm.has_scalars else None
+        self.health_warnings = HealthWarnings(measured_by, dimension, prepared.loss_dtype)
+        self.health_warnings.begun(self._initial)
         before = time.perf_counter()
-        programs = trace(setup, costs, carry, shardings)
+        programs = trace(prepared, costs, carry, shardings)
         # Before the long work: a run that cannot be continued so is refused at once.
         if storage is not None:
-            header = header_for(setup, programs.log, carry.server, self._initial, storage.about)
-            found = agree(setup.mesh, keeper.rounds)[0]
-            like = None if setup.algorithm.has_scalars else tuple(carry.server)
-            in_all_processes(lambda: keeper.begin(header, found, like=like))
+            header = header_for(prepared, programs.log, carry.server, self._initial, storage.about)
+            found = agree(prepared.mesh, store.rounds)[0]
+            like = None if prepared.algorithm.has_scalars else tuple(carry.server)
+            in_all_processes(lambda: store.begin(header, found, like=like))
         # What has ended needs neither rounds nor evaluations.
-        if keeper.found is None or keeper.found.seal is None:
-            compiled, self._evaluate = programs.compile(setup)
+        if store.found is None or store.found.seal is None:
+            compiled, self._evaluate = programs.compile(prepared)
             self._dispatch: Callable[..., Any] = compiled if dispatch is None else dispatch
         self.compile_seconds = time.perf_counter() - before
         self._carry = self._take_up(carry)
@@ -170,7 +170,7 @@ class Session:
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """Close its files."""
-        self._keeper.close()
+        self._store.close()
 
     def run(self) -> Result:
         """Run to the last round, to divergence, or until it is stopped.
@@ -201,7 +201,7 @@ class Session:
     @property
     def rounds(self) -> int:
         """How many rounds there are to be."""
-        return self.setup.config.rounds
+        return self.prepared.config.rounds
 
     @property
     def params(self) -> PyTree:
@@ -216,19 +216,19 @@ class Session:
     @property
     def train_loss(self) -> float:
         """The mean loss of the last round's cohort; after an evaluation, of the rounds since the one before."""
-        return float([*self._tally.losses[-1:], *(row.train_loss for row in self.history[-1:]), math.nan][0])
+        return float([*self._counters.losses[-1:], *(row.train_loss for row in self.history[-1:]), math.nan][0])
 
     @property
     def bytes_total(self) -> int:
         """Bytes sent and received by all clients so far."""
-        return self._tally.traffic.bytes_up + self._tally.traffic.bytes_down
+        return self._counters.traffic.bytes_up + self._counters.traffic.bytes_down
 
     @property
     def expected_seconds(self) -> float | None:
         """About how long the rest of the run will take; None where there is nothing to tell it by."""
         each = self.seconds / max(1, self.round - self._untimed) or None
-        pace = Pace(each, self._evaluation_seconds, self._tally.traffic.costs.passes)
-        return expected_seconds(self.setup, pace, self.round)
+        times = RoundTimes(each, self._evaluation_seconds, self._counters.traffic.costs.passes)
+        return expected_seconds(self.prepared, times, self.round)
 
     def stop(self) -> None:
         """End the run after the dispatch in flight; what it has done is kept."""
@@ -236,24 +236,24 @@ class Session:
 
     def _take_up(self, carry: RunState) -> RunState:
         """Where the run that was found had come to; ``carry`` is its beginning."""
-        keeper, config = self._keeper, self.setup.config
-        self.round, self._untimed = keeper.ledger.rounds, 0
-        if keeper.found is None:
+        store, config = self._store, self.prepared.config
+        self.round, self._untimed = store.ledger.rounds, 0
+        if store.found is None:
             return carry
-        evaluations = keeper.found.evaluations
+        evaluations = store.found.evaluations
         # A run that was interrupted or ended between evaluations, and went on, has evaluations that one which was left
         # alone has not: only the last round's stands beside the regular ones.
-        over = self.round >= config.rounds or keeper.found.seal is not None
+        over = self.round >= config.rounds or store.found.seal is not None
         self.history = [
             row for row in evaluations if row.round % config.eval_every == 0 or (over and row.round == self.round)
         ]
         if self.history:
             # Whoever forged the ledger may have made its digests anew.
-            name = metric_of(self.setup.task, self.history[0].metrics).name
+            name = metric_of(self.prepared.task, self.history[0].metrics).name
             for row in self.history:
                 if name not in row.metrics:
                     raise ValueError(
-                        f"{keeper.found.path} is refused: its evaluation after round {row.round} has no {name}"
+                        f"{store.found.path} is refused: its evaluation after round {row.round} has no {name}"
                     )
         if evaluations:
             self.seconds = evaluations[-1].seconds
@@ -261,10 +261,10 @@ class Session:
             return carry
         # Rounds after the last evaluation of a run that was killed were not timed.
         self._untimed = self.round - (evaluations[-1].round if evaluations else 0)
-        carry = restored(self.setup, keeper, carry)
+        carry = restored(self.prepared, store, carry)
         last = self.history[-1].round if self.history else 0
-        self._tally.restore(keeper.ledger.records, self.setup.clients, last)
-        self.concerns.note(keeper.ledger.records, silent=True)
+        self._counters.restore(store.ledger.records, self.prepared.clients, last)
+        self.health_warnings.note(store.ledger.records, silent=True)
         self._note_divergence(carry)
         return carry
 
@@ -274,8 +274,8 @@ class Session:
 
     @property
     def _next_evaluation(self) -> int:
-        every = self.setup.config.eval_every
-        return min(self.setup.config.rounds, (self.round // every + 1) * every)
+        every = self.prepared.config.eval_every
+        return min(self.prepared.config.rounds, (self.round // every + 1) * every)
 
     def advance(self) -> bool:
         """Run a dispatch of rounds, and keep them before anyone sees what they led to; False if there are no more.
@@ -283,17 +283,17 @@ class Session:
         Raises:
           OSError: they cannot be written; neither ledger nor file has them then.
         """
-        setup, config = self.setup, self.setup.config
+        prepared, config = self.prepared, self.prepared.config
         if self.round >= config.rounds or self.diverged_at is not None:
             return False
         # Each process has its own clock and its own signals: process 0's decide.
         wanted = min(self.round + self._length, self._next_evaluation)
-        end, stopping = agree(setup.mesh, wanted, self._stopping or self._should_stop())
+        end, stopping = agree(prepared.mesh, wanted, self._stopping or self._should_stop())
         if stopping:
             return False
-        bounds = setup.placement.replicate((np.int32(self.round), np.int32(end)))
+        bounds = prepared.placement.replicate((np.int32(self.round), np.int32(end)))
         before = time.perf_counter()
-        self._carry, log = jax.block_until_ready(self._dispatch(self._carry, *bounds, setup.inputs))
+        self._carry, log = jax.block_until_ready(self._dispatch(self._carry, *bounds, prepared.inputs))
         elapsed = time.perf_counter() - before
         self.seconds += elapsed
         self._note_divergence(self._carry)
@@ -301,11 +301,11 @@ class Session:
             end = self.diverged_at + 1
         numbers = np.arange(self.round, end, dtype=np.int32)
         log = jax.tree.map(lambda column: column[: len(numbers)], log.on_host())
-        records = self._tally.add(jax.random.key(setup.config.seed), numbers, log)
-        in_all_processes(lambda: self._keeper.ledger.append(records))
-        self.concerns.note(records)
+        records = self._counters.add(jax.random.key(prepared.config.seed), numbers, log)
+        in_all_processes(lambda: self._store.ledger.append(records))
+        self.health_warnings.note(records)
         if config.rounds_per_dispatch is None:
-            self._length = next_length(self._length, setup.length, elapsed / len(numbers))
+            self._length = next_length(self._length, prepared.length, elapsed / len(numbers))
         self.round = end
         return True
 
@@ -315,40 +315,40 @@ class Session:
 
     def _evaluate_if_due(self) -> Evaluation | None:
         """An evaluation if it is due, or was due and is missing since the run was killed."""
-        due = self.round % self.setup.config.eval_every == 0 or self.round == self.setup.config.rounds
+        due = self.round % self.prepared.config.eval_every == 0 or self.round == self.prepared.config.rounds
         return self._measure() if due and not self._is_evaluated else None
 
     def _measure(self) -> Evaluation:
-        setup, tally = self.setup, self._tally
+        prepared, counters = self.prepared, self._counters
         before = time.perf_counter()
-        outputs = jax.block_until_ready(self._evaluate(self.params, setup.test, setup.inputs.frozen))
+        outputs = jax.block_until_ready(self._evaluate(self.params, prepared.test, prepared.inputs.frozen))
         self._evaluation_seconds = time.perf_counter() - before
-        metrics = summarise(setup.task, jax.tree.map(np.asarray, outputs))
+        metrics = summarise(prepared.task, jax.tree.map(np.asarray, outputs))
         for callback in self._callbacks:
             metrics |= callback.metrics(self)
-        if getattr(setup.task, "metric", None) is not None:
+        if getattr(prepared.task, "metric", None) is not None:
             # Before the first round: a report would refuse it after the last.
-            metric_of(setup.task, metrics)
+            metric_of(prepared.task, metrics)
         row = Evaluation(
             round=self.round,
-            train_loss=float(np.nanmean(tally.losses)) if np.isfinite(tally.losses).any() else math.nan,
+            train_loss=float(np.nanmean(counters.losses)) if np.isfinite(counters.losses).any() else math.nan,
             metrics=metrics,
-            bytes_up=tally.traffic.bytes_up,
-            bytes_down=tally.traffic.bytes_down,
-            forward_passes=tally.traffic.forward_passes,
+            bytes_up=counters.traffic.bytes_up,
+            bytes_down=counters.traffic.bytes_down,
+            forward_passes=counters.traffic.forward_passes,
             seconds=self.seconds,
             simulated_seconds=self._simulated_seconds,
         )
-        digest = None if self.storage is None else fingerprint(setup.placement.whole(self.params))
-        in_all_processes(lambda: self._keeper.ledger.evaluated(row, digest))
+        digest = None if self.storage is None else fingerprint(prepared.placement.to_host(self.params))
+        in_all_processes(lambda: self._store.ledger.evaluated(row, digest))
         self.history.append(row)
-        tally.losses.clear()
-        self.concerns.evaluated()
+        counters.losses.clear()
+        self.health_warnings.evaluated()
         return row
 
     @property
     def _simulated_seconds(self) -> float | None:
-        return None if self.setup.inputs.participation.fleet is None else self._tally.seconds
+        return None if self.prepared.inputs.participation.fleet is None else self._counters.seconds
 
     def _snapshot(self) -> None:
         """Take a snapshot if it is time for one.
@@ -356,21 +356,21 @@ class Session:
         Raises:
           OSError: it cannot be written.
         """
-        keeper, config = self._keeper, self.setup.config
+        store, config = self._store, self.prepared.config
         over = self.round >= config.rounds or self.diverged_at is not None
-        due = keeper.wants_snapshot(self.round, self.seconds, evaluated=self._is_evaluated)
+        due = store.wants_snapshot(self.round, self.seconds, evaluated=self._is_evaluated)
         # What is over can be replayed, if it can be replayed at all.
-        due &= not (over and self.setup.algorithm.has_scalars)
-        if agree(self.setup.mesh, due)[0]:
-            tree = self.setup.placement.whole(tuple(self._carry.server))
-            in_all_processes(lambda: keeper.snapshot(self.round, self.seconds, tree))
+        due &= not (over and self.prepared.algorithm.has_scalars)
+        if agree(self.prepared.mesh, due)[0]:
+            tree = self.prepared.placement.to_host(tuple(self._carry.server))
+            in_all_processes(lambda: store.snapshot(self.round, self.seconds, tree))
 
     def _finish(self) -> Result:
         """Seal the ledger of a run that came to its end, and return what the run leaves behind."""
-        config, keeper, traffic = self.setup.config, self._keeper, self._tally.traffic
-        params, state = self.setup.placement.whole((self.params, self.state))
+        config, store, traffic = self.prepared.config, self._store, self._counters.traffic
+        params, state = self.prepared.placement.to_host((self.params, self.state))
         interrupted = self.round < config.rounds and self.diverged_at is None
-        if not interrupted and not (keeper.found is not None and keeper.found.seal is not None):
+        if not interrupted and not (store.found is not None and store.found.seal is not None):
             digest = None if self.storage is None else fingerprint(params)
             ending: dict[str, Any] = {
                 "params_sha256": digest,
@@ -379,8 +379,8 @@ class Session:
             }
             if self.storage is not None:
                 ending["sample"] = sample(params)
-            in_all_processes(lambda: keeper.ledger.seal(**ending))
-        records = keeper.ledger.records if self.round else None
+            in_all_processes(lambda: store.ledger.seal(**ending))
+        records = store.ledger.records if self.round else None
         return Result(
             records=records,
             metrics=self.history,
@@ -396,11 +396,11 @@ class Session:
             compile_seconds=self.compile_seconds,
             run_seconds=self.seconds,
             simulated_seconds=self._simulated_seconds,
-            attendance=self._tally.attendance,
-            invalid=self.concerns.invalid,
-            concerns=self.concerns.sentences,
-            offset=self._tally.offset,
-            mesh_shape={} if self.setup.mesh is None else dict(self.setup.mesh.shape),
-            privacy=spent(self.setup, records),
-            clipped=self._tally.clipped,
+            attendance=self._counters.attendance,
+            invalid=self.health_warnings.invalid,
+            health_warnings=self.health_warnings.sentences,
+            offset=self._counters.offset,
+            mesh_shape={} if self.prepared.mesh is None else dict(self.prepared.mesh.shape),
+            privacy=privacy_spent(self.prepared, records),
+            clipped=self._counters.clipped,
         )

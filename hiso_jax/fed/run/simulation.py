@@ -12,12 +12,12 @@ from hiso_jax.fed.devices import Placement, agree, check_mesh, longest_axis, mem
 from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.prepared import RunSpec, prepare
 from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.secret import secret_of
 from hiso_jax.fed.run.session import Callback, Session, check_callbacks
-from hiso_jax.fed.run.setup import Ingredients, set_up
-from hiso_jax.fed.sanity import check_task
 from hiso_jax.fed.task import Task, examples_of
+from hiso_jax.fed.task_checks import check_task
 
 MEBIBYTE = 2**20
 
@@ -85,10 +85,10 @@ class Simulation:
         budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
         params = jax.eval_shape(task.init, jax.random.key(0))
         placement = Placement(self.mesh, getattr(task, "layout", longest_axis))
-        given = Ingredients(task, params, population, participation)
+        given = RunSpec(task, params, population, participation)
         secret = secret_of(storage, self.mesh) if self.algorithm.needs_secret else None
-        made = set_up(given, self.algorithm, config, placement, budget, secret)
-        self._setup = made._replace(loss_dtype=loss_dtype)
+        made = prepare(given, self.algorithm, config, placement, budget, secret)
+        self._prepared = made._replace(loss_dtype=loss_dtype)
         self._stop = False
 
     def stop(self) -> None:
@@ -103,7 +103,7 @@ class Simulation:
           OSError: it cannot be written; what was done until then is kept and can be resumed.
         """
         try:
-            with Session.begin(self._setup, self.storage, self.callbacks, lambda: self._stop) as session:
+            with Session.begin(self._prepared, self.storage, self.callbacks, lambda: self._stop) as session:
                 return session.run()
         finally:
             # Not when a run begins: it may be asked to stop before its first round.

@@ -28,11 +28,11 @@ from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, make_dispatch
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
+from hiso_jax.fed.run.prepared import check_channel, estimator_of, with_cohorts
 from hiso_jax.fed.run.programs import bytes_of, costs_of, without_jit
 from hiso_jax.fed.run.secret import as_key, fresh, of_setting
-from hiso_jax.fed.run.setup import check_channel, estimator_of, with_cohorts
-from hiso_jax.fed.sanity import check_initial, check_task
-from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, moved_as_of, summarise
+from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, perturbed_as_of, summarise
+from hiso_jax.fed.task_checks import check_initial, check_task
 from hiso_jax.fed.update import ServerState
 
 MakeAlgorithm = Callable[[Any], Algorithm | optax.GradientTransformation]
@@ -106,7 +106,7 @@ class _Bench(NamedTuple):
         estimator, budget = self.estimator(algorithm, point), max(1, self.budget // self.side_by_side)
         # Side by side both branches of a conditional are run: a kept Δ would be made again all the same.
         directions = config.directions if self.side_by_side == 1 else "regenerate"
-        settings = ExecutionSettings(config.client_chunk, budget, directions, moved_as=moved_as_of(self.task))
+        settings = ExecutionSettings(config.client_chunk, budget, directions, perturbed_as=perturbed_as_of(self.task))
         loss, metrics = (
             at_precision(function, config.matmul_precision) for function in (self.task.loss, self.task.metrics)
         )

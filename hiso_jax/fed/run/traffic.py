@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, Int8, UInt64
 
 from hiso_jax.fed.ledger import GROUP_BYTES, HEADER_BYTES, SEED_BYTES, sums_bytes
 from hiso_jax.fed.population import ABSENT, DROPPED
-from hiso_jax.fed.wire import Told
+from hiso_jax.fed.wire import BroadcastBytes
 
 NEVER_CAME = -1
 
@@ -24,16 +24,16 @@ class Costs(NamedTuple):
 
     Attributes:
       up: bytes of a message.
-      told: bytes of what everyone is told of a round.
+      broadcast: bytes of what everyone is told of a round.
       checkpoint: bytes of all that a client needs to know, whatever it missed.
       passes: evaluations of its loss.
       draws: directions that are made to catch up on one round; 0 of a method without any.
       grouped: whether an invitation names the client's group.
-      pool_seeds: S of a method whose missed rounds may be told as S sums; 0 of others.
+      pool_seeds: S of a method whose missed rounds may be broadcast as S sums; 0 of others.
     """
 
     up: int
-    told: Told
+    broadcast: BroadcastBytes
     checkpoint: int
     passes: int
     draws: int = 0
@@ -51,17 +51,17 @@ def upload_bytes(costs: Costs) -> int:
     return HEADER_BYTES + costs.up
 
 
-def download_bytes(told: Any, newcomer: Any, costs: Costs, xp: Any = np) -> Any:
-    """What a client must be sent to take part in a round, in bytes, in the shape of ``told``.
+def download_bytes(broadcast: Any, newcomer: Any, costs: Costs, xp: Any = np) -> Any:
+    """What a client must be sent to take part in a round, in bytes, in the shape of ``broadcast``.
 
     Args:
-      told: bytes of what everyone was told of the rounds that it missed.
+      broadcast: bytes of what everyone was told of the rounds that it missed.
       newcomer: whether it never came.
       costs: of a visit.
       xp: numpy, in which integers of 64 bits are exact, or jax.numpy, which has float32 for the clock.
     """
     most = _most(costs, xp)
-    return HEADER_BYTES + GROUP_BYTES * costs.grouped + xp.where(newcomer, SEED_BYTES, 0) + xp.minimum(told, most)
+    return HEADER_BYTES + GROUP_BYTES * costs.grouped + xp.where(newcomer, SEED_BYTES, 0) + xp.minimum(broadcast, most)
 
 
 def _most(costs: Costs, xp: Any) -> float:
@@ -71,28 +71,28 @@ def _most(costs: Costs, xp: Any) -> float:
     return most if xp is np else float(most)
 
 
-def directions_made(told: Any, missed: Any, costs: Costs, xp: Any = np) -> Any:
+def directions_made(broadcast: Any, missed: Any, costs: Costs, xp: Any = np) -> Any:
     """Directions that a client makes to take part in a round: for its own scalars, and to replay ``missed`` rounds.
 
     Nothing is replayed where a checkpoint is sent, and the whole pool is made where sums are; what everyone was
-    ``told`` of the missed rounds is larger then.
+    ``broadcast`` of the missed rounds is larger then.
     """
-    return costs.draws + xp.where(told > _most(costs, xp), costs.pool_seeds * costs.by_sums, costs.draws * missed)
+    return costs.draws + xp.where(broadcast > _most(costs, xp), costs.pool_seeds * costs.by_sums, costs.draws * missed)
 
 
-def stood_at(
+def last_synced_rounds(
     rounds: Int[np.ndarray, "R"], cohorts: Int[np.ndarray, "R C"], attendance: Int8[np.ndarray, "R C"], clients: int
 ) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "N"]]:
-    """Where each of the invited stood when it was invited, and where every client stands in the end.
+    """Where each of the invited last_synced when it was invited, and where every client stands in the end.
 
     The rounds are all there were from the first.
     """
     synced_to = np.full(clients, NEVER_CAME, np.int32)
-    stood = np.empty(cohorts.shape, np.int32)
+    last_synced = np.empty(cohorts.shape, np.int32)
     for place, number in enumerate(rounds):
-        stood[place] = synced_to[cohorts[place]]
+        last_synced[place] = synced_to[cohorts[place]]
         synced_to[cohorts[place][attendance[place] != ABSENT]] = number
-    return stood, synced_to
+    return last_synced, synced_to
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Traffic:
       participants: distinct clients that ever came.
       visits: how often a client came, over all rounds.
       draws: directions that clients made, to measure and to catch up.
-      told: bytes of what everyone was told of all rounds before each, [rounds + 1].
+      broadcast: bytes of what everyone was told of all rounds before each, [rounds + 1].
     """
 
     costs: Costs
@@ -116,7 +116,7 @@ class Traffic:
     participants: int = 0
     visits: int = 0
     draws: int = 0
-    told: Int[np.ndarray, "R1"] = field(default_factory=lambda: np.zeros(1, np.int64))
+    broadcast: Int[np.ndarray, "R1"] = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def add(
         self,
@@ -130,19 +130,19 @@ class Traffic:
         Args:
           rounds: their numbers.
           attendance: what became of the invited.
-          synced_to: where each stood when it was invited.
+          synced_to: where each last_synced when it was invited.
           valid: whose messages counted.
 
         Returns:
           The bytes that went up, and those that went down, in each of the rounds.
         """
         came, sent = attendance != ABSENT, (attendance != ABSENT) & (attendance != DROPPED)
-        each_told = self.costs.told.fixed + self.costs.told.each * np.count_nonzero(valid, axis=1)
-        self.told = np.concatenate([self.told, self.told[-1] + np.cumsum(each_told)])
+        each_broadcast = self.costs.broadcast.fixed + self.costs.broadcast.each * np.count_nonzero(valid, axis=1)
+        self.broadcast = np.concatenate([self.broadcast, self.broadcast[-1] + np.cumsum(each_broadcast)])
         since = np.maximum(synced_to, 0)
-        told = self.told[rounds][:, None] - self.told[since]
-        down = download_bytes(told, synced_to == NEVER_CAME, self.costs)
-        made = directions_made(told, rounds[:, None] - since, self.costs)
+        broadcast = self.broadcast[rounds][:, None] - self.broadcast[since]
+        down = download_bytes(broadcast, synced_to == NEVER_CAME, self.costs)
+        made = directions_made(broadcast, rounds[:, None] - since, self.costs)
         self.draws += int(np.where(came, made, 0).sum())
         each_down = np.where(came, down, 0).sum(1).astype(np.uint64)
         each_up = upload_bytes(self.costs) * np.count_nonzero(sent, axis=1).astype(np.uint64)
@@ -166,7 +166,7 @@ class Traffic:
             "bytes_down": self.bytes_down,
             "bytes_up_per_client": self.bytes_up / distinct,
             "bytes_down_per_client": self.bytes_down / distinct,
-            "bytes_paper_convention": self.rounds * (self.costs.up + self.costs.told.most),
+            "bytes_paper_convention": self.rounds * (self.costs.up + self.costs.broadcast.most),
             "participants": self.participants,
             "directions": self.draws,
         }

@@ -129,14 +129,14 @@ def read_config(folder: Path) -> LMConfig:
         full = CONFIG_MAPPING[content["model_type"]].from_dict(content).to_dict() if known else {}
     except Exception as error:
         # It validates what it reads, by errors of every kind.
-        told = " ".join(str(error).split())
-        raise ParameterError("model", f"must have a valid config.json; that of {folder}: {told}") from error
+        reason = " ".join(str(error).split())
+        raise ParameterError("model", f"must have a valid config.json; that of {folder}: {reason}") from error
     try:
         return from_transformers({**content, **full})
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        told = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         raise ParameterError(
-            "model", f"must have a valid config.json; that of {folder} lacks or has a wrong entry ({told})"
+            "model", f"must have a valid config.json; that of {folder} lacks or has a wrong entry ({reason})"
         ) from error
 
 
@@ -154,9 +154,9 @@ def read_tokenizer(folder: Path) -> Any:
         # transformers raises whatever its readers raise, and those written in Rust panic past Exception.
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise ParameterError(
-            "model", f"must come with a tokenizer; that of {folder} cannot be read ({told})"
+            "model", f"must come with a tokenizer; that of {folder} cannot be read ({reason})"
         ) from error
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hiso_jax.checks import ParameterError, is_real, is_whole
+from hiso_jax.checks import ParameterError, is_integer, is_real
 from hiso_jax.models.lm.known import FAMILIES, check_known, check_rope
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
@@ -51,7 +51,7 @@ class Rope:
             value = getattr(self, name)
             if not is_real(value) or not 0 < value < float("inf"):
                 raise ParameterError("model", f"must have a positive {name} of its rotary embeddings; it has {value!r}")
-        if not is_whole(self.original) or not 0 <= self.original <= SIZES["max_positions"]:
+        if not is_integer(self.original) or not 0 <= self.original <= SIZES["max_positions"]:
             raise ParameterError(
                 "model", f"must have an original context of tokens; its configuration has {self.original!r}"
             )
@@ -136,7 +136,7 @@ class LMConfig:
         """
         for name, most in SIZES.items():
             value, least = getattr(self, name), name != "learned_positions"
-            if not is_whole(value) or not least <= value <= most:
+            if not is_integer(value) or not least <= value <= most:
                 raise ParameterError(
                     "model", f"must have a {name} of {int(least)} to {most:,}; its configuration has {value!r}"
                 )
@@ -260,7 +260,7 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
     family, window, everywhere = config["model_type"], config.get("sliding_window"), config["max_position_embeddings"]
     if family == "llama" or (family == "qwen2" and not config.get("use_sliding_window", False)):
         window = None
-    if window is not None and (not is_whole(window) or window < 1):
+    if window is not None and (not is_integer(window) or window < 1):
         raise ParameterError(
             "model", f"must have a sliding_window of at least one token; its configuration has {window!r}"
         )

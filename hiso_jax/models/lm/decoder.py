@@ -78,8 +78,8 @@ class Decoder:
         return params
 
     @staticmethod
-    def moved_as(name: str) -> Literal["matrix", "table"] | None:
-        """Which parameters may be a :class:`hiso_jax.factored.Moved`: all kernels and embeddings."""
+    def perturbed_as(name: str) -> Literal["matrix", "table"] | None:
+        """Which parameters may be a :class:`hiso_jax.factored.PerturbedParameter`: all kernels and embeddings."""
         parameter = name.rpartition(".")[2]
         return "table" if parameter == "embedding" else "matrix" if parameter == "kernel" else None
 

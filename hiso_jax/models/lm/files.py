@@ -23,8 +23,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"it is no file of at most {MOST_JSON:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        told = " ".join(str(error).split())
-        raise ParameterError("model", f"must be a folder with a readable {path.name}; {path}: {told}") from error
+        reason = " ".join(str(error).split())
+        raise ParameterError("model", f"must be a folder with a readable {path.name}; {path}: {reason}") from error
     if not isinstance(content, dict):
         raise ParameterError("model", f"must be a folder with a readable {path.name}; {path} holds no object")
     return content

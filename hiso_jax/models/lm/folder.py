@@ -38,8 +38,8 @@ def check_kind(folder: Path) -> None:
     Raises:
       ValueError: it is an adapter of PEFT without a model.
     """
-    is_whole = (folder / "config.json").is_file() and bool(_own_files(folder))
-    if (folder / "adapter_config.json").is_file() and not is_whole:
+    is_integer = (folder / "config.json").is_file() and bool(_own_files(folder))
+    if (folder / "adapter_config.json").is_file() and not is_integer:
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path", "another model")
         raise ParameterError(
             "model",

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.models.lm.claims import check_claims
 from hiso_jax.models.lm.config import LMConfig
+from hiso_jax.models.lm.gguf_bounds import check_claims
 from hiso_jax.models.lm.gguf_fields import Fields, check_fields, rope_of
 
 # A token of more characters is none: the pieces of SentencePiece have at most some dozens, and every split of one is

@@ -59,9 +59,9 @@ def _tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[li
         # Whatever a tokenizer raises that came with a model of somebody's; Rust's panics are no Exceptions.
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        told = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise ParameterError(
-            "model", f"must come with a tokenizer that works; {type(error).__name__}: {told}"
+            "model", f"must come with a tokenizer that works; {type(error).__name__}: {reason}"
         ) from error
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Key, PyTree
 
-from hiso_jax.factored import MovedAs
+from hiso_jax.factored import PerturbedAs
 from hiso_jax.models.lm import Tuned, layout_of
 
 
@@ -30,9 +30,9 @@ class PretrainedTask:
         return layout_of(self.model.decoder.config)
 
     @property
-    def moved_as(self) -> MovedAs:
+    def perturbed_as(self) -> PerturbedAs:
         """How the model reads parameters moved along a direction of low rank."""
-        return self.model.decoder.moved_as
+        return self.model.decoder.perturbed_as
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """The trained parameters as they were loaded; the key changes nothing."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from hiso_jax.checks import ParameterError, whole
+from hiso_jax.checks import ParameterError, integer
 from hiso_jax.models.lm import Pretrained, Tuned
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.data import (
@@ -106,7 +106,7 @@ def text_data(
         raise ParameterError("task", f"must be one of {', '.join(TEXT_TASKS)}, got {name}")
     for option, count in (("train_rows", train_rows), ("test_rows", test_rows)):
         if count is not None:
-            whole(option, count, 1)
+            integer(option, count, 1)
     verbalizer, labels = _words_and_labels(verbalizer, labels)
     source = SOURCES.get(name)
     for option, value in (("template", template), ("verbalizer", verbalizer)):

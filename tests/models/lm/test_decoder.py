@@ -243,7 +243,7 @@ def test_a_model_moved_along_factors_is_the_one_that_is_made_whole(name):
         return decoder.logits(params, decoder.hidden(params, tokens, last=1)[:, 0], columns)
 
     for columns in (None, jnp.array([2, 5])):
-        own = scores(zo.perturb(params, z, 0.1, decoder.moved_as), columns)
+        own = scores(zo.perturb(params, z, 0.1, decoder.perturbed_as), columns)
         whole = scores(zo.perturb(params, z, 0.1), columns)
         assert np.abs(own - scores(params, columns)).max() > 1e-4
         # Scores are float32.

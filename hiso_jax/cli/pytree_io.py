@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.ledger import read_regular, write_whole
+from hiso_jax.fed.ledger import read_regular, write_file
 
 
 def write_tree(tree: PyTree, path: Path) -> None:
@@ -25,7 +25,7 @@ def write_tree(tree: PyTree, path: Path) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save(named))
+        write_file(path, save(named))
     except OSError as error:
         raise ParameterError("out", f"cannot be written: {path} ({error.strerror})") from error
 

@@ -36,7 +36,7 @@ def check_task(task: Task) -> np.dtype:
             raise ParameterError(
                 "task", f"must have init, loss, metrics, train and test, see fed.Task; it lacks {name}"
             )
-    for name in ("init", "loss", "metrics", "summarise", "hold_out", "layout", "moved_as"):
+    for name in ("init", "loss", "metrics", "summarise", "hold_out", "layout", "perturbed_as"):
         member = getattr(task, name, None)
         if member is not None and not callable(member):
             raise ParameterError(name, f"of a task must be a function, got a {type(member).__name__}")
@@ -100,8 +100,8 @@ def check_examples(split: str, data: PyTree) -> None:
         if bad is not None:
             raise ParameterError(place, f"must hold finite numbers only; example {bad} has one that is not")
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{place} {length}" for place, length in lengths.items())
-        raise ParameterError(split, f"must have as many entries in each array as there are examples, got {told}")
+        found = ", ".join(f"{place} {length}" for place, length in lengths.items())
+        raise ParameterError(split, f"must have as many entries in each array as there are examples, got {found}")
     if not next(iter(lengths.values())):
         raise ParameterError(split, "must hold at least one example, and is empty")
 

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from hiso_jax.fed.codes import Coded
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED
-from hiso_jax.zo import is_half, slopes, suggested_mu, unmoved_share
+from hiso_jax.zo import directional_derivatives, is_half, suggested_mu, unmoved_share
 
 logger = logging.getLogger("hiso_jax")
 # A scalar of so few of the last place of the loss it was measured on is not told from rounding.
@@ -22,7 +22,7 @@ UNMOVED = 0.1
 ENOUGH = 20
 
 
-class Concerns:
+class HealthWarnings:
     """What there is to say of a run's rounds; each thing is said when it is seen, and counted for the end.
 
     Attributes:
@@ -100,7 +100,7 @@ class Concerns:
     def _note_rounding(self, records: Records, silent: bool) -> None:
         if self._mu is None or self.is_rounding is not None:
             return
-        numbers = slopes(records.scalars)
+        numbers = directional_derivatives(records.scalars)
         losses = np.asarray(records.loss)
         if numbers is None or not np.isfinite(losses).any():
             return

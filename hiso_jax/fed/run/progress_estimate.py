@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hiso_jax.fed.run.setup import Setup
+from hiso_jax.fed.run.prepared import PreparedRun
 from hiso_jax.fed.task import examples_of
 
 # A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
@@ -11,7 +11,7 @@ DISPATCH_SECONDS = 0.5
 TELLING_SECONDS = 0.2
 
 
-class Pace(NamedTuple):
+class RoundTimes(NamedTuple):
     """What was measured of a run.
 
     Attributes:
@@ -31,17 +31,17 @@ def next_length(length: int, most: int, round_seconds: float) -> int:
     return max(1, min(most, 2 * length, int(DISPATCH_SECONDS / round_seconds)))
 
 
-def expected_seconds(setup: Setup, pace: Pace, done: int) -> float | None:
+def expected_seconds(prepared: PreparedRun, times: RoundTimes, done: int) -> float | None:
     """About how long the rest of a run takes after ``done`` rounds; None where there is nothing to tell it by.
 
     Before the first round a round is taken to cost, example for example, what the evaluation has cost, if that took a
     while.
     """
-    config, each = setup.config, pace.round_seconds
-    if each is None and pace.evaluation_seconds > TELLING_SECONDS:
-        examples = config.cohort * config.batch_size * pace.passes
-        each = examples * pace.evaluation_seconds / examples_of(setup.test)
+    config, each = prepared.config, times.round_seconds
+    if each is None and times.evaluation_seconds > TELLING_SECONDS:
+        examples = config.cohort * config.batch_size * times.passes
+        each = examples * times.evaluation_seconds / examples_of(prepared.test)
     if each is None:
         return None
     left = config.rounds - done
-    return left * each + -(-left // config.eval_every) * pace.evaluation_seconds
+    return left * each + -(-left // config.eval_every) * times.evaluation_seconds

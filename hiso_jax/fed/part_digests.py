@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 
-def made_of(value: Any) -> str:
+def digest(value: Any) -> str:
     """A digest of the names and the numbers in ``value``, the same in every process with the same packages.
 
     Args:

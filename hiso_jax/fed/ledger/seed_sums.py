@@ -15,7 +15,7 @@ from jaxtyping import Array, Key, PyTree
 
 from hiso_jax import zo
 from hiso_jax.fed.algorithm import Algorithm
-from hiso_jax.fed.codes import told
+from hiso_jax.fed.codes import received
 from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.ledger.records import Updates
 
@@ -43,7 +43,7 @@ def pack_sums(updates: Updates, first: int, end: int, algorithm: Algorithm, stat
     sums, applied = np.zeros(pool.seeds), np.flatnonzero(missed.applied)
     if len(applied):
         groups = zo.zo_state(state).directions.groups_of(updates.clients)
-        numbers = jax.vmap(lambda aggregate: told(aggregate, groups))(
+        numbers = jax.vmap(lambda aggregate: received(aggregate, groups))(
             jax.tree.map(lambda column: jnp.asarray(column)[applied], missed.aggregate)
         )
         _, steps, each = map(jnp.arange, numbers.shape)

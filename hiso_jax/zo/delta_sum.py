@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from hiso_jax.exact import pin
 from hiso_jax.factored import Factors, is_factors, outer, term_of
-from hiso_jax.walls import pin
 from hiso_jax.zo.directions import leaves_of, working_dtype
 from hiso_jax.zo.partitioned import split_as
 

@@ -11,7 +11,7 @@ from hiso_jax.fed.wire import DEFAULT_BYTES_UP, Relay
 Groups = int | str | None
 
 
-def dealt(algorithm: Algorithm, *, direction_groups: Groups = None, direction_blocks: int | None = None) -> Algorithm:
+def grouped(algorithm: Algorithm, *, direction_groups: Groups = None, direction_blocks: int | None = None) -> Algorithm:
     """The algorithm, its cohort dealt into groups with directions of their own.
 
     Args:
@@ -39,7 +39,7 @@ def dealt(algorithm: Algorithm, *, direction_groups: Groups = None, direction_bl
         if direction_blocks < 0:
             raise ParameterError("direction_blocks", f"must be at least 0, got {direction_blocks}")
         changes["block"] = direction_blocks
-    return replace(algorithm, tx=zo.dealt(algorithm.tx, **changes))
+    return replace(algorithm, tx=zo.grouped(algorithm.tx, **changes))
 
 
 def in_few_bits(

@@ -20,7 +20,7 @@ logger = logging.getLogger("hiso_jax")
 SNAPSHOT_SECONDS = 600.0
 
 
-class Keeper:
+class RunStore:
     """What keeps a run while it goes, in memory alone.
 
     Attributes:
@@ -41,7 +41,7 @@ class Keeper:
         self.ledger = Ledger(seed_key)
 
     def begin(self, header: Mapping[str, Any], rounds: int, *, like: PyTree | None = None) -> None:
-        """Take note of what the run is, see :meth:`FileKeeper.begin`."""
+        """Take note of what the run is, see :meth:`FileRunStore.begin`."""
 
     def snapshots(self, placement: Placement) -> list[int]:
         """After how many rounds there are snapshots, the newest first."""
@@ -62,7 +62,7 @@ class Keeper:
         """Let go of the files."""
 
 
-class FileKeeper(Keeper):
+class FileRunStore(RunStore):
     """What keeps a run while it goes, in its directory; of several processes only the primary one writes."""
 
     def __init__(self, storage: Storage, seed_key: Any, *, primary: bool = True) -> None:
@@ -228,10 +228,10 @@ class FileKeeper(Keeper):
                 self._lock = None
 
 
-def keeper_of(storage: Storage | None, seed_key: Any, *, primary: bool) -> Keeper:
+def run_store_of(storage: Storage | None, seed_key: Any, *, primary: bool) -> RunStore:
     """What keeps a run in ``storage``, or in memory if that is None.
 
     Raises:
-      ValueError: as :class:`FileKeeper` does.
+      ValueError: as :class:`FileRunStore` does.
     """
-    return Keeper(seed_key) if storage is None else FileKeeper(storage, seed_key, primary=primary)
+    return RunStore(seed_key) if storage is None else FileRunStore(storage, seed_key, primary=primary)

@@ -24,7 +24,7 @@ class UsageError(Exception):
         self.message, self.parameter = message, parameter
 
 
-def told(error: OSError) -> str:
+def described(error: OSError) -> str:
     """What the file system said, with the file that it is about."""
     why = error.strerror or str(error)
     return f"{error.filename}: {why}" if error.filename else why

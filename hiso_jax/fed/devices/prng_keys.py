@@ -11,11 +11,11 @@ def is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
 
 
-def words_of(leaf: Any) -> Any:
+def key_data(leaf: Any) -> Any:
     """A random key's words, uint32 [..., n]; another leaf as it is."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
-def from_words(words: Any, like: Any) -> Any:
-    """What :func:`words_of` took from a leaf like ``like``, back again."""
+def from_key_data(words: Any, like: Any) -> Any:
+    """What :func:`key_data` took from a leaf like ``like``, back again."""
     return jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(like)) if is_key(like) else words

@@ -16,7 +16,7 @@ from hiso_jax.fed.population import AnyPopulation, Participation, Trace
 from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs
-from hiso_jax.fed.task import Task, frozen_of, moved_as_of
+from hiso_jax.fed.task import Task, frozen_of, perturbed_as_of
 from hiso_jax.zo import sphere, zo_states
 
 # A program's length: rounds past a dispatch's end do nothing, but each is a step of the scan and a row of its log.
@@ -25,7 +25,7 @@ DISPATCH_ROUNDS = 128
 PERTURBATIONS = 5
 
 
-class Setup(NamedTuple):
+class PreparedRun(NamedTuple):
     """A run before it begins: what was asked for, and its data on the devices.
 
     Attributes:
@@ -69,7 +69,7 @@ class Setup(NamedTuple):
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-class Ingredients(NamedTuple):
+class RunSpec(NamedTuple):
     """What a run is made of: arrays, or their shapes.
 
     Attributes:
@@ -85,14 +85,14 @@ class Ingredients(NamedTuple):
     participation: Participation
 
 
-def set_up(
-    given: Ingredients,
+def prepare(
+    given: RunSpec,
     algorithm: Algorithm,
     config: SimulationConfig,
     placement: Placement,
     budget: int,
     secret: Key[Array, ""] | None = None,
-) -> Setup:
+) -> PreparedRun:
     """A run, its data put where ``placement`` says.
 
     Args:
@@ -109,7 +109,7 @@ def set_up(
     task, params, population, participation = given
     config = with_cohorts(algorithm, config)
     estimator = estimator_of(algorithm, config)
-    settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, moved_as_of(task))
+    settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, perturbed_as_of(task))
     check_round(algorithm, estimator, settings)
     check_channel(algorithm, config, participation, population.num_clients)
     shapes = shapes_of(algorithm, estimator, params, config.cohort)
@@ -119,7 +119,7 @@ def set_up(
     data = task.train, population, participation
     inputs = placement.replicate(Inputs(jax.random.key(config.seed), *data, secret=secret))
     longest = config.rounds_per_dispatch or min(DISPATCH_ROUNDS, config.eval_every)
-    return Setup(
+    return PreparedRun(
         task=task,
         algorithm=algorithm,
         config=config,

@@ -10,10 +10,10 @@ from hiso_jax.fed.codes import offsets_of
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED, STATUS_NAMES
 from hiso_jax.fed.run.dispatch import RoundLog
-from hiso_jax.fed.run.traffic import Costs, Traffic, stood_at
+from hiso_jax.fed.run.traffic import Costs, Traffic, last_synced_rounds
 
 
-class Tally:
+class Counters:
     """Running totals of a run.
 
     Attributes:
@@ -48,8 +48,8 @@ class Tally:
 
     def restore(self, records: Records, clients: int, evaluated: int) -> None:
         """Count the rounds of a run of ``clients`` clients that goes on, last evaluated after ``evaluated`` rounds."""
-        stood, _ = stood_at(records.round, records.cohort, records.attendance, clients)
-        self.traffic.add(records.round, records.attendance, stood, records.valid)
+        last_synced, _ = last_synced_rounds(records.round, records.cohort, records.attendance, clients)
+        self.traffic.add(records.round, records.attendance, last_synced, records.valid)
         self._count(records.attendance, records.loss, records.seconds)
         self._note_offsets(records.scalars, records.valid)
         self._note_clipped(records.clipped, records.valid)

@@ -6,9 +6,9 @@ import numpy as np
 
 from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.ledger import Records
-from hiso_jax.fed.privacy import Sampling, Spent, epsilon, is_installed
+from hiso_jax.fed.privacy import PrivacySpent, Sampling, epsilon, is_installed
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.setup import Setup
+from hiso_jax.fed.run.prepared import PreparedRun
 
 logger = logging.getLogger("hiso_jax")
 
@@ -29,9 +29,9 @@ def sensitivity(algorithm: Algorithm, config: SimulationConfig, clients: int) ->
     return 1 + min(round(config.attackers * clients), config.cohort - 1)
 
 
-def spent(setup: Setup, records: Records | None) -> Spent | None:
+def privacy_spent(prepared: PreparedRun, records: Records | None) -> PrivacySpent | None:
     """(ε, δ) of a run after these rounds; None if nothing makes it private."""
-    noise, config = setup.algorithm.noise, setup.config
+    noise, config = prepared.algorithm.noise, prepared.config
     if noise is None:
         return None
     visits = None
@@ -40,8 +40,10 @@ def spent(setup: Setup, records: Records | None) -> Spent | None:
         visits = int(np.bincount(cohorts).max(initial=0))
     rounds, found = 0 if records is None else len(records.round), None
     if is_installed():
-        sampling = Sampling(setup.clients, config.cohort, rounds, visits)
-        found = epsilon(noise[1] / sensitivity(setup.algorithm, config, setup.clients), sampling, delta=config.delta)
+        sampling = Sampling(prepared.clients, config.cohort, rounds, visits)
+        found = epsilon(
+            noise[1] / sensitivity(prepared.algorithm, config, prepared.clients), sampling, delta=config.delta
+        )
     else:
         logger.warning("what the run has told of its clients is not computed: the extra privacy is not installed")
-    return Spent(found, config.delta, noise[1], noise[0], visits, not setup.algorithm.is_private)
+    return PrivacySpent(found, config.delta, noise[1], noise[0], visits, not prepared.algorithm.is_private)

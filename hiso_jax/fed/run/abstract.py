@@ -11,26 +11,26 @@ from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import Described, check_mesh, longest_axis
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import RunState
+from hiso_jax.fed.run.prepared import PreparedRun, RunSpec, prepare
 from hiso_jax.fed.run.programs import build_dispatch, costs_of, shapes_of_state, trace_dispatch
-from hiso_jax.fed.run.setup import Ingredients, Setup, set_up
 
 
 class DescribedRun(NamedTuple):
     """A run that nobody starts.
 
     Attributes:
-      setup: what was asked for, its data as shapes.
+      prepared: what was asked for, its data as shapes.
       dispatch: its rounds, traced: (state, begin, end, inputs) → (state, log).
       state: the shapes of what it carries from round to round, each with its sharding.
     """
 
-    setup: Setup
+    prepared: PreparedRun
     dispatch: Traced
     state: RunState
 
 
 def describe(
-    given: Ingredients,
+    given: RunSpec,
     tx: Algorithm | optax.GradientTransformation,
     config: SimulationConfig,
     mesh: Mesh,
@@ -54,9 +54,9 @@ def describe(
     placement = Described(mesh, getattr(given.task, "layout", longest_axis))
     # Of a program only its shapes are read: any key stands for the secret.
     secret = jax.random.key(0) if algorithm.needs_secret else None
-    setup = set_up(given, algorithm, config, placement, config.memory_budget or memory_budget, secret)
+    prepared = prepare(given, algorithm, config, placement, config.memory_budget or memory_budget, secret)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given.params)
-    shapes, shardings = shapes_of_state(setup, params)
-    costs = costs_of(algorithm, setup.estimator, shapes.server, config.cohort)
+    shapes, shardings = shapes_of_state(prepared, params)
+    costs = costs_of(algorithm, prepared.estimator, shapes.server, config.cohort)
     state = placement.at(shapes, shardings)
-    return DescribedRun(setup, trace_dispatch(setup, build_dispatch(setup, costs), state, shardings), state)
+    return DescribedRun(prepared, trace_dispatch(prepared, build_dispatch(prepared, costs), state, shardings), state)
