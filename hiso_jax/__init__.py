@@ -7,6 +7,7 @@ from hiso_jax import algorithms, channels, fed, zo
 from hiso_jax.algorithms import mosaic
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed import Algorithm, Population, Result, Simulation, SimulationConfig, Task, make_round, replay
+from hiso_jax.renamed import successor
 from hiso_jax.zo import LowRank, binomial, decomfl, gaussian, hiso, rademacher, scale_by_hiso, scale_by_zo, sphere
 
 if TYPE_CHECKING:
@@ -48,4 +49,4 @@ def __getattr__(name: str) -> Any:
         return import_module("hiso_jax.tune")
     if name == "Experiment":
         return import_module("hiso_jax.experiment").Experiment
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise successor(__name__, name)

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from hiso_jax.exact import pin, rounded
+from hiso_jax.renamed import successor
 
 PerturbedAs = Callable[[str], Literal["matrix", "table"] | None]
 """A parameter's dotted name → how the model reads it when it is perturbed along a direction: by :func:`product` and
@@ -156,3 +157,8 @@ def take(weight: Array | PerturbedParameter, numbers: Int[Array, "..."], axis: i
     rows, columns = weight.along.rows, weight.along.columns
     along = outer(rows[numbers][..., None, :], columns)[..., 0, :] if axis == 0 else outer(rows, columns[numbers])
     return added(base, along, weight.scale)
+
+
+def __getattr__(name: str) -> Any:
+    """Names of earlier releases answer with their successors."""
+    raise successor(__name__, name)

@@ -28,6 +28,7 @@ from hiso_jax.experiment import (
     recorded_algorithm,
 )
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
+from hiso_jax.renamed import IN_FILES
 from hiso_jax.tasks.named import Base
 from hiso_jax.tune import CONFIG, Compare, Study, Sweep
 
@@ -188,8 +189,8 @@ def _values(known: Mapping[str, Option], about: Mapping[str, Any]) -> dict[str, 
       ValueError: one is none that the option can have.
     """
     # What was left open has the default that it has now.
-    written = {name: value for name, value in about.items() if name in known and value is not None}
-    given = {name: as_option(known[name], value) for name, value in written.items()}
+    written = {name: about.get(IN_FILES.get(name, name)) for name in known}
+    given = {name: as_option(known[name], value) for name, value in written.items() if value is not None}
     # A run of a release that had neither hostile clients nor a guard against them.
     return given if "attackers" in about or "guard" not in known else given | {"guard": False}
 

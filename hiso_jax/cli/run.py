@@ -188,7 +188,7 @@ def _run(going: _Going, console: Console) -> int:
             f"interrupted after {result.rounds} rounds; go on with: {_again(options, directory)}", soft_wrap=True
         )
     hint(setting.rate, result, console)
-    warn_of_offset(simulation.algorithm, options.method, result, console)
+    warn_of_offset(simulation.algorithm, options.difference, result, console)
     return _exit_code(result)
 
 

@@ -19,6 +19,7 @@ from hiso_jax.cli.options import Run
 from hiso_jax.experiment import KINDS, NESTED, nested_choices, options_with, own_options
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, exists, load_delta, salvage
 from hiso_jax.fed.population import ABSENT
+from hiso_jax.renamed import IN_FILES
 from hiso_jax.reports import as_json, human_bytes, print_rows
 
 # Characters of a value that are shown.
@@ -127,7 +128,8 @@ def _defaults(about: Mapping[str, Any]) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
         named = {kind: name for kind in NESTED if isinstance(name := about.get(kind), str) and not is_foreign(name)}
         choices += nested_choices(methods, choices, named)
-    return {option.name: option.default for option in own_options(options_with(Run, methods, choices)).values()}
+    known = own_options(options_with(Run, methods, choices))
+    return {IN_FILES.get(name, name): option.default for name, option in known.items()}
 
 
 def _shown(value: Any) -> str:

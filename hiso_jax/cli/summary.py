@@ -103,12 +103,12 @@ def hint(rate: float, result: fed.Result, console: Console) -> None:
     console.print(f"{words}{looks}", soft_wrap=True, highlight=False)
 
 
-def warn_of_offset(algorithm: fed.Algorithm, method: str | None, result: fed.Result, console: Console) -> None:
+def warn_of_offset(algorithm: fed.Algorithm, difference: str | None, result: fed.Result, console: Console) -> None:
     """Say so if forward differences have spent the few bits of a scalar on what all scalars have in common."""
     few = algorithm.wire.is_coded and not algorithm.wire.is_exact
-    if few and method != "central" and abs(result.offset or 0.0) > LARGE_OFFSET:
+    if few and difference != "central" and abs(result.offset or 0.0) > LARGE_OFFSET:
         console.print(
             f"the scalars of a message have {result.offset:.2f} of their spread in common, which few bits lose their "
-            "range on: --method central removes it, for 2·P evaluations in place of P + 1",
+            "range on: --difference central removes it, for 2·P evaluations in place of P + 1",
             soft_wrap=True,
         )

@@ -122,7 +122,7 @@ def simulation_config(options: Settings, seed: int, algorithm: fed.Algorithm) ->
     numbers = {field.name: getattr(options, field.name) for field in fields(fed.SimulationConfig)}
     if algorithm.measure is not None:
         # Asked for by another method of the command.
-        numbers["method"] = None
+        numbers["difference"] = None
     return fed.SimulationConfig(**{**numbers, "seed": seed})
 
 

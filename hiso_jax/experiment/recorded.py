@@ -8,6 +8,7 @@ from hiso_jax.algorithms import Method
 from hiso_jax.choices import Choice
 from hiso_jax.experiment.composed import KINDS, NESTED, choice_of
 from hiso_jax.experiment.settings import Settings, Single
+from hiso_jax.renamed import IN_FILES
 
 
 def about_of(options: Single, method: Method) -> dict[str, Any]:
@@ -32,4 +33,4 @@ def as_written(options: Settings) -> dict[str, Any]:
             given[name] = value.resolve()
     if isinstance(given.get("model"), str) and Path(given["model"]).exists():
         given["model"] = Path(given["model"]).resolve()
-    return as_json(given)
+    return as_json({IN_FILES.get(name, name): value for name, value in given.items()})

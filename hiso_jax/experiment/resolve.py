@@ -19,6 +19,7 @@ from hiso_jax.experiment.composed import (
     own_options,
 )
 from hiso_jax.experiment.unread import check_read
+from hiso_jax.renamed import PARAMETERS
 
 # They decide which other options there are.
 DECIDING = (*KINDS, *NESTED, "algorithm", "algorithms", "schedules", "combine", "attack")
@@ -103,6 +104,8 @@ class Resolved:
 
 def unknown(name: str, where: str, known: Mapping[str, Any], advice: str = "") -> ParameterError:
     """The error of a name that is no option of ``where``, with the nearest that is one, or else with ``advice``."""
+    if PARAMETERS.get(name) in known:
+        return ParameterError(name, f"is called `{PARAMETERS[name]}` now")
     near = difflib.get_close_matches(name, known, 1)
     return ParameterError(name, f"is no option of {where}" + (f"; did you mean `{near[0]}`?" if near else advice))
 

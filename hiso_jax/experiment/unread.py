@@ -10,7 +10,7 @@ from hiso_jax.experiment.budget import check_private
 from hiso_jax.experiment.composed import choice_of, given_to
 
 # Only methods that measure along directions read them.
-MEASUREMENT = ("perturbations", "mu", "method", "directions", "mus")
+MEASUREMENT = ("perturbations", "mu", "difference", "directions", "mus")
 
 
 def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) -> None:
@@ -46,7 +46,7 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
         own = {*(MEASUREMENT if measure is None else measure.reads)}
         if measure is not None:
             # It has a difference of its own, or none.
-            own -= {"method"}
+            own -= {"difference"}
         reading |= own | ({"mus"} if "mu" in own else set())
         if measure is None or measure.has_scalars:
             reading.add("snapshot_every")

@@ -1,5 +1,7 @@
 """The federation: rounds, populations, the scalar log, and the loop around them."""
 
+from typing import Any
+
 from hiso_jax.fed.algorithm import (
     Algorithm,
     Attack,
@@ -84,6 +86,7 @@ from hiso_jax.fed.run import (
 )
 from hiso_jax.fed.task import Metric, Task, hold_out, metric_of
 from hiso_jax.fed.task_checks import check_examples, check_task
+from hiso_jax.renamed import successor
 
 __all__ = [
     "Algorithm",
@@ -174,3 +177,8 @@ __all__ = [
     "sweep",
     "virtual",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names of earlier releases answer with their successors."""
+    raise successor(__name__, name)

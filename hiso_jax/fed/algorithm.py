@@ -60,7 +60,7 @@ class Algorithm:
     Attributes:
       tx: the server's rule, an optax transformation of aggregates. For methods that measure along directions its head
         (``scale_by_zo``, ``scale_by_hiso``, ``zo.head``) rebuilds Δ from scalars, and anyone can replay it.
-      measure: what a client measures; None means finite differences by the run's ``method``.
+      measure: what a client measures; None means finite differences, the run's ``difference``.
       send: what clients do with their messages before they send them, in order.
       attack: what hostile clients send; who they are the run says.
       rescale: how the server shortens messages before it combines them, in order.
@@ -252,16 +252,16 @@ def as_algorithm(method: Algorithm | optax.GradientTransformation) -> Algorithm:
     return Algorithm(method)
 
 
-def measured_by(algorithm: Algorithm, method: Difference | DifferenceName | None) -> Measure:
-    """What the algorithm's clients measure, if the run asks for ``method``.
+def measured_by(algorithm: Algorithm, difference: Difference | DifferenceName | None) -> Measure:
+    """What the algorithm's clients measure, if the run asks for ``difference``.
 
     Raises:
-      ValueError: the algorithm has a measure of its own and the run asks for a method, too.
+      ValueError: the algorithm has a measure of its own and the run asks for a difference, too.
     """
     if algorithm.measure is None:
-        return probes("forward" if method is None else method)
-    if method is not None:
+        return probes("forward" if difference is None else difference)
+    if difference is not None:
         raise ParameterError(
-            "method", f"must not be given for an algorithm that has a measure of its own, got {method!r}"
+            "difference", f"must not be given for an algorithm that has a measure of its own, got {difference!r}"
         )
     return algorithm.measure

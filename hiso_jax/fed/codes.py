@@ -153,8 +153,8 @@ def offsets_of(scalars: PyTree, valid: Bool[np.ndarray, "R C"]) -> list[Float[np
     Along random directions it is about 0; forward differences add μ·tr(∇²f)/2 to every scalar.
 
     Args:
-      scalars: of some rounds, [R, C, K, P], coded, or several estimates a direction, of which the directional derivatives
-        are taken.
+      scalars: of some rounds, [R, C, K, P], coded, or several estimates a direction, of which the directional
+        derivatives are taken.
       valid: which of them count.
 
     Returns:

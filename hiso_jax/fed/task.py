@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.factored import PerturbedAs
+from hiso_jax.renamed import refuse_renamed
 
 logger = logging.getLogger("hiso_jax")
 
@@ -145,6 +146,8 @@ def frozen_of(task: Task) -> PyTree | None:
 
 def perturbed_as_of(task: Any) -> PerturbedAs | None:
     """How the task's model reads moved parameters, or None."""
+    if hasattr(task, "moved_as"):
+        refuse_renamed({"moved_as": task.moved_as})
     return getattr(task, "perturbed_as", None)
 
 

@@ -1,6 +1,9 @@
 """The mathematics of scalar-only zeroth-order optimisation: pure functions of arrays."""
 
+from typing import Any
+
 from hiso_jax.exact import PIN, pin, rounded
+from hiso_jax.renamed import successor
 from hiso_jax.zo.accumulate import Ascent, accumulate, by_direction, fold_directions
 from hiso_jax.zo.chain import check_chain, reads_loss, settled, update_with
 from hiso_jax.zo.curvature import CurvatureForm, CurvatureUpdate, hiso, mean_square, scale_by_hiso
@@ -122,3 +125,8 @@ __all__ = [
     "zo_state",
     "zo_states",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names of earlier releases answer with their successors."""
+    raise successor(__name__, name)

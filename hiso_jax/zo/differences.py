@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError, integer, positive
 from hiso_jax.factored import PerturbedAs
+from hiso_jax.renamed import with_renamed
 from hiso_jax.zo.directions import Directions, as_directions, perturb
 from hiso_jax.zo.precision import in_float32
 from hiso_jax.zo.samplers import Sampler
@@ -28,7 +29,8 @@ class Difference:
 
     Attributes:
       offsets: in units of μ. A loss at offset 0 is evaluated once a local step, for all its directions.
-      estimates: (losses [...] at the offsets in their order, μ) → the derivative estimates of a direction, a pytree of [...] arrays.
+      estimates: (losses [...] at the offsets in their order, μ) → the derivative estimates of a direction, a pytree of
+        [...] arrays.
     """
 
     offsets: tuple[float, ...]
@@ -64,17 +66,18 @@ second = Difference((0.0, 1.0, -1.0), _second)
 DIFFERENCES: dict[str, Difference] = {"forward": forward, "central": central, "second": second}
 
 
-def as_difference(method: Difference | str) -> Difference:
+def as_difference(difference: Difference | str) -> Difference:
     """A difference, given itself or by name.
 
     Raises:
       ValueError: an unknown name.
     """
-    if isinstance(method, Difference):
-        return method
-    if method not in DIFFERENCES:
-        raise ParameterError("method", f"must be one of {', '.join(DIFFERENCES)}, or a Difference; got {method!r}")
-    return DIFFERENCES[method]
+    if isinstance(difference, Difference):
+        return difference
+    if difference not in DIFFERENCES:
+        names = ", ".join(DIFFERENCES)
+        raise ParameterError("difference", f"must be one of {names}, or a Difference; got {difference!r}")
+    return DIFFERENCES[difference]
 
 
 def directional_derivatives(numbers: PyTree) -> Any:
@@ -176,6 +179,7 @@ def probe(
     return carry, base[0] if base else middles.mean(0), outputs
 
 
+@with_renamed
 def scalars(
     loss_fn: Callable[[Any, Any], Array],
     params: PyTree[Shaped[Array, "..."]],
@@ -186,7 +190,7 @@ def scalars(
     curvature: PyTree[Shaped[Array, "..."]] | None = None,
     num_perturbations: int,
     mu: float,
-    method: Difference | DifferenceName = "forward",
+    difference: Difference | DifferenceName = "forward",
     sampler: Directions | Sampler | str | None = None,
     perturbed_as: PerturbedAs | None = None,
 ) -> tuple[Float[Array, ""], PyTree[Float[Array, "P"]]]:
@@ -204,8 +208,8 @@ def scalars(
       curvature: H, in the structure of ``params``; None means H = 1.
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
-      method: ``"forward"``, ``"central"``, or another :class:`Difference`; ``"second"`` gives two numbers a direction,
-        {"slope": [P], "curvature": [P]}.
+      difference: ``"forward"``, ``"central"``, or another :class:`Difference`; ``"second"`` gives two estimates a
+        direction, {"slope": [P], "curvature": [P]}.
       sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
         gaussian.
       perturbed_as: which parameters the model reads as a weight with a direction of low rank beside it, see
@@ -215,7 +219,7 @@ def scalars(
       (loss, scalars [P]), in float32 or wider. The central loss is the mean over the pairs.
 
     Raises:
-      ValueError: P, μ or the method out of range, or a loss that is not one number.
+      ValueError: P, μ or the difference out of range, or a loss that is not one number.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -229,7 +233,7 @@ def scalars(
     _, loss, values = probe(
         lambda z, scale: loss_of(params if z is None else perturb(params, z, scale, perturbed_as), batch),
         lambda index: directions.at(round_key, step, index, params, curvature),
-        as_difference(method),
+        as_difference(difference),
         num_perturbations=num_perturbations,
         mu=mu,
     )

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.checks import ParameterError, is_real
 from hiso_jax.factored import PerturbedAs
+from hiso_jax.renamed import with_renamed
 from hiso_jax.zo.accumulate import Ascent
 from hiso_jax.zo.chain import check_chain, settled, update_with
 from hiso_jax.zo.delta_sum import Total
@@ -33,13 +34,14 @@ DirectionsMode = Literal["keep", "regenerate"]
 Step = Callable[[PyTree, optax.OptState, PyTree, Any], tuple[PyTree, optax.OptState, Float[Array, ""]]]
 
 
+@with_renamed
 def step(
     loss_fn: Callable[[Any, Any], Array],
     tx: optax.GradientTransformation,
     *,
     num_perturbations: int = 5,
     mu: float = 1e-3,
-    method: Difference | DifferenceName = "forward",
+    difference: Difference | DifferenceName = "forward",
     directions: DirectionsMode = "regenerate",
     perturbed_as: PerturbedAs | None = None,
 ) -> Step:
@@ -55,16 +57,16 @@ def step(
       tx: an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``.
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
-      method: ``"forward"`` (P + 1 evaluations), ``"central"`` (2·P), or another :class:`~hiso_jax.zo.Difference` that
-        the optimizer's head reads.
+      difference: ``"forward"`` (P + 1 evaluations), ``"central"`` (2·P), or another :class:`~hiso_jax.zo.Difference`
+        that the optimizer's head reads.
       directions: ``"regenerate"`` makes each direction twice, for its scalar and for the update, and needs one copy
         of the parameters; ``"keep"`` makes it once and needs two. The same bits.
       perturbed_as: which parameters the model reads as a weight with a direction of low rank beside it, see
         :func:`~hiso_jax.zo.perturb`; None makes every moved parameter whole.
 
     Raises:
-      ValueError: P, μ, the method or ``directions`` out of range; at the call, a loss that is not one number, a state
-        without such a head, or an optimizer whose members before it need the parameters.
+      ValueError: P, μ, the difference or ``directions`` out of range; at the call, a loss that is not one number, a
+        state without such a head, or an optimizer whose members before it need the parameters.
 
     Example:
       Fold the step number into the key: a constant key repeats its directions.
@@ -79,7 +81,7 @@ def step(
       ...     params, state, loss = train_step(params, state, jnp.zeros(3), jax.random.fold_in(key, i))
     """
     check_estimator(num_perturbations, mu)
-    difference = as_difference(method)
+    chosen = as_difference(difference)
     check_directions(directions)
     loss_of = scalar_loss(loss_fn)
     keep = directions == "keep"
@@ -109,7 +111,7 @@ def step(
         total, loss, (numbers, terms) = probe(
             lambda z, scale: loss_of(params if z is None else perturb(params, z.of(0), scale, perturbed_as), batch),
             directions.at,
-            difference,
+            chosen,
             num_perturbations=num_perturbations,
             mu=mu,
             fold=fold,

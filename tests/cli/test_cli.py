@@ -89,7 +89,7 @@ def test_the_default_run_learns_the_digits(capsys, tmp_path):
 @pytest.mark.thorough
 def test_every_option_of_the_optimizer_runs(capsys, tmp_path):
     options = ["--schedule", "cosine", "--weight-decay", "5e-4", "--momentum", "0.9", "--curvature-update", "all"]
-    options += ["--sampler", "rademacher", "--method", "central", "--local-steps", "2", "--partition", "shards"]
+    options += ["--sampler", "rademacher", "--difference", "central", "--local-steps", "2", "--partition", "shards"]
     code, _, errors = call(capsys, "run", *SMALL, *options, "--out", tmp_path / "run")
     assert (code, errors) == (0, "")
 

@@ -182,7 +182,7 @@ def test_a_rounded_aggregate_is_what_the_server_applies(options):
 def test_every_method_with_scalars_can_have_groups_and_few_bits(method):
     options = {"direction_groups": 2, "scalar_bits": 2, "aggregate_bits": 8, "relay": "aggregate"}
     built = algorithms.load(f"{method}+median").build(0.02, options)
-    result = run(built, method="central")
+    result = run(built, difference="central")
     assert result.records.aggregate.codes.shape == (4, 1, 12)
     assert_trees_identical((result.params, result.state), fed.replay(result.initial_params, built, result.records))
 

@@ -59,7 +59,7 @@ def test_trajectory_of_the_published_implementation(name, x64):
             local_steps=steps,
             num_perturbations=perturbations,
             mu=ref["mu"],
-            method=ref["method"],
+            difference=ref["method"],
             local_learning_rate=rate,
         )
     )

@@ -46,7 +46,7 @@ def test_a_round_is_its_clients_one_by_one(method, x64):
     steps, perturbations, rate, mu = 3, 2, 0.05, 1e-3
     tx = hiso_jax.hiso(0.1)
     params, state, (after, _, record) = one_round(
-        steps, perturbations, tx, method=method, mu=mu, local_learning_rate=rate
+        steps, perturbations, tx, difference=method, mu=mu, local_learning_rate=rate
     )
     inputs, targets = problem(steps)[1]
     curvature = state[0].curvature
@@ -62,7 +62,7 @@ def test_a_round_is_its_clients_one_by_one(method, x64):
             curvature=curvature,
             num_perturbations=perturbations,
             mu=mu,
-            method=method,
+            difference=method,
         )
         delta = zo.accumulate(KEY, g, x, step=k, curvature=curvature)
         return g, jax.tree.map(lambda a, d: a - rate * d, x, delta)

@@ -47,7 +47,7 @@ def test_history_records_and_accounting():
 
 @pytest.mark.thorough
 def test_central_differences_count_their_pairs():
-    result = simulation(rounds=4, method="central").run()
+    result = simulation(rounds=4, difference="central").run()
     assert result.forward_passes == 4 * 2 * 4 * 2
 
 
@@ -147,7 +147,7 @@ def test_stop_ends_the_run_and_keeps_what_was_done():
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"mu": 0.0}, "mu must be a positive finite number, got 0.0"),
         ({"mu": float("inf")}, "mu must be a positive finite number, got inf"),
-        ({"method": "sideways"}, "method must be forward or central, got sideways"),
+        ({"difference": "sideways"}, "difference must be forward or central, got sideways"),
         ({"seed": -1}, "seed must be at least 0"),
         (
             {"local_learning_rate": float("nan")},

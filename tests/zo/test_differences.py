@@ -26,7 +26,7 @@ def problem(seed):
 @functools.partial(jax.jit, static_argnames=("mu", "method"))
 def scalars(params, batch, key, curvature, step, *, mu, method):
     return zo.scalars(
-        loss, params, batch, key, step=step, curvature=curvature, num_perturbations=3, mu=mu, method=method
+        loss, params, batch, key, step=step, curvature=curvature, num_perturbations=3, mu=mu, difference=method
     )
 
 
@@ -52,7 +52,7 @@ def test_scalars_tend_to_directional_derivatives(seed, step, shaped):
         errors = {}
         for method in ("forward", "central"):
             for mu in (1e-3, 1e-4):
-                reported, estimated = scalars(*inputs, mu=mu, method=method)
+                reported, estimated = scalars(*inputs, mu=mu, difference=method)
                 errors[method, mu] = np.abs(np.asarray(estimated) - exact).max()
                 np.testing.assert_allclose(reported, value, rtol=1e-3, atol=1e-3)
         # Tenfold smaller μ: about a tenth of the forward error and a hundredth of the central one.
@@ -91,7 +91,7 @@ def test_memory_does_not_grow_with_the_number_of_perturbations():
         ({"num_perturbations": 1, "mu": 0.0}, "mu must be a positive finite number, got 0.0"),
         ({"num_perturbations": 1, "mu": float("nan")}, "mu must be a positive finite number, got nan"),
         (
-            {"num_perturbations": 1, "mu": 1e-3, "method": "both"},
+            {"num_perturbations": 1, "mu": 1e-3, "difference": "both"},
             "method must be one of forward, central, second, or a Difference; got 'both'",
         ),
     ],

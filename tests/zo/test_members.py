@@ -126,7 +126,7 @@ def test_a_difference_counts_its_evaluations_and_is_exact_on_a_quadratic(x64):
     assert counts == {"forward": 6, "central": 10, "second": 11}
     params, hessian = jnp.array([0.3, -0.2, 0.7]), jnp.array([2.0, 1.0, 0.5])
     _, numbers = zo.scalars(
-        lambda x, _: 0.5 * (hessian * x**2).sum(), params, None, KEY, num_perturbations=4, mu=1e-2, method="second"
+        lambda x, _: 0.5 * (hessian * x**2).sum(), params, None, KEY, num_perturbations=4, mu=1e-2, difference="second"
     )
     for p in range(4):
         z = zo.direction(zo.perturbation_key(KEY, 0, p), params)

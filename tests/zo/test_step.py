@@ -14,7 +14,7 @@ from hiso_jax import zo
 @pytest.mark.parametrize("tx", [hiso_jax.hiso(0.02), optax.chain(hiso_jax.scale_by_zo(), optax.sgd(0.02))])
 def test_step_descends(tx, method):
     target = jnp.linspace(-1, 1, 20).reshape(4, 5)
-    step = zo.step(lambda p, b: jnp.mean((p["w"] + p["b"] - b) ** 2), tx, num_perturbations=4, method=method)
+    step = zo.step(lambda p, b: jnp.mean((p["w"] + p["b"] - b) ** 2), tx, num_perturbations=4, difference=method)
     params = {"w": jnp.zeros((4, 5)), "b": jnp.zeros(5)}
 
     def body(carry, i):

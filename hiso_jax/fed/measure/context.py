@@ -174,7 +174,7 @@ class Measure(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The options of a run that it reads, of "perturbations", "mu", "method" and "directions"."""
+        """The options of a run that it reads, of "perturbations", "mu", "difference" and "directions"."""
         ...
 
     @property

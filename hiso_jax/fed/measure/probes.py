@@ -55,7 +55,7 @@ class Probes:
 
     difference: Difference
     has_scalars: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ("perturbations", "mu", "method", "directions")
+    reads: ClassVar[tuple[str, ...]] = ("perturbations", "mu", "difference", "directions")
 
     @property
     def description(self) -> list[Any]:

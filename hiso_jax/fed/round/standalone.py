@@ -17,6 +17,7 @@ from hiso_jax.fed.measure import Cohort, Estimator, Keys
 from hiso_jax.fed.round.channel import first_memory
 from hiso_jax.fed.round.round import Loss, RoundInputs, server_round
 from hiso_jax.fed.update import ServerState
+from hiso_jax.renamed import with_renamed
 from hiso_jax.zo import Difference, DifferenceName
 
 DEFAULT = ExecutionSettings()
@@ -37,6 +38,7 @@ class Aside(NamedTuple):
 NOTHING = Aside()
 
 
+@with_renamed
 def make_round(
     task_loss: Loss,
     tx: Algorithm | optax.GradientTransformation,
@@ -44,7 +46,7 @@ def make_round(
     local_steps: int,
     num_perturbations: int,
     mu: ArrayLike,
-    method: Difference | DifferenceName | None = None,
+    difference: Difference | DifferenceName | None = None,
     local_learning_rate: optax.ScalarOrSchedule | None = None,
     execution: ExecutionSettings = DEFAULT,
 ) -> Callable[..., tuple[PyTree, Any, RoundRecord]]:
@@ -67,19 +69,19 @@ def make_round(
       local_steps: K ≥ 1.
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
-      method: ``"forward"`` (the default), ``"central"`` or another difference; not for an algorithm with a measure of
-        its own.
+      difference: ``"forward"`` (the default), ``"central"`` or another difference; not for an algorithm with a measure
+        of its own.
       local_learning_rate: η of the clients' own steps, plain SGD; a number or a schedule over rounds. Required
         when K > 1, if the algorithm's clients measure along directions.
       execution: how it is computed.
 
     Raises:
-      ValueError: K, P, μ, the method or ``directions`` out of range, directions kept for K > 1, or K > 1 without
+      ValueError: K, P, μ, the difference or ``directions`` out of range, directions kept for K > 1, or K > 1 without
         ``local_learning_rate``; at the call, a loss that is not per example, a state without a zeroth-order head, or an
         optimizer whose members before the head need the parameters.
     """
     algorithm = as_algorithm(tx)
-    measure = measured_by(algorithm, method)
+    measure = measured_by(algorithm, difference)
     estimator = Estimator(measure, local_steps, num_perturbations, mu, local_learning_rate)
     core = server_round(task_loss, algorithm, estimator, execution)
     has_memory = algorithm.combine.init is not None or any(clip.init is not None for clip in algorithm.rescale)

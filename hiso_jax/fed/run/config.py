@@ -6,11 +6,13 @@ from typing import Any, Literal, get_args
 import optax
 
 from hiso_jax.checks import ParameterError, fraction, integer, positive, rate
+from hiso_jax.renamed import IN_FILES, with_renamed
 from hiso_jax.zo import DirectionsMode, check_directions
 
 MatmulPrecision = Literal["default", "high", "highest"]
 
 
+@with_renamed
 @dataclass(frozen=True, kw_only=True)
 class SimulationConfig:
     """The numbers of a :class:`hiso_jax.fed.Simulation`.
@@ -21,7 +23,7 @@ class SimulationConfig:
       local_steps: local steps a client takes in a round, K.
       perturbations: perturbations per local step, P; by default what the method is made for, 5 of most.
       mu: the smoothing radius μ of the finite differences.
-      method: forward or central differences; None is forward, unless the algorithm has a measure of its own.
+      difference: forward or central differences; None is forward, unless the algorithm has a measure of its own.
       batch_size: examples per local step, drawn with replacement from the client's own.
       seed: the seed of everything random in the run, 0 ≤ seed < 2³¹.
       eval_every: rounds between evaluations.
@@ -50,7 +52,7 @@ class SimulationConfig:
     local_steps: int = 1
     perturbations: int | None = None
     mu: float = 1e-3
-    method: Literal["forward", "central"] | None = None
+    difference: Literal["forward", "central"] | None = None
     batch_size: int = 32
     seed: int = 0
     eval_every: int = 50
@@ -82,8 +84,8 @@ class SimulationConfig:
         if self.directions == "keep" and self.local_steps > 1:
             raise ParameterError("directions", "must be regenerate for several local steps, got keep")
         positive("mu", self.mu)
-        if self.method not in (None, "forward", "central"):
-            raise ParameterError("method", f"must be forward or central, got {self.method}")
+        if self.difference not in (None, "forward", "central"):
+            raise ParameterError("difference", f"must be forward or central, got {self.difference}")
         fraction("attackers", self.attackers)
         if self.attackers_of not in ("population", "cohort"):
             raise ParameterError("attackers_of", f"must be population or cohort, got {self.attackers_of}")
@@ -103,8 +105,9 @@ class SimulationConfig:
 def config_of(config: SimulationConfig, perturbations: int) -> dict[str, Any]:
     """The numbers of a run as a ledger's header holds them; ``perturbations`` is P, whoever chose it."""
     rate = config.local_learning_rate
-    return asdict(config) | {
+    given: dict[str, Any] = asdict(config) | {
         "local_learning_rate": "a schedule" if callable(rate) else rate,
-        "method": config.method or "forward",
+        "difference": config.difference or "forward",
         "perturbations": perturbations,
     }
+    return {IN_FILES.get(name, name): value for name, value in given.items()}

@@ -209,10 +209,10 @@ def estimator_of(algorithm: Algorithm, config: SimulationConfig) -> Estimator:
     """How the clients of a run measure.
 
     Raises:
-      ValueError: the algorithm has a measure of its own, and the configuration asks for a method.
+      ValueError: the algorithm has a measure of its own, and the configuration asks for a difference.
     """
     return Estimator(
-        measured_by(algorithm, config.method),
+        measured_by(algorithm, config.difference),
         config.local_steps,
         config.perturbations or algorithm.perturbations or PERTURBATIONS,
         config.mu,

@@ -30,7 +30,7 @@ class Result:
       simulated_seconds: the time the rounds would have taken the clients; None without a fleet.
       attendance: how many of the invited were absent, dropped out, were late and reported.
       invalid: how many reports held a non-finite scalar and were left out.
-      health_warnings: what was wrong with the run, a sentence each: reports that were left out, scalars that were nothing but
+      health_warnings: a sentence for each fault of the run: reports that were left out, scalars that were nothing but
         rounding.
       offset: what the scalars of a message have in common, the mean of a message in units of its standard deviation,
         averaged over the run; None of a message of less than two scalars. Forward differences add μ·tr(∇²f)/2 to every

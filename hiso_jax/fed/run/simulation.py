@@ -42,8 +42,8 @@ class Simulation:
       ValueError: data or a loss that no run can use, see :func:`hiso_jax.fed.check_task`; a cohort
         larger than the population, an index outside the training data, K > 1 without
         ``local_learning_rate``, more groups of directions than clients in a round, fewer bytes than a message takes, a
-        ``method`` for an algorithm that has a measure of its own, rates of other clients than the population's, a mesh
-        without an axis ``clients``, or parameters split over ``model`` with the sampler ``sphere``.
+        ``difference`` for an algorithm that has a measure of its own, rates of other clients than the population's, a
+        mesh without an axis ``clients``, or parameters split over ``model`` with the sampler ``sphere``.
 
     Example:
       >>> import hiso_jax

@@ -1,0 +1,73 @@
+"""Names that have been replaced: each answers with its successor, and files keep the names that they had."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from hiso_jax.checks import ParameterError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PARAMETERS = {"method": "difference", "moved_as": "perturbed_as"}
+"""Options and keyword arguments of earlier releases, and what they are called now."""
+
+IN_FILES = {"difference": "method"}
+"""Options whose name in ledgers and configuration files is another: files on disk keep theirs."""
+
+NAMES: dict[str, dict[str, str]] = {
+    "hiso_jax": {"simulation": "hiso_jax.reports.Report, a callback of hiso_jax.Simulation"},
+    "hiso_jax.fed": {
+        "Ingredients": "hiso_jax.fed.RunSpec",
+        "PrivateMean": "hiso_jax.channels.private_mean",
+        "Progress": "hiso_jax.fed.Session, which callbacks are called with",
+        "Rescale": "hiso_jax.fed.Clip",
+        "StatefulCombine": "hiso_jax.fed.Combine(function, init=...)",
+        "secret": "hiso_jax.fed.Send(function, noise=hiso_jax.fed.Noise(...))",
+        "separable": "hiso_jax.fed.Send(function, separable=True) or hiso_jax.fed.Combine(function, separable=True)",
+    },
+    "hiso_jax.zo": {
+        "Deal": "hiso_jax.zo.GroupedDirections",
+        "dealt": "hiso_jax.zo.grouped",
+        "made_whole": "hiso_jax.zo.made_dense",
+        "rides": "hiso_jax.zo.shares_matmuls",
+        "slopes": "hiso_jax.zo.directional_derivatives",
+    },
+    "hiso_jax.factored": {
+        "Moved": "hiso_jax.factored.PerturbedParameter",
+        "MovedAs": "hiso_jax.factored.PerturbedAs",
+        "whole": "hiso_jax.factored.dense",
+    },
+}
+"""Public names of earlier releases, by their modules, and what to use now."""
+
+
+def successor(module: str, name: str) -> AttributeError:
+    """The error of a module that has no ``name``, which says what replaced it."""
+    now = NAMES.get(module, {}).get(name)
+    replaced = f"; it has been replaced by {now}" if now else ""
+    return AttributeError(f"module {module!r} has no attribute {name!r}{replaced}")
+
+
+def refuse_renamed(names: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments by names that they no longer have.
+
+    Raises:
+      ParameterError: there is one; it names the successor.
+    """
+    for name, now in PARAMETERS.items():
+        if name in names:
+            raise ParameterError(name, f"is called `{now}` now")
+
+
+def with_renamed(function: F) -> F:
+    """A function or a class that answers keyword arguments by their old names with their new ones."""
+    if isinstance(function, type):
+        function.__init__ = with_renamed(function.__init__)  # type: ignore[misc]
+        return function
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        refuse_renamed(named)
+        return function(*arguments, **named)
+
+    return call  # type: ignore[return-value]
