@@ -1,3 +1,3 @@
 """The release, known to a checkout that is not installed, too."""
 
-VERSION = "0.3.0"
+VERSION = "0.4.0"

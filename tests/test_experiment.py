@@ -8,6 +8,7 @@ import hiso_jax
 from hiso_jax import fed, tasks
 from hiso_jax.fed.ledger import LEDGER
 from tests.cli.test_cli import call
+from tests.marks import thorough
 
 NUMBERS = {"rounds": 8, "clients": 20, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 4}
 CASES = [
@@ -18,7 +19,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES[:2] + [pytest.param(each, marks=pytest.mark.thorough) for each in CASES[2:]])
+@pytest.mark.parametrize("case", CASES[:2] + [thorough(each) for each in CASES[2:]])
 def test_it_is_the_run_of_the_command_line(capsys, tmp_path, case):
     result = hiso_jax.Experiment(**NUMBERS, **case).run(tmp_path / "python")
     words = [word for name, value in {**NUMBERS, **case}.items() for word in (f"--{name.replace('_', '-')}", value)]

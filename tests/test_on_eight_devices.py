@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.marks import slow
+
 FILES = ["test_sharded.py", "test_collectives.py", "test_explicit.py"]
 SLOW_FILES = ["test_double_precision.py", "test_language_model.py"]
 
@@ -24,7 +26,7 @@ def run(repository, *arguments):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("file", [*FILES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_FILES)])
+@pytest.mark.parametrize("file", [*FILES, *(slow(name) for name in SLOW_FILES)])
 def test_on_eight_devices(repository, file):
     run(repository, f"tests/mesh/{file}")
 

@@ -9,6 +9,7 @@ import pytest
 from hiso_jax import algorithms, channels, fed
 from tests.callbacks import Dispatches, StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+from tests.marks import slow
 
 SETTINGS = {"rounds": 9, "cohort": 5, "batch_size": 8, "eval_every": 3, "local_steps": 2, "rounds_per_dispatch": 1}
 
@@ -44,9 +45,7 @@ CASES = [(None, 0.0), (3, 0.5)]
 MORE_CASES = [(1, 0.0), (3, 0.0), (None, 0.5), (1, 0.5)]
 
 
-@pytest.mark.parametrize(
-    ("chunk", "proximal"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)]
-)
+@pytest.mark.parametrize(("chunk", "proximal"), [*CASES, *(slow(*case) for case in MORE_CASES)])
 def test_fed_avg_is_the_loop_of_its_paper(x64, chunk, proximal):
     rate, weights = 0.05, np.array([1.0, 2.0, 0.0, 3.0])
     params, batches = problem()
@@ -91,9 +90,7 @@ def test_differences_may_be_combined_by_a_median(x64):
     np.testing.assert_allclose(after["w"], np.median(each, 0), rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "name", ["fed_adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fed_yogi", "fed_adagrad"))]
-)
+@pytest.mark.parametrize("name", ["fed_adam", *(slow(name) for name in ("fed_yogi", "fed_adagrad"))])
 def test_adaptive_servers_move_by_their_rate_at_first(x64, name):
     """In the first round Adam, Yogi and Adagrad all divide a difference by about its own size."""
     params, batches = problem()

@@ -12,6 +12,7 @@ from hiso_jax import algorithms, fed, zo
 from hiso_jax.algorithms._matrices import AXES, basis_key
 from hiso_jax.stacked import Stacked
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+from tests.marks import slow, thorough
 
 CLIENTS, ROUNDS, MU, RATE, D = 4, 6, 1e-3, 0.05, 7
 SEED = jax.random.key(11)
@@ -320,10 +321,8 @@ NEW = (
 QUICK = ("fed_kseed", "fzoo", "hizoo", "zo_align")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in NEW]
-)
-@pytest.mark.parametrize("directions", ["keep", pytest.param("regenerate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [name if name in QUICK else thorough(name) for name in NEW])
+@pytest.mark.parametrize("directions", ["keep", slow("regenerate")])
 def test_a_method_is_replayed_to_the_bit(name, directions):
     method = getattr(algorithms, name)(0.02)
     kept = None if name in OWN else directions

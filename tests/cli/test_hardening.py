@@ -21,6 +21,7 @@ from tests.callbacks import StopAt
 from tests.cli.test_cli import SMALL, call
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 from tests.fuzz import fuzz
+from tests.marks import slow
 
 TX = hiso_jax.hiso(0.02)
 
@@ -198,8 +199,8 @@ LONG = ["--rounds", "1000000", "--clients", "20", "--cohort", "4", "--perturbati
     ("number", "code"),
     [
         (signal.SIGTERM, 143),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        slow(signal.SIGHUP, 129),
+        slow(signal.SIGINT, 130),
     ],
 )
 def test_what_schedulers_send_ends_a_run_like_ctrl_c(capsys, tmp_path, number, code):

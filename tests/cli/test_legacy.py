@@ -20,6 +20,7 @@ from hiso_jax import fed
 from hiso_jax.fed.ledger import load_delta
 from tests.cli.test_cli import call
 from tests.fed.problems import assert_trees_identical
+from tests.marks import slow
 from tests.tasks.text.problems import data_folder, model_folder
 
 LEGACY = Path(__file__).parent.parent / "legacy"
@@ -28,7 +29,7 @@ WHOLE = "7bf7fb983c02916d952cbdf52be459a2a3edff11ddb3f8cbf1762f5858fcce09"
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("with_snapshots", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("with_snapshots", [True, slow(False)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(capsys, tmp_path, with_snapshots):
     run = tmp_path / "run"
     shutil.copytree(LEGACY / "interrupted", run)

@@ -11,6 +11,7 @@ from hiso_jax.experiment import given_to
 from hiso_jax.tune import Compare
 from hiso_jax.version import VERSION
 from tests.cli.test_cli import SMALL, call
+from tests.marks import slow
 
 MINE = '''
 """Scalars by their running root mean square, then DeComFL: the idea of MEAZO (arXiv 2605.03869)."""
@@ -103,9 +104,7 @@ def test_another_file_is_not_the_runs(capsys, tmp_path, mine):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "rates", [["--learning-rate", "0.01"], pytest.param(["--learning-rate", "0.003,0.01"], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("rates", [["--learning-rate", "0.01"], slow(["--learning-rate", "0.003,0.01"])])
 def test_it_is_compared_and_tuned(capsys, tmp_path, mine, rates):
     options = [*SMALL, "--algorithms", f"decomfl,{mine},decomfl+median", "--seeds", "1", *rates]
     code, text, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")

@@ -6,6 +6,7 @@ import pytest
 
 from hiso_jax import algorithms, fed
 from tests.cli.test_cli import SMALL, call
+from tests.marks import slow
 
 FOUR = [name for name in SMALL if name not in ("--perturbations", "2")]
 
@@ -14,10 +15,7 @@ FOUR = [name for name in SMALL if name not in ("--perturbations", "2")]
     "words",
     [
         ["--algorithm", "decomfl", "--direction-groups", "own", "--scalar-bits", "2", "--perturbations", "7"],
-        pytest.param(
-            ["--algorithm", "hiso+median+quantise", "--direction-groups", "2", "--aggregate-bits", "8"],
-            marks=pytest.mark.slow,
-        ),
+        slow(["--algorithm", "hiso+median+quantise", "--direction-groups", "2", "--aggregate-bits", "8"]),
     ],
 )
 def test_a_run_is_kept_shown_replayed_and_exported(capsys, tmp_path, words):

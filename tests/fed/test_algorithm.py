@@ -13,6 +13,7 @@ from hiso_jax import algorithms, channels, fed, zo
 from hiso_jax.fed.algorithm import by_scalar
 from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+from tests.marks import slow
 
 SETTINGS = {"rounds": 12, "cohort": 5, "batch_size": 8, "perturbations": 3, "eval_every": 4}
 KEY = jax.random.key(3)
@@ -64,9 +65,7 @@ FAST = ("separable, with keys",)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PARTS]
-)
+@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in PARTS])
 def test_kept_and_regenerated_directions_and_the_replay_are_the_same_to_the_bit(name):
     algorithm = fed.Algorithm(hiso_jax.hiso(0.02), **PARTS[name])
     kept, made_again = run(algorithm, directions="keep"), run(algorithm, directions="regenerate")
@@ -201,7 +200,7 @@ def capped(start=1.0):
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("snapshot_every", "weighting"),
-    [(3, "examples"), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0, "examples"), (3, "uniform")])],
+    [(3, "examples"), *(slow(*case) for case in [(0, "examples"), (3, "uniform")])],
 )
 def test_what_a_combiner_remembers_survives_a_stop(tmp_path, snapshot_every, weighting):
     algorithm = fed.Algorithm(hiso_jax.hiso(0.02), combine=capped())
@@ -262,9 +261,9 @@ def test_a_memory_made_again_from_the_ledger_is_the_runs_to_the_last_bit(tmp_pat
     "other",
     [
         {"combine": channels.median()},
-        pytest.param({"measure": fed.probes("central")}, marks=pytest.mark.slow),
-        pytest.param({"send": (doubled,)}, marks=pytest.mark.slow),
-        pytest.param({"wire": fed.Wire(8, 8)}, marks=pytest.mark.slow),
+        slow({"measure": fed.probes("central")}),
+        slow({"send": (doubled,)}),
+        slow({"wire": fed.Wire(8, 8)}),
     ],
 )
 def test_another_algorithm_does_not_go_on_with_a_run(tmp_path, other):

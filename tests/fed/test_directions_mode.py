@@ -13,6 +13,7 @@ import hiso_jax
 from hiso_jax import fed, zo
 from hiso_jax.fed.algorithm import by_scalar
 from tests.fed.problems import assert_trees_identical, digits_population, digits_task, linear_task, optimizers
+from tests.marks import slow
 
 SETTINGS = {"rounds": 6, "cohort": 5, "batch_size": 8, "eval_every": 6}
 
@@ -27,7 +28,7 @@ def run(task=None, tx=None, **settings):
 
 @pytest.mark.parametrize(
     ("name", "perturbations"),
-    [("hiso", 5), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+    [("hiso", 5), *(slow(*case) for case in MORE)],
 )
 def test_both_modes_and_the_replay_are_the_same_to_the_bit(name, perturbations):
     tx = optimizers()[name]
@@ -219,7 +220,7 @@ MORE_BEFORE = [case for case in itertools.product(CHAINS, (3, 260_000), (1, 5)) 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "width", "perturbations"),
-    [*BEFORE, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_BEFORE)],
+    [*BEFORE, *(slow(*case) for case in MORE_BEFORE)],
 )
 def test_what_stands_before_the_head_is_heeded_in_every_mode(name, width, perturbations):
     """Below a million parameters directions are made again by default, above they are kept."""

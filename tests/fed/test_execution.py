@@ -15,6 +15,7 @@ from hiso_jax.fed.round import RoundInputs, server_round
 from hiso_jax.fed.run.dispatch import draw_batches
 from hiso_jax.fed.update import ServerState
 from tests.fed.problems import linear_task
+from tests.marks import slow
 
 
 @pytest.mark.thorough
@@ -33,7 +34,7 @@ def test_pieces_are_the_whole(rows, size):
     assert max(seen) <= max(size, 1)
 
 
-@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["mlp", slow("cnn")])
 def test_the_estimate_of_memory_is_safe_and_not_wild(model):
     """At least what XLA allocates for 256 examples more, and less than eight times that."""
     task = tasks.digits(model)
@@ -91,7 +92,7 @@ def scalars(steps, clients=23, **settings):
     [
         (1, {"memory_budget": 1}),
         (3, {"client_chunk": 4}),
-        pytest.param(3, {"memory_budget": 1}, marks=pytest.mark.slow),
+        slow(3, {"memory_budget": 1}),
     ],
 )
 def test_a_cohort_in_pieces_measures_the_same(steps, settings):

@@ -15,6 +15,7 @@ from hiso_jax import algorithms, channels, fed
 from hiso_jax.fed.part_digests import digest
 from tests.callbacks import StopAt
 from tests.fed.problems import digits_population, linear_task
+from tests.marks import thorough
 
 
 @pytest.mark.parametrize("name", algorithms.NAMES)
@@ -94,8 +95,8 @@ def trimmed(share):
     ("one", "other", "part"),
     [
         (hiso_jax.decomfl(0.01), hiso_jax.decomfl(0.5), "optimizer"),
-        pytest.param(algorithms.fed_avg(0.1), algorithms.fed_avg(5.0), "measure|optimizer", marks=pytest.mark.thorough),
-        pytest.param(trimmed(0.2), trimmed(0.0), "combine", marks=pytest.mark.thorough),
+        thorough(algorithms.fed_avg(0.1), algorithms.fed_avg(5.0), "measure|optimizer"),
+        thorough(trimmed(0.2), trimmed(0.0), "combine"),
     ],
 )
 def test_no_run_goes_on_with_another_ones_numbers(tmp_path, one, other, part):

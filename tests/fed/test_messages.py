@@ -16,6 +16,7 @@ from hiso_jax.fed.ledger import (
 from hiso_jax.fed.population import ABSENT, DROPPED
 from hiso_jax.fed.run.traffic import last_synced_rounds
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task, optimizers
+from tests.marks import slow, thorough
 
 ROUNDS = 24
 
@@ -44,7 +45,7 @@ SLOW = ["hiso-all", "few bits both ways", "momentum", "one bit in two groups", "
 
 @pytest.mark.parametrize(
     "name",
-    ["own", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+    ["own", *(slow(name) for name in SLOW)],
 )
 def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
     """Every visit of the run: the client replays what it missed from the bytes it is sent, and is where the server is.
@@ -95,7 +96,7 @@ def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
     assert len(clients) == result.traffic["participants"]
 
 
-@pytest.mark.parametrize("groups", ["own", pytest.param("shared", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("groups", ["own", thorough("shared")])
 def test_rounds_along_a_pool_are_told_as_a_sum_a_seed_where_that_is_least(groups):
     """Every visit of the run again; sums leave a client where the server is but for rounding."""
     schedule = optax.linear_schedule(0.05, 0.01, ROUNDS)

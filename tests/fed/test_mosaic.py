@@ -15,6 +15,7 @@ from hiso_jax.channels.clip_to_median import clipping_factors
 from hiso_jax.fed.ledger import delta_of, load_delta, save_delta
 from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+from tests.marks import slow
 
 CLIENTS, MU = 5, 1e-3
 
@@ -74,7 +75,7 @@ LIGHT = [(2, 2, 3)]
 
 
 def light(cases, few):
-    return [case if case in few else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+    return [case if case in few else slow(*case) for case in cases]
 
 
 @pytest.mark.thorough
@@ -122,7 +123,7 @@ def test_a_round_is_the_formulas(bits, groups, steps, x64):
 # ---------------------------------------------------------------- against DeComFL
 
 
-@pytest.mark.parametrize("settings", [{}, pytest.param({"local_steps": 2}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("settings", [{}, slow({"local_steps": 2})])
 def test_one_group_of_floats_without_clipping_is_decomfl_to_the_bit(settings):
     method = hiso_jax.mosaic(0.05, scalar_bits=32, direction_groups="shared", clipping=False)
     ours, theirs = run(method, **settings), run(algorithms.decomfl(0.05), **settings)
@@ -167,7 +168,7 @@ def test_what_was_sent_replays_the_run_to_the_bit(bits, groups, steps):
     "options",
     [
         {"aggregate_bits": 4},
-        pytest.param({"aggregate_bits": 8, "direction_groups": "own", "relay": "aggregate"}, marks=pytest.mark.slow),
+        slow({"aggregate_bits": 8, "direction_groups": "own", "relay": "aggregate"}),
     ],
 )
 def test_a_rounded_aggregate_is_what_the_server_applies(options):
@@ -301,9 +302,7 @@ def test_at_a_usual_radius_digits_have_none():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "options", [{}, pytest.param({"relay": "aggregate", "aggregate_bits": 4}, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("options", [{}, slow({"relay": "aggregate", "aggregate_bits": 4})])
 def test_a_run_that_is_kept_goes_on_and_becomes_a_delta(options, tmp_path):
     """Its codes are packed on disk, a run that was stopped ends in the same bits, and its delta leads there, too."""
     method = hiso_jax.mosaic(0.05, scalar_bits=2, **options)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiso_jax import fed
+from tests.marks import thorough
 
 
 def build(kind, labels, clients, seed, alpha=0.3, shards=2):
@@ -142,9 +143,7 @@ def test_a_partition_that_is_none_is_refused(indices, offsets, sentence):
         population.check(3)
 
 
-@pytest.mark.parametrize(
-    "deal", [fed.dirichlet, fed.dirichlet_balanced, pytest.param(fed.virtual, marks=pytest.mark.thorough)]
-)
+@pytest.mark.parametrize("deal", [fed.dirichlet, fed.dirichlet_balanced, thorough(fed.virtual)])
 def test_labels_in_a_list_are_those_of_an_array(deal):
     labels = np.random.default_rng(0).integers(0, 3, 40)
     array, listed = (deal(given, 4, alpha=1.0) for given in (labels, labels.tolist()))

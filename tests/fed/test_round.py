@@ -13,6 +13,7 @@ from hiso_jax.fed.measure import Cohort, Estimator, Keys
 from hiso_jax.fed.round import Arrived, first_memory, server_settle
 from hiso_jax.fed.update import ServerState
 from tests.fed.problems import assert_trees_identical
+from tests.marks import slow, thorough
 
 KEY = jax.random.key(11)
 CLIENTS, BATCH = 4, 6
@@ -40,7 +41,7 @@ def one_round(steps=1, perturbations=3, tx=None, mask=None, batches=None, task_l
     return params, state, jax.jit(run)(params, state, batches or drawn, mask, KEY)
 
 
-@pytest.mark.parametrize("method", ["forward", pytest.param("central", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["forward", slow("central")])
 def test_a_round_is_its_clients_one_by_one(method, x64):
     """K = 3 local steps against a plain loop over clients, each with its own parameters."""
     steps, perturbations, rate, mu = 3, 2, 0.05, 1e-3
@@ -79,7 +80,7 @@ def test_a_round_is_its_clients_one_by_one(method, x64):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("steps", [slow(1), 3])
 def test_masked_clients_do_not_count(steps):
     _, _, (_, _, whole) = one_round(steps)
     _, _, (_, _, part) = one_round(steps, mask=[True, False, True, True])
@@ -90,7 +91,7 @@ def test_masked_clients_do_not_count(steps):
 
 @pytest.mark.parametrize(
     ("steps", "bad"),
-    [(1, np.nan), (3, np.inf), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, np.inf), (3, np.nan)])],
+    [(1, np.nan), (3, np.inf), *(slow(*case) for case in [(1, np.inf), (3, np.nan)])],
 )
 def test_one_non_finite_scalar_invalidates_its_client(steps, bad):
     _, (inputs, targets) = problem(steps)
@@ -101,7 +102,7 @@ def test_one_non_finite_scalar_invalidates_its_client(steps, bad):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, state, record.loss)))
 
 
-@pytest.mark.parametrize("directions", [pytest.param("keep", marks=pytest.mark.thorough), "regenerate"])
+@pytest.mark.parametrize("directions", [thorough("keep"), "regenerate"])
 def test_a_weight_that_is_not_positive_is_none(directions):
     execution = fed.ExecutionSettings(directions=directions)
     after = [

@@ -11,6 +11,7 @@ import pytest
 import hiso_jax
 from hiso_jax import fed, zo
 from tests.fed.problems import digits_population, linear_task
+from tests.marks import slow
 
 ROWS = np.zeros((4, 3), np.float32)
 
@@ -110,7 +111,7 @@ def test_reports_that_are_left_out_are_told(caplog):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("method", [hiso_jax.hiso(1e-3), pytest.param(hiso_jax.mosaic(1e-3), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", [hiso_jax.hiso(1e-3), slow(hiso_jax.mosaic(1e-3))])
 def test_a_mu_that_rounding_eats_is_told(method, caplog):
     def run(mu):
         config = fed.SimulationConfig(rounds=12, cohort=4, batch_size=8, eval_every=12, mu=mu, perturbations=4)

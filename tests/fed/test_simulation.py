@@ -17,6 +17,7 @@ from hiso_jax.fed.run.programs import build_dispatch, costs_of, first_state
 from hiso_jax.fed.run.progress_estimate import RoundTimes, expected_seconds
 from tests.callbacks import Dispatches, StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
+from tests.marks import slow
 
 SETTINGS = {"rounds": 30, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 10}
 
@@ -92,7 +93,7 @@ def test_a_target_must_hold_for_three_evaluations(values, target, index):
     assert fed.first_at_target(values, target) == index
 
 
-@pytest.mark.parametrize("per_dispatch", [pytest.param(None, marks=pytest.mark.slow), 1, 4])
+@pytest.mark.parametrize("per_dispatch", [slow(None), 1, 4])
 def test_a_rate_far_too_high_diverges_and_the_state_stays_as_it_was_then(per_dispatch):
     result = simulation(rate=1e6, rounds_per_dispatch=per_dispatch).run()
     assert result.diverged_at is not None

@@ -13,6 +13,7 @@ import hiso_jax
 from hiso_jax import experiment, fed, tasks
 from tests.cli.test_cli import SMALL, call
 from tests.fed.problems import digits_population, linear_task
+from tests.marks import slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +85,7 @@ def test_examples_are_held_out_of_any_task():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "command", ["run", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sweep", "compare"))]
-)
+@pytest.mark.parametrize("command", ["run", *(slow(name) for name in ("sweep", "compare"))])
 def test_it_goes_through_every_command(capsys, tmp_path, monkeypatch, command):
     monkeypatch.setattr(f"hiso_jax.cli.{command}.load_task", lambda options, console: bare())
     options = ["--learning-rate", "0.02"] if command == "run" else ["--learning-rate", "0.01,0.02"]

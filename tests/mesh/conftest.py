@@ -4,12 +4,13 @@ import jax
 import pytest
 
 from hiso_jax import fed
+from tests.marks import slow
 
 SHAPES = {"1": (1, 1), "2": (2, 1), "4": (4, 1), "8": (8, 1), "2x4": (8, 4)}
 FAST = ("8", "2x4")
 
 
-@pytest.fixture(params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES])
+@pytest.fixture(params=[name if name in FAST else slow(name) for name in SHAPES])
 def mesh(request):
     """A mesh of clients, or of clients × model."""
     if jax.device_count() < 8:

@@ -17,6 +17,7 @@ from hiso_jax.fed.run import describe, programs
 from hiso_jax.models import lm
 from hiso_jax.plan import collectives, read
 from hiso_jax.tasks.text import text_shapes
+from tests.marks import slow
 
 ROUNDS, COHORT, STEPS, PERTURBATIONS, WIDTH = 3, 6, 2, 5, 16_384
 
@@ -60,8 +61,8 @@ def compiled(mesh, method=None):
     [
         ("8", None),
         ("2x4", None),
-        pytest.param("2x4", hiso_jax.mosaic(0.01, scalar_bits=2), marks=pytest.mark.slow),
-        pytest.param("8", hiso_jax.mosaic(0.01, scalar_bits=2), marks=pytest.mark.slow),
+        slow("2x4", hiso_jax.mosaic(0.01, scalar_bits=2)),
+        slow("8", hiso_jax.mosaic(0.01, scalar_bits=2)),
     ],
     indirect=["mesh"],
 )

@@ -9,6 +9,7 @@ import pytest
 import hiso_jax
 from hiso_jax import fed
 from tests.fed.problems import digits_population, double_task
+from tests.marks import slow
 
 
 def run(mesh):
@@ -23,9 +24,7 @@ def unsharded():
     return run(None)
 
 
-@pytest.mark.parametrize(
-    "mesh", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("1", "2", "4", "8")), "2x4"], indirect=True
-)
+@pytest.mark.parametrize("mesh", [*(slow(name) for name in ("1", "2", "4", "8")), "2x4"], indirect=True)
 def test_fifty_rounds_in_double_precision(mesh, x64):
     result, alone = run(mesh), unsharded()
     assert result.rounds == 50

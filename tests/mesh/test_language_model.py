@@ -13,6 +13,7 @@ from hiso_jax.models.lm.checkpoint import Pretrained
 from hiso_jax.models.lm.trainable import tune
 from hiso_jax.tasks.text import TextChoice
 from tests.fed.problems import assert_trees_identical
+from tests.marks import slow
 from tests.models.lm.checkpoints import LLAMA
 
 CONFIG = {**LLAMA, "num_hidden_layers": 2, "vocab_size": 64}
@@ -39,7 +40,7 @@ def run(mesh, trainable):
     return fed.Simulation(task(trainable), hiso_jax.hiso(1e-3), fed.iid(24, 6), config, mesh=mesh).run()
 
 
-@pytest.mark.parametrize("trainable", ["lora", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trainable", ["lora", slow("all")])
 def test_a_sharded_run_of_a_language_model(mesh, trainable):
     result, alone = run(mesh, trainable), run(None, trainable)
     # On clients alone every device runs the unsharded program. Split along the model, the sums inside attention and

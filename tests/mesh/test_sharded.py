@@ -11,6 +11,7 @@ import hiso_jax
 from hiso_jax import algorithms, fed, zo
 from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, digits_task, linear_task
+from tests.marks import slow
 
 MU = 1e-3
 # Five clients: no mesh but the smallest divides them.
@@ -60,7 +61,7 @@ def test_a_sharded_run(mesh, monkeypatch):
     assert result.mesh_shape == dict(mesh.shape)
 
 
-@pytest.mark.parametrize("mesh", ["2x4", pytest.param("8", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("mesh", ["2x4", slow("8")], indirect=True)
 def test_a_sharded_run_that_was_stopped_goes_on(mesh, tmp_path):
     """From a snapshot after round 6 and the ledger, to the last bit."""
     stopped = run(mesh, fed.Storage(tmp_path / "run", snapshot_every=6), stop_at=9, dispatch=3)
@@ -91,7 +92,7 @@ def test_spheres_are_not_split(mesh):
 
 
 @pytest.mark.parametrize("mesh", ["2x4"], indirect=True)
-@pytest.mark.parametrize("tx", [pytest.param(hiso_jax.scale_by_zo(), marks=pytest.mark.slow), hiso_jax.scale_by_hiso()])
+@pytest.mark.parametrize("tx", [slow(hiso_jax.scale_by_zo()), hiso_jax.scale_by_hiso()])
 def test_a_heads_init_and_update_keep_the_parameters_sharding(mesh, tx):
     """As optax asks of its members: what is like the parameters lives where they live, and its numbers are the same."""
     params = {"w": jax.numpy.ones((16, 64)), "b": jax.numpy.ones(64)}
@@ -110,8 +111,8 @@ def test_a_heads_init_and_update_keep_the_parameters_sharding(mesh, tx):
     assert_trees_identical(jax.tree.map(np.asarray, updates), jax.tree.map(np.asarray, alone))
 
 
-@pytest.mark.parametrize("mesh", ["8", pytest.param("2x4", marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.parametrize("make", [algorithms.fed_avg, pytest.param(algorithms.fed_adam, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mesh", ["8", slow("2x4")], indirect=True)
+@pytest.mark.parametrize("make", [algorithms.fed_avg, slow(algorithms.fed_adam)])
 def test_first_order_clients_on_a_mesh(mesh, make):
     """Local sums and one sum over the devices: the same up to rounding, and the copies on the devices agree."""
 
@@ -132,7 +133,7 @@ LIGHT = [("8", 2, 5, 1, "regenerate")]
 
 @pytest.mark.parametrize(
     ("mesh", "bits", "groups", "steps", "directions"),
-    [case if case in LIGHT else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+    [case if case in LIGHT else slow(*case) for case in CASES],
     indirect=["mesh"],
 )
 def test_clients_with_directions_of_their_own_on_a_mesh(mesh, bits, groups, steps, directions):
@@ -152,7 +153,7 @@ def test_clients_with_directions_of_their_own_on_a_mesh(mesh, bits, groups, step
         np.testing.assert_allclose(result.records.scalars[0, :, 0], alone.records.scalars[0, :, 0], atol=tolerance)
 
 
-@pytest.mark.parametrize("groups", [None, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("groups", [None, slow(1)])
 def test_directions_of_low_rank_on_a_mesh(mesh, groups):
     """Replayed by one device to the bit; a factored curvature is not split."""
     sampler = zo.Directions(zo.LowRank(), groups=groups)

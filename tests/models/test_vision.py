@@ -22,9 +22,7 @@ def test_parameter_counts():
     assert size(models.cnn(side=8, kernel=3, features=(8, 16))) == 1_898
 
 
-@pytest.mark.parametrize(
-    ("side", "kernel", "features"), [pytest.param(28, 5, (16, 32), marks=pytest.mark.slow), (8, 3, (8, 16))]
-)
+@pytest.mark.parametrize(("side", "kernel", "features"), [slow(28, 5, (16, 32)), (8, 3, (8, 16))])
 def test_cnn_is_plain_convolutions_relus_and_pools(side, kernel, features, x64):
     model = models.cnn(side=side, kernel=kernel, features=features)
     params = jax.tree.map(lambda x: np.random.default_rng(1).normal(size=x.shape), model.init(jax.random.key(1)))
@@ -52,6 +50,7 @@ def test_init_depends_on_its_key_alone():
 COMPILE = """
 import jax, jax.numpy as jnp
 from hiso_jax import models, zo
+from tests.marks import slow
 
 model = models.cnn(side=28, kernel=5, features=(16, 32))
 params = jax.eval_shape(model.init, jax.random.key(0))

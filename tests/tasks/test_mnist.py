@@ -9,6 +9,7 @@ import pytest
 
 from hiso_jax import tasks
 from hiso_jax.tasks.mnist import FASHION, FILES, MNIST, read_idx
+from tests.marks import slow
 
 COUNTS = {"train": 30, "test": 7}
 
@@ -45,7 +46,7 @@ def assert_is_ours(task):
     assert task.loss(task.init(jax.random.key(0)), batch).shape == (4,)
 
 
-@pytest.mark.parametrize("model", [pytest.param("cnn", marks=pytest.mark.slow), "mlp"])
+@pytest.mark.parametrize("model", [slow("cnn"), "mlp"])
 def test_idx_files(folder, model):
     assert_is_ours(tasks.mnist(folder, model))
 

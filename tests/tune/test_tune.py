@@ -12,6 +12,7 @@ from hiso_jax.cli.main import main
 from hiso_jax.experiment import build_task, methods_of, resolve
 from hiso_jax.tune.search import Held
 from tests.cli.test_cli import call
+from tests.marks import thorough
 
 NUMBERS = {"rounds": 8, "clients": 20, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 4}
 WORDS = [word for name, value in NUMBERS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -78,9 +79,7 @@ def test_one_program_tunes_a_method(tmp_path, monkeypatch):
     assert compiled == [1, 0, 0, 0]
 
 
-@pytest.mark.parametrize(
-    "schedule", ["cosine", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("constant", "inverse-sqrt"))]
-)
+@pytest.mark.parametrize("schedule", ["cosine", *(thorough(name) for name in ("constant", "inverse-sqrt"))])
 def test_rates_as_arrays_lead_where_the_schedule_leads(schedule):
     names = {"algorithm": "hiso", "schedules": (schedule,)}
     settings = resolve(tune.Compare, names).settings({**NUMBERS, "schedules": (schedule,), "algorithms": ("hiso",)})

@@ -9,6 +9,7 @@ import hiso_jax
 from hiso_jax import zo
 from hiso_jax.stacked import Stacked
 from tests.fed.problems import assert_trees_identical
+from tests.marks import slow
 
 KEY = jax.random.key(5)
 PARAMS = {"a": jnp.zeros((6, 16)), "b": jnp.zeros(33)}
@@ -68,9 +69,7 @@ def test_moments_of_the_groups_directions():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("groups", "block"), [(4, 16), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(4, 1), (4, 4), (2, 4)])]
-)
+@pytest.mark.parametrize(("groups", "block"), [(4, 16), *(slow(*case) for case in [(4, 1), (4, 4), (2, 4)])])
 def test_the_floor_of_shared_draws_is_the_one_that_is_stated(groups, block):
     """E‖Δ‖² / ‖∇f‖² = d/(G·P) + (1 − 1/G)(B + 1)/P + 1 of a linear function, whose scalars are exact."""
     size, perturbations = 64, 2
@@ -89,9 +88,7 @@ def test_the_floor_of_shared_draws_is_the_one_that_is_stated(groups, block):
     assert measured == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize(
-    ("groups", "block"), [(3, 8), (3, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 8), (40, 8)])]
-)
+@pytest.mark.parametrize(("groups", "block"), [(3, 8), (3, 0), *(slow(*case) for case in [(1, 8), (40, 8)])])
 def test_delta_is_the_mean_over_groups_and_directions(groups, block):
     own = deal(groups, block=block)
     numbers = jax.random.normal(jax.random.key(2), (groups * 3,))

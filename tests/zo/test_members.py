@@ -8,6 +8,7 @@ import pytest
 
 from hiso_jax import zo
 from tests.fed.problems import assert_trees_identical
+from tests.marks import slow
 
 HEADS = {
     "scale_by_zo": zo.scale_by_zo,
@@ -26,9 +27,7 @@ def parameters(dtype=jnp.float32):
 
 
 @heads
-@pytest.mark.parametrize(
-    "sampler", ["gaussian", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rademacher", "sphere"))]
-)
+@pytest.mark.parametrize("sampler", ["gaussian", *(slow(name) for name in ("rademacher", "sphere"))])
 def test_jitted_it_is_the_same(make, sampler):
     tx, params = make(sampler=sampler), parameters()
     state = jax.jit(tx.init)(params)
@@ -97,7 +96,7 @@ def test_numbers_of_the_head_may_be_injected_too():
 @heads
 @pytest.mark.parametrize(
     "dtype",
-    [jnp.bfloat16, *(pytest.param(each, marks=pytest.mark.slow) for each in (jnp.float16, jnp.float32, jnp.float64))],
+    [jnp.bfloat16, *(slow(each) for each in (jnp.float16, jnp.float32, jnp.float64))],
 )
 def test_updates_are_in_the_wider_dtype_and_parameters_keep_theirs(make, dtype, x64):
     tx, params = make(), parameters(dtype)

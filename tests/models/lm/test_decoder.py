@@ -14,6 +14,7 @@ from hiso_jax.models.lm.checkpoint import Pretrained
 from hiso_jax.models.lm.names import leaves
 from hiso_jax.models.lm.trainable import partition, tune
 from hiso_jax.stacked import merge
+from tests.marks import slow
 from tests.models.lm.checkpoints import CONFIGS, LLAMA, inputs
 
 KEY = jax.random.key(0)
@@ -36,9 +37,7 @@ def plain_greedy(model, tokens, mask, count):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "name", ["mistral", *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama"))]
-)
+@pytest.mark.parametrize("name", ["mistral", *(slow(name) for name in ("opt", "llama"))])
 def test_cached_decoding_is_decoding_without_a_cache(name):
     model, (tokens, mask) = pretrained(name), inputs("left")
     generate = jax.jit(
@@ -94,7 +93,7 @@ def test_lora_begins_as_the_model_and_is_what_the_formula_says():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["llama", pytest.param("opt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llama", slow("opt")])
 def test_a_prefix_begins_as_tokens_before_the_text(name):
     model, (tokens, mask) = pretrained(name), inputs("left")
     tuned = tune(model, "prefix", prefix_tokens=3, seed=5)

@@ -11,6 +11,7 @@ from hiso_jax.models import lm
 from hiso_jax.models.lm import export
 from hiso_jax.models.lm.trainable import tune
 from hiso_jax.stacked import merge
+from tests.marks import slow
 from tests.models.lm.checkpoints import CONFIGS, LLAMA, write, write_tokenizer
 from tests.models.lm.test_loading import WIDE, identical, write_gguf
 
@@ -24,7 +25,7 @@ def folder_of(folder, config):
 FAST = ("opt-350m", "llama-biased", "llama3", "qwen2-windowed")
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
+@pytest.mark.parametrize("name", [n if n in FAST else slow(n) for n in CONFIGS])
 def test_a_checkpoint_is_exported_as_it_was_loaded(name, tmp_path):
     first = lm.load(folder_of(tmp_path / "a", CONFIGS[name]))
     lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")

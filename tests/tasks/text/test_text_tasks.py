@@ -16,6 +16,7 @@ from hiso_jax.models.lm.trainable import tune
 from hiso_jax.tasks.text import text_data, text_task
 from hiso_jax.tasks.text.encode import buckets_for, truncate
 from hiso_jax.tasks.text.scores import exact_match, macro_f1, rouge, token_f1
+from tests.marks import slow
 from tests.models.lm.checkpoints import WORDS
 from tests.tasks.text.problems import data_folder, model_folder, reviews, write_rows
 
@@ -95,7 +96,7 @@ def test_buckets_and_groups_change_nothing(task):
     assert "stablehlo.case" in program
 
 
-@pytest.mark.parametrize("trainable", ["lora", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trainable", ["lora", slow("all")])
 def test_fine_tuning_learns_and_replays(pretrained, tmp_path, trainable):
     task = classification(pretrained, data_folder(tmp_path), trainable)
     tx = hiso_jax.hiso(0.004 if trainable == "all" else 0.01)

@@ -1,0 +1,15 @@
+"""Cases of parametrised tests of seconds (thorough) or minutes (slow), which the plain test command leaves out."""
+
+from typing import Any
+
+import pytest
+
+
+def thorough(*values: Any) -> Any:
+    """A case of seconds."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
+
+
+def slow(*values: Any) -> Any:
+    """A case of minutes."""
+    return pytest.param(*values, marks=pytest.mark.slow)
