@@ -1,4 +1,4 @@
-"""What is kept of a run: its rounds in a file, snapshots, deltas, and the way back from them to the model."""
+"""The records of a run: a ledger of its rounds, snapshots and deltas, and the replay that rebuilds the model."""
 
 from hiso_jax.fed.ledger.apply import apply_delta
 from hiso_jax.fed.ledger.delta import Delta, bytes_a_round, delta_of, load_delta, save_delta

@@ -1,4 +1,4 @@
-"""From a delta back to the model, by whoever has the base and the optimizer."""
+"""Rebuild the model from a delta, its base checkpoint and its optimizer."""
 
 import jax
 import optax
@@ -22,14 +22,15 @@ def apply_delta(
     """The fine-tuned parameters of a delta.
 
     Args:
-      delta: what :func:`load_delta` read.
-      params: the parameters that the run began with.
+      delta: the delta, from :func:`load_delta`.
+      params: the run's initial parameters.
       tx: its optimizer, or its algorithm.
-      frozen: the parameters that it did not train, if its task has any.
-      accept_difference: also take parameters that are not the run's to the last bit, of another processor, say.
+      frozen: the parameters that the run did not train, if its task has any.
+      accept_difference: also accept parameters that differ from the run's in their bits, for example on another
+        processor.
 
     Raises:
-      ValueError: the base is not the run's, or what comes out is not.
+      ValueError: the base checkpoint is not the run's, or the rebuilt parameters are not.
 
     Example:
       >>> import tempfile, hiso_jax

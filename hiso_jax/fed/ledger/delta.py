@@ -1,4 +1,4 @@
-"""A fine-tuned model as a small file: its scalars, and which checkpoint they belong to (``docs/formats.md``)."""
+"""A fine-tuned model as a small file: its scalars, and the fingerprint of their checkpoint (``docs/formats.md``)."""
 
 import hashlib
 import json
@@ -20,19 +20,19 @@ from hiso_jax.fed.ledger.schema import DeltaHeader, DeltaMetadata, check_key, re
 
 FORMAT = 1
 KEY = "hiso_jax"
-# What a delta takes from the header of a ledger.
+# The entries that a delta copies from the header of a ledger.
 FROM_HEADER = ("seed", "prng_impl", "config", "about", "params", "state", "base", "environment")
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What a delta file holds.
+    """The contents of a delta file.
 
     Attributes:
-      header: as that of a ledger, and the number of rounds, the SHA-256 of the parameters after them, some of them, and
-        the last evaluation.
+      header: entries of the ledger's header, the number of rounds, the SHA-256 of the parameters after them, a sample
+        of these parameters, and the last evaluation.
       updates: the rounds.
-      sha256: of the file it was read from, or None.
+      sha256: the SHA-256 of the file that it was read from, or None.
     """
 
     header: Mapping[str, Any]
@@ -44,8 +44,8 @@ def delta_of(ledger: LedgerFile, about: Mapping[str, Any] | None = None) -> Delt
     """The delta of a run.
 
     Args:
-      ledger: its ledger.
-      about: in place of what the ledger says of the run beside its numbers.
+      ledger: the run's ledger.
+      about: a description of the run that replaces the ledger's ``about``.
     """
     last = ledger.evaluations[-1] if ledger.evaluations else None
     header = {name: ledger.header[name] for name in FROM_HEADER}
@@ -62,12 +62,12 @@ def delta_of(ledger: LedgerFile, about: Mapping[str, Any] | None = None) -> Delt
 
 
 def bytes_a_round(delta: Delta) -> float:
-    """How much a delta grows with a round."""
+    """The bytes that a round adds to a delta, on average."""
     return sum(tensor.nbytes for tensor in _tensors_of(delta.updates)[0].values()) / len(delta.updates.round)
 
 
 def _tensors_of(updates: Updates) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-    """What a delta holds of its rounds: arrays, and of packed codes their bits, K and P by name."""
+    """The tensors of a delta's rounds by name, and the bits, K and P of those tensors that are packed codes."""
     tensors: dict[str, np.ndarray] = {}
     coded: dict[str, list[int]] = {}
     for name, column in named("aggregate", updates.aggregate).items():
@@ -87,7 +87,7 @@ def save_delta(delta: Delta, path: Path | str) -> int:
     """Write a delta as one safetensors file, and return its size in bytes.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     from safetensors.numpy import save
 
@@ -101,18 +101,18 @@ def save_delta(delta: Delta, path: Path | str) -> int:
 
 
 def load_delta(path: Path | str, *, expect_sha256: str | None = None) -> Delta:
-    """Read a delta, verify every byte of it, and check that it is one that a run can have left.
+    """Read a delta, verify every byte of it, and check that a run can have written it.
 
-    Its digests tell what was altered on the way, not who wrote it: of a delta got elsewhere know the SHA-256 of the
-    file from one whom you trust.
+    The digests in the file detect alterations in transit; they do not prove who wrote the file. For a delta from
+    elsewhere, get the SHA-256 of the file from someone you trust and pass it as ``expect_sha256``.
 
     Args:
       path: the file.
-      expect_sha256: of the whole file, 64 hexadecimal digits.
+      expect_sha256: the SHA-256 of the entire file, 64 hexadecimal digits.
 
     Raises:
-      ValueError: it is another file than expected, no delta, or was altered (the field is named); or what it says of
-        itself is not what its tensors are.
+      ValueError: the SHA-256 is not the expected one, the file is not a delta or was altered (the field is named), or
+        its header does not match its tensors.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -151,7 +151,7 @@ def _updates(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Up
     """The rounds in a delta's tensors.
 
     Raises:
-      ValueError: they are not of the types and shapes that its header says.
+      ValueError: the tensors do not have the types and shapes that the header states.
     """
     rounds, clients = header["rounds"], header["config"]["cohort"]
     coded = header.get("coded", {})

@@ -1,4 +1,4 @@
-"""Files that a reader finds whole or not at all, also after a kill or a power failure."""
+"""Files that a reader finds complete or not at all, even after a kill or a power failure."""
 
 import os
 import stat
@@ -10,10 +10,10 @@ from hiso_jax.checks import ParameterError
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path``, wait until it is on disk, and give it its name.
+    """Write ``content`` to a temporary file beside ``path``, wait until it is on disk, and rename it to ``path``.
 
     Raises:
-      OSError: it cannot be written; what was at ``path`` is still there, and nothing beside it.
+      OSError: it cannot be written; a file at ``path`` is unchanged, and no temporary file remains.
     """
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
     with naming(path):
@@ -35,7 +35,7 @@ def _write_file(path: Path, temporary: Path, content: bytes) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the file system inside names ``path``, as those of reads and writes of open files do not."""
+    """Make an OSError raised inside name ``path``: errors of reads and writes of open files name no file."""
     try:
         yield
     except OSError as error:
@@ -45,7 +45,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder of that name; a name that none can have is not one."""
+    """Whether ``path`` is a folder; False for a name that no file can have."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -53,10 +53,11 @@ def is_folder(path: Path) -> bool:
 
 
 def exists(path: Path, parameter: str = "out") -> bool:
-    """Whether there is something of that name, be it a link to nothing.
+    """Whether a file, a folder or a link exists at ``path``, even a link without a target.
 
     Raises:
-      ValueError: nothing can have such a name: it is too long, say; it begins with the name of ``parameter``.
+      ValueError: no file can have such a name, for example because it is too long; the message begins with
+        ``parameter``.
     """
     try:
         os.lstat(path)
@@ -69,10 +70,10 @@ def exists(path: Path, parameter: str = "out") -> bool:
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a file that is one: not of a pipe, which would wait for a writer, or of a device.
+    """The bytes of a regular file. A device is refused, and a pipe, which would wait for a writer.
 
     Raises:
-      ValueError: it is none, or cannot be read.
+      ValueError: ``path`` is not a regular file, or cannot be read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -83,7 +84,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def links_in(folder: Path) -> list[Path]:
-    """The symbolic links in a folder and in those below it: what is written by their names is written elsewhere."""
+    """The symbolic links in a folder and its subfolders: a write to such a name is a write elsewhere."""
     return [
         Path(where) / name
         for where, folders, files in os.walk(folder)

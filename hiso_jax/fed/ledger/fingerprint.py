@@ -1,4 +1,4 @@
-"""What a tree of arrays is, in 64 hexadecimal digits, and what it is made of."""
+"""Fingerprints of trees of arrays (64 hexadecimal digits), samples of their values, and lists of their leaves."""
 
 import hashlib
 from typing import Any
@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from hiso_jax.fed.devices import key_data
 
-# How many numbers of a model a ledger and a delta hold.
+# The number of values of a model that a ledger and a delta hold.
 SAMPLED = 64
 
 
@@ -24,7 +24,7 @@ def fingerprint(tree: PyTree) -> str:
 
 
 def sample(tree: PyTree) -> list[float]:
-    """Some of a tree's numbers, at places evenly spread over it: enough to tell how far two of its kind are apart."""
+    """At most ``SAMPLED`` values of a tree, evenly spaced, to estimate how far apart two trees of one structure are."""
     leaves = [np.asarray(key_data(leaf)).reshape(-1) for leaf in jax.tree.leaves(tree)]
     ends = np.cumsum([0, *(leaf.size for leaf in leaves)])
     places = np.unique(np.linspace(0, ends[-1] - 1, min(SAMPLED, int(ends[-1]))).astype(np.int64))
@@ -33,7 +33,7 @@ def sample(tree: PyTree) -> list[float]:
 
 
 def base_fingerprints(trained: PyTree, frozen: PyTree | None) -> dict[str, str | None]:
-    """Those of a model before its first round, by which a delta knows the checkpoint it belongs to."""
+    """The fingerprints of a model before its first round, by which a delta identifies its base checkpoint."""
     return {"trained": fingerprint(trained), "frozen": None if frozen is None else fingerprint(frozen)}
 
 

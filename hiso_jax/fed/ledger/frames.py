@@ -1,4 +1,4 @@
-"""A file that only grows, by frames, each sealed by a SHA-256 over every byte before it (``docs/formats.md``).
+"""An append-only file of frames, each of which ends with a SHA-256 of every byte before it (``docs/formats.md``).
 
     magic   8 bytes: ``HiSoLog`` and the format's version
     frame   length  uint32, little-endian: bytes of payload
@@ -7,8 +7,8 @@
             payload
             digest  32 bytes: SHA-256 of every byte of the file before it
 
-The check tells a length that was altered from a frame that was cut short. A frame is on disk before the next is begun,
-so that a kill or a power failure can only spoil the last.
+The check distinguishes an altered length from a frame that was cut short. Each frame is on disk before the next one
+begins, so a kill or a power failure can damage only the last frame.
 """
 
 import errno
@@ -30,13 +30,13 @@ DIGEST = hashlib.sha256().digest_size
 
 
 class Frame(NamedTuple):
-    """One frame as it was read.
+    """A frame of a file.
 
     Attributes:
-      kind: four characters.
-      payload: its bytes.
+      kind: its kind, four characters.
+      payload: the bytes of its payload.
       digest: SHA-256 of every byte before it, 32 bytes.
-      end: where in the file it ends.
+      end: the byte offset at which the frame ends.
     """
 
     kind: bytes
@@ -46,27 +46,27 @@ class Frame(NamedTuple):
 
 
 class Altered(ValueError):
-    """A frame is not what was written.
+    """A frame was altered after it was written.
 
     Attributes:
-      at: where it begins.
-      kind: its four characters, if they can be relied on.
-      length: bytes of its payload, if so.
+      at: the byte offset at which it begins.
+      kind: its kind, four characters; None if they are not reliable.
+      length: bytes of its payload; 0 if ``kind`` is None.
     """
 
     def __init__(self, reason: str, at: int, kind: bytes | None = None, length: int = 0) -> None:
-        """``reason`` as a clause that follows the name of the frame."""
+        """``reason`` is a clause that follows the name of the frame."""
         super().__init__(reason)
         self.at, self.kind, self.length = at, kind, length
 
 
 def read_frames(content: bytes) -> Iterator[Frame]:
-    """The frames of a file, one by one, up to the first that is cut short: what a kill leaves of the last one.
+    """The frames of a file, one by one, up to the first that is cut short, as a kill leaves the last frame.
 
     Raises:
-      Altered: a frame whose bytes are all there is not what was written. The last frame of a file is not told from
-        one that a power failure left half written.
-      ValueError: the file is no such file, or of another version.
+      Altered: a complete frame was altered. An altered last frame does not raise: it cannot be distinguished from a
+        frame that a power failure left half written.
+      ValueError: the file is not a ledger, or has another version.
     """
     if content[: len(MAGIC) - 1] != MAGIC[:-1]:
         raise ValueError("it does not begin as a ledger does")
@@ -77,7 +77,7 @@ def read_frames(content: bytes) -> Iterator[Frame]:
         length, kind, check = HEAD.unpack_from(content, begin)
         if check != zlib.crc32(view[begin : begin + 8]):
             if not any(view[begin:]):
-                return  # blocks that the file system had set aside, not yet written
+                return  # blocks that the file system had allocated but not yet written
             raise Altered("has an altered beginning", begin)
         body, end = begin + HEAD.size, begin + HEAD.size + length + DIGEST
         if end > len(content):
@@ -94,7 +94,7 @@ def read_frames(content: bytes) -> Iterator[Frame]:
 
 
 def frame_bytes(kind: bytes, payload: bytes, chain: Any) -> bytes:
-    """A whole frame; ``chain``, the SHA-256 of the file before it, takes it in."""
+    """The bytes of a complete frame. ``chain``, the SHA-256 of the file before it, is updated with the frame."""
     head = struct.pack("<I4s", len(payload), kind)
     frame = head + struct.pack("<I", zlib.crc32(head)) + payload
     chain.update(frame)
@@ -104,26 +104,25 @@ def frame_bytes(kind: bytes, payload: bytes, chain: Any) -> bytes:
 
 
 class Lost(OSError):
-    """The file that a run writes is not its own any more: what the run has learned since is in memory alone."""
+    """A run no longer owns the file that it writes: the rounds since then are only in memory."""
 
 
 class FrameWriter:
-    """Appends frames to a file; each is on disk once :meth:`append` returns."""
+    """A writer that appends frames to a file; a frame is on disk once :meth:`append` returns."""
 
     def __init__(self, path: Path, end: int, length: int) -> None:
-        """Continue the file at ``path``, whose good frames are its first ``end`` bytes; what follows is cut off.
+        """Continue the file at ``path``. Its good frames are its first ``end`` bytes; the bytes after them are cut off.
 
-        The file itself is locked while it is open, so that no second process writes there, whatever became of other
-        locks.
+        The file itself is locked while it is open, so no second process writes to it, even if other locks are lost.
 
         Args:
           path: the file.
-          end: where its next frame is to begin.
-          length: of the file when it was read.
+          end: the byte offset at which the next frame begins.
+          length: the length of the file when it was read.
 
         Raises:
-          ValueError: another process writes there, or has since it was read.
-          OSError: it cannot be opened.
+          ValueError: another process writes to the file, or has written to it since it was read.
+          OSError: the file cannot be opened.
         """
         self.path, self._end = path, end
         self._file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -133,7 +132,7 @@ class FrameWriter:
                 raise ValueError(f"{path} was written by another process since it was read; nothing of it is touched")
             with path.open("rb") as file:
                 self._chain = hashlib.sha256(file.read(end))
-            # What a kill left of a frame.
+            # Drop the incomplete frame that a kill left.
             self._cut()
         except BlockingIOError:
             self.close()
@@ -144,10 +143,10 @@ class FrameWriter:
 
     @staticmethod
     def create(path: Path, kind: bytes, payload: bytes) -> None:
-        """Make a file with one frame, or none at all.
+        """Create a file with one frame; after a failure there is no file.
 
         Raises:
-          FileExistsError: there is one.
+          FileExistsError: the file exists already.
         """
         if path.exists():
             raise FileExistsError(path)
@@ -157,9 +156,8 @@ class FrameWriter:
         """Append a frame, wait until it is on disk, and return its digest.
 
         Raises:
-          Lost: the file is not the one that was opened any more, or another process has written there; nothing is
-            written then.
-          OSError: it cannot be written; the file then is as it was, as after an interrupt.
+          Lost: the file was removed or replaced, or another process has written to it; nothing is written then.
+          OSError: the frame cannot be written; the file is then unchanged, as it is after an interrupt.
         """
         chain = self._chain.copy()
         frame = frame_bytes(kind, payload, chain)
@@ -170,10 +168,10 @@ class FrameWriter:
         return frame[-DIGEST:]
 
     def _check_ours(self) -> None:
-        """Refuse to write where our frames are not, or others' are.
+        """Refuse to write to a file that was removed or replaced, or that has frames of another process.
 
         Raises:
-          Lost: the file lost its name or has another end.
+          Lost: the name belongs to no file or to another file, or the file has another length.
         """
         own = os.fstat(self._file)
         try:
@@ -197,7 +195,7 @@ class FrameWriter:
             raise
 
     def _cut(self) -> None:
-        """Drop what is behind the last frame that was appended."""
+        """Drop the bytes after the last complete frame."""
         if os.fstat(self._file).st_size != self._end:
             os.ftruncate(self._file, self._end)
 

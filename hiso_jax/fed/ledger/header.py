@@ -1,4 +1,4 @@
-"""What a ledger says of its run before the first round (``docs/formats.md``)."""
+"""The header of a ledger: the description of the run before its first round (``docs/formats.md``)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,9 @@ from hiso_jax.fed.ledger.frames import VERSION
 from hiso_jax.fed.ledger.records import Records, layout
 from hiso_jax.fed.ledger.storage import environment
 
-# What runs of earlier releases could not be asked for, as they were.
+# The values of options that earlier releases did not have: how their runs behaved.
 UNASKED = {"attackers": 0.0, "attackers_of": "population", "public_cohorts": True, "delta": 1e-5}
-# How a run is computed, which changes none of its numbers.
+# Options of how a run is computed; they change none of its results.
 EXECUTION = ("rounds_per_dispatch", "client_chunk", "memory_budget", "directions")
 
 
@@ -29,13 +29,13 @@ def header_of(
     """The header of a run's ledger.
 
     Args:
-      config: the run's numbers, as JSON holds them.
+      config: the run's configuration, as JSON values.
       seed_key: its seed key.
       params, state: its parameters and optimizer state, or their shapes.
       records: the shapes of some of its rounds.
-      said: ``base``, the fingerprints of what it begins with; ``data``, that of its training data, their partition and
-        who shows up; ``algorithm``, what of the method can be written down, and ``made_of``, digests of its parts with
-        their numbers; ``about``, what its owner says of it.
+      said: ``base``, the fingerprints of the initial parameters; ``data``, the fingerprint of the training data, their
+        partition and the participation; ``algorithm``, a description of the method, and ``made_of``, digests of its
+        parts with their settings; ``about``, the user's description of the run.
     """
     return {
         "format": VERSION,

@@ -1,4 +1,4 @@
-"""The ledger: every round of a run, appended to a file before the state that it produced is seen."""
+"""The ledger: every round of a run, appended to a file before the resulting state is visible."""
 
 import errno
 import json
@@ -19,10 +19,10 @@ from hiso_jax.fed.ledger.records import Evaluation, Layout, Records, as_records,
 
 
 class Ledger:
-    """The growing log of a run, in memory."""
+    """The ledger of a run, in memory."""
 
     def __init__(self, seed_key: Key[Array, ""]) -> None:
-        """Begin an empty log."""
+        """Begin an empty ledger."""
         self.seed_key, self.head = seed_key, b""
         self._blocks: list[np.ndarray] = []
         self._layout = Layout(())
@@ -33,17 +33,17 @@ class Ledger:
         self._blocks.append(as_rows(records))
 
     def evaluated(self, evaluation: Evaluation, params_sha256: str | None) -> None:
-        """Note an evaluation, and what the parameters were."""
+        """Record an evaluation and the SHA-256 of the parameters."""
 
     def seal(self, **ending: Any) -> None:
-        """End the log; ``ending`` is what there is to say of the run."""
+        """End the ledger; ``ending`` describes how the run ended."""
 
     def close(self) -> None:
-        """Let go of what it is written to."""
+        """Release the file, if there is one."""
 
     @property
     def rounds(self) -> int:
-        """How many rounds it holds."""
+        """The number of rounds in the ledger."""
         return sum(map(len, self._blocks))
 
     @property
@@ -51,7 +51,7 @@ class Ledger:
         """All rounds so far.
 
         Raises:
-          ValueError: there is none.
+          ValueError: the ledger is empty.
         """
         if not self._blocks:
             raise ValueError("the ledger is empty: no round has been run")
@@ -59,10 +59,10 @@ class Ledger:
 
 
 class FileLedger(Ledger):
-    """The growing log of a run, in memory and on disk."""
+    """The ledger of a run, in memory and on disk."""
 
     def __init__(self, file: LedgerFile, *, read_only: bool = False) -> None:
-        """Continue the log of ``file``; one that is ``read_only`` leaves the file to another process."""
+        """Continue the ledger of ``file``; with ``read_only`` it does not write to the file."""
         super().__init__(file.seed_key)
         self._blocks = [file.rows] if len(file.rows) else []
         self._layout = file.layout
@@ -75,29 +75,29 @@ class FileLedger(Ledger):
             self.head = digest if kind == ROUNDS else self.head
 
     def append(self, records: Records) -> None:
-        """Append some rounds; on disk once this returns.
+        """Append some rounds; they are on disk once this returns.
 
         Raises:
-          OSError: they cannot be written; neither file nor log has them then.
+          OSError: the rounds cannot be written; they are then neither on disk nor in memory.
         """
         rows = as_rows(records)
         self._write(ROUNDS, rows.tobytes())
         self._blocks.append(rows)
 
     def evaluated(self, evaluation: Evaluation, params_sha256: str | None) -> None:
-        """Note an evaluation, and what the parameters were."""
+        """Record an evaluation and the SHA-256 of the parameters."""
         self._write(EVALUATION, json_bytes({**asdict(evaluation), "params_sha256": params_sha256}))
 
     def continued(self, environment: Mapping[str, Any]) -> None:
-        """Note that the run goes on elsewhere than it began."""
+        """Record that the run is continued in another environment."""
         self._write(ENVIRONMENT, json_bytes({"round": self.rounds, **environment}))
 
     def extended(self, rounds: int) -> None:
-        """Note that the run is to have so many rounds."""
+        """Record that the run is extended to ``rounds`` rounds."""
         self._write(EXTENSION, json_bytes({"round": self.rounds, "rounds": rounds}))
 
     def seal(self, **ending: Any) -> None:
-        """End the log: the number of rounds, the digest of the last, and what ``ending`` says of the run."""
+        """End the ledger with the number of rounds, the digest of the last frame of rounds, and ``ending``."""
         self._write(SEAL, json_bytes({"rounds": self.rounds, "head": self.head.hex(), **ending}))
 
     def close(self) -> None:
@@ -107,11 +107,11 @@ class FileLedger(Ledger):
 
 
 def salvage(found: LedgerFile, path: Path) -> None:
-    """Write the good frames of a ledger as a new one without a seal, which a run can go on from.
+    """Write the good frames of a ledger as a new ledger without a seal, from which a run can continue.
 
     Raises:
-      FileExistsError: there is a file at ``path``.
-      OSError: it cannot be written.
+      FileExistsError: a file exists at ``path``.
+      OSError: the file cannot be written.
     """
     if path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -119,13 +119,13 @@ def salvage(found: LedgerFile, path: Path) -> None:
 
 
 def create(path: Path, header: Mapping[str, Any]) -> LedgerFile:
-    """Make the file of a ledger without rounds."""
+    """Create the file of a ledger without rounds."""
     FrameWriter.create(path, HEADER, json_bytes(header))
     return load(path, unfinished=True)
 
 
 def json_bytes(value: Any) -> bytes:
-    """``value`` as JSON: what is not finite as null, NumPy's scalars as numbers, what JSON cannot hold as its text."""
+    """``value`` as JSON: non-finite floats as null, NumPy scalars as numbers, objects unknown to JSON as their text."""
 
     def plain(item: Any) -> Any:
         return _finite(item.item()) if isinstance(item, np.generic) else str(item)

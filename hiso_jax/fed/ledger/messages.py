@@ -1,24 +1,25 @@
-"""What goes between a client and the server, to the byte.
+"""The bytes of the messages between a client and the server.
 
-Up, every round: 8 bytes, the round and the client's place in its cohort, two uint32, little-endian; and a message:
-for every array of it float32 numbers; or, of few bits, the step, float32, and the K·P codes, packed.
+Upload, every round: 8 bytes (the round and the client's place in its cohort, two uint32, little-endian), then the
+message: its scalars as float32 or, in few bits, the step (float32) and the K·P codes, packed.
 
-Down, to take part in a round, the rounds that a client missed, their sums over a pool of seeds, or a checkpoint:
+Download, before a client takes part in a round: the rounds that it missed, their sums over a pool of seeds, or a
+checkpoint:
 
-    header   8 bytes: the first round that follows and how many, two uint32, little-endian; the number is
-             0xFFFFFFFF if a checkpoint follows, 0xFFFFFFFE if sums do
-    group    2 bytes, if the cohort is dealt into groups of directions: the client's
+    header   8 bytes: the first round that follows and the number of rounds, two uint32, little-endian; the number is
+             0xFFFFFFFF if a checkpoint follows, 0xFFFFFFFE if sums follow
+    group    2 bytes, if the cohort is divided into groups of directions: the client's group
     seed     8 bytes, once per client: the words of the seed key
-    rounds   what everyone is told of each, one of
+    rounds   the broadcast of each round, one of
              - 4·K·G·P bytes: ĝ, float32; NaN where no client was valid and nothing was applied
              - ĝ in few bits: its step, float32, NaN where nothing was applied, and the codes, packed
-             - the clients' codes: a mask of C bits, who was valid; and of each of these its weighted step, float32,
-               and its codes, packed
-    or sums  of how many rounds, uint32, and of every seed its sum, float32 (``sums.py``)
+             - the clients' codes: a mask of C bits that marks the valid clients; and for each valid client its
+               weighted step, float32, and its codes, packed
+    or sums  the number of rounds in the sums, uint32, and the sum of each seed, float32 (``seed_sums.py``)
     or a checkpoint: the bytes of parameters and optimizer state, leaf by leaf
 
-These are the bytes that :mod:`hiso_jax.fed.run.traffic` counts. Of messages whose numbers are trees, or that a channel
-has brought to few bits by itself (signs), they are counted, and nothing is packed.
+:mod:`hiso_jax.fed.run.traffic` counts these bytes. It also counts the bytes of messages that are trees, or that a
+channel itself reduces to few bits (signs); this module does not pack such messages.
 """
 
 import struct
@@ -44,12 +45,12 @@ CHECKPOINT, SUMS = 2**32 - 1, 2**32 - 2
 
 
 class Form(NamedTuple):
-    """What everyone is told of a round looks like, as client and server know before the first.
+    """The form of a round's broadcast, which client and server know before the first round.
 
     Attributes:
-      steps, perturbations: K, and P; of an aggregate G·P.
-      bits: 32 for floats.
-      clients: C if the clients' codes are passed on, else 0.
+      steps, perturbations: K, and P; G·P for an aggregate.
+      bits: bits of a scalar; 32 for floats.
+      clients: C if the server relays the clients' codes, else 0.
     """
 
     steps: int
@@ -59,7 +60,7 @@ class Form(NamedTuple):
 
     @property
     def packed(self) -> int:
-        """Bytes of the codes of one message or aggregate."""
+        """The bytes of the packed codes of one message or aggregate."""
         return packed_size(self.steps * self.perturbations, self.bits)
 
 
@@ -67,7 +68,7 @@ def form_of(aggregate: Any) -> Form:
     """The form of some rounds' aggregates.
 
     Raises:
-      ValueError: they are not float32 scalars or their codes.
+      ValueError: the aggregates are not float32 scalars or their codes.
     """
     if isinstance(aggregate, Relayed):
         clients, steps, perturbations = aggregate.codes.shape[-3:]
@@ -86,7 +87,7 @@ def form_of(aggregate: Any) -> Form:
 
 
 def upload_message(message: Any, round_number: int, place: int) -> bytes:
-    """What the client at ``place`` sends, its row [K, P] of a round's messages: float32 scalars, or their codes.
+    """The upload of the client at ``place``: its row [K, P] of a round's messages, float32 scalars or their codes.
 
     Raises:
       ValueError: the scalars are not float32.
@@ -103,7 +104,7 @@ def _floats(numbers: Any) -> bytes:
 
 
 def _told(updates: Updates) -> bytes:
-    """All rounds of ``updates`` as they are sent."""
+    """The bytes that the server broadcasts for all rounds of ``updates``."""
     aggregate, applied = updates.aggregate, updates.applied
     if isinstance(aggregate, Relayed):
         packed, steps = pack(np.asarray(aggregate.codes), aggregate.bits), np.asarray(aggregate.step)
@@ -127,18 +128,19 @@ def catch_up_message(
     group: int | None = None,
     algorithm: Algorithm | None = None,
 ) -> bytes:
-    """What the server sends a client that it invites to a round.
+    """The message that the server sends to a client that it invites to a round.
 
     Args:
       updates: the run's rounds so far.
-      synced_to: the round before which the client knows all; None for one that never came.
+      synced_to: the client knows all rounds before this one; None for a client that never came.
       round_number: r.
-      checkpoint: the server's (parameters, optimizer state) before that round, sent if it is the smaller.
-      group: the client's; None if all measure along the same directions.
-      algorithm: of the run; where its rounds are sums over a pool of seeds, these are sent if they are the smallest.
+      checkpoint: the server's (parameters, optimizer state) before that round, sent if it is smaller than the rounds.
+      group: the client's group of directions; None if all clients measure along the same directions.
+      algorithm: the run's algorithm; if its rounds are sums over a pool of seeds, the sums are sent if they are the
+        smallest.
 
     Raises:
-      ValueError: aggregates that are not float32 or codes, or a seed key of another size than 8 bytes.
+      ValueError: the aggregates are not float32 or codes, or the seed key does not have 8 bytes.
     """
     seed = np.asarray(jax.random.key_data(updates.seed_key)).astype("<u4").tobytes()
     form_of(updates.aggregate)
@@ -158,7 +160,7 @@ def catch_up_message(
 
 
 def _read(body: bytes, count: int, form: Form) -> tuple[Any, Any]:
-    """The aggregates of ``count`` rounds, and whether they were applied."""
+    """The aggregates of ``count`` rounds, and whether each was applied."""
     shape = form.steps, form.perturbations
     if not form.clients:
         if form.bits == 32:
@@ -190,25 +192,25 @@ def catch_up(
     grouped: bool = False,
     seed_key: Key[Array, ""] | None = None,
 ) -> tuple[PyTree, optax.OptState, Key[Array, ""]]:
-    """A client's parameters and optimizer state after what it was sent: the same replay as everyone's.
+    """A client's parameters and optimizer state after it applies a message, by the same replay as everywhere.
 
-    Of sums they are the server's but for rounding, of all else to the bit.
+    After sums they equal the server's up to rounding; otherwise they equal the server's bit for bit.
 
     Args:
-      message: of :func:`catch_up_message`.
-      params: what it had.
-      state: what it had.
+      message: the message, from :func:`catch_up_message`.
+      params: the client's parameters before.
+      state: the client's optimizer state before.
       tx: the optimizer of the run, or its algorithm, which sums need.
-      form: of what is told of a round.
-      clients: how many a round invites, C.
-      grouped: whether the message names the client's group.
-      seed_key: of the run; None for a client that never came, which is sent it.
+      form: the form of a round's broadcast.
+      clients: the number of clients that a round invites, C.
+      grouped: whether the message names the client's group of directions.
+      seed_key: the run's seed key; None for a client that never came, whose message contains it.
 
     Returns:
       (params, state, seed key) as the server has them.
 
     Raises:
-      ValueError: the message has sums, and the algorithm no pool or another.
+      ValueError: the message has sums, and the algorithm has no pool or another pool.
     """
     first, count = HEADER.unpack_from(message)
     body = message[HEADER.size + GROUP_BYTES * grouped :]

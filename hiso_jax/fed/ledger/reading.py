@@ -1,4 +1,4 @@
-"""A ledger as it is read back: every byte verified, and every claim of its own checked."""
+"""The reader of ledgers: it verifies every byte and validates every entry."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from hiso_jax.fed.population import REPORTED
 LEDGER = "ledger.hiso"
 HEADER, ROUNDS, EVALUATION, SEAL = b"HEAD", b"RNDS", b"EVAL", b"SEAL"
 ENVIRONMENT, EXTENSION = b"ENV ", b"MORE"
-# What the payload of each kind of frame must be.
+# The schema of each kind of frame; None for rounds, which are not JSON.
 KINDS: dict[bytes, Any] = {
     HEADER: Header,
     ROUNDS: None,
@@ -42,23 +42,23 @@ KINDS: dict[bytes, Any] = {
 
 @dataclass(frozen=True)
 class LedgerFile:
-    """A ledger as it was read and verified.
+    """A ledger that was read and verified.
 
     Attributes:
-      path: where it is.
-      header: what the run is, see ``docs/formats.md``.
-      rows: its rounds as the file holds them, [R].
-      heads: the digest of the header, and of every frame of rounds, by the number of rounds up to its end.
-      ends: where in the file what was written of so many rounds ends, by the same numbers.
-      evaluations: those that were made.
-      checks: SHA-256 of the parameters, by the number of rounds, where it was noted: at evaluations and at the end.
-      environments: where it was continued elsewhere: {"round": r, ...}.
-      seal: how it ended, or None if it has not.
-      size: bytes of its good frames.
-      torn: bytes behind them, of a frame that was not written to its end.
-      length: of the file when it was read.
-      extended: to how many rounds it was extended, after how many, in order: {"round": r, "rounds": n}.
-      unsealed: bytes of its frames before the seal.
+      path: the file.
+      header: the description of the run, see ``docs/formats.md``.
+      rows: the rounds as rows of the file, [R].
+      heads: the digests of the header and of every frame of rounds, by the number of rounds up to the frame's end.
+      ends: the byte offset of the end of the last frame written after a number of rounds, by that number.
+      evaluations: the run's evaluations.
+      checks: SHA-256 of the parameters, by the number of rounds, where it was recorded: at evaluations and at the end.
+      environments: the other environments in which the run was continued: {"round": r, ...}.
+      seal: how the run ended, or None if the ledger has no seal.
+      size: bytes of the good frames.
+      torn: bytes after the good frames, of a frame that was not completely written.
+      length: the length of the file when it was read.
+      extended: the extensions of the run, in order: {"round": r, "rounds": n} after round r to n rounds.
+      unsealed: bytes of the frames before the seal.
     """
 
     path: Path
@@ -78,11 +78,11 @@ class LedgerFile:
 
     @property
     def planned(self) -> int:
-        """How many rounds it is to have."""
+        """The number of rounds that the run is to have."""
         return self.extended[-1]["rounds"] if self.extended else self.header["config"]["rounds"]
 
     def without_seal(self) -> "LedgerFile":
-        """As it was before it was sealed, to be continued."""
+        """The ledger without its seal, so that the run can continue."""
         return replace(self, seal=None, size=self.unsealed)
 
     @property
@@ -92,21 +92,21 @@ class LedgerFile:
 
     @property
     def all_environments(self) -> list[dict[str, Any]]:
-        """Where its rounds were made."""
+        """The environments in which the rounds were computed."""
         return [self.header["environment"], *self.environments]
 
     @property
     def records(self) -> Records:
-        """Its rounds as columns."""
+        """The rounds as columns."""
         return as_records(self.seed_key, self.rows, self.layout)
 
     @property
     def layout(self) -> Layout:
-        """How a round stands in it."""
+        """The layout of a round in the file."""
         return layout_of(self.header)
 
     def cut(self, rounds: int) -> "LedgerFile":
-        """As it was after so many rounds, an entry of ``ends``."""
+        """The ledger as it was after ``rounds`` rounds, which is a key of ``ends``."""
         kept = {number: head for number, head in self.heads.items() if number <= rounds}
         return replace(
             self,
@@ -125,12 +125,12 @@ class LedgerFile:
 
 
 def layout_of(header: Mapping[str, Any]) -> Layout:
-    """How a round stands in a ledger of this header."""
+    """The layout of a round in a ledger with this header."""
     return Layout(tuple((name, kind, tuple(shape)) for name, kind, shape in header["columns"]))
 
 
 def seed_key_of(header: Mapping[str, Any]) -> Key[Array, ""]:
-    """The seed key that a header or a delta names."""
+    """The seed key in the header of a ledger or a delta."""
     return jax.random.wrap_key_data(jnp.array(header["seed"], jnp.uint32), impl=header["prng_impl"])
 
 
@@ -139,13 +139,14 @@ def load(path: Path | str, *, unfinished: bool = False, salvage: bool = False) -
 
     Args:
       path: the file, or the directory of its run.
-      unfinished: whether to read one without a seal, of a run that goes on or was ended. What a kill left of its last
-        frame is dropped. A ledger that lost its end looks the same: only a seal, or a snapshot, tells.
-      salvage: whether to read, of one that was altered, what is whole before the damage, as one without a seal.
+      unfinished: whether to accept a ledger without a seal, of a run that goes on or was killed. An incomplete last
+        frame, which a kill leaves, is dropped. A ledger that lost its end looks the same: only a seal or a snapshot
+        shows the loss.
+      salvage: whether to read the complete frames before the damage of an altered ledger, as a ledger without a seal.
 
     Raises:
-      ValueError: there is no ledger, it was altered (the round is named), or it has no seal and ``unfinished`` is not
-        set; or its header says what no run can be.
+      ValueError: there is no ledger, it was altered (the round is named), it has no seal and ``unfinished`` is not
+        set, or its header does not describe a valid run.
     """
     path = Path(path)
     path = path / LEDGER if is_folder(path) else path
@@ -177,7 +178,7 @@ def load(path: Path | str, *, unfinished: bool = False, salvage: bool = False) -
 
 @dataclass
 class _Reader:
-    """What was read of a ledger so far, see :class:`LedgerFile`."""
+    """The part of a ledger that was read so far, see :class:`LedgerFile`."""
 
     length: int
     header: dict[str, Any] = field(default_factory=dict)
@@ -195,11 +196,11 @@ class _Reader:
     unsealed: int = 0
 
     def take(self, frame: Frame) -> None:
-        """Take in the next frame.
+        """Add the next frame.
 
         Raises:
-          Altered: it does not belong there.
-          ValueError: it does not hold what its kind says.
+          Altered: the frame does not belong at this place.
+          ValueError: the payload does not fit the frame's kind.
         """
         begin = self.end
         if frame.kind not in KINDS:
@@ -237,16 +238,16 @@ class _Reader:
             self.checks[self.done] = written["params_sha256"]
 
     def drop_seal(self) -> None:
-        """Take what was read for the ledger of a run that has not ended."""
+        """Drop the seal, so that the result is the ledger of a run that has not ended."""
         self.seal, self.end = None, self.unsealed
 
     def place(self, error: Altered) -> str:
-        """What of the ledger is damaged."""
+        """The name of the damaged part of the ledger."""
         counted = error.length // self.row.itemsize if error.kind == ROUNDS and self.header else 0
         return _place(self.done, counted, bool(self.header))
 
     def found(self, path: Path) -> LedgerFile:
-        """All of it."""
+        """The ledger of all frames that were read."""
         return LedgerFile(
             path,
             self.header,
@@ -266,10 +267,11 @@ class _Reader:
 
 
 def _check_rows(path: Path, rows: np.ndarray) -> None:
-    """Refuse rounds that no run has.
+    """Refuse rounds that no run can have.
 
     Raises:
-      ValueError: they are not numbered from 0, or name what no client or status is.
+      ValueError: the rounds are not numbered from 0, clip more messages than they have, or name an invalid client or
+        attendance.
     """
     if (rows["round"] != np.arange(len(rows))).any():
         raise ValueError(f"{path} is refused: its rounds are not numbered 0, 1, …")
@@ -281,7 +283,7 @@ def _check_rows(path: Path, rows: np.ndarray) -> None:
 
 
 def _place(done: int, rounds: int, has_header: bool) -> str:
-    """What of a ledger of ``done`` good rounds is damaged; ``rounds`` are in its frame, if that is known."""
+    """The name of the damaged part after ``done`` good rounds; its frame has ``rounds`` rounds, 0 if unknown."""
     if rounds:
         return f"round {done}" if rounds == 1 else f"its frame of rounds {done} to {done + rounds - 1}"
     if not has_header:
@@ -290,7 +292,7 @@ def _place(done: int, rounds: int, has_header: bool) -> str:
 
 
 def _evaluation(written: dict[str, Any]) -> Evaluation:
-    """What :meth:`Ledger.evaluated` wrote; what was not finite is NaN."""
+    """The evaluation that :meth:`Ledger.evaluated` wrote; values that were not finite are NaN."""
 
     def number(value: float | None) -> float:
         return math.nan if value is None else value

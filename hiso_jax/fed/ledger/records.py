@@ -1,4 +1,4 @@
-"""The rounds of a run as columns: with the initial parameters and the optimizer, all that rebuilds it."""
+"""The rounds of a run as columns. With the initial parameters and the optimizer, they suffice to rebuild the run."""
 
 import math
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from hiso_jax.fed.codes import Coded, Relayed, is_coded, pack, packed_size, unpa
 
 
 class RoundRecord(NamedTuple):
-    """What a round leaves behind; with the round key it is all that a replay needs.
+    """The record of a round; with the round key it suffices for a replay.
 
     Attributes:
-      scalars: each client's message, [C, K, P] or a dict of such arrays, or of :class:`~hiso_jax.fed.codes.Coded`
-        numbers; None if messages are as large as the model, and not kept.
-      valid: which clients reported and sent finite numbers only, [C].
-      aggregate: what everyone is told and what was applied, ĝ [K, G·P] or a dict of such arrays, Coded or
-        :class:`~hiso_jax.fed.codes.Relayed` numbers; None as ``scalars``.
-      loss: the mean loss of the valid clients at the round's start, NaN if there is none.
-      clipped: how many of the valid clients' messages were shortened; None of a method that shortens none.
-      applied: whether the aggregate was applied; None where that is whether a client was valid.
+      scalars: each client's message, [C, K, P], a dict of such arrays, or :class:`~hiso_jax.fed.codes.Coded` values;
+        None if messages are as large as the model and are not kept.
+      valid: which clients reported and sent only finite values, [C].
+      aggregate: the broadcast and applied aggregate, ĝ [K, G·P], a dict of such arrays, or Coded or
+        :class:`~hiso_jax.fed.codes.Relayed` values; None where ``scalars`` is None.
+      loss: the mean loss of the valid clients at the round's start, NaN if no client is valid.
+      clipped: the number of valid clients whose messages were clipped; None for a method that does not clip.
+      applied: whether the aggregate was applied; None if it is applied exactly when a client is valid.
     """
 
     scalars: PyTree[Float[Array, "C K P"]] | None
@@ -41,16 +41,16 @@ class Records(NamedTuple):
     Attributes:
       seed_key: the run's seed key.
       round: round numbers, [R].
-      cohort: the clients invited to each round, [R, C].
-      attendance: what became of them, ABSENT, DROPPED, LATE or REPORTED, int8 [R, C].
-      scalars: the messages, [R, C, K, P] or as in :class:`RoundRecord`; None of a method whose messages are not kept.
-      valid: which clients reported finite numbers, [R, C].
-      aggregate: what everyone is told, [R, K, G·P] or as in :class:`RoundRecord`; None as ``scalars``.
+      cohort: the ids of the clients invited to each round, [R, C].
+      attendance: ABSENT, DROPPED, LATE or REPORTED for each of these clients, int8 [R, C].
+      scalars: the messages, [R, C, K, P] or as in :class:`RoundRecord`; None for a method whose messages are not kept.
+      valid: which clients reported finite values, [R, C].
+      aggregate: the broadcast aggregates, [R, K, G·P] or as in :class:`RoundRecord`; None where ``scalars`` is None.
       loss: the mean loss of the valid clients at the round's start, [R].
-      seconds: how long the round took the clients, simulated, [R].
-      bytes_up, bytes_down: of all clients together, [R].
-      clipped: how many valid clients' messages were shortened, [R]; None of a method that shortens none.
-      applied: whether the aggregate was applied, [R]; None where that is whether a client was valid.
+      seconds: simulated seconds that the round took the clients, [R].
+      bytes_up, bytes_down: bytes of all clients together, [R].
+      clipped: the number of valid clients whose messages were clipped, [R]; None for a method that does not clip.
+      applied: whether the aggregate was applied, [R]; None if it is applied exactly when a client is valid.
     """
 
     seed_key: Key[Array, ""]
@@ -69,7 +69,7 @@ class Records(NamedTuple):
 
     @property
     def updates(self) -> "Updates":
-        """Their aggregates, which everyone receives. Their losses, which only some optimizers read, are left out.
+        """The aggregates, which everyone receives, without the losses, which only some optimizers read.
 
         Raises:
           ValueError: the messages are not kept.
@@ -84,7 +84,7 @@ class Records(NamedTuple):
 
     @property
     def updates_with_losses(self) -> "Updates":
-        """The aggregates and the losses: a replay reads nothing else.
+        """The aggregates and the losses; a replay reads nothing else.
 
         Raises:
           ValueError: the messages are not kept.
@@ -97,11 +97,11 @@ class Evaluation:
     """One row of a run's history, taken after ``round`` rounds.
 
     Attributes:
-      round: how many rounds have been run.
+      round: the number of rounds run so far.
       train_loss: the mean cohort loss of the rounds since the row before; NaN at the start.
       metrics: the task's metrics, means over its test split.
-      bytes_up, bytes_down: totals over all clients so far.
-      forward_passes: client-loss evaluations so far.
+      bytes_up, bytes_down: total bytes of all clients so far.
+      forward_passes: the clients' loss evaluations so far.
       seconds: time spent in rounds so far, without compilation and evaluation.
       simulated_seconds: the time the rounds would have taken the clients; None without a fleet.
     """
@@ -117,15 +117,15 @@ class Evaluation:
 
 
 class Updates(NamedTuple):
-    """The rounds of a run as every party must know them, and no more.
+    """The part of a run's rounds that every party must know, and no more.
 
     Attributes:
       seed_key: the run's seed key.
       round: round numbers, [R].
-      aggregate: what everyone is told, ĝ [R, K, G·P] or as in :class:`RoundRecord`.
-      applied: whether ĝ was applied, because there was a valid client or a private method's always is, [R].
-      clients: how many a round invites, C.
-      loss: of the cohort where the round began, [R], for an optimizer that reads it; None where it is not known.
+      aggregate: the broadcast aggregates, ĝ [R, K, G·P] or as in :class:`RoundRecord`.
+      applied: whether ĝ was applied, [R]: if a client was valid, and always for a private method.
+      clients: the number of clients that a round invites, C.
+      loss: the cohort's loss at the round's start, [R], for an optimizer that reads it; None if it is not known.
     """
 
     seed_key: Key[Array, ""]
@@ -136,10 +136,10 @@ class Updates(NamedTuple):
     loss: Float[np.ndarray, "R"] | None = None
 
     def between(self, begin: int, end: int | None = None) -> "Updates":
-        """Those of the rounds ``begin`` ≤ r < ``end``.
+        """The updates of the rounds ``begin`` ≤ r < ``end``.
 
         Raises:
-          ValueError: they are not all there.
+          ValueError: some of these rounds were not recorded.
         """
         first = int(self.round[0]) if len(self.round) else 0
         last = first + len(self.round)
@@ -155,7 +155,7 @@ class Updates(NamedTuple):
 
 
 def named(name: str, tree: PyTree) -> dict[str, Any]:
-    """The arrays of a nested dict by name: ``name``, ``name.slope``; none of None. Codes stay with their bits."""
+    """The arrays of a nested dict by name: ``name``, ``name.slope``; no array for None. Codes keep their bits."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_coded)
     found: dict[str, Any] = {}
     for path, leaf in leaves:
@@ -169,7 +169,7 @@ def named(name: str, tree: PyTree) -> dict[str, Any]:
 
 
 def unnamed(name: str, arrays: Mapping[str, Any]) -> PyTree:
-    """What :func:`named` took apart, from among other arrays."""
+    """The tree that :func:`named` flattened, rebuilt from ``arrays``, which may hold other arrays, too."""
     if name in arrays:
         return arrays[name]
     codes = arrays.get(f"{name}.codes")
@@ -182,11 +182,11 @@ def unnamed(name: str, arrays: Mapping[str, Any]) -> PyTree:
 
 
 class Codes(NamedTuple):
-    """Codes of few bits, which are packed where they are kept.
+    """Codes of few bits, which files store packed.
 
     Attributes:
       array: int8 [..., K, P], or its shape.
-      bits: b.
+      bits: bits of a code, b.
     """
 
     array: Any
@@ -194,7 +194,7 @@ class Codes(NamedTuple):
 
 
 def columns_of(records: Records) -> dict[str, Any]:
-    """The columns of some rounds by their names in the ledger's file, in order."""
+    """The columns of some rounds, by their names in the ledger's file, in order."""
     columns: dict[str, Any] = {}
     for name in Records._fields[1:]:
         columns |= named(name, getattr(records, name))
@@ -203,22 +203,22 @@ def columns_of(records: Records) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a round stands in the ledger's file: its fields in order, little-endian and packed.
+    """The layout of a round in the ledger's file: its fields in order, little-endian and packed.
 
     Attributes:
-      columns: name, type and shape of each; the type is NumPy's, or ``int2`` and the like of codes in few bits.
+      columns: the name, type and shape of each field; the type is NumPy's or, for codes in few bits, ``int2`` etc.
     """
 
     columns: tuple[tuple[str, str, tuple[int, ...]], ...]
 
     @property
     def dtype(self) -> np.dtype:
-        """Of a row: codes of few bits are bytes."""
+        """The dtype of a row, in which codes of few bits are packed bytes."""
         return np.dtype([(name, *_stored(kind, shape)) for name, kind, shape in self.columns])
 
 
 def _bits_of(kind: str) -> int | None:
-    """Of a type like ``int2``, of codes in few bits; None of NumPy's."""
+    """The bits of a type of codes such as ``int2``; None for a NumPy type."""
     return int(kind.removeprefix("int")) if kind.startswith("int") else None
 
 
@@ -228,7 +228,7 @@ def _stored(kind: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
 
 
 def layout(records: Records) -> Layout:
-    """The layout of ``records``, which hold arrays, or shapes, [R, ...]."""
+    """The layout of ``records``, which hold arrays or shapes, [R, ...]."""
 
     def column(x: Any) -> tuple[str, tuple[int, ...]]:
         if isinstance(x, Codes):
@@ -239,7 +239,7 @@ def layout(records: Records) -> Layout:
 
 
 def as_rows(records: Records) -> np.ndarray:
-    """A block of rounds as the file holds them, [R]."""
+    """Some rounds as rows of the file, [R]."""
     rows = np.empty(len(records.round), layout(records).dtype)
     for name, column in columns_of(records).items():
         rows[name] = pack(column.array, column.bits) if isinstance(column, Codes) else column
@@ -247,7 +247,7 @@ def as_rows(records: Records) -> np.ndarray:
 
 
 def as_records(seed_key: Key[Array, ""], rows: np.ndarray, layout: Layout) -> Records:
-    """Rows of the file as columns."""
+    """The columns of some rows of the file."""
     columns: dict[str, Any] = {}
     for name, kind, shape in layout.columns:
         column, bits = np.ascontiguousarray(rows[name]), _bits_of(kind)

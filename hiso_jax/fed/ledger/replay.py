@@ -1,4 +1,4 @@
-"""Replay: parameters and optimizer state rebuilt from the scalars of a run, for whoever was not there."""
+"""Replay: rebuild parameters and optimizer state from the scalars of a run."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -19,9 +19,9 @@ from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.ledger.records import Records, Updates
 from hiso_jax.fed.update import AtHand, server_update
 
-# One program serves every length: rounds past the end do nothing.
+# One program serves every number of rounds: entries past the end are padding that changes nothing.
 ROUNDS_PER_DISPATCH = 64
-# Of a round: its number, the aggregate, whether it was applied, and the mean loss where it is kept.
+# A round: its number, the aggregate, whether it was applied, and the mean loss, or None if it is not kept.
 Entry = tuple[Array, PyTree, Array, Array | None]
 
 
@@ -38,7 +38,7 @@ def _block(tx: optax.GradientTransformationExtraArgs, clients: int) -> Callable[
 
 
 def _block_of(column: np.ndarray, *, begin: int, size: int) -> Array:
-    """``size`` rows of a column from ``begin`` on, filled up with zeros."""
+    """``size`` rows of a column from ``begin`` on, padded with zeros."""
     rows = jnp.asarray(column[begin : begin + size])
     return jnp.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
@@ -66,24 +66,24 @@ def replay(
 ) -> tuple[PyTree, optax.OptState]:
     """Rebuild the parameters and the optimizer state of a run from its scalars.
 
-    On the backend and jaxlib of the run the result is the run's, bit for bit: both make their updates by the same
-    function (:func:`hiso_jax.zo.accumulate`, and ``tx`` after it). DeComFL with ``rademacher`` directions and plain
-    SGD is exact on every backend, since its draws are made of integers and its products are exact.
+    On the run's backend and jaxlib the result equals the run's, bit for bit, because both compute their updates with
+    the same function (:func:`hiso_jax.zo.accumulate`, then ``tx``). DeComFL with ``rademacher`` directions and plain
+    SGD is exact on every backend, because its draws are made of integers and its products are exact.
 
     Args:
       params: the parameters before the first of the rounds.
       tx: the optimizer of the run, or its algorithm.
-      records: the rounds: ``Result.records``, or what a client is sent.
-      state: the optimizer's state before the first of the rounds; None is a run's beginning.
-      rounds_per_dispatch: how many rounds to scan in one dispatch.
-      mesh: the devices that ``params`` and ``state`` are split over, if they are.
+      records: the rounds: ``Result.records``, or the rounds that a client receives.
+      state: the optimizer's state before the first of the rounds; None for the beginning of a run.
+      rounds_per_dispatch: the number of rounds to scan in one dispatch.
+      mesh: the devices that ``params`` and ``state`` are split over; None if they are not split.
 
     Returns:
       (params, state) after the last round.
 
     Raises:
-      ValueError: ``rounds_per_dispatch`` < 1, a ``tx`` without a zeroth-order head, records of a method without
-        scalars, or an optimizer that reads the loss of rounds that do not hold it.
+      ValueError: ``rounds_per_dispatch`` < 1, ``tx`` has no zeroth-order head, the records are of a method without
+        scalars, or the optimizer reads the loss and the rounds do not hold it.
     """
     if rounds_per_dispatch is not None and rounds_per_dispatch < 1:
         raise ParameterError("rounds_per_dispatch", f"must be at least 1, got {rounds_per_dispatch}")

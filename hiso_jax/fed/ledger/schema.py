@@ -1,7 +1,7 @@
-"""What the JSON of a ledger or a delta must be: digests tell a file that was altered, this tells one that was forged.
+"""The schemas of the JSON in a ledger or a delta: digests detect an altered file, schemas detect a forged one.
 
-Whoever forges a file computes its digests anew. Then everything in it is an outsider's claim: of the right type, in
-range, and in accord with the arrays beside it, or the file is refused in one sentence.
+A forger recomputes the digests of a file, so every entry is untrusted. An entry must have the right type, be in range
+and agree with the arrays beside it; otherwise the file is refused with a message of one sentence.
 """
 
 import json
@@ -15,7 +15,7 @@ from hiso_jax.fed.ledger.fingerprint import SAMPLED
 from hiso_jax.fed.ledger.frames import VERSION
 
 MOST = 2**31 - 1
-# Characters of a value that a message shows.
+# The number of characters of a value that an error message shows.
 SHOWN = 60
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -33,7 +33,7 @@ Leaf = tuple[Name, Shape, Name]
 
 
 class _Part(BaseModel):
-    # Strict: "6" and 6.0 are no numbers of rounds. What a later release adds is ignored.
+    # Strict: "6" and 6.0 are not valid numbers of rounds. Entries that a later release adds are ignored.
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
@@ -69,7 +69,7 @@ class _Common(_Part):
 
 
 class Header(_Common):
-    """Of a ledger."""
+    """The header of a ledger."""
 
     format: Literal[1]
     columns: Annotated[list[Column], Field(min_length=1)]
@@ -79,14 +79,14 @@ class Header(_Common):
 
 
 class DeltaMetadata(_Part):
-    """Of a delta's safetensors file."""
+    """The metadata of a delta's safetensors file."""
 
     hiso_jax: str
     sha256: Sha256
 
 
 class DeltaHeader(_Common):
-    """Of a delta."""
+    """The header of a delta."""
 
     format: Literal[1]
     rounds: Number
@@ -98,7 +98,7 @@ class DeltaHeader(_Common):
 
 
 class EvaluationFrame(_Part):
-    """An evaluation."""
+    """The frame of an evaluation."""
 
     round: Number
     train_loss: Finite | None
@@ -112,20 +112,20 @@ class EvaluationFrame(_Part):
 
 
 class EnvironmentFrame(_Environment):
-    """Where a run goes on."""
+    """The frame of an environment in which a run is continued."""
 
     round: Number
 
 
 class ExtensionFrame(_Part):
-    """That a run goes on beyond the rounds that it was to have."""
+    """The frame that extends a run beyond its planned rounds."""
 
     round: Number
     rounds: Size
 
 
 class SealFrame(_Part):
-    """How a run ended."""
+    """The seal: how a run ended."""
 
     rounds: Number
     head: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -136,14 +136,14 @@ class SealFrame(_Part):
 
 
 def read_json(payload: bytes, kind: type[BaseModel]) -> dict[str, Any]:
-    """The JSON in ``payload``, if it is what ``kind`` says.
+    """The JSON in ``payload``, validated against ``kind``.
 
     Raises:
-      ValueError: it is not, naming the first entry that is wrong.
+      ValueError: the JSON does not fit ``kind``; the message names the first wrong entry.
     """
     try:
         content = json.loads(payload, parse_constant=_refuse)
-        # As JSON, whose arrays may stand for tuples.
+        # Validated as JSON text, in which an array may stand for a tuple.
         kind.model_validate_json(payload)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -161,7 +161,7 @@ def _refuse(constant: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: not more than a glance."""
+    """A value as an error message shows it: at most ``SHOWN`` characters."""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError, RecursionError):
@@ -170,10 +170,10 @@ def shown(value: Any) -> str:
 
 
 def check_key(header: Mapping[str, Any]) -> None:
-    """Refuse a seed that is no key of its generator.
+    """Refuse a seed that is not a key of its random number generator.
 
     Raises:
-      ValueError: there is no such generator, or its keys are other words.
+      ValueError: the generator is unknown, or its keys have another number of words.
     """
     name, seed = header["prng_impl"], header["seed"]
     try:
@@ -185,14 +185,14 @@ def check_key(header: Mapping[str, Any]) -> None:
 
 
 def check_columns(columns: Sequence[Sequence[Any]], config: Mapping[str, Any]) -> None:
-    """Refuse a ledger whose rounds are not laid out as rounds are.
+    """Refuse a ledger whose columns are not the columns of rounds.
 
     Args:
-      columns: name, type and shape of each.
-      config: the run's numbers.
+      columns: the name, type and shape of each column.
+      config: the run's configuration.
 
     Raises:
-      ValueError: a column is missing, twice there, or of another type or shape.
+      ValueError: a column is missing, unknown or named twice, or has another type or shape.
     """
     found = {name: (kind, list(shape)) for name, kind, shape in columns}
     if len(found) != len(columns):
