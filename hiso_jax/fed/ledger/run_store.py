@@ -1,4 +1,4 @@
-"""What keeps a run while it goes: its ledger, its snapshots, and the way back into a run that was ended."""
+"""The store of a run: its ledger and snapshots while it runs, and how an interrupted run is continued from them."""
 
 import logging
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ SNAPSHOT_SECONDS = 600.0
 
 
 class RunStore:
-    """What keeps a run while it goes, in memory alone.
+    """The store of a run, in memory only.
 
     Attributes:
-      ledger: its rounds.
-      found: the ledger of a run that goes on; None if it begins.
-      differs: in what this environment differs from one in which the run's rounds were made.
-      elsewhere: whether the initial parameters are others here than the run's.
+      ledger: the run's rounds.
+      found: the ledger of a run that is continued; None for a new run.
+      differs: how this environment differs from an environment in which the run's rounds were computed.
+      elsewhere: whether the initial parameters computed here differ from the run's.
     """
 
     ledger: Ledger
@@ -41,36 +41,36 @@ class RunStore:
         self.ledger = Ledger(seed_key)
 
     def begin(self, header: Mapping[str, Any], rounds: int, *, like: PyTree | None = None) -> None:
-        """Take note of what the run is, see :meth:`FileRunStore.begin`."""
+        """Record the description of the run, see :meth:`FileRunStore.begin`."""
 
     def snapshots(self, placement: Placement) -> list[int]:
-        """After how many rounds there are snapshots, the newest first."""
+        """The numbers of rounds after which snapshots were taken, newest first."""
         return []
 
     def restore(self, rounds: int, like: PyTree) -> PyTree | None:
-        """The tree at a snapshot, in host memory; None if it does not verify in every process."""
+        """The tree of the snapshot after ``rounds`` rounds, in host memory; None unless it verifies in every process."""
         return None
 
     def wants_snapshot(self, rounds: int, seconds: float, *, evaluated: bool) -> bool:
-        """Whether it is time for a snapshot after ``rounds`` rounds, which took ``seconds``."""
+        """Whether a snapshot is due after ``rounds`` rounds, which took ``seconds``."""
         return False
 
     def snapshot(self, rounds: int, seconds: float, tree: PyTree) -> None:
         """Take a snapshot of ``tree``, which is in host memory."""
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
 
 
 class FileRunStore(RunStore):
-    """What keeps a run while it goes, in its directory; of several processes only the primary one writes."""
+    """The store of a run in its directory; among several processes only the primary one writes."""
 
     def __init__(self, storage: Storage, seed_key: Any, *, primary: bool = True) -> None:
-        """Take the directory and read what is there.
+        """Lock the directory and read the ledger in it.
 
         Raises:
-          ValueError: another process writes there, there is a run that is not to be continued, or its ledger is
-            altered or shorter than its newest snapshot.
+          ValueError: another process writes to the directory, it holds a run and ``storage.resume`` is not set, or its
+            ledger is altered or shorter than its newest snapshot.
         """
         super().__init__(seed_key)
         self.storage, self.primary = storage, primary
@@ -118,16 +118,17 @@ class FileRunStore(RunStore):
         return self._snapshots
 
     def begin(self, header: Mapping[str, Any], rounds: int, *, like: PyTree | None = None) -> None:
-        """Create the ledger, or check that the run found is the one of ``header`` and continue its ledger.
+        """Create the ledger, or check that the run in the directory matches ``header`` and continue its ledger.
 
         Args:
-          header: what the ledger is to say of the run.
+          header: the ledger's header.
           rounds: :attr:`rounds` of the first process.
-          like: of a run whose rounds cannot be made again from the ledger, what its snapshots hold: the rounds are cut
-            back to the newest that verifies, and one is taken at every evaluation. None if they can.
+          like: a tree like those in the snapshots, for a run that cannot be replayed from its ledger: its rounds are
+            cut back to the newest snapshot that verifies, and a snapshot is taken at every evaluation. None for a run
+            that can be replayed.
 
         Raises:
-          ValueError: it is not, naming what differs; or the first process found another ledger.
+          ValueError: the run does not match (the difference is named), or the first process found another ledger.
           OSError: the ledger cannot be written.
         """
         directory, self._replayable = self.storage.folder, like is None
@@ -164,7 +165,7 @@ class FileRunStore(RunStore):
             ledger.continued(header["environment"])
 
     def _cut_back(self, like: PyTree) -> None:
-        """Drop the rounds behind the newest snapshot that verifies."""
+        """Drop the rounds after the newest snapshot that verifies."""
         found = self.found
         assert found is not None
         has = (found.path.parent / SNAPSHOTS).is_dir()
@@ -183,13 +184,13 @@ class FileRunStore(RunStore):
         self.found, self.rounds = found.cut(last), last
 
     def snapshots(self, placement: Placement) -> list[int]:
-        """After how many rounds the first process has snapshots, the newest first."""
+        """The numbers of rounds after which the first process has snapshots, newest first."""
         has = (self.storage.folder / SNAPSHOTS).is_dir()
         rounds = self._open_snapshots().rounds()[:KEPT] if has else []
         return [number for number in agree(placement.mesh, *rounds, *[0] * (KEPT - len(rounds))) if number]
 
     def restore(self, rounds: int, like: PyTree) -> PyTree | None:
-        """The tree at a snapshot, in host memory; None if it does not verify in every process."""
+        """The tree of the snapshot after ``rounds`` rounds, in host memory; None unless it verifies in every process."""
         tree = self._open_snapshots().restore(rounds, like)
         if not all_processes(tree is not None):
             return None
@@ -197,7 +198,7 @@ class FileRunStore(RunStore):
         return tree
 
     def wants_snapshot(self, rounds: int, seconds: float, *, evaluated: bool) -> bool:
-        """Whether it is time for a snapshot after ``rounds`` rounds, which took ``seconds``."""
+        """Whether a snapshot is due after ``rounds`` rounds, which took ``seconds``."""
         every = self.storage.snapshot_every
         if not self._replayable:
             return evaluated and rounds > self._last
@@ -209,14 +210,14 @@ class FileRunStore(RunStore):
         """Take a snapshot of ``tree``, which is in host memory.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the snapshot cannot be written.
         """
         self._last, self._last_seconds = rounds, seconds
         if self.primary:
             self._open_snapshots().save(rounds, self.ledger.head, tree)
 
     def close(self) -> None:
-        """Close the files and give the directory back."""
+        """Close the files and release the lock of the directory."""
         try:
             self.ledger.close()
         finally:
@@ -229,7 +230,7 @@ class FileRunStore(RunStore):
 
 
 def run_store_of(storage: Storage | None, seed_key: Any, *, primary: bool) -> RunStore:
-    """What keeps a run in ``storage``, or in memory if that is None.
+    """The store of a run in ``storage``, or in memory if ``storage`` is None.
 
     Raises:
       ValueError: as :class:`FileRunStore` does.

@@ -1,4 +1,4 @@
-"""Whether a run that is to go on is the one that a ledger has the beginning of."""
+"""The check that a run to be continued is the run in the ledger."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from hiso_jax.fed.ledger.ledger import json_bytes
 from hiso_jax.fed.ledger.reading import LedgerFile
 from hiso_jax.fed.ledger.storage import differences
 
-# What a run that is continued must have in common with its beginning, and how to say so.
+# The entries of the header that must equal those of the ledger, and their names in error messages.
 SAME = {
     "algorithm": "what the method measures, sends, combines or counts",
     "columns": "the numbers of a round",
@@ -29,18 +29,18 @@ SAME = {
 
 
 def check_same(found: LedgerFile, header: Mapping[str, Any], *, from_snapshot: bool) -> bool:
-    """Refuse to continue another run.
+    """Refuse to continue a run other than that of the ledger.
 
     Args:
-      found: the ledger of the run that goes on.
-      header: of a ledger of what is asked for now.
-      from_snapshot: whether it may have other initial parameters.
+      found: the ledger of the run to be continued.
+      header: the header that a ledger of the requested run would have.
+      from_snapshot: whether the initial parameters may differ.
 
     Returns:
-      Whether it has.
+      Whether the initial parameters differ.
 
     Raises:
-      ValueError: it is another run, naming what differs.
+      ValueError: it is another run; the message names the difference.
     """
     before, now = _comparable(found.header), _comparable(json.loads(json_bytes(header)))
     before["config"]["rounds"] = now["config"]["rounds"]
@@ -64,7 +64,7 @@ def check_same(found: LedgerFile, header: Mapping[str, Any], *, from_snapshot: b
                 "snapshot in place of them. If they are loaded, the checkpoint is another"
             )
         raise ValueError(f"{refused}{meaning} differ from the run's")
-    # Other packages may make the same of other parts.
+    # With other package versions, different parts may do the same, so only equal versions are compared.
     alike = before["environment"]["versions"] == now["environment"]["versions"]
     for name, digest in before.get("made_of", {}).items() if alike else ():
         if now["made_of"].get(name) != digest:
@@ -73,8 +73,8 @@ def check_same(found: LedgerFile, header: Mapping[str, Any], *, from_snapshot: b
 
 
 def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
-    """What a header says of a run's numbers, without how they are computed."""
-    # Older ledgers do not say how products round or who attacks, the oldest name no method.
+    """The entries of a header that determine a run's results, without options of how they are computed."""
+    # Older ledgers lack the precision of matrix products and the attackers; the oldest ledgers lack the method.
     given = {"matmul_precision": "high", **UNASKED, **header["config"]}
     config = {name: value for name, value in given.items() if name not in EXECUTION}
     algorithm = header.get("algorithm", Algorithm(optax.identity()).description)
@@ -82,10 +82,10 @@ def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def more_rounds(found: LedgerFile, rounds: int) -> int:
-    """How many rounds a run is to have, if that is another number than it had; else 0.
+    """The number of rounds that a run is to have, if it differs from the planned number; otherwise 0.
 
     Raises:
-      ValueError: it has more already, or diverged.
+      ValueError: the run has more rounds already, or diverged.
     """
     if rounds == found.planned:
         return 0

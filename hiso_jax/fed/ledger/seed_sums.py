@@ -1,8 +1,9 @@
-"""FedKSeed's sums (arXiv 2312.06353): a number for each seed of the pool, whatever was missed.
+"""FedKSeed's sums (arXiv 2312.06353): one value for each seed of the pool, however many rounds a client missed.
 
-With plain descent along directions of a pool of S, x_b = x_a + Σ_s A_s u_s, A_s = −Σ_r η_r Σ_q ĝ_{r,q} / (G·P) over the
-rounds a ≤ r < b and the scalars q whose direction is s: rates are folded into the sums. Whoever is sent them stands
-where the server is but for rounding: it adds S terms where the server made its rounds.
+For plain descent along directions from a pool of S seeds, x_b = x_a + Σ_s A_s u_s with
+A_s = −Σ_r η_r Σ_q ĝ_{r,q} / (G·P) over the rounds a ≤ r < b and the scalars q whose direction is s: the sums include
+the learning rates. A client that receives the sums has the server's parameters up to rounding, because it adds S terms
+where the server applied its rounds one by one.
 """
 
 import struct
@@ -23,7 +24,7 @@ APPLIED = struct.Struct("<I")
 
 
 def sums_bytes(seeds: int) -> int:
-    """Of the sums of ``seeds`` seeds, and of how many rounds they are."""
+    """The bytes of the sums of ``seeds`` seeds and of the number of rounds in them."""
     return APPLIED.size + 4 * seeds
 
 
@@ -32,10 +33,10 @@ def pack_sums(updates: Updates, first: int, end: int, algorithm: Algorithm, stat
 
     Args:
       updates: the run's rounds, from the first.
-      first: where a client stands.
-      end: where it is to stand.
-      algorithm: of the run, one with a pool.
-      state: of its optimizer; only what is static is read.
+      first: the round at which the client was last synced.
+      end: the round up to which the client is to be synced.
+      algorithm: the run's algorithm, which has a pool.
+      state: the optimizer's state; only its static part is read.
     """
     pool, rate, missed = algorithm.pool_of(state), algorithm.pooled_rate, updates.between(first, end)
     assert pool is not None
@@ -50,7 +51,7 @@ def pack_sums(updates: Updates, first: int, end: int, algorithm: Algorithm, stat
         keys = jax.vmap(round_key, (None, 0))(updates.seed_key, jnp.asarray(missed.round[applied]))
         at_step = jax.vmap(pool.number, (None, None, 0))
         seeds = jax.vmap(jax.vmap(at_step, (None, 0, None)), (0, None, None))(keys, steps, each)
-        # A schedule counts the rounds that were applied, as optax does.
+        # A schedule counts the applied rounds, as optax does.
         counts = np.count_nonzero(updates.applied[:first]) + np.arange(len(applied))
         rates = np.array([float(rate(count) if callable(rate) else rate) for count in counts])
         np.add.at(sums, np.asarray(seeds), -rates[:, None, None] / len(each) * np.asarray(numbers, np.float64))
@@ -60,10 +61,10 @@ def pack_sums(updates: Updates, first: int, end: int, algorithm: Algorithm, stat
 def add_sums(
     body: bytes, params: PyTree, state: optax.OptState, algorithm: Algorithm, seed_key: Key[Array, ""]
 ) -> tuple[PyTree, optax.OptState]:
-    """Parameters and optimizer state after the rounds of :func:`pack_sums`, the server's but for rounding.
+    """Parameters and optimizer state after the rounds of :func:`pack_sums`, equal to the server's up to rounding.
 
     Raises:
-      ValueError: the algorithm has no pool, or one of another size.
+      ValueError: the algorithm has no pool, or a pool of another size.
     """
     pool = algorithm.pool_of(state)
     if pool is None or len(body) != sums_bytes(pool.seeds):
@@ -72,5 +73,5 @@ def add_sums(
     in_order = zo.Directions(zo.zo_state(state).directions.sampler, key=zo.in_order)
     # The mean over S directions of S times the sums.
     total = zo.accumulate(seed_key, pool.seeds * sums, params, sampler=in_order)
-    # All that plain descent remembers is how many rounds there were.
+    # The only state of plain descent is the number of applied rounds.
     return zo.apply_updates(params, total, seed_key), jax.tree.map(lambda count: count + applied, state)

@@ -1,4 +1,4 @@
-"""Snapshots: parameters and optimizer state at some rounds, by orbax, so that a resumed run replays few rounds."""
+"""Snapshots: parameters and optimizer state at some rounds, saved by orbax, so that a resumed run replays few rounds."""
 
 import errno
 import logging
@@ -18,13 +18,13 @@ from hiso_jax.fed.ledger.fingerprint import fingerprint
 
 SNAPSHOTS = "snapshots"
 KEPT = 2
-# What a snapshot takes beside its arrays, in bytes.
+# The bytes that a snapshot takes beside its arrays.
 ROOM = 256 * 1024
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the storage library's warnings, of a folder that is only read, say."""
+    """Suppress the warnings of the storage library, for example that a folder is read-only."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -35,11 +35,11 @@ def _quiet() -> Iterator[None]:
 
 
 class Snapshots:
-    """The newest snapshots of a run, each of a round and of the ledger's digest after it."""
+    """The newest snapshots of a run, each with its number of rounds and the ledger's digest after them."""
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
-        """Open, or make, the folder of snapshots in a run's directory."""
-        # Imported where it is needed: it takes as long as everything else.
+        """Open, or create, the folder of snapshots in a run's directory."""
+        # Imported here, where it is needed: this import takes as long as all others together.
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
@@ -48,7 +48,7 @@ class Snapshots:
             create=False,
             read_only=read_only,
             enable_async_checkpointing=False,
-            # Only the first process writes, without the others' waiting.
+            # Only the first process writes; the other processes do not wait for it.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(), active_processes={jax.process_index()}
             ),
@@ -56,28 +56,28 @@ class Snapshots:
         self._folder = (directory / SNAPSHOTS).resolve()
         self._folder.mkdir(exist_ok=True)
         if not read_only:
-            # What a kill left half-way; the manager's own cleaning is a thread that may outlive the run.
+            # Remove incomplete snapshots that a kill left; the manager's own cleanup is a thread that may outlive the run.
             for half in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half)
         with _quiet():
             self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def rounds(self) -> list[int]:
-        """After how many rounds snapshots were taken, the newest first."""
+        """The numbers of rounds after which snapshots were taken, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, rounds: int, head: bytes, tree: PyTree) -> None:
-        """Take one after ``rounds`` rounds, when the ledger's digest was ``head``; ``tree`` is in host memory.
+        """Take a snapshot after ``rounds`` rounds, when the ledger's digest was ``head``; ``tree`` is in host memory.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the snapshot cannot be written.
         """
         ocp = self._ocp
         leaves = dict(enumerate(np.asarray(key_data(leaf)) for leaf in jax.tree.leaves(tree)))
         meta = {"rounds": rounds, "head": head.hex(), "sha256": fingerprint(leaves)}
-        # The storage library keeps no array of no elements, and there is nothing to keep of one.
+        # The storage library cannot save an empty array, which has no values to save.
         arrays = {str(number): leaf for number, leaf in leaves.items() if leaf.size}
-        # Asked beforehand: half-way through, the storage library's threads each tell of it at length.
+        # Checked beforehand: on a full disk each thread of the storage library prints a long error.
         if shutil.disk_usage(self._folder).free < sum(leaf.nbytes for leaf in leaves.values()) + ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         try:
@@ -85,7 +85,7 @@ class Snapshots:
                 rounds, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
             )
         except (ValueError, RuntimeError) as error:
-            # The storage library's own wrapping of what the file system said.
+            # The storage library wraps the errors of the file system in its own.
             full = os.strerror(errno.ENOSPC) in str(error)
             number = errno.ENOSPC if full else errno.EIO
             raise OSError(number, os.strerror(number), str(self._folder)) from error
@@ -101,14 +101,14 @@ class Snapshots:
                 "meta"
             ]
         except Exception:
-            # Whatever its readers raise of a damaged folder means that there is no snapshot.
+            # Any error that the library raises for a damaged folder means that there is no snapshot.
             return None
 
     def restore(self, rounds: int, like: PyTree) -> PyTree | None:
         """The tree at the snapshot after ``rounds`` rounds, in host memory; None if it does not verify.
 
         Args:
-          rounds: which.
+          rounds: the number of rounds of the snapshot.
           like: a tree of the same structure, of arrays or of their shapes.
         """
         ocp, meta = self._ocp, self._meta(rounds)
@@ -130,5 +130,5 @@ class Snapshots:
         return jax.tree.unflatten(structure, map(from_key_data, found.values(), leaves))
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._manager.close()

@@ -1,4 +1,4 @@
-"""Where a run is kept, who may write there, and what its replay must have in common with it."""
+"""The directory of a run, the lock of its one writer, and the environment that an exact replay must share."""
 
 import os
 import platform
@@ -21,16 +21,17 @@ FLAGS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_matmul_pre
 
 @dataclass(frozen=True)
 class Storage:
-    """Where a run is kept, so that it survives its process.
+    """The directory of a run, in which it survives its process.
 
     Attributes:
-      directory: the run's own, a path or its text; made if there is none.
-      about: what a reader should know of the run beside its numbers, as JSON: the command's options, say.
+      directory: the run's own directory, a path or a string; created if it does not exist.
+      about: description of the run for its readers, as JSON values, such as the command's options.
       snapshot_every: rounds between snapshots, which bound how many a resumed run replays; 0 takes none; None takes
         one every ten minutes of rounds.
-      resume: continue the run that is there; if it had not begun, begin it. It may be given more rounds than it had.
-      from_snapshot: when it is continued where the processor or jaxlib compute other initial parameters, begin with the
-        newest snapshot in place of them; what its rounds lead to is then not checked before it.
+      resume: continue the run in the directory, or begin it if it had not begun; it may be given more rounds than it
+        had.
+      from_snapshot: begin a resumed run with the newest snapshot if this processor or jaxlib computes other initial
+        parameters than the run's; the rounds before the snapshot are then not checked.
     """
 
     directory: Path | str
@@ -40,10 +41,10 @@ class Storage:
     from_snapshot: bool = False
 
     def __post_init__(self) -> None:
-        """Check what can be checked.
+        """Check the options.
 
         Raises:
-          ValueError: a negative ``snapshot_every``, or a snapshot to go on from where nothing is to be continued.
+          ValueError: ``snapshot_every`` is negative, or ``from_snapshot`` is set without ``resume``.
         """
         object.__setattr__(self, "directory", Path(self.directory))
         if self.snapshot_every is not None:
@@ -58,7 +59,7 @@ class Storage:
 
 
 def environment() -> dict[str, Any]:
-    """What a replay must have in common with a run to rebuild it to the last bit, and versions to trace it by."""
+    """The environment that a replay must share with a run to rebuild it bit for bit, and versions for reference."""
     return {
         "versions": {
             "hiso-jax": VERSION,
@@ -73,7 +74,7 @@ def environment() -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any] | None = None) -> list[str]:
-    """How another environment differs from ``here``, by default this one, in what may change a replay's last bits."""
+    """The differences between ``there`` and ``here`` (by default this environment) that may change a replay's bits."""
     here = environment() if here is None else here
     differing = {
         "backend": (there["backend"], here["backend"]),
@@ -86,10 +87,10 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any] | None = None)
 
 
 def lock(directory: Path) -> FileLock:
-    """Enter it to be the run's one writer; the lock goes with its process, however that ends.
+    """The lock of the run's one writer, acquired; it ends with its process, however the process ends.
 
     Raises:
-      ValueError: another process is, or the directory cannot be written.
+      ValueError: another process holds the lock, or the directory cannot be written.
     """
     held = FileLock(directory / LOCK, is_singleton=True)
     try:

@@ -1,4 +1,4 @@
-"""Who holds which data, and who comes to a round."""
+"""Populations: the clients, their training examples, and their participation in rounds."""
 
 from hiso_jax.fed.population.cohort import permute, sample_cohort
 from hiso_jax.fed.population.fleet import Fleet, LogNormal, Work

@@ -1,7 +1,7 @@
 """The cohort of a round: the first C values of a keyed Feistel permutation of [0, N) with cycle walking.
 
-Exact (a permutation has no repeats), O(C) in time and memory, and jit-able, where ``jax.random.choice`` without
-replacement permutes the whole population. Format-preserving encryption by Feistel networks and cycle walking:
+Exact (a permutation has no repeats), O(C) in time and memory, and jit-able; ``jax.random.choice`` without
+replacement permutes the entire population. Format-preserving encryption by Feistel networks and cycle walking:
 Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
 """
 
@@ -12,27 +12,27 @@ from jaxtyping import Array, Int, Key, UInt32
 
 from hiso_jax.checks import ParameterError
 
-# Small domains need many rounds: over all orders of 5 values 12 rounds are visibly uneven, 18 barely, 24 no more.
+# Small domains need many rounds: over all orders of 5 values, 12 rounds are visibly uneven, 18 barely, 24 not.
 FEISTEL_ROUNDS = 24
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """MurmurHash3's 32-bit finaliser: every input bit moves every output bit."""
+    """MurmurHash3's 32-bit finaliser: every input bit affects every output bit."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
 def permute(key: Key[Array, ""], index: Int[Array, "..."], size: int) -> Int[Array, "..."]:
-    """Where a keyed permutation of [0, size) sends ``index``.
+    """The images of ``index`` under a keyed permutation of [0, size).
 
     Args:
-      key: chooses the permutation.
+      key: the key that selects the permutation.
       index: integers in [0, size).
       size: 1 ≤ size < 2³¹, static.
 
     Raises:
-      ValueError: ``size`` out of range.
+      ValueError: ``size`` is out of range.
     """
     if not 1 <= size < 2**31:
         raise ValueError(f"a permuted domain must hold between 1 and 2³¹ − 1 values, got {size}")
@@ -51,8 +51,9 @@ def permute(key: Key[Array, ""], index: Int[Array, "..."], size: int) -> Int[Arr
         (high, low), _ = lax.scan(two_rounds, (x >> low_bits, x & low_mask), round_words)
         return (high << low_bits) | low
 
-    # The network permutes the next power of two; a value that lands outside walks on until it is inside. All begin
-    # outside, so that the network stands in the program once: it takes longer to compile than to run.
+    # The network permutes [0, next power of two); a value that lands outside [0, size) is permuted again until it is
+    # inside. All values start as outside, so the program contains the network once: it takes longer to compile than
+    # to run.
     def walk(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         x, outside = carry
         x = jnp.where(outside, encrypt(x), x)

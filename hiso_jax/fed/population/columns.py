@@ -1,4 +1,4 @@
-"""A column of the data, labels or owners, as an array that can be sorted and compared."""
+"""Columns of the data (labels or owners) as arrays that can be sorted and compared."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,21 +12,21 @@ KINDS = {"whole numbers": "iu", "numbers": "f", "text": "US", "truth values": "b
 
 
 def column_of(name: str, values: Sequence[Any] | np.ndarray, *kinds: str) -> Shaped[np.ndarray, "n"]:
-    """One value for each example, all of one of the ``kinds``.
+    """One value for each example; all values are of one of the ``kinds``.
 
     Args:
-      name: of the parameter, for refusals.
+      name: the parameter's name, for error messages.
       values: the column, an array or a list.
-      kinds: of values that it may have: "whole numbers", "numbers", "text", "truth values".
+      kinds: the accepted kinds of values: "whole numbers", "numbers", "text", "truth values".
 
     Raises:
-      ValueError: it is of another shape or kind, or of several, or has a number that is not finite.
+      ValueError: the column has another shape or kind, mixes kinds, or has a number that is not finite.
     """
     column = np.asarray(values)
     if column.dtype.kind == "O":
         values = column.tolist()
         column = np.asarray(values)
-    # A list of text and numbers would become text in silence.
+    # NumPy would silently turn a list of text and numbers into text.
     types = set() if hasattr(values, "dtype") else set(map(type, values))
     mixed = len({(issubclass(t, str | bytes), issubclass(t, bool | np.bool_)) for t in types}) > 1
     if mixed or column.ndim != 1 or not len(column) or column.dtype.kind not in "".join(map(KINDS.__getitem__, kinds)):

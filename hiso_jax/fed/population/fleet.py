@@ -1,4 +1,4 @@
-"""How fast the clients are: the simulated clock's model of their computers and their networks."""
+"""The speeds of the clients: the simulated clock's model of their computers and networks."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ from hiso_jax.checks import finite, is_plain, positive
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LogNormal:
-    """A positive quantity that differs from client to client: median · exp(spread · normal).
+    """A positive quantity that varies between clients: median · exp(spread · normal).
 
     Attributes:
-      median: > 0.
+      median: median over the clients, > 0.
       spread: standard deviation of the logarithm; 0 makes all clients alike.
     """
 
@@ -24,10 +24,10 @@ class LogNormal:
     spread: Any = 0.0
 
     def __post_init__(self) -> None:
-        """Check what can be checked.
+        """Check the values that are plain numbers.
 
         Raises:
-          ValueError: a median that is not positive and finite, or a negative spread.
+          ValueError: ``median`` is not positive and finite, or ``spread`` is negative.
         """
         if is_plain(self.median):
             positive("median", self.median)
@@ -36,13 +36,13 @@ class LogNormal:
 
 
 class Work(NamedTuple):
-    """What clients have to do in a round.
+    """The work of the clients in a round.
 
     Attributes:
-      bytes_down: what each has to download, [C].
-      bytes_up: what a client uploads.
-      forward_passes: evaluations of its loss that a client makes.
-      directions: that each makes, to measure along and to catch up, [C].
+      bytes_down: bytes that each client downloads, [C].
+      bytes_up: bytes that a client uploads.
+      forward_passes: loss evaluations of a client.
+      directions: directions that each client makes, to measure along and to catch up, [C].
     """
 
     bytes_down: Float[Array, "C"]
@@ -54,14 +54,14 @@ class Work(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Fleet:
-    """The clients' speeds; each client's own are drawn once, from its key.
+    """The clients' speeds; each client's speeds are drawn once, from its key.
 
     Attributes:
-      forward_seconds: seconds for one evaluation of a client's loss on one batch.
-      downlink: bytes a second from the server.
-      uplink: bytes a second to it.
-      direction_seconds: seconds to make one direction, on a client as fast as the median; a client that evaluates its
-        loss at half the speed takes twice as long. None does not count them.
+      forward_seconds: seconds for one forward pass of a client on one batch.
+      downlink: bytes per second from the server to a client.
+      uplink: bytes per second from a client to the server.
+      direction_seconds: seconds to make one direction, on a client of median speed; a client whose forward pass takes
+        twice as long takes twice as long here, too. None does not count this time.
     """
 
     forward_seconds: LogNormal
@@ -70,16 +70,16 @@ class Fleet:
     direction_seconds: Any = None
 
     def __post_init__(self) -> None:
-        """Check what can be checked.
+        """Check the values that are plain numbers.
 
         Raises:
-          ValueError: ``direction_seconds`` negative or not finite.
+          ValueError: ``direction_seconds`` is negative or not finite.
         """
         if is_plain(self.direction_seconds):
             finite("direction_seconds", self.direction_seconds)
 
     def seconds(self, traits_key: Key[Array, ""], clients: Int[Array, "C"], work: Work) -> Float[Array, "C"]:
-        """How long each client takes to download, to compute and to upload, in seconds."""
+        """The seconds that each client takes to download, compute and upload, [C]."""
         normals = jax.vmap(lambda client: jax.random.normal(jax.random.fold_in(traits_key, client), (3,)))(clients)
         work = jax.tree.map(lambda each: jnp.asarray(each, normals.dtype), work)
 

@@ -1,4 +1,4 @@
-"""A task's examples dealt to clients: i.i.d., by Dirichlet mixtures of labels, by label shards."""
+"""Partitions of a task's examples among clients: i.i.d., by Dirichlet mixtures of labels, by label shards."""
 
 import heapq
 import itertools
@@ -24,7 +24,7 @@ def _check(examples: int, clients: int) -> None:
 
 
 def _from_owners(owners: Int[np.ndarray, "n"], clients: int) -> Population:
-    """The population in which example i belongs to client ``owners[i]``; nothing is lost by construction.
+    """The population in which example i belongs to client ``owners[i]``; every example is kept by construction.
 
     An empty client takes one example from the client that holds the most.
     """
@@ -46,12 +46,12 @@ def _from_owners(owners: Int[np.ndarray, "n"], clients: int) -> Population:
 
 
 def iid(examples: int, clients: int, *, seed: int = 0) -> Population:
-    """Examples dealt at random, in shares that differ by at most one.
+    """Examples assigned at random, in shares whose sizes differ by at most one.
 
     Args:
       examples: the number of training examples n.
-      clients: N ≤ n.
-      seed: of the shuffle.
+      clients: number of clients N ≤ n.
+      seed: seed of the shuffle.
 
     Raises:
       ValueError: N < 1 or N > n.
@@ -67,12 +67,12 @@ def dirichlet(labels: Int[np.ndarray, "n"], clients: int, *, alpha: float, seed:
 
     Args:
       labels: the label of every training example.
-      clients: N ≤ n.
-      alpha: concentration α > 0; small means clients that hold few labels, large approaches i.i.d.
-      seed: of the proportions and the shuffle.
+      clients: number of clients N ≤ n.
+      alpha: concentration α > 0; with a small α clients hold few labels, a large α approaches i.i.d.
+      seed: seed of the proportions and the shuffle.
 
     Raises:
-      ValueError: labels that are not one value for each example, N < 1, N > n, or α not positive and finite.
+      ValueError: ``labels`` is not one value for each example, N < 1, N > n, or α is not positive and finite.
     """
     labels = column_of("labels", labels, *KINDS)
     _check(len(labels), clients)
@@ -89,17 +89,17 @@ def dirichlet(labels: Int[np.ndarray, "n"], clients: int, *, alpha: float, seed:
 def dirichlet_balanced(labels: Int[np.ndarray, "n"], clients: int, *, alpha: float, seed: int = 0) -> Population:
     """:func:`dirichlet`, then rebalanced to clients of ⌊n / N⌋ examples each; the remainder is dropped.
 
-    What clients hold above their share goes, at random, to those below it. The partition of the language-model
-    experiments of DeComFL and HiSo (arXiv 2405.15861, 2506.02370).
+    Examples above a client's share go, at random, to clients below their share. This is the partition of the
+    language-model experiments of DeComFL and HiSo (arXiv 2405.15861, 2506.02370).
 
     Args:
       labels: the label of every training example.
-      clients: N ≤ n.
+      clients: number of clients N ≤ n.
       alpha: concentration α > 0.
-      seed: of the proportions and the shuffle.
+      seed: seed of the proportions and the shuffle.
 
     Raises:
-      ValueError: labels that are not one value for each example, N < 1, N > n, or α not positive and finite.
+      ValueError: ``labels`` is not one value for each example, N < 1, N > n, or α is not positive and finite.
     """
     skewed = dirichlet(labels, clients, alpha=alpha, seed=seed)
     share = len(labels) // clients
@@ -114,16 +114,16 @@ def dirichlet_balanced(labels: Int[np.ndarray, "n"], clients: int, *, alpha: flo
 
 
 def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int = 2, seed: int = 0) -> Population:
-    """Examples sorted by label, cut into equal shards and dealt at random (McMahan et al., arXiv 1602.05629).
+    """Examples sorted by label and cut into equal shards, assigned at random (McMahan et al., arXiv 1602.05629).
 
     Args:
       labels: the label of every training example.
-      clients: N ≤ n.
-      shards_per_client: how many shards each client is dealt, and so about how many labels it sees.
-      seed: of the deal.
+      clients: number of clients N ≤ n.
+      shards_per_client: shards of each client, about the number of labels that it holds.
+      seed: seed of the assignment.
 
     Raises:
-      ValueError: labels that are not one value for each example, N < 1, N > n, or ``shards_per_client`` < 1.
+      ValueError: ``labels`` is not one value for each example, N < 1, N > n, or ``shards_per_client`` < 1.
     """
     labels = column_of("labels", labels, *KINDS)
     _check(len(labels), clients)
@@ -139,13 +139,13 @@ def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int
 
 
 def by_column(owners: Sequence[Any]) -> tuple[Population, list[Any]]:
-    """Each example to the client that a column of the data names: a user, a hospital, a device.
+    """Examples assigned to the clients that a column of the data names: users, hospitals, devices.
 
     Args:
-      owners: the client of every training example, numbers or text, [n].
+      owners: the client of every training example, integers or text, [n].
 
     Returns:
-      (population, names): client i is ``names[i]``; names are in their own order, text alphabetically.
+      (population, names): client i is ``names[i]``; the names are sorted, text alphabetically.
 
     Raises:
       ValueError: there is no example, or the names are not all of one kind.

@@ -1,4 +1,4 @@
-"""Who holds which data: what a run asks of a population, and one as offsets into a permuted index array."""
+"""The protocol of populations, and a population stored as offsets into a permuted array of example indices."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,20 +13,20 @@ from hiso_jax.checks import ParameterError
 
 @runtime_checkable
 class AnyPopulation(Protocol):
-    """What a run needs to know of a population: :class:`Population` and ``VirtualPopulation`` have it."""
+    """The protocol of a population, which :class:`Population` and ``VirtualPopulation`` implement."""
 
     @property
     def num_clients(self) -> int:
         """N, the number of clients."""
 
     def check(self, examples: int) -> None:
-        """Raise a ValueError if it cannot belong to ``examples`` training examples."""
+        """Raise a ValueError if the population does not fit ``examples`` training examples."""
 
     def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:
-        """How many examples each of ``clients`` holds."""
+        """The number of examples that each of ``clients`` holds, [C]."""
 
     def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
-        """Example numbers drawn uniformly with replacement from each client's own, int32 [C, *shape]."""
+        """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, *shape]."""
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +35,7 @@ class Population:
     """A partition of a task's training examples among clients.
 
     Attributes:
-      indices: example numbers, grouped by client, int32 [examples].
+      indices: example indices, grouped by client, int32 [examples].
       offsets: client i holds ``indices[offsets[i]:offsets[i + 1]]``, int32 [clients + 1].
     """
 
@@ -49,15 +49,15 @@ class Population:
 
     @property
     def sizes(self) -> Int[Array | np.ndarray, "N"]:
-        """How many examples each client holds."""
+        """The number of examples that each client holds, [N]."""
         return self.offsets[1:] - self.offsets[:-1]
 
     def check(self, examples: int) -> None:
-        """Refuse a population of other data than ``examples`` training examples, or one that is none.
+        """Refuse a malformed population, or a population that does not fit ``examples`` training examples.
 
         Raises:
-          ValueError: it names an example beyond them, its offsets do not run from 0 to the number of indices, or a
-            client holds no example.
+          ValueError: an index is out of range, the offsets do not run from 0 to the number of indices, or a client
+            holds no example.
         """
         held, offsets = np.asarray(self.indices), np.asarray(self.offsets)
         for name, array in (("indices", held), ("offsets", offsets)):
@@ -84,14 +84,14 @@ class Population:
             )
 
     def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:
-        """How many examples each of ``clients`` holds."""
+        """The number of examples that each of ``clients`` holds, [C]."""
         offsets = jnp.asarray(self.offsets)
         return offsets[clients + 1] - offsets[clients]
 
     def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
-        """Example numbers drawn uniformly with replacement from each client's own, int32 [C, *shape].
+        """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, *shape].
 
-        A client's draw depends on the key and the client alone, not on its place in the cohort.
+        A client's draw depends only on the key and the client, not on its place in the cohort.
         """
         indices, offsets = jnp.asarray(self.indices), jnp.asarray(self.offsets)
 
