@@ -1,4 +1,4 @@
-"""Where a run is computed: meshes, processes, how a cohort goes through memory, where arrays live."""
+"""The devices of a run: meshes, processes, the execution of a cohort in memory, and the placement of arrays."""
 
 from hiso_jax.fed.devices.execution import (
     Execution,

@@ -1,9 +1,9 @@
-"""How a cohort goes through memory: all its clients at once, some at a time, or one by one.
+"""The execution of a cohort in memory: all clients at once, some at a time, or one by one.
 
-The result is the same up to rounding; speed and memory are not. Measured on 2 CPU cores (``benchmarks/README.md``):
-a vmap over diverged clients turns convolutions into grouped ones and takes two to three times as long as a map over
-the clients, while matrix products are as fast either way; a flat batch of more than a few hundred images leaves the
-cache. On accelerators the widest layout that fits the memory is taken.
+The results are the same up to rounding; speed and memory differ. Measured on 2 CPU cores (``benchmarks/README.md``):
+a vmap over diverged clients turns convolutions into grouped convolutions and takes two to three times as long as a map
+over the clients, while matrix products are equally fast; a flat batch of more than a few hundred images exceeds the
+cache. Accelerators use the widest execution that fits the memory.
 """
 
 import os
@@ -20,25 +20,25 @@ from jaxtyping import PyTree
 from hiso_jax.factored import PerturbedAs
 from hiso_jax.zo import DirectionsMode, working_dtype
 
-# On CPU: examples in one flat batch, and diverged clients of a model without convolutions in one vmap.
+# On CPU, at most: examples in one flat batch, and diverged clients in one vmap for a model without convolutions.
 CPU_FLAT_EXAMPLES = 512
 CPU_TOGETHER = 8
-# The share of a device's memory that a cohort may take beside the parameters and the data.
+# The share of the memory that a cohort may take beside the parameters and the data.
 DEVICE_SHARE = 0.25
 HOST_SHARE = 0.125
-# Below this many parameters a direction costs next to nothing and is made again.
+# Below this number of parameters a direction costs almost nothing to make, so it is made again.
 MANY_PARAMETERS = 1_000_000
 JAXPRS = (ClosedJaxpr, Jaxpr)
 
 
 class Execution(NamedTuple):
-    """How many clients are run through memory at a time.
+    """The numbers of clients that are in memory at the same time.
 
     Attributes:
-      flat: clients evaluated as one flat batch while all stand at the server's parameters (local step 0).
+      flat: clients evaluated as one flat batch while all have the server's parameters (local step 0).
       stream: clients whose own parameters exist at the same time (K > 1).
-      vmapped: of those, the clients evaluated in one vmap; 1 maps over them one by one.
-      gathered: batches that may be at hand for all evaluations of a round, and not be gathered for each again.
+      vmapped: clients with their own parameters that are evaluated in one vmap; 1 maps over them one by one.
+      gathered: batches that may stay in memory for all forward passes of a round; more are gathered again for each.
     """
 
     flat: int
@@ -48,18 +48,18 @@ class Execution(NamedTuple):
 
 
 class ExecutionSettings(NamedTuple):
-    """How a round is to be computed, which changes none of its numbers beyond rounding.
+    """Settings of how a round is computed, which change its results only by rounding.
 
     Attributes:
-      client_chunk: how many diverged clients (K > 1) to evaluate together: 1 maps over them, more are vmapped and bound
-        the clients in memory, too. None chooses by platform, model and memory.
+      client_chunk: diverged clients (K > 1) evaluated together: 1 maps over them; a larger number vmaps them and also
+        bounds the clients in memory. None chooses by platform, model and memory.
       memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
       directions: ``"keep"`` makes each direction once, for all clients and the update; ``"regenerate"`` makes it again
-        for the update and needs one copy of the trained parameters beside them. Kept directions need two copies, or,
-        where an aggregate can only be made of whole messages, P + 1. The same bits. None keeps them if K = 1, they are
-        many and memory permits.
+        for the update and needs one copy of the trained parameters beside them. Kept directions need two copies, or
+        P + 1 if the aggregate needs complete messages. The bits are the same. None keeps them if K = 1, the parameters
+        are many and the memory suffices.
       mesh: devices to split the cohort over; see :func:`hiso_jax.fed.make_mesh`.
-      perturbed_as: how the model reads parameters moved along a direction of low rank, the task's; see
+      perturbed_as: form in which the task's model reads parameters perturbed along a low-rank direction; see
         :func:`hiso_jax.zo.perturb`.
     """
 
@@ -71,7 +71,7 @@ class ExecutionSettings(NamedTuple):
 
 
 def filled(tree: PyTree, rows: int) -> PyTree:
-    """``tree`` [C, ...] with copies of its last row up to ``rows`` ≥ C."""
+    """``tree`` [C, ...], padded to ``rows`` ≥ C rows with copies of its last row."""
 
     def fill(array: jax.Array) -> jax.Array:
         return jnp.pad(array, [(0, rows - array.shape[0])] + [(0, 0)] * (array.ndim - 1), mode="edge")
@@ -80,9 +80,9 @@ def filled(tree: PyTree, rows: int) -> PyTree:
 
 
 def in_pieces(function: Callable[[PyTree], PyTree], inputs: PyTree, size: int) -> PyTree:
-    """``function`` over ``inputs`` [C, ...], at most ``size`` rows at a time, its outputs [C, ...] joined.
+    """The joined outputs [C, ...] of ``function`` on pieces of ``inputs`` [C, ...] of at most ``size`` rows.
 
-    The pieces are of equal length; the last is filled with copies of the last row, whose outputs are dropped.
+    The pieces have equal length; the last is padded with copies of the last row, whose outputs are dropped.
     """
     count = jax.tree.leaves(inputs)[0].shape[0]
     if size >= count:
@@ -95,7 +95,7 @@ def in_pieces(function: Callable[[PyTree], PyTree], inputs: PyTree, size: int) -
 
 
 def inner_jaxprs(equation: Any) -> list[Any]:
-    """The jaxprs that an equation of a jaxpr runs: a loop's body, a conditional's branches."""
+    """The jaxprs inside an equation of a jaxpr, such as a loop's body or a conditional's branches."""
     found = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, JAXPRS))
     return [getattr(nested, "jaxpr", nested) for nested in found if isinstance(nested, JAXPRS)]
 
@@ -116,10 +116,10 @@ def _shapes(tree: PyTree, rows: int) -> PyTree:
 
 
 def evaluation_bytes(loss: Callable[[PyTree, PyTree], Any], params: PyTree, examples: PyTree, rows: int) -> int:
-    """About how much memory ``rows`` more examples cost one evaluation of ``loss``.
+    """An estimate of the bytes that ``rows`` more examples add to one forward pass of ``loss``.
 
-    The inputs and outputs of its largest operation, twice, for 2·rows examples less those for rows: what does not
-    grow with the batch (the weights) drops out.
+    Twice the difference between the bytes of the inputs and outputs of the largest operation for 2·rows examples and
+    those for rows examples. Arrays that do not grow with the batch (the weights) cancel.
     """
 
     def largest(count: int) -> int:
@@ -130,18 +130,18 @@ def evaluation_bytes(loss: Callable[[PyTree, PyTree], Any], params: PyTree, exam
 
 
 def has_convolution(loss: Callable[[PyTree, PyTree], Any], params: PyTree, examples: PyTree) -> bool:
-    """Whether an evaluation of ``loss`` convolves."""
+    """Whether a forward pass of ``loss`` contains a convolution."""
     jaxpr = jax.make_jaxpr(loss)(params, _shapes(examples, 2)).jaxpr
     return any(equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr))
 
 
 def a_device(mesh: Mesh | None) -> jax.Device:
-    """One of the devices for which programs are made: of the mesh, or where arrays are put without one."""
+    """A device that the run's programs are compiled for: of the mesh, or a local device if there is no mesh."""
     return jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
 def memory_budget() -> int:
-    """The bytes a cohort may take on one device, unless told otherwise."""
+    """The default number of bytes that a cohort may take on one device."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit:
@@ -151,12 +151,12 @@ def memory_budget() -> int:
 
 
 def keeps_directions(params: PyTree, budget: int | None, copies: int) -> bool:
-    """Whether to keep directions for the update: they are dear to make and their copies fit.
+    """Whether to keep directions for the update: they are expensive to make and their copies fit.
 
     Args:
       params: the trained parameters; only shapes are read.
       budget: bytes that the cohort may take; None means :func:`memory_budget`.
-      copies: of the parameters, in float32, that keeping takes.
+      copies: float32 copies of the parameters that kept directions need.
     """
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return count >= MANY_PARAMETERS and copies * 4 * count <= (memory_budget() if budget is None else budget)
@@ -180,7 +180,7 @@ def execution_for(
       params: parameters; only shapes and dtypes are read, here and below.
       examples: examples with a leading axis of any length.
       batch_size: examples per client and local step.
-      platform: of the devices: ``"cpu"`` or another.
+      platform: the platform of the devices, ``"cpu"`` or another.
       client_chunk: diverged clients evaluated together, 1 for one by one; a number above 1 also bounds the clients
         whose batches and own parameters exist at the same time. None chooses by platform, model and budget.
       budget: bytes that the cohort may take; None means :func:`memory_budget`.
@@ -188,14 +188,14 @@ def execution_for(
     """
     budget = memory_budget() if budget is None else budget
     cpu = platform == "cpu"
-    # A client's own parameters are in the wider dtype.
+    # A client's own parameters have the wider dtype, float32 or more.
     own = sum(leaf.size * working_dtype(leaf).itemsize for leaf in jax.tree.leaves(params)) // model_shards
     rows = batch_size * _bytes_of_rows(examples)
     batch = rows + evaluation_bytes(loss, params, examples, batch_size)
     flat = max(1, budget // batch)
     if cpu:
         flat = max(1, min(flat, CPU_FLAT_EXAMPLES // batch_size))
-    # A diverged client has its parameters and their next move; one being evaluated has a moved copy, too.
+    # A diverged client has its parameters and their next update; a client under evaluation also has a perturbed copy.
     stream, vmapped = max(1, budget // 2 // (2 * own + batch)), max(1, budget // 2 // (own + batch))
     if client_chunk is None:
         if cpu:

@@ -1,4 +1,4 @@
-"""How parameters are split along the mesh's axis ``model``: as the model says, or along their longest axis."""
+"""Layouts: how parameters are split along the mesh axis ``model``, as the model says or along their longest axis."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +12,22 @@ from hiso_jax.fed.devices.mesh import MODEL
 from hiso_jax.stacked import Stacked, is_stacked, path_name
 
 Layout = Callable[[str, tuple[int, ...], int], int | None]
-"""(dotted name of a parameter, its shape without any axis of layers, shards) → the axis to split, or None to repeat."""
+"""(dotted name of a parameter, its shape without an axis of layers, shards) → the axis to split, or None to repeat."""
 
 
 def longest_axis(name: str, shape: tuple[int, ...], shards: int) -> int | None:
-    """The longest axis that ``shards`` divides, the first of equals: for models that say nothing of themselves."""
+    """The longest axis that ``shards`` divides, the first of equals: the layout of models that define none."""
     divisible = [axis for axis, length in enumerate(shape) if length and length % shards == 0]
     return max(divisible, key=lambda axis: shape[axis]) if divisible else None
 
 
 def param_shardings(mesh: Mesh, params: PyTree, layout: Layout = longest_axis) -> PyTree:
-    """Where each parameter lives.
+    """The sharding of each parameter.
 
     Args:
-      mesh: with an axis ``model``, or without, and every parameter is repeated.
-      params: of which only shapes and paths are read.
-      layout: how they are split.
+      mesh: the mesh; without an axis ``model`` every parameter is repeated.
+      params: the parameters; only shapes and paths are read.
+      layout: the layout of the parameters.
     """
     shards = mesh.shape.get(MODEL, 1)
 
@@ -48,7 +48,7 @@ def param_shardings(mesh: Mesh, params: PyTree, layout: Layout = longest_axis) -
 
 
 def state_shardings(mesh: Mesh, params: PyTree, state: PyTree, layout: Layout = longest_axis) -> PyTree:
-    """Where an optimizer's state lives: what has the structure and shapes of the parameters is split as they are."""
+    """The shardings of an optimizer's state: subtrees with the parameters' structure and shapes are split like them."""
     structure, shardings = jax.tree.structure(params), param_shardings(mesh, params, layout)
     shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
 

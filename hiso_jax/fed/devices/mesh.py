@@ -1,10 +1,10 @@
-"""Many devices, on one machine or many: a mesh with an axis ``clients`` and, for large models, an axis ``model``.
+"""Meshes of devices, on one or more machines, with an axis ``clients`` and, for large models, an axis ``model``.
 
-The cohort is split over ``clients``; parameters, curvature and everything the server does are repeated there, each
-device making the directions it needs, so that only [C, K, P] scalars and [C] losses cross it. Along ``model`` the
-parameters themselves are split, and with them the curvature and each direction: the partitioner gives every device
-its own part of a Gaussian draw, the same numbers whatever the mesh. What sums over a split parameter (a clipped global
-norm, say) sums in another order, and may part from a single device in the last bit.
+The cohort is split over ``clients``. Parameters, curvature and the server's computations are repeated along this axis,
+and each device makes the directions that it needs, so only [C, K, P] scalars and [C] losses cross it. Along ``model``
+the parameters are split, and with them the curvature and each direction: the partitioner gives every device its part of
+a Gaussian draw, with the same values on every mesh. A sum over a split parameter (for a clipped global norm, for
+example) adds in another order, so it may differ from that of a single device in the last bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, model_shards
     """A mesh of clients × model.
 
     Args:
-      devices: which devices, or how many, the same number of each process; None means all of them.
-      model_shards: over how many devices the parameters are split; the cohort is split over the rest.
+      devices: devices or their number, the same number for each process; None means all devices.
+      model_shards: number of devices that the parameters are split over; the cohort is split over the rest.
 
     Raises:
-      ValueError: more devices than there are, or a number that ``model_shards`` or the processes do not divide.
+      ValueError: there are fewer devices, or ``model_shards`` or the number of processes does not divide their number.
     """
     present = jax.devices()
     if devices is None or isinstance(devices, int):
@@ -58,10 +58,10 @@ def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, model_shards
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
-    """The same mesh with an axis ``clients`` and only axes that are known here, left to the partitioner.
+    """Check the axes of a mesh, and return the mesh with all axes left to the partitioner.
 
     Raises:
-      ValueError: it has no axis ``clients``, or one that is neither ``clients`` nor ``model``.
+      ValueError: the mesh has no axis ``clients``, or an axis that is neither ``clients`` nor ``model``.
     """
     if CLIENTS not in mesh.axis_names or not set(mesh.axis_names) <= {CLIENTS, MODEL}:
         raise ParameterError(
@@ -71,22 +71,22 @@ def check_mesh(mesh: Mesh) -> Mesh:
 
 
 def _is_repeated() -> bool:
-    """Whether the program being traced is already one that every device along ``clients`` runs for itself."""
+    """Whether every device along ``clients`` already runs the program being traced for itself."""
     mesh = jax.sharding.get_abstract_mesh()
     return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(CLIENTS) == AxisType.Manual
 
 
 def on_all_devices(function: Callable[..., PyTree], mesh: Mesh | None) -> Callable[..., PyTree]:
-    """``function``, run by every device along ``clients`` for itself: the program that a single device would run.
+    """``function``, run by every device along ``clients`` for itself, as a single device would run it.
 
-    Left to the partitioner, loops over the cohort would be split, too, and communicate at every turn. Inside,
-    :func:`over_clients` splits what is to be split.
+    The partitioner would also split loops over the cohort, which would then communicate in every iteration. Inside
+    ``function``, :func:`over_clients` splits the work over the clients explicitly.
     """
 
     def run(*arguments: PyTree, **named: PyTree) -> PyTree:
         if mesh is None or _is_repeated():
             return function(*arguments, **named)
-        # Not check_vma: scans begin from zeros that no device has touched yet.
+        # check_vma=False: scans begin from zeros that do not vary over the devices yet.
         everywhere = jax.shard_map(
             lambda given: function(*given[0], **given[1]),
             mesh=mesh,
@@ -101,11 +101,11 @@ def on_all_devices(function: Callable[..., PyTree], mesh: Mesh | None) -> Callab
 
 
 class Part(NamedTuple):
-    """A device's part of the cohort, and how parts come together.
+    """A device's part of the cohort, and the functions that combine the parts.
 
     Attributes:
-      places: of its rows in the cohort, [c]; C or more for rows that only fill the part up.
-      join: its rows' outputs [c, ...] → all rows' [C, ...].
+      places: the places of its rows in the cohort, [c]; C or more for padding rows.
+      join: the outputs of its rows [c, ...] → the outputs of all rows [C, ...].
       total: a tree → its sum over the devices.
     """
 
@@ -115,11 +115,11 @@ class Part(NamedTuple):
 
 
 def over_clients(function: Callable[[PyTree, Part], PyTree], mesh: Mesh | None) -> Callable[[PyTree], PyTree]:
-    """``function(rows [C, ...], part) → outputs``, each device taking its part of the rows.
+    """``function(rows [C, ...], part) → outputs``, split so that each device takes its part of the rows.
 
-    ``part.join`` joins all devices' outputs for their own rows: every device needs every client's scalars, since an
-    aggregate may be a median. A number of rows that the devices do not divide is filled with copies of the last,
-    whose outputs are dropped; a ``part.total`` must leave them out by their places.
+    ``part.join`` joins the outputs of all devices: every device needs every client's scalars, because an aggregate may
+    be a median. If the devices do not divide the number of rows, the rows are padded with copies of the last row.
+    ``part.join`` drops the outputs of the padding; before ``part.total``, ``function`` must exclude it by its places.
     """
 
     def count(rows: PyTree) -> int:
@@ -144,14 +144,14 @@ def over_clients(function: Callable[[PyTree, Part], PyTree], mesh: Mesh | None) 
 
 
 def replicated_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Shardings that repeat every leaf of ``tree`` on every device."""
+    """The shardings that repeat every leaf of ``tree`` on every device."""
     return jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
 
 
 def put(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Host or single-device arrays, equal in every process, onto the mesh.
+    """Put host or single-device arrays, which are equal in every process, onto the mesh.
 
-    Not by ``jax.device_put``, which has the processes send each other every array to see that they are equal.
+    ``jax.device_put`` is not used: its processes would send each other every array to check that they are equal.
     """
 
     def place(x: Any, sharding: NamedSharding) -> jax.Array:
@@ -162,7 +162,7 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Every leaf whole in this process's memory, one after the other: all together may not fit a device."""
+    """Gather each complete leaf into this process's memory, one by one: all together may not fit a device."""
 
     def whole(x: Any) -> Any:
         return from_key_data(multihost_utils.process_allgather(key_data(x), tiled=True), x)

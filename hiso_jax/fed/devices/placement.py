@@ -1,4 +1,4 @@
-"""Where the arrays of a run live: on one device, over a mesh, or on devices that are only described."""
+"""The placement of a run's arrays: on one device, over a mesh, or as shapes on devices that are only described."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from hiso_jax.fed.devices.prng_keys import from_key_data, is_key, key_data
 
 
 def owned(tree: PyTree) -> PyTree:
-    """A copy, one leaf after the other, for programs that reuse the memory of what they are given."""
+    """A copy of ``tree``, made leaf by leaf, for programs that reuse the memory of their arguments."""
     leaves, structure = jax.tree.flatten(tree)
     del tree
     for number, leaf in enumerate(leaves):
@@ -22,53 +22,53 @@ def owned(tree: PyTree) -> PyTree:
 
 
 class Placement:
-    """Puts arrays where they live, and brings them back.
+    """The placement of arrays on one device or a mesh.
 
     Attributes:
-      mesh: the devices, or None for one.
-      layout: how parameters are split over them.
+      mesh: the devices, or None for one device.
+      layout: the layout of the parameters on the mesh.
     """
 
     def __init__(self, mesh: Mesh | None, layout: Layout = longest_axis) -> None:
-        """For a mesh that :func:`~hiso_jax.fed.devices.check_mesh` has checked, and the parameters' layout on it."""
+        """``mesh`` must have passed :func:`~hiso_jax.fed.devices.check_mesh`; ``layout`` splits parameters over it."""
         self.mesh, self.layout = mesh, layout
 
     def parameter_shardings(self, params: PyTree) -> PyTree:
-        """Where each parameter lives on the mesh; only shapes and paths are read."""
+        """The sharding of each parameter on the mesh; only shapes and paths are read."""
         assert self.mesh is not None
         return param_shardings(self.mesh, params, self.layout)
 
     def state_shardings(self, params: PyTree, state: PyTree) -> PyTree:
-        """Where an optimizer's state lives on the mesh."""
+        """The shardings of an optimizer's state on the mesh."""
         assert self.mesh is not None
         return state_shardings(self.mesh, params, state, self.layout)
 
     def replicate(self, tree: PyTree) -> PyTree:
-        """On the device, or repeated on every device of the mesh."""
+        """Put ``tree`` on the device, or repeat it on every device of the mesh."""
         return self.at(tree, None if self.mesh is None else replicated_shardings(self.mesh, tree))
 
     def parameters(self, tree: PyTree) -> PyTree:
-        """On the device, or split as parameters are over the mesh."""
+        """Put ``tree`` on the device, or split it over the mesh like parameters."""
         return self.at(tree, None if self.mesh is None else self.parameter_shardings(tree))
 
     def at(self, tree: PyTree, shardings: PyTree | None) -> PyTree:
-        """Each leaf where its sharding says; None is one device."""
+        """Put each leaf where its sharding says; None means one device."""
         return jax.tree.map(jnp.asarray, tree) if shardings is None else put(tree, shardings)
 
     def like(self, tree: PyTree, placed: PyTree) -> PyTree:
-        """From host memory, each leaf where that of ``placed`` lives."""
+        """Put each leaf of ``tree``, from host memory, where the same leaf of ``placed`` is."""
         return self.at(tree, None if self.mesh is None else jax.tree.map(lambda leaf: leaf.sharding, placed))
 
     def to_host(self, tree: PyTree) -> PyTree:
-        """``tree``, in this process's memory if there is a mesh."""
+        """Gather ``tree`` into this process's memory if there is a mesh; otherwise leave it."""
         return tree if self.mesh is None else to_host(tree)
 
 
 class Described(Placement):
-    """Of devices that nobody has: arrays are shapes that know where they would live."""
+    """A placement on devices that do not exist: arrays are shapes with shardings."""
 
     def at(self, tree: PyTree, shardings: PyTree | None) -> PyTree:
-        """Each leaf as a shape with its sharding."""
+        """Turn each leaf into a shape with its sharding."""
 
         def place(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             dtype = x.dtype if is_key(x) else jnp.result_type(x)

@@ -1,4 +1,4 @@
-"""Random keys as plain words: what is copied, moved, hashed or written is an array of numbers."""
+"""Random keys as arrays of integers (words), which can be copied, transferred, hashed and written."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ def is_key(leaf: Any) -> bool:
 
 
 def key_data(leaf: Any) -> Any:
-    """A random key's words, uint32 [..., n]; another leaf as it is."""
+    """The words of a random key, uint32 [..., n]; another leaf is returned unchanged."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def from_key_data(words: Any, like: Any) -> Any:
-    """What :func:`key_data` took from a leaf like ``like``, back again."""
+    """The inverse of :func:`key_data` for a leaf like ``like``."""
     return jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(like)) if is_key(like) else words

@@ -1,4 +1,4 @@
-"""Several processes of one run: they agree on what to do next, and on giving up."""
+"""Agreement between the processes of one run, on the next action and on failure."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -12,30 +12,31 @@ T = TypeVar("T")
 
 
 def _worst(number: int) -> int:
-    """The largest number of any process; each waits for the others'."""
+    """The largest ``number`` of all processes; each process waits for the others."""
     if jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.array(number))))
 
 
 def all_processes(ready: bool) -> bool:
-    """Whether every process is ready; each waits for the others' answer."""
+    """Whether every process is ready; each process waits for the others."""
     return not _worst(not ready)
 
 
 def agree(mesh: Mesh | None, *numbers: int) -> tuple[int, ...]:
-    """Process 0's numbers, in every process of a mesh: clocks and signals differ, programs must not."""
+    """The ``numbers`` of process 0, in every process of a mesh: clocks and signals differ, but programs must not."""
     if mesh is None or jax.process_count() == 1:
         return numbers
     return tuple(int(x) for x in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)))
 
 
 def in_all_processes(step: Callable[..., T], *arguments: Any) -> T:
-    """``step(*arguments)``, unless it fails in any process: one that gave up alone would leave the others waiting.
+    """``step(*arguments)``; a failure in any process raises in all, because the others would wait for it forever.
 
     Raises:
-      Exception: what it raised here.
-      OSError, ValueError: it raised that, or in place of OSError any other kind, in another process.
+      Exception: the error that ``step`` raised in this process.
+      OSError: ``step`` raised an OSError in another process.
+      ValueError: ``step`` raised an error of another kind in another process.
     """
     value, trouble = None, None
     try:

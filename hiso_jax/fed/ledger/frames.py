@@ -143,7 +143,7 @@ class FrameWriter:
 
     @staticmethod
     def create(path: Path, kind: bytes, payload: bytes) -> None:
-        """Create a file with one frame; after a failure there is no file.
+        """Create a file with one frame; a failed write leaves no file.
 
         Raises:
           FileExistsError: the file exists already.

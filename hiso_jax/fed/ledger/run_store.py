@@ -48,7 +48,7 @@ class RunStore:
         return []
 
     def restore(self, rounds: int, like: PyTree) -> PyTree | None:
-        """The tree of the snapshot after ``rounds`` rounds, in host memory; None unless it verifies in every process."""
+        """The tree of the snapshot after ``rounds`` rounds, in host memory; None if any process fails to verify it."""
         return None
 
     def wants_snapshot(self, rounds: int, seconds: float, *, evaluated: bool) -> bool:
@@ -190,7 +190,7 @@ class FileRunStore(RunStore):
         return [number for number in agree(placement.mesh, *rounds, *[0] * (KEPT - len(rounds))) if number]
 
     def restore(self, rounds: int, like: PyTree) -> PyTree | None:
-        """The tree of the snapshot after ``rounds`` rounds, in host memory; None unless it verifies in every process."""
+        """The tree of the snapshot after ``rounds`` rounds, in host memory; None if any process fails to verify it."""
         tree = self._open_snapshots().restore(rounds, like)
         if not all_processes(tree is not None):
             return None

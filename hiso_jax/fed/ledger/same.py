@@ -64,7 +64,7 @@ def check_same(found: LedgerFile, header: Mapping[str, Any], *, from_snapshot: b
                 "snapshot in place of them. If they are loaded, the checkpoint is another"
             )
         raise ValueError(f"{refused}{meaning} differ from the run's")
-    # With other package versions, different parts may do the same, so only equal versions are compared.
+    # Other package versions may build the same method from other parts, so digests are compared only if versions agree.
     alike = before["environment"]["versions"] == now["environment"]["versions"]
     for name, digest in before.get("made_of", {}).items() if alike else ():
         if now["made_of"].get(name) != digest:

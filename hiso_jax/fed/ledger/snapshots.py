@@ -1,4 +1,4 @@
-"""Snapshots: parameters and optimizer state at some rounds, saved by orbax, so that a resumed run replays few rounds."""
+"""Snapshots: parameters and optimizer state at some rounds (orbax), so that a resumed run replays few rounds."""
 
 import errno
 import logging
@@ -56,7 +56,7 @@ class Snapshots:
         self._folder = (directory / SNAPSHOTS).resolve()
         self._folder.mkdir(exist_ok=True)
         if not read_only:
-            # Remove incomplete snapshots that a kill left; the manager's own cleanup is a thread that may outlive the run.
+            # Remove incomplete snapshots of a killed run; the manager's own cleanup thread may outlive the run.
             for half in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half)
         with _quiet():

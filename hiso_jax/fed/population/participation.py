@@ -1,4 +1,4 @@
-"""Who shows up: availability, dropout in mid-round, and stragglers behind a deadline."""
+"""Participation: availability of clients, dropout in mid-round, and a deadline for stragglers."""
 
 import warnings
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from hiso_jax.checks import ParameterError, between, first_line, is_plain, posit
 from hiso_jax.fed.population.fleet import Fleet, Work
 
 ABSENT, DROPPED, LATE, REPORTED = range(4)
-"""What became of an invited client: never came, left in mid-round, answered too late, or counted."""
+"""The attendance of an invited client: it never came, left in mid-round, reported too late, or counted."""
 STATUS_NAMES = ("absent", "dropped", "late", "reported")
 
 
 @runtime_checkable
 class Availability(Protocol):
-    """Which of the invited clients can take part; a pytree, so that it can enter a compiled program."""
+    """A rule that says which invited clients can take part; a pytree, so that it can enter a compiled program."""
 
     def __call__(
         self, key: Key[Array, ""], traits_key: Key[Array, ""], clients: Int[Array, "C"], round_number: Int[Array, ""]
     ) -> Bool[Array, "C"]:
-        """``key`` is the round's, ``traits_key`` the run's."""
+        """Whether each of ``clients`` is available, [C]; ``key`` is the round's, ``traits_key`` the run's."""
 
 
 def _uniform(key: Key[Array, ""], clients: Int[Array, "C"]) -> Float[Array, "C"]:
-    """A number in [0, 1) for each client, whatever its place in the cohort."""
+    """A uniform value in [0, 1) for each client, independent of its place in the cohort, [C]."""
     return jax.vmap(lambda client: jax.random.uniform(jax.random.fold_in(key, client)))(clients)
 
 
@@ -41,12 +41,12 @@ def _check_rate(option: str, value: Any) -> None:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Bernoulli:
-    """Every client is available in every round with probability ``rate``, independently."""
+    """Each client is available in each round with probability ``rate``, independently."""
 
     rate: Any
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for a rate outside [0, 1]."""
+        """Raise a ValueError if a rate is outside [0, 1]."""
         _check_rate("rate", self.rate)
 
     def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
@@ -57,12 +57,12 @@ class Bernoulli:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClientRates:
-    """Client i is available in every round with probability ``rates[i]``, [N]."""
+    """Client i is available in each round with probability ``rates[i]``, [N]."""
 
     rates: Any
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for a rate outside [0, 1]."""
+        """Raise a ValueError if a rate is outside [0, 1]."""
         if isinstance(self.rates, list | tuple | np.ndarray):
             rates = np.asarray(self.rates, np.float32)
             if rates.ndim != 1 or not ((rates >= 0) & (rates <= 1)).all():
@@ -77,13 +77,13 @@ class ClientRates:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class UniformRates:
-    """Each client has a rate of its own, drawn once, uniformly from [low, high]."""
+    """Each client has its own rate of availability, drawn once, uniformly from [low, high]."""
 
     low: Any
     high: Any
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for a rate outside [0, 1], or a low one above the high one."""
+        """Raise a ValueError if a rate is outside [0, 1] or ``low`` exceeds ``high``."""
         _check_rate("low", self.low)
         _check_rate("high", self.high)
         if is_plain(self.low) and is_plain(self.high) and self.low > self.high:
@@ -98,11 +98,11 @@ class UniformRates:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Diurnal:
-    """Availability with the time of day: rate · (1 + amplitude · sin 2π(round / period + φ)), φ the client's own.
+    """Availability that follows the time of day: rate · (1 + amplitude · sin 2π(round / period + φ)), φ per client.
 
     Attributes:
-      rate: the mean probability.
-      amplitude: of the daily wave, in [0, 1]; probabilities above 1 count as 1.
+      rate: mean probability.
+      amplitude: amplitude of the daily wave, in [0, 1]; probabilities above 1 count as 1.
       period: rounds in a day.
     """
 
@@ -111,7 +111,7 @@ class Diurnal:
     period: Any = 100.0
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for a number out of range."""
+        """Raise a ValueError if an option is out of range."""
         _check_rate("rate", self.rate)
         _check_rate("amplitude", self.amplitude)
         if is_plain(self.period):
@@ -127,12 +127,12 @@ class Diurnal:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Trace:
-    """Availability as it was recorded: client i in round r is ``table[r mod T, i mod M]``, bool [T, M]."""
+    """Recorded availability: that of client i in round r is ``table[r mod T, i mod M]``, bool [T, M]."""
 
     table: Any
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for a table that is no rectangle of 0s and 1s."""
+        """Raise a ValueError if the table is not a rectangle of 0s and 1s."""
         if isinstance(self.table, list | tuple | np.ndarray):
             table = np.asarray(self.table)
             if table.ndim != 2 or not table.size or table.dtype.kind not in "biuf" or not np.isin(table, (0, 1)).all():
@@ -146,14 +146,14 @@ class Trace:
 
 
 def load_trace(path: Path | str) -> Trace:
-    """Read a trace: ``.npy``, a [rounds, clients] array, or ``.csv``, a line of 0s and 1s, comma-separated, a round.
+    """Read a trace: ``.npy``, an array [rounds, clients], or ``.csv``, a line of comma-separated 0s and 1s per round.
 
     Raises:
-      ValueError: there is no such file, or it is not a rectangle of 0s and 1s.
+      ValueError: the file does not exist, or is not a rectangle of 0s and 1s.
     """
     try:
         binary = Path(path).suffix == ".npy"
-        with warnings.catch_warnings(action="ignore"):  # of an empty file, which is refused below
+        with warnings.catch_warnings(action="ignore"):  # np.loadtxt warns of an empty file, which is refused below
             table = np.load(path, allow_pickle=False) if binary else np.loadtxt(path, delimiter=",", ndmin=2)
     except (OSError, EOFError, ValueError) as error:
         raise ParameterError(
@@ -170,13 +170,14 @@ def load_trace(path: Path | str) -> Trace:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Participation:
-    """What becomes of the clients that the server invites.
+    """The rules that decide the attendance of the invited clients.
 
     Attributes:
-      availability: which of them come; None means all.
-      dropout: the probability that one leaves in mid-round: it has downloaded, and sends nothing. None means never.
-      fleet: how fast they are; None means that time is not simulated.
-      deadline: seconds after which the server no longer waits; later scalars do not count. None means never.
+      availability: rule that says which invited clients come; None means all.
+      dropout: probability that a client leaves in mid-round, after its download and before its upload; None means
+        never.
+      fleet: speeds of the clients; None means that time is not simulated.
+      deadline: seconds after which the server no longer waits; later messages do not count. None means no deadline.
     """
 
     availability: Any = None
@@ -185,10 +186,11 @@ class Participation:
     deadline: Any = None
 
     def __post_init__(self) -> None:
-        """Check what can be checked.
+        """Check the options that are plain numbers.
 
         Raises:
-          ValueError: a dropout outside [0, 1], a deadline that is not positive, or one without a fleet.
+          ValueError: ``dropout`` is outside [0, 1], ``deadline`` is not positive, or there is a deadline without a
+            fleet.
         """
         _check_rate("dropout", self.dropout)
         if self.deadline is not None:
@@ -198,10 +200,10 @@ class Participation:
                 positive("deadline", self.deadline)
 
     def check(self, clients: int) -> None:
-        """Refuse rules for another population than one of ``clients`` clients.
+        """Refuse rules that do not fit a population of ``clients`` clients.
 
         Raises:
-          ValueError: rates that are not one for each of them.
+          ValueError: the availability has rates, but not one for each client.
         """
         if isinstance(self.availability, ClientRates) and len(self.availability.rates) != clients:
             raise ParameterError(
@@ -210,11 +212,11 @@ class Participation:
 
 
 class Attendance(NamedTuple):
-    """What became of a cohort.
+    """The attendance of a cohort, and the duration of the round.
 
     Attributes:
-      status: ABSENT, DROPPED, LATE or REPORTED, [C].
-      seconds: how long the round took, simulated.
+      status: ABSENT, DROPPED, LATE or REPORTED for each client, [C].
+      seconds: simulated duration of the round.
     """
 
     status: Int8[Array, "C"]
@@ -229,18 +231,18 @@ def attend(
     round_number: Int[Array, ""],
     work: Work,
 ) -> Attendance:
-    """Who of the cohort reports, and how long the server waits.
+    """Decide which clients of the cohort report, and how long the server waits.
 
-    It waits for the slowest client that reports; until the deadline, if there is one and a client that came does
-    not report by then. Without a deadline a client that drops out is noticed at once.
+    The server waits for the slowest client that reports. If there is a deadline and a client that came does not report
+    by then, the server waits until the deadline. Without a deadline it notices at once that a client drops out.
 
     Args:
       participation: the rules.
       key: the presence key of the round.
-      traits_key: of the run.
-      clients: the cohort.
+      traits_key: the traits key of the run.
+      clients: the ids of the cohort, [C].
       round_number: r.
-      work: what each client has to do.
+      work: the work of each client.
     """
     fold_in = jax.random.fold_in
     available, dropped = jnp.ones(clients.shape, bool), jnp.zeros(clients.shape, bool)

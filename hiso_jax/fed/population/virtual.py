@@ -1,4 +1,4 @@
-"""Populations of any size: clients that exist as a key, drawing their examples from a shared pool."""
+"""Populations of any size: each client exists only as a key and draws its examples from a shared pool."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +18,17 @@ _MIXTURE, _SIZE, _EXAMPLES = range(3)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VirtualPopulation:
-    """N clients, none of which is stored: what client i holds is a function of its key, fold_in(key, i).
+    """A population of N clients that are not stored: the data of client i is a function of its key, fold_in(key, i).
 
-    Its label mixture is drawn from a Dirichlet, its size log-uniformly, and its j-th example, j < size, by label
-    and then from the examples of the pool that have the label. Two clients may hold the same example.
+    A client's label mixture is drawn from a Dirichlet distribution, and its size log-uniformly. Its j-th example,
+    j < size, is drawn in two steps: a label, then an example of the pool with that label. Two clients may hold the same
+    example.
 
     Attributes:
-      key: of all clients.
-      pool: example numbers sorted by label, int32 [examples].
+      key: the key from which the clients' keys are derived.
+      pool: example indices sorted by label, int32 [examples].
       offsets: label l is at ``pool[offsets[l]:offsets[l + 1]]``, int32 [labels + 1].
-      concentration: the Dirichlet's parameters, [labels]; None gives every client the pool's own mixture.
+      concentration: the Dirichlet's parameters, [labels]; None gives every client the pool's label mixture.
       sizes: the smallest and the largest number of examples of a client, [2].
       num_clients: N.
     """
@@ -40,10 +41,10 @@ class VirtualPopulation:
     num_clients: int = field(metadata={"static": True})
 
     def check(self, examples: int) -> None:
-        """Refuse a population of other data than ``examples`` training examples.
+        """Refuse a population that does not fit ``examples`` training examples.
 
         Raises:
-          ValueError: it names an example beyond them.
+          ValueError: an example index is out of range.
         """
         largest = int(np.max(self.pool))
         if largest >= examples:
@@ -55,25 +56,25 @@ class VirtualPopulation:
         return jnp.clip(drawn.astype(jnp.int32), self.sizes[0], self.sizes[1])
 
     def _label_bounds(self, client_key: Key[Array, ""]) -> Float[Array, "L"]:
-        """The cumulative label mixture of a client."""
+        """The cumulative label mixture of a client, [L]."""
         counts = (self.offsets[1:] - self.offsets[:-1]).astype(jnp.float32)
         if self.concentration is None:
             mixture = counts
         else:
-            # A Dirichlet as normalised gammas, in logarithms: at small α every gamma may underflow.
+            # A Dirichlet draw as normalised gamma draws, in logarithms: at small α every gamma draw may underflow.
             logs = jax.random.loggamma(jax.random.fold_in(client_key, _MIXTURE), jnp.asarray(self.concentration))
             mixture = jnp.where(counts > 0, jnp.exp(logs - logs.max()), 0)
         bounds = jnp.cumsum(mixture)
         return bounds / bounds[-1]
 
     def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:
-        """How many examples each of ``clients`` holds."""
+        """The number of examples that each of ``clients`` holds, [C]."""
         return jax.vmap(lambda client: self._size(jax.random.fold_in(self.key, client)))(clients)
 
     def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
-        """Example numbers drawn uniformly with replacement from each client's own, int32 [C, *shape].
+        """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, *shape].
 
-        A client's draw depends on the key and the client alone, not on its place in the cohort.
+        A client's draw depends only on the key and the client, not on its place in the cohort.
         """
         offsets = jnp.asarray(self.offsets)
 
@@ -85,7 +86,7 @@ class VirtualPopulation:
                 which, where = jax.random.uniform(jax.random.fold_in(examples_key, slot), (2,))
                 label = jnp.minimum(jnp.sum(which >= bounds), len(bounds) - 1)
                 begin, count = offsets[label], offsets[label + 1] - offsets[label]
-                # A uniform float may round up to the count itself.
+                # where · count may round up to the count itself.
                 return jnp.asarray(self.pool)[begin + jnp.minimum((where * count).astype(jnp.int32), count - 1)]
 
             slots = jax.random.randint(jax.random.fold_in(key, client), shape, 0, self._size(own))
@@ -102,18 +103,18 @@ def virtual(
     sizes: tuple[int, int] = (16, 256),
     seed: int = 0,
 ) -> VirtualPopulation:
-    """A population of any size over a task's training examples, in memory that does not grow with it.
+    """A population of any size over a task's training examples; its memory does not grow with the number of clients.
 
     Args:
       labels: the label of every training example.
-      clients: N, 1 ≤ N < 2³¹.
+      clients: number of clients N, 1 ≤ N < 2³¹.
       alpha: concentration α > 0 of the clients' label mixtures, Dirichlet(α·L·p) for L labels of frequencies p, so
         that balanced labels give Dirichlet(α, …, α); None gives every client the mixture p.
-      sizes: the fewest and the most examples that a client holds; log-uniform in between.
-      seed: of all clients.
+      sizes: fewest and most examples of a client; sizes are log-uniform in between.
+      seed: seed of all clients.
 
     Raises:
-      ValueError: labels that are not one value for each example; N, α, the sizes or the seed out of range.
+      ValueError: ``labels`` is not one value for each example, or N, α, the sizes or the seed are out of range.
     """
     integer("clients", clients, 1, 2**31)
     if alpha is not None:
