@@ -1,4 +1,4 @@
-"""Options as arguments of argparse: their types, their help, and one sentence for a value that one cannot have."""
+"""Options as argparse arguments: their types, their help, and a one-sentence error for an invalid value."""
 
 import argparse
 import copy
@@ -14,18 +14,18 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Listed, Option
 from hiso_jax.cli.errors import UsageError
 
-# Widest help, and widest list of choices that stands beside the name of its option.
+# Maximum width of the help, and of a list of choices that is shown beside its option's name.
 WIDTH, BESIDE = 100, 40
 NUMBERS = {float: "a number", int: "a whole number"}
 METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
 class Positional:
-    """Marks the annotation of what is given by its place, without a name."""
+    """Marks the annotation of a positional argument."""
 
 
 def _members(kind: Any) -> list[Any]:
-    """The types and marks that an annotation is made of; None among them if it may be None."""
+    """The types and marks in an annotation; NoneType is among them if the option may be None."""
     if get_origin(kind) is Annotated:
         inner, *marks = get_args(kind)
         listed = [mark for mark in marks if isinstance(mark, Listed)]
@@ -36,7 +36,7 @@ def _members(kind: Any) -> list[Any]:
 
 
 def is_positional(option: Option) -> bool:
-    """Whether an option is given by its place."""
+    """Whether an option is a positional argument."""
     return get_origin(option.kind) is Annotated and Positional in get_args(option.kind)
 
 
@@ -51,10 +51,10 @@ def _as_member(kind: Any, word: str) -> Any:
 
 
 def read_word(option: Option, word: str) -> Any:
-    """The value of an option that was given as a word.
+    """The value of an option, read from a word.
 
     Raises:
-      ParameterError: the word is none of its values.
+      ParameterError: the word is not a valid value of the option.
     """
     kinds = [kind for kind in _members(option.kind) if kind is not type(None)]
     if word == "None" and len(kinds) < len(_members(option.kind)):
@@ -74,29 +74,29 @@ def read_word(option: Option, word: str) -> Any:
 
 
 class _Value(argparse.Action):
-    """Reads the word behind an option; of several the last counts."""
+    """Stores the value of an option; if the option is given several times, the last value counts."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, option: Option, **more: Any) -> None:
         super().__init__(option_strings, dest, **more)
         self.option = option
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Keep the value.
+        """Read the word and store its value.
 
         Raises:
-          ParameterError: it is none of the option's values.
+          ParameterError: the word is not a valid value of the option.
         """
         setattr(namespace, self.dest, read_word(self.option, values))
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Help as wide as the terminal, up to a limit; each option's text stands below its name."""
+    """Help as wide as the terminal, up to ``WIDTH``; each option's text stands below its name."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=8, width=min(WIDTH, shutil.get_terminal_size().columns - 2))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        # An option may be typed with underscores, too, as its parameter is.
+        # An option may be typed with underscores, too, as its parameter is named; help shows only the name with dashes.
         shown = copy.copy(action)
         shown.option_strings = [name for name in action.option_strings if "_" not in name]
         return super()._format_action_invocation(shown)
@@ -107,7 +107,7 @@ class _Formatter(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        """One sentence in place of argparse's usage.
+        """Raise one sentence in place of argparse's usage.
 
         Raises:
           UsageError: always.
@@ -116,7 +116,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def as_typed(name: str) -> str:
-    """An option as it is typed."""
+    """The name of an option as it is typed, with dashes."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -157,7 +157,7 @@ def _add(parser: Any, option: Option) -> None:
 
 
 def peek(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """The words behind some options, which decide what other options there are."""
+    """The words given for some options, which decide which other options exist."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name in names:
         parser.add_argument(*dict.fromkeys([as_typed(name), f"--{name}"]), dest=name, nargs="?")
@@ -167,17 +167,17 @@ def peek(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 def read(
     program: str, about: str, groups: Mapping[str, Sequence[Option]], words: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The values of the options that ``words`` give, and the words that belong to none.
+    """The values of the options in ``words``, and the words that belong to no option.
 
     Args:
       program: name of the command.
-      about: one sentence of it.
-      groups: its options, by the headings under which --help shows them.
-      words: what follows the command.
+      about: one sentence about the command.
+      groups: the command's options, by the headings under which --help shows them.
+      words: the words after the command.
 
     Raises:
-      ParameterError: an option has a value that it cannot have.
-      UsageError: what must be given is not.
+      ParameterError: an option has an invalid value.
+      UsageError: a required argument is missing, an option lacks its value, or a flag has one.
     """
     parser = _Parser(
         program, f"{program} [OPTIONS]", about, allow_abbrev=False, argument_default=argparse.SUPPRESS,
@@ -190,7 +190,7 @@ def read(
     try:
         found, rest = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
-        # Values are read by this module: what is left is an option without one, or a switch with one.
+        # This module reads the values, so the error left is an option without a value, or a flag with one.
         name = str(error.argument_name)
         if "/" in name:
             raise UsageError(f"{name} takes no value") from None

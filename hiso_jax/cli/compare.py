@@ -1,4 +1,4 @@
-"""``hiso-jax compare``: several methods, each at its best, from the same starts, in one table."""
+"""``hiso-jax compare``: tune several methods, run each at its best from the same starts, and print one table."""
 
 from rich.console import Console
 
@@ -13,10 +13,10 @@ from hiso_jax.tune import Compare, run_comparison
 
 
 def compare(options: Compare, console: Console) -> int:
-    """Compare, print the table, and return the exit code, see :func:`hiso_jax.tune.compare`.
+    """Compare, print the table, and return the exit code; see :func:`hiso_jax.tune.compare`.
 
     Raises:
-      UsageError: the options name data or a directory that cannot be used; nothing has been written then.
+      UsageError: the options name data or a directory that cannot be used; in that case nothing has been written.
     """
     with errors.refusing():
         options = options if options.resume is None else resumed_study(options)

@@ -10,22 +10,23 @@ from jax.sharding import Mesh
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError, first_line, integer
 
-# Virtual devices of a process; each has threads of its own, and a thousand of them bring the process down.
+# Most virtual devices of a process. Each has its own threads, and a thousand of them crash the process.
 MOST_VIRTUAL = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Devices:
-    """Which devices a run is split over.
+    """The devices that a run is split over.
 
     Attributes:
-      devices: devices to split each round's cohort over, of all processes together and as many of each; by default
-        one, or all those of several processes. Where there is no accelerator, virtual CPU devices are made.
-      model_shards: devices that the parameters are split over, for models too large for one; divides the devices.
+      devices: devices to split each round's cohort over, counted over all processes, with the same number in each; by
+        default one, or with several processes all their devices. Without an accelerator, virtual CPU devices are made.
+      model_shards: devices that the parameters are split over, for models too large for one; must divide the number of
+        devices.
       distributed: join the other processes of the job, as SLURM, Kubernetes, a TPU pod or Open MPI describe it.
       coordinator: address host:port of process 0, to join processes by hand.
-      process_id: number of this process, counted from 0.
-      num_processes: how many processes there are.
+      process_id: index of this process, counted from 0.
+      num_processes: number of processes.
     """
 
     devices: int | None = None
@@ -60,14 +61,14 @@ class Devices:
                 )
 
     def join(self) -> None:
-        """Make virtual devices if asked for some, and join the job's processes; before anything touches a device.
+        """Make virtual devices if they are needed, and join the job's processes; call it before any use of a device.
 
         Raises:
-          ValueError: the others cannot be found.
+          ValueError: the other processes cannot be found.
         """
         if self.devices is not None and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
             each = -(-self.devices // (self.num_processes or 1))
-            # Without effect once the devices have been looked at; asking for too many is then answered by name.
+            # Without effect once JAX has initialised its devices; an error then names ``devices`` if it is too high.
             if each <= MOST_VIRTUAL:
                 with contextlib.suppress(RuntimeError):
                     jax.config.update("jax_num_cpu_devices", each)
@@ -82,7 +83,7 @@ class Devices:
         """The mesh that the options describe; None for one device.
 
         Raises:
-          ValueError: there are not so many devices, or the shards do not divide them.
+          ValueError: there are too few devices, or the shards do not divide them.
         """
         if self.devices is None and self.model_shards == 1 and jax.process_count() == 1:
             return None

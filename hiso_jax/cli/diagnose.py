@@ -1,4 +1,4 @@
-"""``hiso-jax diagnose``: what a run's curvature is worth, and what limits its rounds."""
+"""``hiso-jax diagnose``: how good a run's curvature is, and what limits its rounds."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,22 +27,22 @@ POINTS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnose(Effort, Again):
-    """Tell what a run's curvature resembles, and whether directions or data limit its rounds, by true derivatives.
+    """Compare a run's curvature with true derivatives, and tell whether directions or data limit its rounds.
 
     Attributes:
       run: directory of the run.
-      at: rounds after which to look, comma-separated; by default five from its beginning to its end.
-      unfinished: look at a run that has not finished, too.
+      at: rounds after which the model is examined, comma-separated; by default five from beginning to end.
+      unfinished: accept a run that has not finished.
       model: where the base checkpoint is now; by default where it was.
       data_dir: where the data are now; by default where they were.
-      partition: FILE:NAME of its partition again, if it is its user's own.
+      partition: FILE:NAME of the run's partition, needed if that is user code.
       examples: training examples whose mean loss is the objective.
-      exact_up_to: parameters up to which the Hessian's diagonal is exact; beyond, it is estimated.
-      samples: random signs of which it is estimated.
+      exact_up_to: number of parameters up to which the Hessian's diagonal is exact; above it, it is estimated.
+      samples: vectors of random signs from which the diagonal is estimated.
       lanczos_steps: products with the Hessian for its spectrum.
-      clients: whose scalars are compared, at most.
-      batches: of each of them.
-      directions: along which.
+      clients: clients whose scalars are compared, at most.
+      batches: batches of each of these clients.
+      directions: directions along which these scalars are measured.
       together: examples whose gradients are in memory at a time.
       out: directory for diagnosis.json and diagnosis.png; by default the run's.
     """
@@ -57,10 +57,10 @@ class Diagnose(Effort, Again):
 
 
 def diagnose_run(options: Diagnose, console: Console) -> int:
-    """Look, report, write, and return the exit code.
+    """Examine the run, report, write the files, and return the exit code.
 
     Raises:
-      UsageError: the run cannot be read or rebuilt, has not so many rounds, or matfree is missing.
+      UsageError: the run cannot be read or rebuilt, has too few rounds, or matfree is missing.
     """
     with errors.refusing():
         if find_spec("matfree") is None:
@@ -73,7 +73,7 @@ def diagnose_run(options: Diagnose, console: Console) -> int:
         folder = options.out or (options.run if options.run.is_dir() else options.run.parent)
         if options.out is not None and exists(options.out):
             raise ParameterError("out", f"must be a directory that does not exist yet; {options.out} does")
-        # Before the work, which takes a while.
+        # The folder is made before the work, which takes a while.
         folder.mkdir(parents=True, exist_ok=True)
         try:
             found, last = _along(options, run, ledger, rounds, console)
@@ -93,10 +93,10 @@ def diagnose_run(options: Diagnose, console: Console) -> int:
 
 
 def _rounds(options: Diagnose, total: int) -> list[int]:
-    """After which rounds to look.
+    """The rounds after which the model is examined, sorted.
 
     Raises:
-      ValueError: the run has not so many.
+      ValueError: the run has fewer rounds.
     """
     wanted = options.at or tuple(total * place // POINTS for place in range(POINTS + 1))
     for each in wanted:
@@ -112,7 +112,7 @@ def _effort(options: Diagnose) -> dict[str, int]:
 def _along(
     options: Diagnose, run: Run, ledger: LedgerFile, rounds: list[int], console: Console
 ) -> tuple[list[Diagnosis], Vectors]:
-    """What is found after each of these rounds, and what it is made of after the last."""
+    """The diagnosis after each of these rounds, and the vectors behind the last one."""
     task = load_task(run, console)
     population = build_population(run, task, run.seed)
     params, updates = base_of(run, ledger.header["base"], "model").params, ledger.records.updates_with_losses

@@ -1,4 +1,4 @@
-"""What the commands return to the shell, and the error behind bad usage."""
+"""Exit codes of the commands, and the errors that end a command."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ class UsageError(Exception):
     """The command cannot be carried out as given.
 
     Attributes:
-      message: one sentence for the user, or what follows the name of a parameter.
-      parameter: name of a parameter that the sentence begins with, or None.
+      message: one sentence for the user; without its first word if ``parameter`` is set.
+      parameter: name of the parameter that the sentence begins with, or None.
     """
 
     def __init__(self, message: str, parameter: str | None = None) -> None:
@@ -25,18 +25,18 @@ class UsageError(Exception):
 
 
 def described(error: OSError) -> str:
-    """What the file system said, with the file that it is about."""
+    """The message of a file-system error, with the name of the file."""
     why = error.strerror or str(error)
     return f"{error.filename}: {why}" if error.filename else why
 
 
 class Stopped(Exception):
-    """The command had to stop half-way, and can be continued; its message is one sentence for the user."""
+    """The command had to stop half-way; the error's message is one sentence for the user."""
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """While a command is being set up: a ValueError speaks of what the user asked for."""
+    """Raise a ValueError inside the context as a :class:`UsageError`, since it is about the user's options."""
     try:
         yield
     except ParameterError as error:

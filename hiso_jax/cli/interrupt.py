@@ -1,7 +1,7 @@
-"""Ctrl-C and what schedulers send: the first signal ends a run after the dispatch in flight, the second at once.
+"""Ctrl-C and the signals of schedulers: the first ends a run after the dispatch in flight, the second at once.
 
-SLURM and Kubernetes send SIGTERM before they kill, a lost terminal SIGHUP. As the first process of a container, SIGTERM
-is ignored unless it is handled.
+SLURM and Kubernetes send SIGTERM before they kill a process; a lost terminal sends SIGHUP. The first process of a
+container ignores SIGTERM unless it handles it.
 """
 
 import signal
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-# The one that came last; that a process got one is a fact of the process.
+# The signals received, the latest last. The list is global because signals are sent to the process.
 _received: list[int] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal arrived while there was nothing to stop at the end of."""
+    """A signal ends the command at once: no run was in progress, or it was the second signal."""
 
 
 def exit_code() -> int:
-    """128 and the number of the signal that ended the command, as shells have it."""
+    """128 plus the number of the signal that ended the command, as in shells."""
     return 128 + (_received[-1] if _received else signal.SIGINT)
 
 
@@ -30,9 +30,9 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def heeding(handle: Callable[[int, FrameType | None], None] = _raise) -> Iterator[None]:
-    """While inside, the signals are handled so; by default each raises :class:`Terminated`.
+    """Handle the signals with ``handle`` inside the context; by default each raises :class:`Terminated`.
 
-    A signal that whoever started the process had it ignore, as ``nohup`` does with SIGHUP, stays ignored.
+    A signal other than SIGINT that the process was started to ignore, as by ``nohup`` with SIGHUP, stays ignored.
     """
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     heeded = [
@@ -49,7 +49,7 @@ def heeding(handle: Callable[[int, FrameType | None], None] = _raise) -> Iterato
 
 @contextmanager
 def stop_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """While inside, the first signal calls ``stop`` and the second raises :class:`Terminated`."""
+    """Call ``stop`` at the first signal inside the context, and raise :class:`Terminated` at the second."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         _received.append(number)

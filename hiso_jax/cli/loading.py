@@ -9,10 +9,10 @@ from hiso_jax.experiment import Settings, build_task
 
 
 def load_task(options: Settings, console: Console) -> Any:
-    """The task, while ``console`` shows that it takes a while.
+    """Load the task, and show on ``console`` that it takes a while.
 
     Raises:
-      ParameterError: the data or the model cannot be had, or do not belong together.
+      ParameterError: the data or the model cannot be loaded, or do not belong together.
     """
     with working(console, f"loading {options.task}"):
         return build_task(options)

@@ -1,4 +1,4 @@
-"""The command ``hiso-jax``: parse, run, and answer trouble with one line and an exit code."""
+"""The command ``hiso-jax``: parse the options, run the command, and answer an error with one line and an exit code."""
 
 import contextlib
 import logging
@@ -53,7 +53,7 @@ QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
-# The option that sets a parameter of the library, where it has another name: the first of these that the command has.
+# Options that set a library parameter of another name: the first one that the command has is shown.
 OPTIONS = {
     "algorithm": ("algorithm", "algorithms"),
     "client_column": ("column",),
@@ -71,7 +71,7 @@ MENTIONED = re.compile(r"`(\w+)`")
 
 
 class _Plain(logging.Formatter):
-    """A line that says who speaks."""
+    """Formats a record as a line that begins with the name of the program."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line."""
@@ -80,7 +80,7 @@ class _Plain(logging.Formatter):
 
 @contextlib.contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """What the library warns of, as lines of this program."""
+    """Print the library's warnings as lines of this program."""
     logger, handler = logging.getLogger("hiso_jax"), logging.StreamHandler()
     handler.setFormatter(_Plain())
     logger.addHandler(handler)
@@ -101,7 +101,7 @@ def sentence(error: errors.UsageError, options: Collection[str]) -> str:
     """The sentence for the user, with each parameter named as the option that sets it.
 
     Args:
-      error: what was refused.
+      error: the error.
       options: the names of the command's options.
     """
 
@@ -114,12 +114,12 @@ def sentence(error: errors.UsageError, options: Collection[str]) -> str:
 
 
 def _options_of(kind: Any) -> set[str]:
-    """The names of a command's options, which are typed with dashes."""
+    """The names of a command's options that are typed with dashes, so without positional arguments."""
     return {name for name, option in own_options(kind).items() if not is_positional(option)}
 
 
 def overview() -> str:
-    """What ``hiso-jax`` says of itself."""
+    """The text of ``hiso-jax --help``."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {(kind.__doc__ or '').splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
     return "\n".join(
@@ -136,7 +136,7 @@ def overview() -> str:
 
 
 def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]]:
-    """The options in ``words`` and what carries them out; exits with 0 after help, or with 2 and one line."""
+    """The options in ``words`` and the command's function; exits with 0 after help, or with 2 and one line of error."""
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         raise SystemExit(errors.DONE)
@@ -165,23 +165,23 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
 
 
 def _is_of_backends(error: BaseException) -> bool:
-    """Whether JAX failed to find its devices: where it raised the error is all that tells, of some it says nothing."""
+    """Whether JAX failed to find its devices, judged by where it raised the error: some of these errors say nothing."""
     return any(Path(frame.filename).name == "xla_bridge.py" for frame in traceback.extract_tb(error.__traceback__))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of the console script; ends the process with an exit code of ``errors``."""
+    """Entry point of the console script; ends the process with an exit code, see ``errors``."""
     with forgiving(PROGRAM):
         code = _run(sys.argv[1:] if arguments is None else arguments)
     raise SystemExit(code)
 
 
 def _run(arguments: Sequence[str]) -> int:
-    # What other libraries would say on standard error is not this program's.
+    # Messages of other libraries on standard error are silenced.
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     options, carry_out = command_of(arguments)
-    # What it prints holds names of files: no markup, and no :words: for pictures.
+    # Printed lines hold names of files, so neither markup nor :emoji: names are interpreted.
     console = Console(file=sys.stdout, markup=False, emoji=False)
     try:
         with heeding(), _warnings_as_lines():

@@ -1,4 +1,4 @@
-"""The options of the commands: dataclasses from which the command line is made."""
+"""The options of the commands: dataclasses from which the command line is built."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +10,7 @@ from hiso_jax.cli.devices import Devices
 from hiso_jax.experiment import Clock, Single
 from hiso_jax.fed.ledger import EXECUTION
 
-# Under which headings --help shows the options of a command; those of what is chosen stand behind the first.
+# The headings of --help and the options under each; the options of chosen factories follow the first heading.
 GROUPS: dict[str, tuple[str, ...]] = {
     "experiment": (
         "task",
@@ -51,7 +51,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 LOGS = ("tensorboard", "wandb")
 
 
-# Where things are may change between a run and its continuation, and so may the machine; the rest is the run's.
+# Options that may be given with --resume, since locations, the machine and the rounds may change.
 MOVED: dict[str, Any] = {"model": str | None, "data_dir": Path | None}
 MOVABLE = {
     "resume",
@@ -71,12 +71,12 @@ class Run(Single, Devices):
 
     Attributes:
       out: directory to write, which must not exist; by default a new one under runs/.
-      resume: directory of a run to continue from where it was ended, with its options; all but --model, --data-dir,
-        --snapshot-every and what concerns devices and memory, which may have changed, and --rounds, which extends it.
-      from_snapshot: with --resume, where the processor or jaxlib compute other initial parameters than they did: go on
-        from the newest snapshot in place of them.
-      log: where else evaluations go: tensorboard (in the run's directory), wandb; comma-separated. Each needs the extra
-        of its name.
+      resume: directory of a run to continue from where it ended, with the run's options; --model, --data-dir,
+        --snapshot-every and the options of devices and memory may be given anew, and --rounds extends the run.
+      from_snapshot: with --resume, continue from the newest snapshot, not from the initial parameters; for a processor
+        or jaxlib that computes other initial parameters than the run had.
+      log: other places for evaluations: tensorboard (in the run's directory), wandb; comma-separated. Each needs the
+        extra of its name.
       snapshot_every: rounds between snapshots, which bound how many rounds a resumed run has to replay; 0 takes none;
         by default one every ten minutes.
     """

@@ -1,4 +1,4 @@
-"""Standard output may close, fill up or lack characters while a command runs: the work goes on."""
+"""Standard output that may close, fill up or lack characters without ending the command."""
 
 import codecs
 import contextlib
@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-# What stands for a character that a terminal's encoding has not; any other is a question mark.
+# Replacements for characters that a terminal's encoding lacks; see _ascii for all others.
 PLAIN = {
     "…": "...",
     "–": "-",
@@ -54,14 +54,14 @@ codecs.register_error(ERRORS, _plainly)
 
 
 class Output:
-    """Writes to a stream until that fails; what follows is dropped, and why is said once on standard error."""
+    """Writes to a stream until writing fails; later text is dropped, and standard error gives the reason once."""
 
     def __init__(self, stream: TextIO, program: str) -> None:
-        """``stream`` is what is written to, ``program`` who speaks on standard error."""
+        """``stream`` receives the text; ``program`` is the name that begins the line on standard error."""
         self._stream, self._program, self.failed = stream, program, False
 
     def write(self, text: str) -> int:
-        """Write, or drop what cannot be written."""
+        """Write ``text``, or drop it if it cannot be written."""
         if not self.failed:
             try:
                 self._stream.write(text)
@@ -70,7 +70,7 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush the stream."""
         if not self.failed:
             try:
                 self._stream.flush()
@@ -88,7 +88,7 @@ class Output:
 
     @property
     def encoding(self) -> str:
-        """Of the stream."""
+        """The encoding of the stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
@@ -96,19 +96,19 @@ class Output:
         return not self.failed and self._stream.isatty()
 
     def fileno(self) -> int:
-        """Of the stream."""
+        """The file descriptor of the stream."""
         return self._stream.fileno()
 
     def __getattr__(self, name: str) -> Any:
-        """All else is the stream's."""
+        """Every other attribute is the stream's."""
         return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
 def forgiving(program: str) -> Iterator[None]:
-    """While inside, standard output may fail without ending the command, and characters that it lacks are replaced."""
+    """Inside the context, let standard output fail without ending the command, and replace characters that it lacks."""
     for stream in (sys.stdout, sys.stderr):
-        # Of a stream that a program has put in their place, nothing is known.
+        # A stream that a program has put in their place may lack this method.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=ERRORS)
     before = sys.stdout
@@ -120,6 +120,6 @@ def forgiving(program: str) -> Iterator[None]:
         output.flush()
         sys.stdout = before
         if output.failed:
-            # The interpreter flushes it once more at its end, and would tell of it.
+            # The interpreter flushes the stream again at exit, and would report the error.
             with contextlib.suppress(OSError, ValueError):
                 before.close()

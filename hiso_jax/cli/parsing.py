@@ -1,4 +1,4 @@
-"""From words to options: the command's, and those of what is chosen with it."""
+"""From words to options: those of the command, and those of the factories chosen with it."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
@@ -16,7 +16,7 @@ ADVICE = " (see --help for what there is)"
 
 
 def _grouped(own: Collection[str], flat: Mapping[str, Option], resolved: Resolved) -> dict[str, Any]:
-    """The options by the headings of --help; ``own`` are the names of the command's own."""
+    """The options by the headings of --help; ``own`` are the names of the command's own options."""
     groups: dict[str, list[Option]] = {}
     for place, (title, names) in enumerate(GROUPS.items()):
         groups[f"{title} options"] = [flat[name] for name in names if name in own and name in flat]
@@ -33,15 +33,15 @@ def _grouped(own: Collection[str], flat: Mapping[str, Option], resolved: Resolve
 
 
 def _named(word: str) -> str | None:
-    """The name of the option that a word is, None if it is a value."""
+    """The name of the option that a word gives, or None if the word is a value."""
     return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else None
 
 
 def _name_of(command: str, word: str) -> str:
-    """The name of the option that a word is.
+    """The name of the option that a word gives.
 
     Raises:
-      UsageError: it is a value, which belongs to no option.
+      UsageError: the word is a value that belongs to no option.
     """
     name = _named(word)
     if name is None:
@@ -50,15 +50,15 @@ def _name_of(command: str, word: str) -> str:
 
 
 def _resumed(kind: Any, command: str, words: Sequence[str]) -> Any:
-    """The options of a command that goes on with what is in a directory, which has all others.
+    """The options given with --resume; the directory records all others.
 
     Raises:
-      ParameterError: another option is given.
+      ParameterError: an option is given that the directory records.
     """
     own = own_options(kind)
     moved = {name: Option(name, each, None, "where it is now") for name, each in MOVED.items() if command == "run"}
     movable = MOVABLE if command == "run" else {"resume"}
-    # What is the user's own has to be named again: no code is run because a directory names it.
+    # User code has to be named again: no code is run because a directory names it.
     again = ("algorithm", *KINDS, *NESTED)
     moved |= {kind: Option(kind, str | None, None, "FILE:NAME of the user's own again") for kind in NESTED}
     flat = {name: option for name, option in own.items() if name in movable or name in again} | moved
@@ -71,7 +71,7 @@ def _resumed(kind: Any, command: str, words: Sequence[str]) -> Any:
 
 
 def _with_other_defaults(option: Option) -> Option:
-    """An option whose --help tells the default that it has with text tasks."""
+    """An option whose --help also gives its default for text tasks, if they have one."""
     tasks = map(KINDS["task"].load, KINDS["task"].factories)
     others = {str(each.defaults[option.name]) for each in tasks if option.name in each.defaults}
     if len(others) != 1:
@@ -83,13 +83,13 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
     """The options of a command.
 
     Args:
-      kind: its dataclass.
-      command: its name.
-      words: what follows it.
+      kind: the dataclass of the command's options.
+      command: the name of the command.
+      words: the words after the command.
 
     Raises:
       ParameterError: an option is out of range, or would have no effect.
-      UsageError: the words are not its options.
+      UsageError: the words do not match the command's options.
     """
     own = own_options(kind)
     program, about = f"{PROGRAM} {command}", (kind.__doc__ or "").split("\n\n")[0]
@@ -115,5 +115,5 @@ def parse(kind: Any, command: str, words: Sequence[str]) -> Any:
 
 
 def _as_typed(error: ParameterError) -> UsageError:
-    """A refusal of an unknown option, which names the option as it was typed."""
+    """The error of an unknown option, with the option named as it was typed."""
     return UsageError(f"{as_typed(error.parameter)} {error.message}")

@@ -1,4 +1,4 @@
-"""``hiso-jax plan``: what a round would take on devices that are not here."""
+"""``hiso-jax plan``: the cost of a round on devices that are not attached."""
 
 import json
 from dataclasses import dataclass, fields, replace
@@ -15,24 +15,24 @@ from hiso_jax.cli.progress import working
 from hiso_jax.experiment import Settings, choice_of, given_to, participation_of, recorded_algorithm, simulation_config
 from hiso_jax.reports import human_bytes, human_count, print_rows
 
-# A rate changes no shape.
+# Any learning rate does, since a rate changes no shape.
 RATE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Settings):
-    """Compile a round for devices that are not here, and tell what it takes: memory, messages, work, time.
+    """Compile a round for devices that are not attached, and tell what it takes: memory, messages, work, time.
 
     Attributes:
       target: devices by name and shape: v5e:2x4 for that many chips (v4, v5e, v5p, v6e; needs the extra tpu), or
         h100:1x1x8 for partitions x hosts x GPUs of a host (a100, h100, h200; needs the extra cuda).
-      algorithm: method, as of run. The model of a text task is an architecture by name (opt-125m to opt-66b, llama-7b,
+      algorithm: method, as for run. The model of a text task is an architecture by name (opt-125m to opt-66b, llama-7b,
         llama-13b, smollm2-135m), a folder with a config.json, or a hub name; no weights are read.
       model_shards: devices that the parameters are split over.
       json: print one JSON object.
     """
 
-    # Of the other commands it is a value of the metric, which no round takes.
+    # In the other commands ``target`` is a value of the metric, which a round does not need.
     target: str = ""  # type: ignore[assignment]
     algorithm: str = "hiso"
     model_shards: int = 1
@@ -54,15 +54,15 @@ class Plan(Settings):
 
 
 def plan_round(options: Plan, console: Console) -> int:
-    """Print what a round would take, and return the exit code.
+    """Print the cost of a round, and return the exit code.
 
     Raises:
-      UsageError: it cannot be compiled for.
+      UsageError: the round cannot be compiled for the target.
     """
     with errors.refusing():
-        # What is planned for is not what is here: the host's processor compiles.
+        # The target's devices are not attached: the host's processor compiles.
         jax.config.update("jax_platforms", "cpu")
-        # Nor can a program for absent devices be loaded from where compiled ones are kept.
+        # A program for absent devices cannot be loaded from the cache of compiled programs.
         jax.config.update("jax_enable_compilation_cache", False)
         method = algorithms.load(options.algorithm)
         algorithm = recorded_algorithm(options, method, RATE)
@@ -85,13 +85,13 @@ def plan_round(options: Plan, console: Console) -> int:
 
 
 def _rate(options: Plan) -> str:
-    """By which of a chip's rates products are timed."""
+    """The precision or dtype by whose rate on the chip matrix products are timed."""
     dtype = getattr(options, "dtype", "float32")
     return options.matmul_precision if dtype == "float32" else dtype
 
 
 def described(options: Settings) -> fed.RunSpec:
-    """What a run with these options is made of, as shapes.
+    """The parts of a run with these options, as shapes.
 
     Raises:
       ValueError: the options name no model.

@@ -17,13 +17,13 @@ from hiso_jax.cli.interrupt import stop_on_interrupt
 from hiso_jax.reports import human_bytes, human_seconds, plain
 from hiso_jax.tune import Step, Watcher
 
-# Seconds; what takes less needs no line.
+# Seconds; a shorter step needs no line.
 SOON = 1.0
 
 
 @contextmanager
 def working(console: Console, what: str) -> Iterator[None]:
-    """Say what is going on, and how long it took."""
+    """Show the name of a step while it runs, and how long it took."""
     begin = time.perf_counter()
     if console.is_terminal:
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
@@ -31,7 +31,7 @@ def working(console: Console, what: str) -> Iterator[None]:
             bar.add_task(plain(what), total=None)
             yield
     else:
-        # Not at once: what is refused at once needs no line before.
+        # Delayed: an error that comes at once needs no line before it.
         line = Timer(SOON, lambda: console.print(f"{plain(what)} …", soft_wrap=True, highlight=False))
         line.start()
         try:
@@ -47,9 +47,9 @@ class Display(fed.Callback):
     """Shows the progress of one run."""
 
     def __init__(self, console: Console, title: str, task: Any, asked: str = "", *, terse: bool = False) -> None:
-        """``title`` names the run of ``task``; ``asked`` is what to say of it before its first round.
+        """``title`` names the run of ``task``; ``asked`` is a clause about its settings, shown before its first round.
 
-        One of many runs is ``terse``: where lines are printed, only its last evaluation is one.
+        ``terse`` is for one of many runs: where lines are printed, only its last evaluation gets a line.
         """
         self._terse = terse
         self.console, self.title, self._task, self._asked = console, plain(title), task, asked
@@ -67,18 +67,18 @@ class Display(fed.Callback):
         self._row = self._bar.add_task(self.title, total=None, figures="compiling …")
 
     def __enter__(self) -> Self:
-        """Begin to show."""
+        """Start the display."""
         if not self.console.is_terminal:
             self.console.print(f"{self.title}: compiling …")
         self._bar.start()
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop showing."""
+        """Stop the display."""
         self._bar.stop()
 
     def begin(self, session: fed.Session) -> None:
-        """Say what follows, or leave it to the first evaluation, which foretells how long rounds take."""
+        """Announce a resumed run; a new run is announced at its first evaluation, when its time can be estimated."""
         self._is_announced = session.round > 0
         if session.round == session.rounds:
             self.console.print(f"{self.title}: all {session.round:,} rounds are done", highlight=False)
@@ -118,16 +118,16 @@ class ConsoleWatcher(Watcher):
     """Shows a study on a console; the first signal ends it after the evaluation or the dispatch in flight."""
 
     def __init__(self, console: Console) -> None:
-        """``console`` is where it is shown."""
+        """``console`` is where the study is shown."""
         self.console = console
 
     def say(self, sentence: str) -> None:
-        """A line."""
+        """Print a line."""
         self.console.print(sentence, soft_wrap=True, highlight=False)
 
     @contextmanager
     def searching(self, title: str, rounds: int) -> Iterator[Step]:
-        """A bar, or a line where there is no terminal."""
+        """Show a bar, or a line where there is no terminal."""
         stopped: list[bool] = []
 
         def step(done: int, total: int) -> bool:
@@ -144,7 +144,7 @@ class ConsoleWatcher(Watcher):
 
     @contextmanager
     def running(self, title: str, simulation: Any, asked: str) -> Iterator[None]:
-        """The progress of one run of many."""
+        """Show the progress of one run of many."""
         display = Display(self.console, title, simulation.task, asked, terse=True)
         simulation.callbacks = (*simulation.callbacks, display)
         with display, stop_on_interrupt(simulation.stop):

@@ -1,4 +1,4 @@
-"""Trees of arrays as safetensors files, each leaf under its path."""
+"""Trees of arrays as safetensors files, with each leaf named by its path."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from hiso_jax.fed.ledger import read_regular, write_file
 
 
 def write_tree(tree: PyTree, path: Path) -> None:
-    """Write every leaf of ``tree`` by its path, ``params/dense/kernel``.
+    """Write every leaf of ``tree`` under its path, as in ``params/dense/kernel``.
 
     Raises:
       ValueError: the file cannot be written.
@@ -31,10 +31,10 @@ def write_tree(tree: PyTree, path: Path) -> None:
 
 
 def read_tree(path: Path, option: str) -> PyTree:
-    """What :func:`write_tree` wrote of a tree of dicts.
+    """The tree of dicts that :func:`write_tree` wrote.
 
     Raises:
-      ValueError: there is no such file, naming the ``option`` that asked for it.
+      ValueError: the file cannot be read or is no safetensors file; the error names ``option``, which gave the path.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load

@@ -1,4 +1,4 @@
-"""``hiso-jax replay``: a run rebuilt from its scalars."""
+"""``hiso-jax replay``: rebuild a run from its scalars."""
 
 import time
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Replay(Again):
     Attributes:
       run: directory of the run.
       to_round: rounds to replay; by default all.
-      unfinished: replay a run that has not finished, too, as far as it has come.
+      unfinished: accept a run that has not finished, and replay the rounds that it has.
       model: where the base checkpoint is now; by default where it was.
-      out: safetensors file to write parameters and optimizer state to; by default none is written.
+      out: safetensors file to write parameters and optimizer state to; by default no file is written.
     """
 
     run: Annotated[Path, Positional]
@@ -40,7 +40,7 @@ def replay(options: Replay, console: Console) -> int:
     """Replay, report, and return the exit code.
 
     Raises:
-      UsageError: the run cannot be read, has not so many rounds, or began with another model than is found.
+      UsageError: the run cannot be read, has too few rounds, or began with another model than the one found.
     """
     with errors.refusing():
         ledger = recorded(options.run, unfinished=options.unfinished)

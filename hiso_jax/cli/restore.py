@@ -1,4 +1,4 @@
-"""From a run's directory or a delta back to options, the model it began as, and what it became."""
+"""Restore a run from its directory or a delta: its options, its base checkpoint, and its parameters."""
 
 import json
 import os
@@ -37,14 +37,14 @@ AnyStudy = TypeVar("AnyStudy", bound=Study)
 
 @dataclass(frozen=True, kw_only=True)
 class Again:
-    """The user's own choices, which have to be named again: no code is run because a run names it.
+    """Choices that are user code, which have to be named again: no code is run because a run names it.
 
     Attributes:
-      algorithm: FILE:NAME of the run's method again, if it is its user's own.
-      task: FILE:NAME of its task again, if it is its user's own.
-      schedule: FILE:NAME of its schedule again, if it is its user's own.
-      sampler: FILE:NAME of its sampler again, if it is its user's own.
-      trainable: FILE:NAME of what it trains again, if that is its user's own.
+      algorithm: FILE:NAME of the run's method, needed if that is user code.
+      task: FILE:NAME of the run's task, needed if that is user code.
+      schedule: FILE:NAME of the run's schedule, needed if that is user code.
+      sampler: FILE:NAME of the run's sampler, needed if that is user code.
+      trainable: FILE:NAME of the run's choice of trainable parameters, needed if that is user code.
     """
 
     algorithm: str | None = None
@@ -55,22 +55,22 @@ class Again:
 
     @property
     def again(self) -> dict[str, str]:
-        """The names that were given."""
+        """The names that were given, by kind."""
         given = {kind: getattr(self, kind, None) for kind in ("algorithm", *KINDS, *NESTED)}
         return {kind: name for kind, name in given.items() if name is not None}
 
 
 def _check_again(kind: str, recorded: str, given: str | None, sha256: tuple[str | None, str | None]) -> None:
-    """Refuse a choice that is not the one that was recorded.
+    """Refuse a choice that differs from the recorded one.
 
     Args:
-      kind: what is chosen.
+      kind: the kind of choice.
       recorded: its name in the run.
       given: its name now, None if it is not given.
-      sha256: of the file now, and in the run.
+      sha256: SHA-256 of the file now, and in the run.
 
     Raises:
-      ParameterError: it is another, or it is the user's own and has to be given.
+      ParameterError: the choice is another one, or the recorded one is user code and has to be given.
     """
     if not is_foreign(recorded):
         if given not in (None, recorded):
@@ -89,14 +89,14 @@ def _check_again(kind: str, recorded: str, given: str | None, sha256: tuple[str 
 
 
 def recorded_choice(kind: str, about: Mapping[str, Any], given: str | None) -> Choice:
-    """What a run chose of a kind, from what was written of it.
+    """A run's choice of a kind, from the recorded options ``about``.
 
     Raises:
-      ParameterError: it is not what the run chose, or is the user's own and has to be given.
+      ParameterError: the given choice is not the run's, or the run's is user code and has to be given.
     """
     recorded = about.get(kind)
     if recorded is None:
-        # Releases that left the partition open took the one for the task.
+        # Releases that recorded no partition used the task's default.
         recorded = "iid" if about.get("task") in ("squad", "drop", "xsum") else "dirichlet"
         recorded = recorded if kind == "partition" else getattr(Run, kind)
     if not isinstance(recorded, str):
@@ -110,14 +110,14 @@ def recorded_choice(kind: str, about: Mapping[str, Any], given: str | None) -> C
 
 
 def method_of(about: Mapping[str, Any], algorithm: str | None) -> Method:
-    """The method of a run, from what was written of it.
+    """The method of a run, from its recorded options.
 
     Args:
-      about: what was written.
-      algorithm: the user's own, given again: a run does not say which code is run.
+      about: the recorded options.
+      algorithm: name of user code, given again: no code is run because a run names it.
 
     Raises:
-      ValueError: it has to be given, or is not the run's.
+      ValueError: the method has to be given, or is not the run's.
     """
     if not isinstance(about.get("algorithm"), str):
         raise ValueError(
@@ -139,12 +139,12 @@ def method_of(about: Mapping[str, Any], algorithm: str | None) -> Method:
 def options_of(
     about: Mapping[str, Any], again: Mapping[str, str] | None = None, kinds: Collection[str] = ("task", "schedule")
 ) -> Any:
-    """The options of a run, from what was written of them; those that there are no more have no effect.
+    """The options of a run, from the recorded ones; recorded options that no longer exist have no effect.
 
     Args:
-      about: what was written.
-      again: what is the user's own, given again, by kinds.
-      kinds: what is needed beside the algorithm; of the rest the options are left out.
+      about: the recorded options.
+      again: names of user code, given again, by kind.
+      kinds: kinds of choices that are needed beside the algorithm; the options of other kinds are left out.
 
     Raises:
       ValueError: see :func:`method_of`.
@@ -159,7 +159,7 @@ def options_of(
     known = own_options(whole)
     given = _values(known, about)
     unneeded = {kind: getattr(Run, kind) for kind in KINDS if kind not in kinds}
-    # Under what is the user's own its name is now.
+    # User code goes by the name that was given now.
     chosen |= {choice.kind.name: choice.name for choice in nested if is_foreign(choice.name)}
     return whole(**{**given, **unneeded, **chosen, "algorithm": method.name})
 
@@ -167,7 +167,7 @@ def options_of(
 def _nested(
     methods: Sequence[Method], choices: Sequence[Choice], about: Mapping[str, Any], again: Mapping[str, str]
 ) -> list[Choice]:
-    """What a run's method and task chose by options of their own.
+    """The choices that a run's method and task made by options of their own.
 
     Raises:
       ParameterError: see :func:`recorded_choice`.
@@ -183,30 +183,30 @@ def _nested(
 
 
 def _values(known: Mapping[str, Option], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of options, from what was written of them.
+    """The values of options, from the recorded ones.
 
     Raises:
-      ValueError: one is none that the option can have.
+      ValueError: a recorded value is not valid for its option.
     """
-    # What was left open has the default that it has now.
+    # An option that was left open takes its present default.
     written = {name: about.get(IN_FILES.get(name, name)) for name in known}
     given = {name: as_option(known[name], value) for name, value in written.items() if value is not None}
-    # A run of a release that had neither hostile clients nor a guard against them.
+    # The run is of a release that had neither hostile clients nor a guard against them.
     return given if "attackers" in about or "guard" not in known else given | {"guard": False}
 
 
 def as_option(option: Option, value: Any) -> Any:
-    """The value of an option as JSON held it.
+    """The value of an option, from its JSON value.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the value is not valid for the option.
     """
     from pydantic import TypeAdapter, ValidationError
 
     if value is None and option.default is None:
         return None
     try:
-        # As JSON, in which arrays may stand for tuples and text for paths.
+        # Validated as JSON, in which arrays may stand for tuples and strings for paths.
         return TypeAdapter(option.kind).validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError, ValueError) as error:
         reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
@@ -214,10 +214,10 @@ def as_option(option: Option, value: Any) -> Any:
 
 
 def recorded(run: Path, *, unfinished: bool) -> LedgerFile:
-    """The ledger of a run that has ended, or as far as it has come if ``unfinished`` is set.
+    """The ledger of a finished run; with ``unfinished``, also of a run that has not finished.
 
     Raises:
-      ValueError: it cannot be read, was altered, has not ended and that is not asked for, or holds no scalars.
+      ValueError: the ledger cannot be read, was altered, is unfinished without ``unfinished``, or holds no scalars.
     """
     ledger = fed.load(run, unfinished=True)
     if ledger.records.aggregate is None:
@@ -235,10 +235,10 @@ def recorded(run: Path, *, unfinished: bool) -> LedgerFile:
 
 
 def resumed(options: Run) -> Run:
-    """The options of the run that ``options.resume`` names, its directory the one to write.
+    """The options of the run in the directory ``options.resume``, with that directory as the one to write.
 
     Raises:
-      ValueError: it is no run's directory, its ledger is altered, or other options are given with it.
+      ValueError: it is not the directory of a run, its ledger was altered, or an option is given that cannot change.
     """
     directory = options.resume
     assert directory is not None
@@ -286,10 +286,10 @@ def resumed(options: Run) -> Run:
 
 
 def resumed_study(options: AnyStudy) -> AnyStudy:
-    """The options of the sweep or comparison in the directory that ``options.resume`` names.
+    """The options of the sweep or comparison in the directory ``options.resume``.
 
     Raises:
-      ValueError: there is none, or it holds links.
+      ValueError: it is not the directory of a study, or it holds links.
     """
     directory, study = options.resume, "sweep or a comparison"
     assert directory is not None
@@ -300,7 +300,7 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
         raise ParameterError("resume", f"must be the directory of a {study}; {directory} is another's")
     if any(map(is_foreign, named)):
         raise ParameterError("resume", "needs methods of this package: no code is run because a directory names it")
-    # The command's own, without what was added.
+    # The command's own dataclass, without the options added to it.
     kind = next(base for base in type(options).__mro__ if base in (Sweep, Compare))
     again = {name: given for name in (*KINDS, *NESTED) if is_foreign(given := getattr(options, name, None) or "")}
     choices = [recorded_choice(name, about, again.get(name)) for name in KINDS]
@@ -316,10 +316,10 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
 
 
 def _check_folder(directory: Path, kind: str) -> None:
-    """Refuse a folder that is no run's, or leads elsewhere: what a run writes and removes by its names would be there.
+    """Refuse a folder that is not a run's, or holds links: a run's writes and removals would take place elsewhere.
 
     Raises:
-      ValueError: it has neither a ledger nor options, or something in it is a symbolic link.
+      ValueError: the folder has neither a ledger nor a file of options, or holds a symbolic link.
     """
     if not any(exists(directory / name, "resume") for name in (LEDGER, CONFIG)):
         missing = LEDGER if kind == "run" else CONFIG
@@ -335,7 +335,7 @@ def _config(directory: Path, kind: str) -> dict[str, Any]:
     """The options that a command wrote when it began.
 
     Raises:
-      ValueError: there are none.
+      ValueError: the file of options is missing or invalid.
     """
     try:
         content = json.loads(read_regular(directory / CONFIG))
@@ -349,10 +349,10 @@ def _config(directory: Path, kind: str) -> dict[str, Any]:
 
 
 def base_of(options: Any, fingerprints: Mapping[str, Any], option: str) -> Base:
-    """The model that a run with these options began as; of a task of this package without its data.
+    """The base checkpoint of a run with these options; made without the data for a task of this package.
 
     Raises:
-      ValueError: it cannot be loaded, or is not the one of these fingerprints.
+      ValueError: the checkpoint cannot be loaded, or its fingerprints differ.
     """
     task, key = choice_of("task", options), fed.init_key(jax.random.key(options.seed))
     make = getattr(task.factory, "base", None)
@@ -374,12 +374,12 @@ def base_of(options: Any, fingerprints: Mapping[str, Any], option: str) -> Base:
 
 
 def rebuild(options: Run, base: Base, updates: fed.Updates) -> tuple[PyTree, Any]:
-    """Parameters and optimizer state after ``updates``."""
+    """The parameters and the optimizer state after ``updates``."""
     if not isinstance(options.learning_rate, float):
         raise ParameterError("learning_rate", "must be a number to rebuild a run, and the run has none")
     algorithm = recorded_algorithm(options, algorithms.load(options.algorithm), options.learning_rate)
     try:
         return jax.block_until_ready(fed.replay(base.params, algorithm, updates))
     except Exception as error:
-        # Whatever JAX raises of records that are not those of this method and model.
+        # JAX raises various errors for records that do not fit this method and model.
         raise ValueError(f"the run's scalars do not suit its method and model: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""``hiso-jax run``: one method, one run directory."""
+"""``hiso-jax run``: run one method and write one run directory."""
 
 import time
 from collections.abc import Mapping
@@ -57,11 +57,11 @@ class _Going(NamedTuple):
     """A run that is set up.
 
     Attributes:
-      options: its options.
-      simulation: what runs.
-      directory: where it is written.
+      options: options of the run.
+      simulation: the simulation.
+      directory: directory of the run.
       setting: the method, its rate and the seed.
-      begin: when the command began, of ``time.perf_counter``.
+      begin: ``time.perf_counter()`` when the command began.
     """
 
     options: Run
@@ -72,12 +72,14 @@ class _Going(NamedTuple):
 
 
 def run(options: Run, console: Console) -> int:
-    """Run, or go on with a run, write its directory, and return the exit code.
+    """Start or continue a run, write its directory, and return the exit code.
 
-    Of several processes only the first prints and writes; each ends with the same parameters, and says so.
+    Of several processes, only the first prints progress and writes files. All end with the same parameters, and each
+    prints their SHA-256.
 
     Raises:
-      UsageError: the options name devices, data or a directory that cannot be used; nothing has been written then.
+      UsageError: the options name devices, data or a directory that cannot be used; in that case nothing has been
+        written.
     """
     begin = time.perf_counter()
     with ExitStack() as held:
@@ -87,7 +89,7 @@ def run(options: Run, console: Console) -> int:
                 options = in_all_processes(resumed, options)
             method = algorithms.load(options.algorithm)
             wanted = _wanted_rate(options, method)
-            # Before any long work.
+            # Checks the options before any long work.
             build_algorithm(options, method, 1e-3 if wanted == "auto" else wanted)
             mesh, task, population = in_all_processes(_spec, options, console)
             check_methods(options, task, [method])
@@ -104,7 +106,7 @@ def run(options: Run, console: Console) -> int:
             return _run(_Going(options, simulation, directory, setting, begin), console)
         except OSError as error:
             if error.filename is None:
-                raise  # of no file of the run's
+                raise  # not about a file of the run
             if isinstance(error, Lost):
                 raise errors.Stopped(
                     f"{errors.described(error)}; what the run has done is not there any more, and it cannot go on"
@@ -120,10 +122,10 @@ def run(options: Run, console: Console) -> int:
 
 
 def _wanted_rate(options: Run, method: Method) -> Any:
-    """The learning rate that a run is asked for, a number or auto.
+    """The learning rate in the options, a number or auto.
 
     Raises:
-      ParameterError: there is none, or it cannot be looked for.
+      ParameterError: there is no rate, or auto cannot search for one.
     """
     wanted = wanted_rate(options, method)
     if wanted == "auto" and (jax.process_count() > 1 or options.model_shards > 1):
@@ -136,7 +138,7 @@ def _wanted_rate(options: Run, method: Method) -> Any:
 def _rate(
     options: Run, method: Method, task: Any, population: AnyPopulation, console: Console
 ) -> tuple[float, dict[str, Any]]:
-    """A rate that was looked for, and what to write of the search."""
+    """The learning rate that a search finds, and the record of the search."""
     tried = tried_rates(options, method)
     with working(console, f"trying learning rates {', '.join(f'{rate:g}' for rate in tried)}"):
         probe = probe_rate(options, method, task, population, lambda done, rounds: None)
@@ -152,7 +154,7 @@ def _rate(
 
 
 def _again(options: Run, directory: Path) -> str:
-    """The command that goes on with a run."""
+    """The command that continues a run."""
     named = {name: getattr(options, name, None) for name in ("algorithm", *KINDS, *NESTED)}
     own = "".join(f" --{kind} {name}" for kind, name in named.items() if is_foreign(name or ""))
     return f"hiso-jax run --resume {directory}{own}"
@@ -193,13 +195,13 @@ def _run(going: _Going, console: Console) -> int:
 
 
 def _hold(directory: Path, held: ExitStack) -> None:
-    """Be the directory's one writer, in the first process, until ``held`` is let go."""
+    """Lock the directory in the first process until ``held`` is closed, so that it has one writer."""
     if jax.process_index() == 0:
         held.callback(lock(directory).release)
 
 
 class _TakingUp(fed.Callback):
-    """Says where a run goes on."""
+    """Prints the round from which a run continues."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -211,13 +213,13 @@ class _TakingUp(fed.Callback):
 
 def _spec(options: Run, console: Console) -> tuple[Mesh | None, Any, AnyPopulation]:
     mesh, task = options.mesh(), load_task(options, console)
-    # Files are read here, where one process may fail alone: building the simulation, the processes already talk.
+    # Files are read here, where one process may fail alone: while the simulation is built, processes communicate.
     participation_of(options)
     return mesh, task, build_population(options, task, options.seed)
 
 
 def _directory(options: Run, method: Method, about: Mapping[str, Any]) -> Path:
-    """The run's directory, made by the first process unless the run goes on; the others do not write."""
+    """The run's directory. The first process makes it unless the run is resumed; the others do not write."""
     if options.resume is not None:
         return options.resume
     if jax.process_index() != 0:

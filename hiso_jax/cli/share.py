@@ -23,18 +23,18 @@ from hiso_jax.fed.ledger import sample as take_sample
 from hiso_jax.reports import human_bytes, print_rows
 from hiso_jax.tasks.named import Base
 
-# Where things lie on the machine of the run is nobody else's business.
+# Paths on the machine of the run, which are private; a delta leaves them out.
 LOCAL = ("data_dir", "out", "resume", "trace")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Again):
-    """Write what a run has learned: a delta of its scalars, or the whole model for transformers.
+    """Write the model of a run: as a delta of its scalars, or as a complete model for transformers.
 
     Attributes:
       run: directory of the run.
       format: delta, one small file of scalars and fingerprints; or hf, a folder with weights, config and tokenizer.
-      unfinished: export a run that has not finished, too, as far as it has come.
+      unfinished: accept a run that has not finished, and export the rounds that it has.
       out: file or folder to write; by default delta.safetensors or hf in the run's directory.
       model: where the base checkpoint is now, for hf; by default where it was.
     """
@@ -52,12 +52,14 @@ class Apply(Again):
 
     Attributes:
       delta: file that hiso-jax export wrote.
-      base: the checkpoint that the run began with, as --model takes it; embedded models need none; of a run made from
+      base: checkpoint that the run began with, as --model takes it; not needed for embedded models; for a run made from
         Python, a safetensors file of its initial parameters.
       out: folder to write for transformers; a safetensors file for a model that is not a language model.
-      algorithm: FILE:NAME of the delta's method, if it is its user's own; of a run made from Python, of its optimizer.
-      expect_sha256: SHA-256 of the delta's file, from whom you trust: a file's own digests do not tell who wrote it.
-      accept_difference: write the model also if it is not the run's to the last bit, and tell how far apart they are.
+      algorithm: FILE:NAME of the delta's method, needed if that is user code; for a run made from Python, FILE:NAME of
+        its optimizer.
+      expect_sha256: SHA-256 of the delta's file, from a source that you trust: a file's own digests do not tell who
+        wrote it.
+      accept_difference: write the model even if it is not the run's to the last bit, and tell how far apart they are.
     """
 
     delta: Annotated[Path, Positional]
@@ -71,7 +73,7 @@ def export(options: Export, console: Console) -> int:
     """Write the delta or the folder, and return the exit code.
 
     Raises:
-      UsageError: the run cannot be read, or not be written so.
+      UsageError: the run cannot be read, or cannot be written in this format.
     """
     with errors.refusing():
         ledger = recorded(options.run, unfinished=options.unfinished)
@@ -118,7 +120,7 @@ def apply(options: Apply, console: Console) -> int:
 
 
 def _apply_own(options: Apply, delta: Delta, console: Console) -> int:
-    """Apply the delta of a run that a program made: who applies it has the optimizer and the initial parameters."""
+    """Apply the delta of a run made from Python; the user gives its optimizer and its initial parameters."""
     for option in ("algorithm", "base"):
         if getattr(options, option) is None:
             raise ParameterError(
@@ -141,12 +143,12 @@ def _apply_own(options: Apply, delta: Delta, console: Console) -> int:
 
 
 class Known(NamedTuple):
-    """What is known of the model that is to come out.
+    """Known facts about the model to rebuild.
 
     Attributes:
-      sha256: of its parameters, or None.
-      sample: some of them, or None.
-      accept_difference: whether another is written, too.
+      sha256: SHA-256 of its parameters, or None.
+      sample: some of its parameters, or None.
+      accept_difference: whether a model that differs is written, too.
     """
 
     sha256: str | None
@@ -161,7 +163,7 @@ def _fresh(out: Path) -> Path:
 
 
 def _apart(params: Any, sample: list[float] | None) -> str:
-    """How far some parameters are from those of the run, in a clause."""
+    """A clause that tells how far ``params`` are from the parameters of the run."""
     if sample is None:
         return "how far apart they are is not known"
     here, there = np.array(take_sample(params)), np.array(sample)
@@ -174,7 +176,7 @@ def _apart(params: Any, sample: list[float] | None) -> str:
 
 
 def _without_places(about: Mapping[str, Any]) -> dict[str, Any]:
-    # What the rate's search has seen of clients' losses is not for others.
+    # The record of the rate's search shows the clients' losses, which are not for others.
     kept = {name: None if name in LOCAL else value for name, value in about.items() if name != "probe"}
     model = kept.get("model")
     return {**kept, "model": Path(model).name if model and Path(model).is_absolute() else model}
@@ -214,7 +216,7 @@ def _write_model(run: Any, base: Base, updates: fed.Updates, known: Known, out: 
     else:
         from hiso_jax.models.lm import save_pretrained
 
-        # Under its name once it is whole.
+        # The folder gets its name once it is complete.
         half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
         try:
             files = save_pretrained(base.pretrained, base.tuned, params, half)

@@ -1,4 +1,4 @@
-"""``hiso-jax show``: what a run or a delta is, and whether it is whole."""
+"""``hiso-jax show``: the contents of a run or a delta, and its integrity."""
 
 import contextlib
 import math
@@ -22,18 +22,18 @@ from hiso_jax.fed.population import ABSENT
 from hiso_jax.renamed import IN_FILES
 from hiso_jax.reports import as_json, human_bytes, print_rows
 
-# Characters of a value that are shown.
+# Most characters shown of a value.
 LONGEST = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Tell what a run's directory or a delta holds: configuration, rounds, bytes, metrics and integrity.
+    """Show the contents of a run's directory or a delta: configuration, rounds, bytes, metrics and integrity.
 
     Attributes:
       path: a run's directory, its ledger, or a delta.
-      salvage: directory to make: of a ledger that was altered, the rounds before the damage as a new one, without a
-        seal, which hiso-jax run --resume goes on from.
+      salvage: directory to create for a new ledger, which has the rounds of an altered ledger before the damage and no
+        seal; hiso-jax run --resume continues from it.
     """
 
     path: Annotated[Path, Positional]
@@ -41,10 +41,10 @@ class Show:
 
 
 def show(options: Show, console: Console) -> int:
-    """Print it, and return the exit code.
+    """Print the contents, and return the exit code.
 
     Raises:
-      UsageError: it cannot be read, or was altered.
+      UsageError: the file cannot be read, or was altered.
     """
     with errors.refusing():
         if options.salvage is not None:
@@ -115,7 +115,7 @@ def _metrics(evaluation: Mapping[str, Any]) -> str:
 
 
 def _defaults(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a run has if none is given; of a method whose code is not here only the command's own."""
+    """The default options of a run; only those of the command if the method's code is not available."""
     methods, choices = [], []
     for kind in ("algorithm", *KINDS):
         name = about.get(kind)
@@ -146,7 +146,7 @@ def _common(header: Mapping[str, Any]) -> dict[str, str]:
     trained = sum(int(np.prod(shape)) for _, shape, _ in header["params"])
     defaults = as_json(_defaults(about))
     shown: tuple[str, ...] = ("task", "algorithm", "algorithm_sha256", "model", "out", "resume")
-    # Releases before 0.3 wrote the options of what was not chosen, too.
+    # Releases before 0.3 also wrote the options of factories that were not chosen.
     unread = set().union(*(kind.every_option() for kind in (*KINDS.values(), *NESTED.values())))
     shown += tuple(unread - {*defaults})
     changed = {name: value for name, value in about.items() if name not in shown and value != defaults.get(name)}

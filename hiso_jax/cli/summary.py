@@ -1,4 +1,4 @@
-"""What is said of a run that has ended: its figures, and what to try if it has learned nothing."""
+"""The figures of a run that has ended, and advice if it has learned nothing."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from rich.console import Console
 from hiso_jax import fed
 from hiso_jax.reports import human_bytes, human_count, human_seconds, print_rows
 
-# In standard deviations. Of Gaussian scalars, 1 bit then tells 9 % less of them, 2 bits 3 %.
+# In standard deviations. At this offset 1 bit tells 9 % less of a Gaussian scalar, and 2 bits 3 % less.
 LARGE_OFFSET = 0.5
-# As a share of the loss at the start.
+# Least change of the loss that counts, as a share of the loss at the start.
 UNMOVED = 0.01
 
 
@@ -70,7 +70,7 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
 
 
 def _privacy(spent: dict | None) -> str:
-    """What a private run has told of its clients, in words."""
+    """The privacy budget that a run has spent, in words; empty if the run is not private."""
     if spent is None:
         return ""
     epsilon = (
@@ -83,7 +83,7 @@ def _privacy(spent: dict | None) -> str:
 
 
 def hint(rate: float, result: fed.Result, console: Console) -> None:
-    """Say so if a run that came to its end has not learned anything."""
+    """Print a hint if a run that came to its end has not learned anything."""
     losses = [row.metrics["loss"] for row in result.metrics if "loss" in row.metrics]
     if result.diverged_at is not None or result.interrupted or result.health_warnings or len(losses) < 2:
         return
@@ -98,13 +98,13 @@ def hint(rate: float, result: fed.Result, console: Console) -> None:
         words = f"the loss has hardly moved from {first:.3g}: rate {rate:g} is probably too low, or the rounds too few"
     else:
         return
-    # Which reads the losses of the clients, and is not for a private run.
+    # The search reads the losses of the clients, so it is not for a private run.
     looks = "" if result.privacy is not None else "; --learning-rate auto looks for one"
     console.print(f"{words}{looks}", soft_wrap=True, highlight=False)
 
 
 def warn_of_offset(algorithm: fed.Algorithm, difference: str | None, result: fed.Result, console: Console) -> None:
-    """Say so if forward differences have spent the few bits of a scalar on what all scalars have in common."""
+    """Print a warning if forward differences have spent the few bits of a scalar on an offset common to all scalars."""
     few = algorithm.wire.is_coded and not algorithm.wire.is_exact
     if few and difference != "central" and abs(result.offset or 0.0) > LARGE_OFFSET:
         console.print(

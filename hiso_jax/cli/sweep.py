@@ -1,4 +1,4 @@
-"""``hiso-jax sweep``: a grid of settings as one program."""
+"""``hiso-jax sweep``: try a grid of settings as one program."""
 
 from rich.console import Console
 
@@ -13,10 +13,10 @@ from hiso_jax.tune import Sweep, run_sweep
 
 
 def sweep(options: Sweep, console: Console) -> int:
-    """Sweep, print the table, and return the exit code, see :func:`hiso_jax.tune.sweep`.
+    """Sweep, print the table, and return the exit code; see :func:`hiso_jax.tune.sweep`.
 
     Raises:
-      UsageError: the options name data or a directory that cannot be used; nothing has been written then.
+      UsageError: the options name data or a directory that cannot be used; in that case nothing has been written.
     """
     with errors.refusing():
         options = options if options.resume is None else resumed_study(options)
