@@ -1,4 +1,4 @@
-"""Many rounds: what a run is asked for, its loop, and what it leaves behind."""
+"""A run of many rounds: its configuration, its loop and its result."""
 
 from hiso_jax.fed.run.abstract import DescribedRun, describe
 from hiso_jax.fed.run.budget import RoundCosts, round_costs

@@ -1,4 +1,4 @@
-"""A run's rounds for devices that may not be here, from shapes alone: to be compiled and read, not run."""
+"""A run's rounds traced from shapes alone, for devices that may be absent: to compile and inspect, not to run."""
 
 from typing import NamedTuple
 
@@ -16,12 +16,12 @@ from hiso_jax.fed.run.programs import build_dispatch, costs_of, shapes_of_state,
 
 
 class DescribedRun(NamedTuple):
-    """A run that nobody starts.
+    """A run that is traced and never started.
 
     Attributes:
-      prepared: what was asked for, its data as shapes.
+      prepared: the run's specification, with shapes for its data.
       dispatch: its rounds, traced: (state, begin, end, inputs) → (state, log).
-      state: the shapes of what it carries from round to round, each with its sharding.
+      state: the shapes of the state that it carries from round to round, each with its sharding.
     """
 
     prepared: PreparedRun
@@ -37,22 +37,22 @@ def describe(
     *,
     memory_budget: int,
 ) -> DescribedRun:
-    """The rounds that :class:`~hiso_jax.fed.Simulation` would run on ``mesh``.
+    """The traced rounds that :class:`~hiso_jax.fed.Simulation` would run on ``mesh``.
 
     Args:
-      given: the task, its initial parameters, the population and who shows up; their arrays may be
+      given: the task, its initial parameters, the population and the participation; their arrays may be
         ``jax.ShapeDtypeStruct``.
-      tx: as a simulation takes it.
-      config: the run's numbers.
-      mesh: of devices that may only be described, see ``jax.experimental.topologies``.
-      memory_budget: bytes that a cohort may take on a device, unless the configuration says.
+      tx: the algorithm or optimizer, as for a simulation.
+      config: the run's configuration.
+      mesh: devices, which may be descriptions only, see ``jax.experimental.topologies``.
+      memory_budget: bytes that a cohort may take on a device, unless ``config`` sets them.
 
     Raises:
-      ValueError: as a simulation.
+      ValueError: as for a simulation.
     """
     algorithm, mesh = as_algorithm(tx), check_mesh(mesh)
     placement = Described(mesh, getattr(given.task, "layout", longest_axis))
-    # Of a program only its shapes are read: any key stands for the secret.
+    # Only the shapes of a program are read, so any key can stand for the secret.
     secret = jax.random.key(0) if algorithm.needs_secret else None
     prepared = prepare(given, algorithm, config, placement, config.memory_budget or memory_budget, secret)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given.params)

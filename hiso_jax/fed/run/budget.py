@@ -1,4 +1,4 @@
-"""What a round of a method costs, known before any is run: by it methods get equal budgets."""
+"""The costs of a round, known before any round is run, so that methods can get equal budgets."""
 
 import random
 from typing import Any, NamedTuple
@@ -17,18 +17,19 @@ from hiso_jax.fed.run.traffic import directions_made, download_bytes, upload_byt
 from hiso_jax.fed.task import Task
 from hiso_jax.fed.update import ServerState
 
-# Cohorts whose times are averaged.
+# The number of cohorts whose times are averaged.
 COHORTS = 256
 
 
 class RoundCosts(NamedTuple):
-    """What a round costs if everyone comes.
+    """The costs of a round in which every client comes.
 
     Attributes:
       rounds: 1.
-      passes: evaluations of their losses by all clients.
-      bytes: sent up by all clients.
-      seconds: simulated, until the slowest of the cohort, each of which has missed N/C rounds; 0 without a fleet.
+      passes: forward passes of all clients.
+      bytes: bytes sent up by all clients.
+      seconds: simulated seconds until the slowest client of the cohort is done; each has missed N/C rounds. 0 without a
+        fleet.
     """
 
     rounds: int
@@ -40,17 +41,17 @@ class RoundCosts(NamedTuple):
 def round_costs(
     task: Task, algorithm: Algorithm, config: SimulationConfig, clients: int, participation: Participation
 ) -> RoundCosts:
-    """What a round costs, from shapes alone.
+    """The costs of a round, from shapes alone.
 
     Args:
-      task: whose parameters they are.
+      task: the task, whose parameters are trained.
       algorithm: the method.
-      config: the run's numbers.
+      config: the run's configuration.
       clients: N, the size of the population.
-      participation: with the fleet.
+      participation: the participation, with the fleet.
 
     Raises:
-      ValueError: messages, cohort and method do not go together.
+      ValueError: messages, cohort and method do not fit together.
     """
     params = jax.eval_shape(task.init, jax.random.key(0))
     state = jax.eval_shape(algorithm.optimizer.init, params)
@@ -64,7 +65,7 @@ def round_costs(
         work = jax.tree.map(jnp.float32, Work(down, upload_bytes(costs), costs.passes, made))
         draw = random.Random(config.seed)
         drawn = jnp.asarray([draw.sample(range(clients), config.cohort) for _ in range(COHORTS)]).reshape(-1)
-        # The speeds that the run's clients have.
+        # The key of the speeds of the run's clients.
         speeds = jax.random.fold_in(traits_key(jax.random.key(config.seed)), 1)
         each = participation.fleet.seconds(speeds, drawn, work)
         seconds = np.asarray(each).reshape(COHORTS, config.cohort).max(1).mean()

@@ -1,4 +1,4 @@
-"""How a model does for each client, on the client's own examples."""
+"""The metrics of a model for each client, on the client's own examples."""
 
 from itertools import pairwise
 
@@ -17,16 +17,16 @@ def client_metrics(
 ) -> dict[str, Float[np.ndarray, "N"]]:
     """The task's metrics for every client, over the training examples that the client holds.
 
-    What an average hides is seen here: whom a model serves badly.
+    They show the clients that a model serves badly, which an average hides.
 
     Args:
-      task: whose ``metrics`` are taken.
-      params: of the model, a run's ``result.params`` say.
-      population: who holds which training examples.
-      most: examples of a client that are read, the first that it holds; None reads all.
+      task: the task, whose ``metrics`` are computed.
+      params: the model's parameters, for example a run's ``result.params``.
+      population: the clients and the training examples that each holds.
+      most: the number of a client's examples to read, the first that it holds; None reads all.
 
     Raises:
-      ValueError: the population is of other data, or ``most`` < 1.
+      ValueError: the population is for other data, or ``most`` < 1.
 
     Example:
       >>> import hiso_jax

@@ -1,4 +1,4 @@
-"""The numbers of a simulation, checked where they are set."""
+"""The configuration of a simulation, checked when it is made."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -15,36 +15,37 @@ MatmulPrecision = Literal["default", "high", "highest"]
 @with_renamed
 @dataclass(frozen=True, kw_only=True)
 class SimulationConfig:
-    """The numbers of a :class:`hiso_jax.fed.Simulation`.
+    """The configuration of a :class:`hiso_jax.fed.Simulation`.
 
     Attributes:
-      rounds: how many rounds to run, R.
+      rounds: number of rounds to run, R.
       cohort: clients per round, C.
-      local_steps: local steps a client takes in a round, K.
-      perturbations: perturbations per local step, P; by default what the method is made for, 5 of most.
-      mu: the smoothing radius μ of the finite differences.
-      difference: forward or central differences; None is forward, unless the algorithm has a measure of its own.
+      local_steps: local steps that a client takes in a round, K.
+      perturbations: perturbations per local step, P; by default the method's own number, 5 for most.
+      mu: smoothing radius μ of the finite differences.
+      difference: forward or central differences; None is forward, unless the algorithm has its own measure.
       batch_size: examples per local step, drawn with replacement from the client's own.
-      seed: the seed of everything random in the run, 0 ≤ seed < 2³¹.
+      seed: seed of everything random in the run, 0 ≤ seed < 2³¹.
       eval_every: rounds between evaluations.
       local_learning_rate: η of the clients' own steps, a number or a schedule over rounds; required when K > 1.
-      rounds_per_dispatch: rounds run by one call to the device; None adapts it to about half a second, never
-        beyond the next evaluation, with one program, so that the result does not depend on how it went.
-      weighting: whether the clients of a cohort count alike in its mean, or by how many examples they hold.
-      attackers: share of the clients that are hostile, and send what an attack forges; 0 ≤ share < 1.
-      attackers_of: share of the population, so that one cohort has more of them than another, or of every cohort.
-      public_cohorts: whether who comes to a private run follows from its seed, which every client knows, and not from
+      rounds_per_dispatch: rounds run by one call to the device; None adapts the number to about half a second, never
+        beyond the next evaluation. One program runs any number, so the result does not depend on it.
+      weighting: weight of a client in the mean of its cohort, uniform or by the number of examples that it holds.
+      attackers: share of the clients that are hostile and send forged messages; 0 ≤ share < 1.
+      attackers_of: clients that the share is taken of, the population, so that one cohort has more attackers than
+        another, or every cohort.
+      public_cohorts: whether the cohorts of a private run follow from its seed, which every client knows, and not from
         the server's secret; cohorts are then reproducible, and privacy is counted over a client's visits.
-      delta: δ of the differential privacy that a private run is accounted for with, well below one over the clients.
-      client_chunk: diverged clients (K > 1) evaluated together: 1 is one by one; a number above 1 also bounds how
-        many clients are in memory at a time. None chooses by backend, model and memory.
+      delta: δ of a private run's differential privacy, well below one over the number of clients.
+      client_chunk: diverged clients (K > 1) whose losses are computed together; 1 is one by one; a number above 1 also
+        bounds the clients in memory at a time. None chooses by backend, model and memory.
       memory_budget: bytes that a cohort may take on a device; None means a share of its memory.
-      directions: keep each direction for the update, which needs two copies of the trained parameters beside them, or
-        regenerate it, which needs one; the same bits. None keeps where it can (K = 1), memory permits and it pays.
-      matmul_precision: how matrix products of float32 round. default is as the device is fastest, on TPU with operands
-        in bfloat16, which moved the scalars of MNIST's CNN by 12 % rms and cost it 2.5 points after 400 rounds (all
-        emulated); high is three passes of it there, and TF32 on GPUs, which moved them by 1.6 % and cost nothing;
-        highest is in full. On CPU all are.
+      directions: handling of a direction until the update; keep needs two copies of the trained parameters beside them,
+        regenerate needs one, and both give the same bits. None keeps directions if K = 1, memory permits and it pays.
+      matmul_precision: rounding of float32 matrix products; default is the device's fastest, on TPU with operands in
+        bfloat16, which changed the scalars of MNIST's CNN by 12 % rms and cost it 2.5 points after 400 rounds (all
+        emulated); high is three bfloat16 passes on TPU, and TF32 on GPUs, which changed the scalars by 1.6 % and cost
+        nothing; highest is full float32. On CPU all three are full float32.
     """
 
     rounds: int = 1500
@@ -69,10 +70,10 @@ class SimulationConfig:
     matmul_precision: MatmulPrecision = "high"
 
     def __post_init__(self) -> None:
-        """Check every range.
+        """Check the range of every option.
 
         Raises:
-          ValueError: naming the first option out of range.
+          ValueError: an option is out of range; the error names the first.
         """
         for option in ("rounds", "cohort", "local_steps", "batch_size", "eval_every"):
             integer(option, getattr(self, option), 1, 2**31)
@@ -103,7 +104,7 @@ class SimulationConfig:
 
 
 def config_of(config: SimulationConfig, perturbations: int) -> dict[str, Any]:
-    """The numbers of a run as a ledger's header holds them; ``perturbations`` is P, whoever chose it."""
+    """The configuration as a ledger's header holds it; ``perturbations`` is P, chosen by the run or the method."""
     rate = config.local_learning_rate
     given: dict[str, Any] = asdict(config) | {
         "local_learning_rate": "a schedule" if callable(rate) else rate,

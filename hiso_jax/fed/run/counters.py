@@ -1,4 +1,4 @@
-"""What is counted while a run goes: bytes, visits, reports, losses, simulated time."""
+"""The totals that are counted during a run: bytes, visits, reports, losses, simulated time."""
 
 import math
 from typing import Any
@@ -19,15 +19,15 @@ class Counters:
     Attributes:
       traffic: bytes and visits.
       losses: the mean cohort losses of the rounds since the last evaluation.
-      seconds: simulated.
-      offset: what the scalars of a message have in common, the mean of a message in units of its standard deviation,
-        averaged over all valid messages; None if a message is less than two scalars. Along random directions it is
-        about 0; forward differences add μ·tr(∇²f)/2 to every scalar, on which few bits are lost.
-      clipped: share of the valid messages that were shortened; None of a method that shortens none.
+      seconds: simulated seconds.
+      offset: the mean of a message's scalars in units of their standard deviation, averaged over all valid messages;
+        None if a message has fewer than two scalars. Along random directions it is about 0. Forward differences add
+        μ·tr(∇²f)/2 to every scalar, on which codes of few bits lose their range.
+      clipped: the share of the valid messages that the server clipped; None for a method that clips none.
     """
 
     def __init__(self, costs: Costs) -> None:
-        """Nothing yet; ``costs`` are those of a client's visit."""
+        """Begin at zero; ``costs`` are the costs of a client's visit."""
         self.traffic = Traffic(costs)
         self.losses: list[float] = []
         self.seconds = 0.0
@@ -38,7 +38,7 @@ class Counters:
         self._clipped: int | None = None
 
     def add(self, seed_key: Key[Array, ""], rounds: Int[np.ndarray, "R"], log: RoundLog) -> Records:
-        """Count some rounds, and return them with their bytes; ``log`` is on the host."""
+        """Count some rounds, and return their records with their bytes; ``log`` is on the host."""
         columns = log.attendance, log.synced_to, log.record.valid
         sent = self.traffic.add(rounds, *map(np.asarray, columns))
         self._count(log.attendance, log.record.loss, log.seconds)
@@ -47,7 +47,7 @@ class Counters:
         return log.as_records(seed_key, rounds, *sent)
 
     def restore(self, records: Records, clients: int, evaluated: int) -> None:
-        """Count the rounds of a run of ``clients`` clients that goes on, last evaluated after ``evaluated`` rounds."""
+        """Count the past rounds of a resumed run of ``clients`` clients, last evaluated after ``evaluated`` rounds."""
         last_synced, _ = last_synced_rounds(records.round, records.cohort, records.attendance, clients)
         self.traffic.add(records.round, records.attendance, last_synced, records.valid)
         self._count(records.attendance, records.loss, records.seconds)
@@ -62,7 +62,7 @@ class Counters:
 
     def _note_offsets(self, scalars: Any, valid: Any) -> None:
         for each in offsets_of(scalars, valid):
-            # Round by round and summed exactly, so that a run that goes on tells the same.
+            # Kept round by round and summed exactly, so that a resumed run gives the same value.
             self._offsets.append(float(each.sum()))
             self._messages += len(each)
 
@@ -83,5 +83,5 @@ class Counters:
 
     @property
     def attendance(self) -> dict[str, int]:
-        """How many of the invited were absent, dropped out, were late and reported."""
+        """How many invited clients were absent, dropped out, were late and reported."""
         return dict(zip(STATUS_NAMES, self._statuses.tolist(), strict=True))

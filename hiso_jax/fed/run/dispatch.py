@@ -1,4 +1,4 @@
-"""Many rounds in one program: invite, attend, measure, update, watch; scanned on the device."""
+"""Many rounds in one program: invite, attend, measure, update and watch, scanned on the device."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,16 +23,16 @@ from hiso_jax.fed.update import ServerState
 
 
 class Inputs(NamedTuple):
-    """What a program reads and does not change.
+    """The inputs that a program reads and does not change.
 
     Attributes:
-      seed_key: of the run.
+      seed_key: the run's seed key.
       train: the training examples.
-      population: who holds which of them.
-      participation: who shows up.
-      frozen: what the model needs beside its trained parameters, or None.
-      secret: the key that the server keeps to itself, for cohorts and noise that nobody else may know; None of a run
-        that has no secrets.
+      population: the clients and the training examples that each holds.
+      participation: which invited clients come, and how fast they are.
+      frozen: the parameters that the model needs beside its trained ones, or None.
+      secret: the server's secret key, for cohorts and noise that only the server may know; None for a run without
+        secrets.
     """
 
     seed_key: Key[Array, ""]
@@ -44,13 +44,13 @@ class Inputs(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """What a run carries from round to round on the device.
+    """The state that a run carries from round to round on the device.
 
     Attributes:
-      server: parameters, optimizer state and what the combiner remembers.
-      monitor: whether the run has diverged.
-      synced_to: the round at which each client last came, int32 [N]: four bytes a client are all that a
-        population costs. None where nobody counts the bytes: everyone then is a client that has missed nothing.
+      server: parameters, optimizer state and the server's memory.
+      monitor: the divergence check.
+      synced_to: the round at which each client was last synced, int32 [N]. A population costs only these four bytes
+        per client. None if bytes are not counted; no client then counts as having missed a round.
     """
 
     server: ServerState
@@ -59,14 +59,14 @@ class RunState(NamedTuple):
 
 
 class RoundLog(NamedTuple):
-    """What a round tells the host.
+    """The log of a round for the host.
 
     Attributes:
-      cohort: the clients invited, [C].
-      attendance: what became of them, [C].
-      synced_to: where each last_synced when it was invited, [C].
-      seconds: how long the round took, simulated.
-      record: their messages and what was made of them.
+      cohort: the ids of the invited clients, [C].
+      attendance: the status of each, [C].
+      synced_to: the round at which each was last synced when it was invited, [C].
+      seconds: the simulated duration of the round.
+      record: the messages and their aggregate.
     """
 
     cohort: Int[Array, "C"]
@@ -76,13 +76,13 @@ class RoundLog(NamedTuple):
     record: RoundRecord
 
     def on_host(self) -> "RoundLog":
-        """The log of some rounds as NumPy arrays; where no client was valid the loss, on the device 0, is NaN."""
+        """The log of some rounds as NumPy arrays. The loss of a round without a valid client is NaN, not 0."""
         log = jax.tree.map(np.asarray, self)
         loss = np.where(log.record.valid.any(-1), log.record.loss, np.nan).astype(log.record.loss.dtype)
         return log._replace(record=log.record._replace(loss=loss))
 
     def as_records(self, seed_key: Key[Array, ""], rounds: Any, bytes_up: Any, bytes_down: Any) -> Records:
-        """Some rounds, arrays or their shapes with a leading axis R, as the ledger holds them."""
+        """The log of some rounds as the ledger holds it; arrays, or their shapes, have a leading axis R."""
         own: dict[str, Any] = {**self._asdict(), **self.record._asdict()}
         del own["record"], own["synced_to"]
         return Records(seed_key=seed_key, round=rounds, bytes_up=bytes_up, bytes_down=bytes_down, **own)
@@ -92,23 +92,23 @@ Dispatch = Callable[[RunState, Any, Any, Inputs], tuple[RunState, RoundLog]]
 
 
 def newcomers(clients: int) -> Int[Array, "N"]:
-    """``synced_to`` of a population that nobody has been invited from yet."""
+    """``synced_to`` of a population before its first round."""
     return jnp.full(clients, NEVER_CAME, jnp.int32)
 
 
 def draw_batches(config: SimulationConfig) -> Callable[[tuple[AnyPopulation, Key[Array, ""]], Int[Array, "C"]], Array]:
-    """How clients draw the batches of a round: ``((population, data key), clients) → int32 [C, K, B]``."""
+    """The function that draws the batches of a round: ``((population, data key), clients) → int32 [C, K, B]``."""
     return lambda source, clients: source[0].sample(source[1], clients, (config.local_steps, config.batch_size))
 
 
 class Invited(NamedTuple):
-    """A round's cohort before it works.
+    """The cohort of a round before it measures.
 
     Attributes:
-      clients: their numbers, [C].
-      status: what becomes of them, [C].
-      last_synced: the round at which each last came, [C].
-      seconds: how long the round takes, simulated.
+      clients: the client ids, [C].
+      status: the status of each, [C].
+      last_synced: the round at which each was last synced, [C].
+      seconds: the simulated duration of the round.
     """
 
     clients: Int[Array, "C"]
@@ -119,16 +119,16 @@ class Invited(NamedTuple):
 
 def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, number: Array, inputs: Inputs) -> Invited:
     seed_key = inputs.seed_key
-    # Who comes is no secret where it follows from the seed, which every client knows.
+    # Public cohorts follow from the seed, which every client knows.
     drawn_from = seed_key if inputs.secret is None or config.public_cohorts else inputs.secret
     clients = sample_cohort(cohort_key(drawn_from, number), inputs.population.num_clients, config.cohort)
     last_synced = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
     missed = (number - jnp.maximum(last_synced, 0)).astype(jnp.float32)
-    # As if all clients of the missed rounds had been valid: the clock does not remember them one by one.
+    # The clock does not store how many clients of each round were valid, so it assumes that all were.
     broadcast = missed * float(costs.broadcast.most)
     work = Work(
         download_bytes(broadcast, last_synced == NEVER_CAME, costs, jnp),
-        # As a float, as what goes down: a message of two gigabytes is beyond the device's integers.
+        # A float, like the download: the device's integers cannot hold the size of a message of two gigabytes.
         float(upload_bytes(costs)),
         float(costs.passes),
         directions_made(broadcast, missed, costs, jnp),
@@ -145,7 +145,7 @@ def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, num
 
 
 def _hostile(config: SimulationConfig, inputs: Inputs, clients: Int[Array, "C"]) -> Bool[Array, "C"]:
-    """Which of a cohort are hostile: the same clients in every round, or the same places of every cohort."""
+    """Which clients of a cohort are hostile: the same clients in every round, or the same places in every cohort."""
     if config.attackers_of == "cohort":
         return jnp.arange(len(clients)) < round(config.attackers * len(clients))
     total = inputs.population.num_clients
@@ -178,20 +178,20 @@ def make_dispatch(
 ) -> Dispatch:
     """A program for up to ``length`` rounds: ``(carry, begin, end, inputs) → (carry, RoundLog [length, ...])``.
 
-    Rounds begin ≤ r < end are run; the length is fixed, and rounds past ``end`` or past divergence do nothing.
+    It runs the rounds begin ≤ r < end. The length is fixed, and rounds past ``end`` or past divergence do nothing.
 
     Args:
-      run_round: of ``server_round`` with ``draw=draw_batches(config)``.
-      config: the run's numbers.
-      costs: of a client's visit.
+      run_round: the function that ``server_round`` returns with ``draw=draw_batches(config)``.
+      config: the run's configuration.
+      costs: the costs of a client's visit.
       length: the most rounds of one call.
-      mesh: the round's.
+      mesh: the mesh of ``run_round``.
     """
 
     def dispatch(
         carry: RunState, begin: Int[Array, ""], end: Int[Array, ""], inputs: Inputs
     ) -> tuple[RunState, RoundLog]:
-        # Jitted, so that each is traced once, for the branch that runs it and the shapes of the branch that does not.
+        # Jitted, so that each is traced once: for the branch that runs it and for the shapes of the idle branch.
         inviting = jax.jit(lambda *given: _invite(config, costs, *given))
         living = jax.jit(lambda *given: _live(run_round, config, *given))
 
@@ -199,14 +199,15 @@ def make_dispatch(
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *arguments))
 
         def step(carry: RunState, number: Array) -> tuple[RunState, RoundLog]:
-            # Apart from the round's own conditional, and ``end`` apart from divergence: in a sweep settings diverge
-            # one by one and the conditional becomes a selection, but the end is the same for all.
+            # This conditional is separate from that of the round, and ``end`` is separate from divergence. In a sweep,
+            # settings diverge one by one, so a conditional on divergence becomes a selection; the end is the same
+            # for all settings.
             asked = carry.synced_to, number, inputs
             invited = lax.cond(number < end, inviting, lambda *a: blank(inviting, *a), *asked)
             came = (number < end) & (invited.status != ABSENT)
             synced_to = carry.synced_to
             if synced_to is not None:
-                # Outside any conditional, so that N numbers are changed in place and never copied.
+                # Outside any conditional, so that the array [N] is updated in place and never copied.
                 places = jnp.where(came, invited.clients, len(synced_to))
                 synced_to = synced_to.at[places].set(number, mode="drop")
 

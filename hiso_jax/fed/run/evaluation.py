@@ -1,4 +1,4 @@
-"""Metrics of a model over a whole data split, and the rounds at which a target is reached."""
+"""The metrics of a model over an entire data split, and the first evaluation that reaches a target."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from hiso_jax.fed.devices import CLIENTS, evaluation_bytes, filled, memory_budge
 from hiso_jax.fed.task import bind
 
 EVALUATION_CHUNK = 512
-# Of a sum of three shares; a share of a million examples moves by a thousand times as much.
+# Tolerance for the rounding of a sum of three shares. One example in a million changes a share 1,000 times as much.
 ROUNDING = 1e-9
 
 
@@ -27,15 +27,15 @@ def make_evaluate(
 ) -> Callable[..., dict[str, Shaped[Array, "n ..."]]]:
     """A jit-able ``(params, data, frozen=None) → {name: [n, ...]}``, the metrics of every example.
 
-    They are taken a chunk at a time; the last is padded and the padding dropped, so that every example counts once.
+    It computes a chunk at a time. The last chunk is padded and the padding dropped, so that every example counts once.
 
     Args:
       metrics: ``(params, batch) → {name: [B, ...]}``, with a third argument if there are frozen parameters.
       budget: bytes that a chunk may take; None means :func:`memory_budget`.
-      mesh: splits each chunk over its axis ``clients``.
+      mesh: devices; the axis ``clients`` splits each chunk.
 
     Raises:
-      ValueError: at the call, metrics that are no numbers by name, one for each example.
+      ValueError: at the call, ``metrics`` does not return numbers by name, one for each example.
     """
 
     def evaluate(params: PyTree, data: PyTree, frozen: PyTree | None = None) -> dict[str, Shaped[Array, "n ..."]]:
@@ -57,17 +57,18 @@ def make_evaluate(
         values = {name: value.reshape(-1, *value.shape[2:])[:examples] for name, value in values.items()}
         if mesh is None:
             return values
-        # Whole on every device: processes read them.
+        # Every device gets the entire arrays, because every process reads them.
         return lax.with_sharding_constraint(values, NamedSharding(mesh, PartitionSpec()))
 
     return evaluate
 
 
 def _checked(metrics: Any, examples: int) -> dict[str, Array]:
-    """Metrics of a batch as a dict, if they have one entry for each of its examples.
+    """The metrics of a batch as a dict, checked to have one entry for each example.
 
     Raises:
-      ValueError: they have not: a mean over a batch is none over a split, whose last batch is filled up.
+      ValueError: the metrics have another form, for example a mean over the batch. Batch means do not give the mean
+        over a split, because its last batch is padded.
     """
     if not isinstance(metrics, Mapping) or not metrics or not all(isinstance(name, str) for name in metrics):
         raise ParameterError(
@@ -90,8 +91,8 @@ def first_at_target(values: Sequence[float], target: float) -> int | None:
     """The index of the first evaluation whose mean with the next two is at least ``target``, or None."""
     for i in range(len(values) - 2):
         window = values[i : i + 3]
-        # What is not finite has no exact sum. (0.7 + 0.7 + 0.7) / 3 is below 0.7 in floats, and 0.47 + 0.47 + 0.71
-        # below 3 · 0.55: a mean that is at the target but for rounding is there.
+        # Non-finite values have no exact sum. The tolerance accepts a mean that misses the target only by rounding: in
+        # floats (0.7 + 0.7 + 0.7) / 3 is below 0.7, and 0.47 + 0.47 + 0.71 is below 3 · 0.55.
         total = math.fsum(window) if all(map(math.isfinite, window)) else sum(window)
         if total >= 3 * target - ROUNDING * max(1.0, abs(target)):
             return i

@@ -1,4 +1,4 @@
-"""A grid of settings, and what trying them has shown."""
+"""A grid of settings, and the results of a sweep over it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,16 +23,16 @@ def _same(rate: Any) -> Any:
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings of a sweep: all of S seeds × M smoothing radii × L learning rates.
+    """The settings of a sweep: all combinations of S seeds × M smoothing radii × L learning rates.
 
     Attributes:
-      learning_rates: to try, L.
-      seeds: to try, S.
-      mus: smoothing radii to try, M; None means the configuration's.
+      learning_rates: learning rates to try, L.
+      seeds: seeds to try, S.
+      mus: smoothing radii to try, M; None means the configuration's μ.
       local_learning_rate: a learning rate of the grid → the rate of the clients' own steps, a number or a schedule.
       over_rounds: the rates over the rounds, [L, R]. The method is then made with a schedule that reads a row, so that
         one program runs every rate with every schedule. Its last bits are not those of the schedule itself, which a
-        compiler may fuse: for searches. None makes the method with the learning rate.
+        compiler may fuse, so it is for searches. None makes the method with the learning rate.
     """
 
     learning_rates: Sequence[float]
@@ -45,7 +45,7 @@ class Grid:
         """Check every value.
 
         Raises:
-          ValueError: an empty grid, or a rate or μ out of range.
+          ValueError: the grid is empty, or a rate, μ or seed is out of range.
         """
         for name, values in (("learning_rates", self.learning_rates), ("mus", self.mus)):
             for value in () if values is None else values:
@@ -64,13 +64,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Best:
-    """The setting that a sweep found best.
+    """The best setting of a sweep.
 
     Attributes:
       learning_rate, mu: the setting.
-      rounds_to_target: the mean over the seeds; None if no setting reached the target with every seed, in which
-        case it is the setting of the best final value.
-      final: the metric at the end, the mean of the last three evaluations and of the seeds.
+      rounds_to_target: the mean over the seeds; None if no setting reached the target with every seed. The setting is
+        then that with the best final value.
+      final: the final metric, the mean over the last three evaluations and the seeds.
       at_edge: whether the rate is the smallest or the largest of several tried.
     """
 
@@ -83,13 +83,13 @@ class Best:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves behind: S seeds, M values of μ, L learning rates, E evaluations.
+    """The result of a sweep: S seeds, M values of μ, L learning rates, E evaluations.
 
     Attributes:
       seeds, mus, learning_rates: the grid.
       rounds: the rounds of the evaluations, [E].
-      metric: the one that counts.
-      metrics: the task's metrics on its test split, each [S, M, L, E]; NaN where an interrupt came first.
+      metric: the metric that settings are compared by.
+      metrics: the task's metrics on its test split, each [S, M, L, E]; NaN after an interrupt.
       diverged_at: the round at which a run diverged or -1, [S, M, L].
       interrupted: whether the sweep was stopped before its last round.
       compile_seconds, run_seconds: time spent.
@@ -107,7 +107,7 @@ class SweepResult:
     run_seconds: float
 
     def final(self) -> Float[np.ndarray, "S M L"]:
-        """The mean of each run's last three evaluations; the worst for a run that diverged or came not so far."""
+        """The mean of each run's last three evaluations; the worst value for a run that diverged or was cut short."""
         values = self.metrics[self.metric.name][..., -LAST_EVALUATIONS:].mean(-1)
         return np.where((self.diverged_at == monitoring.NEVER) & np.isfinite(values), values, self.metric.worst)
 
@@ -121,11 +121,11 @@ class SweepResult:
         return first
 
     def best(self, target: float | None) -> Best:
-        """The setting that reaches the shared target soonest with every seed; else, that ends best."""
+        """The setting that reaches the shared target soonest with every seed, or else has the best final value."""
         final = self.final().mean(0)
         first = np.full(final.shape, math.inf) if target is None else self.rounds_to(target).mean(0)
         reached = bool(np.isfinite(first).any())
-        # Of settings that are equally soon, the one that ends better.
+        # Among settings that are equally soon, the best final value decides.
         order = np.lexsort((-self.metric.sign * final.reshape(-1), first.reshape(-1)))
         m, rate = np.unravel_index(order[0], final.shape)
         return Best(

@@ -1,4 +1,4 @@
-"""What a run says while it goes: reports that had to be left out, and scalars that are nothing but rounding."""
+"""Warnings during a run: reports that are left out, parameters that μ does not change, scalars that are rounding."""
 
 import logging
 from typing import Any
@@ -14,32 +14,32 @@ from hiso_jax.fed.population import REPORTED
 from hiso_jax.zo import directional_derivatives, is_half, suggested_mu, unmoved_share
 
 logger = logging.getLogger("hiso_jax")
-# A scalar of so few of the last place of the loss it was measured on is not told from rounding.
+# A scalar cannot be told from rounding error if its difference of losses is at most this many last places of the loss.
 LAST_PLACES = 2
-# Share of the parameters that do not move by μ, from which on it is said.
+# A warning is logged if μ leaves more than this share of the parameters unchanged.
 UNMOVED = 0.1
-# Scalars seen before a run is judged by them.
+# The scalars to see before the run is judged.
 ENOUGH = 20
 
 
 class HealthWarnings:
-    """What there is to say of a run's rounds; each thing is said when it is seen, and counted for the end.
+    """The warnings about a run's rounds; each is logged when it is seen, and counted for the result.
 
     Attributes:
-      invalid: reports with a number that is not finite, which were left out.
-      first_invalid: the round and the client of the first of them, or None.
-      is_rounding: whether the first scalars were nothing but rounding; None until enough are seen.
-      about_rounding: that in a sentence; empty if they were not.
-      about_parameters: that parameters of half precision do not move by μ, in a sentence; empty if they do.
+      invalid: the number of reports with a non-finite scalar, which were left out.
+      first_invalid: the round and the client of the first such report, or None.
+      is_rounding: whether most of the first scalars were only rounding error; None until enough are seen.
+      about_rounding: the warning that scalars are only rounding error; empty if they are not.
+      about_parameters: the warning that μ does not change parameters in half precision; empty if it does.
     """
 
     def __init__(self, mu: float | None, dimension: int, dtype: Any = None) -> None:
-        """Nothing yet.
+        """Begin without warnings.
 
         Args:
-          mu: the smoothing radius of a method that measures by it, else None.
-          dimension: how many parameters are trained.
-          dtype: in which the task computes its loss; None where that is not known.
+          mu: the smoothing radius; None for a method that does not measure with it.
+          dimension: the number of trained parameters.
+          dtype: the dtype in which the task computes its loss; None if it is not known.
         """
         self.about_parameters, self._dtype = "", dtype
         self.invalid, self.reports = 0, 0
@@ -52,7 +52,7 @@ class HealthWarnings:
         self._said = False
 
     def begun(self, params: PyTree) -> None:
-        """Look at the parameters that a run begins with."""
+        """Check the parameters that a run begins with."""
         kinds = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params) if is_half(leaf.dtype)})
         share = unmoved_share(params, self._mu) if kinds and self._mu is not None else 0.0
         if share > UNMOVED:
@@ -64,7 +64,7 @@ class HealthWarnings:
             _warn(self.about_parameters)
 
     def note(self, records: Records, *, silent: bool = False) -> None:
-        """Look at some rounds; ``silent`` for those of a run that goes on, which said it then."""
+        """Check some rounds; ``silent`` is for past rounds of a resumed run, whose warnings were logged before."""
         reported = records.attendance == REPORTED
         invalid = reported & ~np.asarray(records.valid)
         self.reports += int(reported.sum())
@@ -78,17 +78,17 @@ class HealthWarnings:
         self._note_rounding(records, silent)
 
     def evaluated(self) -> None:
-        """What was said may be said again: once between evaluations is enough."""
+        """Allow the warning about reports again; it is logged at most once between evaluations."""
         self._said = False
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """All that there is to say."""
+        """All warnings, a sentence each."""
         return tuple(filter(None, (self.about_invalid, self.about_parameters, self.about_rounding)))
 
     @property
     def about_invalid(self) -> str:
-        """How many reports were left out, in a sentence; empty if none was."""
+        """The warning about reports that were left out; empty if all counted."""
         if self.first_invalid is None:
             return ""
         number, client = self.first_invalid
@@ -108,7 +108,7 @@ class HealthWarnings:
             self._loss = float(losses[np.isfinite(losses)][0])
         valid = np.asarray(records.valid)
         if isinstance(numbers, Coded):
-            # Codes of a message of zeros have a step of zero.
+            # The codes of a message of zeros have a step of zero.
             measured = np.asarray(numbers.step)[valid].reshape(-1)
         else:
             measured = np.abs(np.asarray(numbers, np.float64))[valid].reshape(-1)

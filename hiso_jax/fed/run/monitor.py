@@ -1,4 +1,4 @@
-"""Divergence, watched on the device so that many rounds can run in one dispatch."""
+"""A check for divergence, made on the device so that many rounds can run in one dispatch."""
 
 from typing import Any, NamedTuple
 
@@ -15,17 +15,17 @@ from hiso_jax.zo import zo_states
 HIGH_LOSS_ROUNDS = 3
 SILENT_ROUNDS = 10
 NEVER = -1
-# Of a run that has not had one; no NaN and not infinite, which jax_debug_nans and jax_debug_infs would find.
+# Stands for a loss before there is one; jax_debug_nans and jax_debug_infs would report NaN or infinity.
 NO_LOSS = np.finfo(np.float32).max
 
 
 class Monitor(NamedTuple):
-    """What is remembered from round to round.
+    """The state of the divergence check, carried from round to round.
 
     Attributes:
       initial_loss: the mean cohort loss of the first round with a valid client; the largest float before it.
-      high: for how many rounds in a row the loss has been above max(10 × initial, initial + 10).
-      silent: for how many rounds in a row clients reported and none was valid.
+      high: the number of rounds in a row with a loss above max(10 × initial, initial + 10).
+      silent: the number of rounds in a row in which clients reported and no report was valid.
       diverged_at: the round at which the run diverged, or -1.
     """
 
@@ -57,9 +57,10 @@ def watch(
     state: Any,
     private: bool = False,
 ) -> Monitor:
-    """Advance the monitor by one round; ``params`` and ``state`` are those after it.
+    """Advance the monitor by one round; ``params`` and ``state`` are those after the round.
 
-    Of a ``private`` run only these: that it ends is told to all, and must not hang on losses that nobody noised.
+    For a ``private`` run it checks only ``params`` and ``state``: the end of a run is public, and must not depend on
+    losses without noise.
     """
     finite, loss, valid = _all_finite((params, _curvatures(state))), record.loss, record.valid.any()
     if private:
@@ -68,12 +69,12 @@ def watch(
 
 
 def rebuilt(records: Records, params: PyTree, state: Any, private: bool = False) -> Monitor:
-    """The monitor of a run after ``records``; ``params`` and ``state`` are those after the last of them.
+    """The monitor of a run after ``records``; ``params`` and ``state`` are those after the last round.
 
-    A run ends at the round at which it diverges, so that in all rounds before the last they were finite.
+    A run ends at the round at which it diverges, so both were finite in all rounds before the last.
     """
     finite = np.ones(len(records.round), bool)
-    # As one program: on a mesh no device may hold a parameter whole.
+    # As one program, because on a mesh no device may be able to hold an entire parameter.
     finite[-1] = jax.jit(_all_finite)((params, _curvatures(state)))
     reported = (records.attendance == REPORTED).any(1)
     loss, valid = records.loss, records.valid.any(1)

@@ -1,4 +1,4 @@
-"""A run before it begins: what was asked for, checked, and its data where it will be read."""
+"""A run before it begins: its specification, checked, and its data on the devices."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -19,27 +19,27 @@ from hiso_jax.fed.run.dispatch import Inputs
 from hiso_jax.fed.task import Task, frozen_of, perturbed_as_of
 from hiso_jax.zo import sphere, zo_states
 
-# A program's length: rounds past a dispatch's end do nothing, but each is a step of the scan and a row of its log.
+# A program's length. Rounds past a dispatch's end do nothing, but each is a step of the scan and a row of its log.
 DISPATCH_ROUNDS = 128
-# P of DeComFL and HiSo.
+# The P of DeComFL and HiSo.
 PERTURBATIONS = 5
 
 
 class PreparedRun(NamedTuple):
-    """A run before it begins: what was asked for, and its data on the devices.
+    """A run before it begins: its specification, and its data on the devices.
 
     Attributes:
       task: the model, its loss and its data.
       algorithm: the method.
-      config: the run's numbers.
+      config: the run's configuration.
       estimator: how clients measure.
-      settings: how rounds are computed; its memory budget is set.
+      settings: how rounds are computed, with the memory budget set.
       placement: where arrays live.
-      inputs: what every dispatch reads.
+      inputs: the inputs of every dispatch.
       test: the test split.
-      given: the training data, their partition and who shows up, as they were given.
+      given: the training data, the population and the participation, as they were given.
       length: the most rounds of a dispatch.
-      loss_dtype: in which the task computes its loss; None where nobody looked.
+      loss_dtype: the dtype in which the task computes its loss; None if it was not determined.
     """
 
     task: Task
@@ -65,18 +65,18 @@ class PreparedRun(NamedTuple):
         return self.inputs.population.num_clients
 
     def on_mesh(self) -> AbstractContextManager[Any]:
-        """Programs are built and run inside."""
+        """The context in which programs are built and run; it sets the mesh, if there is one."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 class RunSpec(NamedTuple):
-    """What a run is made of: arrays, or their shapes.
+    """The specification of a run, with arrays or their shapes.
 
     Attributes:
       task: the model, its loss and its data.
-      params: the initial parameters, of which only shapes are read.
-      population: who holds which training examples.
-      participation: who shows up.
+      params: the initial parameters; only their shapes are read.
+      population: the clients and the training examples that each holds.
+      participation: which invited clients come, and how fast they are.
     """
 
     task: Task
@@ -93,18 +93,18 @@ def prepare(
     budget: int,
     secret: Key[Array, ""] | None = None,
 ) -> PreparedRun:
-    """A run, its data put where ``placement`` says.
+    """Prepare a run, and place its data by ``placement``.
 
     Args:
-      given: what it is made of.
+      given: the run's specification.
       algorithm: the method.
-      config: the run's numbers.
+      config: the run's configuration.
       placement: where arrays live.
       budget: bytes that a cohort may take on a device.
-      secret: of the server, for an algorithm that needs one.
+      secret: the server's secret, for an algorithm that needs it.
 
     Raises:
-      ValueError: the numbers, the method, the messages or the devices do not go together.
+      ValueError: the configuration, the method, the messages or the devices do not fit together.
     """
     task, params, population, participation = given
     config = with_cohorts(algorithm, config)
@@ -134,7 +134,7 @@ def prepare(
 
 
 def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> None:
-    """Refuse a split of the parameters that makes other directions."""
+    """Refuse a split of the parameters that would change the directions."""
     if mesh is None or mesh.shape.get(MODEL, 1) == 1:
         return
     state = jax.eval_shape(algorithm.optimizer.init, params)
@@ -153,18 +153,18 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
 
 
 def with_cohorts(algorithm: Algorithm, config: SimulationConfig) -> SimulationConfig:
-    """The numbers of a run, its cohorts public unless a server that noises sums draws them in secret."""
+    """The configuration of a run, with public cohorts unless the server noises sums and may draw cohorts in secret."""
     return config if algorithm.is_private or config.public_cohorts else replace(config, public_cohorts=True)
 
 
 def check_channel(
     algorithm: Algorithm, config: SimulationConfig, participation: Participation, clients: int | None = None
 ) -> None:
-    """Refuse what does not go with how messages become one; ``clients`` is N, if it is known.
+    """Refuse options that do not fit the message path; ``clients`` is N, if it is known.
 
     Raises:
-      ValueError: attackers without an attack, or so few that they are nobody; weights that nothing heeds; or what
-        would tell of the clients of a private run.
+      ValueError: attackers without an attack or an attack without attackers; a share of attackers that rounds to no
+        client; weights that the combiner ignores; or an option that would reveal the clients of a private run.
     """
     whole = config.cohort if config.attackers_of == "cohort" else clients
     if config.attackers and whole is not None and not round(config.attackers * whole):
@@ -191,7 +191,7 @@ def check_channel(
 
 
 def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -> PyTree:
-    """Refuse a cohort or messages that do not suit a method, without running anything.
+    """Refuse a cohort or messages that do not fit a method, without running anything.
 
     Returns:
       The shapes of the task's parameters.

@@ -1,4 +1,4 @@
-"""What a run has told of its clients, from what it was and how far it came."""
+"""The privacy that a run has spent, from its method and the rounds that it has run."""
 
 import logging
 
@@ -14,11 +14,12 @@ logger = logging.getLogger("hiso_jax")
 
 
 def sensitivity(algorithm: Algorithm, config: SimulationConfig, clients: int) -> int:
-    """How many messages of a cohort change with one client's data: its own, and those forged from what it sends.
+    """The number of a cohort's messages that change with one client's data: its own, and those forged from its own.
 
     Args:
-      algorithm: of a private run. What is forged from messages that their clients have noised tells no more of them.
-      config: says who is hostile.
+      algorithm: the method of a private run. If clients noise their own messages, messages forged from them reveal no
+        more, and do not count.
+      config: the configuration, which sets the share of hostile clients.
       clients: N.
     """
     attack = algorithm.attack
@@ -30,7 +31,7 @@ def sensitivity(algorithm: Algorithm, config: SimulationConfig, clients: int) ->
 
 
 def privacy_spent(prepared: PreparedRun, records: Records | None) -> PrivacySpent | None:
-    """(ε, δ) of a run after these rounds; None if nothing makes it private."""
+    """The (ε, δ) of a run after the rounds of ``records``; None if its method adds no noise."""
     noise, config = prepared.algorithm.noise, prepared.config
     if noise is None:
         return None

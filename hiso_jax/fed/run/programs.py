@@ -43,9 +43,9 @@ def bytes_of(tree: PyTree) -> int:
 
 
 def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, clients: int) -> Costs:
-    """What a client's visit costs in a run with cohorts of ``clients`` clients; of ``server`` only shapes are read."""
+    """The costs of a client's visit in a run with ``clients`` clients a cohort; only shapes of ``server`` are read."""
     shapes = shapes_of(algorithm, estimator, server.params, clients)
-    # Who cannot replay needs the parameters; who can, the optimizer's state, too.
+    # A client that cannot replay needs the parameters; a client that replays needs the optimizer's state, too.
     known = (server.params, server.state) if algorithm.has_scalars else server.params
     (up, broadcast), pool = shapes.bytes_of(algorithm), algorithm.pool_of(server.state)
     if algorithm.has_scalars and reads_loss(algorithm, shapes, server.params):
@@ -62,11 +62,11 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
 
 
 def initial_parameters(prepared: PreparedRun) -> PyTree:
-    """The initial parameters, in this process's memory if there is a mesh: a device may not hold them whole."""
+    """The initial parameters; with a mesh they are in this process's memory, because they may not fit on a device."""
     key, mesh, task = init_key(jax.random.key(prepared.config.seed)), prepared.mesh, prepared.task
     if mesh is None:
         return task.init(key)
-    # What is loaded, not computed, is in host memory already, and must not become constants of a program.
+    # Parameters that are loaded, not computed, are in host memory already, and must not become constants of a program.
     loaded = not jax.make_jaxpr(task.init)(key).jaxpr.eqns
     if loaded or mesh.shape.get(MODEL, 1) == 1:
         return jax.tree.map(np.asarray, task.init(key))
@@ -79,11 +79,11 @@ def initial_parameters(prepared: PreparedRun) -> PyTree:
 
 
 def shapes_of_state(prepared: PreparedRun, params: PyTree) -> tuple[RunState, RunState]:
-    """The shapes of the state of a run that has not begun, and where on the mesh it would live.
+    """The shapes of a run's state before its first round, and its shardings on the mesh.
 
     Args:
       prepared: the run, on a mesh.
-      params: of which only shapes and paths are read.
+      params: the parameters; only their shapes and paths are read.
     """
     state = jax.eval_shape(prepared.algorithm.optimizer.init, params)
     sent = shapes_of(prepared.algorithm, prepared.estimator, params, prepared.config.cohort).sent
@@ -98,38 +98,38 @@ def shapes_of_state(prepared: PreparedRun, params: PyTree) -> tuple[RunState, Ru
 
 
 def first_state(prepared: PreparedRun, initial: PyTree) -> tuple[RunState, Any]:
-    """The state of a run that has not begun, and where it lives (None on one device)."""
+    """The state of a run before its first round, and its shardings (None on one device)."""
     tx, mesh = prepared.algorithm.optimizer, prepared.mesh
     sent = shapes_of(prepared.algorithm, prepared.estimator, initial, prepared.config.cohort).sent
     rest = first_memory(prepared.algorithm, sent), monitoring.start(), newcomers(prepared.clients)
     if mesh is None:
-        # The carry is donated to each dispatch; the result keeps the parameters, and an optimizer its keys.
+        # Copies: each dispatch takes the carry by donation, but the result keeps the parameters, an optimizer its keys.
         memory, monitor, synced_to = rest
         return RunState(ServerState(owned(initial), owned(tx.init(initial)), owned(memory)), monitor, synced_to), None
     where = shapes_of_state(prepared, initial)[1]
     params = put(initial, where.server.params)
-    # Made where it lives: a curvature is as large as the parameters.
+    # Made with its shardings, because a curvature is as large as the parameters.
     state = jax.jit(tx.init, out_shardings=where.server.state)(params)
     memory, monitor, synced_to = prepared.placement.replicate(rest)
     return RunState(ServerState(params, state, memory), monitor, synced_to), where
 
 
-# JAX makes this attribute of its configuration at import, so that type checkers do not know it.
+# JAX makes this attribute of its configuration at import, so type checkers do not know it.
 DISABLE_JIT = "jax_disable_jit"
 
 
 def without_jit() -> bool:
-    """Whether functions are run operation by operation, as under ``jax.disable_jit()``."""
+    """Whether functions run operation by operation, as under ``jax.disable_jit()``."""
     return bool(getattr(jax.config, DISABLE_JIT))
 
 
 class Programs(NamedTuple):
-    """A dispatch and an evaluation, traced and not yet compiled.
+    """A dispatch and an evaluation, traced but not yet compiled.
 
     Attributes:
       dispatch: (state, begin, end, inputs) → (state, log).
       evaluate: (params, test, frozen) → metrics of every example.
-      functions: both as they were before they were traced.
+      functions: the dispatch and the evaluation before tracing.
     """
 
     dispatch: Traced
@@ -138,23 +138,23 @@ class Programs(NamedTuple):
 
     @property
     def log(self) -> RoundLog:
-        """The shapes of what a dispatch tells."""
+        """The shapes of the log of a dispatch."""
         return self.dispatch.out_info[1]
 
     def compile(self, prepared: PreparedRun) -> tuple[Callable, Callable]:
-        """Both, compiled at the same time; uncompiled under ``jax.disable_jit()``, to step through a loss."""
+        """Compile both at the same time; under ``jax.disable_jit()``, return functions to step through a loss."""
         if without_jit():
             return self.functions
         with prepared.on_mesh():
             dispatch, evaluate = self.dispatch.lower(), self.evaluate.lower()
         with ThreadPoolExecutor(1) as other:
-            # Much of XLA's work is done by one thread.
+            # Much of XLA's work runs in one thread, so two compilations run side by side.
             compiled = other.submit(evaluate.compile)
             return dispatch.compile(), compiled.result()
 
 
 def build_dispatch(prepared: PreparedRun, costs: Costs) -> Dispatch:
-    """A dispatch of the run as a function."""
+    """The dispatch of a run, as a function."""
     loss = at_precision(prepared.task.loss, prepared.config.matmul_precision)
     run_round = server_round(
         loss, prepared.algorithm, prepared.estimator, prepared.settings, draw_batches(prepared.config)
@@ -163,7 +163,7 @@ def build_dispatch(prepared: PreparedRun, costs: Costs) -> Dispatch:
 
 
 def trace_dispatch(prepared: PreparedRun, run: Dispatch, carry: RunState, shardings: Any) -> Traced:
-    """The program of a dispatch of a run whose state is ``carry``, arrays or shapes, and lives at ``shardings``."""
+    """The traced dispatch of a run whose state is ``carry``, arrays or shapes, with ``shardings``."""
     zero, outputs = prepared.placement.replicate(jnp.int32(0)), None
     if prepared.mesh is not None:
         logs = jax.eval_shape(run, carry, zero, zero, prepared.inputs)[1]
@@ -173,7 +173,7 @@ def trace_dispatch(prepared: PreparedRun, run: Dispatch, carry: RunState, shardi
 
 
 def trace(prepared: PreparedRun, costs: Costs, carry: RunState, shardings: Any) -> Programs:
-    """The programs of a run whose state is ``carry`` and lives at ``shardings``."""
+    """The programs of a run whose state is ``carry``, with ``shardings``."""
     run, budget = build_dispatch(prepared, costs), prepared.settings.memory_budget
     dispatch = trace_dispatch(prepared, run, carry, shardings)
     with prepared.on_mesh():
@@ -186,14 +186,14 @@ def trace(prepared: PreparedRun, costs: Costs, carry: RunState, shardings: Any) 
 def header_for(
     prepared: PreparedRun, log: RoundLog, server: ServerState, initial: PyTree, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the ledger of a run is to say of it.
+    """The header of a run's ledger.
 
     Args:
-      prepared: what was asked for.
-      log: the shapes of what a dispatch leaves.
-      server: the shapes, or values, of the state that it carries.
-      initial: the parameters that it begins with.
-      about: what its owner says of it.
+      prepared: the run.
+      log: the shapes of the log of a dispatch.
+      server: the server's state, or its shapes.
+      initial: the initial parameters.
+      about: its owner's description of the run.
     """
     seed_key = jax.random.key(prepared.config.seed)
     rounds = jax.ShapeDtypeStruct(log.seconds.shape, np.int32)

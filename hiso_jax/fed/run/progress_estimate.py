@@ -1,23 +1,23 @@
-"""How long rounds take: how many to run in one dispatch, and when a run will be over."""
+"""Estimates from the time that rounds take: the rounds of the next dispatch, and the time left in a run."""
 
 from typing import NamedTuple
 
 from hiso_jax.fed.run.prepared import PreparedRun
 from hiso_jax.fed.task import examples_of
 
-# A dispatch is made long enough for its overhead not to matter and short enough to stop or report soon.
+# A dispatch is long enough that its overhead does not matter, and short enough to stop or report soon.
 DISPATCH_SECONDS = 0.5
-# What took less was not spent on examples, and says nothing of rounds: on the digits 15 to 90 times too much was told.
+# A shorter evaluation is mostly overhead and predicts no round: on the digits, estimates were 15 to 90 times too long.
 TELLING_SECONDS = 0.2
 
 
 class RoundTimes(NamedTuple):
-    """What was measured of a run.
+    """Measured times of a run.
 
     Attributes:
-      round_seconds: of a round; None before the first.
-      evaluation_seconds: of an evaluation on the test split; 0 if none was made.
-      passes: evaluations of its loss that a client makes in a round.
+      round_seconds: seconds of a round; None before the first.
+      evaluation_seconds: seconds of an evaluation on the test split; 0 before the first.
+      passes: forward passes of a client in a round.
     """
 
     round_seconds: float | None
@@ -26,16 +26,16 @@ class RoundTimes(NamedTuple):
 
 
 def next_length(length: int, most: int, round_seconds: float) -> int:
-    """How many rounds the next dispatch should have, after one of ``length``."""
-    # At most double: the first dispatches are slow for reasons that pass.
+    """The number of rounds of the next dispatch, after a dispatch of ``length`` rounds."""
+    # At most double, because the first dispatches are slow for temporary reasons.
     return max(1, min(most, 2 * length, int(DISPATCH_SECONDS / round_seconds)))
 
 
 def expected_seconds(prepared: PreparedRun, times: RoundTimes, done: int) -> float | None:
-    """About how long the rest of a run takes after ``done`` rounds; None where there is nothing to tell it by.
+    """An estimate of the seconds that a run takes after ``done`` rounds; None if no measured time supports one.
 
-    Before the first round a round is taken to cost, example for example, what the evaluation has cost, if that took a
-    while.
+    Before the first round, the estimate takes the time per example from the evaluation, if that took longer than
+    ``TELLING_SECONDS``.
     """
     config, each = prepared.config, times.round_seconds
     if each is None and times.evaluation_seconds > TELLING_SECONDS:

@@ -1,4 +1,4 @@
-"""A learning rate found by trying some from the same start, a few rounds each, on the same cohorts and batches."""
+"""A search for a learning rate: each rate runs a few rounds from the same start, on the same cohorts and batches."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,25 +24,25 @@ from hiso_jax.fed.run.traffic import Traffic, last_synced_rounds
 from hiso_jax.fed.task import HeldOut, Task
 from hiso_jax.fed.update import ServerState
 
-# What falls fastest at first may be too much for long. On the digits it was, for HiSo, DeComFL and ZO-Adam, where three
-# times as much, the next that was tried, led to more than 1.5 times its loss or diverged: a third was the best of 1,000
-# rounds then, and the fastest made DeComFL diverge.
+# The rate at which the loss falls fastest at first may be too high for a long run. On the digits it was too high for
+# HiSo, DeComFL and ZO-Adam if the next rate, three times as high, led to more than 1.5 times its loss or diverged. A
+# third of it was then the best rate for 1,000 rounds, and the fastest rate made DeComFL diverge.
 TOO_MUCH, SHARE = 1.5, 1 / 3
 
 
 @dataclass(frozen=True)
 class RateProbe:
-    """What trying some learning rates has shown.
+    """The result of trying some learning rates.
 
     Attributes:
-      learning_rate: the one that is taken: the fastest, or a third of it if the next above loses what it gains, or none
-        above was tried; to two digits.
-      fastest: the one at which losses fell lowest.
-      learning_rates: those that were tried, L.
-      losses: each one's mean cohort loss over the second half of its rounds, NaN if it diverged, [L].
+      learning_rate: the chosen rate, to two digits: the fastest, or a third of it if the next higher rate diverged or
+        has more than 1.5 times its loss, or no higher rate was tried.
+      fastest: the rate at which losses fell lowest.
+      learning_rates: the rates that were tried, L.
+      losses: the mean cohort loss of each rate over the second half of its rounds, NaN if it diverged, [L].
       start: the mean cohort loss of the first round.
-      rounds: for how many rounds each was tried.
-      bytes_up, bytes_down, forward_passes: of all of them together.
+      rounds: the number of rounds for which each rate was tried.
+      bytes_up, bytes_down, forward_passes: totals over all rates.
     """
 
     learning_rate: float
@@ -57,7 +57,7 @@ class RateProbe:
 
     @property
     def reason(self) -> str:
-        """Why this one, in a clause."""
+        """The reason for the choice, as a clause."""
         if self.fastest == max(self.learning_rates):
             return "a third of the fastest, beyond which none was tried"
         if self.learning_rate != self.fastest:
@@ -67,7 +67,7 @@ class RateProbe:
 
 
 class _Watch:
-    """The losses of every rate, and what its rounds cost."""
+    """The losses of every rate, and the arrays that its costs are counted from."""
 
     def __init__(self, rates: int, rounds: int) -> None:
         self.losses = np.full((rates, rounds), np.nan)
@@ -87,7 +87,7 @@ class _Watch:
 
 
 def _means(losses: Float[np.ndarray, "L R"]) -> Float[np.ndarray, "L"]:
-    """Over the rounds that have a loss; NaN where none has."""
+    """The mean loss over the rounds that have a loss; NaN if no round has."""
     has = ~np.isnan(losses)
     return np.where(has, losses, 0).sum(1) / np.where(has.any(1), has.sum(1), np.nan)
 
@@ -103,25 +103,26 @@ def find_rate(
     participation: Participation | None = None,
     callback: Callable[[int, int], None] = lambda done, rounds: None,
 ) -> RateProbe:
-    """Try learning rates, and take the one at which clients' losses fall lowest, or a third of it.
+    """Try learning rates, and choose the rate at which clients' losses fall lowest, or a third of it.
 
     Every rate runs the first ``config.rounds`` rounds of the run from the same parameters, with the cohorts, batches
-    and directions that the run itself will have: the losses are paired. They are the losses that clients evaluate
-    anyway; no data are held out, and no test split is looked at. What falls fastest at first may be too fast for long:
-    a third is taken where the next rate above loses what it gains, by half as much again, or none above was tried.
+    and directions of the run itself, so the losses are paired. They are the losses that clients compute anyway; no
+    data are held out, and the test split is not used. The rate at which losses fall fastest at first may be too high
+    for a long run. A third of it is chosen if the next higher rate diverged or has more than 1.5 times its loss, or no
+    higher rate was tried.
 
     Args:
-      task: what is to be run.
+      task: the task of the run.
       make: learning rate, a traced scalar → algorithm or optimizer.
-      population: as of the run.
-      config: as of the run, but for its rounds: for how many each rate is tried.
-      learning_rates: to try, L.
-      local_learning_rate: a rate → that of the clients' own steps.
-      participation: as of the run.
-      callback: told (rounds done, rounds) from time to time.
+      population: the population of the run.
+      config: the configuration of the run, except for ``rounds``, the number of rounds for which to try each rate.
+      learning_rates: learning rates to try, L.
+      local_learning_rate: a rate → the rate of the clients' own steps.
+      participation: the participation of the run.
+      callback: called with (rounds done, rounds) from time to time.
 
     Raises:
-      ValueError: no rate, or none at which the loss stays finite.
+      ValueError: no rate is given, or the loss stays finite at none.
     """
     few = jax.tree.map(lambda array: array[:1], task.test)
     grid = Grid(tuple(sorted(learning_rates)), (config.seed,), None, local_learning_rate)
@@ -162,7 +163,7 @@ def find_rate(
 def _traffic(
     make: MakeAlgorithm, task: Task, config: SimulationConfig, watch: _Watch, number: int, clients: int
 ) -> Traffic:
-    """What the rounds of one rate cost."""
+    """The traffic of one rate's rounds."""
     algorithm = as_algorithm(make(1.0))
     params = jax.eval_shape(task.init, init_key(jax.random.key(config.seed)))
     server = ServerState(params, jax.eval_shape(algorithm.optimizer.init, params), None)

@@ -1,4 +1,4 @@
-"""Back into a run that was ended: a snapshot, and what the ledger says of the rounds behind it."""
+"""The state of a resumed run, from a snapshot and the ledger's rounds after it."""
 
 import logging
 
@@ -23,11 +23,11 @@ logger = logging.getLogger("hiso_jax")
 
 
 def restored(prepared: PreparedRun, store: RunStore, carry: RunState) -> RunState:
-    """The state of the run that ``store`` found; ``carry`` is that of its beginning.
+    """The state of the run that ``store`` found; ``carry`` is the state at its beginning.
 
     Raises:
-      ValueError: the rounds lead to other parameters than those that the run had, made where it was made; or name
-        clients that there are not.
+      ValueError: the rounds name clients that do not exist; or lead to other parameters than those that the run had,
+        in the environment in which it was made; or a snapshot that is needed does not verify.
     """
     records = store.ledger.records
     if records.cohort.max() >= prepared.clients:
@@ -64,7 +64,7 @@ def restored(prepared: PreparedRun, store: RunStore, carry: RunState) -> RunStat
 
 
 def _replayed(prepared: PreparedRun, store: RunStore, server: ServerState, start: int) -> ServerState:
-    """The server after all rounds found; ``server`` is that after the first ``start`` of them."""
+    """The server after all rounds found; ``server`` is the server after the first ``start`` rounds."""
     found, placement, tx = store.found, prepared.placement, prepared.algorithm.optimizer
     assert found is not None
     updates = store.ledger.records.updates_with_losses
@@ -84,7 +84,7 @@ def _replayed(prepared: PreparedRun, store: RunStore, server: ServerState, start
 
 
 def _remembered(prepared: PreparedRun, records: Records, memory: PyTree, start: int, groups: int) -> PyTree:
-    """What the server remembers after all rounds, from their messages; ``memory`` is that after ``start`` of them."""
+    """The server's memory after all rounds, from their messages; ``memory`` is that after ``start`` rounds."""
     if not jax.tree.leaves(memory) or start == len(records.round):
         return memory
     sizes = np.ones(records.cohort.shape, np.float32)
@@ -102,5 +102,5 @@ def _remembered(prepared: PreparedRun, records: Records, memory: PyTree, start: 
 
     rows = records.round, records.cohort, sizes, records.valid, records.scalars
     block = jax.tree.map(lambda column: jnp.asarray(column[start:]), rows)
-    # The aggregates are asked for, too: without them the combiner would be another program, with other last bits.
+    # The aggregates are outputs, too: without them the combiner would be another program, with other last bits.
     return jax.jit(lambda memory, block: lax.scan(one, memory, block))(memory, block)[0]

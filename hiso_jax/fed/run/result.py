@@ -11,33 +11,32 @@ from hiso_jax.fed.privacy import PrivacySpent
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves behind.
+    """The result of a run.
 
     Attributes:
-      records: the scalar log of its rounds; None if it ran no round.
+      records: its rounds with their scalars; None if it ran no round.
       metrics: the evaluations, in order.
-      initial_params: the parameters it began with; these three are in host memory if there was a mesh.
+      initial_params: the initial parameters; with a mesh these, ``params`` and ``state`` are in host memory.
       params: the final parameters.
       state: the final optimizer state.
-      rounds: how many rounds were run.
-      timed_rounds: of how many ``run_seconds`` tells; fewer than ``rounds`` only if the run was killed and resumed.
-      diverged_at: the number of the round at which it diverged, counted from 0, or None.
+      rounds: the number of rounds that were run.
+      timed_rounds: the number of rounds in ``run_seconds``; below ``rounds`` only if the run was killed and resumed.
+      diverged_at: the round at which it diverged, counted from 0, or None.
       interrupted: whether it was stopped before its last round.
       traffic: totals and means of the bytes sent, see :meth:`Traffic.summary`.
-      forward_passes: client-loss evaluations, of every client that came.
+      forward_passes: the forward passes of all clients that came.
       compile_seconds: time spent compiling.
       run_seconds: time spent in rounds, without compilation and evaluation.
       simulated_seconds: the time the rounds would have taken the clients; None without a fleet.
-      attendance: how many of the invited were absent, dropped out, were late and reported.
-      invalid: how many reports held a non-finite scalar and were left out.
-      health_warnings: a sentence for each fault of the run: reports that were left out, scalars that were nothing but
-        rounding.
-      offset: what the scalars of a message have in common, the mean of a message in units of its standard deviation,
-        averaged over the run; None of a message of less than two scalars. Forward differences add μ·tr(∇²f)/2 to every
-        scalar.
+      attendance: how many invited clients were absent, dropped out, were late and reported.
+      invalid: the number of reports that held a non-finite scalar and were left out.
+      health_warnings: a sentence for each problem of the run: reports that were left out, parameters that μ does not
+        change, scalars that were only rounding error.
+      offset: the mean of a message's scalars in units of their standard deviation, averaged over the run; None if a
+        message has fewer than two scalars. Forward differences add μ·tr(∇²f)/2 to every scalar.
       mesh_shape: devices along each axis of the mesh; empty without one.
-      privacy: what the run has told of its clients; None if nothing makes it private.
-      clipped: share of the valid messages that were shortened; None of a method that shortens none.
+      privacy: the (ε, δ) that the run has spent; None if the method adds no noise.
+      clipped: the share of the valid messages that the server clipped; None for a method that clips none.
     """
 
     records: Records | None

@@ -4,17 +4,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# Neighbours of the first rates.
+# The ratio between the first rates, and between the best rate and the next rate beyond it.
 FACTOR = 3.0
 FEWEST_TRIES = 3
 
 
-# Significant digits of a rate, and the most of them, where three do not tell it from the rates that were tried.
+# Significant digits of a rate, and the most of them, if three do not distinguish it from the rates that were tried.
 DIGITS, MOST_DIGITS = 3, 17
 
 
 def _rounded(rate: float, tried: Mapping[float, Any]) -> list[float]:
-    """``rate`` in as few digits as tell it from those that were ``tried``, three or more; none where no digits do."""
+    """``rate`` in the fewest digits, three or more, that distinguish it from the ``tried`` rates; empty if none do."""
     for digits in range(DIGITS, MOST_DIGITS + 1):
         short = float(f"{rate:.{digits}g}")
         if short not in tried:
@@ -25,16 +25,16 @@ def _rounded(rate: float, tried: Mapping[float, Any]) -> list[float]:
 def next_rates(tried: Mapping[float, Any], guess: float) -> list[float]:
     """The learning rates to try next: the first three around a guess, then one at a time.
 
-    While the best is the smallest or the largest, the next lies a factor of 3 beyond it; once it is inside, the next is
-    the middle, in logarithms, of the wider of the two gaps beside it (of equal ones, of the one with the better end).
-    No rate that was tried is returned again, so that a search of any number of tries ends.
+    While the best rate is the smallest or the largest, the next rate lies a factor of 3 beyond it. Once the best lies
+    inside, the next rate is the middle, in logarithms, of the wider gap beside it; if both gaps are equal, of the gap
+    with the better end. No tried rate is returned again, so a search of any number of tries ends.
 
     Args:
-      tried: rate → its score, the smaller the better; what can be compared with ``<`` will do.
-      guess: where to begin.
+      tried: rate → its score; smaller is better, and scores need only compare with ``<``.
+      guess: the rate to begin with.
 
     Returns:
-      The rates; none where floating-point numbers leave nothing between the best and its neighbours.
+      The rates; empty if no floating-point number is left between the best rate and its neighbours.
     """
     if not tried:
         return [rate for factor in (1 / FACTOR, 1, FACTOR) for rate in _rounded(guess * factor, tried)]

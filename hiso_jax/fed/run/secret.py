@@ -1,7 +1,7 @@
-"""The secret of a run: a key that nothing public tells, for noise and cohorts that nobody else may know.
+"""The secret of a run: a key that no public value reveals, for noise and cohorts that only the server may know.
 
-It is drawn from the operating system, and kept in a file of its own beside the ledger, for its owner's eyes: a run that
-goes on must make the same noise again, or a round would be told twice with two noises, which tells more than once.
+The operating system draws it. A file beside the ledger, readable by its owner only, keeps it, because a resumed run
+must make the same noise again: a round that is broadcast twice with different noise reveals more than once.
 """
 
 import os
@@ -18,7 +18,7 @@ from hiso_jax.fed.devices import agree, in_all_processes
 from hiso_jax.fed.ledger import LEDGER, Storage, exists
 
 SECRET = "server.secret"
-# Two words of threefry's key, in halves that every integer of a device holds.
+# A threefry key is two words; every integer type of a device can hold half a word.
 HALVES = 4
 BITS = 16
 
@@ -29,17 +29,17 @@ def fresh() -> list[int]:
 
 
 def as_key(halves: list[int]) -> Key[Array, ""]:
-    """The key of a secret."""
+    """The key that the halves of a secret make."""
     words = np.array(halves, np.uint32).reshape(2, 2) @ np.array([1 << BITS, 1], np.uint32)
     return jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32), impl="threefry2x32")
 
 
 def secret_of(storage: Storage | None, mesh: Mesh | None) -> Key[Array, ""]:
-    """The secret of a run, the same in all its processes; made, and written where the run is kept, if it has none.
+    """The secret of a run, the same in all its processes; a new secret, written to ``storage``, if it has none.
 
     Raises:
-      ValueError: its file holds something else, or is missing beside a ledger.
-      OSError: it cannot be written.
+      ValueError: the secret's file holds something else, or is missing beside a ledger.
+      OSError: the file cannot be written.
     """
     folder = None if storage is None or jax.process_index() != 0 else storage.folder
     halves = in_all_processes(lambda: fresh() if folder is None else _kept(folder, fresh()))
@@ -55,7 +55,7 @@ def _kept(folder: Path, new: list[int]) -> list[int]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        # Readable by its owner only, from the first byte on; never an existing file, nor through a link.
+        # Readable by its owner only, from the first byte on. ``O_EXCL`` refuses existing files and links.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         text = path.read_text(errors="replace").strip()
@@ -70,7 +70,7 @@ def _kept(folder: Path, new: list[int]) -> list[int]:
 
 
 def of_setting(secret: Key[Array, ""], seed_key: Key[Array, ""], *numbers: Float[Array, ""]) -> Key[Array, ""]:
-    """The secret of one setting of a sweep: what two of them are told must not differ by no noise at all."""
+    """The secret of one setting of a sweep. With equal noise, the difference of two broadcasts would have no noise."""
     words = (jax.lax.bitcast_convert_type(jnp.asarray(number, jnp.float32), jnp.uint32) for number in numbers)
     for word in (jax.random.bits(seed_key), *words):
         secret = jax.random.fold_in(secret, word)

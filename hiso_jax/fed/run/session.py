@@ -1,4 +1,4 @@
-"""A run in progress: begun or restored, advanced by dispatches, evaluated, kept, and finished."""
+"""A run in progress: begun or restored, advanced by dispatches, evaluated, stored, and finished."""
 
 import math
 import time
@@ -29,13 +29,13 @@ from hiso_jax.fed.task_checks import check_initial
 
 
 class Callback:
-    """Called while a run goes, with the :class:`Session` that runs it; a subclass has those methods that it needs.
+    """Hooks that a run calls with its :class:`Session`; a subclass overrides the methods that it needs.
 
-    ``session.params``, ``session.state``, ``session.round``, ``session.history`` and others say how far the run is;
+    ``session.params``, ``session.state``, ``session.round``, ``session.history`` and others show the run's progress;
     ``session.stop()`` ends it after the dispatch in flight.
 
     Args:
-      function: ``(session, evaluation) → anything``, called by :meth:`after` where there is no subclass.
+      function: ``(session, evaluation) → anything``, called by :meth:`after` unless a subclass overrides it.
 
     Example:
       >>> from hiso_jax import fed
@@ -49,26 +49,26 @@ class Callback:
         self._function = function
 
     def begin(self, session: "Session") -> None:
-        """Called once, before the first round: the programs are compiled, and a run that goes on is where it was."""
+        """Called once, before the first round; the programs are compiled and a resumed run is restored by then."""
 
     def after(self, session: "Session", evaluation: Evaluation | None) -> None:
-        """Called after every dispatch of rounds, and with the evaluation that was just made, if one was."""
+        """Called after every dispatch of rounds and every evaluation; ``evaluation`` is the one just made, or None."""
         if self._function is not None:
             self._function(session, evaluation)
 
     def end(self, session: "Session", result: Result) -> None:
-        """Called once, after the last round of a run that came to its end, diverged or was stopped."""
+        """Called once, after the last round of a run that completed, diverged or was stopped."""
 
     def metrics(self, session: "Session") -> Mapping[str, float]:
-        """Numbers by name that join the metrics of an evaluation, while it is made."""
+        """Metrics by name to add to those of an evaluation; called while it is made."""
         return {}
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Refuse what is no callback.
+    """Refuse an object that is not a callback.
 
     Raises:
-      ParameterError: one is not of :class:`Callback`.
+      ParameterError: an object is not a :class:`Callback`.
     """
     for callback in callbacks:
         if not isinstance(callback, Callback):
@@ -80,17 +80,17 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
 
 
 class Session:
-    """A run in progress; callbacks are called with it.
+    """A run in progress; callbacks receive it.
 
     Attributes:
-      prepared: the task, the algorithm and the numbers of the run, checked.
-      storage: the directory in which the run is kept, or None.
+      prepared: the task, the algorithm and the configuration of the run, checked.
+      storage: the directory that keeps the run, or None.
       round: how many rounds have been run.
       history: the evaluations so far.
-      diverged_at: the number of the round at which it diverged, or None.
+      diverged_at: the round at which it diverged, counted from 0, or None.
       seconds: time spent in rounds, without compilation and evaluation.
       compile_seconds: time spent compiling.
-      concerns: what there is to say of its rounds.
+      health_warnings: the warnings about its rounds.
     """
 
     @classmethod
@@ -102,18 +102,19 @@ class Session:
         should_stop: Callable[[], bool] = lambda: False,
         dispatch: Dispatch | None = None,
     ) -> Self:
-        """A session, compiled, at the run's beginning or where a run that goes on was ended.
+        """A compiled session, at the beginning of the run or where a resumed run had ended.
 
         Args:
           prepared: the run.
-          storage: the directory to keep it in, which is taken until the session is closed.
+          storage: the directory to keep the run in, locked until the session is closed.
           callbacks: called when the run begins, after every dispatch, and when it ends.
-          should_stop: asked before every dispatch.
-          dispatch: runs rounds in place of the compiled program, with the same arguments and outputs: a server whose
-            messages come from elsewhere.
+          should_stop: called before every dispatch; True ends the run.
+          dispatch: a function that runs rounds in place of the compiled program, with the same arguments and outputs,
+            for a server whose messages come from elsewhere.
 
         Raises:
-          ValueError: the directory holds another run, one that cannot be continued so, is being written or is altered.
+          ValueError: the directory holds another run, a run that cannot be continued with these options, an altered
+            run, or a run that another process is writing.
           OSError: the directory cannot be written.
         """
         seed_key, primary = jax.random.key(prepared.config.seed), jax.process_index() == 0
@@ -151,13 +152,13 @@ class Session:
         self.health_warnings.begun(self._initial)
         before = time.perf_counter()
         programs = trace(prepared, costs, carry, shardings)
-        # Before the long work: a run that cannot be continued so is refused at once.
+        # Before the long compilation, so that a run that cannot be continued is refused at once.
         if storage is not None:
             header = header_for(prepared, programs.log, carry.server, self._initial, storage.about)
             found = agree(prepared.mesh, store.rounds)[0]
             like = None if prepared.algorithm.has_scalars else tuple(carry.server)
             in_all_processes(lambda: store.begin(header, found, like=like))
-        # What has ended needs neither rounds nor evaluations.
+        # A finished run needs neither rounds nor evaluations.
         if store.found is None or store.found.seal is None:
             compiled, self._evaluate = programs.compile(prepared)
             self._dispatch: Callable[..., Any] = compiled if dispatch is None else dispatch
@@ -165,18 +166,18 @@ class Session:
         self._carry = self._take_up(carry)
 
     def __enter__(self) -> Self:
-        """The session; its files are closed at the end."""
+        """The session; its files are closed on exit."""
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Close its files."""
+        """Close the session's files."""
         self._store.close()
 
     def run(self) -> Result:
         """Run to the last round, to divergence, or until it is stopped.
 
         Raises:
-          OSError: the rounds cannot be written; what was done until then is kept.
+          OSError: the rounds cannot be written; the rounds written before are kept.
         """
         self._call(lambda callback: callback.begin(self))
         first = self._evaluate_if_due()
@@ -200,22 +201,22 @@ class Session:
 
     @property
     def rounds(self) -> int:
-        """How many rounds there are to be."""
+        """R, the number of rounds to run."""
         return self.prepared.config.rounds
 
     @property
     def params(self) -> PyTree:
-        """The server's parameters; a callback copies those that are to outlive it."""
+        """The server's parameters; a callback must copy them to keep them."""
         return self._carry.server.params
 
     @property
     def state(self) -> optax.OptState:
-        """Its optimizer's state; likewise."""
+        """The state of the server's optimizer; a callback must copy it to keep it."""
         return self._carry.server.state
 
     @property
     def train_loss(self) -> float:
-        """The mean loss of the last round's cohort; after an evaluation, of the rounds since the one before."""
+        """The mean loss of the last round's cohort; right after an evaluation, the mean since the previous one."""
         return float([*self._counters.losses[-1:], *(row.train_loss for row in self.history[-1:]), math.nan][0])
 
     @property
@@ -225,30 +226,30 @@ class Session:
 
     @property
     def expected_seconds(self) -> float | None:
-        """About how long the rest of the run will take; None where there is nothing to tell it by."""
+        """An estimate of the seconds that the rest of the run takes; None if no measured time supports one."""
         each = self.seconds / max(1, self.round - self._untimed) or None
         times = RoundTimes(each, self._evaluation_seconds, self._counters.traffic.costs.passes)
         return expected_seconds(self.prepared, times, self.round)
 
     def stop(self) -> None:
-        """End the run after the dispatch in flight; what it has done is kept."""
+        """End the run after the dispatch in flight; the finished rounds are kept."""
         self._stopping = True
 
     def _take_up(self, carry: RunState) -> RunState:
-        """Where the run that was found had come to; ``carry`` is its beginning."""
+        """The state that the stored run had reached; ``carry`` is the state at its beginning."""
         store, config = self._store, self.prepared.config
         self.round, self._untimed = store.ledger.rounds, 0
         if store.found is None:
             return carry
         evaluations = store.found.evaluations
-        # A run that was interrupted or ended between evaluations, and went on, has evaluations that one which was left
-        # alone has not: only the last round's stands beside the regular ones.
+        # A run that stopped between evaluations and was resumed has more evaluations than an uninterrupted run. Beside
+        # the regular evaluations, only that of the last round is kept.
         over = self.round >= config.rounds or store.found.seal is not None
         self.history = [
             row for row in evaluations if row.round % config.eval_every == 0 or (over and row.round == self.round)
         ]
         if self.history:
-            # Whoever forged the ledger may have made its digests anew.
+            # Checked although the digests match: a forged ledger may have new digests.
             name = metric_of(self.prepared.task, self.history[0].metrics).name
             for row in self.history:
                 if name not in row.metrics:
@@ -259,7 +260,7 @@ class Session:
             self.seconds = evaluations[-1].seconds
         if not self.round:
             return carry
-        # Rounds after the last evaluation of a run that was killed were not timed.
+        # A killed run has no times for the rounds after its last evaluation.
         self._untimed = self.round - (evaluations[-1].round if evaluations else 0)
         carry = restored(self.prepared, store, carry)
         last = self.history[-1].round if self.history else 0
@@ -278,15 +279,15 @@ class Session:
         return min(self.prepared.config.rounds, (self.round // every + 1) * every)
 
     def advance(self) -> bool:
-        """Run a dispatch of rounds, and keep them before anyone sees what they led to; False if there are no more.
+        """Run a dispatch of rounds and write them before callbacks see the result; False if the run is over or stopped.
 
         Raises:
-          OSError: they cannot be written; neither ledger nor file has them then.
+          OSError: the rounds cannot be written; neither the ledger nor its file then holds them.
         """
         prepared, config = self.prepared, self.prepared.config
         if self.round >= config.rounds or self.diverged_at is not None:
             return False
-        # Each process has its own clock and its own signals: process 0's decide.
+        # Each process has its own clock and signals; those of process 0 decide.
         wanted = min(self.round + self._length, self._next_evaluation)
         end, stopping = agree(prepared.mesh, wanted, self._stopping or self._should_stop())
         if stopping:
@@ -314,7 +315,7 @@ class Session:
         return bool(self.history) and self.history[-1].round == self.round
 
     def _evaluate_if_due(self) -> Evaluation | None:
-        """An evaluation if it is due, or was due and is missing since the run was killed."""
+        """Evaluate if an evaluation is due, or is missing because the run was killed."""
         due = self.round % self.prepared.config.eval_every == 0 or self.round == self.prepared.config.rounds
         return self._measure() if due and not self._is_evaluated else None
 
@@ -327,7 +328,7 @@ class Session:
         for callback in self._callbacks:
             metrics |= callback.metrics(self)
         if getattr(prepared.task, "metric", None) is not None:
-            # Before the first round: a report would refuse it after the last.
+            # Refuse a missing metric before the first round; a report would refuse it only after the last.
             metric_of(prepared.task, metrics)
         row = Evaluation(
             round=self.round,
@@ -351,22 +352,22 @@ class Session:
         return None if self.prepared.inputs.participation.fleet is None else self._counters.seconds
 
     def _snapshot(self) -> None:
-        """Take a snapshot if it is time for one.
+        """Take a snapshot if one is due.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the snapshot cannot be written.
         """
         store, config = self._store, self.prepared.config
         over = self.round >= config.rounds or self.diverged_at is not None
         due = store.wants_snapshot(self.round, self.seconds, evaluated=self._is_evaluated)
-        # What is over can be replayed, if it can be replayed at all.
+        # A finished run needs no snapshot if its method can be replayed.
         due &= not (over and self.prepared.algorithm.has_scalars)
         if agree(self.prepared.mesh, due)[0]:
             tree = self.prepared.placement.to_host(tuple(self._carry.server))
             in_all_processes(lambda: store.snapshot(self.round, self.seconds, tree))
 
     def _finish(self) -> Result:
-        """Seal the ledger of a run that came to its end, and return what the run leaves behind."""
+        """Seal the ledger of a run that reached its end, and return the run's result."""
         config, store, traffic = self.prepared.config, self._store, self._counters.traffic
         params, state = self.prepared.placement.to_host((self.params, self.state))
         interrupted = self.round < config.rounds and self.diverged_at is None

@@ -1,4 +1,4 @@
-"""A federated run: its data on the devices, and the loop."""
+"""A federated run: its data on the devices, and its loop."""
 
 from collections.abc import Sequence
 
@@ -23,26 +23,26 @@ MEBIBYTE = 2**20
 
 
 class Simulation:
-    """A federated run: its data on the device, many rounds a dispatch, evaluations in between.
+    """A federated run: its data on the devices, many rounds per dispatch, and evaluations in between.
 
     Args:
       task: the model, its loss and its data, see :class:`hiso_jax.fed.Task`.
       tx: an :class:`hiso_jax.fed.Algorithm`; or an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``,
         which takes the mean scalars.
-      population: who holds which training examples, a ``Population`` or a ``VirtualPopulation``.
-      config: the run's numbers.
-      mesh: devices to split the cohort over, along the mesh's axis ``clients``, and the parameters, along its axis
-        ``model``, see :func:`hiso_jax.fed.make_mesh`; it may span processes. None is one device.
-      participation: who shows up, and how fast they are; None means everybody, without a clock.
-      storage: the directory in which the run is kept, so that it survives its process; None keeps it in memory.
-      callbacks: called when the run begins, after every dispatch, and when it ends, see :class:`Callback`;
-        :class:`hiso_jax.reports.Report` is one, which writes ``summary.json`` and ``curves.png``.
+      population: the clients and the training examples that each holds, a ``Population`` or a ``VirtualPopulation``.
+      config: the run's configuration.
+      mesh: devices; the axis ``clients`` splits the cohort and the axis ``model`` splits the parameters, see
+        :func:`hiso_jax.fed.make_mesh`. It may span processes. None is one device.
+      participation: which invited clients come, and how fast they are; None means all, without a simulated clock.
+      storage: the directory that keeps the run, so that it survives its process; None keeps it in memory.
+      callbacks: called when the run begins, after every dispatch, and when it ends, see :class:`Callback`; for example
+        :class:`hiso_jax.reports.Report`, which writes ``summary.json`` and ``curves.png``.
 
     Raises:
       ValueError: data or a loss that no run can use, see :func:`hiso_jax.fed.check_task`; a cohort
         larger than the population, an index outside the training data, K > 1 without
         ``local_learning_rate``, more groups of directions than clients in a round, fewer bytes than a message takes, a
-        ``difference`` for an algorithm that has a measure of its own, rates of other clients than the population's, a
+        ``difference`` for an algorithm that has its own measure, availability rates for another number of clients, a
         mesh without an axis ``clients``, or parameters split over ``model`` with the sampler ``sphere``.
 
     Example:
@@ -68,7 +68,7 @@ class Simulation:
         storage: Storage | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Place the data on the devices and build, but not yet compile, the programs of the run."""
+        """Check the run and place its data on the devices; :meth:`run` compiles its programs."""
         check_callbacks(callbacks)
         loss_dtype = check_task(task)
         if config.cohort > population.num_clients:
@@ -81,7 +81,7 @@ class Simulation:
         self.task, self.config, self.callbacks, self.storage = task, config, tuple(callbacks), storage
         self.population = population
         self.algorithm, self.mesh = as_algorithm(tx), None if mesh is None else check_mesh(mesh)
-        # One budget for all processes, so that their programs are one.
+        # All processes use the same budget, so that their programs are the same.
         budget = config.memory_budget or agree(self.mesh, memory_budget() // MEBIBYTE)[0] * MEBIBYTE
         params = jax.eval_shape(task.init, jax.random.key(0))
         placement = Placement(self.mesh, getattr(task, "layout", longest_axis))
@@ -92,19 +92,19 @@ class Simulation:
         self._stop = False
 
     def stop(self) -> None:
-        """Ask a running :meth:`run` to end after the dispatch in flight; what it has done is kept."""
+        """Ask a running :meth:`run` to end after the dispatch in flight; the finished rounds are kept."""
         self._stop = True
 
     def run(self) -> Result:
-        """Run to the last round, to divergence, or until :meth:`stop`; with a storage that says so, from where it was.
+        """Run to the last round, to divergence, or until :meth:`stop`; a storage with ``resume`` continues its run.
 
         Raises:
-          ValueError: the storage's directory holds another run, or one that is being written or is altered.
-          OSError: it cannot be written; what was done until then is kept and can be resumed.
+          ValueError: the storage's directory holds another run, an altered run, or a run that is being written.
+          OSError: the directory cannot be written; the rounds written before are kept and can be resumed.
         """
         try:
             with Session.begin(self._prepared, self.storage, self.callbacks, lambda: self._stop) as session:
                 return session.run()
         finally:
-            # Not when a run begins: it may be asked to stop before its first round.
+            # Reset here and not when a run begins, because ``stop`` may be called before the first round.
             self._stop = False

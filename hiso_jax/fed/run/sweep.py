@@ -1,8 +1,7 @@
 """A grid of learning rates × seeds × μ as one program, to find each method's best setting.
 
-Every setting is a whole run of its own. In a vmapped grid what does not differ between settings is done once: all
-rates and μ of a seed share its cohorts, its batches and its random draws, which are most of the work of a small
-model.
+Every setting is a complete run. A vmapped grid computes once the arrays that its settings share: all rates and μ of a
+seed share its cohorts, its batches and its random draws, which are most of the work of a small model.
 """
 
 import time
@@ -36,19 +35,19 @@ from hiso_jax.fed.task_checks import check_initial, check_task
 from hiso_jax.fed.update import ServerState
 
 MakeAlgorithm = Callable[[Any], Algorithm | optax.GradientTransformation]
-"""A learning rate, a traced scalar → the method with it."""
+"""Learning rate, a traced scalar → the method with that rate."""
 
 
-# Parameters of a model whose draws, which settings share, are most of its work.
+# Up to this many parameters, the random draws, which settings share, are most of a model's work.
 SMALL = 2**20
 
 Watch = Callable[[tuple[int, ...], Int[np.ndarray, "R"], RoundLog], None]
-"""(where in the grid [seeds, μ, rates] a group of settings is, the numbers of some rounds, their log): the log's arrays
-have an axis for each axis of the group's settings, then the rounds."""
+"""Called with (place of a group of settings in the grid [seeds, μ, rates], round numbers, their log). The arrays of the
+log have an axis for each axis of the group's settings, then the rounds."""
 
 
 Programs = dict[tuple[Any, ...], tuple[Any, Any]]
-"""What makes the first state of a group of settings, and what runs it to its next evaluation, by the groups' shapes."""
+"""The groups' shapes → a function that makes a group's first state, and a program that runs to the next evaluation."""
 
 
 class Point(NamedTuple):
@@ -58,8 +57,8 @@ class Point(NamedTuple):
       rate: the learning rate.
       table: the rate over the rounds, [R], or None.
       mu: the smoothing radius.
-      seed_key: of the run.
-      population: of that seed.
+      seed_key: the seed key of the run.
+      population: the population of that seed.
     """
 
     rate: Any
@@ -70,14 +69,14 @@ class Point(NamedTuple):
 
 
 def _over_rounds(point: Point) -> Any:
-    """What the method of a setting is made with: its rate, or a schedule that reads the rate of each round."""
+    """The argument that makes a setting's method: its rate, or a schedule that reads the rate of each round."""
     if point.table is None:
         return point.rate
     return lambda count: jnp.take(point.table, jnp.asarray(count, jnp.int32), mode="clip")
 
 
 class _Bench(NamedTuple):
-    """What all settings of a sweep share."""
+    """The parts that all settings of a sweep share."""
 
     task: Task
     make: MakeAlgorithm
@@ -101,10 +100,10 @@ class _Bench(NamedTuple):
     def segment(
         self, carry: RunState, point: Point, bounds: tuple[Array, Array], data: PyTree
     ) -> tuple[RunState, dict[str, Array], RoundLog | None]:
-        """Rounds from one evaluation to the next, the evaluation, and the rounds' log if someone watches."""
+        """Run the rounds to the next evaluation, and evaluate; the log is None without a ``watch``."""
         algorithm, config = as_algorithm(self.make(_over_rounds(point))), self.config
         estimator, budget = self.estimator(algorithm, point), max(1, self.budget // self.side_by_side)
-        # Side by side both branches of a conditional are run: a kept Δ would be made again all the same.
+        # Side by side, both branches of a conditional run, so a kept Δ would be computed again anyway.
         directions = config.directions if self.side_by_side == 1 else "regenerate"
         settings = ExecutionSettings(config.client_chunk, budget, directions, perturbed_as=perturbed_as_of(self.task))
         loss, metrics = (
@@ -126,13 +125,13 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
 
 
 def _fits(task: Task, config: SimulationConfig, params: PyTree, state: PyTree, budget: int) -> int:
-    """How many settings may run side by side."""
-    # As arrays of the device: a model may index them by traced numbers.
+    """The number of settings that may run side by side."""
+    # As arrays of the device, because a model may index them by traced integers.
     loss = bind(task.loss, jax.tree.map(jnp.asarray, frozen_of(task)))
     numbers = sum(leaf.size for leaf in jax.tree.leaves((params, frozen_of(task))))
     if a_device(None).platform == "cpu" and (numbers > SMALL or has_convolution(loss, params, task.train)):
-        # Distinct weights make grouped convolutions of them, which are slow on CPU, and so are the products of a
-        # language model: three rates of one of 135 million parameters side by side took 5.5 times as long as in turn.
+        # Distinct weights turn convolutions into grouped ones, which are slow on CPU. So are the matrix products of a
+        # language model: with 135 million parameters, three rates took 5.5 times as long side by side as in turn.
         return 1
     rows = config.cohort * config.batch_size
     each = 4 * bytes_of((params, state)) + evaluation_bytes(loss, params, task.train, rows)
@@ -140,7 +139,7 @@ def _fits(task: Task, config: SimulationConfig, params: PyTree, state: PyTree, b
 
 
 def _reported(task: Task, outputs: dict[str, Array], grid: tuple[int, ...]) -> dict[str, Float[np.ndarray, "..."]]:
-    """The reported metrics of a group of settings, from the metrics of every test example, [*grid, n, ...]."""
+    """The metrics of each setting of a group, from the metrics of every test example, [*grid, n, ...]."""
     host = {name: np.asarray(values) for name, values in outputs.items()}
     settings = [summarise(task, {name: values[index] for name, values in host.items()}) for index in np.ndindex(grid)]
     return {name: np.array([setting[name] for setting in settings]).reshape(grid) for name in settings[0]}
@@ -148,12 +147,12 @@ def _reported(task: Task, outputs: dict[str, Array], grid: tuple[int, ...]) -> d
 
 @dataclass(frozen=True)
 class _Groups:
-    """The settings of a sweep in groups that run side by side: all, the rates of a seed and μ, or each by itself.
+    """The settings of a sweep in groups that run side by side: all settings, the rates of a seed and μ, or one setting.
 
     Attributes:
       initials: the initial parameters of every seed.
-      points: the whole grid, [S] populations and seed keys, [M] radii, [L] rates.
-      axes: how many of (rates, radii and seeds) are vmapped: 0, 1 or 3.
+      points: the entire grid, [S] populations and seed keys, [M] radii, [L] rates.
+      axes: the number of vmapped axes: 0, 1 (rates) or 3 (rates, radii and seeds).
     """
 
     initials: list[PyTree]
@@ -166,16 +165,16 @@ class _Groups:
         return len(self.initials), len(self.points.mu), len(self.points.rate)
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        """Where in the grid each group is: [], or its (seed, μ), or its (seed, μ, rate)."""
+        """The place of each group in the grid: (), (seed, μ) or (seed, μ, rate)."""
         return iter(np.ndindex(self.shape[: 3 - self.axes]))
 
     def over(self, function: Callable, carry: int | None, shared: int) -> Callable:
         """``function(carry, point, *shared)`` over the settings of a group.
 
         Args:
-          function: of one setting.
-          carry: the axis of settings in its first argument; None if only seeds differ in it.
-          shared: how many arguments all settings share.
+          function: a function of one setting.
+          carry: the axis of settings in its first argument; None if that differs only between seeds.
+          shared: the number of arguments that all settings share.
         """
         if self.axes == 0:
             return function
@@ -187,7 +186,7 @@ class _Groups:
         return jax.vmap(over_radii, (0, Point(None, None, None, 0, 0), *rest))
 
     def at(self, group: tuple[int, ...]) -> tuple[PyTree, Point]:
-        """The initial parameters and the grid's values of a group."""
+        """The initial parameters and the grid values of a group."""
         points = self.points
         if not group:
             return _stack(self.initials), points._replace(
@@ -215,24 +214,24 @@ def sweep(
 ) -> SweepResult:
     """Run every setting of a grid, in one compiled program.
 
-    The settings run side by side (vmapped) if they fit the memory budget and the model suits it, all of them or
-    else the rates of one seed and μ; otherwise one program runs them in turn, and one setting is in memory at a time.
-    A sweep keeps no ledger and counts no bytes; under a deadline its clients are never behind.
+    The settings run side by side (vmapped) if they fit the memory budget and the model suits it: all settings, or else
+    the rates of one seed and μ. Otherwise one program runs them in turn, with one setting in memory at a time.
+    A sweep keeps no ledger and counts no bytes; under a deadline, its clients never have missed rounds to catch up on.
 
     Args:
-      task: with the split on which to tune as its test split.
+      task: the task, with the tuning split as its test split.
       make: learning rate, a traced scalar → algorithm or optimizer.
-      populations: one for each seed.
-      config: the runs' numbers; its seed, μ and local learning rate give way to the grid's.
+      populations: one population for each seed.
+      config: the configuration of the runs; the grid replaces its seed, μ and local learning rate.
       grid: the settings.
       participation: as in :class:`hiso_jax.fed.Simulation`.
-      callback: told (rounds done, rounds) after each evaluation; the sweep ends if it returns True.
-      watch: told of the rounds themselves, see :data:`Watch`; nothing is evaluated before the first then.
+      callback: called with (rounds done, rounds) after each evaluation; the sweep ends if it returns True.
+      watch: called with the log of the rounds, see :data:`Watch`; there is then no evaluation before the first round.
       programs: compiled programs of earlier sweeps of the same task, method, configuration and participation, by the
-        shapes of their grids; new ones are added.
+        shapes of their grids; new programs are added.
 
     Raises:
-      ValueError: a number of populations other than of seeds.
+      ValueError: the number of populations is not the number of seeds.
     """
     if len(populations) != len(grid.seeds):
         raise ParameterError(
@@ -265,22 +264,22 @@ def sweep(
 def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any], programs: Programs) -> SweepResult:
     task, config, shape = bench.task, bench.config, groups.shape
     length = min(config.eval_every, config.rounds)
-    # Side by side, rounds that a dispatch skips are run all the same: who watches rounds needs no evaluation before.
+    # Side by side, rounds that a dispatch skips are computed anyway, so a watch skips the evaluation before round 0.
     ends = [*([0] if bench.watch is None else []), *range(length, config.rounds, length), config.rounds]
     algorithm = as_algorithm(bench.make(bench.grid.learning_rates[0]))
-    # An argument of the program, never a constant of it: compiled programs are kept.
+    # An argument of the program, never a constant, because compiled programs are kept.
     secret = as_key(fresh()) if algorithm.needs_secret else None
     data = (*jax.tree.map(jnp.asarray, (task.train, task.test, frozen_of(task))), secret)
     diverged_at = np.full(shape, monitoring.NEVER)
     metrics: dict[str, np.ndarray] = {}
     compile_seconds, run_seconds, reached, interrupted = 0.0, 0.0, 0, False
-    # Of settings in turn one is a program, however many there are.
+    # All settings that run in turn use one program.
     key, listed = (groups.axes, *shape[3 - groups.axes :], groups.points.table is None), list(groups)
     start, program = programs.get(key, (None, None))
     start = start or jax.jit(groups.over(bench.start, None, 0))
     for number, group in enumerate(listed):
         initial, point = groups.at(group)
-        # One group's parameters and curvatures exist at a time.
+        # Only one group's parameters and curvatures exist at a time.
         carry, bounds = start(initial, point), (jnp.int32(0), jnp.int32(0))
         if program is None:
             before = time.perf_counter()

@@ -1,9 +1,9 @@
 """The bytes of a run, exactly and by the paper's convention.
 
-Down: an 8-byte header, 2 bytes for the client's group if the cohort is dealt into several, 8 bytes for the seed once
-per client, and what everyone is told of each round that the client missed since it last came (a newcomer missed them
-all), at most a checkpoint, or the sums of a pool of seeds. Up: an 8-byte header and a message. Of float32 scalars both
-are 4·K·P bytes.
+Down: an 8-byte header, 2 bytes for the client's group if the cohort has several groups of directions, 8 bytes for the
+seed once per client, and the broadcast of each round that the client missed since it last came (a newcomer missed all
+rounds). A checkpoint, or the sums of a pool of seeds, replaces larger broadcasts. Up: an 8-byte header and a message.
+With float32 scalars, a message and the broadcast of a round are 4·K·P bytes each.
 """
 
 from dataclasses import dataclass, field
@@ -20,16 +20,16 @@ NEVER_CAME = -1
 
 
 class Costs(NamedTuple):
-    """What a client's visit costs.
+    """The costs of a client's visit.
 
     Attributes:
       up: bytes of a message.
-      broadcast: bytes of what everyone is told of a round.
-      checkpoint: bytes of all that a client needs to know, whatever it missed.
-      passes: evaluations of its loss.
-      draws: directions that are made to catch up on one round; 0 of a method without any.
+      broadcast: bytes that the server broadcasts for a round.
+      checkpoint: bytes of the entire state that a client needs, whatever it missed.
+      passes: forward passes of the client.
+      draws: directions that a client makes to catch up on one round; 0 for a method without directions.
       grouped: whether an invitation names the client's group.
-      pool_seeds: S of a method whose missed rounds may be broadcast as S sums; 0 of others.
+      pool_seeds: S of a method whose missed rounds may be sent as S sums; 0 for other methods.
     """
 
     up: int
@@ -42,40 +42,40 @@ class Costs(NamedTuple):
 
     @property
     def by_sums(self) -> bool:
-        """Whether whoever missed much is sent sums, and not a checkpoint."""
+        """Whether a client that missed many rounds is sent sums instead of a checkpoint."""
         return bool(self.pool_seeds) and sums_bytes(self.pool_seeds) < self.checkpoint
 
 
 def upload_bytes(costs: Costs) -> int:
-    """What a client sends in a round, in bytes."""
+    """The bytes that a client sends in a round."""
     return HEADER_BYTES + costs.up
 
 
 def download_bytes(broadcast: Any, newcomer: Any, costs: Costs, xp: Any = np) -> Any:
-    """What a client must be sent to take part in a round, in bytes, in the shape of ``broadcast``.
+    """The bytes that a client must be sent to take part in a round, in the shape of ``broadcast``.
 
     Args:
-      broadcast: bytes of what everyone was told of the rounds that it missed.
-      newcomer: whether it never came.
-      costs: of a visit.
-      xp: numpy, in which integers of 64 bits are exact, or jax.numpy, which has float32 for the clock.
+      broadcast: bytes of the broadcasts of the rounds that it missed.
+      newcomer: whether the client has never come.
+      costs: the costs of a visit.
+      xp: numpy, with exact integers of 64 bits, or jax.numpy, with float32 for the clock.
     """
     most = _most(costs, xp)
     return HEADER_BYTES + GROUP_BYTES * costs.grouped + xp.where(newcomer, SEED_BYTES, 0) + xp.minimum(broadcast, most)
 
 
 def _most(costs: Costs, xp: Any) -> float:
-    """What stands for any number of rounds, in bytes."""
+    """The bytes that can replace the broadcasts of any number of rounds."""
     most = sums_bytes(costs.pool_seeds) if costs.by_sums else costs.checkpoint
-    # As a float on the device: a checkpoint of two gigabytes is beyond its integers.
+    # A float on the device, whose integers cannot hold the size of a checkpoint of two gigabytes.
     return most if xp is np else float(most)
 
 
 def directions_made(broadcast: Any, missed: Any, costs: Costs, xp: Any = np) -> Any:
-    """Directions that a client makes to take part in a round: for its own scalars, and to replay ``missed`` rounds.
+    """The directions that a client makes to take part in a round: for its own scalars, and to replay ``missed`` rounds.
 
-    Nothing is replayed where a checkpoint is sent, and the whole pool is made where sums are; what everyone was
-    ``broadcast`` of the missed rounds is larger then.
+    If the bytes ``broadcast`` for the missed rounds exceed those of a checkpoint or of the sums, the client replays no
+    round. With a checkpoint it makes no other directions; with sums it makes the entire pool.
     """
     return costs.draws + xp.where(broadcast > _most(costs, xp), costs.pool_seeds * costs.by_sums, costs.draws * missed)
 
@@ -83,9 +83,9 @@ def directions_made(broadcast: Any, missed: Any, costs: Costs, xp: Any = np) -> 
 def last_synced_rounds(
     rounds: Int[np.ndarray, "R"], cohorts: Int[np.ndarray, "R C"], attendance: Int8[np.ndarray, "R C"], clients: int
 ) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "N"]]:
-    """Where each of the invited last_synced when it was invited, and where every client stands in the end.
+    """The round at which each invited client was last synced when it was invited, and that of every client at the end.
 
-    The rounds are all there were from the first.
+    ``rounds`` must hold all rounds from the first.
     """
     synced_to = np.full(clients, NEVER_CAME, np.int32)
     last_synced = np.empty(cohorts.shape, np.int32)
@@ -100,13 +100,13 @@ class Traffic:
     """Running totals over all clients.
 
     Attributes:
-      costs: of a client's visit.
-      bytes_up, bytes_down: in bytes. A client that drops out has downloaded; one that is late has also sent.
+      costs: the costs of a client's visit.
+      bytes_up, bytes_down: bytes sent and received. A client that drops out has downloaded; a late one has also sent.
       rounds: rounds counted.
       participants: distinct clients that ever came.
-      visits: how often a client came, over all rounds.
+      visits: visits of clients, over all rounds.
       draws: directions that clients made, to measure and to catch up.
-      broadcast: bytes of what everyone was told of all rounds before each, [rounds + 1].
+      broadcast: bytes that the server broadcast for all rounds before each, [rounds + 1].
     """
 
     costs: Costs
@@ -125,16 +125,16 @@ class Traffic:
         synced_to: Int[np.ndarray, "R C"],
         valid: Bool[np.ndarray, "R C"],
     ) -> tuple[UInt64[np.ndarray, "R"], UInt64[np.ndarray, "R"]]:
-        """Count some rounds, the next ones.
+        """Count the next rounds.
 
         Args:
-          rounds: their numbers.
-          attendance: what became of the invited.
-          synced_to: where each last_synced when it was invited.
-          valid: whose messages counted.
+          rounds: the round numbers.
+          attendance: the status of each invited client.
+          synced_to: the round at which each was last synced when it was invited.
+          valid: whether each client's message counted.
 
         Returns:
-          The bytes that went up, and those that went down, in each of the rounds.
+          The bytes that went up and the bytes that went down, in each round.
         """
         came, sent = attendance != ABSENT, (attendance != ABSENT) & (attendance != DROPPED)
         each_broadcast = self.costs.broadcast.fixed + self.costs.broadcast.each * np.count_nonzero(valid, axis=1)
@@ -155,7 +155,7 @@ class Traffic:
 
     @property
     def forward_passes(self) -> int:
-        """Evaluations of their losses by all clients that came."""
+        """The forward passes of all clients that came."""
         return self.visits * self.costs.passes
 
     def summary(self) -> dict[str, float]:
