@@ -1,4 +1,4 @@
-"""The federation: rounds, populations, the scalar log, and the loop around them."""
+"""The federation: rounds, populations, the ledger of scalars, and the loop over rounds."""
 
 from typing import Any
 
@@ -180,5 +180,5 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names of earlier releases answer with their successors."""
+    """Raise an error that names the successor of a name of an earlier release."""
     raise successor(__name__, name)

@@ -1,7 +1,7 @@
-"""The path of a message: what clients do before they send it, and what the server makes of all messages.
+"""The message path: the steps from a client's measurement to the server's aggregate.
 
-:class:`Send` → :class:`Attack` → :class:`~hiso_jax.fed.wire.Wire` → :class:`Clip` → :class:`Combine`: each is a frozen
-value that declares what a round must know of it, and ``.into(algorithm)`` adds it to an algorithm.
+:class:`Send` → :class:`Attack` → :class:`~hiso_jax.fed.wire.Wire` → :class:`Clip` → :class:`Combine`. Each step is a
+frozen value that declares the properties a round needs, and ``.into(algorithm)`` adds it to an algorithm.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 A = TypeVar("A", bound="DataclassInstance")
-"""A :class:`hiso_jax.fed.Algorithm`, which is made of these values and so is defined after them."""
+"""A :class:`hiso_jax.fed.Algorithm`. It contains these values, so it is defined after them."""
 
 Part = Literal["send", "attack", "rescale", "combine", "wire"]
 """The field of an algorithm that a value of the message path belongs to."""
 
 
 def _with(algorithm: A, value: Any, **bits: int) -> A:
-    """The algorithm with one more ``value`` of the message path, whose numbers travel in so many bits."""
+    """The algorithm with ``value`` added to its message path; ``bits`` replace fields of its wire."""
     fields: Any = algorithm
     before = getattr(fields, value.part)
     changes = {value.part: (*before, value) if isinstance(before, tuple) else value}
@@ -40,10 +40,10 @@ class Senders(NamedTuple):
     """The clients that send.
 
     Attributes:
-      client_ids: their indices in the population, [C].
-      places: in the cohort, 0 to C − 1, [C].
-      hostile: which of them an attack forges the messages of, [C]; None is nobody.
-      honest: which of the others report, [C]; None is all of them.
+      client_ids: their ids in the population, [C].
+      places: their places in the cohort, 0 to C − 1, [C].
+      hostile: mask of the clients whose messages the attack forges, [C]; None is no client.
+      honest: mask of the other clients that report, [C]; None is all of them.
       groups: G; the client at place c measures along the directions of group c mod G.
     """
 
@@ -57,11 +57,11 @@ class Senders(NamedTuple):
 class Noise(NamedTuple):
     """Gaussian noise that makes messages or their sum private.
 
-    Its key comes from the run's secret, which no public value reveals. In a simulation one secret stands for those of
-    all clients and of the server.
+    Its key comes from the run's secret, which no public value reveals. In a simulation, one secret stands for the
+    secrets of all clients and of the server.
 
     Attributes:
-      clip_norm: S, the length of a whole message to which it is clipped before.
+      clip_norm: S, the Euclidean norm to which a complete message is clipped before the noise is added.
       multiplier: σ, the standard deviation of the noise in units of S.
     """
 
@@ -75,12 +75,12 @@ class Send:
 
     Attributes:
       apply: (messages [C, ...], senders, key) → messages.
-      separable: whether every number of a message is treated by itself. ``apply`` is then called for one number of all
-        clients at a time, a tree of [C] arrays, with a key of its own for each (local step, perturbation), so that a
+      separable: whether ``apply`` treats every scalar of a message independently. It is then called with one scalar of
+        every client at a time, a tree of [C] arrays, and a separate key for each (local step, perturbation), so that a
         round may aggregate a perturbation before the next is measured.
-      bits: of each number that it gives; 32 is a float32.
+      bits: bits of each value that it returns; 32 is a float32.
       noise: the private noise that it adds after clipping; None if it adds none.
-      label: its description in a ledger, with its numbers; by default the name of ``apply``.
+      label: its description in a ledger, with its option values; by default the name of ``apply``.
     """
 
     apply: Callable[[PyTree[Shaped[Array, "C ..."]], Senders, Key[Array, ""]], PyTree[Shaped[Array, "C ..."]]]
@@ -91,19 +91,19 @@ class Send:
     part: ClassVar[Part] = "send"
 
     def into(self, algorithm: A) -> A:
-        """The algorithm, whose clients apply this last before they send."""
+        """The algorithm with this as the last step that clients apply before they send."""
         return _with(algorithm, self, up_bits=self.bits)
 
 
 @dataclass(frozen=True)
 class Attack(Send):
-    """What hostile clients send in place of their messages; the run says which clients are hostile.
+    """The messages that hostile clients send in place of their own; the run says which clients are hostile.
 
-    ``apply`` gives, of the messages [C, ...] of all clients, the message that each would send if it were hostile.
+    ``apply`` maps the messages [C, ...] of all clients to the message that each client would send if it were hostile.
 
     Attributes:
-      reads_others: whether a forged message depends on other clients' messages, too. Each forged message then reveals
-        the honest ones once more, and the ε of a private run grows by it.
+      reads_others: whether a forged message also depends on other clients' messages. Each forged message then reveals
+        the honest messages once more, which increases the ε of a private run.
     """
 
     reads_others: bool = True
@@ -116,16 +116,16 @@ class Attack(Send):
 
 @dataclass(frozen=True)
 class Clip:
-    """The server shortens messages, each by a factor of its own, before it combines them.
+    """Server-side clipping: scales each message by its own factor before the messages are combined.
 
     Attributes:
-      factors: (messages [C, ...], weights [C]) → factors [C], 1 where a message stays as it is. A weight of 0: its
-        message does not count, and may be anything. With ``init`` it takes the memory, too, and returns
+      factors: (messages [C, ...], weights [C]) → factors [C], 1 where a message is not clipped. A message of weight 0
+        does not count and may hold any values. With ``init``, ``factors`` also takes the memory and returns
         (factors, memory).
-      init: the shapes of the messages [C, ...] → the first memory, a tree of arrays; None is no memory. The memory is
-        in the run's snapshots; on resume it is advanced from the ledger's messages.
-      is_rare: whether it seldom acts: a round then goes ahead as if it did not, and makes Δ again where it does.
-      label: its description in a ledger, with its numbers; by default the name of ``factors``.
+      init: the shapes of the messages [C, ...] → the initial memory, a tree of arrays; None is no memory. The memory
+        is in the run's snapshots; on resume it is advanced with the ledger's messages.
+      is_rare: whether it seldom clips: a round then assumes that it does not, and recomputes Δ where it does.
+      label: its description in a ledger, with its option values; by default the name of ``factors``.
     """
 
     factors: Callable[..., Any]
@@ -135,36 +135,36 @@ class Clip:
     part: ClassVar[Part] = "rescale"
 
     def advance(self, messages: PyTree, weights: Float[Array, "C"], memory: PyTree) -> tuple[Float[Array, "C"], PyTree]:
-        """(factors, memory), with a memory or without."""
+        """Compute (factors, memory); without ``init`` the memory is returned unchanged."""
         if self.init is None:
             return self.factors(messages, weights), memory
         return self.factors(messages, weights, memory)
 
     def into(self, algorithm: A) -> A:
-        """The algorithm, whose server applies this last before it combines."""
+        """The algorithm with this as the last clipping before its server combines."""
         return _with(algorithm, self)
 
 
 @dataclass(frozen=True)
 class Combine:
-    """How the server makes one aggregate of all messages.
+    """A combiner: the function with which the server combines all messages into one aggregate.
 
     Attributes:
-      apply: (messages [C, ...], weights [C], key) → aggregate [...]. A weight of 0: its message does not count, and may
-        be anything. With ``init`` it takes the memory, too, and returns (aggregate, memory). With ``noise`` it gives
-        the noised sum, and is called once for all G groups, with messages [C/G, G, ...] and weights [C/G, G]; the
-        round divides by the size of a group, which is public where the number of clients that count is not.
-      init: the shapes of the messages [C, ...] → the first memory, a tree of arrays; None is no memory. The memory is
-        in the run's snapshots; on resume it is advanced from the ledger's messages.
-      separable: as of :class:`Send`.
-      linear: whether it is the weighted mean, so that sums of parts are enough, and messages of few bits can be relayed
+      apply: (messages [C, ...], weights [C], key) → aggregate [...]. A message of weight 0 does not count and may hold
+        any values. With ``init``, ``apply`` also takes the memory and returns (aggregate, memory). With ``noise`` it
+        returns the noised sum, and is called once for all G groups, with messages [C/G, G, ...] and weights [C/G, G];
+        the round divides by the size of a group, which is public, unlike the number of clients that count.
+      init: the shapes of the messages [C, ...] → the initial memory, a tree of arrays; None is no memory. The memory
+        is in the run's snapshots; on resume it is advanced with the ledger's messages.
+      separable: whether it treats every scalar independently, see :class:`Send`.
+      linear: whether it is the weighted mean, so that partial sums are enough and messages of few bits can be relayed
         in place of their aggregate.
-      compares: whether it compares clients' numbers with one another and ignores their weights. It needs several
-        clients that measure along the same directions, and clients that count alike.
-      bits: of each number that it gives; 32 is a float32.
-      noise: the private noise that it adds; messages are clipped to its length before, and its aggregate is applied
-        and broadcast in every round, also where no client counts. None if it adds none.
-      label: its description in a ledger, with its numbers; by default the name of ``apply``.
+      compares: whether it compares clients' scalars with one another and ignores their weights. It needs several
+        clients that measure along the same directions, and clients of equal weight.
+      bits: bits of each value that it returns; 32 is a float32.
+      noise: the private noise that it adds; messages are clipped to ``noise.clip_norm`` before, and the aggregate is
+        applied and broadcast in every round, even if no client counts. None if it adds none.
+      label: its description in a ledger, with its option values; by default the name of ``apply``.
     """
 
     apply: Callable[..., PyTree]
@@ -178,16 +178,16 @@ class Combine:
     part: ClassVar[Part] = "combine"
 
     def __post_init__(self) -> None:
-        """Check that its declarations go together."""
+        """Check that the declared properties are compatible."""
         if self.noise is not None and (self.init is not None or self.separable or self.linear):
             raise ParameterError("noise", "must be None for a combiner with a memory, or a separable or linear one")
 
     def __call__(self, *operands: Any) -> PyTree:
-        """``apply`` of the same."""
+        """Call ``apply`` with ``operands``."""
         return self.apply(*operands)
 
     def into(self, algorithm: A) -> A:
-        """The algorithm, whose messages become one by this."""
+        """The algorithm with this as its combiner."""
         return _with(algorithm, self, down_bits=self.bits)
 
 
@@ -197,18 +197,18 @@ def by_scalar(
     key: Key[Array, ""],
     first: Int[Array, ""] | int = 0,
 ) -> PyTree:
-    """``function(one number of all clients [C], its key)`` for each local step and perturbation, joined.
+    """Apply ``function(one scalar of every client [C], its key)`` to each local step and perturbation, and stack.
 
     Args:
-      function: its outputs [C] or [] become [C, K, P] or [K, P].
-      messages: scalars.
-      key: folded by the local step, then by the perturbation.
-      first: the number of the first of the perturbations, if they are not all.
+      function: outputs of shape [C] or [] become [C, K, P] or [K, P].
+      messages: the scalars.
+      key: folded with the local step, then with the perturbation.
+      first: index of the first perturbation, if ``messages`` holds only a part of them.
     """
     leaves = jax.tree.leaves(messages)
     steps, perturbations = leaves[0].shape[1:]
-    # One after the other: all at once would be summed in another order than each by itself, and a run that aggregates
-    # while its directions go by must make the same bits.
+    # One scalar after the other: a sum over all at once has another order than a sum for each alone, and a run that
+    # aggregates each direction as it is measured must give the same bits.
     columns = jax.tree.map(lambda x: x.reshape(len(x), -1).T, messages)
 
     def one(each: tuple[PyTree, Int[Array, ""]]) -> PyTree:
@@ -217,7 +217,7 @@ def by_scalar(
         return function(column, jax.random.fold_in(jax.random.fold_in(key, step), index))
 
     count = steps * perturbations
-    # Never a loop of one turn: XLA would dissolve it into what stands around it, and the last bit would part.
+    # At least two iterations: XLA would inline a loop of one into the surrounding code, and the last bit would differ.
     turns = max(count, 2)
     columns = jax.tree.map(lambda x: jnp.pad(x, ((0, turns - count), (0, 0)), mode="edge"), columns)
     made = lax.map(one, (columns, jnp.minimum(jnp.arange(turns), count - 1)))
@@ -240,4 +240,4 @@ def _mean(
 
 
 mean = Combine(_mean, separable=True, linear=True, label="mean")
-"""The weighted mean over the clients of positive weight (HiSo, Algorithm 1); zero if there is none."""
+"""The weighted mean over the clients of positive weight (HiSo, Algorithm 1); zero if no client has one."""

@@ -1,9 +1,9 @@
-"""What a method of federated training is: a value of a few parts.
+"""A federated method as one value, :class:`Algorithm`, made of a few parts.
 
-A round is measure → valid → send → valid → rescale → combine → update. What a client measures, what may happen to its
-message, how messages become one aggregate, what the server makes of that, and how many bytes it takes: each is a value
-here. Messages and aggregates are trees of arrays: of scalars, [C, K, P] and [K, G·P], for methods that measure along
-directions, of the parameters' shapes for methods that train on the client.
+A round is measure → valid → send → valid → rescale → combine → update. Each part is a value: the client's measure, the
+steps of the message path, the combiner, the server's optimizer, and the wire, which sets the bits of a message.
+Messages and aggregates are trees of arrays. Methods that measure along directions have scalars, [C, K, P] and
+[K, G·P]; methods that train on the client have arrays of the parameters' shapes.
 """
 
 from collections.abc import Callable
@@ -55,26 +55,26 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A method of federated training.
+    """A federated method.
 
     Attributes:
-      tx: the server's rule, an optax transformation of aggregates. For methods that measure along directions its head
-        (``scale_by_zo``, ``scale_by_hiso``, ``zo.head``) rebuilds Δ from scalars, and anyone can replay it.
-      measure: what a client measures; None means finite differences, the run's ``difference``.
-      send: what clients do with their messages before they send them, in order.
-      attack: what hostile clients send; who they are the run says.
-      rescale: how the server shortens messages before it combines them, in order.
-      combine: how they become one aggregate.
-      wire: in how many bits numbers travel.
-      perturbations: P that it is made for, if a run does not say another; None is 5, as in DeComFL and HiSo.
-      fewest_perturbations: the least P that it makes sense with.
-      local_share: the rate of the clients' own steps as a share of the server's, where nothing else is asked for.
-      pooled_rate: η, where ``tx`` is plain descent along directions of a :class:`hiso_jax.zo.Pool`, and nothing else:
-        who comes late can then be told a sum a seed (``fed/ledger/seed_sums.py``).
+      tx: the server's optimizer, an optax transformation of aggregates. For methods that measure along directions, its
+        head (``scale_by_zo``, ``scale_by_hiso``, ``zo.head``) rebuilds Δ from scalars, so anyone can replay it.
+      measure: the clients' measurement; None means finite differences, the run's ``difference``.
+      send: the steps that clients apply to their messages before they send them, in order.
+      attack: the messages that hostile clients send; the run says which clients are hostile.
+      rescale: the server's clipping of messages before it combines them, in order.
+      combine: the combiner, which makes one aggregate of the messages.
+      wire: the number of bits of each value in messages and aggregates.
+      perturbations: the method's default P; None is 5, as in DeComFL and HiSo.
+      fewest_perturbations: the smallest P that makes sense for the method.
+      local_share: the default rate of the clients' own steps as a share of the server's.
+      pooled_rate: η, if ``tx`` is only plain descent along directions of a :class:`hiso_jax.zo.Pool`: a client that
+        missed rounds can then be sent one sum for each seed (``fed/ledger/seed_sums.py``).
 
     Raises:
-      ValueError: few bits for messages that are not scalars, or messages that are told where another combiner than the
-        mean makes something else of them.
+      ValueError: the wire uses few bits for messages that are not scalars, or relays messages although the mean is
+        private or the combiner is not the mean.
     """
 
     tx: optax.GradientTransformation
@@ -90,7 +90,7 @@ class Algorithm:
     pooled_rate: optax.ScalarOrSchedule | None = None
 
     def __post_init__(self) -> None:
-        """Check that its parts are of their types and go together."""
+        """Check the types of the parts and that they are compatible."""
         attack = () if self.attack is None else (self.attack,)
         for name, kind, values in (
             ("send", Send, self.send),
@@ -118,48 +118,48 @@ class Algorithm:
 
     @property
     def has_scalars(self) -> bool:
-        """Whether its messages are scalars, from which everything can be rebuilt."""
+        """Whether its messages are scalars, from which a replay can rebuild the model."""
         return self.measure is None or self.measure.has_scalars
 
     @property
     def is_private(self) -> bool:
-        """Whether what everyone is told is noised by the server, and nothing else may be told."""
+        """Whether the server adds noise to the aggregate, and may broadcast nothing else."""
         return self.combine.noise is not None
 
     @property
     def noise(self) -> Noise | None:
-        """The noise that makes it private, the server's before the clients'; None if nothing does."""
+        """The noise that makes it private: the server's, else the clients'; None if it is not private."""
         noises = [self.combine.noise, *(send.noise for send in self.send)]
         return next((noise for noise in noises if noise is not None), None)
 
     @property
     def needs_secret(self) -> bool:
-        """Whether something in it draws what nobody else may draw."""
+        """Whether it draws private noise, whose key comes from the run's secret."""
         return self.noise is not None
 
     @property
     def is_separable(self) -> bool:
-        """Whether a perturbation can be aggregated without the others, but for what rarely happens."""
+        """Whether a perturbation can be aggregated without the others, apart from clipping that seldom acts."""
         attack = () if self.attack is None else (self.attack,)
         alone = all(part.separable for part in (*self.send, *attack, self.combine))
         return self.has_scalars and self.wire.is_exact and alone and all(each.is_rare for each in self.rescale)
 
     def pool_of(self, state: optax.OptState) -> Pool | None:
-        """The pool over whose seeds its rounds are sums, if they are.
+        """The pool, if the updates of its rounds are sums over the pool's seeds; else None.
 
         Args:
-          state: of its optimizer, or its shapes.
+          state: the optimizer's state, or its shapes.
         """
         if self.pooled_rate is None:
             return None
         directions = zo_state(state).directions
-        # Signs that are flipped by blocks make directions that are not of the pool.
+        # Sign flips by blocks make directions that are not in the pool.
         alone = directions.groups == 1 or directions.block == 0
         return directions.key if isinstance(directions.key, Pool) and alone else None
 
     @property
     def description(self) -> dict[str, Any]:
-        """What of it can be written down and read; :attr:`made_of` tells another from it."""
+        """Its readable description, as in a ledger; :attr:`part_digests` also distinguish other option values."""
         measure = self.measure
         said: dict[str, Any] = {
             "measure": None if measure is None else measure.description,
@@ -175,32 +175,33 @@ class Algorithm:
 
     @property
     def part_digests(self) -> dict[str, str]:
-        """Digests of its parts with all of their numbers, see :func:`hiso_jax.fed.part_digests.digest`."""
+        """Digests of its parts with all option values in them, see :func:`hiso_jax.fed.part_digests.digest`."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"optimizer" if name == "tx" else name: digest(part) for name, part in parts.items()}
 
     @property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        """``tx``, taking the keyword arguments of a round, its state in float32 or wider whatever the parameters are.
+        """``tx`` with the keyword arguments of a round, and with its state in float32 or wider for any parameters.
 
-        optax keeps moments in the parameters' dtype unless told otherwise; those of bfloat16 would hardly move.
+        By default optax keeps moments in the parameters' dtype; moments in bfloat16 would hardly change.
         """
         tx = optax.with_extra_args_support(self.tx)
         return optax.GradientTransformationExtraArgs(partial(_first_state, tx, self.has_scalars), tx.update)
 
 
 Factory = Callable[..., Algorithm]
-"""``name(learning_rate, *, options)``: its keywords are its options on the command line. The learning rate may be a
-number, traced, or a schedule over rounds."""
+"""``name(learning_rate, *, options)``: its keywords are its options on the command line. The learning rate is a
+number, which may be traced, or a schedule over rounds."""
 
 
 def default_rates(perturbations: int | None = None, **rates: float) -> Callable[[Factory], Factory]:
-    """Declare the learning rates that a factory's method takes where none is given.
+    """Declare the default learning rates of a factory's method.
 
     Args:
-      perturbations: P that they are for; a run with fewer takes as much less, since a direction that is one of few
-        brings as much more noise. None: they are the same for any P.
-      rates: by the name of a task; or for language models, ``full`` if all parameters are trained and ``adapters``.
+      perturbations: P that the rates are for; a run with fewer directions scales its rate down in proportion, because
+        its noise grows in proportion. None: the rates hold for any P.
+      rates: rates by the name of a task; for language models by ``full``, if all parameters are trained, and
+        ``adapters``.
     """
 
     def declare(factory: Factory) -> Factory:
@@ -217,7 +218,7 @@ def _first_state(tx: optax.GradientTransformationExtraArgs, has_scalars: bool, p
 
 
 def _init_precisely(init: Callable[[Any], Any], params: PyTree) -> optax.OptState:
-    """``init`` of the parameters in the dtypes of their updates."""
+    """Call ``init`` with the parameters in the dtypes of their updates."""
 
     def is_narrow(leaf: Any) -> bool:
         return jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != jnp.promote_types(leaf.dtype, jnp.float32)
@@ -228,7 +229,7 @@ def _init_precisely(init: Callable[[Any], Any], params: PyTree) -> optax.OptStat
     def widened(given: PyTree) -> optax.OptState:
         return init(jax.tree.map(lambda x: x.astype(working_dtype(x)) if is_narrow(x) else x, given))
 
-    # Compiled, so that the wider copy is of what ``init`` reads alone: a head reads shapes.
+    # Compiled, so that only arrays that ``init`` reads get a wider copy: a head reads only shapes.
     return jax.jit(widened)(params)
 
 
@@ -238,10 +239,10 @@ def _name(part: Any) -> str:
 
 
 def as_algorithm(method: Algorithm | optax.GradientTransformation) -> Algorithm:
-    """An algorithm, or a bare optimizer as one: finite differences, and the mean of the scalars.
+    """The algorithm itself, or an optimizer wrapped as an algorithm: finite differences and the mean of the scalars.
 
     Raises:
-      TypeError: it is neither.
+      TypeError: ``method`` is neither an algorithm nor an optimizer.
     """
     if isinstance(method, Algorithm):
         return method
@@ -253,10 +254,10 @@ def as_algorithm(method: Algorithm | optax.GradientTransformation) -> Algorithm:
 
 
 def measured_by(algorithm: Algorithm, difference: Difference | DifferenceName | None) -> Measure:
-    """What the algorithm's clients measure, if the run asks for ``difference``.
+    """The measure of the algorithm's clients, given the run's ``difference``.
 
     Raises:
-      ValueError: the algorithm has a measure of its own and the run asks for a difference, too.
+      ValueError: the algorithm has its own measure, and the run gives a difference, too.
     """
     if algorithm.measure is None:
         return probes("forward" if difference is None else difference)

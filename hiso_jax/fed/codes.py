@@ -1,8 +1,9 @@
-"""Numbers as codes of a few bits and one step a message.
+"""Scalars as codes of a few bits, with one quantisation step for each message.
 
-A message of n numbers in b bits is a step a and n codes c = ⌊g / a⌋, clamped to −2^{b−1} … 2^{b−1} − 1; its numbers are
-(c + ½)·a. A direction's own noise dwarfs such rounding (DZOFL, arXiv 2409.16456), and since one client's scalars are
-alike in scale it shrinks them by one gain, 0.64, 0.89 and 1 for 1, 2 and more bits, which a learning rate divides out.
+A message of n scalars in b bits is a step a and n codes c = ⌊g / a⌋, clamped to −2^{b−1} … 2^{b−1} − 1; the decoded
+scalars are (c + ½)·a. The noise of a direction is much larger than this rounding (DZOFL, arXiv 2409.16456). The scalars
+of one client have similar scales, so rounding shrinks all of them by one gain: 0.64, 0.89 and 1 for 1, 2 and more bits.
+The learning rate compensates for the gain.
 """
 
 import math
@@ -18,21 +19,21 @@ from jaxtyping import Array, Bool, Float, Int8, PyTree, Shaped
 
 from hiso_jax.zo import directional_derivatives, pin
 
-# The step of 2 bits in units of the root mean square: the best of Gaussian numbers.
+# The step for 2 bits in units of the root mean square: the optimum for Gaussian scalars.
 TWO_BIT_STEP = 0.996
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Coded:
-    """Numbers [..., K, P] in few bits.
+    """Scalars [..., K, P] in few bits.
 
-    Its arrays are on the device or in the host's memory.
+    The arrays are on the device or in the host's memory.
 
     Attributes:
       codes: int8 [..., K, P].
-      step: a, one for all K·P codes, [...]; NaN if the numbers cannot be sent.
-      bits: b of a code.
+      step: a, one for all K·P codes, [...]; NaN if the scalars cannot be sent.
+      bits: b, the bits of a code.
     """
 
     codes: Any
@@ -40,7 +41,7 @@ class Coded:
     bits: int = field(metadata={"static": True})
 
     def decoded(self) -> Float[Array, "... K P"]:
-        """(c + ½)·a, in the step's dtype."""
+        """The scalars (c + ½)·a, in the step's dtype."""
         step = jnp.asarray(self.step)
         return pin((jnp.asarray(self.codes).astype(step.dtype) + 0.5) * step[..., None, None])
 
@@ -48,15 +49,15 @@ class Coded:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Relayed:
-    """The codes of a round's valid clients, passed on to everyone in place of their aggregate.
+    """The codes of a round's valid clients, broadcast in place of their aggregate.
 
-    A client's step is weighted once, by the server: a'_i = a_i w_i φ_i G / W, so that (c + ½)·a' is its part of ĝ.
+    The server weights a client's step once: a'_i = a_i w_i φ_i G / W, so that (c + ½)·a' is the client's part of ĝ.
 
     Attributes:
-      codes: int8 [..., C, K, P]; 0 of a client that is not valid.
-      step: a' [..., C]; 0 of a client that is not valid.
-      valid: [..., C].
-      bits: b of a code.
+      codes: int8 [..., C, K, P]; 0 for a client that is not valid.
+      step: a' [..., C]; 0 for a client that is not valid.
+      valid: mask of the valid clients, [..., C].
+      bits: b, the bits of a code.
     """
 
     codes: Any
@@ -77,17 +78,17 @@ class Relayed:
 
 
 def is_coded(node: Any) -> bool:
-    """Whether ``node`` is a tree's leaf of coded numbers."""
+    """Whether ``node`` is a tree leaf of coded scalars."""
     return isinstance(node, Coded | Relayed)
 
 
 def decoded(messages: PyTree) -> PyTree:
-    """Messages as their numbers, where they are coded."""
+    """The messages, with coded messages decoded to scalars."""
     return jax.tree.map(lambda m: m.decoded() if isinstance(m, Coded) else m, messages, is_leaf=is_coded)
 
 
 def received(aggregate: PyTree, groups: int) -> PyTree:
-    """What the server's rule takes, of what everyone is told: ĝ [K, G·P], or a tree."""
+    """The optimizer's input, decoded from a broadcast aggregate: ĝ [K, G·P], or a tree."""
 
     def one(node: Any) -> Any:
         return node.decoded(groups) if isinstance(node, Relayed) else decoded(node)
@@ -96,7 +97,7 @@ def received(aggregate: PyTree, groups: int) -> PyTree:
 
 
 def are_finite(messages: PyTree[Shaped[Array, "C ..."]]) -> Bool[Array, "C"]:
-    """Which clients' messages have finite numbers only, and steps that are not negative."""
+    """The mask of clients whose messages hold only finite values and no negative step."""
 
     def one(message: Any) -> Bool[Array, "C"]:
         numbers = decoded(message)
@@ -107,10 +108,10 @@ def are_finite(messages: PyTree[Shaped[Array, "C ..."]]) -> Bool[Array, "C"]:
 
 
 def by_message(function: Callable[[Array], PyTree], messages: Shaped[Array, "C ..."]) -> PyTree:
-    """``function`` of one message after the other.
+    """Apply ``function`` to one message after the other.
 
-    By a loop, and never one of a single turn: sums are then compiled apart from what stands around them, and have the
-    same last bit in every program.
+    The loop has at least two iterations: sums are then compiled apart from the surrounding code, and have the same last
+    bit in every program.
     """
     count = len(messages)
     rows = jnp.pad(messages, [(0, max(2 - count, 0))] + [(0, 0)] * (messages.ndim - 1), mode="edge")
@@ -118,7 +119,7 @@ def by_message(function: Callable[[Array], PyTree], messages: Shaped[Array, "C .
 
 
 def root_mean_square(numbers: Float[Array, "..."]) -> Float[Array, ""]:
-    """Over all numbers, in units of the largest, whose square may be beyond what a float holds."""
+    """The root mean square, computed in units of the largest magnitude, because its square may overflow a float."""
     largest = jnp.abs(numbers).max()
     unit = jnp.where(largest > 0, largest, 1)
     return unit * jnp.sqrt(jnp.square(numbers / unit).mean())
@@ -133,13 +134,13 @@ def _step(numbers: Float[Array, "..."], bits: int) -> Float[Array, ""]:
 
 
 def quantise(messages: Float[Array, "C K P"], bits: int) -> Coded:
-    """Messages in ``bits`` bits; one with a number that is not finite, or with too large a step, gets the step NaN."""
+    """Quantise messages to ``bits`` bits; a message with a non-finite scalar, or too large a step, gets the step NaN."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
     def one(numbers: Float[Array, "K P"]) -> tuple[Array, Array]:
         step = _step(numbers, bits)
         step = jnp.where(jnp.isfinite(numbers).all() & jnp.isfinite(step), step, jnp.nan)
-        # Of a step that underflows every code is 0, and so is every number.
+        # If the step underflows to 0, every code and every decoded scalar is 0.
         codes = jnp.clip(jnp.floor(numbers / jnp.where(step > 0, step, 1)), low, high)
         return jnp.where(step > 0, codes, 0).astype(jnp.int8), step
 
@@ -148,17 +149,17 @@ def quantise(messages: Float[Array, "C K P"], bits: int) -> Coded:
 
 
 def offsets_of(scalars: PyTree, valid: Bool[np.ndarray, "R C"]) -> list[Float[np.ndarray, "v"]]:
-    """The mean of every valid message's scalars over their standard deviation, round by round, in the host's memory.
+    """Mean / standard deviation of the scalars of every valid message, round by round, in the host's memory.
 
-    Along random directions it is about 0; forward differences add μ·tr(∇²f)/2 to every scalar.
+    For random directions it is about 0; forward differences add μ·tr(∇²f)/2 to every scalar.
 
     Args:
-      scalars: of some rounds, [R, C, K, P], coded, or several estimates a direction, of which the directional
-        derivatives are taken.
-      valid: which of them count.
+      scalars: the scalars of some rounds, [R, C, K, P], or coded; if a direction has several estimates, the
+        directional derivatives are used.
+      valid: mask of the messages that count.
 
     Returns:
-      One array a round; none if no scalars are kept, or a message is less than two.
+      One array for each round; an empty list if no scalars are kept, or a message has fewer than two.
     """
     own = directional_derivatives(scalars)
     if isinstance(own, Coded):
@@ -177,12 +178,12 @@ def offsets_of(scalars: PyTree, valid: Bool[np.ndarray, "R C"]) -> list[Float[np
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes of ``count`` codes."""
+    """The bytes that ``count`` codes of ``bits`` bits need."""
     return -(-count * bits // 8)
 
 
 def pack(codes: Int8[np.ndarray, "... K P"], bits: int) -> np.ndarray:
-    """Codes as bytes, uint8 [..., n]: c + 2^{b−1} in b bits, the first code in the lowest bits of the first byte."""
+    """Pack codes into bytes, uint8 [..., n]: c + 2^{b−1} in b bits, the first code in the first byte's lowest bits."""
     outer, count = codes.shape[:-2], math.prod(codes.shape[-2:])
     rows = np.asarray(codes).reshape(*outer, count).astype(np.int16) + 2 ** (bits - 1)
     each = (rows[..., None] >> np.arange(bits)) & 1
@@ -190,7 +191,7 @@ def pack(codes: Int8[np.ndarray, "... K P"], bits: int) -> np.ndarray:
 
 
 def unpack(content: np.ndarray, bits: int, shape: Sequence[int]) -> Int8[np.ndarray, "... K P"]:
-    """What :func:`pack` packed; ``shape`` is (K, P)."""
+    """The inverse of :func:`pack`; ``shape`` is (K, P)."""
     count = math.prod(shape)
     each = np.unpackbits(content, axis=-1, count=count * bits, bitorder="little")
     values = (each.reshape(*content.shape[:-1], count, bits).astype(np.int16) << np.arange(bits)).sum(-1)

@@ -1,4 +1,4 @@
-"""A run seen with derivatives that it never had: what its curvature resembles, and what limits its rounds."""
+"""Diagnosis of a run with exact derivatives: how good its curvature is, and what limits the progress of its rounds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ from hiso_jax.fed.task import Task, bind, examples_of, frozen_of
 from hiso_jax.zo import diagnostics as zo
 from hiso_jax.zo import made_dense, zo_states
 
-# Messages around a round of which the scalars' mean and spread are told.
+# Rounds around a round over which the offset of the scalars is averaged.
 WINDOW = 20
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a diagnosis may cost.
+    """The cost limits of a diagnosis.
 
     Attributes:
-      examples: training examples whose mean loss is the objective; fewer if there are fewer.
-      exact_up_to: parameters up to which the Hessian's diagonal is exact, a gradient's derivative each.
-      samples: beyond, random signs of which it is estimated.
-      lanczos_steps: derivatives of a gradient for the spectrum.
-      clients, batches, directions: of which scalars are compared.
+      examples: training examples whose mean loss is the objective; all of them if there are fewer.
+      exact_up_to: number of parameters up to which the Hessian's diagonal is exact, one Hessian-vector product each.
+      samples: random sign vectors that estimate the diagonal of a larger model.
+      lanczos_steps: Hessian-vector products for the spectrum.
+      clients, batches, directions: clients, batches of each, and directions whose scalars are compared.
       together: examples whose gradients are in memory at a time.
 
     Raises:
-      ValueError: a number out of range.
+      ValueError: a value is out of range.
     """
 
     examples: int = 1024
@@ -57,32 +57,32 @@ class Effort:
 
 
 class Diagnosis(NamedTuple):
-    """A model and its curvature at one round.
+    """The measurements of a model and its curvature at one round.
 
     Attributes:
-      round: after how many rounds.
-      loss: of the sampled examples.
-      hessian: Spearman's correlation of H with the true diagonal of the Hessian; None where there is no H, or it is the
-        same everywhere.
-      fisher: the same with the diagonal of the empirical Fisher information.
-      shuffled: the same with the true diagonal, the numbers of H dealt anew: chance.
-      fisher_hessian: of the Fisher's diagonal with the true one: what gradients would have told.
-      curvature_spread: H at its 95th percentile over that at its 5th.
-      diagonal_error: the standard error of the diagonal, over its own spread; 0 if exact.
-      whitening_rank: ζ with H, or with 1 where there is no H.
-      isotropic_rank: ζ that an H of the same mean everywhere would have.
+      round: the number of rounds before the diagnosis.
+      loss: the mean loss of the sampled examples.
+      hessian: Spearman's correlation of H with the true diagonal of the Hessian; None if there is no H, or it is
+        constant.
+      fisher: Spearman's correlation of H with the diagonal of the empirical Fisher information.
+      shuffled: Spearman's correlation of a random permutation of H with the true diagonal: the chance level.
+      fisher_hessian: Spearman's correlation of the Fisher's diagonal with the true one: the value that gradients give.
+      curvature_spread: the 95th percentile of H over its 5th.
+      diagonal_error: the standard error of the diagonal over the diagonal's standard deviation; 0 if it is exact.
+      whitening_rank: ζ with H, or with 1 if there is no H.
+      isotropic_rank: ζ with a constant H of the same mean.
       effective_rank: κ.
       norm: ‖Σ‖₂.
       trace: tr Σ.
-      negative: share of eigenvalues below −‖Σ‖₂ / 1000.
+      negative: the share of eigenvalues below −‖Σ‖₂ / 1000.
       curvature_to_descent: tr(ΣD) / ∇ᵀD∇.
-      isotropic_to_descent: the same with D = 1.
-      signal, between, within: of the scalars' variance; F is 0 where the sample does not tell it from none.
+      isotropic_to_descent: tr(ΣD) / ∇ᵀD∇ with D = 1.
+      signal, between, within: the parts of the scalars' variance; F is 0 if the sample cannot distinguish it from 0.
       noise: σ² / F of one client's scalar.
       share: σ² / (C F).
-      own: how many times own directions would lower the squared error of a round.
-      offset: mean / sd of a message's scalars, averaged over the rounds around; None where none are kept.
-      words: what would help.
+      own: the factor by which separate directions for each client would lower the squared error of a round.
+      offset: mean / sd of a message's scalars, averaged over nearby rounds; None if no scalars are kept.
+      words: advice in words.
     """
 
     round: int
@@ -112,12 +112,12 @@ class Diagnosis(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """What a diagnosis is made of, for pictures.
+    """The arrays behind a diagnosis, for pictures.
 
     Attributes:
-      diagonal: of the Hessian, [d].
+      diagonal: the diagonal of the Hessian, [d].
       curvature: H, [d], or None.
-      eigenvalues, weights: of the spectrum, [m].
+      eigenvalues, weights: the eigenvalues and weights of the spectrum, [m].
     """
 
     diagonal: Float[np.ndarray, "d"]
@@ -127,16 +127,16 @@ class Vectors(NamedTuple):
 
 
 class Examined(NamedTuple):
-    """What is to be diagnosed.
+    """The inputs of a diagnosis.
 
     Attributes:
       task: the model, its loss and its data.
-      population: who holds which training examples.
+      population: the clients and the training examples that each holds.
       cohort: C.
-      batch_size: examples of a local step.
+      batch_size: the examples of a local step.
       params: the parameters.
-      state: the optimizer's.
-      round: after how many rounds these are.
+      state: the optimizer's state.
+      round: the number of rounds that led to ``params`` and ``state``.
     """
 
     task: Task
@@ -149,7 +149,7 @@ class Examined(NamedTuple):
 
 
 def curvature_of(state: Any, params: PyTree) -> Float[Array, "d"] | None:
-    """H as one vector, in the order of ``ravel_pytree(params)``; None if the method has none."""
+    """H as one vector, in the order of ``ravel_pytree(params)``; None if the method has no curvature."""
     heads = zo_states(state)
     if len(heads) != 1 or heads[0].curvature is None:
         return None
@@ -160,16 +160,16 @@ def curvature_of(state: Any, params: PyTree) -> Float[Array, "d"] | None:
 def diagnose(
     examined: Examined, key: Key[Array, ""], effort: Effort, offset: float | None = None
 ) -> tuple[Diagnosis, Vectors]:
-    """Look at a model and its curvature.
+    """Diagnose a model and its curvature.
 
     Args:
-      examined: what at.
-      key: of the examples, clients, batches, directions and signs that are drawn.
-      effort: how much it may cost.
-      offset: of the scalars around, see :func:`offset_of`.
+      examined: the model and its data.
+      key: key of the random examples, clients, batches, directions and signs.
+      effort: the cost limits.
+      offset: the offset of the scalars of nearby rounds, see :func:`offset_of`.
 
     Raises:
-      ImportError: matfree is not installed, the extra ``diagnostics``.
+      ImportError: matfree (extra ``diagnostics``) is not installed.
     """
     task, params = examined.task, examined.params
     x, unravel = ravel_pytree(
@@ -196,7 +196,7 @@ def diagnose(
     shape = jnp.ones_like(x) if curvature is None else curvature.astype(x.dtype)
     varies = curvature is not None and bool(jnp.ptp(shape))
     scalars = _scalars(examined, losses, x, shape, effort, keys[3])
-    # F from the gradient: a difference of squares of a few clients would be less certain.
+    # F comes from the gradient: a difference of squares over a few clients would be less accurate.
     sampled = len(drawn), len(drawn) / total
     signal, plain = (zo.squared_gradient(gradient, fisher, h, *sampled) for h in (shape, jnp.ones_like(x)))
     variance = zo.scalar_variance(scalars)._replace(signal=signal)
@@ -229,7 +229,7 @@ def diagnose(
 
 
 def _mean_loss(losses: Callable[[Array, PyTree], Array], batch: PyTree, together: int) -> Callable[[Array], Array]:
-    """The mean loss of a batch, so that a piece's activations are in memory at a time."""
+    """The mean loss of a batch as a function; only the activations of one piece are in memory at a time."""
     total = jax.tree.leaves(batch)[0].shape[0]
     whole_pieces = total // together
 
@@ -253,7 +253,7 @@ def _scalars(
     effort: Effort,
     key: Key[Array, ""],
 ) -> Float[Array, "M B P"]:
-    """Exact directional derivatives of clients' batch losses along the same shaped directions."""
+    """The exact directional derivatives of clients' batch losses along the same shaped directions."""
     population, train = examined.population, examined.task.train
     who, what, along = jax.random.split(key, 3)
     clients = jax.random.choice(
@@ -275,12 +275,12 @@ def _scalars(
 
 
 def offset_of(scalars: PyTree, valid: Bool[np.ndarray, "R C"], at: int) -> float | None:
-    """The mean of :func:`~hiso_jax.fed.codes.offsets_of` over some rounds around ``at``; None if there are none.
+    """The mean of :func:`~hiso_jax.fed.codes.offsets_of` over the rounds around ``at``; None if there are no offsets.
 
     Args:
-      scalars: of the ledger, [R, C, K, P] or coded.
-      valid: which of them count.
-      at: a number of rounds.
+      scalars: the ledger's scalars, [R, C, K, P] or coded.
+      valid: mask of the messages that count.
+      at: the number of rounds at the centre of the window.
     """
     rows = slice(max(0, at - WINDOW // 2), at + WINDOW // 2)
     found = offsets_of(jax.tree.map(lambda column: column[rows], scalars), valid[rows])

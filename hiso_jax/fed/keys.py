@@ -1,4 +1,4 @@
-"""The keys of a run: one seed key, from which every round's directions, data and cohort are derived."""
+"""The keys of a run: every round's keys of directions, data and cohort are derived from one seed key."""
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ def round_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, "
 
 
 def _stream(seed_key: Key[Array, ""], stream: int) -> Key[Array, ""]:
-    # Streams lie above 2³¹ and rounds below, so that no stream is a round.
+    # Streams are above 2³¹ and rounds below, so no stream equals a round.
     return jax.random.fold_in(seed_key, jnp.uint32(stream))
 
 
 def data_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
-    """The key of a round's batches, apart from every key of its directions."""
+    """The key of a round's batches, different from every key of its directions."""
     return jax.random.fold_in(_stream(seed_key, DATA_STREAM), round_number)
 
 
@@ -41,27 +41,27 @@ def init_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
 
 
 def presence_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
-    """The key of who shows up in a round and who drops out of it."""
+    """The key that draws which clients are present in a round and which drop out of it."""
     return jax.random.fold_in(_stream(seed_key, PRESENCE_STREAM), round_number)
 
 
 def traits_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
-    """The key of what clients are throughout a run: how fast, in which time zone, how often available."""
+    """The key of the clients' traits, fixed for a run: speed, time zone, availability."""
     return _stream(seed_key, TRAITS_STREAM)
 
 
 def population_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
-    """The key of virtual clients: what they hold, apart from every key of the rounds of the same seed."""
+    """The key of the data of virtual clients, different from every key of the rounds of the same seed."""
     return _stream(seed_key, POPULATION_STREAM)
 
 
 def attackers_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
-    """The key of which clients are hostile."""
+    """The key that draws which clients are hostile."""
     return _stream(seed_key, ATTACKERS_STREAM)
 
 
 def channel_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
-    """The key of what clients do by themselves and of what happens to their messages in a round."""
+    """The key of a round's client-side draws and of the channels of its messages."""
     return jax.random.fold_in(_stream(seed_key, CHANNEL_STREAM), round_number)
 
 
@@ -76,5 +76,5 @@ def combine_key(channel_key: Key[Array, ""]) -> Key[Array, ""]:
 
 
 def client_key(channel_key: Key[Array, ""], client: ArrayLike) -> Key[Array, ""]:
-    """The key of what a client draws for itself."""
+    """The key of a client's own draws."""
     return jax.random.fold_in(jax.random.fold_in(channel_key, 2), client)

@@ -1,4 +1,4 @@
-"""The lengths of messages, and the factors that shorten them."""
+"""Norms of messages, and the factors that clip messages to a norm."""
 
 import jax
 import jax.numpy as jnp
@@ -10,43 +10,43 @@ from hiso_jax.zo import directional_derivatives
 
 
 def rows_of(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C n"]:
-    """Every message, a tree of [C, ...], as one row of numbers; zeros where it does not count."""
+    """Each message of a tree of [C, ...] as one row of values; zeros for a message that does not count."""
     rows = jnp.concatenate([m.reshape(len(m), -1) for m in jax.tree.leaves(messages)], axis=1)
-    # A message that does not count may be anything.
+    # A message that does not count may hold any values.
     return jnp.where(counts[:, None], rows, 0)
 
 
 def kinds(messages: PyTree) -> list[PyTree]:
-    """The parts of messages that are compared each by itself: derivatives and curvatures, say, differ in scale."""
+    """The parts of messages that are compared separately, because their scales differ: derivatives and curvatures, say."""
     return [messages] if directional_derivatives(messages) is messages else jax.tree.leaves(messages, is_leaf=is_coded)
 
 
 def lengths(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C"]:
-    """The root mean square of every message's numbers, 0 of one that does not count.
+    """The root mean square of the values of each message; 0 for a message that does not count.
 
     Args:
       messages: a tree of [C, ...].
-      counts: which of them count, [C].
+      counts: mask of the messages that count, [C].
     """
     return by_message(root_mean_square, rows_of(messages, counts))
 
 
 def shortening(messages: PyTree, counts: Bool[Array, "C"], norm: float) -> Float[Array, "C"]:
-    """The factors that shorten messages to the Euclidean length ``norm``, 1 of those that are not longer."""
+    """The factors that clip messages to the Euclidean norm ``norm``; 1 for a message that is not longer."""
     rows = rows_of(messages, counts)
-    # The norm itself may be beyond what a float holds.
+    # Root mean squares are compared, because the norm of a message may overflow a float.
     return to_length(lengths(messages, counts), norm / rows.shape[1] ** 0.5)
 
 
 def to_length(own: Float[Array, "C"], wanted: ArrayLike) -> Float[Array, "C"]:
-    """The factors that bring lengths down to ``wanted``, 1 of those that are not longer."""
+    """The factors that reduce lengths to ``wanted``; 1 for a length that is not larger."""
     return jnp.where(own > wanted, wanted / jnp.where(own > 0, own, 1), 1)
 
 
 def middle(own: Float[Array, "C"], counts: Bool[Array, "C"]) -> Float[Array, ""]:
-    """The lower median of those lengths that count and are not 0; infinite if there is none.
+    """The lower median of the lengths that count and are not 0; infinite if there are no such lengths.
 
-    Clients whose loss is 0 along every direction say nothing of how long a message is.
+    Zero lengths are ignored: a client whose derivative is 0 along every direction gives no scale of a message.
     """
     counts &= own > 0
     total = counts.sum()

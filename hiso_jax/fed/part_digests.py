@@ -1,7 +1,7 @@
-"""What a value of functions and numbers is made of, written down: so that another method is told from a run's.
+"""Digests of functions and the values that they close over, to detect that a method differs from a run's method.
 
-An optimizer of optax, a schedule or a combiner is a function that closes over its numbers. Two that were made alike
-have the same name and close over the same.
+An optax optimizer, a schedule or a combiner is a function that closes over its option values. Two functions that were
+made with the same options have the same name and close over the same values.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ import numpy as np
 
 
 def digest(value: Any) -> str:
-    """A digest of the names and the numbers in ``value``, the same in every process with the same packages.
+    """The digest of the names and values in ``value``; it is the same in every process with the same packages.
 
     Args:
-      value: functions with what they close over and their defaults, dataclasses, containers, arrays and numbers, in
-        any order within one another. Of any other object only its type is read, of a function no global variable.
+      value: functions, dataclasses, containers, arrays and numbers, nested in any order. Of a function, the closure
+        and the defaults are read, but no global variables; of any other object, only the type.
     """
     return hashlib.sha256("\n".join(_words(value, set())).encode()).hexdigest()[:16]
 
@@ -47,7 +47,7 @@ def _of_array(array: Any) -> list[str]:
 
 
 def _parts(value: Any) -> list[Any]:
-    """What a value that is no number is made of."""
+    """The parts of a value that is not a number."""
     if isinstance(value, Mapping):
         return [part for name in sorted(value, key=repr) for part in (name, value[name])]
     if isinstance(value, list | tuple):
@@ -62,14 +62,14 @@ def _parts(value: Any) -> list[Any]:
         return [value.__qualname__, *_constants(value.__code__), *_held(value)]
     if dataclasses.is_dataclass(value):
         return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    # Of jax.jit and of functools' wrappers.
+    # Wrappers by jax.jit and functools.
     if hasattr(value, "__wrapped__"):
         return [value.__wrapped__]
     return [vars(value)] if callable(value) and hasattr(value, "__dict__") else []
 
 
 def _constants(code: types.CodeType) -> list[Any]:
-    """The numbers that a function's body spells out, those of functions in it too."""
+    """The numeric literals in a function's body, including nested functions."""
     found: list[Any] = []
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -80,11 +80,11 @@ def _constants(code: types.CodeType) -> list[Any]:
 
 
 def _held(function: types.FunctionType) -> list[Any]:
-    """What a function closes over, and its defaults."""
+    """The values that a function closes over, and its defaults."""
     cells = []
     for cell in function.__closure__ or ():
         try:
             cells.append(cell.cell_contents)
-        except ValueError:  # of a variable that is not bound yet
+        except ValueError:  # the variable is not bound yet
             cells.append(None)
     return [cells, function.__defaults__, function.__kwdefaults__]
