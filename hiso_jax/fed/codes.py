@@ -134,7 +134,7 @@ def _step(numbers: Float[Array, "..."], bits: int) -> Float[Array, ""]:
 
 
 def quantise(messages: Float[Array, "C K P"], bits: int) -> Coded:
-    """Quantise messages to ``bits`` bits; a message with a non-finite scalar, or too large a step, gets the step NaN."""
+    """Quantise messages to ``bits`` bits; a message with a non-finite scalar or an overflowing step gets step NaN."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
     def one(numbers: Float[Array, "K P"]) -> tuple[Array, Array]:

@@ -17,7 +17,7 @@ def rows_of(messages: PyTree, counts: Bool[Array, "C"]) -> Float[Array, "C n"]:
 
 
 def kinds(messages: PyTree) -> list[PyTree]:
-    """The parts of messages that are compared separately, because their scales differ: derivatives and curvatures, say."""
+    """The parts of messages that are compared separately, because their scales differ (derivatives, curvatures)."""
     return [messages] if directional_derivatives(messages) is messages else jax.tree.leaves(messages, is_leaf=is_coded)
 
 

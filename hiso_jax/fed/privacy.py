@@ -1,9 +1,9 @@
-"""What a private run has told, as (ε, δ) of differential privacy for its clients.
+"""Privacy accounting: the (ε, δ) of differential privacy that a private run has spent for its clients.
 
-Two runs are neighbours if one client is replaced by another. Messages are clipped to S, so a replaced client moves a
-sum, or its own message, by 2S at most: noise of standard deviation σS has the noise multiplier σ/2. Where cohorts
-follow from a secret, each is a sample of fixed size without replacement that nobody sees, and that amplifies privacy;
-where they do not, a client's visits are composed one by one. Rényi accounting (arXiv 1908.10530), by ``dp-accounting``.
+Two runs are neighbours if one client is replaced by another. Messages are clipped to S, so a replaced client changes a
+sum, or its own message, by at most 2S: noise of standard deviation σS has the noise multiplier σ/2. If cohorts are
+drawn from a secret, each cohort is a hidden sample of fixed size without replacement, which amplifies privacy;
+otherwise a client's visits are composed one by one. Rényi accounting (arXiv 1908.10530), by ``dp-accounting``.
 """
 
 import math
@@ -18,22 +18,22 @@ from hiso_jax.checks import ParameterError, finite, integer, positive
 from hiso_jax.fed.keys import cohort_key
 from hiso_jax.fed.population import sample_cohort
 
-# Of rounds whose cohorts are drawn at a time.
+# Rounds whose cohorts are drawn at a time.
 BLOCK = 1024
-# σ below which nothing is private: where the search for a budget's noise begins.
+# The lower end of the search for a budget's σ: smaller noise gives no privacy.
 LEAST_NOISE = 0.02
 MOST_EPSILON = 1e4
 
 
 class Sampling(NamedTuple):
-    """How a client comes to be in a run.
+    """How clients are sampled into the rounds of a run.
 
     Attributes:
       clients: N.
       cohort: C.
       rounds: R.
-      visits: the most rounds that any client is invited to, where everyone can know when it is; None where cohorts
-        follow from a secret.
+      visits: the largest number of rounds that any client is invited to, if cohorts are public; None if cohorts are
+        drawn from a secret.
     """
 
     clients: int
@@ -43,15 +43,15 @@ class Sampling(NamedTuple):
 
 
 class PrivacySpent(NamedTuple):
-    """What a private run has told of its clients.
+    """The privacy budget that a run has spent.
 
     Attributes:
-      epsilon: ε; None where ``dp-accounting`` is not installed.
+      epsilon: ε; None if ``dp-accounting`` is not installed.
       delta: δ.
       noise_multiplier: σ, the noise's standard deviation in units of ``clip_norm``.
       clip_norm: S.
-      visits: that were composed, or None where secret cohorts amplify.
-      local: whether clients noise their own messages, so that not even the server sees a true one.
+      visits: the number of visits that were composed, or None if secret cohorts amplify privacy.
+      local: whether clients add noise to their own messages, so that even the server sees no message without noise.
     """
 
     epsilon: float | None
@@ -63,7 +63,7 @@ class PrivacySpent(NamedTuple):
 
 
 def is_installed() -> bool:
-    """Whether ``dp-accounting`` is there."""
+    """Whether ``dp-accounting`` is installed."""
     from importlib.util import find_spec
 
     return find_spec("dp_accounting") is not None
@@ -80,10 +80,10 @@ def _event(noise_multiplier: float, sampling: Sampling) -> Any:
 
 
 def _bounds(sampling: Sampling) -> list[Sampling]:
-    """Ways to account for a run. Each gives an upper bound of its ε; the smallest is reported.
+    """The ways to account for a run. Each gives an upper bound on its ε; the smallest bound is reported.
 
-    A secret cohort is no worse than every client in every round. The bound of samples without replacement (Wang et
-    al., arXiv 1808.00087) is looser than that where a cohort is a large share of the clients.
+    Secret cohorts reveal no more than every client in every round. The bound for sampling without replacement (Wang et
+    al., arXiv 1808.00087) is looser than that if a cohort is a large share of the clients.
     """
     return [sampling] if sampling.visits is not None else [sampling, sampling._replace(visits=sampling.rounds)]
 
@@ -92,21 +92,21 @@ def _accountant() -> Any:
     from dp_accounting import NeighboringRelation
     from dp_accounting.rdp import RdpAccountant
 
-    # Samples of fixed size without replacement are accounted for under this relation only.
+    # The accountant supports samples of fixed size without replacement under this relation only.
     return RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE)
 
 
 def epsilon(noise_multiplier: float, sampling: Sampling, *, delta: float = 1e-5) -> float:
-    """ε of a run.
+    """The ε of a run.
 
     Args:
-      noise_multiplier: σ, in units of the norm that messages are clipped to; infinite ε if 0.
-      sampling: how a client comes to be in it.
+      noise_multiplier: σ, in units of the norm that messages are clipped to; 0 gives an infinite ε.
+      sampling: how clients are sampled into its rounds.
       delta: δ.
 
     Raises:
-      ValueError: a number out of range.
-      ImportError: ``dp-accounting`` is not installed, the extra ``privacy``.
+      ValueError: a value is out of range.
+      ImportError: ``dp-accounting`` (extra ``privacy``) is not installed.
     """
     finite("noise_multiplier", noise_multiplier)
     _check(sampling, delta)
@@ -119,16 +119,16 @@ def epsilon(noise_multiplier: float, sampling: Sampling, *, delta: float = 1e-5)
 
 
 def noise_for(epsilon: float, sampling: Sampling, *, delta: float = 1e-5) -> float:
-    """The least σ with which a run tells no more than ε, in units of the norm that messages are clipped to.
+    """The smallest σ with which a run spends at most ε, in units of the norm that messages are clipped to.
 
     Args:
       epsilon: the budget ε.
-      sampling: how a client comes to be in the run.
+      sampling: how clients are sampled into the run's rounds.
       delta: δ.
 
     Raises:
-      ValueError: a number out of range, or no noise is enough.
-      ImportError: ``dp-accounting`` is not installed, the extra ``privacy``.
+      ValueError: a value is out of range, or no noise is enough.
+      ImportError: ``dp-accounting`` (extra ``privacy``) is not installed.
     """
     positive("epsilon", epsilon)
     _check(sampling, delta)
@@ -145,7 +145,7 @@ def noise_for(epsilon: float, sampling: Sampling, *, delta: float = 1e-5) -> flo
 
 
 def _calibrated(epsilon: float, sampling: Sampling, delta: float) -> float | None:
-    """The least σ by one way of accounting; None where no noise is enough."""
+    """The smallest σ by one way of accounting; None if no noise is enough."""
     import dp_accounting as dp
 
     try:
@@ -173,10 +173,10 @@ def _check(sampling: Sampling, delta: float) -> None:
 
 
 def most_visits(seed_key: Key[Array, ""], clients: int, cohort: int, rounds: int) -> int:
-    """The most rounds of a run that any of its clients is invited to, where cohorts follow from its seed.
+    """The largest number of rounds that any client is invited to, in a run whose cohorts are drawn from its seed.
 
     Args:
-      seed_key: of the run.
+      seed_key: the run's seed key.
       clients: N.
       cohort: C.
       rounds: R.

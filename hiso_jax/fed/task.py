@@ -1,4 +1,4 @@
-"""What the federation needs to know of a task, and no more."""
+"""The interface of a task, and helpers for its optional members."""
 
 import logging
 import math
@@ -20,22 +20,28 @@ logger = logging.getLogger("hiso_jax")
 
 @runtime_checkable
 class Task(Protocol):
-    """A model, its loss, its metrics and its data. Any object with these members will do.
+    """A model, its loss, its metrics and its data. Any object with these members is a task.
 
     ``train`` and ``test`` are pytrees of arrays that share their leading axis, the examples; a batch is the same
     pytree with B examples.
 
-    The others are optional. ``frozen``, a pytree of arrays, holds what the model needs and nobody trains: it then is
-    the third argument of ``loss`` and ``metrics``. ``summarise(outputs)`` turns what ``metrics`` gave for every test
-    example, {name: array [n, ...]}, into the reported {name: number}; without it they are means. ``name`` is what
-    reports call the task. ``metric`` names the metric that counts, higher being better but for one called ``loss``;
-    without it that is ``loss``, or the first. ``target`` is the value of it at which methods are compared.
-    ``hold_out(examples, seed=...)`` is the same task with so many random training examples for its test split, for
-    tuning; without it both splits are cut along their leading axis. ``layout(name, shape, shards)`` says along which
-    axis a parameter is split over so many devices, None for not at all; without it that is the longest that divides.
-    ``perturbed_as(name)`` says how the model reads a parameter perturbed along a direction
-    (:data:`hiso_jax.factored.PerturbedAs`), so that directions of low rank need no perturbed copy of it; without it
-    perturbed parameters are arrays.
+    A task may also have these optional members:
+
+    - ``frozen``: a pytree of arrays that the model needs but that are not trained. It is then the third argument of
+      ``loss`` and ``metrics``.
+    - ``summarise(outputs)``: reduces the metrics of all test examples, {name: array [n, ...]}, to the reported
+      {name: number}. Without it, means are reported.
+    - ``name``: the task's name in reports.
+    - ``metric``: the name of the metric that counts. Higher is better, except for ``loss``. Without it, ``loss``
+      counts, or else the first metric.
+    - ``target``: the value of that metric at which methods are compared.
+    - ``hold_out(examples, seed=...)``: the same task with ``examples`` random training examples as its test split, for
+      tuning. Without it, both splits are cut along their leading axis.
+    - ``layout(name, shape, shards)``: the axis along which a parameter is split over ``shards`` devices; None does not
+      split it. Without it, the longest axis that ``shards`` divides is split.
+    - ``perturbed_as(name)``: how the model reads a parameter perturbed along a direction
+      (:data:`hiso_jax.factored.PerturbedAs`), so that directions of low rank need no perturbed copy of it. Without it,
+      perturbed parameters are arrays.
     """
 
     @property
@@ -60,8 +66,8 @@ class Metric(NamedTuple):
     """The metric that counts.
 
     Attributes:
-      name: among those that are reported.
-      higher_is_better: or lower.
+      name: its name among the reported metrics.
+      higher_is_better: whether a higher value is better; else a lower value is.
     """
 
     name: str
@@ -69,18 +75,18 @@ class Metric(NamedTuple):
 
     @property
     def sign(self) -> float:
-        """Times a value of it, higher is better."""
+        """The factor for its values after which higher is better."""
         return 1.0 if self.higher_is_better else -1.0
 
     @property
     def worst(self) -> float:
-        """What a run that came to nothing counts as."""
+        """The value that a failed run counts as."""
         return -self.sign * math.inf
 
 
 @cache
 def _guess(names: tuple[str, ...]) -> None:
-    """Say once what is taken for want of a word from the task."""
+    """Warn, once, that the first metric counts because the task names none."""
     logger.warning(
         "the task does not say by its metric which of %s counts; %s is taken to, higher being better",
         ", ".join(names),
@@ -89,10 +95,10 @@ def _guess(names: tuple[str, ...]) -> None:
 
 
 def metric_of(task: Task, reported: Iterable[str]) -> Metric:
-    """The metric that counts, of those that are ``reported``.
+    """The metric that counts among the ``reported`` metrics.
 
     Raises:
-      ValueError: the task names one that is not reported.
+      ValueError: the task names a metric that is not reported.
     """
     names, name = list(reported), getattr(task, "metric", None)
     if name is None and "loss" not in names and len(names) > 1:
@@ -105,25 +111,25 @@ def metric_of(task: Task, reported: Iterable[str]) -> Metric:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A task with other splits, all else its own; see :func:`hold_out`."""
+    """A task with other splits; all other members are the task's. See :func:`hold_out`."""
 
     task: Any
     train: PyTree
     test: PyTree
 
     def __getattr__(self, name: str) -> Any:
-        """What is not a split is the task's."""
-        # What copies or unpickles asks before there is a task.
+        """Read every member that is not a split from the task."""
+        # Copying and unpickling read attributes before ``task`` is set.
         if name == "task" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.task, name)
 
 
 def hold_out(task: Any, examples: int, *, seed: int = 0) -> Any:
-    """The same task with ``examples`` random training examples for its test split: for tuning.
+    """The same task with ``examples`` random training examples as its test split, for tuning.
 
     Raises:
-      ValueError: ``examples`` does not leave both splits an example.
+      ValueError: ``examples`` does not leave at least one example in each split.
     """
     if hasattr(task, "hold_out"):
         return task.hold_out(examples, seed=seed)
@@ -135,17 +141,17 @@ def hold_out(task: Any, examples: int, *, seed: int = 0) -> Any:
 
 
 def examples_of(data: PyTree) -> int:
-    """How many examples a split has."""
+    """The number of examples in a split."""
     return jax.tree.leaves(data)[0].shape[0]
 
 
 def frozen_of(task: Task) -> PyTree | None:
-    """What the task's model needs beside its trained parameters, or None."""
+    """The task's frozen parameters, which its model needs beside the trained parameters, or None."""
     return getattr(task, "frozen", None)
 
 
 def perturbed_as_of(task: Any) -> PerturbedAs | None:
-    """How the task's model reads moved parameters, or None."""
+    """The task's ``perturbed_as``: how its model reads perturbed parameters, or None."""
     if hasattr(task, "moved_as"):
         refuse_renamed({"moved_as": task.moved_as})
     return getattr(task, "perturbed_as", None)
@@ -157,7 +163,7 @@ def bind(function: Callable[..., Any], frozen: PyTree | None) -> Callable[[PyTre
 
 
 def at_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:
-    """A task's ``loss`` or ``metrics``, its products of float32 rounded as JAX's ``default_matmul_precision`` says."""
+    """A task's ``loss`` or ``metrics`` with float32 products at JAX's ``default_matmul_precision`` of ``precision``."""
     if precision == "default":
         return function
 
@@ -169,10 +175,10 @@ def at_precision(function: Callable[..., Any], precision: str) -> Callable[..., 
 
 
 def summarise(task: Task, outputs: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> dict[str, float]:
-    """The reported metrics from those of every test example.
+    """Reduce the metrics of all test examples to the reported metrics.
 
     Raises:
-      ValueError: the task's own ``summarise`` returns something else than numbers by name.
+      ValueError: the task's own ``summarise`` does not return a number for each name.
     """
     reduce = getattr(task, "summarise", None)
     if reduce is None:

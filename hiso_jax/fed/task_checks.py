@@ -1,7 +1,7 @@
-"""Whether a task can be run at all: its data are arrays of finite numbers, and its loss is one number an example.
+"""Checks that a task can be run: its data are arrays of finite numbers, and its loss is one number for each example.
 
-What is wrong here would otherwise be seen only in what does not come of the run: a client whose loss is not a number
-is left out, round after round.
+Without these checks an error in the task would show only as a run that makes no progress: a client whose loss is not
+finite is left out, round after round.
 """
 
 from typing import Any
@@ -19,16 +19,16 @@ HOW = 'make it a pytree of NumPy or JAX arrays that share their leading axis, {"
 
 
 def check_task(task: Task) -> np.dtype:
-    """Refuse a task whose data or loss no run can use, without running anything.
+    """Refuse a task whose data or loss no run can use, without running its functions.
 
     Returns:
-      The dtype in which its loss is computed, where it can be had so before its last rounding.
+      The dtype of the loss: the dtype before its last rounding, if that is available.
 
     Raises:
-      ValueError: keys of JAX's generator unsafe_rbg; a member that is missing or of another kind than
-        :class:`hiso_jax.fed.Task` says; a split that is no pytree of arrays with one length, that holds text or a
-        number that is not finite (the entry and the example are named); or a loss that is not one number for each
-        example. What ``metrics`` give is checked when an evaluation is compiled.
+      ValueError: JAX's generator is unsafe_rbg; a member is missing or of another kind than in
+        :class:`hiso_jax.fed.Task`; a split is not a pytree of arrays of one length, or holds text or a number that is
+        not finite (the message names the entry and the example); or the loss is not one number for each example. The
+        outputs of ``metrics`` are checked when an evaluation is compiled.
     """
     check_generator(jax.random.key(0))
     for name in ("train", "test", "init", "loss", "metrics"):
@@ -51,13 +51,13 @@ def check_task(task: Task) -> np.dtype:
 
 
 def check_initial(params: PyTree) -> None:
-    """Refuse initial parameters from which nothing can be learned.
+    """Refuse initial parameters that are not finite.
 
     Args:
       params: arrays of JAX or NumPy.
 
     Raises:
-      ValueError: one of them has a number that is not finite, as a faulty conversion of a checkpoint leaves them.
+      ValueError: an array has a value that is not finite, as after a faulty conversion of a checkpoint.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if jax.numpy.issubdtype(leaf.dtype, np.inexact) and not _is_finite(leaf):
@@ -77,7 +77,7 @@ def check_examples(split: str, data: PyTree) -> None:
     """Refuse examples that no run can use; see :func:`check_task`.
 
     Args:
-      split: what they are called in the refusal.
+      split: name of the examples in the error message.
       data: the examples.
     """
     leaves = jax.tree_util.tree_leaves_with_path(data)
@@ -107,12 +107,12 @@ def check_examples(split: str, data: PyTree) -> None:
 
 
 def _first_not_finite(array: Any) -> int | None:
-    """The number of the first example with a number that is not finite."""
+    """The index of the first example with a value that is not finite; None if there is no such example."""
     if not jax.numpy.issubdtype(array.dtype, np.inexact):
         return None
-    # In blocks: the truth values of all of it may not fit into memory beside it.
+    # In blocks: the mask of the entire array may not fit into memory beside the array.
     rows = max(1, BLOCK // max(1, array[0].size if len(array) else 1))
-    # As a run will have them: without x64 a float64 may be too large.
+    # In the run's dtype: without x64, a float64 may overflow.
     kept = jax.numpy.promote_types(jax.dtypes.canonicalize_dtype(array.dtype), np.float32)
     for begin in range(0, len(array), rows):
         with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""The server's update: an aggregate applied to parameters and optimizer state, in a run and in every replay."""
+"""The server's update: it applies an aggregate to parameters and optimizer state, in a run and in every replay."""
 
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ from hiso_jax.zo import Ascent, apply_updates, like_before, update_with, zo_stat
 
 
 class ServerState(NamedTuple):
-    """What the server carries from round to round.
+    """The state that the server carries from round to round.
 
     Attributes:
       params: the parameters.
-      state: its optimizer's state.
-      memory: of its combiner and its clipping, an empty tree if they have none.
+      state: the optimizer's state.
+      memory: the memory of the combiner and the clipping; an empty tree if they have none.
     """
 
     params: PyTree
@@ -28,9 +28,9 @@ class AtHand(NamedTuple):
     """Values of a round that an update may read beside the aggregate.
 
     Attributes:
-      loss: of the cohort where the round began, for an optimizer that reads it (``optax.contrib.reduce_on_plateau``);
-        None where it is not known.
-      ascent: Δ, and the scalars that it was made of; None where it has to be made again.
+      loss: the cohort's loss at the start of the round, for an optimizer that reads it
+        (``optax.contrib.reduce_on_plateau``); None if it is not known.
+      ascent: Δ, and the scalars from which it was computed; None if it has to be recomputed.
     """
 
     loss: Float[Array, ""] | None = None
@@ -52,17 +52,17 @@ def server_update(
 ) -> tuple[PyTree, optax.OptState]:
     """Apply an aggregate to parameters and optimizer state, or leave both if no client was valid.
 
-    The run and every replay call this same function. As a branch of a conditional it is also compiled apart from
-    what stands around it, which keeps its bits the same in both.
+    The run and every replay call this function. The update is a branch of a conditional, so it is compiled apart from
+    the surrounding code, and its bits are the same in both.
 
     Args:
       tx: the optimizer.
       params: the parameters.
       state: the optimizer's state.
-      aggregate: what everyone was told, of which ``tx`` takes ĝ [K, G·P]; or a tree like the parameters.
-      any_valid: whether there is anything to apply.
+      aggregate: the broadcast aggregate, from which ``tx`` receives ĝ [K, G·P]; or a tree like the parameters.
+      any_valid: whether the aggregate is applied.
       round_key: the key of the round.
-      clients: how many the round invited, C.
+      clients: C, the number of clients that the round invited.
       at_hand: other values of the round.
     """
     heads = zo_states(state)

@@ -1,4 +1,4 @@
-"""In how many bits messages and aggregates travel, and how many bytes that takes."""
+"""The wire: the encoding of messages and aggregates, and their bytes."""
 
 import math
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ A = TypeVar("A", bound="DataclassInstance")
 BITS = (1, 2, 4, 8, 32)
 AGGREGATE_BITS = (4, 8, 32)
 DEFAULT_BYTES_UP = 20
-# Of a group's share of a round's weight.
+# The bytes of a group's share of a round's weight.
 SHARE_BYTES = 4
 Relay = Literal["messages", "aggregate"]
 
 
 @dataclass(frozen=True)
 class BroadcastBytes:
-    """Bytes of what everyone is told of a round.
+    """The bytes that the server broadcasts for a round.
 
     Attributes:
-      fixed: whatever happened in it.
-      each: for each of its valid clients.
-      clients: of a cohort.
+      fixed: bytes of every round.
+      each: additional bytes for each valid client.
+      clients: the clients of a cohort.
     """
 
     fixed: int
@@ -39,7 +39,7 @@ class BroadcastBytes:
 
     @property
     def most(self) -> int:
-        """If all clients are valid."""
+        """The bytes if all clients are valid."""
         return self.fixed + self.clients * self.each
 
 
@@ -49,48 +49,48 @@ def _bytes(tree: PyTree, bits: int) -> int:
 
 @dataclass(frozen=True)
 class Wire:
-    """How messages and aggregates travel: as they are, and how many bits a number of them needs.
+    """The encoding of messages and aggregates. This class sends them unchanged.
 
     Attributes:
-      up_bits: of a number in a client's message.
-      down_bits: of a number in the aggregate that everyone is sent.
+      up_bits: bits of a value in a client's message.
+      down_bits: bits of a value in the broadcast aggregate.
     """
 
     up_bits: int = 32
     down_bits: int = 32
     relay: ClassVar[Relay | None] = None
     is_coded: ClassVar[bool] = False
-    """Whether scalars travel as codes and one step."""
+    """Whether scalars are sent as codes and one step."""
     part: ClassVar[Literal["wire"]] = "wire"
 
     def into(self, algorithm: A) -> A:
-        """The algorithm, whose messages travel so."""
+        """The algorithm with this as its wire."""
         return replace(algorithm, wire=self)
 
     @property
     def is_exact(self) -> bool:
-        """Whether every number arrives as it was sent, and so may travel by itself."""
+        """Whether every value arrives unchanged, and so may be sent separately."""
         return True
 
     @property
     def description(self) -> list[Any]:
-        """What of it can be written down."""
+        """Its entry in a ledger."""
         return [self.up_bits, self.down_bits]
 
     def encode(self, messages: PyTree) -> PyTree:
-        """What clients send, of messages [C, ...]."""
+        """Encode messages [C, ...] as clients send them."""
         return messages
 
     def relays(self, messages: PyTree, groups: int) -> bool:
-        """Whether everyone is told the codes of all clients, and not their aggregate."""
+        """Whether the server broadcasts the codes of all clients instead of their aggregate."""
         return False
 
     def encode_aggregate(self, aggregate: PyTree) -> PyTree:
-        """What everyone is told of an aggregate, and the server applies, too."""
+        """Encode an aggregate as the server broadcasts and applies it."""
         return aggregate
 
     def up(self, message: PyTree) -> int:
-        """Bytes of a message of these shapes, of one client."""
+        """The bytes of one client's message of these shapes."""
 
         def one(node: Any) -> int:
             if isinstance(node, Coded):
@@ -101,10 +101,10 @@ class Wire:
         return sum(map(one, nodes)) + _bytes([n for n in nodes if not is_coded(n)], self.up_bits)
 
     def down(self, aggregate: PyTree, groups: int = 1) -> BroadcastBytes:
-        """Bytes of an aggregate of these shapes, of ``groups`` groups of directions.
+        """The bytes of an aggregate of these shapes, with ``groups`` groups of directions.
 
-        Numbers that a combiner has brought to few bits are its own inside a group; every group then has a float32
-        beside them, its share of the round's weight, since fewer of its clients may count than of another's.
+        A combiner with outputs of few bits runs inside each group. Each group then also has a float32, its share of the
+        round's weight, because the number of clients that count differs between groups.
         """
         nodes = jax.tree.leaves(aggregate, is_leaf=is_coded)
         relayed = [node for node in nodes if isinstance(node, Relayed)]
@@ -115,7 +115,7 @@ class Wire:
             return BroadcastBytes(self.up(coded) + _bytes(plain, self.down_bits) + shares)
         clients = len(relayed[0].step)
         each = [n.step.dtype.itemsize + packed_size(math.prod(n.codes.shape[1:]), n.bits) for n in relayed]
-        # A mask of who is valid, and the codes of those.
+        # The mask of the valid clients, and the codes of these clients.
         return BroadcastBytes(-(-clients // 8), sum(each), clients)
 
 
@@ -127,17 +127,17 @@ class FewBits(Wire):
     """Scalars in few bits, up and down.
 
     Attributes:
-      scalar_bits: b of a scalar in a client's message, 1, 2, 4, 8, or 32 for floats and no step; None is the most that
-        ``bytes_up`` allows.
-      bytes_up: of a message at most.
-      aggregate_bits: of a number in an aggregate, 4, 8, or 32 for floats.
-      relay: whether everyone is told the clients' "messages" or their "aggregate"; None is the smaller where clients
-        have directions of their own, and the aggregate where they share them. Relayed messages show every client's
-        scalars to all, and rule out that the server learns no more than their sum (secure aggregation).
+      scalar_bits: b, the bits of a scalar in a client's message: 1, 2, 4, 8, or 32 for floats without a step; None is
+        the most that ``bytes_up`` allows.
+      bytes_up: the most bytes of a message.
+      aggregate_bits: the bits of a scalar in an aggregate: 4, 8, or 32 for floats.
+      relay: the broadcast, the clients' "messages" or their "aggregate"; None is the smaller if clients have separate
+        directions, and the aggregate if they share directions. Relayed messages show every client's scalars to all
+        clients, which excludes secure aggregation, where the server learns only the sum.
 
     Raises:
-      ValueError: a number out of range, both or neither of ``scalar_bits`` and ``bytes_up``, or an aggregate in few
-        bits that nobody is told.
+      ValueError: a value is out of range, both or neither of ``scalar_bits`` and ``bytes_up`` are given, or
+        ``aggregate_bits`` is set although messages are relayed.
     """
 
     scalar_bits: int | None = None
@@ -172,23 +172,23 @@ class FewBits(Wire):
 
     @property
     def is_exact(self) -> bool:
-        """Of floats both ways only: a step is known when all of a message is measured, and not before."""
+        """Whether scalars are floats up and down: the step of coded scalars is known only after the entire message."""
         return self.scalar_bits == 32 and self.aggregate_bits == 32
 
     @property
     def description(self) -> list[Any]:
-        """What of it can be written down."""
+        """Its entry in a ledger."""
         return ["few bits", self.scalar_bits, self.bytes_up, self.aggregate_bits, self.relay]
 
     def bits_of(self, counts: int | Sequence[int], itemsize: int = 4) -> int:
-        """B of a message, the same for all of its scalars.
+        """The bits b of every scalar of a message.
 
         Args:
-          counts: how many scalars there are; of several numbers a direction in each part of the message.
-          itemsize: bytes of a float of a part, and of a part's step.
+          counts: the number of scalars; a list, one for each part, if a direction has several estimates.
+          itemsize: the bytes of a float of a part, and of a part's step.
 
         Raises:
-          ValueError: not even one bit each fits ``bytes_up``.
+          ValueError: even one bit for each scalar exceeds ``bytes_up``.
         """
         if self.scalar_bits is not None:
             return self.scalar_bits
@@ -208,14 +208,14 @@ class FewBits(Wire):
         )
 
     def encode(self, messages: PyTree[Float[Array, "C K P"]]) -> PyTree:
-        """Encode messages [C, K, P], or a tree of them if a direction has several numbers, as clients send them."""
+        """Encode messages [C, K, P], or a tree of them if a direction has several estimates, as clients send them."""
         parts = jax.tree.leaves(messages)
         counts = [math.prod(part.shape[1:]) for part in parts]
         bits = self.bits_of(counts, max(part.dtype.itemsize for part in parts))
         return messages if bits == 32 else jax.tree.map(lambda part: quantise(part, bits), messages)
 
     def relays(self, messages: PyTree, groups: int) -> bool:
-        """Whether everyone is told the codes of all clients, and not their aggregate."""
+        """Whether the server broadcasts the codes of all clients instead of their aggregate."""
         nodes = jax.tree.leaves(messages, is_leaf=is_coded)
         if not all(isinstance(node, Coded) for node in nodes) or self.relay == "aggregate":
             return False
@@ -227,7 +227,7 @@ class FewBits(Wire):
         return groups > 1 and self.aggregate_bits == 32 and -(-clients // 8) + clients * each < aggregate
 
     def encode_aggregate(self, aggregate: PyTree) -> PyTree:
-        """What everyone is told of an aggregate [K, G·P], and the server applies, too."""
+        """Encode an aggregate [K, G·P] as the server broadcasts and applies it."""
         if self.aggregate_bits == 32:
             return aggregate
 

@@ -1,4 +1,4 @@
-"""What a client computes in a round, and sends: one value with one interface, :class:`Measure`."""
+"""The client's computation in a round: one value with one interface, :class:`Measure`."""
 
 from hiso_jax.fed.measure.context import Cohort, Draw, Estimator, Keys, Measure, Measured, RoundContext
 from hiso_jax.fed.measure.local import Local, LocalClient

@@ -1,4 +1,4 @@
-"""What a measure is given in a round, and what it gives."""
+"""The interface of a measure, its inputs in a round, and its outputs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -15,14 +15,14 @@ from hiso_jax.fed.update import ServerState
 from hiso_jax.zo import Ascent
 
 Draw = Callable[[PyTree, PyTree], Int[Array, "C K B"]]
-"""(source, client ids [C]) → the indices of the examples in their batches."""
+"""(source, client ids [C]) → the indices of the examples in the clients' batches."""
 
 
 class Estimator(NamedTuple):
     """How clients measure in every round.
 
     Attributes:
-      measure: what they measure.
+      measure: the clients' computation.
       local_steps: K.
       num_perturbations: P.
       mu: the smoothing radius μ.
@@ -36,7 +36,7 @@ class Estimator(NamedTuple):
     local_learning_rate: optax.ScalarOrSchedule | None = None
 
     def rate_at(self, rounds: Int[Array, ""]) -> Any:
-        """η of the clients' own steps after so many rounds."""
+        """The rate η of the clients' own steps after ``rounds`` rounds."""
         rate = self.local_learning_rate(rounds) if callable(self.local_learning_rate) else self.local_learning_rate
         return 0.0 if rate is None else rate
 
@@ -45,10 +45,10 @@ class Cohort(NamedTuple):
     """The clients of a round.
 
     Attributes:
-      client_ids: their indices in the population, [C].
-      weights: in the aggregate; zero for those that do not report, [C].
+      client_ids: their ids in the population, [C].
+      weights: their weights in the aggregate, zero for clients that do not report, [C].
       batches: their batches, a tree of [C, K, B, ...] arrays; or the argument of :attr:`RoundContext.draw`.
-      hostile: which of them an attack forges the messages of, [C]; None is nobody.
+      hostile: mask of the clients whose messages an attack forges, [C]; None is no client.
     """
 
     client_ids: Int[Array, "C"]
@@ -61,10 +61,10 @@ class Keys(NamedTuple):
     """The round's keys, and its number.
 
     Attributes:
-      round: names the directions.
-      channel: for clients' own draws and for the channels of messages.
+      round: the key of the directions.
+      channel: the key of clients' own draws and of the channels of messages.
       number: r.
-      secret: for the private draws of clients and server; None if they make none.
+      secret: the key of private draws of clients and server; None if they make no private draws.
     """
 
     round: Key[Array, ""]
@@ -74,22 +74,22 @@ class Keys(NamedTuple):
 
 
 class RoundContext(NamedTuple):
-    """A round before it is measured: all that its clients share.
+    """A round before the measurement: the inputs that all clients share.
 
     Attributes:
-      estimator: how they measure.
-      settings: how the round is to be computed.
-      execution: how many clients go through memory at a time.
+      estimator: how the clients measure.
+      settings: how the round is computed.
+      execution: the number of clients in memory at a time.
       server: parameters x_r, optimizer state and memory.
       cohort: all clients of the round.
-      keys: of the round.
-      groups: G, the groups that the cohort is assigned to, each with directions of its own.
+      keys: the keys of the round.
+      groups: G, the number of groups of directions; each group of clients has separate directions.
       loss: ``(params, batch) → [B]``.
       examples: the training examples if batches are indices into them, else None.
-      source: the argument of ``draw`` beside the clients.
-      draw: draws batches, or None if they are given.
-      relay: (one number of all clients, p) → (the numbers as they arrive, their aggregate): sends one perturbation
-        before the next is measured. None where an aggregate needs whole messages.
+      source: the first argument of ``draw``.
+      draw: the function that draws batches, or None if batches are given.
+      relay: (one scalar of every client, p) → (the scalars as they arrive, their aggregate): sends one perturbation
+        before the next is measured. None if an aggregate needs complete messages.
       sums_only: whether only the weighted mean of the messages is needed.
     """
 
@@ -109,7 +109,7 @@ class RoundContext(NamedTuple):
 
     @property
     def params(self) -> PyTree:
-        """x_r."""
+        """The server's parameters x_r."""
         return self.server.params
 
     @property
@@ -118,15 +118,15 @@ class RoundContext(NamedTuple):
         return self.settings.perturbed_as
 
     def batches(self, given: PyTree) -> PyTree:
-        """The batches of some clients [c, K, B, ...], or the indices of their examples, four bytes each."""
+        """The batches [c, K, B, ...] of some clients, or the indices of their examples, four bytes each."""
         return given if self.draw is None else self.draw(self.source, given)
 
     def fetch(self, batches: PyTree) -> PyTree:
-        """The examples themselves."""
+        """The examples of batches that may be indices."""
         return batches if self.examples is None else jax.tree.map(lambda a: a[batches], self.examples)
 
     def drawn(self, cohort: PyTree, size: int) -> PyTree:
-        """:meth:`batches` of a whole cohort, ``size`` clients at a time."""
+        """:meth:`batches` of an entire cohort, ``size`` clients at a time."""
         return in_pieces(self.batches, cohort, size)
 
     def mean_losses(self, params: PyTree, examples: PyTree, clients: int = 1) -> Float[Array, "C"]:
@@ -146,13 +146,13 @@ class Measured(NamedTuple):
     """The measurement of a cohort.
 
     Attributes:
-      messages: every client's, a tree of [C, ...] arrays; None where only their mean was kept.
-      losses: every client's where the round began, [C].
+      messages: the clients' messages, a tree of [C, ...] arrays; None if only their mean was kept.
+      losses: the clients' losses at the start of the round, [C].
       sent: the messages as they arrive, if they were sent while they were measured.
-      ascent: the aggregate and Δ, if they were made while the directions were measured.
-      kept: the draws of the directions, a tree of [P, ...] arrays, if they stay for the update.
-      mean: the weighted mean of the valid messages, where only that was needed.
-      valid: which clients' messages are in ``mean``, [C].
+      ascent: the aggregate and Δ, if they were computed while the directions were measured.
+      kept: the draws of the directions, a tree of [P, ...] arrays, if they are kept for the update.
+      mean: the weighted mean of the valid messages, if only the mean was needed.
+      valid: mask of the clients whose messages are in ``mean``, [C].
     """
 
     messages: PyTree[Shaped[Array, "C ..."]] | None
@@ -165,16 +165,16 @@ class Measured(NamedTuple):
 
 
 class Measure(Protocol):
-    """What a client computes in a round, and sends."""
+    """The computation of a client in a round, whose result is its message."""
 
     @property
     def has_scalars(self) -> bool:
-        """Whether a message is scalars along the round's directions; else it is a tree like the parameters."""
+        """Whether a message holds scalars along the round's directions; else it is a tree like the parameters."""
         ...
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The options of a run that it reads, of "perturbations", "mu", "difference" and "directions"."""
+        """The options of a run that it reads, among "perturbations", "mu", "difference" and "directions"."""
         ...
 
     @property
@@ -183,7 +183,7 @@ class Measure(Protocol):
         ...
 
     def passes(self, local_steps: int, num_perturbations: int) -> int:
-        """Evaluations of its loss that a client's round costs."""
+        """The number of forward passes that a round costs a client."""
         ...
 
     def message_shapes(self, estimator: Estimator, params: PyTree, clients: int, dtype: Any) -> PyTree:
@@ -191,9 +191,9 @@ class Measure(Protocol):
         ...
 
     def measure(self, context: RoundContext, cohort: Cohort, part: Part) -> Measured:
-        """Measure ``cohort``, this device's part of ``context.cohort``; outputs are those of all clients."""
+        """Measure ``cohort``, this device's part of ``context.cohort``; the outputs cover all clients."""
         ...
 
     def ascent(self, context: RoundContext, measured: Measured, aggregate: PyTree) -> Ascent | None:
-        """Δ of an aggregate, if it is at hand; None if it has to be made again."""
+        """Δ of an aggregate, if it is available from the measurement; None if it has to be recomputed."""
         ...

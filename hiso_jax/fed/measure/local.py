@@ -1,4 +1,4 @@
-"""Clients that train by themselves and send trees like the parameters (McMahan et al., arXiv 1602.05629)."""
+"""Clients that train locally and send trees like the parameters (McMahan et al., arXiv 1602.05629)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from hiso_jax.fed.measure.context import Cohort, Estimator, Measured, RoundConte
 
 
 class LocalClient(NamedTuple):
-    """One client, as :class:`Local` sees it.
+    """The inputs of one client for :class:`Local`.
 
     Attributes:
       loss: ``(params, batch) → scalar``.
       params: x_r, the server's parameters.
-      batches: [K, B, ...] examples, one batch a local step.
-      key: the client's own in this round.
+      batches: [K, B, ...] examples, one batch for each local step.
+      key: the client's own key in this round.
       round_number: r, for schedules.
       num_perturbations: P of the run.
       mu: μ of the run.
@@ -39,15 +39,15 @@ class LocalClient(NamedTuple):
 
 @dataclass(frozen=True)
 class Local:
-    """A client trains by itself and sends a tree like the parameters: first-order methods, or whole vectors.
+    """A measure that trains on the client and sends a tree like the parameters, as first-order methods do.
 
-    Such messages are not kept, so there is no replay from them.
+    Such messages are not kept in the ledger, so they allow no replay.
 
     Attributes:
-      train: client → (message, its loss where the round began).
-      cost: (K, P) → the evaluations of its loss that a client's round costs; a gradient is counted as three (forward,
-        and a backward pass of about two).
-      reads: which of the options "perturbations" and "mu" it reads.
+      train: client → (message, its loss at the start of the round).
+      cost: (K, P) → the forward passes that a round costs a client; a gradient counts as three, one forward pass and a
+        backward pass of about two.
+      reads: the options that it reads, among "perturbations" and "mu".
     """
 
     train: Callable[[LocalClient], tuple[PyTree, Float[Array, ""]]]
@@ -61,15 +61,15 @@ class Local:
         return getattr(self.train, "__qualname__", type(self.train).__qualname__)
 
     def passes(self, local_steps: int, num_perturbations: int) -> int:
-        """Evaluations of its loss that a client makes in a round."""
+        """The number of forward passes that a round costs a client."""
         return self.cost(local_steps, num_perturbations)
 
     def message_shapes(self, estimator: Estimator, params: PyTree, clients: int, dtype: Any) -> PyTree:
-        """Those of the parameters, [C, ...]."""
+        """The shapes of the parameters with a leading client axis, [C, ...]."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), dtype), params)
 
     def measure(self, context: RoundContext, cohort: Cohort, part: Part) -> Measured:
-        """Every client's message; or their mean, where only that is needed: messages then exist by pieces."""
+        """Train every client. If only the mean is needed, messages are in memory for one piece of the cohort."""
         if context.sums_only:
             return _averaged(self, context, cohort, part)
         return Measured(*part.join(_train(self, context, cohort)))
@@ -81,7 +81,7 @@ class Local:
 def _train(
     local: Local, context: RoundContext, cohort: Cohort
 ) -> tuple[PyTree[Shaped[Array, "c ..."]], Float[Array, "c"]]:
-    """The messages of some clients, and their losses where the round began."""
+    """The messages of some clients, and their losses at the start of the round."""
 
     def loss(params: PyTree, batch: Any) -> Float[Array, ""]:
         return context.mean_losses(params, batch)[0]
@@ -101,21 +101,22 @@ def _train(
         )
 
     clients = cohort.client_ids, context.batches(cohort.batches)
-    # Not a vmap of one where one client is asked for: even that makes convolutions grouped.
+    # One client at a time does not use vmap: even a vmap over one turns convolutions into grouped ones.
     if context.execution.vmapped == 1:
         return lax.map(one, clients)
     return in_pieces(jax.vmap(one), clients, context.execution.vmapped)
 
 
 def _averaged(local: Local, context: RoundContext, cohort: Cohort, part: Part) -> Measured:
-    """The weighted mean of a cohort's messages, which exist for one piece of the cohort at a time.
+    """The weighted mean of a cohort's messages, which are in memory for one piece of the cohort at a time.
 
-    Only sums cross the devices. Equal to the mean of all messages up to rounding, and zero if no client is valid.
+    Devices exchange only sums. The result is equal to the mean of all messages up to rounding, and zero if no client is
+    valid.
     """
     count, clients = len(cohort.client_ids), len(context.cohort.client_ids)
     pieces = -(-count // context.execution.stream)
     length = -(-count // pieces)
-    # Copies that fill up, of the mesh or of the last piece, weigh nothing.
+    # Copies that pad the mesh or the last piece have weight 0.
     weights = jnp.where(part.places < clients, cohort.weights, 0)
     whole: Cohort = filled(cohort._replace(weights=weights), pieces * length)
     whole = whole._replace(weights=jnp.where(jnp.arange(pieces * length) < count, whole.weights, 0))

@@ -1,9 +1,9 @@
-"""Clients that measure along shared directions: their scalars (HiSo, arXiv 2506.02370, Algorithm 1).
+"""Clients that measure scalars along shared directions (HiSo, arXiv 2506.02370, Algorithm 1).
 
-Shapes: C clients, K local steps, P perturbations, B examples a batch. At step 0 every client stands at the server's
-parameters, so many clients' examples are one flat batch through one shared set of perturbed weights; where the cohort
-is dealt into G groups with directions of their own, one flat batch and one set of weights for each group. From step 1
-on the clients have their own parameters, [C, ...].
+Shapes: C clients, K local steps, P perturbations, B examples in a batch. At step 0 every client has the server's
+parameters, so the examples of many clients form one flat batch for one shared set of perturbed weights. If the cohort
+is assigned to G groups of directions, there is one flat batch and one set of perturbed weights for each group. From
+step 1 on, the clients have their own parameters, [C, ...].
 """
 
 import math
@@ -40,17 +40,17 @@ from hiso_jax.zo import (
 )
 
 Mode = Literal["stream", "keep", "regenerate"]
-"""What becomes of a direction once it is measured: it enters Δ and goes, stays for the update, or is made again."""
+"""The handling of a measured direction: it is added to Δ and dropped, kept for the update, or made again."""
 
 
 @dataclass(frozen=True)
 class Probes:
-    """A client measures finite differences along the directions that the head's state names, and sends the numbers.
+    """A measure of finite differences along the directions that the head's state defines.
 
-    Its message is an array of scalars [K, P], or a tree of such arrays if the difference gives several numbers.
+    A message is an array of scalars [K, P], or a tree of such arrays if the difference gives several estimates.
 
     Attributes:
-      difference: which losses, and the numbers that are made of them.
+      difference: the difference, which defines the losses to take and the estimates made of them.
     """
 
     difference: Difference
@@ -59,18 +59,18 @@ class Probes:
 
     @property
     def description(self) -> list[Any]:
-        """The places, in units of μ, at which it takes losses."""
+        """The offsets along a direction, in units of μ, at which it takes losses."""
         return list(self.difference.offsets)
 
     def passes(self, local_steps: int, num_perturbations: int) -> int:
-        """Evaluations of its loss that a client makes in a round."""
+        """The number of forward passes that a round costs a client."""
         return local_steps * self.difference.passes(num_perturbations)
 
     def message_shapes(self, estimator: Estimator, params: PyTree, clients: int, dtype: Any) -> PyTree:
-        """Scalars [C, K, P], or a tree of them.
+        """The shape of scalars [C, K, P], or a tree of such shapes.
 
         Raises:
-          ValueError: a difference whose numbers the ledger has no columns for.
+          ValueError: the ledger has no columns for the estimates of the difference.
         """
         shape = clients, estimator.local_steps, estimator.num_perturbations
         losses = [jax.ShapeDtypeStruct(shape, dtype)] * len(self.difference.offsets)
@@ -79,13 +79,13 @@ class Probes:
         return shapes
 
     def measure(self, context: RoundContext, cohort: Cohort, part: Part) -> Measured:
-        """Every client's scalars."""
+        """Measure every client's scalars."""
         if context.estimator.local_steps > 1:
             return _measure_local_steps(context, self.difference, cohort.batches, part)
         return _measure_once(context, self.difference, cohort.batches, part)
 
     def ascent(self, context: RoundContext, measured: Measured, aggregate: PyTree) -> Ascent | None:
-        """Δ, made while the directions were measured, or of those that were kept."""
+        """Δ, computed while the directions were measured or from the directions that were kept."""
         if measured.kept is None:
             return measured.ascent
         kept, directions = measured.kept, _directions(context, 0)
@@ -98,15 +98,15 @@ class Probes:
 
 
 def probes(difference: Difference | DifferenceName = "forward") -> Probes:
-    """Finite differences along shared directions; ``difference`` itself or by name."""
+    """Finite differences along shared directions; ``difference`` is a difference or its name."""
     return Probes(as_difference(difference))
 
 
 def _check_names(numbers: PyTree) -> None:
-    """Refuse numbers of a direction that the ledger has no columns for.
+    """Refuse estimates of a direction for which the ledger has no columns.
 
     Raises:
-      ValueError: they are neither an array nor nested dicts of arrays, with names without dots.
+      ValueError: the estimates are neither an array nor nested dicts of arrays whose names have no dots.
     """
     for path, _ in jax.tree_util.tree_leaves_with_path(numbers):
         for key in path:
@@ -119,14 +119,14 @@ def _check_names(numbers: PyTree) -> None:
 
 
 def _mode(context: RoundContext) -> Mode:
-    """What becomes of directions: as asked for; else they stay or enter Δ at once where that pays."""
+    """The handling of directions: as requested; by default they are kept or added to Δ at once if that pays."""
     streams, params = context.relay is not None, context.params
     directions, asked = zo_state(context.server.state).directions, context.settings.directions
     if not streams and directions.block == 0:
-        # Every group's own draws, G·P of them, are too many to stay.
+        # The separate draws of all groups, G·P, are too many to keep.
         return "regenerate"
     copies = 2 if streams else context.estimator.num_perturbations + 1
-    # Factors cost nothing to be made again.
+    # Low-rank factors are cheap to make again.
     dear = not isinstance(directions.sampler, LowRank) and context.estimator.local_steps == 1
     if asked is None and dear and keeps_directions(params, context.settings.memory_budget, copies):
         asked = "keep"
@@ -134,9 +134,9 @@ def _mode(context: RoundContext) -> Mode:
 
 
 def _gathered(context: RoundContext, batches: PyTree) -> tuple[RoundContext, PyTree]:
-    """The examples of ``batches`` [..., B], if they fit the memory, and the context that reads such batches.
+    """The context and batches with the examples of ``batches`` [..., B] gathered, if these fit the memory.
 
-    Once for all evaluations: an accelerator went through the whole training set for each.
+    They are gathered once for all forward passes, because an accelerator read the entire training set for each gather.
     """
     rows = math.prod(jax.tree.leaves(batches)[0].shape[:-1])
     if context.examples is None or rows > context.execution.gathered:
@@ -145,7 +145,7 @@ def _gathered(context: RoundContext, batches: PyTree) -> tuple[RoundContext, PyT
 
 
 def _perturbed(context: RoundContext, params: PyTree, direction: Direction | None, scale: Any, group: Any) -> PyTree:
-    """``params`` perturbed along a group's direction, or as they are."""
+    """``params`` perturbed along a group's direction, or unchanged if ``direction`` is None."""
     return params if direction is None else perturb(params, direction.of(group), scale, context.perturbed_as)
 
 
@@ -160,7 +160,7 @@ def _directions(context: RoundContext, step: int | Array) -> GroupedDirections:
 def _run(
     context: RoundContext, difference: Difference, evaluate: Callable, step: int | Array, fold: Callable, init: PyTree
 ) -> tuple[PyTree, Array, PyTree]:
-    """:func:`hiso_jax.zo.probe` along the directions of a local step."""
+    """Call :func:`hiso_jax.zo.probe` along the directions of a local step."""
     return probe(
         evaluate,
         _directions(context, step).at,
@@ -173,21 +173,21 @@ def _run(
 
 
 Evaluate = Callable[[Direction | None, Any], Array]
-"""(a direction as every group has it, or None; scale) → client losses [C]."""
+"""(direction p of all groups, or None; scale) → client losses [C]."""
 
 
 def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) -> Evaluate:
     """Client losses [C] at shared parameters perturbed along the direction of each client's group.
 
-    A group's part of ``batch`` [C, B, ...] is evaluated flat.
+    A group's part of ``batch`` [C, B, ...] is one flat batch.
 
     Args:
-      context: of the round.
-      batch: of these clients.
-      places: of these clients in the cohort, consecutive; place c is in group c mod G.
+      context: the context of the round.
+      batch: the batches of these clients.
+      places: the consecutive places of these clients in the cohort; place c is in group c mod G.
     """
     clients, groups = len(places), context.groups
-    # Consecutive places: column j of rows of n holds one group.
+    # Places are consecutive, so in rows of ``columns`` places each column holds clients of one group.
     columns = min(clients, groups)
     rows = -(-clients // columns)
 
@@ -203,11 +203,11 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
     def dealt(a: Array) -> Array:
         return a.reshape(rows, columns, *a.shape[1:]).swapaxes(0, 1)
 
-    # Columns that share every product with a matrix are one flat batch.
+    # Columns that share every product with a weight matrix form one flat batch.
     direction = jax.eval_shape(lambda: _directions(context, 0).at(0).of(0))
     shared = shares_matmuls(context.params, direction, context.perturbed_as)
     together = context.execution.flat if shared else context.execution.vmapped
-    # Dealt once a round, not once an evaluation.
+    # Arranged by group once for each round, not for each forward pass.
     each = jax.tree.map(dealt, filled((batch, places), rows * columns)) if groups > 1 else None
 
     def evaluate(direction: Direction | None, scale: Any) -> Float[Array, "C"]:
@@ -224,13 +224,13 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
 
 
 def _one_by_one(function: Callable[[PyTree], PyTree], inputs: PyTree, together: int) -> PyTree:
-    """``function`` of every row of ``inputs``, so many in one vmap."""
-    # Not a vmap of one where one row is asked for: even that makes convolutions grouped.
+    """Apply ``function`` to every row of ``inputs``, ``together`` rows in one vmap."""
+    # One row at a time does not use vmap: even a vmap over one turns convolutions into grouped ones.
     return lax.map(function, inputs) if together <= 1 else in_pieces(jax.vmap(function), inputs, together)
 
 
 def _at_clients(context: RoundContext, local: PyTree, batch: PyTree, places: Int[Array, "C"]) -> Evaluate:
-    """Client losses [C] at the clients' own parameters ``local`` [C, ...], perturbed along their groups' direction."""
+    """Client losses [C] at the clients' own parameters ``local`` [C, ...], perturbed along their group's direction."""
 
     def evaluate(direction: Direction | None, scale: Any) -> Float[Array, "C"]:
         def one(client: tuple[PyTree, PyTree, Int[Array, ""]]) -> Float[Array, ""]:
@@ -249,16 +249,16 @@ def _as_messages(numbers: PyTree) -> PyTree[Shaped[Array, "C 1 P"]]:
 
 
 def _measure_once(context: RoundContext, difference: Difference, batches: PyTree, part: Part) -> Measured:
-    """Every client's message of a round of one local step.
+    """Measure every client's message in a round of one local step.
 
-    The directions stand outside and the clients inside: however many pieces, a direction is made once to be measured.
-    To stream is to aggregate each perturbation before the next direction is made; Δ then grows by the arithmetic of
-    ``zo.accumulate`` meanwhile.
+    The outer loop is over directions and the inner loop over pieces of clients, so a direction is made once for the
+    measurement. In the mode "stream", each perturbation is aggregated and added to Δ, by the arithmetic of
+    ``zo.accumulate``, before the next direction is made.
 
     Args:
-      context: of the round.
-      batches: of this device's clients, [c, 1, B, ...], or what they are drawn for.
-      part: this device's place among others.
+      context: the context of the round.
+      batches: the batches of this device's clients, [c, 1, B, ...], or the arguments from which they are drawn.
+      part: this device's part of the cohort.
     """
     first = jax.tree.map(lambda a: a[:, 0], context.drawn(batches, context.execution.stream))
     evaluate = _at_server(*_gathered(context, first), part.places)
@@ -271,7 +271,8 @@ def _measure_once(context: RoundContext, difference: Difference, batches: PyTree
             index, total = carry
             numbers = part.join(own)
             sent, combined = relay(numbers, index)
-            # A replay reads it from the ledger; here its last product would be contracted into a sum over groups.
+            # A replay reads the aggregate from the ledger. Here, without rounding, its last product would be contracted
+            # into a sum over groups, and the bits would differ.
             received = jax.tree.map(rounded, combined)
             total, terms = direction.add_to(total, directional_derivatives(received), perturbations)
             return (index + 1, total), (numbers, sent, combined, terms)
@@ -298,9 +299,9 @@ def _measure_once(context: RoundContext, difference: Difference, batches: PyTree
 def _add_outer(
     context: RoundContext, places: Int[Array, "C"]
 ) -> Callable[[PyTree, Direction, PyTree], tuple[PyTree, PyTree]]:
-    """Add each client's scalar times its direction to its own Σ_p g_p z_p, [C, ...]."""
+    """A fold that adds each client's scalar times its direction to the client's own Σ_p g_p z_p, [C, ...]."""
 
-    # Not as a matrix product, which accelerators would round to fewer bits.
+    # No matrix product, because accelerators would round it to fewer bits.
     def add(d: Array, u: Array, scalars: Array) -> Array:
         each = jnp.expand_dims(scalars.astype(u.dtype), range(scalars.ndim, d.ndim))
         return d + each * jnp.expand_dims(u, range(d.ndim - u.ndim))
@@ -320,17 +321,17 @@ def _add_outer(
 
 
 def _measure_local_steps(context: RoundContext, difference: Difference, batches: PyTree, part: Part) -> Measured:
-    """Every client's message of a round of several local steps, between which it takes plain steps of its own.
+    """Measure every client's message in a round of several local steps; the client takes a plain step between them.
 
     Args:
-      context: of the round.
-      batches: of this device's clients, [c, K, B, ...], or what they are drawn for.
-      part: this device's place among others.
+      context: the context of the round.
+      batches: the batches of this device's clients, [c, K, B, ...], or the arguments from which they are drawn.
+      part: this device's part of the cohort.
     """
     rate = context.estimator.rate_at(zo_state(context.server.state).rounds)
 
     def move(x: Array, delta: Array) -> Array:
-        # In the wider dtype, which a client's own parameters keep: bfloat16 would lose its steps.
+        # A client's own parameters stay in the wider dtype: its steps would be lost in bfloat16.
         return (x - rate / context.estimator.num_perturbations * delta).astype(delta.dtype)
 
     def all_steps(given: tuple[PyTree, Int[Array, "c"]]) -> tuple[PyTree, Float[Array, "c"]]:
@@ -354,5 +355,5 @@ def _measure_local_steps(context: RoundContext, difference: Difference, batches:
         join = jax.tree.map(lambda x, y: jnp.transpose(jnp.concatenate([x[None], y]), (2, 0, 1)), numbers, rest)
         return join, losses
 
-    # The clients outside: their own parameters exist for one piece of the cohort at a time.
+    # The outer loop is over clients: their own parameters are in memory for one piece of the cohort at a time.
     return Measured(*part.join(in_pieces(all_steps, (batches, part.places), context.execution.stream)))

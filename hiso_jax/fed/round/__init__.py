@@ -1,4 +1,4 @@
-"""One round: what its clients measure or train, what happens to their messages, and what the server makes of them."""
+"""One round: the clients measure or train, their messages pass the channels, and the server updates the model."""
 
 from hiso_jax.fed.round.channel import Channel, first_memory
 from hiso_jax.fed.round.round import Arrived, Round, RoundInputs, check_round, server_round, server_settle

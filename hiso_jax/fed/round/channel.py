@@ -1,4 +1,4 @@
-"""What happens to a round's messages between its clients and its aggregate."""
+"""The message path of a round, from the clients' messages to the aggregate."""
 
 from typing import NamedTuple
 
@@ -16,12 +16,12 @@ from hiso_jax.zo import pin
 
 
 class Combined(NamedTuple):
-    """What becomes of a round's messages.
+    """The result of combining a round's messages.
 
     Attributes:
-      aggregate: what everyone is told of them.
-      memory: what the server remembers of them for later rounds.
-      clipped: which of the messages that count were shortened, [C].
+      aggregate: the aggregate that the server broadcasts.
+      memory: the server's memory for later rounds.
+      clipped: mask of the messages that count and were clipped, [C].
     """
 
     aggregate: PyTree
@@ -30,11 +30,11 @@ class Combined(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the server remembers from round to round.
+    """The server's memory from round to round.
 
     Attributes:
-      combine: of the combiner.
-      rescale: of what shortens messages, one after the other.
+      combine: the memory of the combiner.
+      rescale: the memories of the clippings, in order.
     """
 
     combine: PyTree
@@ -45,10 +45,11 @@ class Channel(NamedTuple):
     """An algorithm's ``send``, ``attack``, ``rescale``, ``combine`` and ``wire`` in one round.
 
     Attributes:
-      algorithm: whose.
-      senders: the cohort, and into how many groups it is dealt for its directions.
+      algorithm: the algorithm.
+      senders: the cohort and its number of groups of directions.
       key: the channel key of the round.
-      secret: the same of the run's secret, which nothing that is public tells; None if the algorithm needs none.
+      secret: the channel key of the round from the run's secret, which no public value reveals; None if the algorithm
+        needs no secret.
     """
 
     algorithm: Algorithm
@@ -58,17 +59,17 @@ class Channel(NamedTuple):
 
     @property
     def groups(self) -> int:
-        """G, into which the cohort is dealt."""
+        """G, the number of groups of directions in the cohort."""
         return self.senders.groups
 
     def send(self, messages: PyTree, first: Int[Array, ""] | int = 0) -> PyTree:
-        """What arrives of all messages [C, ...], whose perturbations are numbered from ``first``."""
+        """The messages [C, ...] as they arrive at the server; ``first`` is the index of their first perturbation."""
         known = messages
         for place, send in enumerate(self.algorithm.send):
             key = send_key(self.key if send.noise is None else self._private_key(), place)
             messages = self._sent(send, messages, key, first)
             if send.noise is not None and self.senders.hostile is not None:
-                # No other client sees a message before its noise is drawn: hostile clients know the noised ones.
+                # Hostile clients know other clients' messages only with noise: the noise is added before sending.
                 known = _where(self.senders.hostile, known, messages)
         return self.algorithm.wire.encode(self._forged(known, messages, first))
 
@@ -83,24 +84,24 @@ class Channel(NamedTuple):
         return send.apply(messages, self.senders, key)
 
     def _forged(self, known: PyTree, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
-        """The messages; hostile clients forge theirs from ``known`` and skip the channels of honest ones."""
+        """Replace hostile clients' messages by forged ones, made from ``known`` without the honest clients' channels."""
         attack, hostile, sends = self.algorithm.attack, self.senders.hostile, self.algorithm.send
         if attack is None or hostile is None:
             return messages
         made = self._sent(attack, known, send_key(self.key, len(sends)), first)
-        # But in how few bits a number goes is the wire's, and binds whoever sends.
+        # The bits of a value are fixed by the wire, so hostile clients quantise, too.
         narrow = [(place, send) for place, send in enumerate(sends) if send.bits < 32]
         for place, send in narrow[-1:]:
             made = self._sent(send, made, send_key(self.key, place), first)
         return _where(hostile, made, messages)
 
     def combine(self, messages: PyTree, weights: Float[Array, "C"], memory: PyTree) -> Combined:
-        """What everyone is told of all messages.
+        """Clip and combine all messages into the aggregate that the server broadcasts.
 
         Args:
-          messages: [C, ...], as they arrived.
-          weights: zero for those that do not count.
-          memory: what the server remembers.
+          messages: the messages as they arrived, [C, ...].
+          weights: the clients' weights, zero for messages that do not count.
+          memory: the server's memory.
         """
         combine, values = self.algorithm.combine, decoded(messages)
         weights = weights.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(values)))
@@ -127,7 +128,7 @@ class Channel(NamedTuple):
         factors: Float[Array, "C"] | None,
         first: Int[Array, ""] | int,
     ) -> PyTree:
-        """What everyone is told of messages whose numbers, shortened by ``factors``, are ``values``."""
+        """The broadcast aggregate of messages whose scalars, decoded and clipped by ``factors``, are ``values``."""
         combine, wire = self.algorithm.combine, self.algorithm.wire
         if combine.linear and wire.relays(messages, self.groups):
             return self._relayed(messages, weights, factors)
@@ -136,27 +137,27 @@ class Channel(NamedTuple):
         return wire.encode_aggregate(self._in_groups(combine, values, weights, first))
 
     def _noised(self, combine: Combine, values: PyTree, weights: Float[Array, "C"]) -> PyTree:
-        """The noised mean, [K, G·P] or a tree; weights only say which clients count."""
+        """The noised mean, [K, G·P] or a tree; weights only tell which clients count."""
         key, clients = combine_key(self._private_key()), len(weights)
         rows, own = jax.tree.map(self._rows, values), self._rows(weights)
         sums = combine.apply(rows, own, key)
         return jax.tree.map(lambda each: self._side_by_side(each * (self.groups / clients)), sums)
 
     def _rows(self, x: Shaped[Array, "C ..."]) -> Shaped[Array, "turns G ..."]:
-        """Each client in the column of its group; rows that only fill up are zeros, and weigh nothing."""
+        """Arrange clients so that each is in the column of its group; padding is zeros and has no weight."""
         turns = -(-len(x) // self.groups)
         filled = jnp.pad(x, [(0, turns * self.groups - len(x))] + [(0, 0)] * (x.ndim - 1))
         return filled.reshape(turns, self.groups, *x.shape[1:])
 
     def _side_by_side(self, each: Shaped[Array, "G ..."]) -> Shaped[Array, "..."]:
-        """[G, K, P] as [K, G·P]; that of a single group as it is."""
+        """Reshape [G, K, P] to [K, G·P]; for a single group, drop the axis G."""
         return each[0] if self.groups == 1 else jnp.moveaxis(each, 0, 1).reshape(each.shape[1], -1)
 
     def _remembering(
         self, combine: Combine, values: PyTree, weights: Float[Array, "C"], memory: PyTree
     ) -> tuple[PyTree, PyTree]:
-        # As a branch of a conditional it is compiled apart from what stands around it, so that a resumed run, which
-        # makes its memory again from the ledger, has the same bits.
+        # A branch of a conditional is compiled apart from the surrounding code, so that a resumed run, which recomputes
+        # its memory from the ledger, has the same bits.
         operands = values, weights, combine_key(self.key), memory
         shapes = jax.eval_shape(combine.apply, *operands)
 
@@ -173,7 +174,7 @@ class Channel(NamedTuple):
         return combine.apply(values, weights, key)
 
     def _in_groups(self, combine: Combine, values: PyTree, weights: Float[Array, "C"], first: Array | int) -> PyTree:
-        """ĝ_g = (G W_g / W) · combine_g, [K, G·P]: a combiner inside every group; of one group it is plain."""
+        """Combine inside every group: ĝ_g = (G W_g / W) · combine_g, [K, G·P]; a single group needs no factor."""
         groups, key = self.groups, combine_key(self.key)
         if groups == 1:
             return self._combined(combine, values, weights, key, first)
@@ -189,7 +190,7 @@ class Channel(NamedTuple):
         return jax.tree.map(weighted, combined)
 
     def _relayed(self, messages: PyTree, weights: Float[Array, "C"], factors: Float[Array, "C"] | None) -> PyTree:
-        """The codes of all clients that count, their steps weighted."""
+        """The codes of all clients that count, with weighted steps."""
         valid, total = weights > 0, weights.sum()
         factors = jnp.ones_like(weights) if factors is None else factors
         share = pin(weights * factors * self.groups / jnp.where(total > 0, total, 1))
@@ -202,16 +203,19 @@ class Channel(NamedTuple):
         return jax.tree.map(one, messages, is_leaf=lambda node: isinstance(node, Coded))
 
     def received(self, aggregate: PyTree) -> PyTree:
-        """What the server's rule takes: ĝ [K, G·P], or a tree."""
+        """The optimizer's input, decoded from a broadcast aggregate: ĝ [K, G·P], or a tree."""
         return received(aggregate, self.groups)
 
     def relay(self, numbers: PyTree, weights: Float[Array, "C"], index: Int[Array, ""]) -> tuple[PyTree, PyTree]:
-        """What arrives of one perturbation's numbers [C] in a round of one local step, and their aggregate [G].
+        """Send one perturbation's scalars [C] in a round of one local step, and aggregate them.
 
-        By the same arithmetic as of all perturbations together, so that the bits are the same, if none is shortened.
+        The arithmetic is that of all perturbations together, so the bits are the same unless a message is clipped.
+
+        Returns:
+          The scalars [C] as they arrive, and their aggregate [G].
 
         Raises:
-          ValueError: the algorithm needs whole messages.
+          ValueError: the algorithm needs complete messages.
         """
         if not self.algorithm.is_separable:
             raise ValueError("numbers can only be relayed one by one if nothing in the algorithm needs whole messages")
@@ -223,7 +227,7 @@ class Channel(NamedTuple):
 
 
 def _where(clients: Bool[Array, "C"], messages: PyTree, others: PyTree) -> PyTree:
-    """The ``messages`` of some clients, and the others' of the rest, in the dtypes of these."""
+    """``messages`` for the clients of a mask and ``others`` for the rest, in the dtypes of ``others``."""
     return jax.tree.map(
         lambda own, other: jnp.where(jnp.expand_dims(clients, range(1, other.ndim)), own.astype(other.dtype), other),
         messages,
@@ -232,7 +236,7 @@ def _where(clients: Bool[Array, "C"], messages: PyTree, others: PyTree) -> PyTre
 
 
 def _scaled(message: Float[Array, "C ..."], factors: Float[Array, "C"]) -> Float[Array, "C ..."]:
-    # Not 1 times a message: what is not shortened keeps its bits, and its infinities.
+    # Not 1 times a message: a message that is not clipped keeps its bits and its infinities.
     own = jnp.expand_dims(factors.astype(message.dtype), range(1, message.ndim))
     return jnp.where(own < 1, pin(message * own), message)
 
@@ -242,7 +246,7 @@ def _times(values: PyTree, factors: Float[Array, "C"]) -> PyTree:
 
 
 def _clips(algorithm: Algorithm) -> tuple[Clip, ...]:
-    """What shortens messages: the algorithm's own, or the clipping that a private mean is calibrated to."""
+    """The clippings: those of the algorithm, or the clipping to the norm for which a private mean's noise is set."""
     noise = algorithm.combine.noise
     if noise is None:
         return algorithm.rescale
@@ -250,7 +254,7 @@ def _clips(algorithm: Algorithm) -> tuple[Clip, ...]:
 
 
 def first_memory(algorithm: Algorithm, messages: PyTree) -> Memory:
-    """The server's memory before the first round; ``messages`` are shapes [C, ...]."""
+    """The server's memory before the first round; ``messages`` are the shapes [C, ...] of the messages."""
     combine = algorithm.combine
     return Memory(
         () if combine.init is None else combine.init(messages),

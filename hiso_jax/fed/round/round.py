@@ -1,7 +1,7 @@
 """One round of federated learning as one pure function: measure → valid → send → valid → combine → update.
 
-It has two halves: :func:`measure` ends where the messages have arrived, and :func:`settle` makes an update of them,
-wherever they came from.
+It has two halves. :func:`measure` ends when the messages have arrived at the server. :func:`settle` computes the update
+from them, whether they come from :func:`measure` or from a network.
 """
 
 from collections.abc import Callable
@@ -32,16 +32,16 @@ from hiso_jax.fed.update import AtHand, ServerState, server_update
 from hiso_jax.zo import check_chain, check_directions, check_estimator, in_float32
 
 Loss = Callable[..., Float[Array, "B"]]
-# Until it is known how many clients go through memory at a time.
+# A placeholder until the number of clients in memory at a time is known.
 NOBODY = Execution(0, 0, 0, 0)
 
 
 class RoundInputs(NamedTuple):
-    """Data that a round reads beside its cohort's.
+    """Data that a round reads in addition to its cohort.
 
     Attributes:
       examples: the training examples if batches are indices into them, else None.
-      source: the argument from which these are drawn.
+      source: the argument from which the indices are drawn.
       frozen: the model's parameters that are not trained, or None.
     """
 
@@ -54,11 +54,11 @@ Round = Callable[[ServerState, Cohort, Keys, RoundInputs], tuple[ServerState, Ro
 
 
 def check_round(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings) -> None:
-    """Refuse a round that cannot be.
+    """Refuse settings with which no round is possible.
 
     Raises:
-      ValueError: a number out of range, K > 1 without a rate for the clients' steps, fewer directions than the method
-        makes sense with, or directions kept for K > 1.
+      ValueError: a value is out of range, K > 1 without a rate for the clients' steps, P is smaller than the method's
+        ``fewest_perturbations``, or directions are kept for K > 1.
     """
     check_estimator(estimator.num_perturbations, estimator.mu)
     if estimator.num_perturbations < algorithm.fewest_perturbations:
@@ -85,16 +85,16 @@ def server_round(
     """A round as a function ``(server, cohort, keys, inputs) → (server, RoundRecord)``.
 
     Args:
-      loss: the task's, ``(params, batch) → [B]``, with a third argument if there are frozen parameters.
-      algorithm: the method.
-      estimator: how clients measure; its measure is the algorithm's, or the run's.
-      settings: how it is computed.
-      draw: ``(source, numbers [C]) → int32 [C, K, B]``: clients draw their own batches, and a cohort's data never
-        exists whole.
+      loss: the task's loss, ``(params, batch) → [B]``, with a third argument if there are frozen parameters.
+      algorithm: the algorithm.
+      estimator: how clients measure; its measure is that of the algorithm, or of the run.
+      settings: how the round is computed.
+      draw: ``(source, client ids [C]) → int32 [C, K, B]``: clients draw their own batches, so that a cohort's data is
+        never in memory at once.
 
     Raises:
-      ValueError: a number out of range; at the call, a loss that is not per example, a state without a zeroth-order
-        head where the algorithm has scalars, or an optimizer whose members before the head need the parameters.
+      ValueError: a value is out of range; at the call, the loss is not per example, the state of an algorithm with
+        scalars has no zeroth-order head, or a member of the optimizer before the head needs the parameters.
     """
     check_round(algorithm, estimator, settings)
 
@@ -125,20 +125,20 @@ Settle = Callable[[ServerState, Cohort, Keys, "Arrived"], tuple[ServerState, Rou
 
 
 def server_settle(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings) -> Settle:
-    """The server's half of a round alone, for messages that come from elsewhere: over a network, say.
+    """The server's half of a round alone, for messages from another source, a network, say.
 
-    With the same messages it makes the same update as :func:`server_round`, to the last bit.
+    With the same messages it computes the same update as :func:`server_round`, to the last bit.
 
     Args:
-      algorithm: the method, whose messages are scalars.
+      algorithm: the algorithm, whose messages are scalars.
       estimator: how the clients measured.
-      settings: how it is computed.
+      settings: how the round is computed.
 
     Returns:
       ``(server, cohort, keys, arrived) → (server, RoundRecord)``.
 
     Raises:
-      ValueError: a number out of range.
+      ValueError: a value is out of range.
     """
     check_round(algorithm, estimator, settings)
 
@@ -155,7 +155,7 @@ def _no_loss(params: PyTree, batch: PyTree) -> Array:
 
 
 def _channel(algorithm: Algorithm, server: ServerState, cohort: Cohort, keys: Keys) -> Channel:
-    """The path of the round's messages."""
+    """The message path of the round."""
     clients = len(cohort.client_ids)
     groups, hostile = groups_of(algorithm, server.params, clients), cohort.hostile
     honest = (cohort.weights > 0) if hostile is None else (cohort.weights > 0) & ~hostile
@@ -164,7 +164,7 @@ def _channel(algorithm: Algorithm, server: ServerState, cohort: Cohort, keys: Ke
 
 
 def _execution(context: RoundContext) -> Execution:
-    """How many clients go through memory at a time."""
+    """The number of clients in memory at a time."""
 
     def one_batch(context: RoundContext, batches: PyTree) -> PyTree:
         return context.fetch(jax.tree.map(lambda a: a[0, 0], context.batches(batches)))
@@ -191,10 +191,10 @@ class Arrived(NamedTuple):
     """The messages of a round as they arrived at the server.
 
     Attributes:
-      messages: of all clients, [C, ...]; None where only their mean was kept.
-      valid: which clients reported finite numbers only, [C].
-      losses: every client's where the round began, [C].
-      measured: the measurement, for the values that the update may take from it; None where the server did not see it.
+      messages: the messages of all clients, [C, ...]; None if only their mean was kept.
+      valid: mask of the clients that reported finite values only, [C].
+      losses: every client's loss at the start of the round, [C].
+      measured: the measurement, if the update may take values from it; None if the server did not see it.
     """
 
     messages: PyTree | None
@@ -204,20 +204,19 @@ class Arrived(NamedTuple):
 
 
 def measure(channel: Channel, context: RoundContext) -> Arrived:
-    """The clients' half of a round: they measure and send."""
+    """The clients' half of a round: the clients measure and send."""
     own = context.estimator.measure
     measured = over_clients(partial(own.measure, context), context.settings.mesh)(context.cohort)
     if measured.valid is not None:
         return Arrived(None, measured.valid, measured.losses, measured)
     valid = (context.cohort.weights > 0) & are_finite(measured.messages)
-    # As if all were valid, where messages were sent while they were measured: where one is not, the aggregate is made
-    # again.
+    # Messages sent while they were measured assume that all are valid; if one is not, the aggregate is recomputed.
     messages = channel.send(measured.messages) if measured.sent is None else measured.sent
     return Arrived(messages, valid & are_finite(messages), measured.losses, measured)
 
 
 def settle(channel: Channel, context: RoundContext, arrived: Arrived) -> tuple[ServerState, RoundRecord]:
-    """The server's half of a round: it combines the messages and updates the model."""
+    """The server's half of a round: the server combines the messages and updates the model."""
     algorithm, server, cohort = channel.algorithm, context.server, context.cohort
     valid, measured, ascent = arrived.valid, arrived.measured, None
     if measured is not None and measured.mean is not None:
@@ -229,14 +228,14 @@ def settle(channel: Channel, context: RoundContext, arrived: Arrived) -> tuple[S
         numbers = channel.received(aggregate)
         check_chain(algorithm.optimizer, server.params, numbers)
         if measured is not None and measured.ascent is not None:
-            # The same bits, and told to be: two programs may sum in different ways.
+            # The two aggregates should have the same bits; selecting one guarantees it where programs sum differently.
             holds = (valid == (cohort.weights > 0)).all() & ~combined.clipped.any()
             aggregate = numbers = jax.tree.map(
                 lambda made, again: jnp.where(holds, made, again), measured.ascent.scalars, aggregate
             )
         if measured is not None:
             ascent = context.estimator.measure.ascent(context, measured, numbers)
-    # A private aggregate is applied always, since nobody may know whether a client counted.
+    # A private aggregate is always applied, because whether any client counted must stay hidden.
     applies = jnp.ones((), bool) if algorithm.is_private else valid.any()
     loss = _mean_loss(arrived.losses, valid)
     params, state = server_update(
@@ -264,5 +263,5 @@ def settle(channel: Channel, context: RoundContext, arrived: Arrived) -> tuple[S
 
 
 def _mean_loss(losses: Float[Array, "C"], valid: Bool[Array, "C"]) -> Float[Array, ""]:
-    # 0 where no client is valid: NaN would stop a user who looks for the first NaN with jax_debug_nans.
+    # 0 if no client is valid: NaN would stop a user who searches for the first NaN with jax_debug_nans.
     return jnp.where(valid, losses, 0).sum() / jnp.maximum(valid.sum(), 1).astype(losses.dtype)

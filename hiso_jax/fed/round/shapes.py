@@ -1,4 +1,4 @@
-"""The shapes of a round's messages, and what is refused from them alone."""
+"""The shapes of a round's messages, and the checks that need only shapes."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from hiso_jax.fed.wire import BroadcastBytes
 from hiso_jax.zo import reads_loss as zo_reads_loss
 from hiso_jax.zo import zo_states
 
-# A median of two is their mean.
+# Combiners that compare need three clients: the median of two is their mean.
 FEWEST_COMPARED = 3
 
 
@@ -23,9 +23,9 @@ class Shapes(NamedTuple):
     """The shapes of a round's messages.
 
     Attributes:
-      sent: of all clients, as they arrive, [C, ...].
-      aggregate: of what everyone is told of them.
-      memory: of what the combiner remembers.
+      sent: shapes of all clients' messages as they arrive, [C, ...].
+      aggregate: shapes of the broadcast aggregate.
+      memory: shapes of the server's memory.
       groups: G.
     """
 
@@ -36,20 +36,20 @@ class Shapes(NamedTuple):
 
     @property
     def message(self) -> PyTree:
-        """Of one client."""
+        """The shapes of one client's message."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.sent)
 
     def bytes_of(self, algorithm: Algorithm) -> tuple[int, BroadcastBytes]:
-        """What a message takes, and what everyone is told of a round."""
+        """The bytes of a message, and the bytes that the server broadcasts for a round."""
         return algorithm.wire.up(self.message), algorithm.wire.down(self.aggregate, self.groups)
 
 
 def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:
-    """Into how many groups a cohort is dealt for its directions; 1 if there are none.
+    """G, the number of groups of directions in a cohort; 1 if the algorithm has no directions.
 
     Raises:
-      ValueError: there are fewer clients than groups, several groups and a combiner with a memory, or too few clients
-        in a group for a combiner that compares them.
+      ValueError: there are fewer clients than groups, a combiner with a memory has several groups, or a group has too
+        few clients for a combiner that compares them.
     """
     heads = zo_states(jax.eval_shape(algorithm.optimizer.init, params)) if algorithm.has_scalars else []
     groups = heads[0].directions.groups_of(clients) if heads else 1
@@ -65,11 +65,11 @@ def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:
 
 
 def reads_loss(algorithm: Algorithm, shapes: Shapes, params: PyTree) -> bool:
-    """Whether the server's rule reads the loss of a round, which everyone who replays it must then be sent.
+    """Whether the optimizer reads the loss of a round; a client that replays the round must then receive the loss.
 
     Args:
-      algorithm: the method.
-      shapes: of its messages.
+      algorithm: the algorithm.
+      shapes: the shapes of its messages.
       params: the parameters, or their shapes.
     """
     taken = jax.eval_shape(lambda aggregate: received(aggregate, shapes.groups), shapes.aggregate)
@@ -77,10 +77,10 @@ def reads_loss(algorithm: Algorithm, shapes: Shapes, params: PyTree) -> bool:
 
 
 def shapes_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int) -> Shapes:
-    """The shapes of the messages of ``clients`` clients; of ``params`` only shapes and dtypes are read.
+    """The shapes of the messages of ``clients`` clients; only the shapes and dtypes of ``params`` are read.
 
     Raises:
-      ValueError: a difference whose numbers the ledger has no columns for.
+      ValueError: the ledger has no columns for the estimates of the difference.
     """
     dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
     measured = estimator.measure.message_shapes(estimator, params, clients, dtype)

@@ -1,4 +1,4 @@
-"""One round as a pure function, for loops of one's own."""
+"""One round as a pure function, for custom training loops."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,11 +24,11 @@ DEFAULT = ExecutionSettings()
 
 
 class Aside(NamedTuple):
-    """What not everybody knows of a round.
+    """Inputs of a round that are not known to all clients.
 
     Attributes:
-      hostile: whose messages the algorithm's attack forges, [C]; None is nobody.
-      secret: a key of this round that nothing public tells, for an algorithm that draws noise in private.
+      hostile: mask of the clients whose messages the algorithm's attack forges, [C]; None is no client.
+      secret: a key of this round that no public value reveals, for an algorithm with private noise.
     """
 
     hostile: Bool[Array, "C"] | None = None
@@ -52,33 +52,33 @@ def make_round(
 ) -> Callable[..., tuple[PyTree, Any, RoundRecord]]:
     """One round as a pure function: ``(params, state, batches, mask, round_key) → (params, state, RoundRecord)``.
 
-    ``batches`` is a pytree of [C, K, B, ...] arrays, ``mask`` [C] says which clients take part (numbers instead of
-    booleans are their weights in the aggregate, none where they are not positive), and ``state`` is
-    ``tx.init(params)``. A client with a non-finite number in its message is left out of the round; without a valid
-    client the parameters and the state stay as they were. Clients are numbered by their places.
+    ``batches`` is a pytree of [C, K, B, ...] arrays. ``mask`` [C] says which clients take part: booleans, or weights in
+    the aggregate, where a weight that is not positive excludes the client. ``state`` is ``tx.init(params)``. A client
+    whose message has a non-finite value is left out of the round; without a valid client, the parameters and the state
+    do not change. The client ids are the places in ``mask``.
 
-    Parameters that are not trained are a keyword argument of the round, ``frozen=``: the loss is then called as
-    ``loss(params, batch, frozen)``. So are ``round_number=``, which schedules of methods without scalars read;
-    and ``aside=``, an :class:`Aside`, for algorithms that are attacked or private.
+    The round has three keyword arguments. ``frozen=`` holds parameters that are not trained; the loss is then called
+    as ``loss(params, batch, frozen)``. ``round_number=`` is read by schedules of methods without scalars. ``aside=`` is
+    an :class:`Aside`, for algorithms with an attack or private noise.
 
     Args:
       task_loss: ``(params, batch) → float [B]``, the loss of each example.
-      tx: an :class:`hiso_jax.fed.Algorithm`; or an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``,
-        applied once to Σ_k Δ_k of the mean scalars. Of an algorithm whose combiner or clipping has a memory, ``state``
-        is the pair of ``tx.init(params)`` and :func:`hiso_jax.fed.first_memory`.
+      tx: an :class:`hiso_jax.fed.Algorithm`; or an optax transformation with the head ``scale_by_hiso`` or
+        ``scale_by_zo``, applied once to Σ_k Δ_k of the mean scalars. For an algorithm whose combiner or clipping has a
+        memory, ``state`` is the pair of ``tx.init(params)`` and :func:`hiso_jax.fed.first_memory`.
       local_steps: K ≥ 1.
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
-      difference: ``"forward"`` (the default), ``"central"`` or another difference; not for an algorithm with a measure
-        of its own.
+      difference: ``"forward"`` (the default), ``"central"`` or another difference; not for an algorithm that has its
+        own measure.
       local_learning_rate: η of the clients' own steps, plain SGD; a number or a schedule over rounds. Required
         when K > 1, if the algorithm's clients measure along directions.
-      execution: how it is computed.
+      execution: how the round is computed.
 
     Raises:
-      ValueError: K, P, μ, the difference or ``directions`` out of range, directions kept for K > 1, or K > 1 without
-        ``local_learning_rate``; at the call, a loss that is not per example, a state without a zeroth-order head, or an
-        optimizer whose members before the head need the parameters.
+      ValueError: K, P, μ, the difference or ``directions`` is out of range, directions are kept for K > 1, or K > 1
+        without ``local_learning_rate``; at the call, the loss is not per example, the state has no zeroth-order head,
+        or a member of the optimizer before the head needs the parameters.
     """
     algorithm = as_algorithm(tx)
     measure = measured_by(algorithm, difference)
