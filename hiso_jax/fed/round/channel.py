@@ -84,7 +84,7 @@ class Channel(NamedTuple):
         return send.apply(messages, self.senders, key)
 
     def _forged(self, known: PyTree, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
-        """Replace hostile clients' messages by forged ones, made from ``known`` without the honest clients' channels."""
+        """Replace hostile clients' messages by ones forged from ``known``, which skip the channels of honest clients."""
         attack, hostile, sends = self.algorithm.attack, self.senders.hostile, self.algorithm.send
         if attack is None or hostile is None:
             return messages
@@ -137,7 +137,7 @@ class Channel(NamedTuple):
         return wire.encode_aggregate(self._in_groups(combine, values, weights, first))
 
     def _noised(self, combine: Combine, values: PyTree, weights: Float[Array, "C"]) -> PyTree:
-        """The noised mean, [K, G·P] or a tree; weights only tell which clients count."""
+        """The noised mean, [K, G·P] or a tree; weights only indicate which clients count."""
         key, clients = combine_key(self._private_key()), len(weights)
         rows, own = jax.tree.map(self._rows, values), self._rows(weights)
         sums = combine.apply(rows, own, key)
