@@ -84,7 +84,7 @@ class Channel(NamedTuple):
         return send.apply(messages, self.senders, key)
 
     def _forged(self, known: PyTree, messages: PyTree, first: Int[Array, ""] | int) -> PyTree:
-        """Replace hostile clients' messages by ones forged from ``known``, which skip the channels of honest clients."""
+        """Replace hostile clients' messages by forgeries from ``known``, which skip the channels of honest clients."""
         attack, hostile, sends = self.algorithm.attack, self.senders.hostile, self.algorithm.send
         if attack is None or hostile is None:
             return messages
