@@ -4,20 +4,18 @@
     python benchmarks/paper.py --presets digits
     python benchmarks/paper.py --presets mnist-8-1,mnist-64-1 --mnist FOLDER_WITH_IDX_FILES
     python benchmarks/paper.py --presets mnist-all-methods --mnist FOLDER_WITH_IDX_FILES
-    python benchmarks/paper.py --presets mnist-all-methods --mnist FOLDER_WITH_IDX_FILES --jobs 12   # of one GPU
     python benchmarks/paper.py --presets reviews --reviews FOLDER --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
     python benchmarks/paper.py --presets opt-125m-sst2,opt-1.3b-qqp   # needs a hub, and a GPU for the large ones
 
-Each preset is one `hiso-jax compare` in a folder of its own under `--out`; a preset that was ended goes on, and one
-that is done is only told again. The paper's convention (arXiv 2506.02370) is asymmetric: DeComFL's rounds are those to
-its own best value, any other method's those to its first evaluation at least as good.
+Each preset is one `tune.compare` in a folder of its own under `--out`. A preset that was interrupted continues, and one
+that is done is only printed again. Several processes that are started on one preset share its methods. The paper's
+convention (arXiv 2506.02370) is asymmetric: DeComFL's rounds are those to its own best value, and any other method's
+those to its first evaluation at least as good.
 """
 
 import json
 import math
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +26,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hiso_jax import algorithms
+from hiso_jax import ParameterError, algorithms, tune
+from hiso_jax.cli.progress import ConsoleWatcher
 
 SCALAR_ONLY = [name for name in algorithms.NAMES if algorithms.load(name).has_scalars]
-CHIEF = "decomfl,hiso,mosaic,hiso_isotropic,zo_adam,fed_avg"
+ALL = ["decomfl", *(name for name in SCALAR_ONLY if name != "decomfl")]
+CHIEF = ["decomfl", "hiso", "mosaic", "hiso_isotropic", "zo_adam", "fed_avg"]
 # The papers': 8 of 64 clients on OPT-125M, 2 of 6 on larger ones; rates of DeComFL and HiSo as they are there.
-OPT = {"125m": (64, 8, 1000, "5e-6", "5e-5"), "350m": (6, 2, 2000, "5e-6", "1e-5")}
-OPT |= {size: (6, 2, 3000, "5e-6", "1e-5") for size in ("1.3b", "2.7b")}
+OPT = {"125m": (64, 8, 1000, 5e-6, 5e-5), "350m": (6, 2, 2000, 5e-6, 1e-5)}
+OPT |= {size: (6, 2, 3000, 5e-6, 1e-5) for size in ("1.3b", "2.7b")}
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,14 @@ class Preset:
     """A comparison.
 
     Attributes:
-      words: options of `hiso-jax compare`.
+      algorithms: names of the methods.
+      options: of `tune.compare`.
       needs: which folder or file must be given.
-      says: what it is.
+      says: its description.
     """
 
-    words: tuple[str, ...]
+    algorithms: list[str]
+    options: dict[str, Any]
     needs: str | None
     says: str
 
@@ -55,82 +57,80 @@ class Preset:
 def _images(task: str, needs: str) -> dict[str, Preset]:
     """Three mixtures of labels and two cohorts, five paired seeds at cohort 8 and three at 64."""
     found = {}
-    target = {"mnist": "0.7", "fashion-mnist": "0.6"}[task]
+    target = {"mnist": 0.7, "fashion-mnist": 0.6}[task]
     for cohort in (8, 64):
-        for alpha in ("0.1", "1", "iid"):
-            deal = ("--partition", "iid") if alpha == "iid" else ("--alpha", alpha)
-            seeds = "5" if cohort == 8 else "3"
-            sizes = (
-                "--clients",
-                "64" if cohort == 8 else "256",
-                "--cohort",
-                str(cohort),
-                "--rounds",
-                "500",
-                "--eval-every",
-                "20",
-            )
-            tuned = ("--tries", "5", "--tuning-seeds", "1", "--seeds", seeds, "--validation", "2000")
-            words = ("--task", task, "--algorithms", CHIEF, *sizes, *tuned, *deal, "--target", target)
-            says = f"{task}, {cohort} of {sizes[1]} clients, {'i.i.d.' if alpha == 'iid' else f'Dirichlet {alpha}'}"
-            found[f"{task}-{cohort}-{alpha}"] = Preset(words, needs, says)
+        for alpha in (0.1, 1.0, None):
+            clients = 64 if cohort == 8 else 256
+            mixture: dict[str, Any] = {"partition": "iid"} if alpha is None else {"alpha": alpha}
+            options = dict(
+                task=task, clients=clients, cohort=cohort, rounds=500, eval_every=20, tries=5, tuning_seeds=1,
+                seeds=5 if cohort == 8 else 3, validation=2000, target=target, **mixture,
+            )  # fmt: skip
+            named = "iid" if alpha is None else f"{alpha:g}"
+            says = f"{task}, {cohort} of {clients} clients, {'i.i.d.' if alpha is None else f'Dirichlet {named}'}"
+            found[f"{task}-{cohort}-{named}"] = Preset(CHIEF, options, needs, says)
     return found
 
 
 def _opt() -> dict[str, Preset]:
+    """OPT on three tasks at the paper's rates."""
     found = {}
     for size, (clients, cohort, rounds, decomfl, hiso) in OPT.items():
         for task in ("sst2", "qqp", "squad"):
             generates = task == "squad"
-            sizes = ("--clients", str(clients), "--cohort", str(cohort), "--rounds", str(rounds), "--eval-every", "50")
-            model = ("--model", f"facebook/opt-{size}", "--revision", "converted", "--trainable", "all")
-            rates = ("--learning-rate", f"decomfl={decomfl},hiso={hiso}", "--batch-size", "8" if generates else "16")
-            decay = () if generates else ("--weight-decay", "5e-4")
-            words = ("--task", task, "--algorithms", "decomfl,hiso", *model, *sizes, *rates, *decay, "--seeds", "1")
-            found[f"opt-{size}-{task}"] = Preset(words, None, f"OPT-{size.upper()} on {task} at the paper's rates")
+            options: dict[str, Any] = dict(
+                task=task, model=f"facebook/opt-{size}", revision="converted", trainable="all", clients=clients,
+                cohort=cohort, rounds=rounds, eval_every=50, batch_size=8 if generates else 16, seeds=1,
+                learning_rate=[f"decomfl={decomfl:g}", f"hiso={hiso:g}"],
+            )  # fmt: skip
+            if not generates:
+                options["weight_decay"] = 5e-4
+            says = f"OPT-{size.upper()} on {task} at the paper's rates"
+            found[f"opt-{size}-{task}"] = Preset(["decomfl", "hiso"], options, None, says)
     return found
 
 
-ALL = ",".join(name for name in SCALAR_ONLY if name not in ("decomfl",))
+REVIEWS: dict[str, Any] = dict(
+    task="text-classification", template="{text} It was", verbalizer=[" bad", " good"], trainable="lora"
+)
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
-        ("--algorithms", f"decomfl,{ALL},fed_avg", "--rounds", "1200", "--eval-every", "10", "--seeds", "5"),
+        [*ALL, "fed_avg"],
+        dict(rounds=1200, eval_every=10, seeds=5),
         None,
         "digits, 10 of 100 clients, all scalar-only methods",
     ),
     **_images("mnist", "mnist"),
     **_images("fashion-mnist", "fashion_mnist"),
     "mnist-all-methods": Preset(
-        (
-            *("--task", "mnist", "--algorithms", f"decomfl,{ALL}", "--clients", "64", "--cohort", "8", "--alpha", "1"),
-            *("--rounds", "500", "--eval-every", "20", "--tuning-seeds", "1", "--seeds", "3", "--target", "0.7"),
-            *("--validation", "2000", "--batch-size", "16", "--tries", "4", "--schedules", "constant,cosine"),
+        ALL,
+        dict(
+            task="mnist", clients=64, cohort=8, alpha=1.0, rounds=500, eval_every=20, tuning_seeds=1, seeds=3,
+            target=0.7, validation=2000, batch_size=16, tries=4, schedules=["constant", "cosine"],
         ),
         "mnist",
         "MNIST, 8 of 64 clients, Dirichlet 1, all scalar-only methods",
     ),
     "reviews": Preset(
-        (
-            *("--task", "text-classification", "--template", "{text} It was", "--verbalizer", " bad, good"),
-            *("--algorithms", "decomfl,hiso,mosaic", "--trainable", "lora", "--rounds", "36", "--eval-every", "3"),
-            *("--learning-rate", "decomfl=1e-2,hiso=1e-2,mosaic=3e-2", "--seeds", "1", "--target", "0.72"),
-            *("--test-rows", "200"),
+        ["decomfl", "hiso", "mosaic"],
+        dict(
+            **REVIEWS, rounds=36, eval_every=3, learning_rate=["decomfl=1e-2", "hiso=1e-2", "mosaic=3e-2"], seeds=1,
+            target=0.72, test_rows=200,
         ),
         "reviews",
         "SmolLM2-135M with LoRA on movie reviews, 2 of 6 clients, rates of an earlier look, one seed",
     ),
     "reviews-tuned": Preset(
-        (
-            *("--task", "text-classification", "--template", "{text} It was", "--verbalizer", " bad, good"),
-            *("--algorithms", "decomfl,hiso,mosaic", "--trainable", "lora", "--rounds", "240", "--eval-every", "20"),
-            *("--tries", "4", "--schedules", "constant", "--tuning-seeds", "1", "--validation", "512"),
-            *("--seeds", "3", "--target", "0.75"),
+        ["decomfl", "hiso", "mosaic"],
+        dict(
+            **REVIEWS, rounds=240, eval_every=20, tries=4, schedules=["constant"], tuning_seeds=1, validation=512,
+            seeds=3, target=0.75,
         ),
         "reviews",
         "SmolLM2-135M with LoRA on movie reviews, 2 of 6 clients, for a GPU",
     ),
     **_opt(),
-}
+}  # fmt: skip
 
 
 @dataclass
@@ -144,9 +144,7 @@ class Arguments:
       reviews: folder with train and validation files of movie reviews.
       smollm2: the language model for them.
       out: folder of the comparisons.
-      jobs: processes that share a preset's methods; what all but the first say is in OUT/PRESET-N.log.
-      more: options of `hiso-jax compare` in place of a preset's, in one word, typed with an equals sign:
-        --more="--seeds 10 --tries 7".
+      seeds, tries, rounds: in place of a preset's.
     """
 
     presets: str = "digits"
@@ -156,48 +154,30 @@ class Arguments:
     reviews: Path | None = None
     smollm2: Path | None = None
     out: Path = Path("runs/paper")
-    jobs: int = 1
-    more: str = ""
+    seeds: int | None = None
+    tries: int | None = None
+    rounds: int | None = None
 
 
-def command(preset: Preset, arguments: Arguments, folder: Path) -> list[str]:
-    """The words of `hiso-jax compare`.
+def options_of(preset: Preset, arguments: Arguments) -> dict[str, Any]:
+    """The options of `tune.compare`.
 
     Raises:
       ValueError: a folder that the preset needs is not given.
     """
-    if (folder / "config.json").exists():
-        return ["--resume", str(folder)]
-    words = list(preset.words)
+    # The methods are those of their papers: the server clips no message that they do not clip.
+    options = {**preset.options, "guard": False}
+    options |= {name: given for name in ("seeds", "tries", "rounds") if (given := getattr(arguments, name)) is not None}
     if preset.needs is not None:
         given = getattr(arguments, preset.needs)
         if given is None:
             raise ValueError(f"--{preset.needs.replace('_', '-')} must name the data of this preset")
-        words += ["--data-dir", str(given)]
+        options["data_dir"] = given
     if preset.needs == "reviews":
         if arguments.smollm2 is None:
             raise ValueError("--smollm2 must name the language model of this preset")
-        words += ["--model", str(arguments.smollm2)]
-    # The methods are those of their papers: no message is shortened that they do not shorten.
-    return [*words, "--no-guard", *arguments.more.split(), "--out", str(folder)]
-
-
-def compare(words: list[str], folder: Path, jobs: int) -> int:
-    """Run `hiso-jax compare`, by several processes that share its methods if asked for; its exit code."""
-    start = [sys.executable, "-m", "hiso_jax.cli.main", "compare"]
-    first = subprocess.Popen([*start, *words])
-    # The others find what is asked for where the first has written it.
-    while jobs > 1 and not (folder / "config.json").exists() and first.poll() is None:
-        time.sleep(0.2)
-    others = []
-    for number in range(1, jobs):
-        with (folder.parent / f"{folder.name}-{number}.log").open("w") as log:
-            others.append(subprocess.Popen([*start, "--resume", str(folder)], stdout=log, stderr=subprocess.STDOUT))
-    codes = [process.wait() for process in (first, *others)]
-    if jobs > 1 and not any(codes):
-        return subprocess.run([*start, "--resume", str(folder)], check=False).returncode
-    # The code of a process that was ended by a signal is negative.
-    return next((code for code in codes if code), 0)
+        options["model"] = str(arguments.smollm2)
+    return options
 
 
 def _value(value: float | None, sign: int) -> float:
@@ -245,15 +225,14 @@ def main() -> None:
         if name not in PRESETS:
             sys.exit(f"--presets must be of {', '.join(PRESETS)}; got {name}")
     for name in names:
-        folder = arguments.out / name
-        try:
-            words = command(PRESETS[name], arguments, folder)
-        except ValueError as error:
-            sys.exit(f"{name}: {error}")
+        folder, preset = arguments.out / name, PRESETS[name]
         folder.parent.mkdir(parents=True, exist_ok=True)
-        code = compare(words, folder, arguments.jobs)
-        if code:
-            sys.exit(code)
+        try:
+            options = options_of(preset, arguments)
+            found = tune.compare(preset.algorithms, out=folder, watcher=ConsoleWatcher(console), **options)
+        except (ParameterError, ValueError) as error:
+            sys.exit(f"{name}: {error}")
+        console.print(str(found), highlight=False)
         if "decomfl" in json.loads((folder / "comparison.json").read_text())["methods"]:
             console.print(papers_table(folder))
 

@@ -1,6 +1,7 @@
 """The package as a whole: what importing it costs, and that what its pages show runs."""
 
 import doctest
+import importlib
 import importlib.metadata
 import pkgutil
 import re
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 import hiso_jax
+from hiso_jax import renamed, zo
 from hiso_jax.fed.ledger import storage
 from hiso_jax.version import VERSION
 
@@ -93,3 +95,23 @@ def test_the_method_that_the_documentation_shows_runs(repository, tmp_path):
     assert next(iter(method.options)) == "sampler"
     assert method.rate("digits") == 0.003
     assert method.build(0.1, {"sampler": "sphere"}).has_scalars
+
+
+@pytest.mark.parametrize("module", sorted(renamed.NAMES))
+def test_names_of_earlier_releases_answer_with_their_successors(module):
+    home = importlib.import_module(module)
+    for name, now in renamed.NAMES[module].items():
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'; it has been replaced by {re.escape(now)}"):
+            getattr(home, name)
+        # What it names is there.
+        path = re.match(r"[\w.]+", now)[0]
+        *parents, last = path.split(".")
+        assert hasattr(importlib.import_module(".".join(parents)), last), path
+
+
+def test_parameters_of_earlier_releases_answer_with_their_successors():
+    for call in (zo.step, zo.scalars, hiso_jax.make_round, hiso_jax.SimulationConfig):
+        with pytest.raises(hiso_jax.ParameterError, match="method is called `difference` now"):
+            call(method="central")
+    with pytest.raises(hiso_jax.ParameterError, match="method is called `difference` now"):
+        hiso_jax.Experiment(method="central")

@@ -174,9 +174,9 @@ def test_several_numbers_a_direction_reach_the_head_and_the_ledger(tmp_path):
 
 def test_a_method_beside_a_measure_is_refused():
     algorithm = fed.Algorithm(hiso_jax.decomfl(0.1), measure=fed.probes("central"))
-    with pytest.raises(ValueError, match="method must not be given for an algorithm that has a measure of its own"):
+    with pytest.raises(ValueError, match="difference must not be given for an algorithm that has a measure of its own"):
         run(algorithm, difference="forward")
-    with pytest.raises(ValueError, match="method must not be given"):
+    with pytest.raises(ValueError, match="difference must not be given"):
         fed.make_round(loss, algorithm, local_steps=1, num_perturbations=1, mu=1e-3, difference="central")
     assert run(algorithm, rounds=2, eval_every=2).forward_passes == 2 * 5 * 2 * 3
 

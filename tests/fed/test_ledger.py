@@ -14,7 +14,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import fed
-from hiso_jax.fed.ledger import LEDGER, delta_of, frames, load_delta, lock, save_delta, store
+from hiso_jax.fed.ledger import LEDGER, delta_of, frames, load_delta, lock, run_store, save_delta
 from hiso_jax.fed.ledger.storage import environment
 from hiso_jax.fed.run import restore
 from tests.callbacks import StopAt
@@ -362,7 +362,7 @@ def test_another_optimizer_is_noticed_by_what_it_leads_to(tmp_path, monkeypatch,
     with pytest.raises(ValueError, match="its first 13 rounds lead to other parameters here; its optimizer"):
         simulation(storage, tx=hiso_jax.hiso(0.05)).run()
     # Elsewhere it may be rounding: the run goes on, and says so.
-    monkeypatch.setattr(store, "differences", lambda there: ["jaxlib '0.1' there, '0.2' here"])
+    monkeypatch.setattr(run_store, "differences", lambda there: ["jaxlib '0.1' there, '0.2' here"])
     assert simulation(storage, tx=hiso_jax.hiso(0.05)).run().rounds == ROUNDS
     assert "goes on, but its first 13 rounds lead to other parameters here: jaxlib '0.1' there" in caplog.text
 

@@ -92,7 +92,7 @@ def test_memory_does_not_grow_with_the_number_of_perturbations():
         ({"num_perturbations": 1, "mu": float("nan")}, "mu must be a positive finite number, got nan"),
         (
             {"num_perturbations": 1, "mu": 1e-3, "difference": "both"},
-            "method must be one of forward, central, second, or a Difference; got 'both'",
+            "difference must be one of forward, central, second, or a Difference; got 'both'",
         ),
     ],
 )

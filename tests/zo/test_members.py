@@ -116,8 +116,8 @@ def test_strings_name_values():
         match=f"sampler must be one of {', '.join(zo.SAMPLERS)}, or a function; got 'x'",
     ):
         zo.scale_by_hiso(sampler="x")
-    with pytest.raises(ValueError, match="method must be one of forward, central, second, or a Difference; got 'x'"):
-        zo.step(lambda p, b: p, zo.hiso(0.1), method="x")
+    with pytest.raises(ValueError, match="difference must be one of forward, central, second, or a Difference"):
+        zo.step(lambda p, b: p, zo.hiso(0.1), difference="x")
 
 
 def test_a_difference_counts_its_evaluations_and_is_exact_on_a_quadratic(x64):
