@@ -16,9 +16,9 @@ class Model(NamedTuple):
 
     Attributes:
       init: key → parameters, a nested dict of arrays.
-      apply: (parameters, inputs) → outputs; where ``perturbed_as`` says so, a parameter may be a
+      apply: (parameters, inputs) → outputs; a parameter that ``perturbed_as`` names may be a
         :class:`hiso_jax.factored.PerturbedParameter`.
-      perturbed_as: the kernels of its linear layers.
+      perturbed_as: dotted name → ``"matrix"`` for the kernels of linear layers, None for other parameters.
     """
 
     init: Callable[[Key[Array, ""]], PyTree]
@@ -27,12 +27,12 @@ class Model(NamedTuple):
 
 
 def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    """The pure functions of the module that ``build`` makes; the module must hold parameters only."""
+    """The pure functions of the module that ``build`` returns; the module must hold parameters only."""
     shapes = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graph = nnx.graphdef(shapes)
     layers = {".".join(map(str, path)) for path, module in nnx.iter_modules(shapes) if isinstance(module, Linear)}
 
-    # One program, so that a key gives the same bits wherever it is called from, and starts sooner than op by op.
+    # A single program: a key gives the same bits for every caller, and it starts sooner than op by op.
     @jax.jit
     def init(key: Key[Array, ""]) -> PyTree:
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))

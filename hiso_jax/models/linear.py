@@ -1,4 +1,4 @@
-"""A linear layer whose kernel may be perturbed along a direction, without a perturbed copy of it."""
+"""A linear layer that applies a perturbed kernel without making a perturbed copy."""
 
 from typing import Any
 

@@ -29,9 +29,9 @@ class PooledConv(nnx.Conv):
     """A convolution with "same" padding and a 2×2 max-pool, as one matrix product.
 
     The maximum over a 2×2 window of k×k convolutions is the maximum over four shifted copies of the kernel, each
-    (k+1)×(k+1), applied at stride 2. On few input channels that is a small matrix product over patches, which do
-    not depend on the weights: the P + 1 evaluations of a zeroth-order step share them. On MNIST's first layer, on
-    CPU, it takes a quarter of the time of the convolution and the pool (``benchmarks/README.md``).
+    (k+1)×(k+1), applied at stride 2. With few input channels this is a small matrix product over patches. The
+    patches do not depend on the weights, so the P + 1 loss evaluations of a zeroth-order step share them. On MNIST's
+    first layer, on CPU, it takes a quarter of the time of the convolution and the pool (``benchmarks/README.md``).
     """
 
     def __call__(self, inputs: Float[Array, "B H W C"], out_sharding: Any = None) -> Float[Array, "B H/2 W/2 features"]:
@@ -54,7 +54,7 @@ class PooledConv(nnx.Conv):
 class CNN(nnx.Module):
     """Two stages of convolution, ReLU and 2×2 max-pool, and a linear layer.
 
-    ReLU and the maximum commute, so the rectifier works on the pooled quarter.
+    ReLU and the maximum commute, so ReLU is applied after the pool, to a quarter of the values.
     """
 
     def __init__(self, side: int, kernel: int, features: tuple[int, int], classes: int, *, rngs: nnx.Rngs) -> None:

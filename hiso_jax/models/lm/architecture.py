@@ -1,4 +1,4 @@
-"""The architecture of a model of which nothing else is read."""
+"""The architecture of a model, read without its weights."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from hiso_jax.models.lm.hub import config_from_hub
 
 
 def read_architecture(model: str | Path, *, revision: str | None = None) -> LMConfig:
-    """The architecture of a model, of which nothing else is read.
+    """The architecture of a model, read without its weights.
 
     Args:
-      model: as of :func:`load`.
-      revision: as of :func:`load`.
+      model: as in :func:`load`.
+      revision: as in :func:`load`.
 
     Raises:
-      ValueError: there is no such model, or its architecture is not known.
+      ValueError: the model does not exist, or its architecture is not supported.
     """
     path = Path(model)
     if path.suffix == ".gguf":

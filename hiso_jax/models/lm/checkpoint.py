@@ -1,4 +1,4 @@
-"""Checkpoints → parameters: safetensors by hub name or from a local folder, and GGUF files; never a pickle."""
+"""Parameters from checkpoints: safetensors by hub name or from a local folder, and GGUF files; never pickles."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,13 +29,13 @@ class Tensors(Protocol):
     """The named tensors of a checkpoint."""
 
     def names(self) -> Iterable[str]:
-        """All names."""
+        """The names of all tensors."""
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, as it is stored or dequantised."""
+        """One tensor, as stored or dequantised."""
 
     def size(self, name: str) -> int:
-        """How many numbers a tensor has, without reading it."""
+        """The number of values of a tensor, without reading it."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Pretrained:
     Attributes:
       decoder: the model's functions.
       params: the parameters, in host memory.
-      tokenizer: of transformers.
-      name: what it was asked for by.
-      hf_config: the contents of its config.json; None for a GGUF file, which has none.
+      tokenizer: the tokenizer, from transformers.
+      name: the argument ``model`` of :func:`load`; for a GGUF file, the file's name.
+      hf_config: the contents of its config.json; None for a GGUF file.
     """
 
     decoder: Decoder
@@ -68,13 +68,13 @@ def load(
 
     Args:
       model: ``facebook/opt-125m``; a folder with config.json, tokenizer files and safetensors; or a ``.gguf`` file.
-      revision: of a hub's model: a branch, a tag or a commit, by default ``main``; ``converted`` is the pull request of
+      revision: the branch, tag or commit of a hub model, by default ``main``; ``converted`` takes the pull request of
         the hub's own converter, which has the safetensors that old checkpoints lack.
-      dtype: in which the model computes.
-      param_dtype: in which its parameters are kept, float32 or bfloat16.
+      dtype: the dtype of the computation.
+      param_dtype: the dtype of the stored parameters, float32 or bfloat16.
 
     Raises:
-      ValueError: the model cannot be found or read, or is of an architecture, tensor type or shape that is not known.
+      ValueError: the model cannot be found or read, or its architecture, a tensor type or a shape is not supported.
     """
     path = Path(model)
     if path.suffix == ".gguf":
@@ -98,10 +98,10 @@ def load(
 
 @contextmanager
 def needing(*packages: str) -> Iterator[None]:
-    """Tell the absence of optional ``packages`` as one sentence.
+    """Report a missing optional package of ``packages`` as a one-sentence error.
 
     Raises:
-      ValueError: one of them is not installed.
+      ValueError: a package is not installed.
     """
     try:
         yield
@@ -115,7 +115,7 @@ def read_config(folder: Path) -> LMConfig:
     """The architecture of the checkpoint in ``folder``.
 
     Raises:
-      ValueError: there is no readable config.json, or its architecture is not known.
+      ValueError: the folder has no readable config.json, or the architecture is not supported.
     """
     check_kind(folder)
     content = read_json(folder / "config.json")
@@ -128,7 +128,7 @@ def read_config(folder: Path) -> LMConfig:
     try:
         full = CONFIG_MAPPING[content["model_type"]].from_dict(content).to_dict() if known else {}
     except Exception as error:
-        # It validates what it reads, by errors of every kind.
+        # transformers validates the entries and raises errors of many types.
         reason = " ".join(str(error).split())
         raise ParameterError("model", f"must have a valid config.json; that of {folder}: {reason}") from error
     try:
@@ -144,14 +144,14 @@ def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in ``folder``.
 
     Raises:
-      ValueError: there is none that transformers can read.
+      ValueError: the folder has no tokenizer that transformers can read.
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except BaseException as error:
-        # transformers raises whatever its readers raise, and those written in Rust panic past Exception.
+        # transformers passes on the errors of its readers. Panics of the readers in Rust are not Exceptions.
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         reason = " ".join(str(error).split())[:300]
@@ -161,10 +161,10 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def read_safetensors(folder: Path, config: LMConfig, param_dtype: DTypeLike = jnp.float32) -> PyTree:
-    """The parameters of an architecture from the safetensors files of a folder.
+    """The parameters of an architecture, read from the safetensors files of a folder.
 
     Raises:
-      ValueError: as :func:`read_parameters`, or a file is missing or damaged.
+      ValueError: as in :func:`read_parameters`, or a file is missing or damaged.
     """
     with ExitStack() as files:
         return read_parameters(SafeTensors(folder, files), config, checkpoint_name(config), param_dtype, folder)
@@ -177,24 +177,25 @@ def read_parameters(
     param_dtype: DTypeLike,
     source: Path,
 ) -> PyTree:
-    """The parameters of an architecture from a checkpoint's tensors.
+    """The parameters of an architecture, read from a checkpoint's tensors.
 
     Args:
-      tensors: the checkpoint.
+      tensors: the checkpoint's tensors.
       config: the architecture.
-      called: (our name, layer or None) → the checkpoint's.
+      called: (our name, layer or None) → the name in the checkpoint.
       param_dtype: float32 or bfloat16.
-      source: where they come from, for error messages.
+      source: the path of the checkpoint, for error messages.
 
     Raises:
-      ValueError: a tensor is missing, has another shape, or has no place in the architecture.
+      ValueError: a tensor is missing, has another shape, has values that are not finite, or has no place in the
+        architecture.
     """
     shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0))
     left = {name for name in tensors.names() if not name.endswith(IGNORED)}
     if config.tied:
         left.discard(called("lm_head.kernel", None))
 
-    # Before anything is allocated: a configuration may claim any size.
+    # Sizes are checked before anything is allocated, because a configuration may claim any size.
     for leaf in leaves(shapes):
         for layer in [None] if leaf.layers is None else range(leaf.layers):
             name = called(leaf.name, layer)

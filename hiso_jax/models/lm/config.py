@@ -1,4 +1,4 @@
-"""The architecture of a decoder-only language model, in one description for the OPT and the Llama families."""
+"""The architecture of a decoder-only language model: one description for the OPT and the Llama families."""
 
 import math
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary position embeddings (Su et al., arXiv 2104.09864) and how they are stretched.
+    """Rotary position embeddings (Su et al., arXiv 2104.09864), possibly stretched to a longer context.
 
     Attributes:
       theta: the base of the frequencies.
       kind: default, linear (Chen et al., arXiv 2306.15595), dynamic NTK, llama3, yarn (Peng et al., arXiv
-        2309.00071), or factors: every frequency divided by its own, as GGUF files keep Llama 3's.
-      factor: by how much the context is stretched.
-      original: the context length of pre-training, tokens.
-      low_freq_factor, high_freq_factor: of llama3.
-      beta_fast, beta_slow, truncate: of yarn.
-      attention_factor: scales the rotated queries and keys (yarn).
-      factors: one for each frequency, of kind factors.
+        2309.00071), or factors: each frequency has its own divisor, as in GGUF files of Llama 3.
+      factor: the factor by which the context is stretched.
+      original: the context length of pre-training, in tokens.
+      low_freq_factor, high_freq_factor: options of llama3.
+      beta_fast, beta_slow, truncate: options of yarn.
+      attention_factor: the scale of the rotated queries and keys (yarn).
+      factors: the divisor of each frequency, for kind factors.
     """
 
     theta: float = 10_000.0
@@ -41,10 +41,10 @@ class Rope:
     factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that there can be such embeddings.
+        """Check the values.
 
         Raises:
-          ValueError: a number that is none, or out of range.
+          ValueError: a value is not a number, or is out of range.
         """
         names = ("theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
         for name in names:
@@ -63,7 +63,7 @@ class Rope:
             )
 
 
-# The largest of each that is taken for a model's; the largest there are today have a hundredth of it, or a tenth.
+# The largest accepted value of each size. The largest models today have a hundredth of it, or a tenth.
 SIZES = {
     "vocab_size": 2**24,
     "hidden_size": 2**20,
@@ -83,25 +83,25 @@ class LMConfig:
     """A decoder-only transformer.
 
     Attributes:
-      family: opt, llama, mistral or qwen2, as transformers' ``model_type``.
+      family: opt, llama, mistral or qwen2, as in transformers' ``model_type``.
       vocab_size: V.
       hidden_size: H, the width of the residual stream.
-      embedding_size: the width of the token embedding; OPT-350M projects from and to another than H.
+      embedding_size: the width of the token embedding; if it is not H (OPT-350M), projections connect the two.
       layers: L.
       heads, kv_heads, head_dim: query heads, key and value heads (fewer in grouped-query attention), their width.
       mlp_size: the width inside the feed-forward network.
       gated: whether the feed-forward network is gated (SwiGLU) or plain.
       activation: relu, gelu, gelu_tanh or silu.
-      rms: RMSNorm without bias, or LayerNorm.
+      rms: whether norms are RMSNorm without bias, or LayerNorm.
       norm_eps: ε of the norms.
-      norm_first: norms before attention and feed-forward, or after the residual sum (OPT-350M).
+      norm_first: whether norms come before attention and feed-forward, or after the residual sum (OPT-350M).
       final_norm: whether a norm follows the last layer.
       max_positions: the longest sequence.
-      learned_positions: rows of the learned position table (OPT, two more than positions), or 0 for rotary ones.
-      rope: rotary embeddings, without learned positions.
+      learned_positions: rows of the learned position table (OPT: two more than positions); 0 for rotary embeddings.
+      rope: the rotary embeddings; None with learned positions.
       qkv_bias, out_bias, mlp_bias: which projections have a bias.
       tied: whether the head is the token embedding.
-      windows: for each layer, how many tokens back it attends; None means all, everywhere.
+      windows: how many tokens back each layer attends; None means that every layer attends to all tokens.
     """
 
     family: Literal["opt", "llama", "mistral", "qwen2"]
@@ -129,10 +129,11 @@ class LMConfig:
     windows: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check that there can be such a model.
+        """Check the sizes and flags.
 
         Raises:
-          ValueError: a size that is no number of its kind, or heads that do not go together.
+          ValueError: a size or ``norm_eps`` is out of range, ``kv_heads`` does not divide ``heads``, or a flag is not a
+            bool.
         """
         for name, most in SIZES.items():
             value, least = getattr(self, name), name != "learned_positions"
@@ -156,14 +157,13 @@ class LMConfig:
 
 
 def from_transformers(config: Mapping[str, Any]) -> LMConfig:
-    """The architecture in a transformers configuration.
+    """The architecture that a transformers configuration describes.
 
     Args:
-      config: what ``config.to_dict()`` gives, or the contents of a ``config.json``.
+      config: the result of ``config.to_dict()``, or the contents of a ``config.json``.
 
     Raises:
-      ValueError: an architecture, or a variant of one, that is not supported; or an entry that is not known and says
-        something.
+      ValueError: the architecture or its variant is not supported, or an unknown entry has a value that is not neutral.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -226,7 +226,7 @@ def _llama(config: Mapping[str, Any]) -> LMConfig:
     layers, max_positions = config["num_hidden_layers"], config["max_position_embeddings"]
     qwen, biased = family == "qwen2", family == "llama" and config.get("attention_bias", False)
     return LMConfig(
-        # Ministral is a Mistral that says of each layer whether it slides.
+        # Ministral is a Mistral whose configuration says for each layer whether it has a sliding window.
         family="mistral" if family == "ministral" else family,
         vocab_size=config["vocab_size"],
         hidden_size=hidden,
@@ -251,12 +251,12 @@ def _llama(config: Mapping[str, Any]) -> LMConfig:
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-# As transformers 4.5x wrote it.
+# transformers 4.5x wrote "attention" for full attention.
 LAYER_TYPES = {FULL: FULL, "attention": FULL, SLIDING: SLIDING}
 
 
 def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
-    """How far every layer sees: ``layer_types`` says which of them slide, or what stood in its place before."""
+    """The attention window of each layer, from ``layer_types`` or from the older entries."""
     family, window, everywhere = config["model_type"], config.get("sliding_window"), config["max_position_embeddings"]
     if family == "llama" or (family == "qwen2" and not config.get("use_sliding_window", False)):
         window = None
@@ -283,7 +283,7 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
 
 
 def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
-    # transformers 5 keeps all of it under rope_parameters, earlier ones the variant under rope_scaling.
+    # transformers 5 has all entries under rope_parameters; earlier versions have the variant under rope_scaling.
     given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if any(isinstance(value, Mapping) for value in given.values()):
         raise ParameterError(
@@ -298,7 +298,7 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
     check_rope(kind, given)
     original = given.get("original_max_position_embeddings") or max_positions
     if kind in ("llama3", "yarn") and config.get("original_max_position_embeddings"):
-        # transformers lets that of the model go before that of its embeddings.
+        # In transformers the model's entry takes precedence over the entry of its embeddings.
         original = config["original_max_position_embeddings"]
     if kind == "default":
         return Rope(theta=theta, original=int(original))
@@ -313,20 +313,20 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
     numbers: dict[str, Any] = {name: float(given[name]) for name in needed}
     if kind == "yarn":
         betas = {name: float(given[name]) for name in ("beta_fast", "beta_slow") if given.get(name)}
-        # That it is null means no in transformers, and that it is missing means yes.
+        # In transformers null means False, and a missing entry means True.
         numbers |= betas | {"truncate": bool(given.get("truncate", True))}
         numbers["attention_factor"] = _attention_factor(given, numbers["factor"])
-    # Dynamic scaling begins where the model's positions end, whatever it was trained on.
+    # Dynamic scaling begins where the model's positions end, whatever its original context is.
     return Rope(theta=theta, kind=kind, original=int(max_positions if kind == "dynamic" else original), **numbers)
 
 
 def temperature(factor: float, scale: float = 1.0) -> float:
-    """YaRN's scale of rotated queries and keys, of a context stretched by ``factor`` (arXiv 2309.00071, eq. 22)."""
+    """YaRN's scale of rotated queries and keys for a context stretched by ``factor`` (arXiv 2309.00071, eq. 22)."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def _attention_factor(given: Mapping[str, Any], factor: float) -> float:
-    """YaRN's temperature, or the one that the configuration names."""
+    """The attention factor of the configuration, by default YaRN's temperature."""
     if given.get("attention_factor") is not None:
         return float(given["attention_factor"])
     top, bottom = given.get("mscale"), given.get("mscale_all_dim")

@@ -18,22 +18,22 @@ from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters, Block, Cache, Read
 from hiso_jax.models.lm.rope import rotations
 from hiso_jax.stacked import Stacked, scan, scan_to_last
 
-# transformers keeps the first rows of OPT's table of positions for padding.
+# transformers reserves the first rows of OPT's position table for padding.
 OPT_POSITION_OFFSET = 2
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A language model of a certain architecture; it holds no parameters, and every method is pure.
+    """A language model of a given architecture; it holds no parameters, and every method is pure.
 
-    Its parameters are a nested dict with the names of Hugging Face's Llama: ``embed_tokens``, ``layers``, a
-    :class:`hiso_jax.stacked.Stacked` whose leaves have a leading axis of layers, ``norm`` and ``lm_head`` where the
-    architecture has them, and OPT's ``embed_positions``, ``project_in`` and ``project_out``.
+    The parameters are a nested dict with the names of Hugging Face's Llama: ``embed_tokens``; ``layers``, a
+    :class:`hiso_jax.stacked.Stacked` whose leaves have a leading axis of layers; ``norm`` and ``lm_head`` if the
+    architecture has them; and OPT's ``embed_positions``, ``project_in`` and ``project_out``.
 
     Attributes:
       config: the architecture.
-      dtype: in which it computes; norms, rotations and softmax are float32 in any case.
-      adapters: what is added to its layers.
+      dtype: the dtype of the computation; norms, rotations and softmax are always float32.
+      adapters: the adapters of its layers.
     """
 
     config: LMConfig
@@ -79,7 +79,7 @@ class Decoder:
 
     @staticmethod
     def perturbed_as(name: str) -> Literal["matrix", "table"] | None:
-        """Which parameters may be a :class:`hiso_jax.factored.PerturbedParameter`: all kernels and embeddings."""
+        """How a :class:`hiso_jax.factored.PerturbedParameter` is read: kernels and embeddings may be one."""
         parameter = name.rpartition(".")[2]
         return "table" if parameter == "embedding" else "matrix" if parameter == "kernel" else None
 
@@ -91,13 +91,13 @@ class Decoder:
         *,
         last: int | None = None,
     ) -> Float[Array, "B N H"]:
-        """The hidden state of positions after the last norm: what :meth:`logits` takes.
+        """The hidden states after the last norm, the input of :meth:`logits`.
 
         Args:
           params: the parameters.
-          tokens: token numbers, padded on either side.
-          mask: which of them are real; None means all. Padding changes nothing at the real positions.
-          last: N, how many of the last positions are read; the last layer computes no others. None means all of them.
+          tokens: token ids, padded on either side.
+          mask: which tokens are real; None means all. Padding does not change the real positions.
+          last: N, the number of last positions to return; the last layer computes only these. None means all positions.
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         x, reading = self._begin(params, tokens, mask)
@@ -117,16 +117,16 @@ class Decoder:
     def _begin(
         self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
     ) -> tuple[Float[Array, "B T H"], Reading]:
-        """What goes into the first layer, and what all layers share."""
+        """The input of the first layer, and the inputs that all layers share."""
         positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0) + self.adapters.prefix
         distance = positions[:, :, None] - positions[:, None, :]
-        # Causal by place in the sequence, which orders padding, too.
+        # The mask is causal by index in the sequence, so that padding is ordered, too.
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
         reading = self._reading(positions, causal & mask[:, None, :], distance)
         return self._embed(params, tokens, positions), reading
 
     def _at(self, block: PyTree) -> Any:
-        """A layer with its parameters."""
+        """The module of a layer, with its parameters."""
         return nnx.merge(self._block, placed(self.config, block))
 
     def _normed(self, params: PyTree, x: Array) -> Array:
@@ -162,12 +162,12 @@ class Decoder:
     def logits(
         self, params: PyTree, hidden: Float[Array, "... H"], columns: Int[Array, "W"] | None = None
     ) -> Float[Array, "... W"]:
-        """The scores of the next token, float32.
+        """The logits of the next token, float32.
 
         Args:
           params: the parameters.
-          hidden: hidden states of the positions that are read, and of no others.
-          columns: the tokens that are read; None means the whole vocabulary.
+          hidden: the hidden states of only those positions that need logits.
+          columns: the tokens that need logits; None means the entire vocabulary.
         """
         if "project_out" in params:
             hidden = product(hidden, params["project_out"]["kernel"])
@@ -175,13 +175,13 @@ class Decoder:
         weights = params["embed_tokens"]["embedding"] if tied else params["lm_head"]["kernel"]
         if columns is not None:
             weights = take(weights, columns, axis=0 if tied else 1)
-        # Summed in float32: scores of bfloat16 would lose the differences that the scalars are made of.
+        # The sum is float32: bfloat16 logits would lose the differences of losses that make the scalars.
         return product(hidden, weights, transposed=tied, to=jnp.float32)
 
     def prefill(
         self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], room: int
     ) -> tuple[Float[Array, "B H"], Cache]:
-        """The hidden state of the last position of left-padded prompts, and a cache with ``room`` for more tokens."""
+        """The hidden state of the last position of left-padded prompts, and a cache with room for ``room`` tokens."""
         hidden, cache = self._layers(params, *self._begin(params, tokens, mask), None, None)
         grown = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), cache)
         return hidden[:, -1], grown
@@ -189,14 +189,14 @@ class Decoder:
     def decode(
         self, params: PyTree, token: Int[Array, "B"], mask: Bool[Array, "B S"], cache: Cache, at: Int[Array, ""]
     ) -> tuple[Float[Array, "B H"], Cache]:
-        """The hidden state of one more token, written into the cache at place ``at``.
+        """The hidden state of one more token, and the cache with its keys and values at index ``at``.
 
         Args:
           params: the parameters.
           token: the token of each sequence.
-          mask: which places of the cache hold a real token, this one among them.
-          cache: of :meth:`prefill` or the last call.
-          at: the place, the same in every sequence.
+          mask: which entries of the cache hold a real token, including this token.
+          cache: the cache from :meth:`prefill` or the last call.
+          at: the index, the same in every sequence.
         """
         places = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0) + self.adapters.prefix
         position = places[:, at][:, None]
@@ -215,16 +215,16 @@ def greedy(
     stop_tokens: tuple[int, ...],
     pad_token: int,
 ) -> Int[Array, "B N"]:
-    """The likeliest continuation, token by token, on a cache of keys and values.
+    """The greedy continuation of prompts, token by token, with a cache of keys and values.
 
     Args:
       decoder: the model.
       params: its parameters.
       tokens: left-padded prompts.
-      mask: their real tokens.
+      mask: which tokens are real.
       max_new_tokens: N, the most tokens to generate.
-      stop_tokens: a sequence ends with the first of these, which is not returned.
-      pad_token: what follows the end.
+      stop_tokens: the tokens that end a sequence; they are not returned.
+      pad_token: the token that fills the output after the end.
     """
     length = tokens.shape[1]
     state, cache = decoder.prefill(params, tokens, mask, max_new_tokens)

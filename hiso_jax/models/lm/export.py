@@ -1,4 +1,4 @@
-"""Parameters → a folder that transformers loads: config.json, the tokenizer, and safetensors in shards."""
+"""Export of parameters to a folder that transformers loads: config.json, tokenizer and sharded safetensors."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.stacked import Stacked, merge
 
 SHARD_BYTES = 5 * 10**9
-# Of the base's configuration: what is said anew, and which of its repository's code to run.
+# Entries of the base's configuration that are dropped: dtypes, which are written anew, and code of its repository.
 DROPPED = ("dtype", "torch_dtype", "auto_map", "custom_pipelines")
 ARCHITECTURES = {
     "opt": "OPTForCausalLM",
@@ -29,25 +29,25 @@ ARCHITECTURES = {
     "ministral": "MinistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
 }
-# What Llama 3.1 to 3.3 have; a GGUF file keeps only the factors that follow from it.
+# The values of Llama 3.1 to 3.3; a GGUF file keeps only the factors that follow from them.
 LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folder: Path) -> list[Path]:
-    """Write a fine-tuned model as transformers reads it; low-rank additions are multiplied out.
+    """Write a fine-tuned model as a folder that transformers loads; low-rank additions are merged into the kernels.
 
     Args:
-      pretrained: the model it began as.
-      tuned: what of it was trained.
+      pretrained: the model before fine-tuning.
+      tuned: the model with its trained and frozen parts.
       trained: the trained parameters.
-      folder: where to; made if there is none.
+      folder: the output folder, made if it does not exist.
 
     Returns:
-      The files of weights.
+      The weight files.
 
     Raises:
-      ValueError: a learned prefix, or rotary embeddings that transformers has no name for.
-      OSError: it cannot be written.
+      ValueError: the model has a learned prefix, or rotary embeddings that transformers cannot express.
+      OSError: the folder cannot be written.
     """
     decoder = tuned.decoder
     if decoder.adapters.prefix:
@@ -64,7 +64,7 @@ def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folde
     with needing("safetensors", "huggingface_hub"):
         files = _write_weights(dict(_tensors(whole, plain)), folder)
     for file in files:
-        # safetensors makes them for their owner alone.
+        # safetensors writes files that only their owner can read.
         shutil.copymode(folder / "config.json", file)
     for name in DROPPED:
         pretrained.tokenizer.init_kwargs.pop(name, None)
@@ -83,7 +83,7 @@ def merge_arrays(trained: PyTree, frozen: PyTree) -> PyTree:
 
 
 def multiplied_out(node: Any, scale: float) -> Any:
-    """Every kernel with its low-rank addition, W + A·B·α/r, and the additions gone."""
+    """The tree with each low-rank addition merged into its kernel, W + A·B·α/r, and A and B removed."""
     if isinstance(node, Stacked):
         return Stacked(multiplied_out(node.layers, scale))
     if not isinstance(node, Mapping):
@@ -97,7 +97,7 @@ def multiplied_out(node: Any, scale: float) -> Any:
 
 
 def _tensors(params: PyTree, decoder: Decoder) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor by its name in a checkpoint, in its layout; views where that is possible."""
+    """Every tensor with its name and its layout in a checkpoint; views where possible."""
     called = checkpoint_name(decoder.config)
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     for leaf, array in zip(leaves(params), arrays, strict=True):
@@ -128,13 +128,13 @@ def _write_weights(tensors: Mapping[str, np.ndarray], folder: Path) -> list[Path
 
 
 def transformers_config(pretrained: Pretrained, config: LMConfig) -> dict[str, Any]:
-    """The contents of config.json for a model that began as ``pretrained`` and has the architecture ``config``.
+    """The contents of config.json for a model of the architecture ``config``, fine-tuned from ``pretrained``.
 
     Raises:
-      ValueError: rotary embeddings that transformers has no name for.
+      ValueError: transformers cannot express the rotary embeddings.
     """
     dtype = str(np.asarray(jax.tree.leaves(pretrained.params)[0]).dtype)
-    # A Ministral is a Mistral here, and its configuration says which of them transformers is to make.
+    # Ministral is Mistral here; the base's configuration says which of the two transformers must build.
     theirs = (pretrained.hf_config or {}).get("model_type", config.family)
     common = {
         "architectures": [ARCHITECTURES[theirs]],

@@ -1,4 +1,4 @@
-"""The small files of a checkpoint's folder, which may come from anywhere."""
+"""Readers of the small files in a checkpoint's folder, which is not trusted."""
 
 import json
 import stat
@@ -7,15 +7,15 @@ from typing import Any
 
 from hiso_jax.checks import ParameterError
 
-# Bytes of a configuration or an index; a reader of JSON takes many times as much.
+# The most bytes of a configuration or an index; a JSON reader takes many times as much memory.
 MOST_JSON = 2**25
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small file of JSON.
+    """The object in a small JSON file.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the file cannot be read, is too large, or does not hold an object.
     """
     try:
         status = path.stat()
@@ -31,10 +31,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder with what a reader would wait at: pipes, sockets and devices.
+    """Refuse a folder with pipes, sockets or devices, on which a reader would block.
 
     Raises:
-      ValueError: there is one.
+      ValueError: the folder has such a file.
     """
     for path in sorted(folder.iterdir()):
         kind = path.stat().st_mode if path.exists() else stat.S_IFREG

@@ -1,4 +1,4 @@
-"""A checkpoint's folder: what kind it is of, and the tensors in its safetensors files."""
+"""A checkpoint's folder: its kind, and the tensors in its safetensors files."""
 
 import math
 from collections.abc import Iterable
@@ -11,9 +11,9 @@ import numpy as np
 from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm.files import read_json
 
-# Numbers that weights are stored in. Others are parts of quantised ones, which only mean something together.
+# The types of plain weights. Other types are parts of quantised weights, which only have a meaning together.
 PLAIN = ("F64", "F32", "F16", "BF16")
-# Names of tensors, and what the checkpoint is that has them.
+# Parts of tensor names, and the kind of quantised checkpoint that has them.
 QUANTISED = {
     ".qweight": "GPTQ or AWQ",
     ".absmax": "bitsandbytes",
@@ -22,21 +22,21 @@ QUANTISED = {
     ".weight_scale": "compressed-tensors",
     ".weight_packed": "compressed-tensors",
 }
-# Files that weights come in.
+# Suffixes of weight files.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
-# Numbers of masks and positions, buffers that some checkpoints keep.
+# The types of masks and positions, buffers that some checkpoints keep.
 BUFFERS = ("BOOL", "I64")
-# Other forms of the same checkpoint that stand beside it: Meta's and Mistral's own, and adapters.
+# Prefixes of files with other forms of the same checkpoint: Meta's and Mistral's own, and adapters.
 BESIDE = ("consolidated", "adapter_model", "original")
 # Buffers that some checkpoints keep and no architecture reads.
 IGNORED = ("rotary_emb.inv_freq", "position_ids", "rope_freqs.weight")
 
 
 def check_kind(folder: Path) -> None:
-    """Refuse a folder that is no plain checkpoint, by what it is.
+    """Refuse a folder that is not a complete checkpoint.
 
     Raises:
-      ValueError: it is an adapter of PEFT without a model.
+      ValueError: the folder is a PEFT adapter without a model.
     """
     is_integer = (folder / "config.json").is_file() and bool(_own_files(folder))
     if (folder / "adapter_config.json").is_file() and not is_integer:
@@ -49,13 +49,13 @@ def check_kind(folder: Path) -> None:
 
 
 class SafeTensors:
-    """The tensors of a folder's safetensors files, one or many."""
+    """The tensors in the safetensors files of a folder."""
 
     def __init__(self, folder: Path, files: ExitStack) -> None:
-        """Open them; ``files`` closes them.
+        """Open the safetensors files; ``files`` closes them.
 
         Raises:
-          ValueError: there is none, a shard is missing, or one is damaged.
+          ValueError: the folder has no safetensors files, or a shard is missing or damaged.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -89,10 +89,10 @@ class SafeTensors:
         self._check_kinds(folder)
 
     def _check_kinds(self, folder: Path) -> None:
-        """Refuse weights in other numbers than floats, before any is read.
+        """Refuse weights that are not plain floats, before any tensor is read.
 
         Raises:
-          ValueError: a tensor is of such numbers, or belongs to a quantised checkpoint; its kind is named.
+          ValueError: a tensor has another type, or belongs to a quantised checkpoint, whose kind the message names.
         """
         for name, file in self._where.items():
             method = next((method for end, method in QUANTISED.items() if end in f".{name}"), None)
@@ -111,7 +111,7 @@ class SafeTensors:
                 )
 
     def names(self) -> Iterable[str]:
-        """All names, with the prefix ``model.`` that checkpoints of bare models lack."""
+        """The names of all tensors, with the prefix ``model.``, which checkpoints of bare models lack."""
         return [self._full(name) for name in self._where]
 
     @staticmethod
@@ -119,12 +119,12 @@ class SafeTensors:
         return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as it is stored."""
+        """One tensor, as stored."""
         stored = self._stored(name)
         return self._where[stored].get_tensor(stored)
 
     def size(self, name: str) -> int:
-        """How many numbers a tensor has, without reading it."""
+        """The number of values of a tensor, without reading it."""
         stored = self._stored(name)
         return math.prod(self._where[stored].get_slice(stored).get_shape())
 
@@ -133,12 +133,12 @@ class SafeTensors:
 
 
 def _own_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder without an index, without other forms of the checkpoint beside them."""
+    """The safetensors files of a folder without an index, except other forms of the same checkpoint."""
     return [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(BESIDE)]
 
 
 def _others(folder: Path) -> str:
-    """The weight files of a folder that has no safetensors of its own, in words."""
+    """A description of the weight files in a folder without safetensors files."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
     pickles = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
     hint = ", pickles, which are not read (save_pretrained writes safetensors)" if pickles else ""

@@ -1,4 +1,4 @@
-"""GGUF files: architecture, tokenizer and weights from one file, by the ``gguf`` package and without torch."""
+"""GGUF files: architecture, tokenizer and weights, read with the ``gguf`` package and without torch."""
 
 import math
 import re
@@ -14,11 +14,11 @@ from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.gguf_bounds import check_claims
 from hiso_jax.models.lm.gguf_fields import Fields, check_fields, rope_of
 
-# A token of more characters is none: the pieces of SentencePiece have at most some dozens, and every split of one is
-# tried, which costs the square of its length. All together are bounded, too.
+# The most characters of a token, and the largest sum of squares over all tokens: every split of a token is tried, which
+# costs the square of its length. The pieces of SentencePiece have at most a few dozen characters.
 MOST_CHARACTERS, MOST_SQUARED = 1024, 2**28
 ARCHITECTURES = ("llama", "qwen2")
-# How the byte-level tokenizers split text before merging; the names are llama.cpp's.
+# The patterns by which byte-level tokenizers split text before merging, and llama.cpp's names of them.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -35,14 +35,14 @@ class GGUFTensors:
     """The tensors of a GGUF file, dequantised when they are read."""
 
     def __init__(self, readers: Sequence[Any], heads: dict[str, int]) -> None:
-        """Take up the tensors of a file, or of all of its parts.
+        """Collect the tensors of a file, or of all its parts.
 
         Args:
-          readers: of every part.
-          heads: of the projections whose rows the file keeps in llama.cpp's order.
+          readers: the reader of each part.
+          heads: the number of heads of each projection whose rows the file keeps in llama.cpp's order.
 
         Raises:
-          ValueError: a tensor of a type that the ``gguf`` package cannot dequantise.
+          ValueError: the ``gguf`` package cannot dequantise the type of a tensor.
         """
         self._tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
         self._heads = heads
@@ -55,11 +55,11 @@ class GGUFTensors:
                 )
 
     def names(self) -> Iterable[str]:
-        """All names."""
+        """The names of all tensors."""
         return list(self._tensors)
 
     def size(self, name: str) -> int:
-        """How many numbers a tensor has, without reading it."""
+        """The number of values of a tensor, without reading it."""
         return math.prod(map(int, self._tensors[name].shape))
 
     def read(self, name: str) -> np.ndarray:
@@ -74,13 +74,13 @@ class GGUFTensors:
             values = dequantize(tensor.data, tensor.tensor_type)
         values = values.reshape(tensor.shape[::-1]).astype(np.float32)
         heads = self._heads.get(name.split(".")[-2])
-        # llama.cpp rotates neighbouring coordinates, and its Llama files keep the rows in that order.
+        # llama.cpp rotates neighbouring coordinates, so its Llama files keep the rows in that order.
         return values if heads is None else _unpermuted(values, heads)
 
 
 @cache
 def _is_readable(kind: Any) -> bool:
-    """Whether the ``gguf`` package can dequantise a type: one block of it is tried."""
+    """Whether the ``gguf`` package can dequantise a type, tested on one block."""
     from gguf import GGML_QUANT_SIZES, dequantize
 
     if kind.name == "BF16":
@@ -101,8 +101,8 @@ def open_gguf(path: Path) -> tuple[LMConfig, GGUFTensors, Any]:
     """The architecture, the tensors and the tokenizer of a GGUF file.
 
     Raises:
-      ValueError: the file or one of its parts is missing, truncated, or of an architecture, tensor type or tokenizer
-        that is not known.
+      ValueError: the file or a part of it is missing or truncated, or the architecture, a tensor type or the tokenizer
+        is not supported.
     """
     first = _read(path)
     fields = Fields(path, {name: field.contents() for name, field in first.fields.items()})
@@ -120,7 +120,7 @@ def _read(path: Path) -> Any:
     """The reader of one file.
 
     Raises:
-      ValueError: there is none, or it is no GGUF file.
+      ValueError: the file does not exist, or is not a GGUF file.
     """
     from gguf import GGUFReader
 
@@ -130,15 +130,15 @@ def _read(path: Path) -> Any:
     try:
         return GGUFReader(path)
     except Exception as error:
-        # The reader maps the file and fails wherever it ends.
+        # The reader maps the file into memory and can fail at any place where a truncated file ends.
         raise ValueError(f"{path} is no GGUF file, or a truncated one: {error}") from error
 
 
 def _further_parts(path: Path, fields: Fields) -> list[Path]:
-    """The other files of a model that is in several, by the names that llama.cpp's splitter gives them.
+    """The further files of a split model, by the names that llama.cpp's splitter gives them.
 
     Raises:
-      ValueError: ``path`` is not the first of them, or is not named so.
+      ValueError: ``path`` does not have the name of the first part.
     """
     count = fields.get("split.count", 0)
     if not isinstance(count, int) or count < 2:
@@ -189,7 +189,7 @@ def _config(fields: Fields, tensors: Sequence[Any]) -> LMConfig:
 
 
 def _tokenizer(fields: Fields, path: Path) -> Any:
-    """The tokenizer of a file, as transformers' fast tokenizer."""
+    """The tokenizer of a file, as a fast tokenizer of transformers."""
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
@@ -202,14 +202,14 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
     except ValueError:
         raise
     except Exception as error:
-        # The tokenizers package raises nothing more particular, where a merge makes no token of the vocabulary, say.
+        # The tokenizers package raises bare Exceptions, for example if a merge gives no token of the vocabulary.
         reason = f"that of {path} does not: {error}"
         raise ParameterError("model", f"must have a vocabulary that fits its merges; {reason}") from error
     roles = list(zip(tokens, types, strict=False))
     backend.add_special_tokens([AddedToken(text, special=True) for text, role in roles if role == CONTROL])
     backend.add_tokens([AddedToken(text) for text, role in roles if role == USER_DEFINED])
 
-    # A file of SentencePiece that does not say has its usual ones, as llama.cpp takes them.
+    # A SentencePiece file without these fields has the usual special tokens, as in llama.cpp.
     usual = {"unknown": 0, "bos": 1, "eos": 2} if kind == "llama" and len(tokens) > 2 else {}
 
     def number_of(role: str) -> int | None:
@@ -225,7 +225,7 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
         return None if number is None else tokens[number]
 
     bos, eos = token("bos"), token("eos")
-    # Files that do not say follow llama.cpp's own table.
+    # Files without the field follow llama.cpp's own table.
     begins = kind == "llama" or fields.get("tokenizer.ggml.pre") in LLAMA3_STYLES
     if fields.get("tokenizer.ggml.add_bos_token", begins) and bos is not None:
         from tokenizers.processors import TemplateProcessing
@@ -245,7 +245,7 @@ def _byte_level(fields: Fields, tokens: list[str], path: Path) -> Any:
 
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     style = fields.get("tokenizer.ggml.pre", "default")
-    # Llama 3's vocabulary has words that no merge makes; they are taken whole.
+    # Llama 3's vocabulary has words that no merge gives; such a word is one token without merges.
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, ignore_merges=style in LLAMA3_STYLES))
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -270,7 +270,7 @@ def _byte_level(fields: Fields, tokens: list[str], path: Path) -> Any:
 
 
 def _sentencepiece(fields: Fields, tokens: list[str]) -> Any:
-    """SentencePiece's byte-pair encoding: two pieces merge where their union is a piece, best score first."""
+    """SentencePiece's byte-pair encoding: two pieces merge if their concatenation is a piece, best score first."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     lengths = [len(token) for token in tokens]

@@ -1,6 +1,6 @@
-"""Whether a GGUF file can hold what it says it holds, before a reader believes it.
+"""A check that a GGUF file is long enough for the entries that it claims, before it is read.
 
-The reader of the ``gguf`` package counts up to what the file names, also if that is 2⁶⁰ entries in 49 bytes.
+The reader of the ``gguf`` package loops over as many entries as the file claims, even 2⁶⁰ entries in 49 bytes.
 Layout: the specification of GGUF in ggml's repository (docs/gguf.md).
 """
 
@@ -10,39 +10,39 @@ from pathlib import Path
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-# Bytes of a value of each type but strings (8) and arrays (9).
+# The bytes of a value of each type, except strings (8) and arrays (9).
 WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY = 8, 9
-# The least that an entry of metadata takes (an empty name, its type, a byte), and a tensor's.
+# The fewest bytes of a metadata field (an empty name, its type, a byte) and of a tensor's entry.
 LEAST_FIELD, LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 MOST_DIMENSIONS, MOST_NESTED = 4, 4
 
 
 class _Reader:
-    """A place in a file that moves on, and never beyond its end."""
+    """A cursor in a file that never moves beyond the end."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self.content, self.place = content, 0
 
     @property
     def left(self) -> int:
-        """Bytes behind the place."""
+        """The number of bytes after the cursor."""
         return len(self.content) - self.place
 
     def skip(self, count: int) -> None:
-        """Move on."""
+        """Move the cursor by ``count`` bytes."""
         if count > self.left:
             raise ValueError(f"it claims {count:,} bytes where {self.left:,} are left")
         self.place += count
 
     def number(self, layout: str) -> int:
-        """The next number."""
+        """Read the next number."""
         begin = self.place
         self.skip(struct.calcsize(layout))
         return struct.unpack_from(layout, self.content, begin)[0]
 
     def value(self, kind: int, nested: int = 0) -> None:
-        """Move on behind a value."""
+        """Move the cursor past a value."""
         if kind in WIDTHS:
             self.skip(WIDTHS[kind])
         elif kind == STRING:
@@ -61,10 +61,10 @@ class _Reader:
 
 
 def check_claims(path: Path) -> None:
-    """Refuse a GGUF file that is shorter than what it claims to hold.
+    """Refuse a GGUF file that is too short for the entries that it claims.
 
     Raises:
-      ValueError: it is, or is no GGUF file of a known version.
+      ValueError: the file is too short, or is not a GGUF file of a supported version.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

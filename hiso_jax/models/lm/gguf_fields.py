@@ -1,8 +1,8 @@
-"""The metadata of a GGUF file: fields that are read, and fields that are not and so have to be neutral.
+"""The metadata of a GGUF file: fields that are read, and other fields, which must be neutral.
 
 Sources: llama.cpp's loader (``llama-model.cpp``, ``llama-hparams.h``, ``llama-vocab.cpp``), its converter from Hugging
-Face (``convert_hf_to_gguf.py``) and ``gguf-py/constants.py``. llama.cpp's own writer gives every file nearly all fields
-with their defaults: these count as neutral.
+Face (``convert_hf_to_gguf.py``) and ``gguf-py/constants.py``. llama.cpp's own writer puts nearly all fields into every
+file, with their defaults: these count as neutral.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ READ = names(
     "rope.scaling.yarn_beta_slow rope.scaling.yarn_attn_factor rope.scaling.yarn_ext_factor rope.dimension_count "
     "attention.value_length"
 )
-# Of embeddings that are pooled, of norms and layers that these architectures have not.
+# Fields of pooled embeddings, and of norms and layers that these architectures do not have.
 HARMLESS = names(
     "vocab_size rope.scaling.finetuned pooling_type attention.layer_norm_epsilon attention.group_norm_epsilon "
     "attention.group_norm_groups attention.key_length_swa attention.value_length_swa rope.freq_base_swa "
@@ -41,7 +41,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "router_logit_softcapping": (0, 30),
     "expert_weights_scale": (0, 1),
     "hidden_activation": ("silu", "swish", "swiglu"),
-    # In which order the rows of queries and keys stand.
+    # The order of the rows of queries and keys.
     "tensor_data_layout": ("Meta AI original pth",),
     "token_shift_count": (0, 2),
     "decoder_start_token_id": (-1, 2**32 - 1),
@@ -52,10 +52,10 @@ KINDS: Mapping[str, RopeKind] = {"none": "default", "linear": "linear", "yarn": 
 
 
 class Fields(dict):
-    """The metadata of a file; asking for what it lacks is one sentence."""
+    """The metadata of a file; a missing field raises a one-sentence error."""
 
     def __init__(self, path: Path, contents: dict[str, Any]) -> None:
-        """``contents`` of the file at ``path``."""
+        """Hold the ``contents`` of the file at ``path``."""
         super().__init__(contents)
         self.path = path
 
@@ -64,7 +64,7 @@ class Fields(dict):
         raise ValueError(f"{self.path} lacks the field {name}")
 
     def of(self, family: str, name: str, default: Any = None) -> Any:
-        """A field of the architecture; where it is a list of one number, one for each layer, that number."""
+        """A field of the architecture; if it is a list with the same value for each layer, that value."""
         full = f"{family}.{name}"
         value = self[full] if default is None else self.get(full, default)
         if isinstance(value, list) and value and all(each == value[0] for each in value):
@@ -73,15 +73,15 @@ class Fields(dict):
 
 
 def check_fields(fields: Fields, family: str, head_dim: int) -> None:
-    """Refuse a file that says of its model what is not known here.
+    """Refuse a file with an unknown field that may change what the model computes.
 
     Args:
-      fields: of the file.
-      family: its architecture.
+      fields: the metadata of the file.
+      family: the architecture.
       head_dim: the width of a head.
 
     Raises:
-      ValueError: a field whose value may change what the model computes; it is named.
+      ValueError: the value of a field may change what the model computes; the message names the field.
     """
     if fields.get("general.type", "model") != "model":
         raise ParameterError(
@@ -112,18 +112,18 @@ def check_fields(fields: Fields, family: str, head_dim: int) -> None:
 def rope_of(fields: Fields, family: str, head_dim: int, factors: np.ndarray | None) -> Rope:
     """The rotary embeddings of a file.
 
-    A scaling without a type is linear, as llama.cpp takes it; its factor stood in ``rope.scale_linear`` before. Of YaRN
-    the numbers are those of the folder that the file was converted from: llama.cpp writes its betas and its attention
-    factor, and does not read them for these architectures.
+    A scaling without a type is linear, as in llama.cpp; older files have its factor in ``rope.scale_linear``. YaRN's
+    values are those of the folder that the file was converted from: llama.cpp writes the betas and the attention
+    factor, but does not read them for these architectures.
 
     Args:
-      fields: of the file.
-      family: its architecture.
+      fields: the metadata of the file.
+      family: the architecture.
       head_dim: the width of a head.
-      factors: of every frequency, the tensor ``rope_freqs.weight``; None of a file without.
+      factors: the factor of each frequency, from the tensor ``rope_freqs.weight``; None for a file without it.
 
     Raises:
-      ValueError: a kind that is not known, or numbers that do not go together.
+      ValueError: the kind is not supported, or its values do not fit together.
     """
 
     def number(name: str, default: float) -> float:
@@ -157,7 +157,7 @@ def rope_of(fields: Fields, family: str, head_dim: int, factors: np.ndarray | No
     if named != "yarn":
         plain = factor == 1
         return Rope(theta=theta, kind="default" if plain else "linear", factor=factor, original=context)
-    # From llama.cpp's own writer, which gives every file these numbers, 1 means nothing; from its converter, all.
+    # Every value from llama.cpp's converter counts. Its own writer puts the field into every file; its 1 means nothing.
     given = fields.get(f"{family}.rope.scaling.yarn_attn_factor")
     is_converters = float(fields.of(family, "rope.scaling.yarn_ext_factor", 1.0)) >= 0
     scale = float(given) if given is not None and is_converters else temperature(factor)

@@ -1,4 +1,4 @@
-"""Checkpoints of the hub, downloaded or from its cache; safetensors only, and of the revision that is asked for."""
+"""Checkpoints of the hub, downloaded or from the cache: only safetensors, and only of the given revision."""
 
 import logging
 from pathlib import Path
@@ -8,24 +8,24 @@ from hiso_jax.checks import ParameterError
 
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "vocab*", "merges*", "special*"]
 CONVERTER, CONVERTED = "SFconvertbot", "converted"
-# How long the hub may take to answer before its cache has to do.
+# The longest wait for the hub's answer before the cache is used.
 HUB_SECONDS = 5.0
 
 
 def from_hub(name: str, revision: str | None) -> Path:
-    """The hub's files, downloaded or from its cache.
+    """The folder of a hub model's files, downloaded or from the cache.
 
     Raises:
       ValueError: the hub cannot be reached, or has no safetensors of that name and revision.
     """
-    # The client logs each of its retries; the one sentence below says it all.
+    # The client logs each retry; the error below is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         if revision == CONVERTED:
             return _from_converter(name)
         folder = _snapshot(name, revision)
     except Exception as error:
-        # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
+        # Every error of the hub's client (no network, no such name, a damaged cache) means the same here.
         raise ParameterError(
             "model",
             f"must be a hub name, a folder or a .gguf file; {name} is no local folder and cannot be had from "
@@ -41,10 +41,10 @@ def from_hub(name: str, revision: str | None) -> Path:
 
 
 def config_from_hub(name: str, revision: str | None) -> Path:
-    """A folder with the hub's config.json and nothing else of the model, downloaded or from its cache.
+    """The folder of a hub model's config.json, which is downloaded alone or comes from the cache.
 
     Raises:
-      ValueError: the hub cannot be reached, or has no such model.
+      ValueError: the hub cannot be reached, or does not have the model.
     """
     import huggingface_hub
 
@@ -54,7 +54,7 @@ def config_from_hub(name: str, revision: str | None) -> Path:
             huggingface_hub.hf_hub_download(name, "config.json", revision=revision, etag_timeout=HUB_SECONDS)
         ).parent
     except Exception as error:
-        # Whatever the hub's client raises means the same here.
+        # Every error of the hub's client means the same here.
         raise ParameterError(
             "model",
             f"must be an architecture's name, a folder or a hub name; {name} is no local folder and its "
@@ -65,7 +65,7 @@ def config_from_hub(name: str, revision: str | None) -> Path:
 def _snapshot(name: str, revision: str | None) -> Path:
     import huggingface_hub
 
-    # Some repositories keep the weights a second time, in their authors' own format or in folders.
+    # Some repositories have a second copy of the weights, in their authors' own format or in folders.
     wanted: dict[str, Any] = {
         "revision": revision,
         "allow_patterns": PATTERNS,
@@ -74,13 +74,13 @@ def _snapshot(name: str, revision: str | None) -> Path:
     try:
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
     except Exception:
-        # Without a hub its cache must do, and at once: the client would try again for minutes.
+        # Without the hub, use the cache at once: the client would retry for minutes.
         return Path(huggingface_hub.snapshot_download(name, local_files_only=True, **wanted))
     return Path(huggingface_hub.snapshot_download(name, **wanted))
 
 
 def _from_converter(name: str) -> Path:
-    """The files of the converter's pull request, also where only the cache has them."""
+    """The folder of the files in the converter's pull request, downloaded or from the cache."""
     try:
         return _snapshot(name, _converted(name))
     except Exception:

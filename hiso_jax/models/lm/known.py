@@ -1,12 +1,12 @@
-"""The entries of a configuration that are known, for each family: what is not known and says something is refused.
+"""The known entries of a configuration, for each family; an unknown entry with a value that is not neutral is refused.
 
-A configuration is written by many programs and read by many, and an entry that a reader passes over in silence makes
-another model of the same weights. So every entry of a file belongs to one of three groups: it is read (``config.py``),
-it changes no number of a forward pass, or its value has to be one that means "as if it were absent".
+Many programs write configurations, and many read them. A reader that silently ignores an entry makes another model of
+the same weights. So every entry of a file belongs to one of three groups: ``config.py`` reads it, it does not change a
+forward pass, or its value must mean "as if it were absent".
 
-Sources: transformers 5.24 and 4.5x (configurations and modelling code of the five families), and files of the hub. Some
-of the entries in ``NEUTRAL`` are read for none of these families there, and name what other families compute (Granite,
-Gemma, Cohere, Qwen3, SmolLM3): refusing them is stricter than transformers, which passes over them.
+Sources: transformers 5.24 and 4.5x (configurations and modelling code of the five families), and files of the hub.
+Transformers does not read some entries of ``NEUTRAL`` for these families; they belong to other families (Granite,
+Gemma, Cohere, Qwen3, SmolLM3). Refusing them is stricter than transformers, which ignores them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,12 +15,12 @@ from typing import Any
 from hiso_jax.checks import ParameterError
 
 FAMILIES = ("opt", "llama", "mistral", "ministral", "qwen2")
-# Of an entry that is not listed: nothing is said by it.
+# The neutral values of an entry that is not listed.
 NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 def names(text: str) -> frozenset[str]:
-    """The names in a text, between blanks."""
+    """The names in a text, separated by white space."""
     return frozenset(text.split())
 
 
@@ -41,8 +41,8 @@ READ: Mapping[str, frozenset[str]] = {
     "qwen2": LLAMA_READ | {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"},
 }
 
-# They change no number of a forward pass: metadata, what is returned, tasks and heads that a language model has not,
-# token numbers, training, generation.
+# Entries that do not change a forward pass: metadata, the form of outputs, tasks and heads that a language model does
+# not have, token ids, training, generation.
 HARMLESS = names(
     """
     model_type architectures name_or_path transformers_version commit_hash auto_map torch_dtype dtype tokenizer_class
@@ -78,13 +78,13 @@ HARMLESS = names(
     use_model_defaults forced_decoder_ids
     """
 )
-# Of one family: its own code does not read them, or not as another family's does.
+# Harmless entries of one family: its code does not read them, or reads them differently from another family's code.
 OWN_HARMLESS: Mapping[str, frozenset[str]] = {
     "opt": frozenset(),
     "llama": frozenset({"max_window_layers"}),
     "mistral": frozenset({"max_window_layers"}),
     "ministral": frozenset({"max_window_layers"}),
-    # Queries, keys and values always have biases, and outputs never.
+    # Queries, keys and values always have biases; outputs never do.
     "qwen2": frozenset({"attention_bias"}),
 }
 
@@ -94,7 +94,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "is_causal": (True,),
     "per_layer_config": (None, {}),
     "fusion_config": (None, {}),
-    # The file that is read in place of model.safetensors.
+    # A file that is read instead of model.safetensors.
     "transformers_weights": (None, ""),
     "text_config": (None, {}),
     "is_encoder_decoder": (False, None),
@@ -124,13 +124,12 @@ OWN_NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "layer_norm_epsilon": (None, 1e-5),
     },
     "llama": {"sliding_window": (None,), "layer_types": (None,)},
-    # transformers has no such biases, whatever these entries say.
     "mistral": {"use_sliding_window": (None, True)},
     "ministral": {"use_sliding_window": (None, True)},
     "qwen2": {},
 }
 
-# Of the rotary embeddings: the entries of each kind that are read, and those that have to mean nothing.
+# Entries of the rotary embeddings: those that each kind reads, and those that must be neutral.
 ROPE_READ: Mapping[str, frozenset[str]] = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
@@ -149,7 +148,7 @@ ROPE_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "apply_yarn_scaling": (None, True),
     "finetuned": (None, False, True),
 }
-# Where positions were in pre-training is not read by these kinds, in transformers neither.
+# These kinds do not read the context length of pre-training, in transformers neither.
 ROPE_IGNORED: Mapping[str, frozenset[str]] = {
     "default": frozenset({"original_max_position_embeddings"}),
     "linear": frozenset({"original_max_position_embeddings"}),
@@ -160,12 +159,12 @@ ROPE_IGNORED: Mapping[str, frozenset[str]] = {
 
 
 def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
-    # True is 1 and False is 0 in Python; in a configuration they are.
+    # True == 1 and False == 0 in Python, and in a configuration they mean the same.
     return any(value == other for other in allowed)
 
 
 def _sizes(content: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Entries that mean nothing where they say what the sizes say."""
+    """The neutral values of entries that repeat the model's sizes."""
     hidden, heads = content.get("hidden_size"), content.get("num_attention_heads")
     width = content.get("head_dim")
     if not width and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
@@ -182,13 +181,13 @@ def _sizes(content: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def check_known(content: Mapping[str, Any]) -> None:
-    """Refuse a configuration that says of its model what is not known here.
+    """Refuse a configuration with an unknown entry that may change what the model computes.
 
     Args:
-      content: of a ``config.json`` of one of the families.
+      content: the contents of a ``config.json`` of a supported family.
 
     Raises:
-      ValueError: an entry whose value may change what the model computes; it is named.
+      ValueError: the value of an entry may change what the model computes; the message names the entry.
     """
     family = content["model_type"]
     sizes, own = _sizes(content), OWN_NEUTRAL[family]
@@ -203,14 +202,14 @@ def check_known(content: Mapping[str, Any]) -> None:
 
 
 def check_rope(kind: str, given: Mapping[str, Any]) -> None:
-    """Refuse rotary embeddings of which something is said that is not known of their kind.
+    """Refuse rotary embeddings with an entry that is unknown for their kind.
 
     Args:
       kind: a key of :data:`ROPE_READ`.
       given: the entries.
 
     Raises:
-      ValueError: an entry whose value may change what the model computes; it is named.
+      ValueError: the value of an entry may change what the model computes; the message names the entry.
     """
     for name, value in given.items():
         if name in ROPE_READ[kind] or name in ROPE_COMMON or name in ROPE_IGNORED[kind]:

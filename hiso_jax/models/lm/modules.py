@@ -1,4 +1,4 @@
-"""One layer of a decoder-only transformer, as flax.nnx modules; what is added to fine-tune it is here, too."""
+"""One layer of a decoder-only transformer and its adapters for fine-tuning, as flax.nnx modules."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,13 +24,13 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Adapters:
-    """What is added to every layer.
+    """Parameters that are added to every layer for fine-tuning.
 
     Attributes:
-      rank: r of LoRA (Hu et al., arXiv 2106.09685); 0 is none.
-      alpha: α of LoRA; its product is scaled by α / r.
+      rank: r of LoRA (Hu et al., arXiv 2106.09685); 0 means no LoRA.
+      alpha: α of LoRA; the low-rank product is scaled by α / r.
       targets: the projections that get LoRA.
-      prefix: learned keys and values before the first token (Li and Liang, arXiv 2101.00190); 0 is none.
+      prefix: learned keys and values before the first token (Li and Liang, arXiv 2101.00190); 0 means none.
     """
 
     rank: int = 0
@@ -43,12 +43,12 @@ NO_ADAPTERS = Adapters()
 
 
 class Reading(NamedTuple):
-    """What all layers share.
+    """Inputs that all layers share.
 
     Attributes:
       rotation: cosines and sines of the positions, or None.
-      mask: which keys each query sees, before any window.
-      distance: how many positions back each key lies.
+      mask: which keys each query attends to, before any window is applied.
+      distance: how many positions each key lies behind the query.
     """
 
     rotation: tuple[Float[Array, "B T D"], Float[Array, "B T D"]] | None
@@ -57,14 +57,14 @@ class Reading(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, [B, S, kv_heads, head_dim]; of all layers [L, B, S, ...]."""
+    """Keys and values of the tokens so far, [B, S, kv_heads, head_dim]; for all layers [L, B, S, ...]."""
 
     keys: Array
     values: Array
 
 
 class Linear(linear.Linear):
-    """A projection, with a low-rank addition x·A·B·α/r if asked for (LoRA, arXiv 2106.09685)."""
+    """A projection with an optional low-rank addition x·A·B·α/r (LoRA, arXiv 2106.09685)."""
 
     def __init__(
         self, inputs: int, outputs: int, *, adapters: Adapters, name: str, use_bias: bool, dtype: Any, rngs: nnx.Rngs
@@ -80,7 +80,7 @@ class Linear(linear.Linear):
             self.lora_b = nnx.Param(jnp.zeros((adapters.rank, outputs), jnp.float32))
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
-        """The projection."""
+        """The outputs of the projection."""
         outputs = super().__call__(inputs)
         if not self.scale:
             return outputs
@@ -115,9 +115,9 @@ class Attention(nnx.Module):
         at: Any,
         last: int | None = None,
     ) -> tuple[Float[Array, "B N H"], Cache]:
-        """The output of the last N positions, by default of all, and the keys and values.
+        """The outputs at the last N positions, by default all, and the keys and values.
 
-        These are of ``x``, or the cache with those written from ``at``.
+        The keys and values are those of ``x``, or the cache with those of ``x`` written at ``at``.
         """
         asked = x if last is None else x[:, -last:]
         queries = self.q_proj(asked).reshape(*asked.shape[:2], self.heads, self.head_dim)
@@ -164,7 +164,7 @@ class MLP(nnx.Module):
 
 
 def norm(config: LMConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The family's norm, its statistics in float32."""
+    """The norm of the family, with statistics in float32."""
     kind: Any = nnx.RMSNorm if config.rms else nnx.LayerNorm
     return kind(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
@@ -189,7 +189,7 @@ class Block(nnx.Module):
         at: Any,
         last: int | None = None,
     ) -> tuple[Float[Array, "B N H"], Cache]:
-        """The residual stream of the last N positions after the layer, by default of all, and keys and values."""
+        """The residual stream after the layer at the last N positions, by default all, and the keys and values."""
         asked = x if last is None else x[:, -last:]
         if self.norm_first:
             mixed, new = self.self_attn(self.attention_norm(x), reading, window, cache, at, last)

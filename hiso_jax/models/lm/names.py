@@ -1,4 +1,4 @@
-"""What the parameters are called in checkpoints: Hugging Face's OPT and Llama families, and GGUF's."""
+"""The names of parameters in checkpoints: Hugging Face's OPT and Llama families, and GGUF's."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Leaf:
     """One parameter of a model.
 
     Attributes:
-      name: its dotted path.
-      shape: of the parameter, without the axis of layers.
-      layers: L if it is stacked, else None.
+      name: the dotted path.
+      shape: the shape without the axis of layers.
+      layers: L if the parameter is stacked, else None.
     """
 
     name: str
@@ -96,15 +96,15 @@ def gguf_name(name: str, layer: int | None) -> str:
 
 
 def checkpoint_name(config: LMConfig) -> Callable[[str, int | None], str]:
-    """How a Hugging Face checkpoint of this architecture calls its tensors."""
+    """The function (our name, layer or None) → the name in a Hugging Face checkpoint of this architecture."""
     return opt_name if config.family == "opt" else llama_name
 
 
 def as_ours(name: str, tensor: np.ndarray) -> np.ndarray:
-    """A checkpoint's tensor in our layout: their projections map from the second axis, ours from the first."""
+    """A checkpoint's tensor in our layout: kernels are output × input in checkpoints, input × output here."""
     return tensor.T if name.endswith(".kernel") else tensor
 
 
 def as_theirs(name: str, tensor: np.ndarray) -> np.ndarray:
-    """A tensor of ours in a checkpoint's layout."""
+    """Our tensor in a checkpoint's layout."""
     return tensor.T if name.endswith(".kernel") else tensor

@@ -10,7 +10,7 @@ from hiso_jax.models.lm.config import Rope
 
 
 def frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, "head_dim/2"]:
-    """The angle per position of each pair of coordinates, radians; of ``dynamic`` before it adapts."""
+    """The angle per position of each pair of coordinates, in radians; for ``dynamic``, before it adapts."""
     powers = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
     plain = 1.0 / rope.theta**powers
     if rope.kind == "linear":
@@ -25,7 +25,7 @@ def frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, "head_dim/2"]:
 
 
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
-    """Long wavelengths divided by the factor, short ones kept, a ramp in between (Llama 3.1)."""
+    """Llama 3.1's frequencies: long wavelengths are divided by the factor, short wavelengths kept, a ramp between."""
     turns = rope.original * plain / (2 * math.pi)
     ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     kept = np.clip(ramp, 0, 1)
@@ -33,7 +33,7 @@ def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
 
 
 def _yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> np.ndarray:
-    """Yarn's ramp over the dimensions (arXiv 2309.00071, section 3.2)."""
+    """YaRN's ramp over the dimensions (arXiv 2309.00071, section 3.2)."""
 
     def dimension_of(turns: float) -> float:
         return head_dim * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
@@ -53,7 +53,7 @@ def rotations(
     """Cosines and sines of every position, D = head_dim / 2, float32."""
     angle = jnp.asarray(frequencies(rope, head_dim), jnp.float32)
     if rope.kind == "dynamic":
-        # The base grows with the sequence once that is longer than in pre-training (NTK-aware scaling).
+        # The base grows with the sequence once the sequence is longer than in pre-training (NTK-aware scaling).
         length = jnp.maximum(positions.max() + 1, rope.original).astype(jnp.float32)
         growth = rope.factor * length / rope.original - (rope.factor - 1)
         base = rope.theta * growth ** (head_dim / (head_dim - 2))
@@ -65,7 +65,7 @@ def rotations(
 def rotate(
     x: Float[Array, "B T N head_dim"], cos: Float[Array, "B T D"], sin: Float[Array, "B T D"]
 ) -> Float[Array, "B T N head_dim"]:
-    """Every head turned by its position: coordinates i and i + D are a pair."""
+    """Every head, rotated by its position; coordinates i and i + D are a pair."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Published architectures by name, for those who want to know what one takes before they have its weights."""
+"""Published architectures by name, to know the costs of a model without its weights."""
 
 from dataclasses import replace
 

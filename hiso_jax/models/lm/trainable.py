@@ -1,4 +1,4 @@
-"""What of a language model is trained: everything, adapters, the head, or the parameters that a pattern names."""
+"""The trained part of a language model: all parameters, adapters, the head, or the parameters that match a pattern."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,19 +19,19 @@ from hiso_jax.models.lm.names import leaves
 from hiso_jax.stacked import Stacked, merge, path_name
 
 LORA_TARGETS = ("q_proj", "v_proj")
-# On one parameter's name.
+# The longest search of a pattern in the name of one parameter.
 SEARCH_SECONDS = 0.5
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A language model of which a part is trained.
+    """A language model, split into trained and frozen parameters.
 
     Attributes:
       decoder: the model's functions.
       trained: the trained parameters, in host memory.
-      frozen: the others, or None.
+      frozen: the frozen parameters, or None.
     """
 
     decoder: Decoder
@@ -39,14 +39,14 @@ class Tuned:
     frozen: PyTree | None
 
     def whole(self, trained: PyTree, frozen: PyTree | None) -> PyTree:
-        """The parameters that ``decoder`` takes; the arguments may be perturbed, or on a device."""
+        """All parameters, as ``decoder`` takes them; the arguments may be perturbed, or on a device."""
         return trained if frozen is None else merge(trained, frozen)
 
 
 def partition(params: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
-    """A nested dict in two: the leaves whose dotted path is ``chosen``, and the rest.
+    """Split a nested dict into the leaves whose dotted path is ``chosen``, and the rest.
 
-    A :class:`hiso_jax.stacked.Stacked` stays one in either part that has some of its leaves.
+    A :class:`hiso_jax.stacked.Stacked` becomes a ``Stacked`` in each part that has some of its leaves.
     """
 
     def split(node: Any, path: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -73,22 +73,22 @@ def tune(
     prefix_tokens: int = 5,
     seed: int = 0,
 ) -> Tuned:
-    """Choose what of a pretrained model is trained.
+    """Choose the trained part of a pretrained model.
 
     Args:
       pretrained: the model.
-      trainable: ``all``; ``lora`` (Hu et al., arXiv 2106.09685); ``prefix``, learned keys and values that begin as
-        those of random tokens (Li and Liang, arXiv 2101.00190); ``head``, which is untied from the embedding if it
-        was tied; or a regular expression searched for in the dotted paths of the parameters.
+      trainable: ``all``; ``lora`` (Hu et al., arXiv 2106.09685); ``prefix``, learned keys and values that are
+        initialised with those of random tokens (Li and Liang, arXiv 2101.00190); ``head``, untied from the embedding if
+        it was tied; or a regular expression that is searched for in the dotted paths of the parameters.
       lora_rank: r.
       lora_alpha: α; the low-rank product is scaled by α / r.
-      lora_targets: the projections that get one.
-      prefix_tokens: how many.
-      seed: of what begins at random.
+      lora_targets: the projections that get a low-rank product.
+      prefix_tokens: the number of prefix positions.
+      seed: the seed of the random initial values.
 
     Raises:
-      ValueError: a rank or a number of tokens below 1, an α that is not positive, an unknown target, or a pattern that
-        is malformed or names no parameter.
+      ValueError: a rank or a number of tokens is below 1, α is not positive, a target is unknown, or a pattern is
+        malformed or matches no parameter.
     """
     base, key = pretrained.params, jax.random.key(seed)
     if trainable == "all":
@@ -105,16 +105,16 @@ def tune(
 def tuned_shapes(
     decoder: Decoder, trainable: str = "all", *, adapters: Adapters = NO_ADAPTERS, param_dtype: DTypeLike = jnp.float32
 ) -> Tuned:
-    """What :func:`tune` makes of a model of which only the architecture is at hand: shapes in place of arrays.
+    """The result of :func:`tune` with shapes instead of arrays, for a model known only by its architecture.
 
     Args:
       decoder: the model's functions.
-      trainable: as of :func:`tune`.
-      adapters: those that ``trainable`` asks for.
-      param_dtype: in which the model's own parameters are kept; adapters are float32.
+      trainable: as in :func:`tune`.
+      adapters: the adapters that ``trainable`` needs.
+      param_dtype: the dtype of the model's own parameters; adapters are float32.
 
     Raises:
-      ValueError: as :func:`tune`.
+      ValueError: as in :func:`tune`.
     """
     if trainable == "lora":
         check_lora(adapters, decoder.config)
@@ -145,10 +145,10 @@ def _is_head(name: str) -> bool:
 
 
 def _named(params: PyTree, pattern: str) -> tuple[PyTree, PyTree]:
-    """The parameters whose names have what ``pattern`` searches for, and the rest.
+    """The parameters whose names match ``pattern``, and the rest.
 
     Raises:
-      ValueError: there are none.
+      ValueError: no name matches.
     """
     trained, frozen = partition(params, _matcher(pattern))
     if trained is None:
@@ -162,10 +162,10 @@ def _named(params: PyTree, pattern: str) -> tuple[PyTree, PyTree]:
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether a name has what ``pattern`` searches for; one that takes forever, as a stranger's may, is refused.
+    """A test of whether a name matches ``pattern``; the search has a time limit, because patterns are not trusted.
 
     Raises:
-      ValueError: it is no regular expression, or takes too long.
+      ValueError: ``pattern`` is not a regular expression, or a search takes too long.
     """
     with needing("regex"):
         import regex
@@ -191,7 +191,7 @@ def check_lora(adapters: Adapters, config: LMConfig) -> None:
     """Refuse adapters that a model cannot have.
 
     Raises:
-      ValueError: a rank out of range, an α that is not positive, no target, or one that the model lacks.
+      ValueError: the rank is out of range, α is not positive, there is no target, or the model lacks a target.
     """
     positive("lora_alpha", adapters.alpha)
     if adapters.rank < 1:
@@ -212,7 +212,7 @@ def check_prefix(tokens: int, config: LMConfig) -> None:
     """Refuse a prefix that leaves no position for a token.
 
     Raises:
-      ValueError: it does, or is empty.
+      ValueError: the prefix leaves no position, or is empty.
     """
     most = config.max_positions - 1
     if not 1 <= tokens <= most:
@@ -222,7 +222,7 @@ def check_prefix(tokens: int, config: LMConfig) -> None:
 def _lora(pretrained: Pretrained, adapters: Adapters, key: jax.Array) -> Tuned:
     check_lora(adapters, pretrained.decoder.config)
     decoder = replace(pretrained.decoder, adapters=adapters)
-    # Only the adapters are made: the rest of the program is dead.
+    # Only the adapters are computed: the rest of the program is dead code.
     added = jax.jit(lambda key: partition(decoder.init(key), _is_lora)[0])(key)
     return Tuned(decoder, jax.tree.map(np.asarray, added), pretrained.params)
 
