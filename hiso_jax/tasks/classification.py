@@ -1,4 +1,4 @@
-"""Classification of arrays: a model's two functions and two data splits make a task."""
+"""Classification of arrays: a task made of a model's two functions and two data splits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,10 +16,10 @@ from hiso_jax.tasks.splits import held_out
 
 
 def _as_arrays(name: str, value: Any) -> Any:
-    """A column of a split as arrays: what is one already as it is, tensors of torch and columns of pandas by NumPy.
+    """A column of a split as arrays; NumPy converts torch tensors, pandas columns and lists.
 
     Raises:
-      ValueError: it cannot be made an array.
+      ValueError: NumPy cannot convert the column.
     """
     if isinstance(value, Mapping):
         return {entry: _as_arrays(f"{name}[{entry!r}]", each) for entry, each in value.items()}
@@ -29,10 +29,10 @@ def _as_arrays(name: str, value: Any) -> Any:
         return value
     try:
         array = np.asarray(value)
-        # Of columns of pandas that may have gaps.
+        # Columns of pandas that may have gaps are object arrays.
         return np.asarray(array.tolist()) if array.dtype.kind == "O" else array
     except Exception as error:
-        # A tensor that needs its gradient, or is on a device, or rows of unequal lengths: each raises its own.
+        # Tensors that need gradients or are on a device, and rows of unequal lengths, raise different errors.
         library = type(value).__module__.partition(".")[0]
         raise ParameterError(
             name,
@@ -42,14 +42,14 @@ def _as_arrays(name: str, value: Any) -> Any:
 
 
 def _as_numbers(labels: Any) -> Any:
-    """Labels as whole numbers, where they are floats that are whole: a column that once had a gap is of floats."""
+    """Labels as integers if they are floats without fractions, as in a column that once had a gap."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "f" and labels.ndim == 1 and (labels % 1 == 0).all():
         return labels.astype(np.int64)
     return labels
 
 
 def _check_labels(name: str, labels: Any, classes: int) -> None:
-    if isinstance(labels, jax.ShapeDtypeStruct):  # of a task of which nothing is loaded
+    if isinstance(labels, jax.ShapeDtypeStruct):  # of a task with shapes instead of data
         return
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -76,13 +76,13 @@ class Classification:
     Attributes:
       model_init: key → parameters.
       model_apply: (parameters, inputs [B, ...]) → logits [B, classes].
-      train: {"input": [n, ...], "label": int [n]}; inputs may be several arrays in a dict or a tuple, which the model
-        takes as they are. Tensors of torch, columns of pandas and lists become NumPy arrays.
+      train: {"input": [n, ...], "label": int [n]}; inputs may also be a dict or a tuple of arrays, which the model
+        receives unchanged. Torch tensors, pandas columns and lists become NumPy arrays.
       test: the same for the test split.
-      name: what reports call it.
+      name: the name in reports.
       target: the accuracy at which methods are compared, or None.
-      metric: the one that counts.
-      perturbed_as: which parameters ``model_apply`` reads as a weight with a direction of low rank beside it, see
+      metric: the main metric.
+      perturbed_as: the parameters that ``model_apply`` accepts as a weight with a separate low-rank direction, see
         :func:`hiso_jax.zo.perturb`.
     """
 
@@ -99,8 +99,8 @@ class Classification:
         """Check the splits.
 
         Raises:
-          ValueError: a split without "input" and "label", empty, or of unequal lengths; labels that are not numbers
-            0, 1, … of the model's classes; or a model that does not give [B, classes] logits.
+          ValueError: a split has other entries than "input" and "label", is empty, or has unequal lengths; labels are
+            not integers 0, 1, … of the model's classes; or the model does not return [B, classes] logits.
         """
         for split in ("train", "test"):
             data = getattr(self, split)
@@ -121,10 +121,10 @@ class Classification:
             _check_labels(f'{split}["label"]', getattr(self, split)["label"], classes)
 
     def _classes(self) -> int:
-        """How many classes the model tells apart.
+        """The number of the model's classes.
 
         Raises:
-          ValueError: it does not give the logits of each example.
+          ValueError: the model does not return [B, classes] logits.
         """
         inputs = self.train["input"]
 
@@ -161,10 +161,10 @@ class Classification:
         }
 
     def hold_out(self, examples: int, *, seed: int = 0) -> "Classification":
-        """The same task with ``examples`` random training examples for its test split: for tuning.
+        """The same task with ``examples`` random training examples as its test split, for tuning.
 
         Raises:
-          ValueError: ``examples`` does not leave both splits an example.
+          ValueError: a split would have no examples.
         """
         kept, held = held_out(self.train, examples, seed)
         return replace(self, train=kept, test=held)

@@ -1,4 +1,4 @@
-"""The UCI 8×8 handwritten digits, shipped inside the package: the embedded default."""
+"""The UCI 8×8 handwritten digits, embedded in the package; the default task."""
 
 from importlib.resources import files
 
@@ -13,10 +13,10 @@ TARGET = 0.90
 
 
 def digits_network(model: str | None = None) -> Model:
-    """The network of ``digits(model)``; None is its default.
+    """The network of ``digits(model)``; None means its default.
 
     Raises:
-      ValueError: an unknown model.
+      ValueError: ``model`` is unknown.
     """
     if model in (None, "mlp"):
         return mlp(side=8, hidden=32)
@@ -33,7 +33,7 @@ def digits(model: str = "mlp") -> Classification:
         1,898 parameters).
 
     Raises:
-      ValueError: an unknown model.
+      ValueError: ``model`` is unknown.
     """
     network = digits_network(model)
     with files("hiso_jax.tasks").joinpath("data/digits.npz").open("rb") as file, np.load(file) as arrays:

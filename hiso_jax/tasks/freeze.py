@@ -1,4 +1,4 @@
-"""A task of which a part of the parameters is trained and the rest stays as it began."""
+"""A task that trains a part of its parameters and keeps the rest at their initial values."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,28 +12,28 @@ from hiso_jax.checks import ParameterError
 
 @dataclass(frozen=True)
 class Partial:
-    """A task whose trained parameters are some entries of another's; see :func:`train_only`."""
+    """A task that trains some entries of another task's parameters; see :func:`train_only`."""
 
     task: Any
     names: tuple[str, ...]
     frozen: Mapping[str, PyTree]
 
     def init(self, key: Key[Array, ""]) -> PyTree:
-        """The trained entries as the task begins them."""
+        """The initial values of the trained entries."""
         whole = self.task.init(key)
         return {name: whole[name] for name in self.names}
 
     def loss(self, params: PyTree, batch: Any, frozen: Mapping[str, PyTree]) -> Float[Array, "B"]:
-        """The task's loss, with what is not trained put back."""
+        """The task's loss, computed with the trained and the frozen entries."""
         return self.task.loss({**frozen, **params}, batch)
 
     def metrics(self, params: PyTree, batch: Any, frozen: Mapping[str, PyTree]) -> Mapping[str, Shaped[Array, "B ..."]]:
-        """The task's metrics, likewise."""
+        """The task's metrics, computed with the trained and the frozen entries."""
         return self.task.metrics({**frozen, **params}, batch)
 
     def __getattr__(self, name: str) -> Any:
-        """All else is the task's."""
-        # What copies or unpickles asks before there is a task.
+        """Every other attribute is the task's."""
+        # copy and pickle look attributes up before ``task`` is set.
         if name == "task" or name.startswith("__"):
             raise AttributeError(name)
         found = getattr(self.task, name)
@@ -47,18 +47,19 @@ class Partial:
 
 
 def train_only(task: Any, *names: str, params: Mapping[str, PyTree] | None = None, seed: int = 0) -> Partial:
-    """The same task, of which only some top-level entries of the parameters are trained.
+    """The same task, in which only some top-level entries of the parameters are trained.
 
-    Directions are made, and curvature is kept, for those alone.
+    Only these entries have directions and curvature.
 
     Args:
-      task: whose parameters are a dict.
+      task: a task whose parameters are a dict.
       names: the entries that are trained.
-      params: the whole parameters to keep the others of, of a pretrained model say; by default ``task.init``'s.
-      seed: of ``task.init``, without ``params``.
+      params: all parameters, from which the frozen entries are taken, for example of a pretrained model; by default
+        those of ``task.init``.
+      seed: the seed of ``task.init``, used without ``params``.
 
     Raises:
-      ValueError: the parameters are no dict, or lack one of the names, or all are named.
+      ValueError: the parameters are not a dict, or ``names`` is empty, has an unknown name, or has all names.
 
     Example:
       >>> import jax

@@ -22,12 +22,12 @@ FILES = {
 
 
 class Images(NamedTuple):
-    """A set of 28×28 images in MNIST's files.
+    """A data set of 28×28 images in MNIST's file format.
 
     Attributes:
-      name: of the task.
-      hub_name: of the data on the datasets hub.
-      mean, deviation: of its training images, in units of the largest pixel value.
+      name: the name of the task.
+      hub_name: the name of the data on the datasets hub.
+      mean, deviation: mean and standard deviation of the training images, in units of the largest pixel value.
       target: the accuracy at which methods are compared.
     """
 
@@ -49,7 +49,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     the values.
 
     Raises:
-      ValueError: the file is missing, not of this layout, or shorter or longer than its header says.
+      ValueError: the file is missing, has another layout, or is shorter or longer than its header says.
     """
     try:
         content = path.read_bytes()
@@ -93,12 +93,12 @@ def _from_files(folder: Path, images_of: Images) -> dict[str, dict[str, np.ndarr
 def _from_hub(images_of: Images) -> dict[str, dict[str, np.ndarray]]:
     import datasets
 
-    # The client logs each of its retries; the one sentence below says it all.
+    # The client logs each retry; the error below is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         loaded: Any = datasets.load_dataset(images_of.hub_name)
     except Exception as error:
-        # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
+        # Every error of the hub's client (no network, no such name, a damaged cache) means the same here.
         raise ParameterError(
             "data_dir",
             f"must name a folder with the four IDX files of {images_of.name} where the hub is out of reach; "
@@ -115,10 +115,10 @@ def _from_hub(images_of: Images) -> dict[str, dict[str, np.ndarray]]:
 
 
 def mnist_network(model: str | None = None) -> Model:
-    """The network of ``mnist(model=model)``; None is its default.
+    """The network of ``mnist(model=model)``; None means its default.
 
     Raises:
-      ValueError: an unknown model.
+      ValueError: ``model`` is unknown.
     """
     if model in (None, "cnn"):
         return cnn(side=28, kernel=5, features=(16, 32))
@@ -135,20 +135,20 @@ def mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classificat
       model: ``"cnn"`` (5×5×16, 5×5×32, linear; 28,938 parameters) or ``"mlp"`` (one hidden layer of 32).
 
     Raises:
-      ValueError: an unknown model, or data that is missing, truncated or not MNIST.
+      ValueError: ``model`` is unknown, or the data is missing, truncated or not MNIST.
     """
     return _loaded(MNIST, data_dir, model)
 
 
 def fashion_mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classification:
-    """Fashion-MNIST, as :func:`mnist`: the same files and networks, its own normalisation and target.
+    """Fashion-MNIST, with the file names and networks of :func:`mnist` and its own normalisation and target.
 
     Args:
       data_dir: a folder with the four IDX files, gzip-compressed or not; None loads from the ``datasets`` hub.
       model: ``"cnn"`` or ``"mlp"``.
 
     Raises:
-      ValueError: as :func:`mnist`.
+      ValueError: as in :func:`mnist`.
     """
     return _loaded(FASHION, data_dir, model)
 
@@ -159,7 +159,7 @@ def _loaded(images_of: Images, data_dir: str | Path | None, model: str) -> Class
 
 
 def mnist_shapes(model: str = "cnn", *, name: str = "mnist") -> Classification:
-    """:func:`mnist`, or ``fashion-mnist`` by ``name``, of which nothing is loaded: its data are shapes."""
+    """The task ``mnist`` or ``fashion-mnist``, by ``name``, with shapes instead of data: nothing is loaded."""
 
     def split(rows: int) -> dict[str, Any]:
         return {

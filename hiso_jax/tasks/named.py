@@ -1,10 +1,10 @@
 """Tasks by name: a model, its loss and its data, as ``--task`` and ``Experiment`` choose them.
 
 A task is a factory ``name(seed, *, options)`` that returns a :class:`hiso_jax.fed.Task`; a task that draws nothing at
-random takes no seed. ``@hiso_jax.choices.defaults`` declares the options that have other defaults with it. A factory
-may carry two functions of its options, which spare those who need them its data: ``base``, the model that a run began
-as, and ``shapes``, the task with shapes in place of arrays. ``from_checkpoint`` says that it fine-tunes a pretrained
-model, ``labelled`` whether its examples have labels to be split by.
+random takes no seed. ``@hiso_jax.choices.defaults`` declares the options whose defaults the task changes. A factory
+may carry two functions of its options, for callers that do not need the data: ``base``, the initial model of a run, and
+``shapes``, the task with shapes instead of arrays. ``from_checkpoint`` says that the task fine-tunes a pretrained
+model; ``labelled`` says whether its examples have labels, by which they can be partitioned.
 """
 
 import inspect
@@ -26,36 +26,36 @@ from hiso_jax.tasks.trainables import TRAINABLES, Trainable
 
 _CLASSIFIES = ("sst2", "qqp", "rte", "boolq", "cb", "wic", "wsc", "multirc", "ag_news", "text-classification")
 _GENERATES = ("squad", "drop", "xsum")
-# Options of the model, whatever its data.
+# Options of the language model, not of the data.
 LOADED = ("model", "revision", "dtype", "param_dtype", "trainable")
 Precision = Literal["float32", "bfloat16"]
 Words = Annotated[tuple[str, ...] | None, Listed(str, "WORD,WORD,…", strip=False)]
 Names = Annotated[tuple[str, ...] | None, Listed(str, "NAME,NAME,…")]
-# The papers' 2 of 6 clients, and rounds that end within minutes.
+# 2 of 6 clients, as in the papers, and few rounds, so that a run takes minutes.
 TEXT_DEFAULTS: dict[str, Any] = {
     "rounds": 24,
     "eval_every": 6,
     "clients": 6,
     "cohort": 2,
     "batch_size": 16,
-    # Of a comparison, whose every trial is a run of minutes.
+    # Options of a comparison: each trial is a run of minutes.
     "schedules": ("constant",),
     "tries": 3,
     "tuning_seeds": 1,
     "seeds": 1,
 }
-# Answers have no labels, by which examples could be split.
+# Examples of generation have no labels, so they cannot be partitioned by label.
 LABELLED: dict[str, Any] = {"partition": "dirichlet-balanced", "alpha": 1.0}
 UNLABELLED: dict[str, Any] = {"partition": "iid"}
 
 
 class Base(NamedTuple):
-    """The model that a run began as.
+    """The initial model of a run.
 
     Attributes:
-      params: trained parameters.
-      frozen: the others, or None.
-      pretrained, tuned: of a language model.
+      params: the trained parameters.
+      frozen: the frozen parameters, or None.
+      pretrained, tuned: the language model before and after the choice of its trained part, or None.
     """
 
     params: PyTree
@@ -65,7 +65,7 @@ class Base(NamedTuple):
 
 
 def _network(factory: Factory, network: Callable[[Any], Any], shapes: Callable[..., Any]) -> Factory:
-    """The factory of an image task, with the functions of its network."""
+    """The factory of an image task, with its functions ``base`` and ``shapes``."""
 
     def base(seed: int, key: Any, *, model: Any = None, **rest: Any) -> Base:
         return Base(network(model).init(key))
@@ -88,7 +88,7 @@ def mnist(*, model: Literal["cnn", "mlp"] = "cnn", data_dir: Path | None = None)
 
     Args:
       model: cnn or mlp.
-      data_dir: folder with the four IDX files, gzip-compressed or not; without it the datasets hub is asked.
+      data_dir: folder with the four IDX files, gzip-compressed or not; by default the datasets hub.
     """
     return load_mnist(data_dir, model)
 
@@ -98,7 +98,7 @@ def fashion_mnist(*, model: Literal["cnn", "mlp"] = "cnn", data_dir: Path | None
 
     Args:
       model: cnn or mlp.
-      data_dir: folder with the four IDX files, gzip-compressed or not; without it the datasets hub is asked.
+      data_dir: folder with the four IDX files, gzip-compressed or not; by default the datasets hub.
     """
     return load_fashion_mnist(data_dir, model)
 
@@ -136,31 +136,30 @@ def text(
     dtype: Precision = "float32",
     param_dtype: Precision = "float32",
 ) -> Any:
-    """A task of text for a language model.
+    """A text task for a language model.
 
     Args:
-      name: of the task.
-      seed: of the choice of rows, and of adapters.
-      model: a language model (OPT, Llama, Mistral, Qwen2) by hub name, as a folder with safetensors, or as a .gguf
-        file.
-      revision: branch, tag or commit of a hub's model; converted takes the pull request of the hub's converter, which
+      name: name of the task.
+      seed: seed of the choice of rows and of adapters.
+      model: language model (OPT, Llama, Mistral, Qwen2) as hub name, folder with safetensors, or .gguf file.
+      revision: branch, tag or commit of a hub model; converted takes the pull request of the hub's converter, which
         has the safetensors that old checkpoints lack.
-      data_dir: folder with train and validation files (.jsonl, .csv, .parquet) of the task's columns; without it the
-        datasets hub is asked.
-      prompts: prompts and answer words of DeComFL and HiSo, or of MeZO; their numbers of rows, rates and weight decay
-        are options of their own.
-      template: the prompt, with columns of the data in braces, for text-classification or in place of the task's.
-      verbalizer: the answer word of each label, in their order, blanks included; as template.
-      labels: the label of each answer word, in their order, for data whose labels are text; by default alphabetical.
+      data_dir: folder with train and validation files (.jsonl, .csv, .parquet) of the task's columns; by default the
+        datasets hub.
+      prompts: prompts and answer words of DeComFL and HiSo, or of MeZO; the papers' numbers of rows, rates and weight
+        decay are separate options.
+      template: prompt with columns of the data in braces, for text-classification or instead of the task's prompt.
+      verbalizer: answer word of each label, in the order of the labels, with its blanks; replaces the task's words.
+      labels: label of each answer word, in the order of the words, for text labels; by default alphabetical.
       column: column of the text data that names the client of each training row.
-      max_length: most tokens of a prompt, longer ones keep their end; by default the task's or the model's.
+      max_length: most tokens of a prompt (a longer prompt keeps its end); by default the task's or the model's.
       max_new_tokens: most tokens to generate; by default the task's.
-      train_rows: random rows of the training data to use; by default all, for generation 1,000.
-      test_rows: random rows of the test data to use; None is all, for generation 100.
-      trainable: all parameters, lora, prefix, head, a regular expression over the parameters' dotted paths, or your own
-        as path/to/file.py:name.
-      dtype: in which the model computes; losses are float32 in any case.
-      param_dtype: in which parameters are kept; bfloat16 is rounded stochastically, so that no update is lost.
+      train_rows: number of random training rows to use; by default all, for generation 1,000.
+      test_rows: number of random test rows to use; None means all, for generation 100.
+      trainable: all, lora, prefix, head, a regular expression over the parameters' dotted paths, or your own as
+        path/to/file.py:name.
+      dtype: dtype of the computation; losses are always float32.
+      param_dtype: dtype of the parameters; bfloat16 is rounded stochastically, so that no update is lost.
     """
     from hiso_jax.tasks.text import text_data, text_task
 
@@ -182,10 +181,10 @@ def text(
 
 
 def check_model(name: str, model: str | None) -> None:
-    """Refuse, before anything is loaded, what names no language model.
+    """Refuse a name that is not that of a language model, before anything is loaded.
 
     Raises:
-      ParameterError: it names none, or a file or folder that is not there.
+      ParameterError: ``model`` names no language model, or a file or folder that does not exist.
     """
     if model is None or model in ("mlp", "cnn"):
         raise ParameterError("model", f"must name a language model for {name}: by hub name, a folder or a .gguf file")
@@ -203,10 +202,10 @@ def _language_model(
     param_dtype: Precision,
     trainable: Any,
 ) -> tuple[Any, Any]:
-    """A language model as it was pretrained, and with what of it is trained."""
+    """A pretrained language model, and the same model with its trained part chosen."""
     check_model(name, model)
     assert model is not None
-    # Imported where they are needed: they need the extra lm.
+    # Imported here because the import needs the extra lm.
     from hiso_jax.models import lm
 
     pretrained = lm.load(model, revision=revision, dtype=dtype, param_dtype=param_dtype)
@@ -214,12 +213,12 @@ def _language_model(
 
 
 def _as_trainable(trainable: Any) -> Any:
-    """What a name chooses; anything else is it."""
+    """The trainable that a name chooses; other values are returned unchanged."""
     return TRAINABLES.load(trainable).build({}) if isinstance(trainable, str) else trainable
 
 
 def _text_shapes(name: str, own: Mapping[str, Any]) -> Any:
-    """A task of text with shapes in place of arrays, and its trained parameters: of the model no weights are read."""
+    """A text task with shapes instead of arrays, and the shapes of its trained parameters; no weights are read."""
     from hiso_jax.models import lm
     from hiso_jax.tasks.text import PROMPTS, text_shapes
 
@@ -248,7 +247,7 @@ def _text_shapes(name: str, own: Mapping[str, Any]) -> Any:
 
 
 def _text(name: str, *without: str, **changed: Any) -> Factory:
-    """The factory of one task of text: :func:`text` under its name, without the options that it does not read."""
+    """The factory of a text task: :func:`text` with the task's name, without the options that the task ignores."""
 
     def make(seed: int, **options: Any) -> Any:
         return text(name, seed, **options)

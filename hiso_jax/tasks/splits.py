@@ -1,4 +1,4 @@
-"""Cutting a task's training examples in two."""
+"""A random split of a task's training examples into two parts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +11,15 @@ from hiso_jax.checks import ParameterError
 
 
 def held_out(train: Mapping[str, Any], examples: int, seed: int) -> tuple[PyTree, PyTree]:
-    """The training examples without ``examples`` random ones, and those.
+    """The kept and the held-out training examples; ``examples`` of them are held out at random.
 
     Args:
       train: arrays that share their leading axis.
-      examples: how many to hold out.
-      seed: of the choice.
+      examples: the number of examples to hold out.
+      seed: the seed of the random choice.
 
     Raises:
-      ValueError: ``examples`` does not leave both parts an example.
+      ValueError: a part would have no examples.
     """
     total = len(jax.tree.leaves(dict(train))[0])
     if not 0 < examples < total:

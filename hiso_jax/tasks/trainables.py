@@ -1,7 +1,7 @@
-"""What of a language model is trained, by name, as ``--trainable`` chooses it for tasks that fine-tune one.
+"""The trained part of a language model, by name, as ``--trainable`` chooses it for tasks that fine-tune a model.
 
 A trainable is a factory ``name(*, options)`` that returns a :class:`Trainable`, or a function (pretrained model, seed)
-→ :class:`hiso_jax.models.lm.Tuned`. A name that is no factory is a regular expression over the parameters' paths.
+→ :class:`hiso_jax.models.lm.Tuned`. A name without a factory is a regular expression over the parameters' paths.
 """
 
 from collections.abc import Callable
@@ -14,24 +14,24 @@ from hiso_jax.choices import Kind, Listed
 
 @dataclass(frozen=True)
 class Trainable:
-    """A part of a language model to train, by its name and options, see :func:`hiso_jax.models.lm.tune`.
+    """The part of a language model to train, by its name and options; see :func:`hiso_jax.models.lm.tune`.
 
     Attributes:
       name: all, lora, prefix, head, or a regular expression over the parameters' dotted paths.
-      options: as ``lm.tune`` takes them.
+      options: keywords of ``lm.tune``.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, pretrained: Any, seed: int) -> Any:
-        """The pretrained model with what of it is trained."""
+        """The pretrained model with its trained part chosen."""
         from hiso_jax.models.lm import tune
 
         return tune(pretrained, self.name, seed=seed, **self.options)
 
     def shapes(self, decoder: Any, param_dtype: Any) -> Any:
-        """The same of a model of which only the architecture is at hand."""
+        """The same with shapes instead of arrays, for a model known only by its architecture."""
         from hiso_jax.models import lm
 
         adapters = lm.Adapters()
@@ -63,8 +63,8 @@ def lora(
 
     Args:
       lora_rank: rank r of LoRA.
-      lora_alpha: α of LoRA, whose product is scaled by α/r.
-      lora_targets: projections that get LoRA, of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
+      lora_alpha: α of LoRA; the low-rank product is scaled by α/r.
+      lora_targets: projections that get LoRA, from q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
     """
     integer("lora_rank", lora_rank, 1)
     positive("lora_alpha", lora_alpha)
@@ -75,7 +75,7 @@ def prefix(*, prefix_tokens: int = 5) -> Trainable:
     """Learned keys and values before every prompt (Li and Liang, arXiv 2101.00190).
 
     Args:
-      prefix_tokens: learned prefix positions.
+      prefix_tokens: number of learned prefix positions.
     """
     integer("prefix_tokens", prefix_tokens, 1)
     return Trainable("prefix", {"prefix_tokens": prefix_tokens})

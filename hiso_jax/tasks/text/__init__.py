@@ -1,4 +1,4 @@
-"""Tasks over text by a language model: classification by answer words, and generation."""
+"""Text tasks for a language model: classification by answer words, and generation."""
 
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation

@@ -1,4 +1,4 @@
-"""Classification by a language model: which answer word follows the prompt (as MeZO, DeComFL and HiSo do it)."""
+"""Classification by the answer word that a language model puts after a prompt, as in MeZO, DeComFL and HiSo."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,17 +32,17 @@ from hiso_jax.tasks.text.scores import macro_f1
 class TextChoice(PretrainedTask):
     """Text classification by a language model; it satisfies ``hiso_jax.fed.Task``.
 
-    Only what is read is computed: the hidden state of the last position, and the columns of the answer words.
+    Only the hidden state of the last position and the logits of the answer words are computed.
 
     Attributes:
       words: the token of each class.
-      buckets: the lengths at which batches are evaluated.
+      buckets: the lengths at which batches are computed.
       train: {"tokens": int32 [n, T] left-padded, "length": int32 [n], "label": int32 [n]}.
       test: the same for the test split, sorted by length.
-      name: what reports call it.
+      name: the name in reports.
       target: the accuracy at which methods are compared, or None.
-      metric: the one that counts.
-      label_words: which word stands for which label, in a sentence.
+      metric: the main metric.
+      label_words: a sentence that says which word stands for which label.
     """
 
     words: tuple[int, ...]
@@ -57,7 +57,7 @@ class TextChoice(PretrainedTask):
     def logits(
         self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None
     ) -> Float[Array, "B classes"]:
-        """The score of each class, float32."""
+        """The logit of each class, float32."""
         whole, decoder = self.model.whole(params, frozen), self.model.decoder
 
         def last(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B H"]:
@@ -88,10 +88,10 @@ class TextChoice(PretrainedTask):
         }
 
     def hold_out(self, examples: int, *, seed: int = 0) -> "TextChoice":
-        """The same task with ``examples`` random training examples for its test split: for tuning.
+        """The same task with ``examples`` random training examples as its test split, for tuning.
 
         Raises:
-          ValueError: ``examples`` does not leave both splits an example.
+          ValueError: a split would have no examples.
         """
         kept, held = held_out(self.train, examples, seed)
         return replace(self, train=kept, test=sorted_by_length(held))
@@ -108,21 +108,21 @@ def text_choice(
     target: float | None = None,
     label_words: str = "",
 ) -> TextChoice:
-    """Classification of rows of text.
+    """A classification task over rows of text.
 
     Args:
-      model: the language model and what of it is trained.
+      model: the language model, with its trained part chosen.
       tokenizer: its tokenizer.
       prompt: how a row becomes a prompt, and the answer words.
-      rows: of the splits ``train`` and ``test``, with the prompt's columns and ``label``, a number.
-      max_length: the most tokens of a prompt; longer ones keep their end, and the token that begins a text.
-      name: what reports call the task.
+      rows: the rows of the splits ``train`` and ``test``, with the prompt's columns and an integer ``label``.
+      max_length: the most tokens of a prompt; a longer prompt keeps its beginning-of-text token and its end.
+      name: the name in reports.
       target: the accuracy at which methods are compared, or None.
-      label_words: which word stands for which label, in a sentence.
+      label_words: a sentence that says which word stands for which label.
 
     Raises:
-      ValueError: ``max_length`` below 1 or beyond the model's positions, words that the tokenizer cannot tell apart,
-        or an empty prompt.
+      ValueError: ``max_length`` is below 1 or beyond the model's positions, the tokenizer cannot tell the words apart,
+        or a prompt is empty.
     """
     check_length(max_length, model)
     asked = {split: [prompt.render(row) for row in rows[split]] for split in ("train", "test")}

@@ -1,4 +1,4 @@
-"""Rows of text tasks: from the ``datasets`` hub, or from local files with the same columns."""
+"""Rows of text tasks, from the ``datasets`` hub or from local files with the same columns."""
 
 import logging
 import math
@@ -14,18 +14,18 @@ from hiso_jax.tasks.text.files import read_rows, split_files
 from hiso_jax.tasks.text.prompts import Row, Source
 
 SPLITS = {"train": ("train",), "test": ("validation", "valid", "val", "dev", "test")}
-# Files of a folder that are named where none of them will do.
+# The most file names in the error about a folder without usable files.
 NAMED = 5
 
 
 def load_rows(source: Source | None, data_dir: str | Path | None, columns: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows of the splits ``train`` and ``test``, in their order.
+    """The rows of the splits ``train`` and ``test``, in their original order.
 
     Args:
-      source: where the data is on the hub; None for data that is on no hub.
+      source: the location of the data on the hub; None for data that is not on the hub.
       data_dir: a folder with ``train`` and ``validation`` (or ``valid``, ``val``, ``dev``, ``test``) files, jsonl, csv,
-        tsv or parquet, compressed or in parts, as the hub and other tools leave them; None asks the hub.
-      columns: those that the task needs.
+        tsv or parquet, compressed or in parts, as the hub and other tools write them; None loads from the hub.
+      columns: the columns that the task needs.
 
     Raises:
       ValueError: the data cannot be found or read, has no rows, or lacks a column.
@@ -41,10 +41,10 @@ def load_rows(source: Source | None, data_dir: str | Path | None, columns: Seque
 
 
 def _check_columns(rows: Mapping[str, Sequence[Row]], columns: Sequence[str], option: str) -> None:
-    """Refuse splits without rows, or rows without one of the columns.
+    """Refuse splits without rows, and rows that lack a column.
 
     Raises:
-      ValueError: the split, and the row where it is one row's fault.
+      ValueError: a split has no rows, or a row lacks a column; the message names the split and the row.
     """
     for split, split_rows in rows.items():
         if not len(split_rows):
@@ -93,12 +93,12 @@ def _from_hub(source: Source) -> dict[str, list[Row]]:
         try:
             loaded = datasets.load_dataset(source.name, source.config)
         except RuntimeError:
-            # A data set that is a script on its main branch, which is never run; the hub keeps it as parquet, too.
-            # There every configuration is a folder.
+            # The data set is a script on its main branch, which is never run. The hub also keeps it as parquet, with
+            # a folder for each configuration.
             loaded = datasets.load_dataset(source.name, data_dir=source.config, revision="refs/convert/parquet")
         return {"train": loaded["train"].to_list(), "test": loaded[source.test].to_list()}
     except Exception as error:
-        # Whatever the hub's client raises (no network, no such name, a damaged cache) means the same here.
+        # Every error of the hub's client (no network, no such name, a damaged cache) means the same here.
         raise ParameterError(
             "data_dir",
             "must name a folder with train and validation files where the hub is out of reach; "
@@ -107,7 +107,7 @@ def _from_hub(source: Source) -> dict[str, list[Row]]:
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
-    """``limit`` random rows in their order, or all."""
+    """At most ``limit`` random rows, in their original order; None means all rows."""
     if limit is None or limit >= len(rows):
         return list(rows)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])
@@ -115,10 +115,10 @@ def sample_rows(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
 
 
 def given_rows(rows: Mapping[str, Iterable[Row]], columns: Sequence[str]) -> dict[str, list[Row]]:
-    """Rows that are in memory, as :func:`load_rows` gives those of files.
+    """Rows in memory, checked and in the form that :func:`load_rows` returns.
 
     Raises:
-      ValueError: there are no splits, a row is no dict, or a split lacks a column.
+      ValueError: a split is missing, a row is not a dict, or a split lacks a column.
     """
     taken: dict[str, list[Row]] = {}
     for split, names in {"train": ("train",), "test": ("test", *SPLITS["test"])}.items():
@@ -140,10 +140,10 @@ def given_rows(rows: Mapping[str, Iterable[Row]], columns: Sequence[str]) -> dic
 
 
 def with_text(rows: Mapping[str, Sequence[Row]], columns: Sequence[str]) -> dict[str, list[Row]]:
-    """The same rows with text in the columns that prompts are made of: bytes decoded, numbers as they are.
+    """The same rows with bytes decoded to text in the columns of the prompts; numbers are unchanged.
 
     Raises:
-      ValueError: a cell that is missing, or is neither text nor a number.
+      ValueError: a cell is missing, or is neither text nor a number.
     """
 
     def cell(value: Any, name: str, row: str) -> Any:
@@ -169,25 +169,25 @@ def with_text(rows: Mapping[str, Sequence[Row]], columns: Sequence[str]) -> dict
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: NaN is how pandas and parquet files say so."""
+    """Whether a cell is missing; pandas and parquet files also write NaN for a missing cell."""
     value = value.item() if isinstance(value, np.generic) else value
-    # pandas' NA, and its date that is none.
+    # NAType and NaTType are pandas' missing value and missing date.
     is_nan = isinstance(value, float) and math.isnan(value)
     return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def plain_label(value: Any) -> Any:
-    """A label or a client's name of NumPy, pandas or Arrow as Python's: bytes as text, whole floats as integers."""
+    """A label or a client's name as a Python value: bytes become text, bools and floats without fractions integers."""
     value = value.item() if isinstance(value, np.generic) else value
     value = value.decode(errors="replace") if isinstance(value, bytes) else value
     return int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
 
 
 def with_labels(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
-    """The same rows with labels as Python's numbers or text.
+    """The same rows with labels as Python numbers or text.
 
     Raises:
-      ValueError: a row without a label.
+      ValueError: a row has no label.
     """
     found: dict[str, list[Row]] = {}
     for split, split_rows in rows.items():
@@ -201,7 +201,7 @@ def with_labels(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
 
 
 def _in_order(texts: Iterable[str]) -> list[str]:
-    """Labels that are text in their alphabetical order; those that are numbers in quotes in the order of numbers."""
+    """Text labels in alphabetical order; if all are numbers in quotes, in numerical order."""
     listed = sorted(texts)
     try:
         return sorted(listed, key=float)
@@ -210,16 +210,17 @@ def _in_order(texts: Iterable[str]) -> list[str]:
 
 
 def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The label that each of so many answer words stands for, in the order of the words.
+    """The label of each answer word, in the order of the words.
 
     Args:
-      rows: of every split.
-      classes: how many answer words there are.
-      given: the labels in that order; without it, text is taken in alphabetical order, numbers in quotes in the order
-        of the numbers, and numbers are 0, 1, …
+      rows: the rows of every split.
+      classes: the number of answer words.
+      given: the labels in that order; without it, text labels are in alphabetical order, numbers in quotes in numerical
+        order, and numbers are 0, 1, …
 
     Raises:
-      ValueError: more or fewer labels than words, or a label of the rows that is none of them.
+      ValueError: there are more or fewer labels than words, ``given`` repeats a label, or the labels of the rows are
+        not all text or all numbers.
     """
     if given is not None:
         if len(given) != classes or len(set(given)) != classes:
@@ -246,10 +247,10 @@ def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence
 
 
 def number_labels(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> dict[str, list[Row]]:
-    """The same rows with every label the place of its name among ``names``.
+    """The same rows, with each label replaced by the index of its name in ``names``.
 
     Raises:
-      ValueError: a label that is none of them.
+      ValueError: a label is not in ``names``.
     """
     place = {name: number for number, name in enumerate(names)}
     numbered: dict[str, list[Row]] = {}
@@ -264,10 +265,10 @@ def number_labels(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> di
 
 
 def numbered_clients(rows: Sequence[Row], column: str) -> Int[np.ndarray, "n"]:
-    """Whose each row is: the place of its name among all of the column's, in their order.
+    """The client id of each row: the index of its client's name among the sorted names of the column.
 
     Raises:
-      ValueError: a row lacks the column, or names are not all text or all whole numbers.
+      ValueError: a row lacks the column, or the names are not all text or all integers.
     """
     for number, row in enumerate(rows, 1):
         if row.get(column) is None:

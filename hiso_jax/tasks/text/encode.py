@@ -1,4 +1,4 @@
-"""Text → arrays of tokens: left-padded, truncated behind their first token, evaluated at one of a few lengths."""
+"""Texts as token arrays: left-padded, truncated after the first token, and computed at one of a few lengths."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,35 +13,35 @@ from jaxtyping import Array, Bool, Int, PyTree
 from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm import Tuned
 
-# Every length is a program of its own, so there are few.
+# Each length is a separate program, so there are few.
 BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 MOST_BUCKETS = 5
-# The fewest texts evaluated at one length. On CPU eight short texts fill the cores, and padding is what costs.
+# The fewest texts computed at one length. On CPU eight short texts fill the cores, and padding is the main cost.
 CPU_GROUP, ACCELERATOR_GROUP = 8, 64
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-    """The token numbers of each text.
+    """The token ids of each text.
 
     Args:
-      tokenizer: of transformers.
-      texts: to tokenise.
-      special: also puts before a text what the tokenizer puts before one. What it puts behind one, an end of text, is
-        left out: an answer follows.
+      tokenizer: a tokenizer of transformers.
+      texts: the texts to tokenise.
+      special: whether to add the tokens that the tokenizer puts before a text. Tokens that it puts after a text, like
+        an end of text, are left out, because an answer follows.
 
     Raises:
-      ValueError: a text is none, or the tokenizer fails.
+      ValueError: a text is not valid Unicode, or the tokenizer fails.
     """
     behind = _behind(tokenizer) if special and texts else 0
     return [ids[: len(ids) - behind] for ids in _tokenize(tokenizer, texts, special=special)]
 
 
-# Any text will do to see what a tokenizer puts around one.
+# A text that shows the tokens that a tokenizer adds; any text will do.
 SAMPLE = "a"
 
 
 def _behind(tokenizer: Any) -> int:
-    """How many tokens a tokenizer puts behind a text."""
+    """The number of tokens that a tokenizer puts after a text."""
     (plain,), (whole,) = (_tokenize(tokenizer, [SAMPLE], special=special) for special in (False, True))
     places = [place for place in range(len(whole) - len(plain) + 1) if whole[place : place + len(plain)] == plain]
     return len(whole) - places[0] - len(plain) if plain and places else 0
@@ -56,7 +56,7 @@ def _tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[li
     try:
         return tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
     except BaseException as error:
-        # Whatever a tokenizer raises that came with a model of somebody's; Rust's panics are no Exceptions.
+        # A tokenizer comes with a model that is not trusted, and may raise any error; Rust's panics are not Exceptions.
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         reason = " ".join(str(error).split())[:200]
@@ -66,7 +66,7 @@ def _tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[li
 
 
 def truncate(ids: Sequence[int], limit: int, bos: int | None) -> list[int]:
-    """At most ``limit`` tokens: the end of the text, behind the beginning-of-text token if there was one."""
+    """At most ``limit`` tokens: the beginning-of-text token, if the text has it, and the end of the text."""
     if len(ids) <= limit:
         return list(ids)
     if bos is not None and ids[0] == bos and limit > 1:
@@ -74,24 +74,24 @@ def truncate(ids: Sequence[int], limit: int, bos: int | None) -> list[int]:
     return list(ids[len(ids) - limit :])
 
 
-# Prompts behind which the answer words are looked at.
+# The number of prompts after which the answer words are tokenised.
 LOOKED_AT = 8
 
 
 def last_tokens(tokenizer: Any, words: Sequence[str], prompts: Sequence[str]) -> tuple[int, ...]:
-    """The last token of each answer word where it stands behind its prompt, by which a class is read.
+    """The last token of each answer word after its prompt; the token's logit is the score of the class.
 
-    A word is tokenised together with its prompt, as MeZO's code does: by itself a word of SentencePiece begins with a
-    blank, "▁Yes", which cannot stand behind a line break. Where the prompt's end and the word's beginning become one
-    token ("was " and "good"), the word is read by its own tokens.
+    A word is tokenised together with its prompt, as in MeZO's code, because a word alone begins with a blank in
+    SentencePiece, "▁Yes", which cannot follow a line break. If the prompt's end and the word's beginning become one
+    token ("was " and "good"), the tokens of the word alone are used.
 
     Args:
-      tokenizer: of transformers.
+      tokenizer: a tokenizer of transformers.
       words: the answer words.
-      prompts: some of those that they follow.
+      prompts: some of the prompts that the words follow.
 
     Raises:
-      ValueError: a word without a token, two words with the same, or words that have other tokens behind other prompts.
+      ValueError: a word has no token, two words have the same last token, or the tokens differ between prompts.
     """
     found: dict[tuple[int, ...], str] = {}
     for prompt in list(dict.fromkeys(prompts))[:LOOKED_AT]:
@@ -123,13 +123,13 @@ def _last_behind(tokenizer: Any, words: Sequence[str], prompt: str) -> tuple[int
 
 
 def pad_token(tokenizer: Any) -> int:
-    """What fills the arrays where there is no text; it is masked, so any token of the vocabulary will do."""
+    """The token that fills the arrays outside the text; it is masked, so any token of the vocabulary will do."""
     given = tokenizer.pad_token_id
     return given if given is not None else (tokenizer.eos_token_id or 0)
 
 
 def left_padded(sequences: Sequence[Sequence[int]], length: int, fill: int) -> Int[np.ndarray, "n T"]:
-    """The sequences at the right end of rows of ``length``."""
+    """The sequences, right-aligned in rows of ``length`` that begin with ``fill``."""
     rows = np.full((len(sequences), length), fill, np.int32)
     for row, ids in zip(rows, sequences, strict=True):
         if len(ids):
@@ -138,13 +138,13 @@ def left_padded(sequences: Sequence[Sequence[int]], length: int, fill: int) -> I
 
 
 def buckets_for(lengths: Sequence[int], limit: int) -> tuple[int, ...]:
-    """The lengths at which batches of texts of these ``lengths`` are evaluated, in rising order.
+    """The lengths at which batches of texts of these ``lengths`` are computed, in rising order.
 
-    They are of a fixed set, so that other data of about the same lengths meets the same programs; the last fits the
-    longest text, and is not above ``limit``, which no text exceeds.
+    They come from a fixed set, so that other data of about the same lengths uses the same programs. The last length
+    fits the longest text, and is not above ``limit``, which no text exceeds.
     """
     top = min([bucket for bucket in BUCKETS if bucket >= max(lengths)] + [limit])
-    # Those that fit the quantiles: what is between two of them serves few texts.
+    # The buckets that fit the quantiles: a bucket between two of them would serve few texts.
     shares = np.quantile(np.asarray(lengths), np.linspace(0, 1, MOST_BUCKETS + 1)[1:-1])
     below = {next((bucket for bucket in BUCKETS if bucket >= share), top) for share in shares}
     return (*sorted(bucket for bucket in below if bucket < top), top)
@@ -152,7 +152,10 @@ def buckets_for(lengths: Sequence[int], limit: int) -> tuple[int, ...]:
 
 @custom_vmap
 def longest(lengths: Int[Array, "B"]) -> Int[Array, ""]:
-    """The length of the longest text of a batch: of all batches under ``vmap``, so that a choice by it stays one."""
+    """The length of the longest text of a batch.
+
+    Under ``vmap`` it is that of all batches, so that a branch that depends on it remains a single branch.
+    """
     return lengths.max()
 
 
@@ -162,7 +165,7 @@ def _longest_of_all(axis_size: int, in_batched: list[bool], lengths: Array) -> t
 
 
 def group_size(examples: int, smallest: int) -> int:
-    """How many examples to evaluate at one length: at least ``smallest``, as they divide ``examples``."""
+    """The number of examples to compute at one length: a divisor of ``examples``, if possible at least ``smallest``."""
     groups = max(examples // smallest, 1)
     while examples % groups:
         groups -= 1
@@ -175,16 +178,16 @@ def at_bucket(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
 ) -> PyTree:
-    """``function(tokens, mask)`` of left-padded texts, cut to the first bucket that fits the longest of them.
+    """Apply ``function(tokens, mask)`` to left-padded texts, cut to the first bucket that fits the longest text.
 
-    A batch is taken in groups of texts of about the same length, each at its own bucket.
+    A batch is split into groups of texts of about the same length, each with its own bucket.
 
     Args:
-      function: of tokens [b, bucket] and which of them are real; its outputs [b, ...] have the same shapes for every
-        bucket.
-      buckets: in rising order, the last at least the width of ``tokens``.
-      tokens: left-padded.
-      lengths: how many of each row are real.
+      function: a function of tokens [b, bucket] and the mask of real tokens; its outputs [b, ...] have the same shapes
+        for every bucket.
+      buckets: lengths in rising order; the last is at least the width of ``tokens``.
+      tokens: left-padded texts.
+      lengths: the number of real tokens in each row.
 
     Returns:
       The outputs [B, ...], in the order of the rows.
@@ -223,13 +226,13 @@ def at_bucket(
 
 
 def sorted_by_length(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same examples from the shortest to the longest, so that chunks of them need little padding."""
+    """The same examples, sorted from the shortest to the longest, so that chunks need little padding."""
     order = np.argsort(arrays["length"], kind="stable")
     return jax.tree.map(lambda a: a[order], arrays)
 
 
 def check_length(max_length: int, model: Tuned) -> None:
-    """Refuse prompts of a length that the model cannot take.
+    """Refuse a prompt length that the model cannot take.
 
     Raises:
       ValueError: ``max_length`` is below 1 or beyond the model's positions.
@@ -240,10 +243,10 @@ def check_length(max_length: int, model: Tuned) -> None:
 
 
 def check_tokens(tokens: Int[np.ndarray, "n T"], model: Tuned) -> None:
-    """Refuse tokens that the model has no embedding for: a gather beyond the last row takes the last, in silence.
+    """Refuse tokens without an embedding, because a gather beyond the last row silently takes the last row.
 
     Raises:
-      ValueError: there is one.
+      ValueError: the model has no embedding for a token.
     """
     known = model.decoder.config.vocab_size
     if tokens.size and tokens.max() >= known:

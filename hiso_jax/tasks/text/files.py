@@ -1,7 +1,7 @@
-"""Rows of text from local files: JSON lines, CSV, TSV or Parquet, typed as the files write them.
+"""Rows of text from local files: JSON lines, CSV, TSV or Parquet, with the types of the files.
 
-Not by a data-frame library, which guesses: dates and numbers in a column of text would be rewritten, and words such as
-"NA" lost.
+No data-frame library is used, because it guesses types: it would rewrite dates and numbers in a column of text, and
+lose words such as "NA".
 """
 
 import csv
@@ -25,7 +25,7 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> list[Row]:
-    """An object a line, or one array of objects."""
+    """The rows of a JSON file: one object per line, or one array of objects."""
     text = _text(path)
     if text.lstrip().startswith("["):
         rows = json.loads(text)
@@ -50,10 +50,10 @@ def _csv(path: Path) -> list[Row]:
 
 
 def _tsv(path: Path) -> list[Row]:
-    """Cells between tabs, as they are: GLUE's files have quotes that are text.
+    """The rows of a TSV file; quotes are text, as in GLUE's files, unless the file was written with quotes.
 
-    Unless the file was written with quotes: they are needed to tell its cells apart, or stand around all of them, or
-    around those that hold doubled ones.
+    A file was written with quotes if it can only be parsed so, or if its quotes surround entire cells, and either all
+    cells are quoted or a quoted cell holds doubled quotes.
     """
     text = _text(path)
     try:
@@ -69,7 +69,7 @@ def _tsv(path: Path) -> list[Row]:
 
 
 def _cells(text: str, **form: Any) -> list[Row]:
-    """Cells are text; a column ``label`` that holds whole numbers only is read as numbers."""
+    """The rows of a delimited text. Cells are text; a column ``label`` that holds only integers is read as numbers."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, **form)
     names = reader.fieldnames or []
@@ -90,10 +90,10 @@ def _cells(text: str, **form: Any) -> list[Row]:
 
 
 def _parquet(path: Path) -> list[Row]:
-    # Imported where it is needed: it is large.
+    # Imported here because it is large.
     import pyarrow.parquet
 
-    # An open file, not a path: folders named "column=value" on the way would become columns.
+    # Given a path, pyarrow would make columns of folders named "column=value"; an open file has no folders.
     with path.open("rb") as file:
         return pyarrow.parquet.ParquetFile(file).read().to_pylist()
 
@@ -105,25 +105,25 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".parquet": _parquet,
     ".tsv": _tsv,
 }
-# Text may be compressed; Parquet is by itself.
+# Text files may be compressed; Parquet has its own compression.
 ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS if ending != ".parquet"))
-# Older exports of the hub put a digest behind the numbers.
+# Older exports of the hub have a digest after the part numbers.
 PART = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 
 
 def _parted(path: Path) -> tuple[str, str]:
-    """A file's name without its ending, in small letters, and its ending; two empty texts of a file of other data."""
+    """A file's name without its ending, and its ending, in lower case; two empty strings for files of other types."""
     name = path.name.lower()
     ending = next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), "")
     return (name.removesuffix(ending), ending) if ending else ("", "")
 
 
 def split_files(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files of a split: one, or all parts of one; of the first of some names that has any.
+    """The files of a split: a single file or all its parts, for the first name that has files.
 
     Args:
-      folder: in which they are, or in its ``data``, where the hub keeps them.
-      names: that the split may have, in small letters; files may have capital ones.
+      folder: the folder of the files; its subfolder ``data``, where the hub keeps them, is searched, too.
+      names: the possible names of the split, in lower case; file names may have capitals.
 
     Raises:
       ValueError: a part is missing.
@@ -155,10 +155,10 @@ def _check_parts(parts: Sequence[Path]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, in their order; what it is, its ending says.
+    """The rows of a file, in their order; the ending of its name gives the format.
 
     Raises:
-      ValueError: it cannot be read, or is damaged; the line is named where there are lines.
+      ValueError: the file cannot be read or is damaged; for formats with lines, the message names the line.
     """
     try:
         return READERS[_parted(path)[1].removesuffix(".gz")](path)
@@ -167,7 +167,7 @@ def read_rows(path: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read: it is not UTF-8 text (byte {error.start})") from error
     except (ValueError, csv.Error) as error:
-        # What Arrow raises is a ValueError, too.
+        # Arrow's errors are ValueErrors, too.
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise ValueError(f"{path} cannot be read: its JSON is nested too deeply") from None

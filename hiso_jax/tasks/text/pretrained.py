@@ -1,4 +1,4 @@
-"""What every task of a pretrained language model shares: where it begins, and what of it is not trained."""
+"""The common part of all tasks for a pretrained language model: its initial and its frozen parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from hiso_jax.models.lm import Tuned, layout_of
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedTask:
-    """The part of ``hiso_jax.fed.Task`` that is the language model's own.
+    """The part of ``hiso_jax.fed.Task`` that depends only on the language model.
 
     Attributes:
-      model: the language model and what of it is trained.
+      model: the language model, with its trained part chosen.
     """
 
     model: Tuned
@@ -31,9 +31,9 @@ class PretrainedTask:
 
     @property
     def perturbed_as(self) -> PerturbedAs:
-        """How the model reads parameters moved along a direction of low rank."""
+        """How the model reads parameters that are perturbed along a low-rank direction."""
         return self.model.decoder.perturbed_as
 
     def init(self, key: Key[Array, ""]) -> PyTree:
-        """The trained parameters as they were loaded; the key changes nothing."""
+        """The trained parameters as loaded; the key is ignored."""
         return self.model.trained

@@ -1,4 +1,4 @@
-"""What a language model is asked: the exact prompts and answer words of DeComFL/HiSo and of MeZO.
+"""Prompts for language models: the exact prompts and answer words of DeComFL/HiSo and of MeZO.
 
 Sources: the code of DeComFL (arXiv 2405.15861) and HiSo (arXiv 2506.02370), and of MeZO (arXiv 2305.17333). A word
 or an answer follows its prompt directly. Words are in the order of the labels 0, 1, 2.
@@ -17,13 +17,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a row of a data set becomes a prompt, and what may follow it.
+    """How a row of a data set becomes a prompt, and the words or answers that may follow.
 
     Attributes:
       template: the prompt, with columns of the row in braces.
       words: the answer word of each label; empty for generation.
-      answers: row → the answers that are right, the first of which is trained on; None for classification.
-      answer_template: the answer as it is trained on, in place of ``{answer}``.
+      answers: row → the right answers, the first being the training target; None for classification.
+      answer_template: the text of the training target, with ``{answer}`` for the answer.
       derived: columns made from the row before the template is filled.
     """
 
@@ -35,7 +35,7 @@ class Prompt:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that the template names and no other column gives."""
+        """The columns that the template names, except derived columns."""
         names = (name for _, name, _, _ in Formatter().parse(self.template) if name is not None)
         return tuple(dict.fromkeys(name for name in names if name not in self.derived))
 
@@ -47,11 +47,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data of a task is on the hub.
+    """The location of a task's data on the hub.
 
     Attributes:
-      name, config: of the data set.
-      test: the split that is reported.
+      name, config: name and configuration of the data set.
+      test: the split that is used for testing.
       max_length: the most tokens of a prompt, by default.
       target: the accuracy at which methods are compared, or None.
     """
@@ -148,7 +148,7 @@ def prompt_for(task: str, prompts: PromptSet) -> Prompt:
     """The prompt of a task in a prompt set.
 
     Raises:
-      ValueError: the set has none for the task.
+      ValueError: the set has no prompt for the task.
     """
     if task not in PROMPTS[prompts]:
         raise ParameterError("prompts", f"must be decomfl for {task}: the {prompts} set has no prompt for it")
@@ -159,11 +159,11 @@ def user_prompt(template: str, words: tuple[str, ...]) -> Prompt:
     """A user's own template and verbalizer.
 
     Args:
-      template: with columns of the data in braces, ``{text} It was``.
+      template: the prompt with columns of the data in braces, ``{text} It was``.
       words: the answer word of each label, in the order of the labels.
 
     Raises:
-      ValueError: a template that is malformed or names no column, or fewer than two words.
+      ValueError: the template is malformed or names no column, or the words cannot be a verbalizer.
     """
     try:
         fields = [parts[1:] for parts in Formatter().parse(template) if parts[1] is not None]
@@ -180,10 +180,10 @@ def user_prompt(template: str, words: tuple[str, ...]) -> Prompt:
 
 
 def checked_words(words: Sequence[str]) -> tuple[str, ...]:
-    """The words, if they can be a verbalizer.
+    """The words, checked to be a verbalizer.
 
     Raises:
-      ValueError: they are fewer than two, empty, or not different.
+      ValueError: there are fewer than two words, or a word is empty or repeated.
     """
     if len(words) < 2 or not all(words) or len(set(words)) != len(words):
         raise ParameterError(

@@ -20,18 +20,18 @@ def macro_f1(predicted: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], clas
 
 
 def normalized(text: str) -> str:
-    """Lower case, without punctuation, articles and extra white space: SQuAD's normalisation (arXiv 1606.05250)."""
+    """The text in SQuAD's normal form (arXiv 1606.05250): lower case, no punctuation, articles or extra white space."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match(answer: str, golden: Sequence[str]) -> float:
-    """Whether the answer is one of the golden ones, normalised."""
+    """1.0 if the answer equals a golden answer, both normalised, else 0.0."""
     return float(any(normalized(answer) == normalized(gold) for gold in golden))
 
 
 def token_f1(answer: str, golden: Sequence[str]) -> float:
-    """The best F1 of the answer's words against those of a golden answer, normalised."""
+    """The best F1 of the answer's words against the words of a golden answer, both normalised."""
 
     def against(gold: str) -> float:
         ours, theirs = normalized(answer).split(), normalized(gold).split()
@@ -44,7 +44,7 @@ def token_f1(answer: str, golden: Sequence[str]) -> float:
 
 
 def rouge(answers: Sequence[str], golden: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin, 2004) against the best golden text, with stemming.
+    """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin, 2004), each against the best golden text, with stemming.
 
     Raises:
       ValueError: the package ``rouge-score`` is not installed.

@@ -1,4 +1,4 @@
-"""Text tasks of which nothing is loaded: their data and their model's parameters are shapes."""
+"""Text tasks with shapes instead of data and parameters: nothing is loaded."""
 
 from typing import Any
 
@@ -25,18 +25,18 @@ def text_shapes(
     max_new_tokens: int | None = None,
     rows: tuple[int, int] = ROWS,
 ) -> TextChoice | TextGeneration:
-    """A text task whose every prompt is as long as it may be.
+    """A text task of shapes, in which every prompt has the greatest length.
 
     Args:
-      name: of the task.
-      model: :func:`hiso_jax.models.lm.tuned_shapes`.
-      classes: of a classification.
-      max_length: tokens of a text, of prompt and answer together; by default the task's, or the model's most.
-      max_new_tokens: tokens of an answer, of generation.
-      rows: of the training and the test data.
+      name: the name of the task.
+      model: the result of :func:`hiso_jax.models.lm.tuned_shapes`.
+      classes: the number of classes, for classification.
+      max_length: tokens of a text, prompt and answer together; by default the task's or the model's, whichever is less.
+      max_new_tokens: tokens of an answer, for generation.
+      rows: the numbers of training and test rows.
 
     Raises:
-      ValueError: texts longer than the model's positions, or an answer that leaves no room for its prompt.
+      ValueError: texts exceed the model's positions, or an answer leaves no room for its prompt.
     """
     source, config = SOURCES.get(name), model.decoder.config
     most = config.max_positions - model.decoder.adapters.prefix
@@ -47,7 +47,7 @@ def text_shapes(
     check_length(length, model)
     if answer and not answer < length:
         raise ParameterError("max_new_tokens", f"must be at least 1 and below `max_length`, {length}, got {answer}")
-    # A prompt is cut so that its answer has room behind it.
+    # A prompt is cut so that its answer fits after it.
     width = length
 
     def split(count: int) -> dict[str, Any]:

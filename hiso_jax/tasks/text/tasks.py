@@ -1,4 +1,4 @@
-"""Text tasks by name: data, prompts and a language model made into a task."""
+"""Text tasks by name: tasks made of data, prompts and a language model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ TEXT_CLASSIFICATION = "text-classification"
 CLASSIFICATION = ("sst2", "qqp", "rte", "boolq", "cb", "wic", "wsc", "multirc", "ag_news", TEXT_CLASSIFICATION)
 GENERATION = ("squad", "drop", "xsum")
 TEXT_TASKS = (*CLASSIFICATION, *GENERATION)
-# The authors' numbers of rows for generation.
+# The authors' numbers of training and test rows for generation.
 GENERATION_ROWS = (1000, 100)
 NEW_TOKENS = {"squad": 32, "drop": 32, "xsum": 64}
 DEFAULT_MAX_LENGTH = 128
@@ -38,16 +38,16 @@ EXAMPLES = {"template": "'{text} It was'", "verbalizer": "' bad, good'"}
 
 @dataclass(frozen=True)
 class TextData:
-    """What a text task asks, and of which rows: all of it that needs no model.
+    """The prompt and the rows of a text task, which need no model.
 
     Attributes:
-      name: of the task, one of ``TEXT_TASKS``.
-      prompt: how a row becomes a prompt, and what may follow it.
-      rows: of the splits ``train`` and ``test``; a classification's labels are numbers.
+      name: the name of the task, one of ``TEXT_TASKS``.
+      prompt: how a row becomes a prompt, and the words or answers that may follow.
+      rows: the rows of the splits ``train`` and ``test``; the labels of a classification are integers.
       labels: the name of each label in the order of the prompt's words; empty for generation.
-      max_length: the most tokens of a prompt, unless another is asked for.
+      max_length: the default for the most tokens of a prompt.
       target: the accuracy at which methods are compared, or None.
-      clients: whose each training row is, numbers of the names in their order, or None.
+      clients: the client id of each training row, an index in the sorted names, or None.
     """
 
     name: str
@@ -60,7 +60,7 @@ class TextData:
 
     @property
     def label_words(self) -> str:
-        """Which word stands for which label, as a sentence; empty for generation."""
+        """A sentence that says which word stands for which label; empty for generation."""
         pairs = [
             f"{label} is {word!r}" for label, word in zip(self.labels, self.prompt.words, strict=bool(self.labels))
         ]
@@ -85,22 +85,21 @@ def text_data(
 
     Args:
       name: one of ``TEXT_TASKS``.
-      rows: {"train": rows, "test": rows}, each row a dict of the task's columns; a list of them or a
-        ``datasets.Dataset``.
-      data_dir: in their place, a folder with train and validation files of these columns; without either the datasets
-        hub is asked.
-      prompts: whose prompts and answer words.
-      template: of text-classification, or in place of the task's prompt.
-      verbalizer: the answer words, in place of the task's; or label → word, which then says the labels, too.
-      labels: the label that each answer word stands for, in the words' order; by default the numbers 0, 1, …, for
-        labels that are text their alphabetical order, and for numbers in quotes that of the numbers.
-      train_rows, test_rows: how many random rows to use; None is all, for generation 1,000 and 100.
-      client_column: a column that names the client whose each training row is; the task's training data then has
-        ``client``, their numbers, for :func:`hiso_jax.fed.by_column`.
-      seed: of the choice of rows.
+      rows: {"train": rows, "test": rows}, each a list of dicts of the task's columns or a ``datasets.Dataset``.
+      data_dir: instead of ``rows``, a folder with train and validation files of these columns; without either, the data
+        comes from the datasets hub.
+      prompts: the prompt set, which gives prompts and answer words.
+      template: the prompt of text-classification, or a prompt that replaces the task's.
+      verbalizer: the answer words, instead of the task's; or label → word, which also gives the labels.
+      labels: the label of each answer word, in the order of the words; by default the numbers 0, 1, …, text labels in
+        alphabetical order, and numbers in quotes in numerical order.
+      train_rows, test_rows: the numbers of random rows to use; None means all, for generation 1,000 and 100.
+      client_column: the column that names the client of each training row; the task's training data then has
+        ``client``, the client ids, for :func:`hiso_jax.fed.by_column`.
+      seed: the seed of the choice of rows.
 
     Raises:
-      ValueError: an option, the data or its columns are not of this task.
+      ValueError: an option, the data or its columns do not fit the task.
     """
     if name not in TEXT_TASKS:
         raise ParameterError("task", f"must be one of {', '.join(TEXT_TASKS)}, got {name}")
@@ -145,10 +144,10 @@ def text_data(
 def _words_and_labels(
     verbalizer: Sequence[str] | Mapping[Any, str] | None, labels: Sequence[Any] | None
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """The answer words, and the label that each stands for where that was said.
+    """The answer words, and the label of each word if labels were given.
 
     Raises:
-      ValueError: something else than words in an order, or than labels.
+      ValueError: the words or the labels are not a list, or labels are given twice.
     """
     if isinstance(verbalizer, Mapping):
         if labels is not None:
@@ -173,18 +172,18 @@ def text_task(
     max_new_tokens: int | None = None,
     **given: Any,
 ) -> TextChoice | TextGeneration:
-    """A text task: its data put to a language model.
+    """A text task, made of its data and a language model.
 
     Args:
-      data: what :func:`text_data` gives, or the name of a task, to read its data here.
-      model: the language model and what of it is trained.
-      pretrained: where it came from, for its tokenizer.
+      data: the result of :func:`text_data`, or the name of a task, whose data is read here.
+      model: the language model, with its trained part chosen.
+      pretrained: the pretrained model, for its tokenizer.
       max_length: the most tokens of a prompt; by default the task's or the model's, whichever is less.
-      max_new_tokens: of generation.
-      given: keywords of :func:`text_data`, with a name.
+      max_new_tokens: the most tokens to generate.
+      given: keywords of :func:`text_data`, if ``data`` is a name.
 
     Raises:
-      ValueError: as :func:`text_data`, or what the tokenizer makes of the data does not suit the model.
+      ValueError: as in :func:`text_data`, or the tokens of the data do not fit the model.
     """
     if isinstance(data, str):
         data = text_data(data, **given)
