@@ -1,4 +1,4 @@
-"""Experiments: what is chosen and its numbers, resolved once, from Python and from the command line alike."""
+"""Experiments: choices and options, resolved once, the same way from Python and from the command line."""
 
 from hiso_jax.experiment.build import (
     Setting,

@@ -1,4 +1,4 @@
-"""The noise of a private run, found for its budget, and what is refused because it would tell more."""
+"""The noise multiplier that meets a privacy budget, and checks of the options of private runs."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,16 +13,17 @@ from hiso_jax.fed.privacy import Sampling, is_installed, most_visits, noise_for
 
 
 def noise_for_budget(options: Settings, private: bool, seeds: Sequence[int], sensitivity: int = 1) -> float:
-    """The noise multiplier that keeps each of some runs to ``options.epsilon``.
+    """The noise multiplier that keeps each of several runs within ``options.epsilon``.
 
     Args:
-      options: of the runs.
-      private: whether the server noises sums, and may keep its cohorts to itself.
-      seeds: of the runs; where cohorts follow from them, the one whose clients come most often needs most noise.
+      options: the settings of the runs.
+      private: whether the server adds noise to sums, and may keep its cohorts secret.
+      seeds: the seeds of the runs; if cohorts follow from the seeds, the seed that invites one client most often
+        needs the most noise.
       sensitivity: how many messages of a cohort change with one client's data.
 
     Raises:
-      ValueError: the accountant is not installed, or no noise is enough.
+      ValueError: the accountant is not installed, or no noise meets the budget.
     """
     if not is_installed():
         raise ParameterError("epsilon", "needs dp-accounting to find the noise: pip install 'hiso-jax[privacy]'")
@@ -45,15 +46,15 @@ def _noise(epsilon: float, delta: float, sampling: Sampling) -> float:
 
 
 def check_private(options: Any, methods: Any, given: Any) -> None:
-    """Refuse options that nothing private reads, and what would read clients' losses for all to see.
+    """Refuse privacy options that no method reads, and options that would reveal the losses of clients.
 
     Args:
-      options: all of them.
-      methods: that the command is asked for.
-      given: the names of those that were typed.
+      options: all options.
+      methods: the methods that the command runs.
+      given: the names of the options that were given.
 
     Raises:
-      ValueError: there is one.
+      ValueError: there is such an option; the error names it.
     """
     secretive = [method for method in methods if method.needs_secret]
     for name in ("epsilon", "delta", "public_cohorts"):

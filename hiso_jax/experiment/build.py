@@ -1,4 +1,4 @@
-"""Options → task, population, algorithm and simulation."""
+"""Builders: options → task, population, algorithm and simulation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -21,27 +21,27 @@ AnyTask = Any
 
 
 def is_language_model(task: Choice) -> bool:
-    """Whether a task fine-tunes a checkpoint, and is no network that begins at random."""
+    """Whether a task fine-tunes a checkpoint instead of training a network from random parameters."""
     return getattr(task.factory, "from_checkpoint", False)
 
 
 def build_task(options: Settings) -> AnyTask:
-    """The task, its data loaded, and its model.
+    """The task, with its data and its model loaded.
 
     Raises:
-      ParameterError: the data or the model cannot be had, or do not belong together.
+      ParameterError: the data or the model is not available, or they do not fit together.
     """
     task = choice_of("task", options)
     return task.build(given_to(task, options), options.seed)
 
 
 def target_of(options: Settings, task: AnyTask) -> float | None:
-    """The value of the task's metric at which methods are compared: the one asked for, or the task's own."""
+    """The value of the task's metric at which methods are compared: the given one, or the task's own."""
     return getattr(task, "target", None) if options.target is None else options.target
 
 
 def virtual_note(population: AnyPopulation) -> list[str]:
-    """What to tell the user of virtual clients, if there are any."""
+    """A note for the user about virtual clients, if the population has any."""
     if not isinstance(population, VirtualPopulation):
         return []
     fewest, most = population.sizes
@@ -52,7 +52,7 @@ def virtual_note(population: AnyPopulation) -> list[str]:
 
 
 def notes(task: Any, population: AnyPopulation) -> list[str]:
-    """What to tell the user of the data before a run."""
+    """Notes for the user about the data, shown before a run."""
     from hiso_jax.reports import plain
 
     words = getattr(task, "label_words", "")
@@ -60,10 +60,10 @@ def notes(task: Any, population: AnyPopulation) -> list[str]:
 
 
 def build_population(options: Settings, task: AnyTask, seed: int) -> AnyPopulation:
-    """Who holds which of the task's training examples.
+    """The assignment of the task's training examples to clients.
 
     Raises:
-      ParameterError: the partition does not suit the task, or has too few clients.
+      ParameterError: the partition does not suit the task, or has fewer clients than a cohort.
     """
     partition = choice_of("partition", options)
     population = partition.build(given_to(partition, options), task.train, options.clients, seed)
@@ -90,13 +90,14 @@ def build_algorithm(
     """The method with its options and a learning rate, which may be traced.
 
     Args:
-      options: of the run.
+      options: the settings of the run.
       method: the method.
       rate: its learning rate.
-      seeds: of several runs of one algorithm, whose noise is to meet the budget of each; by default the options' own.
+      seeds: the seeds of several runs of one algorithm, whose noise meets the budget of each run; by default the
+        options' own seed.
 
     Raises:
-      ValueError: one of its options is out of range.
+      ValueError: an option of the method is out of range.
     """
     algorithm = recorded_algorithm(options, method, rate)
     if options.epsilon is None or not method.needs_secret:
@@ -109,28 +110,30 @@ def build_algorithm(
 
 
 def recorded_algorithm(options: Settings, method: Method, rate: Any) -> fed.Algorithm:
-    """The method to rebuild a run with from its ledger: the noise of a budget, which is in its records, is not found.
+    """The algorithm that rebuilds a run from its ledger.
+
+    The noise multiplier for a budget is not computed, because the ledger's records already contain the noise.
 
     Raises:
-      ValueError: one of its options is out of range.
+      ValueError: an option of the method is out of range.
     """
     return method.build(build_schedule(options, rate), given_to(method, options))
 
 
 def simulation_config(options: Settings, seed: int, algorithm: fed.Algorithm) -> fed.SimulationConfig:
-    """The numbers of one run, without the clients' learning rate."""
+    """The configuration of one run, without the clients' learning rate."""
     numbers = {field.name: getattr(options, field.name) for field in fields(fed.SimulationConfig)}
     if algorithm.measure is not None:
-        # Asked for by another method of the command.
+        # The measure has its own difference, or none: the option is for another method of the command.
         numbers["difference"] = None
     return fed.SimulationConfig(**{**numbers, "seed": seed})
 
 
 def check_methods(options: Settings, task: AnyTask, methods: Iterable[Method]) -> None:
-    """Refuse, before any long work, what does not suit a method.
+    """Refuse, before any long computation, options that do not suit a method.
 
     Raises:
-      ValueError: one of its options is out of range, or does not go with the cohort or the perturbations.
+      ValueError: an option of a method is out of range, or does not suit the cohort or the perturbations.
     """
     for method in methods:
         algorithm = build_algorithm(options, method, 1e-3)
@@ -143,7 +146,7 @@ class Setting(NamedTuple):
     Attributes:
       method: the method.
       rate: its learning rate.
-      seed: of the run.
+      seed: the seed of the run.
     """
 
     method: Method

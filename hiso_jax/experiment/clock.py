@@ -1,4 +1,4 @@
-"""The options for who drops out and how fast clients are, and what is built from them."""
+"""The options of dropout and client speed, and the participation that they describe."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,13 @@ class Clock:
     Attributes:
       dropout: probability that a client that came leaves in mid-round and sends nothing.
       deadline: simulated seconds after which a client's scalars no longer count; by default never.
-      forward_seconds: simulated clock: median seconds in which a client evaluates its loss on one batch.
-      forward_spread: standard deviation of its logarithm over the clients.
-      direction_seconds: simulated clock: median seconds in which a client makes one direction, to measure along and to
-        catch up on the rounds that it missed; 0 does not count them.
+      forward_seconds: simulated clock: median seconds of a client's forward pass on one batch.
+      forward_spread: standard deviation of the logarithm of --forward-seconds over the clients.
+      direction_seconds: simulated clock: median seconds in which a client makes one direction, to measure along it or to
+        catch up on missed rounds; 0 counts no time.
       downlink_mbps: simulated clock: median megabits a second from server to client.
       uplink_mbps: simulated clock: median megabits a second from client to server.
-      bandwidth_spread: standard deviation of their logarithms over the clients.
+      bandwidth_spread: standard deviation of the logarithm of each bandwidth over the clients.
     """
 
     dropout: float = 0.0
@@ -38,7 +38,7 @@ class Clock:
         """Check every range.
 
         Raises:
-          ParameterError: naming the first option out of range.
+          ParameterError: an option is out of range; the error names the first.
         """
         between("dropout", self.dropout, 0, 1)
         for option in ("forward_seconds", "downlink_mbps", "uplink_mbps"):
@@ -49,7 +49,7 @@ class Clock:
             finite(option, getattr(self, option))
 
     def participation(self, availability: Availability | None) -> fed.Participation:
-        """Who takes part in a round, of those that are available."""
+        """The participation: availability, dropout, client speeds and the deadline."""
         fleet = fed.Fleet(
             forward_seconds=fed.LogNormal(self.forward_seconds, self.forward_spread),
             downlink=fed.LogNormal(self.downlink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),

@@ -1,4 +1,4 @@
-"""The options of a command, composed from its own and from those of what is chosen with it."""
+"""The options of a command: its own, and those of the chosen methods, tasks, partitions and so on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields, make_dataclass, replace
@@ -16,11 +16,11 @@ from hiso_jax.schedules import SCHEDULES
 from hiso_jax.tasks.named import TASKS
 from hiso_jax.tasks.trainables import TRAINABLES
 
-# --help answers to them.
+# Names of --help.
 RESERVED = ("help", "h")
-# Each is chosen by the option of its name; algorithms are chosen beside them, see ``Method``.
+# The option of the same name chooses each kind; algorithms are chosen separately, see ``Method``.
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (TASKS, PARTITIONS, AVAILABILITIES, SCHEDULES)}
-# Each is chosen by an option of another choice, of methods and of tasks.
+# An option of a method or a task chooses each of these kinds.
 NESTED: dict[str, Kind] = {kind.name: kind for kind in (SAMPLERS, TRAINABLES)}
 
 
@@ -46,7 +46,7 @@ def methods_of(names: Sequence[str]) -> dict[str, Method]:
     """Methods by their names.
 
     Raises:
-      ParameterError: there is none of a name, or an option means two things.
+      ParameterError: a name is unknown, or two methods define an option differently.
     """
     methods = {name: algorithms.load(name) for name in names}
     kinds: dict[str, tuple[str, Any]] = {}
@@ -59,7 +59,7 @@ def methods_of(names: Sequence[str]) -> dict[str, Method]:
 
 
 def options_of_methods(methods: Sequence[Method]) -> dict[str, Option]:
-    """The options of several methods; one that they have different defaults of is None unless it is given."""
+    """The options of several methods; an option with different defaults is None unless it is given."""
     found: dict[str, Option] = {}
     for method in methods:
         for name, option in method.options.items():
@@ -71,10 +71,10 @@ def options_of_methods(methods: Sequence[Method]) -> dict[str, Option]:
 
 
 def nested_choices(methods: Sequence[Method], choices: Sequence[Choice], names: Mapping[str, Any]) -> list[Choice]:
-    """What is chosen by options of methods and choices: as ``names`` have it, or as their defaults have it.
+    """The choices made by options of methods and other choices: from ``names``, or else from the defaults.
 
     Raises:
-      ParameterError: there is no such choice.
+      ParameterError: a name is unknown.
     """
     found: list[Choice] = []
     for kind, nested in NESTED.items():
@@ -88,7 +88,7 @@ def nested_choices(methods: Sequence[Method], choices: Sequence[Choice], names: 
 
 
 def chosen_options(methods: Sequence[Method], choices: Sequence[Choice]) -> dict[str, Option]:
-    """The options of all that is chosen, with their own defaults.
+    """The options of all methods and choices, with their own defaults.
 
     Raises:
       ParameterError: two choices declare an option of one name differently.
@@ -102,16 +102,16 @@ def chosen_options(methods: Sequence[Method], choices: Sequence[Choice]) -> dict
             raise ParameterError(
                 owner.kind.name, f"{owner.name} and algorithm {method} must agree on what {name} is, and do not"
             )
-    # A name, which may be of a file of the user's.
+    # Given as a name, which may point to a user's file.
     plain = {name: replace(option, kind=str | None) for name, option in found.items() if name in NESTED}
     return found | plain
 
 
 def options_with(command: type, methods: Sequence[Method], choices: Sequence[Choice] = ()) -> type:
-    """The dataclass of a command with the options of what is chosen with it.
+    """The dataclass of a command with the options of the methods and choices added.
 
     Raises:
-      ParameterError: a choice has an option that the command has, too.
+      ParameterError: a choice has an option with the name of a command's option.
     """
     own, added = own_options(command), chosen_options(methods, choices)
     for name in added:
@@ -127,13 +127,13 @@ def options_with(command: type, methods: Sequence[Method], choices: Sequence[Cho
 
 
 def choice_of(kind: str, options: Any) -> Choice:
-    """The choice of a kind that options name."""
+    """The choice of a kind in ``options``, loaded if it is a name."""
     chosen = getattr(options, kind)
     return chosen if isinstance(chosen, Choice) else KINDS[kind].load(chosen)
 
 
 def given_to(chosen: Method | Choice, options: Any) -> dict[str, Any]:
-    """Those of ``options`` that a choice has; the others, and those that are None, are its defaults."""
+    """The entries of ``options`` that a choice has, without those that are None: the choice's defaults apply to them."""
     given = {name: getattr(options, name, None) for name in chosen.options}
     for kind, nested in NESTED.items():
         name = given.get(kind)

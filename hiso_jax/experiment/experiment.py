@@ -1,4 +1,4 @@
-"""One experiment: a task, a population, an algorithm, its numbers and who takes part, made once and run."""
+"""One experiment: a task, a population, an algorithm, a configuration and a participation, built once and run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.run import check_messages
 from hiso_jax.reports import Report
 
-# They may be given as values, which are too long to be shown.
+# Parts that may be given as values; values are too long for ``repr``.
 _PARTS = ("task", "algorithm", "population")
 
 
@@ -40,40 +40,40 @@ def _is_value(value: Any) -> bool:
 
 
 def _number(rate: Any) -> float:
-    """A rate in place of one that is looked for: any, since it changes no shape."""
+    """``rate``, or a placeholder for ``auto``: any number, because it changes no shape."""
     return 1e-3 if rate == "auto" else rate
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Experiment:
-    """One experiment, as ``hiso-jax run`` runs it: its parts are made once, and then run.
+    """One experiment, as ``hiso-jax run`` runs it: its parts are built once, and then run.
 
-    Whatever the command line takes may be given by its name in Python: the choices (``task``, ``algorithm``,
-    ``partition``, ``availability``, ``schedule``), the options that each choice has, and the numbers. The defaults are
-    the command's. A name may be a user's own, ``"file.py:name"``; a task, an algorithm and a population may also be
-    values.
+    Every option of the command line is a keyword of the same name: the choices (``task``, ``algorithm``,
+    ``partition``, ``availability``, ``schedule``), the options of each choice, and the numbers. The defaults are the
+    command's. A name may point to a user's own code, ``"file.py:name"``; a task, an algorithm and a population may also
+    be given as values.
 
     Args:
       task: name of a task, or a :class:`hiso_jax.fed.Task`.
       algorithm: name of a method, or a :class:`hiso_jax.fed.Algorithm` or an optax transformation with a head of this
-        package, which has its learning rate.
-      population: who holds which examples, in place of a partition.
-      learning_rate: η; ``"auto"`` looks for one; None is the method's own for the task.
-      options: everything else, by the names of the command's options; with an algorithm that is a value also
-        ``local_learning_rate``, η of the clients' own steps, a number or a schedule over rounds.
+        package; such a value has its own learning rate.
+      population: the assignment of examples to clients, in place of a partition.
+      learning_rate: η; ``"auto"`` searches for a rate; None is the method's own rate for the task.
+      options: all other options of the command by name; for an algorithm that is a value also ``local_learning_rate``,
+        η of the clients' own steps, a number or a schedule over rounds.
 
     Attributes:
       task: the task.
       algorithm: the algorithm, with its learning rate over the rounds.
-      population: who holds which training examples.
-      config: the numbers of the run.
-      participation: who shows up, and how fast they are.
+      population: the assignment of training examples to clients.
+      config: the configuration of the run.
+      participation: which clients come, and how fast they are.
       learning_rate: η at the start, None if the algorithm was given as a value.
       about: the settings as a run's ledger holds them.
 
     Raises:
-      ParameterError: an option is unknown, out of range, or would have no effect with what is chosen; or data or a
-        model cannot be had.
+      ParameterError: an option is unknown, out of range, or would have no effect with these choices; or the data or
+        the model is not available.
 
     Example:
       >>> import hiso_jax
@@ -100,7 +100,7 @@ class Experiment:
         learning_rate: float | str | None = None,
         **options: Any,
     ) -> None:
-        """Resolve the names, and make the parts."""
+        """Resolve the names, and build the parts."""
         given = {
             "task": task,
             "algorithm": algorithm,
@@ -129,7 +129,7 @@ class Experiment:
         settings = resolve(Single, names).settings({**options, **names, "learning_rate": learning_rate})
         method = settings.algorithm if _is_value(algorithm) else load_method(settings.algorithm)
         rate = None if _is_value(algorithm) else wanted_rate(settings, method)
-        # Before any long work.
+        # Built before any long computation, so that an invalid option fails early.
         first = as_algorithm(algorithm) if rate is None else build_algorithm(settings, method, _number(rate))
         made: Any = task if _is_value(task) else build_task(settings)
         people = population if population is not None else build_population(settings, made, settings.seed)
@@ -142,7 +142,7 @@ class Experiment:
         config = replace(simulation_config(settings, settings.seed, built), local_learning_rate=own_steps)
         about = about_of(settings, method) | {"learning_rate": rate, "target": target_of(settings, made)}
         if any(map(_is_value, (task, algorithm, population))):
-            # No options lead to what a program made: its runs go on where it is made again.
+            # Options cannot describe a value: only a program that makes the value again can resume the run.
             about = {name: about[name] for name in ("task", "target", "learning_rate")}
         parts = {
             "task": made,
@@ -158,14 +158,14 @@ class Experiment:
             object.__setattr__(self, name, part)
 
     def __repr__(self) -> str:
-        """What was given, without the data."""
+        """The given arguments, without the data."""
         named = {name: value for name, value in self.given.items() if value is not None}
         parts = [name for name in _PARTS if _is_value(named.get(name))]
         shown = {name: type(each).__name__ if name in parts else repr(each) for name, each in named.items()}
         return f"Experiment({', '.join(f'{name}={each}' for name, each in shown.items())})"
 
     def replace(self, **changes: Any) -> Self:
-        """The experiment with some of its options changed."""
+        """A new experiment with some options changed."""
         return type(self)(**{**self.given, **changes})
 
     def simulation(
@@ -195,17 +195,17 @@ class Experiment:
         mesh: Mesh | None = None,
         callbacks: Sequence[fed.Callback] = (),
     ) -> fed.Result:
-        """Run it.
+        """Run the experiment.
 
         Args:
-          out: directory to keep the run in, as ``hiso-jax run --out`` does; None keeps it in memory.
-          resume: whether to go on with the run that ``out`` has.
+          out: directory for the files of the run, as in ``hiso-jax run --out``; None keeps the run in memory.
+          resume: whether to resume the run in ``out``.
           mesh: devices to split a round over, see :func:`hiso_jax.fed.make_mesh`.
-          callbacks: each is called after every dispatch, see :class:`hiso_jax.fed.Callback`.
+          callbacks: called after every dispatch, see :class:`hiso_jax.fed.Callback`.
 
         Raises:
-          ValueError: the directory holds another run, or one that is being written or is altered.
-          OSError: it cannot be written; what was done until then is kept and can be resumed.
+          ValueError: the directory holds another run, or a run that is being written or was altered.
+          OSError: the directory cannot be written; the rounds done so far are kept and can be resumed.
         """
         storage = None if out is None else fed.Storage(Path(out), self.about, resume=resume)
         if storage is not None:

@@ -1,4 +1,4 @@
-"""Learning rates: those that methods take by default, those of a grid, and one that is looked for."""
+"""Learning rates: the methods' defaults, grids, and a search for a rate."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +18,9 @@ GRIDS = {
     "full": (2e-6, 1e-5, 5e-5, 2e-4),
     "adapters": (1e-3, 3e-3, 1e-2, 3e-2),
 }
-# What --learning-rate auto tries, in units of the method's own rate.
+# Rates that --learning-rate auto tries, in units of the method's own rate.
 TRIED = {"images": (1 / 3, 1, 3, 9), "full": (1 / 3, 1, 3, 9), "adapters": (1 / 3, 1, 3)}
-# As a share of a run's rounds.
+# The rounds for each rate: a share of the run's rounds, and their minimum.
 PROBE_SHARE, LEAST_PROBE = 1 / 50, 4
 
 
@@ -32,21 +32,21 @@ def _kind(options: Settings) -> str:
 
 
 def rate_grid(options: Settings) -> tuple[float, ...]:
-    """The learning rates to try by default: those for the kind of model."""
+    """The default grid of learning rates for the kind of model."""
     return GRIDS[_kind(options)]
 
 
 def first_guess(options: Settings, method: Method) -> float:
-    """Where to begin looking for a rate: the method's own, or the middle of the grid for the kind of model."""
+    """The first rate of a search: the method's own, or the middle of the grid for the kind of model."""
     own, rates = default_rate(options, method), GRIDS[_kind(options)]
     return rates[len(rates) // 2] if own is None else own
 
 
 def learning_rate(options: Settings, method: Method, given: float | None) -> float:
-    """The rate asked for, or the one that the method takes by default on the task.
+    """The given rate, or the method's default rate on the task.
 
     Raises:
-      ValueError: there is neither.
+      ValueError: no rate is given, and the method has no default.
     """
     rate = default_rate(options, method) if given is None else given
     if rate is None:
@@ -57,14 +57,14 @@ def learning_rate(options: Settings, method: Method, given: float | None) -> flo
 
 
 def default_rate(options: Settings, method: Method) -> float | None:
-    """The rate that the method takes by default on the task, if it has one."""
+    """The method's default rate on the task, or None."""
     task = choice_of("task", options)
     kind = _kind(options) if is_language_model(task) else task.name
     return method.rate(kind, perturbations=options.perturbations)
 
 
 def tried_rates(options: Settings, method: Method) -> tuple[float, ...]:
-    """The learning rates that auto tries."""
+    """The learning rates that ``auto`` tries."""
     kind, own = _kind(options), default_rate(options, method)
     if own is None:
         return GRIDS[kind]
@@ -74,16 +74,16 @@ def tried_rates(options: Settings, method: Method) -> tuple[float, ...]:
 def probe_rate(
     options: Single, method: Method, task: AnyTask, population: AnyPopulation, callback: Callable[[int, int], None]
 ) -> fed.RateProbe:
-    """Look for a learning rate.
+    """Search for a learning rate.
 
     Raises:
-      ValueError: the loss stays finite at none.
+      ValueError: the loss does not stay finite at any rate.
     """
     algorithm = build_algorithm(options, method, 1.0)
     rounds = options.probe_rounds or max(LEAST_PROBE, round(PROBE_SHARE * options.rounds))
     config = replace(simulation_config(options, options.seed, algorithm), rounds=rounds, eval_every=rounds)
     share = algorithm.local_share
-    # At the rate that the run begins with, whatever its schedule.
+    # The probe keeps the run's initial rate, whatever the schedule.
     return fed.find_rate(
         task,
         lambda rate: method.build(rate, given_to(method, options)),
@@ -97,10 +97,10 @@ def probe_rate(
 
 
 def wanted_rate(options: Single, method: Method) -> Any:
-    """The learning rate that a run is asked for, a number or auto.
+    """The learning rate of a run: a number, or ``"auto"``.
 
     Raises:
-      ParameterError: there is none, or it cannot be looked for.
+      ParameterError: the method has no default rate, or a private run asks for ``auto``.
     """
     given, task = options.learning_rate, choice_of("task", options)
     if given is None and (is_language_model(task) or is_foreign(task.name)) and default_rate(options, method) is None:

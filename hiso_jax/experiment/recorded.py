@@ -1,4 +1,4 @@
-"""Settings as a run's files hold them."""
+"""Settings in the form that a run's files hold."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +12,7 @@ from hiso_jax.renamed import IN_FILES
 
 
 def about_of(options: Single, method: Method) -> dict[str, Any]:
-    """The options as a run's ledger holds them: whole paths, and the SHA-256 of the user's files, if there are any."""
+    """The options as a run's ledger holds them: absolute paths, and the SHA-256 of the user's files, if any."""
     found = {"algorithm": method.sha256, **{kind: choice_of(kind, options).sha256 for kind in KINDS}}
     nested = {kind: getattr(options, kind, None) for kind in NESTED}
     found |= {kind: NESTED[kind].load(name).sha256 for kind, name in nested.items() if isinstance(name, str)}
@@ -21,8 +21,8 @@ def about_of(options: Single, method: Method) -> dict[str, Any]:
 
 
 def as_written(options: Settings) -> dict[str, Any]:
-    """Options as JSON; what is on this machine by its whole path, for whoever continues."""
-    # Imported where it is needed: tables come with it.
+    """Options as JSON; local paths are absolute, so that the run can be continued from any directory."""
+    # Imported only here, because it imports tables.
     from hiso_jax.reports import as_json
 
     names = [each.name for each in fields(options) if each.name != "local_learning_rate"]

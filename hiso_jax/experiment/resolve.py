@@ -1,4 +1,4 @@
-"""From names and options to settings: which options there are follows from what is chosen."""
+"""From names and options to settings: the choices decide which options exist."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -21,24 +21,24 @@ from hiso_jax.experiment.composed import (
 from hiso_jax.experiment.unread import check_read
 from hiso_jax.renamed import PARAMETERS
 
-# They decide which other options there are.
+# Options that decide which other options exist.
 DECIDING = (*KINDS, *NESTED, "algorithm", "algorithms", "schedules", "combine", "attack")
-# Owners of an option that are named before the others are counted.
+# An error lists at most this many owners of an option.
 NAMED = 4
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What is chosen, and the options that there are with it.
+    """The choices, and the options that exist with them.
 
     Attributes:
-      kind: the dataclass of the settings, without the options of what is chosen.
-      typed: names of the methods as they were given.
-      added: channels that are added to them.
+      kind: the dataclass of the settings, without the options of the choices.
+      typed: the names of the methods as they were given.
+      added: the channels that are added to these names.
       methods: the methods, with these channels.
-      choices: what else is chosen, the task first.
-      options: all options by their names; their defaults are those that the choices give them.
-      whole: the dataclass of the settings with the options of what is chosen.
+      choices: all other choices, the task first.
+      options: all options by name, with the defaults that the choices give them.
+      whole: the dataclass of the settings with the options of the choices.
     """
 
     kind: type
@@ -50,7 +50,7 @@ class Resolved:
     whole: type
 
     def settings(self, given: Mapping[str, Any], where: str = "an experiment") -> Any:
-        """The settings with the values that were given to ``where``.
+        """The settings with the values given to ``where``.
 
         Raises:
           ParameterError: an option is unknown, out of range, or would have no effect.
@@ -63,15 +63,15 @@ class Resolved:
         return made
 
     def check_known(self, name: str, where: str, advice: str = "") -> None:
-        """Refuse a name that is no option of ``where`` with what is chosen, and say where it belongs.
+        """Refuse a name that is no option of ``where`` with these choices; the error says where it belongs.
 
         Args:
-          name: of the option.
-          where: what it was given to.
-          advice: what to say of a name that belongs nowhere.
+          name: the name of the option.
+          where: the command or function that it was given to.
+          advice: the end of the error for a name that belongs nowhere.
 
         Raises:
-          ParameterError: it is none.
+          ParameterError: the name is no option.
         """
         if name in self.options:
             return
@@ -103,7 +103,7 @@ class Resolved:
 
 
 def unknown(name: str, where: str, known: Mapping[str, Any], advice: str = "") -> ParameterError:
-    """The error of a name that is no option of ``where``, with the nearest that is one, or else with ``advice``."""
+    """The error for a name that is no option of ``where``, with the closest known name, or else with ``advice``."""
     if PARAMETERS.get(name) in known:
         return ParameterError(name, f"is called `{PARAMETERS[name]}` now")
     near = difflib.get_close_matches(name, known, 1)
@@ -111,13 +111,13 @@ def unknown(name: str, where: str, known: Mapping[str, Any], advice: str = "") -
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names in a sentence; of many the first, and how many there are beside them."""
+    """Names for a sentence; of a long list the first ones, and the number of the others."""
     few = names if len(names) <= NAMED else names[: NAMED - 1]
     return ", ".join(few) + (f" and {len(names) - len(few)} more" if len(few) < len(names) else "")
 
 
 def _asked_for(own: Mapping[str, Option], names: Mapping[str, Any]) -> list[Any]:
-    """The methods that are asked for, by names or as they are."""
+    """The requested methods, as names or values."""
     if "algorithms" in own:
         given = names.get("algorithms")
         several = own["algorithms"].default if given is None else given
@@ -126,12 +126,12 @@ def _asked_for(own: Mapping[str, Option], names: Mapping[str, Any]) -> list[Any]
 
 
 def _channels(names: Mapping[str, Any]) -> str:
-    """What ``combine`` and ``attack`` add to a method's name, of which channels are a part.
+    """The suffix that ``combine`` and ``attack`` add to a method's name: a name includes its channels.
 
     Raises:
-      ParameterError: there is no such channel.
+      ParameterError: a channel is unknown.
     """
-    # The guard has an option of its own.
+    # The guard has its own option.
     shorten = tuple(name for name in channels.names_of("combine", "rescale") if name != "guard")
     allowed = {"combine": shorten, "attack": channels.names_of("attack")}
     added = ""
@@ -144,7 +144,7 @@ def _channels(names: Mapping[str, Any]) -> str:
 
 
 def _through(values: Mapping[str, Any], asked: Sequence[str], added: str) -> dict[str, Any]:
-    """The values with channels as a part of the methods' names; ``asked`` are the names as they were given."""
+    """The values with the channels ``added`` to the methods' names; ``asked`` are the names as given."""
 
     def renamed(word: str) -> str:
         name, equals, rate = word.partition("=")
@@ -163,10 +163,10 @@ def _through(values: Mapping[str, Any], asked: Sequence[str], added: str) -> dic
 
 
 def _choices(own: Mapping[str, Option], names: Mapping[str, Any]) -> list[Choice]:
-    """What is chosen: as it is given, or as the task has it by default, or as the settings have it.
+    """The choices: the given names, or else the task's defaults, or else those of the settings.
 
     Raises:
-      ParameterError: there is no such choice.
+      ParameterError: a name is unknown.
     """
 
     def load(kind: str, name: Any) -> Choice:
@@ -185,15 +185,15 @@ def _choices(own: Mapping[str, Option], names: Mapping[str, Any]) -> list[Choice
 
 
 def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
-    """What some names choose, and which options there are with it.
+    """The choices that ``names`` make, and the options that exist with them.
 
     Args:
       kind: the dataclass of the settings.
-      names: those of :data:`DECIDING` that are given: names, or a :class:`~hiso_jax.choices.Choice` or
-        :class:`~hiso_jax.algorithms.Method` that was made from a value.
+      names: the given options of :data:`DECIDING`: names, or a :class:`~hiso_jax.choices.Choice` or
+        :class:`~hiso_jax.algorithms.Method` made from a value.
 
     Raises:
-      ParameterError: there is no choice of a name, or two choices differ in what an option is.
+      ParameterError: a name is unknown, or two choices define an option differently.
     """
     own = own_options(kind)
     added, typed = _channels(names), _asked_for(own, names)
@@ -205,7 +205,7 @@ def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
     choices += nested_choices(methods, choices, names)
     whole, flat = options_with(kind, methods, choices), own | chosen_options(methods, choices)
     if any(method.is_private for method in methods) and "direction_groups" in flat:
-        # Several groups are asked for, or there is one: see ``Method.build``.
+        # One group, unless several are requested: see ``Method.build``.
         flat["direction_groups"] = replace(flat["direction_groups"], default="shared")
     for name, value in choices[0].defaults.items():
         if name in flat:

@@ -1,4 +1,4 @@
-"""The settings of an experiment: the names of what is chosen, and numbers, checked where they are set."""
+"""The settings of an experiment: the names of its choices, and numbers, checked at construction."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -12,31 +12,32 @@ from hiso_jax.fed import SimulationConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(SimulationConfig, Clock):
-    """What every experiment is made from: the names of its choices, and its numbers.
+    """The settings of every experiment: the names of its choices, and its numbers.
 
     Attributes:
       task: digits (embedded), mnist, fashion-mnist, a text task for a language model (sst2, qqp, rte, boolq, cb, wic,
         wsc, multirc, ag_news, squad, drop, xsum, text-classification), or your own as path/to/file.py:name. All but
-        digits need --data-dir or a hub. Like every choice it has options of its own, which --help lists with it.
-      clients: clients in the population, N; above the number of training examples they are virtual.
+        digits need --data-dir or a hub. Like every choice it has its own options, which --help lists.
+      clients: number of clients in the population, N; they are virtual if they outnumber the training examples.
       partition: how the training examples are assigned to the clients: Dirichlet over labels (dirichlet; with clients
         of equal size, dirichlet-balanced), iid, label shards (shards), natural clients (by-column), or your own as
         path/to/file.py:name.
-      availability: which invited clients come: all (always); each with one probability (bernoulli); each with its own
-        (per-client); by the time of day (diurnal); as recorded (trace); or your own as path/to/file.py:name.
-      combine: how the server combines messages, in place of the method's own way: mean, median, trimmed_mean, krum,
-        multi_krum, geometric_median, private_mean; A+B first shortens them by A, clip or clip_to_median. A channel of
-        hiso_jax.channels each, with options of its own.
-      attack: what hostile clients send: sign_flip, scaled, gaussian_attack, inner_product or colluding, a channel each.
-      epsilon: budget of differential privacy for a client, with --combine private_mean or an algorithm through
-        local_noise: the noise multiplier is then the least that keeps to it.
-      schedule: the learning rate over the rounds: constant, decaying to zero (cosine, linear), as 1/√(1 + round/100)
+      availability: which invited clients come: all (always); each with the same probability (bernoulli); each with
+        its own (per-client); by the time of day (diurnal); as recorded (trace); or your own as path/to/file.py:name.
+      combine: combiner of the server, in place of the method's own: mean, median, trimmed_mean, krum, multi_krum,
+        geometric_median, private_mean; A+B first clips messages with A, clip or clip_to_median. Each is a channel of
+        hiso_jax.channels and has its own options.
+      attack: messages of hostile clients: sign_flip, scaled, gaussian_attack, inner_product or colluding; each is a
+        channel.
+      epsilon: privacy budget of a client, with --combine private_mean or an algorithm through local_noise; the noise
+        multiplier is then the smallest that meets the budget.
+      schedule: learning rate over the rounds: constant, decaying to zero (cosine, linear), as 1/√(1 + round/100)
         (inverse-sqrt), or your own as path/to/file.py:name.
-      target: value of the task's metric; reported is the first evaluation whose mean with the next two is there; by
+      target: value of the task's metric to reach: at the first evaluation whose mean with the next two attains it; by
         default the task's own.
     """
 
-    # Names; from Python also choices that were made from values.
+    # Names; from Python also choices made from values.
     task: str = "digits"
     clients: int = 100
     partition: str = "dirichlet"
@@ -46,16 +47,16 @@ class Settings(SimulationConfig, Clock):
     epsilon: float | None = None
     schedule: str = "constant"
     target: float | None = None
-    # The clients follow the server's rate at each round.
+    # The clients' rate follows the server's rate in each round.
     local_learning_rate: Any = None
-    # What is not asked of whoever types.
+    # Fields that are no options of the command line.
     HIDDEN: ClassVar[tuple[str, ...]] = ("local_learning_rate",)
 
     def __post_init__(self) -> None:
         """Check every range.
 
         Raises:
-          ValueError: naming the first option out of range.
+          ValueError: an option is out of range; the error names the first.
         """
         super().__post_init__()
         integer("clients", self.clients, 1)
@@ -75,10 +76,10 @@ class Settings(SimulationConfig, Clock):
 
 
 def participation_of(settings: Settings) -> fed.Participation:
-    """Who shows up, and how fast they are.
+    """The participation: which clients come, and how fast they are.
 
     Raises:
-      ParameterError: an option of the availability is out of range, or a file of it cannot be read.
+      ParameterError: an option of the availability is out of range, or its file cannot be read.
     """
     availability = choice_of("availability", settings)
     return settings.participation(availability.build(given_to(availability, settings)))
@@ -90,11 +91,11 @@ class Single(Settings):
 
     Attributes:
       algorithm: method: one of hiso_jax.algorithms, or your own as path/to/file.py:name or package.module:name;
-        hiso+median, say, sends its messages through a channel of hiso_jax.channels.
-      learning_rate: learning rate η; auto tries some for --probe-rounds each from the same start and takes the best; by
-        default one tuned for the task and the algorithm, and auto for a language model where there is none.
+        hiso+median, for example, sends its messages through a channel of hiso_jax.channels.
+      learning_rate: learning rate η; auto tries several for --probe-rounds each from the same start and takes the best;
+        by default the rate tuned for the task and the algorithm, or auto for a language model without a tuned rate.
       probe_rounds: rounds for which auto tries each rate; by default a fiftieth of --rounds, at least 4. They are
-        counted beside those of the run.
+        counted separately from the run's rounds.
     """
 
     algorithm: str = "hiso"
@@ -105,7 +106,7 @@ class Single(Settings):
         """Check every range.
 
         Raises:
-          ParameterError: naming the first option out of range.
+          ParameterError: an option is out of range; the error names the first.
         """
         super().__post_init__()
         if self.learning_rate not in (None, "auto"):

@@ -1,4 +1,4 @@
-"""Options that nothing reads are refused: each belongs to what reads it."""
+"""The check that refuses options that no method or choice reads."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,20 +9,20 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.experiment.budget import check_private
 from hiso_jax.experiment.composed import choice_of, given_to
 
-# Only methods that measure along directions read them.
+# Only methods that measure along directions read these options.
 MEASUREMENT = ("perturbations", "mu", "difference", "directions", "mus")
 
 
 def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) -> None:
-    """Refuse options that nothing reads.
+    """Refuse options that no method or choice reads.
 
     Args:
-      options: all of them.
-      methods: that the command is asked for.
-      given: the names of those that were typed.
+      options: all options.
+      methods: the methods that the command runs.
+      given: the names of the options that were given.
 
     Raises:
-      ParameterError: there is one, naming it and what would read it.
+      ParameterError: there is such an option; the error names it and its readers.
     """
     if "probe_rounds" in given and options.learning_rate != "auto":
         now = "the method's own rate" if options.learning_rate is None else f"`learning_rate` {options.learning_rate}"
@@ -45,7 +45,7 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
         measure = method.build(1e-3, given_to(method, options)).measure
         own = {*(MEASUREMENT if measure is None else measure.reads)}
         if measure is not None:
-            # It has a difference of its own, or none.
+            # The measure has its own difference, or none.
             own -= {"difference"}
         reading |= own | ({"mus"} if "mu" in own else set())
         if measure is None or measure.has_scalars:

@@ -1,4 +1,4 @@
-"""Tuning: grids, searches and comparisons of methods, from Python as from the command line."""
+"""Tuning: grids, searches and comparisons of methods, for Python and for the command line."""
 
 from hiso_jax.tune.comparison import compare, run_comparison
 from hiso_jax.tune.directory import CONFIG

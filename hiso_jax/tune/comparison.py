@@ -1,4 +1,4 @@
-"""Several methods, each at its best, from the same starts, in one table."""
+"""Comparisons: several methods, each tuned, run from the same initial parameters and shown in one table."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ from hiso_jax.tune.search import Search, Tuned, how_tuned
 from hiso_jax.tune.settings import Compare
 from hiso_jax.tune.watcher import Watcher
 
-# Of a client's examples, for the worst tenth of the clients.
+# Examples read of each client, for the worst tenth of the clients.
 READ_OF_A_CLIENT = 64
 CALM = "in calm"
 FIGURES = "compared.json"
@@ -54,19 +54,19 @@ def run_comparison(
 ) -> Comparison:
     """Tune every method, run each with every seed, and write the directory.
 
-    Methods with the same seed share their initial parameters, their partition, their cohorts and their batches. Every
-    trial and every run is kept as soon as it has ended, so that a comparison that was ended goes on where it was.
-    Several processes at one directory share its methods.
+    Methods with the same seed share their initial parameters, partition, cohorts and batches. Every trial and every run
+    is saved as soon as it ends, so that an interrupted comparison continues where it stopped. Several processes in one
+    directory share its methods.
 
     Args:
-      settings: of the comparison.
-      task: what they name.
-      directory: makes the directory, or returns the one to go on in, once nothing of the settings can be refused.
-      watcher: hears what is done.
+      settings: the settings of the comparison.
+      task: the task that the settings name.
+      directory: creates the directory, or returns the directory to continue in; called after all checks of the settings.
+      watcher: is notified of the progress.
 
     Raises:
-      ValueError: data or settings that cannot be used; nothing has been written then. Or the directory's files are not
-        as they were written.
+      ValueError: the data or the settings cannot be used, and nothing was written; or a file of the directory was
+        altered.
     """
     watcher = watcher or Watcher()
     seeds = range(settings.seed, settings.seed + settings.seeds)
@@ -88,7 +88,7 @@ def run_comparison(
             watcher.say(f"tuning with {note}")
     runs = _Runs(settings, task, folder, lengths, watcher)
     interrupted, elsewhere = False, list(methods)
-    # Twice: what another process had in hand may be done by then.
+    # Twice: another process may have released a method by then.
     for name in (*methods, *methods):
         if interrupted or name not in elsewhere:
             continue
@@ -107,17 +107,17 @@ def compare(
     watcher: Watcher | None = None,
     **options: Any,
 ) -> Comparison:
-    """Tune several methods with equal numbers of runs, and run each at its best from the same starts.
+    """Tune several methods with equal numbers of runs, and run each at its best from the same initial parameters.
 
-    What ``hiso-jax compare`` does, with its options by their names: ``task``, ``rounds``, ``seeds``, ``tries``,
+    This is ``hiso-jax compare``, whose options are keywords: ``task``, ``rounds``, ``seeds``, ``tries``,
     ``learning_rate`` and all others.
 
     Args:
       algorithms: names of methods.
-      out: directory to write; one that a comparison was begun in with the same options goes on. None is a temporary
-        one, which is removed.
-      watcher: hears what is done, see :class:`Watcher`.
-      options: of the comparison.
+      out: directory to write; a comparison with the same options in it is continued. None is a temporary directory,
+        which is removed.
+      watcher: is notified of the progress, see :class:`Watcher`.
+      options: the options of the comparison.
 
     Raises:
       ParameterError: an option is unknown, out of range or without effect.
@@ -136,9 +136,9 @@ def compare(
 
 
 def _lengths(settings: Compare, task: Any, methods: dict[str, Method], clients: int) -> dict[str, tuple[int, int]]:
-    """How many rounds every method may run, and how many lie between its evaluations.
+    """The number of rounds of every method, and the number of rounds between its evaluations.
 
-    Each gets of the budget's unit what the baseline's ``rounds`` cost, and is evaluated as often.
+    Every method may spend the cost of the baseline's ``rounds``, in the budget's unit, and is evaluated equally often.
     """
     costs = {}
     for name, method in methods.items():
@@ -156,7 +156,7 @@ def _lengths(settings: Compare, task: Any, methods: dict[str, Method], clients: 
 def _tuned(
     settings: Compare, search: Search | None, method: Method, length: tuple[int, int], watcher: Watcher
 ) -> Tuned | None:
-    """What a method runs with, asked for or tuned; None if tuning was interrupted."""
+    """The rate and schedule of a method, given or tuned; None if tuning was interrupted."""
     if search is None:
         assert settings.own_rates is not None
         return Tuned(*settings.own_rates[method.name])
@@ -206,7 +206,7 @@ class _Runs:
     def _run(
         self, settings: Compare, setting: Setting, words: str = ""
     ) -> tuple[dict[str, Any], list[fed.Evaluation]] | None:
-        """One run, or what was kept of it: its figures and evaluations; None if it was interrupted."""
+        """The figures and evaluations of a run, read from its files if it has ended; None if it was interrupted."""
         method, rate, seed = setting
         place = self.settings.algorithms.index(method.name)
         folder = self.directory / "runs" / f"{place}-{method.title}-seed-{seed}{words.replace(' ', '-')}"
@@ -234,9 +234,9 @@ class _Runs:
         return figures, result.metrics
 
     def _worst_tenth(self, params: Any, population: Any) -> float | None:
-        """The mean of the metric over the tenth of the clients that fare worst on their own training examples.
+        """The mean metric of the worst tenth of the clients, each on its own training examples.
 
-        None of generation, whose training examples have no answers to score.
+        None for generation, because its training examples have no answers to score.
         """
         train, test = self.task.train, self.task.test
         if isinstance(train, Mapping) and not {*test} <= {*train}:
@@ -264,7 +264,7 @@ class _Runs:
             ) from error
 
     def report(self, config: dict[str, Any], interrupted: bool, elsewhere: tuple[str, ...]) -> Comparison:
-        """Write ``comparison.json``, ``metrics.jsonl`` and the picture, and return what they hold."""
+        """Write ``comparison.json``, ``metrics.jsonl`` and the picture, and return their content."""
         settings = self.settings
         compared = {name: self.compared[name] for name in settings.algorithms if name in self.compared}
         lines = [
@@ -288,7 +288,7 @@ class _Runs:
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation as JSON held it, in which what is not finite is null."""
+    """An evaluation read from JSON, where null stands for a non-finite number: NaN replaces it."""
     nan = float("nan")
     metrics = {name: nan if value is None else value for name, value in row["metrics"].items()}
     return {**row, "train_loss": nan if row["train_loss"] is None else row["train_loss"], "metrics": metrics}

@@ -1,4 +1,4 @@
-"""What a study is asked for from Python, and the directory that it writes."""
+"""The settings of a study that Python asks for, and the directory that the study writes."""
 
 import json
 import tempfile
@@ -43,11 +43,11 @@ def asked(kind: type[Study], where: str, algorithms: Sequence[str], options: Map
 
 @contextmanager
 def directory_for(settings: Study, out: Path | str | None) -> Iterator[Callable[[], Path]]:
-    """Yield what makes the directory of a study once its settings cannot be refused any more.
+    """Yield a function that creates the directory of a study, to be called after all checks of the settings.
 
     Args:
-      settings: of the study.
-      out: a new directory, or one that a study with the same settings was begun in. None is a temporary one.
+      settings: the settings of the study.
+      out: a new directory, or the directory of an earlier study with the same settings. None is a temporary directory.
     """
     if out is not None:
         folder = Path(out)
@@ -58,10 +58,10 @@ def directory_for(settings: Study, out: Path | str | None) -> Iterator[Callable[
 
 
 def _going_on(folder: Path, settings: Study) -> Path:
-    """A directory to write, new or of a study with the same settings.
+    """A directory to write: a new one, or that of an earlier study with the same settings.
 
     Raises:
-      ParameterError: another study was begun there, or something else is there.
+      ParameterError: the directory belongs to another study, or holds other files.
     """
     if not exists(folder / CONFIG, "out"):
         return create_directory(folder, "")
@@ -70,7 +70,7 @@ def _going_on(folder: Path, settings: Study) -> Path:
     except ValueError:
         written = None
     wanted = json.loads(json.dumps(as_written(settings)))
-    # The task's own target is written where none is given.
+    # Without a given target, the file holds the task's own.
     beside = ("out", "resume", *(["target"] if settings.target is None else []))
     for name in wanted:
         if name not in beside and (not isinstance(written, dict) or written.get(name) != wanted[name]):

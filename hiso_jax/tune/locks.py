@@ -1,4 +1,4 @@
-"""Several processes at one comparison: each method is tuned and run by one of them."""
+"""Locks for several processes in one comparison: one process tunes and runs each method."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ LOCKS = ".locks"
 
 @contextmanager
 def own_method(directory: Path, place: int) -> Iterator[bool]:
-    """Whether the method at this place of a comparison is this process's; the lock ends with its process."""
+    """Yield whether this process holds the lock of the method at this place; the lock ends with the process."""
     held = _lock(directory, f"method-{place}")
     try:
         held.acquire(timeout=0)
@@ -25,7 +25,7 @@ def own_method(directory: Path, place: int) -> Iterator[bool]:
 
 
 def writing(directory: Path) -> FileLock:
-    """Enter it to read what all processes have tried and to write it with what is new."""
+    """The lock under which a process reads the trials of all processes and adds its own."""
     return _lock(directory, "tuning")
 
 

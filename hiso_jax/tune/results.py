@@ -1,4 +1,4 @@
-"""What sweeps and comparisons have shown: rows, tables and sentences."""
+"""Results of sweeps and comparisons: rows, tables and sentences."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,17 +31,17 @@ class Rows:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Rows):
-    """What a comparison has shown.
+    """The result of a comparison.
 
     Attributes:
-      settings: what was asked for.
+      settings: the settings of the comparison.
       results: by method its setting, its runs and their ratios to the baseline, as ``comparison.json`` has them.
       compared: the finished runs by method, with their evaluations.
-      metric: the metric that counts.
-      target: its value to which costs are told, or None.
-      directory: where all of it was written.
-      interrupted: whether it was stopped; it goes on where it was.
-      elsewhere: names of methods that another process has in hand.
+      metric: the metric that counts; None if no run has finished.
+      target: the value of the metric up to which costs are counted, or None.
+      directory: the directory of all files.
+      interrupted: whether the comparison was stopped; it can be continued.
+      elsewhere: names of methods that another process tunes or runs.
     """
 
     settings: Compare
@@ -54,7 +54,7 @@ class Comparison(Rows):
     elsewhere: tuple[str, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict for each run: the method, its schedule, and the plain figures of its summary."""
+        """One dict for each run: the method, its schedule, and the figures of its summary that are plain values."""
         plain = (str, int, float, bool, type(None))
         return [
             {
@@ -67,13 +67,13 @@ class Comparison(Rows):
         ]
 
     def table(self) -> Any:
-        """The table that the command line prints, of ``rich``; None if no run has finished."""
+        """The ``rich`` table that the command line prints; None if no run has finished."""
         if self.metric is None:
             return None
         return comparison_table(self.compared, self.results, self.metric, self.target, self.settings.reference)
 
     def facts(self) -> dict[str, str]:
-        """How methods were compared, in words."""
+        """The protocol, the tuning and the seeds in words."""
         settings = self.settings
         trials = {len(done.tuned["trials"]) * settings.tuning_seeds for done in self.compared.values()}
         counted = ", ".join(map(str, sorted(trials)))
@@ -90,12 +90,12 @@ class Comparison(Rows):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Swept(Rows):
-    """What sweeps of one or several methods have shown.
+    """The results of sweeps of one or several methods.
 
     Attributes:
       results: by method, every run's evaluations.
-      target: value of the metric to which rounds are counted, or None.
-      directory: where all of it was written.
+      target: the value of the metric up to which rounds are counted, or None.
+      directory: the directory of all files.
     """
 
     results: dict[str, fed.SweepResult]
@@ -104,7 +104,7 @@ class Swept(Rows):
 
     @property
     def interrupted(self) -> bool:
-        """Whether it was stopped; it goes on where it was."""
+        """Whether a sweep was stopped; it can be continued."""
         return any(result.interrupted for result in self.results.values())
 
     def best(self) -> dict[str, fed.Best]:
@@ -134,7 +134,7 @@ class Swept(Rows):
         return rows
 
     def table(self) -> Any:
-        """The table that the command line prints, of ``rich``."""
+        """The ``rich`` table that the command line prints."""
         return sweep_table(self.results, self.target)
 
     def verdicts(self) -> list[str]:
@@ -147,7 +147,7 @@ class Swept(Rows):
 
 
 def budget_in_words(settings: Compare) -> str:
-    """What every method of a comparison may spend."""
+    """The budget of every method of a comparison, in words."""
     unit = {"passes": "evaluations", "bytes": "bytes up", "seconds": "simulated seconds", "rounds": "rounds"}
     if settings.budget == "rounds":
         return f"{settings.rounds:,} rounds"

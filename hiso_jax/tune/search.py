@@ -1,4 +1,4 @@
-"""Tuning: what a sweep and a comparison may look at, and the search that costs every method the same number of runs."""
+"""Tuning: the data that a sweep and a comparison may read, and a search with the same number of runs per method."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,19 +34,19 @@ from hiso_jax.tune.study import Study
 from hiso_jax.tune.watcher import Watcher
 
 VALIDATION_SHARE = 0.2
-# Far from the seeds that are reported, which count up from --seed.
+# Added to --seed: far from the reported seeds, which count up from --seed.
 FIRST_TUNING_SEED = 10_000
 RESULTS = "tuning.json"
 
 
 class Held:
-    """A task without its test split, and who holds what is left of the training examples."""
+    """A task with held-out training examples as its test split, and the populations of the other examples."""
 
     def __init__(self, settings: Study, task: Any, seeds: Sequence[int]) -> None:
-        """Hold the validation examples out and assign the rest to the clients, once for each seed.
+        """Hold out the validation examples and assign the rest to the clients, once for each seed.
 
         Raises:
-          ValueError: too many or too few examples held out, or too few left for the clients.
+          ValueError: too many or too few examples are held out, or too few are left for the clients.
         """
         total = examples_of(task.train)
         held = round(VALIDATION_SHARE * total) if settings.validation is None else settings.validation
@@ -63,7 +63,7 @@ class Held:
     def sweep(
         self, settings: Study, method: Method, rates: Sequence[float], watcher: Watcher, mus: Sequence[float] | None
     ) -> fed.SweepResult:
-        """Run a method with some rates, radii and every seed, as one program."""
+        """Run a method with several rates, several radii and every seed, as one program."""
         share = recorded_algorithm(settings, method, rates[0]).local_share
         grid = fed.Grid(rates, self.seeds, mus, lambda rate: build_schedule(settings, share * rate))
         count = len(self.seeds) * len(mus or (0,)) * len(rates)
@@ -73,7 +73,7 @@ class Held:
     def search(
         self, settings: Study, method: Method, rates: Sequence[tuple[str, float]], watcher: Watcher, programs: Any
     ) -> fed.SweepResult:
-        """Run a method with some (schedule, rate) and every seed, by a program that other pairs can be run by, too."""
+        """Run a method with (schedule, rate) pairs and every seed, by a program that can run other pairs, too."""
         numbers = [rate for _, rate in rates]
         share = recorded_algorithm(settings, method, numbers[0]).local_share
         table = np.stack([_over_rounds(replace(settings, schedule=schedule), rate) for schedule, rate in rates])
@@ -113,15 +113,15 @@ def _over_rounds(settings: Study, rate: float) -> Float[np.ndarray, "R"]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate that was tried.
+    """A learning rate and a schedule that were tried.
 
     Attributes:
       algorithm: the method's name.
-      schedule: of the rate over the rounds.
+      schedule: the schedule of the rate over the rounds.
       learning_rate: the rate.
-      rounds_to_target: for every tuning seed; None where it was not reached or there is no target.
+      rounds_to_target: rounds to the target for every tuning seed; None if it was not reached or there is no target.
       final: the metric at the end, for every tuning seed; None where the run diverged.
-      diverged: how many of the runs did.
+      diverged: the number of runs that diverged.
     """
 
     algorithm: str
@@ -132,13 +132,13 @@ class Trial:
     diverged: int
 
     def score(self, metric: fed.Metric, *, by_target: bool) -> tuple[float, float]:
-        """Smaller is better: mean rounds to the target, infinite if a seed missed it; then the mean final value."""
+        """A score to minimize: mean rounds to the target, infinite if a seed missed it; then the mean final value."""
         reached = [rounds for rounds in self.rounds_to_target if rounds is not None]
         soon = by_target and len(reached) == len(self.rounds_to_target) > 0
         return float(np.mean(reached)) if soon else math.inf, -metric.sign * self.mean_final(metric)
 
     def mean_final(self, metric: fed.Metric) -> float:
-        """The mean of the final values; the worst if a run diverged."""
+        """The mean of the final values; a run that diverged has the metric's worst value."""
         return float(np.mean([metric.worst if final is None else final for final in self.final]))
 
 
@@ -154,11 +154,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a method runs with.
+    """The rate and schedule of a method.
 
     Attributes:
-      learning_rate, schedule: the best that was tried.
-      trials: all that were, none if the rate was given.
+      learning_rate, schedule: the best pair that was tried.
+      trials: all trials; empty if the rate was given.
       at_edge: whether the best rate is the smallest or the largest that was tried with its schedule.
     """
 
@@ -169,7 +169,7 @@ class Tuned:
 
 
 class Search:
-    """The tuning of a comparison: each method the same number of runs, kept run by run in ``tuning.json``."""
+    """The tuning of a comparison: the same number of runs for each method, saved in ``tuning.json`` as they end."""
 
     def __init__(self, settings: Compare, task: Any, watcher: Watcher) -> None:
         """Prepare the data.
@@ -178,7 +178,7 @@ class Search:
           ValueError: see :class:`Held`.
         """
         first = settings.seed + FIRST_TUNING_SEED
-        # Tuned where nothing goes wrong, if the comparison is of what that costs.
+        # The robustness protocol tunes with all clients present.
         calm = settings.in_calm() if settings.protocol == "robustness" else settings
         self.held = Held(calm, task, range(first, first + settings.tuning_seeds))
         self.settings, self.watcher = calm, watcher
@@ -187,7 +187,7 @@ class Search:
         self.trials: list[Trial] = []
 
     def begin(self, directory: Path) -> None:
-        """Write to ``directory``, and take up what is there.
+        """Use ``directory`` from now on, and read the trials in it.
 
         Raises:
           ParameterError: ``tuning.json`` is not as it was written.
@@ -216,11 +216,11 @@ class Search:
     def tune(self, method: Method, rounds: int, eval_every: int) -> Tuned | None:
         """Try rates with every schedule, by one compiled program; None if it was interrupted."""
         assert self.directory is not None
-        # Another process may have begun with this method, and have been ended.
+        # Another process may have tried rates of this method before it was ended.
         with writing(self.directory):
             self.begin(self.directory)
         settings = replace(self.settings, rounds=rounds, eval_every=eval_every)
-        # All schedules take their next rates side by side, as many at a time: every group is of one shape.
+        # The next rates of all schedules are tried side by side; groups of equal size share one compiled program.
         width, programs = len(settings.schedules), fed.Programs()
         while wanted := self._next(settings, method):
             if not self._try(settings, method, wanted[:width], width, programs):
@@ -237,12 +237,12 @@ class Search:
         return trial.score(self.metric, by_target=by_target)
 
     def _next(self, settings: Compare, method: Method) -> list[tuple[str, float]]:
-        """The pairs of schedule and rate to try next, the schedules in turn."""
+        """The (schedule, rate) pairs to try next, alternating between schedules."""
         wanted = [[(name, rate) for rate in self._wanted(settings, method, name)] for name in settings.schedules]
         return [pair for pairs in zip_longest(*wanted) for pair in pairs if pair is not None]
 
     def _wanted(self, settings: Compare, method: Method, schedule: str) -> list[float]:
-        """The rates to try next with a schedule; none when it has had its share."""
+        """The rates to try next with a schedule; empty when its tries are used up."""
         tried = {
             trial.learning_rate: self._score(trial)
             for trial in self.trials
@@ -252,14 +252,14 @@ class Search:
             return [rate for rate in settings.rates if rate not in tried]
         left = settings.tries - len(tried)
         first = fed.next_rates({}, first_guess(settings, method))
-        # The first three do not wait for one another.
+        # The first three rates do not depend on each other's results.
         wanted = [rate for rate in first if rate not in tried]
         return (wanted or fed.next_rates(tried, first_guess(settings, method)))[:left] if left > 0 else []
 
     def _try(
         self, settings: Compare, method: Method, rates: Sequence[tuple[str, float]], width: int, programs: fed.Programs
     ) -> bool:
-        # The last is repeated where fewer are left.
+        # The last pair is repeated if fewer are left.
         padded = [*rates, *[rates[-1]] * (width - len(rates))]
         result = self.held.search(settings, method, padded, self.watcher, programs)
         if result.interrupted:
@@ -282,13 +282,13 @@ class Search:
 
 
 def as_content(trials: Sequence[Trial], metric: fed.Metric, target: float | None) -> Mapping[str, Any]:
-    """Trials as ``tuning.json`` holds them."""
+    """Trials in the form of ``tuning.json``."""
     judged = {"metric": metric.name, "higher_is_better": metric.higher_is_better, "target": target}
     return {**judged, "trials": [asdict(trial) for trial in trials]}
 
 
 def how_tuned(method: str, tuned: Tuned, metric: fed.Metric, target: float | None) -> str:
-    """One sentence: what was best, of how many runs, and whether the rates tried were too few."""
+    """One sentence: the best rate, the number of runs, and whether more rates should be tried."""
     best = next(
         trial
         for trial in tuned.trials

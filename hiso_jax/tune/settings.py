@@ -9,27 +9,28 @@ from hiso_jax.fed.run import FEWEST_TRIES
 from hiso_jax.schedules import SCHEDULES
 from hiso_jax.tune.study import Study, as_number
 
-# Everyone is there, and nothing goes wrong.
+# All clients are present: none is absent, drops out or is late.
 CALM: dict[str, Any] = {"availability": "always", "dropout": 0.0, "deadline": None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Study):
-    """Tune several methods with equal numbers of runs, run each at its best from the same starts, and print one table.
+    """Tune several methods with equal numbers of runs, run each at its best from the same start, and print one table.
 
     Attributes:
       protocol: cost-to-target tunes for the fewest rounds to --target, quality-under-budget for the value at the end;
-        robustness tunes with everyone there, and reports every run so and with --availability, --dropout, --deadline.
-      budget: of what every method gets as much as --rounds rounds cost the baseline: rounds; passes, evaluations of
-        clients' losses; bytes, sent up; or seconds, simulated. All are evaluated equally often on the way.
-      baseline: the method in whose units the others' costs are told; by default decomfl, or else the first.
-      schedules: of the rate over the rounds, each tried with every method.
+        robustness tunes with all clients present, and reports every run with and without the given --availability,
+        --dropout and --deadline.
+      budget: resource of which every method may spend the cost of the baseline's --rounds: rounds; passes, the forward
+        passes of clients; bytes, sent up; or seconds, simulated. All methods are evaluated equally often.
+      baseline: method in whose units the others' costs are given; by default decomfl, or else the first.
+      schedules: schedules of the rate over the rounds, each tried with every method.
       tries: learning rates that every method tries with each schedule, at least 3: three around the method's own, then
-        one at a time, beyond the best while it is at an edge, beside it from then on.
-      tuning_seeds: runs of each of them, with seeds that are not reported.
-      learning_rate: a grid to try in place of that search; or NAME=X,NAME=X,… for rates as they are, each with the
-        first of --schedules or, as NAME=X:SCHEDULE, its own. One alone is every method's.
-      seeds: how many seeds to report for each method, counted up from --seed; from 5 on ratios have intervals.
+        one at a time, beyond the best while it is at an edge, beside the best after that.
+      tuning_seeds: runs of each learning rate, with seeds that are not reported.
+      learning_rate: grid to try in place of that search; or NAME=X,NAME=X,… for fixed rates, each with the first of
+        --schedules or, as NAME=X:SCHEDULE, its own. A single rate is fixed for every method.
+      seeds: number of seeds to report for each method, counted up from --seed; from 5 on ratios have intervals.
     """
 
     algorithms: Annotated[tuple[str, ...], Listed(str, "A,B,…")] = ("decomfl", "hiso", "mosaic")
@@ -40,14 +41,14 @@ class Compare(Study):
     tries: int = 5
     tuning_seeds: int = 2
     seeds: int = 3
-    # One of schedules at a time.
+    # ``schedules`` replaces it.
     HIDDEN: ClassVar[tuple[str, ...]] = (*Study.HIDDEN, "schedule")
 
     def __post_init__(self) -> None:
         """Check every range.
 
         Raises:
-          ValueError: naming the first option out of range.
+          ValueError: an option is out of range; the error names the first.
         """
         super().__post_init__()
         integer("tries", self.tries, FEWEST_TRIES)
@@ -66,13 +67,13 @@ class Compare(Study):
             )
 
     def in_calm(self) -> Self:
-        """The same with everyone there."""
+        """The same settings with all clients present."""
         return replace(self, protocol="cost-to-target", **CALM)
 
     @property
     def reference(self) -> str:
-        """The baseline."""
-        # Through whatever channels; of several, through the fewest.
+        """The name of the baseline."""
+        # decomfl with any channels; of several, the shortest name.
         plain = [name for name in self.algorithms if name.partition("+")[0] == "decomfl"]
         return self.baseline or min(plain, key=len, default=self.algorithms[0])
 
@@ -89,7 +90,7 @@ class Compare(Study):
 
     @property
     def own_rates(self) -> dict[str, tuple[float, str]] | None:
-        """Each method's rate and schedule, where there is nothing to tune; None if there is."""
+        """Each method's given rate and schedule; None if the methods are to be tuned."""
         words = self.learning_rate or ()
         if any("=" in word for word in words):
             pairs = [word.rpartition("=") for word in words]

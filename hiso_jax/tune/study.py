@@ -1,4 +1,4 @@
-"""The settings of studies that run many settings: ``sweep``, and what ``compare`` shares with it."""
+"""The settings of studies, which run many settings: those of ``sweep``, and those shared with ``compare``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,16 @@ ALGORITHMS = ("hiso", "decomfl")
 
 @dataclass(frozen=True, kw_only=True)
 class Study(Settings):
-    """What ``sweep`` and ``compare`` share.
+    """The settings that ``sweep`` and ``compare`` share.
 
     Attributes:
-      algorithms: methods, each as --algorithm of run takes it.
+      algorithms: methods, each named as for --algorithm of run.
       learning_rate: learning rates to try with every method; by default a grid for the kind of model.
-      resume: directory of a sweep or a comparison to continue from where it was ended, with its options; processes that
+      resume: directory of a sweep or a comparison to continue where it was ended, with its options; processes that
         continue one comparison side by side share its methods.
-      seeds: how many seeds to run for each method, counted up from --seed.
+      seeds: number of seeds to run for each method, counted up from --seed.
       out: directory to write, which must not exist; by default a new one under runs/.
-      validation: training examples held out for tuning, by default a fifth of them; the test split is for the end.
+      validation: training examples held out for tuning, by default a fifth of them; tuning never reads the test split.
     """
 
     algorithms: Annotated[tuple[str, ...], Listed(str, "A,B,…")] = ALGORITHMS
@@ -36,7 +36,7 @@ class Study(Settings):
         """Check every range.
 
         Raises:
-          ValueError: naming the first option out of range.
+          ValueError: an option is out of range; the error names the first.
         """
         super().__post_init__()
         integer("seeds", self.seeds, 1)
@@ -49,7 +49,7 @@ class Study(Settings):
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The rates to try, as they are asked for; none if they are not."""
+        """The given rates to try; empty if none are given."""
         return tuple(as_number("learning_rate", word) for word in self.learning_rate or ())
 
 
@@ -57,7 +57,7 @@ def as_number(option: str, word: str) -> float:
     """A word as a number.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the word is not a number.
     """
     try:
         return float(word)
@@ -74,7 +74,7 @@ def _check_grid(option: str, values: tuple[float, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Study):
-    """Try a grid of learning rates × seeds (× mu) as one program and say which setting is best on a validation split.
+    """Try a grid of learning rates × seeds (× mu) as one program and report the best setting on a validation split.
 
     Attributes:
       mus: smoothing radii to try; by default --mu alone.
@@ -86,7 +86,7 @@ class Sweep(Study):
         """Check every range.
 
         Raises:
-          ValueError: naming the first option out of range.
+          ValueError: an option is out of range; the error names the first.
         """
         super().__post_init__()
         _check_grid("mus", self.mus or ())

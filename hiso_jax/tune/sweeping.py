@@ -1,4 +1,4 @@
-"""A grid of learning rates × seeds (× μ) for several methods, each as one program; and one rate that is looked for."""
+"""Sweeps: a grid of learning rates × seeds (× μ) for several methods, each as one program; and a search for one rate."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -37,17 +37,17 @@ RESULTS = "sweep.json"
 
 
 def run_sweep(settings: Sweep, task: Any, directory: Callable[[], Path], watcher: Watcher | None = None) -> Swept:
-    """Run every method's grid and write the directory; what is whole there is taken from there.
+    """Run every method's grid and write the directory; complete results in the directory are reused.
 
     Args:
-      settings: of the sweep.
-      task: what they name.
-      directory: makes the directory, or returns the one to go on in, once nothing of the settings can be refused.
-      watcher: hears what is done.
+      settings: the settings of the sweep.
+      task: the task that the settings name.
+      directory: creates the directory, or returns the directory to continue in; called after all checks of the settings.
+      watcher: is notified of the progress.
 
     Raises:
-      ValueError: data or settings that cannot be used; nothing has been written then. Or the directory's files are not
-        as they were written.
+      ValueError: the data or the settings cannot be used, and nothing was written; or a file of the directory was
+        altered.
     """
     watcher = watcher or Watcher()
     held = Held(settings, task, range(settings.seed, settings.seed + settings.seeds))
@@ -73,10 +73,10 @@ def _write(results: dict[str, fed.SweepResult], target: float | None, directory:
 
 
 def _kept(directory: Path) -> dict[str, fed.SweepResult]:
-    """What sweeps have left in a directory before.
+    """The results of earlier sweeps in a directory.
 
     Raises:
-      ParameterError: it is not as it was written.
+      ParameterError: their file was altered.
     """
     if not exists(directory / RESULTS, "resume"):
         return {}
@@ -98,14 +98,14 @@ def sweep(
 ) -> Swept:
     """Try a grid of learning rates × seeds (× mu) with every method, as one program each, on a validation split.
 
-    What ``hiso-jax sweep`` does, with its options by their names.
+    This is ``hiso-jax sweep``, whose options are keywords.
 
     Args:
       algorithms: names of methods.
-      out: directory to write; one that a sweep was begun in with the same options goes on. None is a temporary one,
-        which is removed.
-      watcher: hears what is done, see :class:`Watcher`.
-      options: of the sweep: ``learning_rate`` a list of rates, ``seeds``, ``task``, ``rounds`` and all others.
+      out: directory to write; a sweep with the same options in it is continued. None is a temporary directory, which is
+        removed.
+      watcher: is notified of the progress, see :class:`Watcher`.
+      options: the options of the sweep: ``learning_rate``, a list of rates, ``seeds``, ``task``, ``rounds`` and all others.
 
     Raises:
       ParameterError: an option is unknown, out of range or without effect.
@@ -124,13 +124,13 @@ def sweep(
 
 
 def find_rate(**options: Any) -> fed.RateProbe:
-    """Look for a learning rate as ``--learning-rate auto`` does: some rounds at a few of them, from the same start.
+    """Search for a learning rate as ``--learning-rate auto`` does: some rounds at a few rates, from the same start.
 
     Args:
-      options: of an experiment, see :class:`hiso_jax.Experiment`, by name; without ``learning_rate``.
+      options: the options of an experiment by name, see :class:`hiso_jax.Experiment`; without ``learning_rate``.
 
     Raises:
-      ParameterError: an option is unknown, out of range or without effect; or the loss stays finite at no rate.
+      ParameterError: an option is unknown, out of range or without effect; or the loss does not stay finite at any rate.
 
     Example:
       >>> from hiso_jax import tune

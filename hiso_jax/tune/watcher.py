@@ -1,4 +1,4 @@
-"""What a study tells of as it goes."""
+"""Notifications of a study's progress."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,17 +9,17 @@ Step = Callable[[int, int], bool]
 
 
 class Watcher:
-    """Hears what a study does. This one is silent and never stops it; subclasses show progress, and may stop it."""
+    """Follows a study. This class is silent and never stops the study; subclasses show progress, and may stop it."""
 
     def say(self, sentence: str) -> None:
-        """Hear a sentence about what was found or done."""
+        """Receive a sentence about a result or a finished step."""
 
     @contextmanager
     def searching(self, title: str, rounds: int) -> Iterator[Step]:
-        """While settings are tried side by side; what it yields is called after each evaluation."""
+        """The context while settings are tried side by side; the yielded :data:`Step` is called after each evaluation."""
         yield lambda done, total: False
 
     @contextmanager
     def running(self, title: str, simulation: Any, asked: str) -> Iterator[None]:
-        """While one run goes on; ``asked`` says its rate and schedule."""
+        """The context of one run; ``asked`` names its rate and schedule."""
         yield
