@@ -133,7 +133,7 @@ def choice_of(kind: str, options: Any) -> Choice:
 
 
 def given_to(chosen: Method | Choice, options: Any) -> dict[str, Any]:
-    """The entries of ``options`` that a choice has, without those that are None: the choice's defaults apply to them."""
+    """The entries of ``options`` that a choice has and that are not None; its defaults replace the others."""
     given = {name: getattr(options, name, None) for name in chosen.options}
     for kind, nested in NESTED.items():
         name = given.get(kind)

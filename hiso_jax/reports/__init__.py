@@ -1,4 +1,4 @@
-"""What runs have shown: summaries, tables and pictures."""
+"""Reports of runs: summaries, tables and pictures."""
 
 from hiso_jax.reports.comparison import Compared, as_results, comparison_table
 from hiso_jax.reports.diagnosis import diagnosis_picture, diagnosis_table

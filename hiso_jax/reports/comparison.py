@@ -1,4 +1,4 @@
-"""Several methods in one table."""
+"""The results of several methods, as JSON and as a table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,18 +16,18 @@ SHORT = {"constant": "constant", "cosine": "cosine", "linear": "linear", "invers
 
 
 def _short(schedule: str) -> str:
-    """A schedule as a table has it; of a file of the user's its function."""
+    """The name of a schedule in a table; for a user's file the name of its function."""
     return SHORT.get(schedule, schedule.rpartition(":")[2])
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A method of a comparison.
+    """A method of a comparison, with its runs.
 
     Attributes:
-      tuned: its rate and schedule, and all that were tried.
-      runs: the summaries of its runs, one a seed.
-      histories: their evaluations.
+      tuned: its rate and schedule, and all trials.
+      runs: the summaries of its runs, one per seed.
+      histories: the evaluations of these runs.
     """
 
     tuned: Mapping[str, Any]
@@ -36,9 +36,9 @@ class Compared:
 
 
 def as_results(compared: Mapping[str, Compared], baseline: str) -> dict[str, dict[str, Any]]:
-    """What a comparison has shown, as JSON: by method its setting, its runs and what it cost to the target.
+    """The result of a comparison as JSON: by method its setting, its runs and its cost to the target.
 
-    ``ratios`` are to the baseline, seed by seed, of each of the figures; see :class:`hiso_jax.reports.Ratio`.
+    ``ratios`` holds for each figure the ratio to the baseline, paired by seed; see :class:`hiso_jax.reports.Ratio`.
     """
     base = compared[baseline].runs if baseline in compared else []
     results = {}
@@ -56,7 +56,7 @@ def as_results(compared: Mapping[str, Compared], baseline: str) -> dict[str, dic
 
 
 def _cost_of_trouble(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How much of the metric is lost to what goes wrong, run by run, where every run was made in calm, too."""
+    """The metric lost to absent, dropped and late clients, by run; None unless every run was also made without them."""
     if any("in_calm" not in run for run in runs):
         return None
     lost = [run["in_calm"][run["metric"]] - run[run["metric"]] for run in runs]
@@ -71,11 +71,11 @@ def comparison_table(
     target: float | None,
     baseline: str,
 ) -> Table:
-    """A row a method: what it took to the shared target, in units of the baseline's, and how it ended."""
+    """A table with a row per method: its cost to the shared target, the ratio to the baseline, and its final metric."""
     words = metric.name.replace("_", " ")
     names = short_names(list(compared))
     title = f"test {words} at the end" if target is None else f"what it took to test {words} {target:g}"
-    # Two lines a method, so that it is narrow enough for 80 columns.
+    # Two lines per method, so that the table fits into 80 columns.
     view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     view.add_column("method", overflow="fold")
     view.add_column("rate", justify="right", no_wrap=True)
@@ -108,7 +108,7 @@ def ratio_words(ratio: Mapping[str, Any]) -> str:
     """A ratio and its interval on two lines."""
     sign = {"least": "≥ ", "most": "≤ ", None: ""}[ratio["bound"]]
     own = f"{sign}{ratio['value']:.3g}"
-    # The baseline in its own units is no measurement.
+    # The ratio of the baseline to itself is not a measurement.
     return own if ratio["low"] in (None, ratio["high"]) else f"{own}\n{ratio['low']:.2g}–{ratio['high']:.2g}"
 
 
@@ -122,7 +122,7 @@ def _lost(cost: Mapping[str, Any] | None) -> str:
 def _rounds(runs: Sequence[dict[str, Any]]) -> str:
     reached = [run["rounds_to_target"] for run in runs if run["rounds_to_target"] is not None]
     if len(reached) < len(runs):
-        # A mean over the seeds that got there would flatter the method.
+        # A mean over only the seeds that reached the target would flatter the method.
         return f"{NEVER}\n{len(reached)} of {len(runs)}"
     return f"{np.mean(reached):.0f}" + (f"\n± {np.std(reached, ddof=1):.0f}" if len(reached) > 1 else "")
 

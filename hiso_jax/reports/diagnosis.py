@@ -10,7 +10,7 @@ from rich.table import Table
 from hiso_jax.fed.diagnosis import Diagnosis, Vectors
 from hiso_jax.reports.pictures import figure_of
 
-# Of a row: what it says, the entry, how it is written.
+# Rows: title, entry of the diagnosis, number format.
 ROWS = (
     ("loss", "loss", ".3f"),
     ("H and the Hessian's diagonal, rank correlation", "hessian", "+.3f"),
@@ -34,7 +34,7 @@ ROWS = (
 
 
 def diagnosis_table(found: Sequence[Diagnosis]) -> Table:
-    """A column for each round, a row for each figure."""
+    """A table with a column per round and a row per figure."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("after rounds")
     for each in found:
@@ -47,7 +47,7 @@ def diagnosis_table(found: Sequence[Diagnosis]) -> Table:
 
 
 def diagnosis_picture(found: Sequence[Diagnosis], last: Vectors, path: Path, *, title: str) -> None:
-    """Draw correlations and noise along the run, and the spectrum, and H against the Hessian, at its last round."""
+    """Draw correlations and noise over the rounds; for the last round draw the spectrum, and H against the Hessian."""
     figure = figure_of(11.0, 7.6)
     axes = figure.subplots(2, 2)
     rounds = [each.round for each in found]

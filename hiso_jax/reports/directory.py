@@ -1,4 +1,4 @@
-"""What a command leaves on disk: its directory, its metrics line by line, and JSON."""
+"""Files of a command: its directory, its metrics line by line, and JSON."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from hiso_jax.fed.ledger import exists, sync_directory, write_file
 
 
 def as_json(value: Any) -> Any:
-    """``value`` as JSON can hold it: paths as strings, non-finite numbers as null."""
+    """``value`` in a form that JSON can hold: paths as strings, non-finite numbers as null."""
     if isinstance(value, dict):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -26,13 +26,13 @@ def as_json(value: Any) -> Any:
 
 
 def evaluation_line(row: fed.Evaluation, **labels: Any) -> str:
-    """An evaluation as a line of ``metrics.jsonl``, one flat object; the task's metrics are its test split's."""
+    """An evaluation as a line of ``metrics.jsonl``, one flat object; the task's metrics are those of its test split."""
     flat = asdict(row)
     return json.dumps(as_json({**labels, **flat.pop("metrics"), **flat})) + "\n"
 
 
 def write_metrics(directory: Path, rows: Sequence[fed.Evaluation]) -> None:
-    """Write ``metrics.jsonl`` anew: a reader finds the old file or the new one."""
+    """Rewrite ``metrics.jsonl``: a reader finds the old file or the new one."""
     write_file(directory / "metrics.jsonl", "".join(map(evaluation_line, rows)).encode())
 
 
@@ -45,10 +45,10 @@ def append_evaluation(directory: Path, row: fed.Evaluation) -> None:
 def create_directory(out: Path | None, name: str, config: Mapping[str, Any] | None = None) -> Path:
     """Make a new directory, ``out`` or a time-stamped one under ``runs/``.
 
-    With ``config`` it appears under its name with ``config.json`` in it, so that what is found can be continued.
+    With ``config``, the directory gets its name only once it has ``config.json``, so that it can always be continued.
 
     Raises:
-      ValueError: it exists, or cannot be made.
+      ValueError: the directory exists, or cannot be made.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     path = out or Path("runs") / f"{name}-{stamp}"

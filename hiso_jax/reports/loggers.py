@@ -1,4 +1,4 @@
-"""A run's evaluations as TensorBoard or Weights & Biases show them: callbacks of a simulation."""
+"""Callbacks that send the evaluations of a run to TensorBoard or Weights & Biases."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ def _numbers(evaluation: fed.Evaluation) -> dict[str, float]:
 
 
 class TensorBoard(fed.Callback):
-    """Writes every evaluation for TensorBoard, by the round; needs the extra ``tensorboard``.
+    """Writes every evaluation for TensorBoard, with the round as step; needs the extra ``tensorboard``.
 
     Args:
-      folder: where to; ``tensorboard --logdir`` of it, or of a folder above, shows it.
+      folder: folder to write; ``tensorboard --logdir`` with it, or with a parent folder, shows the run.
 
     Raises:
       ValueError: the package tensorboardX is not installed.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        """Make the writer."""
+        """Create the writer."""
         try:
             from tensorboardX import SummaryWriter
         except ModuleNotFoundError as error:
@@ -42,18 +42,18 @@ class TensorBoard(fed.Callback):
 
 
 class WandB(fed.Callback):
-    """Sends every evaluation to Weights & Biases, by the round; needs the extra ``wandb``.
+    """Sends every evaluation to Weights & Biases, with the round as step; needs the extra ``wandb``.
 
     Args:
-      config: what to say of the run.
-      settings: of ``wandb.init``: project, name, mode="offline" …
+      config: the configuration to show with the run.
+      settings: arguments of ``wandb.init``: project, name, mode="offline" …
 
     Raises:
       ValueError: the package wandb is not installed.
     """
 
     def __init__(self, config: dict[str, Any] | None = None, **settings: Any) -> None:
-        """Begin a run there."""
+        """Begin a run at Weights & Biases."""
         try:
             import wandb
         except ModuleNotFoundError as error:
@@ -66,17 +66,17 @@ class WandB(fed.Callback):
             self._run.log(_numbers(evaluation), step=evaluation.round)
 
     def end(self, session: fed.Session, result: fed.Result) -> None:
-        """End the run there."""
+        """End the run at Weights & Biases."""
         self._run.finish()
 
 
 def loggers(names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> list[fed.Callback]:
-    """The callbacks of some names.
+    """The callbacks with these names.
 
     Args:
       names: ``tensorboard`` and ``wandb``, or one of them.
-      folder: of the run.
-      config: what to say of it.
+      folder: the folder of the run.
+      config: the configuration to show with the run.
 
     Raises:
       ValueError: a package is not installed.

@@ -1,4 +1,4 @@
-"""What one method costs in units of another's, from runs that share their seeds."""
+"""The cost of one method relative to another, from runs that share their seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from hiso_jax.checks import ParameterError, is_real
 
-# Of fewer pairs an interval would be as wide as the question: Student's t has 12.7 standard errors at 2.
+# With fewer pairs an interval is too wide to help: Student's t has 12.7 standard errors at 2 pairs.
 FEWEST_PAIRS = 5
 CONFIDENCE = 0.95
 FIGURES = {
@@ -19,7 +19,7 @@ FIGURES = {
     "forward_passes": ("forward_passes",),
     "simulated_seconds": ("simulated_seconds",),
 }
-"""What is counted to the target, and which totals of a whole run it is a part of."""
+"""The figures that are counted to the target → the totals of an entire run that they are a part of."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Ratio:
     """The geometric mean of paired ratios.
 
     Attributes:
-      value: the mean; where ``bound`` is set it is only that.
-      low, high: its 95 % interval, Student's t on the logarithms; None of fewer than 5 pairs, or of a bound.
-      pairs: how many there are.
-      bound: "least" where runs of the method never reached the target, which were counted as if they had at their
-        end, or runs of the baseline were at it before their first round, which were counted as if they took one;
-        "most" where this is so of the baseline and of the method; else None.
+      value: the mean; only a bound on it if ``bound`` is set.
+      low, high: its 95 % interval, Student's t on the logarithms; None for fewer than 5 pairs, or for a bound.
+      pairs: the number of pairs.
+      bound: "least" if runs of the method never reached the target and count as if they had at their end, or runs of
+        the baseline were at the target before their first round and count as if they took one round; "most" if the
+        same holds with the method and the baseline exchanged; else None.
     """
 
     value: float
@@ -43,10 +43,10 @@ class Ratio:
 
 
 def check_figures(run: Any) -> None:
-    """Refuse figures of a run that a comparison cannot read, of a file that somebody edited.
+    """Refuse figures of a run that a comparison cannot read, for example from an edited file.
 
     Raises:
-      ValueError: one is missing, or is none that it can be; it is named.
+      ValueError: a figure is missing or has an invalid value; the error names it.
     """
     if not isinstance(run, Mapping):
         raise ParameterError("figures", "must be an object")
@@ -63,12 +63,12 @@ def check_figures(run: Any) -> None:
 
 
 def to_target(run: dict[str, Any], figure: str) -> float | None:
-    """What a run took to reach the target, or None if it did not."""
+    """The cost of a run up to the target, or None if it did not reach the target."""
     return run[f"{figure}_to_target"]
 
 
 def _whole(run: dict[str, Any], figure: str) -> float | None:
-    """What the whole run took, had it come to its end."""
+    """The cost of the entire run, extrapolated to its planned rounds; None if it is unknown."""
     totals = [run[name] for name in FIGURES[figure]]
     if any(total is None for total in totals) or not run["rounds"]:
         return None
@@ -80,7 +80,7 @@ def _planned(run: dict[str, Any]) -> int:
 
 
 def _counted(run: dict[str, Any], figure: str) -> float | None:
-    """The cost to the target; the whole cost if the run never got there, one round's if it began there."""
+    """The cost to the target; that of the entire run if it never reached it, that of one round if it began there."""
     took, whole = to_target(run, figure), _whole(run, figure)
     if took is None or took > 0:
         return whole if took is None else took
@@ -90,19 +90,19 @@ def _counted(run: dict[str, Any], figure: str) -> float | None:
 def paired_ratio(
     runs: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], figure: str = "rounds"
 ) -> Ratio | None:
-    """What a method took to the target in units of what a baseline took, seed by seed.
+    """The cost of a method to the target relative to the cost of a baseline, paired by seed.
 
-    A run that never got there is censored: it took at least as much as it had. A run that began there took nothing,
-    less than one round. Of a pair in which neither got there, or both began there, nothing is known, and it is left
-    out.
+    A run that never reached the target is censored: its cost is at least that of the entire run. A run that began at
+    the target cost nothing, less than one round. A pair is left out if neither run reached the target or both began
+    there, because its ratio is unknown.
 
     Args:
-      runs: summaries of a method's runs.
-      baseline: those of the baseline's.
-      figure: of :data:`FIGURES`.
+      runs: summaries of the method's runs.
+      baseline: summaries of the baseline's runs.
+      figure: a name in :data:`FIGURES`.
 
     Returns:
-      None where no pair tells anything, or pairs tell opposite bounds.
+      The ratio; None if no pair has a known ratio, or if pairs give opposite bounds.
     """
     own, others = ({run["seed"]: run for run in each} for each in (runs, baseline))
     logs, bounds = [], set()
@@ -129,7 +129,7 @@ def paired_ratio(
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """The mean of some values, and its 95 % interval by Student's t, from five values on."""
+    """The mean of the values, and its 95 % interval by Student's t if there are at least five."""
     mean = float(np.mean(values))
     if len(values) < FEWEST_PAIRS:
         return mean, None, None

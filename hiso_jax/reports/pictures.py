@@ -12,14 +12,14 @@ from hiso_jax.reports.text import human_bytes, human_count, short_names
 
 Histories = Mapping[str, Sequence[Sequence[fed.Evaluation]]]
 SPREAD_OPACITY = 0.18
-# Bytes that are so many times apart are drawn on a logarithmic axis; a metric so far beyond its start is not followed.
+# Totals of bytes that differ by more than FAR_APART get a logarithmic axis. A loss beyond FAR_UP times its start is cut.
 FAR_APART = 20
 FAR_UP = 3
 
 
 def figure_of(width: float, height: float) -> Any:
-    """An empty figure, in inches."""
-    # Not pyplot: it keeps global state and picks a window system.
+    """An empty figure, its size in inches."""
+    # Not pyplot, because it keeps global state and picks a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,8 +31,8 @@ def figure_of(width: float, height: float) -> Any:
 def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, path: Path) -> None:
     """Draw the final metric and rounds to the target against the learning rate, a line per method and μ.
 
-    Points are means over the seeds, bars one standard deviation; a rate that did not reach the target with every
-    seed has no point on the right.
+    Points are means over the seeds, bars one standard deviation. A rate that did not reach the target with every seed
+    has no point in the right plot.
     """
     figure = figure_of(9.6, 3.8)
     ends, soon = figure.subplots(1, 2, sharex=True)
@@ -41,7 +41,7 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
         first = None if target is None else result.rounds_to(target)
         for m, mu in enumerate(result.mus):
             label = f"{names[name]}, mu {mu:g}" if len(result.mus) > 1 else names[name]
-            # Named, since a line that is missing on one side would shift all later colours there.
+            # Explicit colors, because a line missing from one plot would shift all later colors there.
             style = {"label": label, "color": f"C{next(lines)}", "marker": "o", "markersize": 4, "capsize": 2}
             for axis, values in ((ends, result.final()), (soon, first)):
                 if values is not None:
@@ -68,7 +68,7 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
 
 
 def _leave_out_what_diverged(axes: Any, runs: Sequence[Sequence[fed.Evaluation]], name: str) -> None:
-    """Where a run went far beyond where all began, show the others, and it as a line that leaves the picture."""
+    """If a run rose far above the initial values, limit the axes to the others; its line leaves the picture."""
     begun = max(abs(run[0].metrics[name]) for run in runs)
     lowest = min((row.metrics[name] for run in runs for row in run if np.isfinite(row.metrics[name])), default=0.0)
     low, high = axes[0].get_ylim()
@@ -78,15 +78,15 @@ def _leave_out_what_diverged(axes: Any, runs: Sequence[Sequence[fed.Evaluation]]
 
 
 def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, target: float | None = None) -> None:
-    """Draw test loss, if there is one, and the metric that counts against rounds and total bytes, a line per method.
+    """Draw the test loss, if any, and the metric that counts against rounds and total bytes, a line per method.
 
     Args:
-      histories: name → the evaluations of its runs (one a seed); several are drawn as their mean with a band of
-        one standard deviation, as far as all of them got.
+      histories: name → the evaluations of its runs (one per seed); several runs are drawn as their mean with a band
+        of one standard deviation, up to the end of the shortest run.
       path: the PNG to write.
-      title: of the picture.
-      metric: the one that counts.
-      target: a value of it to mark.
+      title: the title of the picture.
+      metric: the metric that counts.
+      target: a value of the metric to mark.
     """
     known = next(iter(histories.values()))[0][0].metrics
     shown = [*(["loss"] if "loss" in known and metric.name != "loss" else []), metric.name]
@@ -119,7 +119,7 @@ def curves(histories: Histories, path: Path, *, title: str, metric: fed.Metric, 
     if largest > FAR_APART * smallest > 0:
         for axis in axes[:, 1]:
             axis.set_xscale("log", nonpositive="mask")
-    # After its scale, which brings a formatter of its own.
+    # Set after the scale, because a scale sets its own formatter.
     axes[-1][1].xaxis.set_major_formatter(lambda value, _: human_bytes(value))
     if shown[0] == "loss":
         _leave_out_what_diverged(axes[0], [run for runs in histories.values() for run in runs], "loss")
@@ -140,15 +140,15 @@ def comparison_picture(
     metric: fed.Metric,
     target: float | None,
 ) -> None:
-    """Draw the metric against rounds, bytes up and evaluations; below, what each method took in the baseline's units.
+    """Draw the metric against rounds, bytes up and forward passes; below, the cost of each method in the baseline's units.
 
     Args:
-      compared: name → its evaluations, ``histories``, one list a seed.
+      compared: name → an object whose ``histories`` are its evaluations, one list per seed.
       results: name → its ratios to the baseline, as :func:`hiso_jax.reports.as_results` makes them.
       path: the PNG to write.
-      title: of the picture.
-      metric: the one that counts.
-      target: a value of it to mark.
+      title: the title of the picture.
+      metric: the metric that counts.
+      target: a value of the metric to mark.
     """
     names, costs = short_names(list(compared)), ("round", "bytes_up", "forward_passes")
     shown = [name for name in compared if any(results[name]["ratios"].values())] if target is not None else []
@@ -199,7 +199,7 @@ def _dashes(place: int) -> str:
 
 
 def _forest(axis: Any, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Ratios to the baseline with their intervals, a row a method; an arrow where only a bound is known."""
+    """Draw the ratios to the baseline with their intervals, a row per method; an arrow marks a bound."""
     figures = {"rounds": ("o", "C0"), "bytes_up": ("s", "C1"), "forward_passes": ("D", "C2")}
     for place, (_, ratios) in enumerate(rows):
         for offset, (figure, (marker, color)) in zip((-0.22, 0.0, 0.22), figures.items(), strict=True):
@@ -213,7 +213,7 @@ def _forest(axis: Any, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
                 axis.plot([ratio["low"], ratio["high"]], [place + offset] * 2, color=color, linewidth=1.2)
     axis.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
     axis.set_xscale("log")
-    # Plain numbers, also between powers of ten.
+    # Ticks are plain numbers, also between powers of ten.
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))

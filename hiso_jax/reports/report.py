@@ -1,4 +1,4 @@
-"""The report of a run, in the directory that it is kept in."""
+"""The report of a run, in the directory of the run."""
 
 import json
 import time
@@ -17,12 +17,12 @@ from hiso_jax.reports.summary import Asked, run_summary
 class Report(fed.Callback):
     """Writes a run's report beside its ledger: ``metrics.jsonl``, ``summary.json`` and ``curves.png``.
 
-    ``metrics.jsonl`` gets a line an evaluation while the run goes, the others are written at its end. The names of the
-    task and the algorithm, and a ``learning_rate`` and a ``target``, are those of the storage's ``about``. Of a run
-    without a storage only :attr:`summary` is made. One process of several writes.
+    ``metrics.jsonl`` gets a line per evaluation during the run; the other files are written at its end. The names of
+    the task and the algorithm, and a ``learning_rate`` and a ``target``, come from the storage's ``about``. A run
+    without a storage only gets :attr:`summary`. If there are several processes, one of them writes.
 
     Args:
-      began: the ``time.perf_counter()`` from which ``wall_seconds`` is counted; None is where the run begins.
+      began: the ``time.perf_counter()`` from which ``wall_seconds`` is counted; None is when this object is made.
 
     Attributes:
       summary: the figures of ``summary.json``, once the run has ended.
@@ -52,14 +52,14 @@ class Report(fed.Callback):
         self._began, self._began_at = time.perf_counter() if began is None else began, 0
 
     def begin(self, session: fed.Session) -> None:
-        """Write the ledger's evaluations of a run that goes on: their file may have lost some, or half a line."""
+        """Rewrite ``metrics.jsonl`` of a resumed run from the ledger: the file may lack lines, or a part of a line."""
         self._began_at = session.round
         folder = _folder(session)
         if folder is not None and session.storage is not None and session.storage.resume:
             write_metrics(folder, session.history)
 
     def after(self, session: fed.Session, evaluation: fed.Evaluation | None) -> None:
-        """Write a line."""
+        """Append a line to ``metrics.jsonl``."""
         folder = _folder(session)
         if folder is not None and evaluation is not None:
             append_evaluation(folder, evaluation)
@@ -68,7 +68,7 @@ class Report(fed.Callback):
         """Write the report.
 
         Raises:
-          OSError: it cannot be written; the ledger is then.
+          OSError: the report cannot be written; the ledger has been written by then.
         """
         prepared, storage = session.prepared, session.storage
         task, about = prepared.task, {} if storage is None else storage.about
@@ -81,8 +81,8 @@ class Report(fed.Callback):
         )
         self.summary = run_summary(asked, result, time.perf_counter() - self._began)
         folder = _folder(session)
-        # A run that was over adds nothing, and its first report knows more of how long it took. A report of fewer
-        # rounds stays behind where a run was interrupted, went on, and was killed after its last round.
+        # If a finished run is resumed, its first report is kept, because its times are those of the run. A report of
+        # fewer rounds is replaced: it remains if a run was interrupted, resumed, and killed after its last round.
         if folder is None or (self._began_at == result.rounds and _is_reported(folder, self.summary)):
             return
         write_json(folder / "summary.json", self.summary)
@@ -92,7 +92,7 @@ class Report(fed.Callback):
 
 
 def _folder(session: fed.Session) -> Path | None:
-    """The directory that this process writes to."""
+    """The directory that this process writes to, or None."""
     return None if session.storage is None or jax.process_index() != 0 else session.storage.folder
 
 
@@ -109,7 +109,7 @@ def _hostile(session: fed.Session) -> str | None:
 
 
 def _is_reported(folder: Path, summary: Mapping[str, Any]) -> bool:
-    """Whether the report in ``folder`` is of the same rounds, ended alike and with the same parameters."""
+    """Whether the report in ``folder`` has the same rounds, the same kind of end and the same parameters."""
     try:
         written = json.loads((folder / "summary.json").read_text())
         return all(written[name] == summary[name] for name in ("rounds", "interrupted", "params_sha256"))

@@ -18,7 +18,7 @@ def reached(result: fed.Result, metric: fed.Metric, target: float | None) -> fed
 
 
 def sharding(result: fed.Result) -> dict[str, Any]:
-    """How many devices took part, and how the cohort and the parameters were split over them."""
+    """The number of devices, and how the cohort and the parameters were split over them."""
     shards = result.mesh_shape.get("clients", 1)
     cohort = sum(result.attendance.values()) // max(result.rounds, 1)
     each = -(-cohort // shards)
@@ -32,15 +32,15 @@ def sharding(result: fed.Result) -> dict[str, Any]:
 
 
 class Asked(NamedTuple):
-    """What a run was asked for.
+    """The description of a run for its summary.
 
     Attributes:
       task, algorithm: their names.
-      learning_rate: η, or None where only a program knows it.
-      seed: of the run.
-      metric: the one that counts.
-      target: the value of it at which methods are compared, or None.
-      attacked_by: who was hostile, in words, or None.
+      learning_rate: η, or None if it is not recorded.
+      seed: the seed of the run.
+      metric: the metric that counts.
+      target: the value of the metric at which methods are compared, or None.
+      attacked_by: a description of the hostile clients, or None.
     """
 
     task: str
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
 
 
 def run_summary(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]:
-    """The figures of one finished run, which took ``wall`` seconds with all that belongs to it."""
+    """The figures of one finished run, which took ``wall`` seconds in total."""
     last, at_target = result.metrics[-1], reached(result, asked.metric, asked.target)
     name = asked.metric.name
     return {

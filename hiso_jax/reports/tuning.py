@@ -1,4 +1,4 @@
-"""What a sweep has shown: its table, its verdict, and all of it as JSON."""
+"""The result of a sweep: its table, its verdict, and JSON."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def _words(result: fed.SweepResult) -> str:
 
 
 def verdict(name: str, result: fed.SweepResult, target: float | None) -> str:
-    """One sentence: the best setting, why, and whether the grid may be too narrow."""
+    """One sentence: the best setting, the reason, and whether the grid may be too narrow."""
     if result.interrupted:
         return f"{name}: interrupted, so that no rate is told to be the best"
     best, metric = result.best(target), _words(result)
@@ -55,10 +55,10 @@ def sweep_as_dict(result: fed.SweepResult, target: float | None) -> dict[str, An
 
 
 def sweep_from_dict(content: dict[str, Any]) -> fed.SweepResult:
-    """What :func:`sweep_as_dict` made JSON of.
+    """The inverse of :func:`sweep_as_dict`.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: the content is not that of a sweep.
     """
     try:
         name = content["metric"]
@@ -88,7 +88,7 @@ def sweep_from_dict(content: dict[str, Any]) -> fed.SweepResult:
 
 
 def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Table:
-    """One row a setting: final validation metric and rounds to the target, means over the seeds."""
+    """A table with a row per setting: final validation metric and rounds to the target, means over the seeds."""
     metric = _words(next(iter(results.values())))
     title = f"validation {metric}" if target is None else f"validation {metric}, and rounds to {target:g}"
     view = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -99,7 +99,7 @@ def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Ta
         view.add_column(heading, justify="right", no_wrap=True)
     for name, result in results.items():
         best, final = result.best(target), result.final()
-        # Where all began is nobody's end.
+        # The initial metric alone is not a final metric.
         final = final if len(result.rounds) > 1 else np.full(final.shape, np.nan)
         first = np.full(final.shape, np.inf) if target is None else result.rounds_to(target)
         for m, mu in enumerate(result.mus):

@@ -61,7 +61,7 @@ def run_comparison(
     Args:
       settings: the settings of the comparison.
       task: the task that the settings name.
-      directory: creates the directory, or returns the directory to continue in; called after all checks of the settings.
+      directory: creates or finds the directory; called after all checks of the settings.
       watcher: is notified of the progress.
 
     Raises:

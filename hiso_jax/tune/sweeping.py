@@ -1,4 +1,4 @@
-"""Sweeps: a grid of learning rates × seeds (× μ) for several methods, each as one program; and a search for one rate."""
+"""Sweeps: grids of learning rates × seeds (× μ), one program per method; and a search for one rate."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ def run_sweep(settings: Sweep, task: Any, directory: Callable[[], Path], watcher
     Args:
       settings: the settings of the sweep.
       task: the task that the settings name.
-      directory: creates the directory, or returns the directory to continue in; called after all checks of the settings.
+      directory: creates or finds the directory; called after all checks of the settings.
       watcher: is notified of the progress.
 
     Raises:
@@ -102,8 +102,8 @@ def sweep(
 
     Args:
       algorithms: names of methods.
-      out: directory to write; a sweep with the same options in it is continued. None is a temporary directory, which is
-        removed.
+      out: directory to write; a sweep with the same options in it is continued. None is a temporary directory, which
+        is removed.
       watcher: is notified of the progress, see :class:`Watcher`.
       options: the options of the sweep: ``learning_rate``, a list of rates, ``seeds``, ``task``, ``rounds`` and all others.
 
@@ -130,7 +130,7 @@ def find_rate(**options: Any) -> fed.RateProbe:
       options: the options of an experiment by name, see :class:`hiso_jax.Experiment`; without ``learning_rate``.
 
     Raises:
-      ParameterError: an option is unknown, out of range or without effect; or the loss does not stay finite at any rate.
+      ParameterError: an option is unknown, out of range or without effect; or the loss is finite at no rate.
 
     Example:
       >>> from hiso_jax import tune

@@ -16,7 +16,7 @@ class Watcher:
 
     @contextmanager
     def searching(self, title: str, rounds: int) -> Iterator[Step]:
-        """The context while settings are tried side by side; the yielded :data:`Step` is called after each evaluation."""
+        """The context of settings tried side by side; the yielded :data:`Step` is called after each evaluation."""
         yield lambda done, total: False
 
     @contextmanager
