@@ -18,8 +18,8 @@ class Clock:
       deadline: simulated seconds after which a client's scalars no longer count; by default never.
       forward_seconds: simulated clock: median seconds of a client's forward pass on one batch.
       forward_spread: standard deviation of the logarithm of --forward-seconds over the clients.
-      direction_seconds: simulated clock: median seconds in which a client makes one direction, to measure along it or to
-        catch up on missed rounds; 0 counts no time.
+      direction_seconds: simulated clock: median seconds in which a client makes one direction, to measure along it or
+        to catch up on missed rounds; 0 counts no time.
       downlink_mbps: simulated clock: median megabits a second from server to client.
       uplink_mbps: simulated clock: median megabits a second from client to server.
       bandwidth_spread: standard deviation of the logarithm of each bandwidth over the clients.

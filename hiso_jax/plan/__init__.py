@@ -1,4 +1,4 @@
-"""What a round would take on devices that are not here: compiled from shapes, and read."""
+"""Plans: the resources of a round on any devices, from a program that is compiled from shapes alone."""
 
 from hiso_jax.plan.advice import advise
 from hiso_jax.plan.collectives import Collective, collectives

@@ -1,4 +1,4 @@
-"""What would make a round fit, by arithmetic, or go faster."""
+"""Advice: changes that make a round fit in memory, by arithmetic, or run faster."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from hiso_jax.plan.plan import Plan
 
 GB = 1e9
-# The shares of a mesh that are tried.
+# The largest number of model shards to try.
 MOST_SHARDS = 64
 
 
 def advise(plan: Plan, options: Mapping[str, Any]) -> list[str]:
-    """Sentences, the first the simplest change; none where there is nothing to say.
+    """Sentences of advice, the simplest change first; empty if there is no advice.
 
     Args:
-      plan: of a round.
-      options: as it was asked for: ``directions``, ``param_dtype``, ``curvature_dtype`` and the like, where there are
-        such.
+      plan: the plan of a round.
+      options: the options of the round: ``directions``, ``param_dtype``, ``curvature_dtype`` and the like, if it has
+        them.
     """
     return list(_to_fit(plan, options) if not plan.fits else _to_gain(plan, options))
 

@@ -1,4 +1,4 @@
-"""What devices send each other in a compiled program: how often, how many bytes, along which axes of the mesh."""
+"""The collectives of a compiled program: how often they run, how many bytes they send, along which axes of the mesh."""
 
 import math
 import re
@@ -14,14 +14,14 @@ KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce
 
 
 class Collective(NamedTuple):
-    """An instruction by which devices send each other something.
+    """An instruction that sends data between devices.
 
     Attributes:
-      kind: as XLA names it.
-      axes: of the mesh, along which it joins devices.
+      kind: XLA's name for it.
+      axes: the axes of the mesh along which it joins devices.
       times: how often it runs.
-      shapes: of its result.
-      scope: in which it was traced.
+      shapes: the shapes of its result.
+      scope: the scope in which it was traced.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Collective(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of its result on one device, each time it runs."""
+        """The bytes of its result on one device, each time it runs."""
         return sum(shape.bytes for shape in self.shapes)
 
 
@@ -40,7 +40,7 @@ def collectives(program: Program, mesh: Mesh) -> Iterator[Collective]:
     """Every collective that joins more than one device.
 
     Raises:
-      ValueError: one stands in a loop whose number of turns is unknown, or its devices are written in an unknown way.
+      ValueError: a collective is in a loop with an unknown trip count, or its devices have an unknown notation.
     """
     for run in program:
         instruction = run.instruction
@@ -55,7 +55,7 @@ def collectives(program: Program, mesh: Mesh) -> Iterator[Collective]:
 
 
 def _result(text: str, kind: str, started: bool) -> list[Shape]:
-    """The arrays that a collective gives; begun asynchronously its type is (operands, results, …)."""
+    """The arrays that a collective returns; if it starts asynchronously, its type is (operands, results, …)."""
     shapes = shapes_in(text)
     if not started or kind == "all-reduce" or not text.startswith("("):
         return shapes
@@ -74,7 +74,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _axes(groups: list[tuple[int, ...]], mesh: Mesh) -> tuple[str, ...]:
-    """The axes along which some group's devices differ."""
+    """The axes along which the devices of some group differ."""
     places = np.unravel_index(np.arange(mesh.size), mesh.devices.shape)
     differ = {
         name
@@ -86,10 +86,10 @@ def _axes(groups: list[tuple[int, ...]], mesh: Mesh) -> tuple[str, ...]:
 
 
 def groups_of(attributes: str, devices: int) -> list[tuple[int, ...]]:
-    """Which devices take part in each instance of a collective, in any of XLA's notations.
+    """The devices of each instance of a collective, from any of XLA's notations.
 
     Raises:
-      ValueError: another notation.
+      ValueError: the notation is unknown.
     """
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         return [(int(source), int(target)) for source, target in re.findall(r"(\d+),(\d+)", pairs[1] + "}")]
@@ -117,6 +117,6 @@ def groups_of(attributes: str, devices: int) -> list[tuple[int, ...]]:
 
 
 def _iota(devices: int, dims: str, order: str | None) -> np.ndarray:
-    """All devices in a shape, its axes in another order: XLA's ``[4,2]T(1,0)``."""
+    """All devices in a shape with permuted axes: XLA's ``[4,2]T(1,0)``."""
     shape = [int(n) for n in dims.split(",")]
     return np.arange(devices).reshape(shape).transpose([int(n) for n in order.split(",")] if order else None)

@@ -1,8 +1,8 @@
-"""A compiled program's text, read: which instructions run, and how often.
+"""A reader of a compiled program's text: which instructions run, and how often.
 
-XLA's own cost analysis counts the body of a loop once, and a round is loops. Here every instruction has the number of
-times that it runs, the trip counts of the loops around it multiplied; of a conditional the branch with the most matrix
-products, or else the longer one, is taken to run.
+XLA's own cost analysis counts the body of a loop once, but a round consists of loops. Here every instruction runs as
+often as the product of the trip counts of the loops around it. A conditional runs the branch with the most matrix
+products, or else the longest branch.
 """
 
 import math
@@ -18,7 +18,7 @@ ITEM_BYTES = {
     "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
 }  # fmt: skip
 PRODUCTS = ("dot", "convolution")
-# What XLA hands to the libraries of a GPU.
+# Prefixes of XLA's calls to GPU libraries → the operation.
 LIBRARIES = {"__cublas$": "dot", "__cudnn$conv": "convolution"}
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(")
@@ -27,12 +27,12 @@ _CALLED = re.compile(r"(?:to_apply|calls|called_computations=\{)=?%?([\w.\-]+)")
 
 
 class Shape(NamedTuple):
-    """An array of a program.
+    """The shape of an array in a program.
 
     Attributes:
-      kind: of its items, as XLA names it.
-      dims: its lengths.
-      is_near: whether it lives in the fast memory beside the processor (TPU's VMEM) and not in the device's own.
+      kind: XLA's name for the type of its items.
+      dims: its dimensions.
+      is_near: whether it is in the fast memory beside the processor (TPU's VMEM) and not in the device's own memory.
     """
 
     kind: str
@@ -41,12 +41,12 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Without any padding."""
+        """Its bytes without padding."""
         return ITEM_BYTES[self.kind] * math.prod(self.dims)
 
 
 def shapes_in(text: str) -> list[Shape]:
-    """Every array of a type, a tuple's one after the other."""
+    """The shapes of all arrays in a type, those of a tuple in order."""
     return [
         Shape(kind, tuple(int(n) for n in dims.split(",") if n), re.search(r"S\(\d", layout) is not None)
         for kind, dims, layout in _ARRAY.findall(text)
@@ -58,12 +58,12 @@ class Instruction:
     """One instruction.
 
     Attributes:
-      name: in its computation.
-      type: of its result, as the program has it.
+      name: its name in its computation.
+      type: the type of its result, as the program's text has it.
       operation: ``dot``, ``while``, …
-      operands: the names of what it reads.
+      operands: the names of its operands.
       attributes: the rest of its line.
-      is_root: whether its result is its computation's.
+      is_root: whether its result is the result of its computation.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Instruction:
 
     @property
     def shapes(self) -> list[Shape]:
-        """Of its result."""
+        """The shapes of its result."""
         return shapes_in(self.type)
 
     @property
     def product(self) -> str | None:
-        """Whether it is a ``dot`` or a ``convolution``, by itself or by a library; None of anything else."""
+        """``dot`` or ``convolution`` if the instruction or its library call is one; else None."""
         if self.operation in PRODUCTS:
             return self.operation
         if self.operation != "custom-call":
@@ -102,11 +102,11 @@ class Run(NamedTuple):
     """An instruction that runs.
 
     Attributes:
-      instruction: itself.
+      instruction: the instruction.
       times: how often it runs.
-      computation: in which it stands.
-      is_fused: whether it is inside a fusion, where nothing but the fusion's own operands and result is in memory.
-      is_counted: whether the turns of all loops around it are known; those of others count as one.
+      computation: the computation that contains it.
+      is_fused: whether it is inside a fusion, where only the fusion's own operands and result are in memory.
+      is_counted: whether the trip counts of all loops around it are known; an unknown trip count is taken as 1.
     """
 
     instruction: Instruction
@@ -116,7 +116,7 @@ class Run(NamedTuple):
     is_counted: bool
 
     def operand_shapes(self) -> list[Shape]:
-        """Of what it reads."""
+        """The shapes of its operands."""
         known = [self.computation[name] for name in self.instruction.operands if name in self.computation]
         return [shape for operand in known for shape in operand.shapes]
 
@@ -126,8 +126,8 @@ class Program:
     """A compiled program.
 
     Attributes:
-      computations: by name.
-      entry: the name of the one that runs first.
+      computations: the computations by name.
+      entry: the name of the computation that runs first.
     """
 
     computations: Mapping[str, Computation]
@@ -149,7 +149,7 @@ class Program:
             elif instruction.operation == "conditional":
                 chosen = max(self._branches(instruction), key=self._weight)
                 yield from self._walk(chosen, times, is_fused, is_counted)
-            # What a reduction or a sort applies to each pair is part of it.
+            # Reductions and sorts are not entered: the computation for each pair is part of the instruction.
             elif instruction.operation in ("fusion", "call", "async-start", "custom-call"):
                 for called in _CALLED.findall(instruction.attributes):
                     if called in self.computations:
@@ -157,9 +157,9 @@ class Program:
                         yield from self._walk(called, times, fused, is_counted)
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often a loop turns: as XLA says, by its condition ``counter < constant``, or once if its scope says so.
+        """The trip count of a loop: from XLA, from its condition ``counter < constant``, or 1 if its scope says so.
 
-        None where nothing tells.
+        None if it is unknown.
         """
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
@@ -171,7 +171,7 @@ class Program:
         return 1 if ONE_TURN in loop.scope.split("/") else None
 
     def called(self, fusion: Instruction) -> str:
-        """The name of what a fusion computes."""
+        """The name of the computation of a fusion."""
         return self._named(fusion, "calls")
 
     def _named(self, instruction: Instruction, part: str) -> str:
@@ -190,7 +190,7 @@ class Program:
 
 
 def read(text: str) -> Program:
-    """A compiled program's text, as ``jax.stages.Compiled.as_text`` gives it."""
+    """The program in the text that ``jax.stages.Compiled.as_text`` returns."""
     computations: dict[str, Computation] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -209,7 +209,7 @@ def read(text: str) -> Program:
 
 
 def _split(line: str, begin: int) -> tuple[str, str]:
-    """What stands in the parentheses that open before ``begin``, and after they close."""
+    """The text in the parentheses that open before ``begin``, and the text after them."""
     depth = 1
     for place in range(begin, len(line)):
         depth += (line[place] == "(") - (line[place] == ")")

@@ -1,4 +1,4 @@
-"""What a round would take on devices that are not here: memory, messages, work, and the least time it takes."""
+"""The plan of a round on any devices: its memory, its messages, its work, and a lower bound of its time."""
 
 import math
 import re
@@ -25,9 +25,9 @@ from hiso_jax.plan.targets import Target
 from hiso_jax.plan.work import Work, work_of
 from hiso_jax.zo import PIN, working_dtype
 
-# Turns of the loop over rounds in the program that is compiled: of one turn XLA would make no loop.
+# The trip count of the loop over rounds in the compiled program: XLA makes no loop of one turn.
 ROUNDS = 2
-# Of a device's memory a cohort may take this, as in a run.
+# The share of a device's memory that a cohort may take, as in a run.
 BUDGET_SHARE = 0.25
 
 
@@ -36,14 +36,15 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-      parameters: trained ones.
-      frozen: not trained.
-      state: the optimizer's, its curvature among it.
+      parameters: the trained parameters.
+      frozen: the parameters that are not trained.
+      state: the optimizer state, including the curvature.
       data: training and test examples, the population.
-      directions: a direction and Δ, or as many as are kept, by arithmetic, of ``temporaries``.
-      temporaries: of the compiled program, with ``directions``; activations, batches and the like are the rest.
-      total: at its peak, as the compiler says.
-      usable: of the device.
+      directions: a direction and Δ, or all directions that are kept; the part of ``temporaries`` found by arithmetic.
+      temporaries: those of the compiled program, including ``directions``; the rest is activations, batches and the
+        like.
+      total: the peak, as the compiler reports it.
+      usable: the memory of the device that a program may take.
     """
 
     parameters: int
@@ -63,14 +64,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Messages:
-    """What devices send each other along one axis of the mesh in a round.
+    """The data that devices send each other along the same axes of the mesh in a round.
 
     Attributes:
-      axes: of the mesh.
-      kind: as XLA names it.
-      count: how often.
-      bytes: of the results on one device, together.
-      largest: of one of them.
+      axes: the axes of the mesh.
+      kind: XLA's name for the collective.
+      count: how often it runs.
+      bytes: the bytes of all results on one device.
+      largest: the bytes of the largest result.
     """
 
     axes: str
@@ -82,21 +83,21 @@ class Messages:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a round would take, of one device unless it says otherwise.
+    """The resources of a round, for one device unless stated otherwise.
 
     Attributes:
-      target: the devices.
+      target: the name of the devices.
       mesh: clients × model.
-      memory: bytes.
-      messages: between devices.
-      flops: of matrix products and convolutions, as compiled.
-      floor_flops: those of the forward passes alone, K·(P + 1) evaluations of the device's clients' batches.
-      bytes_moved: from and to the device's memory.
-      seconds: at the published rates of products, memory and links, the longest of the three is the round. What a round
-        takes at least: one H200 took 1.4 to 3.4 times what is told of an H100.
-      pins: walls in the program as it was lowered, and as it was compiled.
-      copies: of arrays larger than the largest parameter on the device, bytes.
-      compile_seconds: that compiling took here.
+      memory: bytes of memory.
+      messages: the data sent between devices.
+      flops: floating-point operations of matrix products and convolutions, as compiled.
+      floor_flops: those of the forward passes alone, K·(P + 1) for each batch of the device's clients.
+      bytes_moved: bytes read from and written to the device's memory.
+      seconds: seconds of products, memory and links at the published rates; the longest of the three is the round's.
+        This is a lower bound: one H200 took 1.4 to 3.4 times the seconds of the plan for an H100.
+      pins: the number of pins in the lowered program, and in the compiled program.
+      copies: the bytes of each copied array that is larger than the largest parameter on the device.
+      compile_seconds: the seconds of compilation on this machine.
     """
 
     target: str
@@ -117,7 +118,7 @@ class Plan:
         return self.memory.fits
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The plan in the form that JSON holds."""
         memory = asdict(self.memory) | {"fits": self.memory.fits}
         return asdict(self) | {"memory": memory, "floor_ratio": self.flops / max(self.floor_flops, 1)}
 
@@ -131,18 +132,18 @@ def plan(
     model_shards: int = 1,
     rate: str = "high",
 ) -> Plan:
-    """Compile a round for devices that may not be here, from shapes alone, and read the program.
+    """Compile a round for any devices from shapes alone, present or not, and read the program.
 
     Args:
-      given: the task, its initial parameters, the population and who shows up, of which only shapes are read.
+      given: the task, its initial parameters, the population and the participation; only their shapes are read.
       tx: the method.
-      config: the run's numbers; of the rounds of a dispatch two are compiled.
+      config: the configuration of the run; a dispatch of two rounds is compiled.
       target: the devices.
-      model_shards: over how many of them the parameters are split.
-      rate: of the chip's, by which products are timed: ``"bfloat16"``, or a precision of float32.
+      model_shards: the number of devices over which the parameters are split.
+      rate: the rate of the chip that times products: ``"bfloat16"``, or a precision of float32.
 
     Raises:
-      ValueError: as a simulation would, or as :func:`hiso_jax.fed.make_mesh`; or XLA cannot compile the round.
+      ValueError: a simulation or :func:`hiso_jax.fed.make_mesh` would raise it, or XLA cannot compile the round.
     """
     mesh = fed.make_mesh(list(target.devices), model_shards=model_shards)
     begin = time.perf_counter()
@@ -253,7 +254,7 @@ def _seconds(work: Work, found: list[Collective], target: Target, rate: str, rou
 
 
 def _lowered_pins(text: str) -> int:
-    """Walls in a program as JAX lowers it, its locations printed."""
+    """The number of pins in the text of a lowered program, printed with its locations."""
     places = dict(re.findall(r'^(#loc\d+) = loc\("([^"]*)"', text, re.MULTILINE))
     walls = re.findall(r"stablehlo\.(?:reduce_precision|minimum)\b.*loc\((#loc\d+)\)", text)
     return Counter(PIN in places.get(place, "").split("/") for place in walls)[True]

@@ -1,4 +1,4 @@
-"""Floating-point operations of a function's matrix products and convolutions, from its jaxpr: whatever the backend."""
+"""Floating-point operations of a function's matrix products and convolutions, from its jaxpr, for every backend."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from hiso_jax.fed.devices import inner_jaxprs
 
 
 def flops_of_function(function: Callable[..., Any], *arguments: Any) -> int:
-    """Of one call with arguments of these shapes; of a conditional, the branch that takes the most."""
+    """The operations of one call with arguments of these shapes; a conditional counts its most expensive branch."""
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 

@@ -1,6 +1,6 @@
-"""Devices that nobody has to have: what XLA needs to compile for them, and what their makers publish of them.
+"""Devices to compile for, present or not: their descriptions for XLA, and their published figures.
 
-Figures of one chip: Google Cloud's documentation of TPU v4, v5e, v5p and v6e; NVIDIA's data sheets of A100, H100 and
+Sources of the figures of one chip: Google Cloud's documentation of TPU v4, v5e, v5p and v6e; NVIDIA's data sheets of A100, H100 and
 H200 (SXM, dense).
 """
 
@@ -17,10 +17,10 @@ from hiso_jax.checks import ParameterError
 
 GB = 10**9
 TFLOPS = 10**12
-# Of a GPU's memory JAX takes three quarters when it starts, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# JAX takes three quarters of a GPU's memory when it starts, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 GPU_FRACTION = 0.75
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-# libtpu asks for these where there is no TPU, and a second process for leave.
+# libtpu needs these variables if there is no TPU, and the last one if a second process loads it.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -32,17 +32,17 @@ TPU_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Chip:
-    """A device, as its maker describes it.
+    """A chip and its published figures.
 
     Attributes:
       platform: ``tpu`` or ``cuda``.
-      memory: bytes.
-      bandwidth: of that memory, bytes a second.
+      memory: bytes of memory.
+      bandwidth: bytes a second from and to that memory.
       bfloat16: floating-point operations a second of matrix products in bfloat16.
-      default, high, highest: of products of float32 in JAX's precisions: one, three and six passes of bfloat16 on TPU;
-        TF32, TF32 and in full on GPUs.
+      default, high, highest: those of float32 products in JAX's precisions: one, three and six passes of bfloat16 on
+        TPU; TF32, TF32 and full float32 on GPUs.
       links: bytes a second to other devices.
-      gpu: of a GPU: name, cores, L2 bytes, shared bytes of a core, compute capability, clock in GHz.
+      gpu: for a GPU: name, cores, L2 bytes, shared bytes of a core, compute capability, clock in GHz.
     """
 
     platform: str
@@ -87,9 +87,9 @@ class Target:
     """Devices to compile for.
 
     Attributes:
-      name: as it was asked for.
-      chip: what they are.
-      devices: all of them.
+      name: the requested name.
+      chip: the chip of every device.
+      devices: all devices.
     """
 
     name: str
@@ -103,10 +103,10 @@ class Target:
 
 
 def chip_of(name: str) -> Chip:
-    """What the devices of a target are, by its name alone.
+    """The chip of a target, from its name alone.
 
     Raises:
-      ValueError: the name is none of a target.
+      ValueError: the name is not that of a target.
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", shape):
@@ -118,7 +118,7 @@ def target(name: str) -> Target:
     """Devices by name: ``v5e:2x4``, ``h100:1x1x8``.
 
     Raises:
-      ValueError: the name is none, the compiler for it is not installed, or there is no such shape.
+      ValueError: the name is not that of a target, its compiler is not installed, or the shape does not exist.
     """
     chip = chip_of(name)
     shape = name.partition(":")[2]
@@ -132,7 +132,7 @@ def target(name: str) -> Target:
         else:
             found = topologies.get_topology_desc(platform="cuda", target_config=_described(chip), topology=shape)
     except Exception as error:
-        # The plug-ins raise what they like: of a package that is missing, of a shape that cannot be.
+        # Plug-ins raise any kind of exception for a missing package or an impossible shape.
         reason = " ".join(str(error).split())[:200]
         raise ParameterError(
             "target",
@@ -143,7 +143,7 @@ def target(name: str) -> Target:
 
 
 def _described(chip: Chip) -> str:
-    """A GPU as XLA's ``GpuTargetConfigProto`` describes it, in text."""
+    """The description of a GPU as text of XLA's ``GpuTargetConfigProto``."""
     assert chip.gpu is not None
     name, cores, cache, shared, (major, minor), clock = chip.gpu
     device = {

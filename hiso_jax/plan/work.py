@@ -1,4 +1,4 @@
-"""What a compiled program computes and moves: products, bytes, pins, copies."""
+"""The work of a compiled program: products, bytes, pins and copies."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from hiso_jax.plan.hlo import Computation, Instruction, Program, Run, Shape
 from hiso_jax.zo import PIN
 
-# They name or re-label what is in memory, or are counted by what they call.
+# Operations that only name or relabel memory, or whose called computations are counted.
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "async-done", "copy-done", "domain", "iota",
@@ -20,13 +20,13 @@ UPDATE = "dynamic-update-slice"
 
 
 class Work(NamedTuple):
-    """Of one device, in one run of a program.
+    """The work of one device in one run of a program.
 
     Attributes:
       flops: floating-point operations of its matrix products and convolutions, a multiplication and an addition two.
-      bytes: read from and written to the device's own memory, by every instruction that is not part of a fusion.
-      pins: walls that are in the program.
-      copies: what is copied as it is, bytes by array, the largest first.
+      bytes: bytes read from and written to the device's own memory by every instruction that is not inside a fusion.
+      pins: the number of pins in the program.
+      copies: the bytes of each copied array, the largest first.
     """
 
     flops: int
@@ -36,7 +36,7 @@ class Work(NamedTuple):
 
 
 def work_of(program: Program) -> Work:
-    """What ``program`` computes and moves."""
+    """The work of ``program``."""
     flops, moved, pins, copies = 0, 0, 0, []
     for run in program:
         instruction = run.instruction
@@ -51,7 +51,7 @@ def work_of(program: Program) -> Work:
 
 
 def _is_pin(run: Run) -> bool:
-    """Whether an instruction is a wall: of ``reduce_precision``, or a minimum where that does not stand."""
+    """Whether an instruction is a pin: ``reduce_precision``, or a minimum where XLA would remove that."""
     inside = f"/{PIN}/" in f"/{run.instruction.scope}"
     return inside and run.instruction.operation in ("reduce-precision", "minimum")
 
@@ -61,7 +61,7 @@ def _far(shapes: Iterable[Shape]) -> int:
 
 
 def _moved(run: Run, program: Program) -> int:
-    """Bytes that an instruction reads and writes; of what is read or written in part, that part."""
+    """Bytes that an instruction reads and writes; of an array that it reads or writes in part, only that part."""
     instruction, computation = run.instruction, run.computation
     if instruction.operation in SLICES:
         return 2 * _far(instruction.shapes)
@@ -79,7 +79,7 @@ def _moved(run: Run, program: Program) -> int:
 
 
 def _users(inside: Computation, name: str) -> Iterator[Instruction]:
-    """What reads a value in a fusion, through what only re-labels it."""
+    """The instructions that read a value in a fusion, looking through those that only relabel it."""
     for instruction in inside.values():
         if name in instruction.operands:
             if instruction.operation in ("bitcast", "reshape"):
@@ -89,7 +89,7 @@ def _users(inside: Computation, name: str) -> Iterator[Instruction]:
 
 
 def _read(inside: Computation, number: int, whole: int) -> int:
-    """Bytes that a fusion reads of its operand of that number, which has ``whole``."""
+    """Bytes that a fusion reads of its operand ``number``, whose size is ``whole``."""
     own = next((i for i in inside.values() if i.operation == "parameter" and i.operands == (str(number),)), None)
     users = [] if own is None else list(_users(inside, own.name))
     if users and all(user.operation in (*SLICES, UPDATE) for user in users):
@@ -98,7 +98,7 @@ def _read(inside: Computation, number: int, whole: int) -> int:
 
 
 def _written(inside: Computation, whole: int) -> int:
-    """Bytes that a fusion writes, of ``whole`` in its result."""
+    """Bytes that a fusion writes of its result, whose size is ``whole``."""
     root = next(instruction for instruction in inside.values() if instruction.is_root)
     ends = [inside[name] for name in root.operands if name in inside] if root.operation == "tuple" else [root]
     updates = [end for end in ends if end.operation == UPDATE]
@@ -107,7 +107,7 @@ def _written(inside: Computation, whole: int) -> int:
 
 
 def flops_of(run: Run) -> int:
-    """Of a matrix product or a convolution; of anything else 0."""
+    """The operations of a matrix product or a convolution; 0 for other instructions."""
     instruction = run.instruction
     if instruction.product is None:
         return 0
@@ -125,8 +125,8 @@ def flops_of(run: Run) -> int:
 
 
 def _touched(attributes: str, sizes: list[int]) -> list[int]:
-    """How many places of a window a result sums, along each axis."""
+    """The number of window positions that a result sums, along each axis."""
     dilated = re.search(r"lhs_dilate=([\dx]+)", attributes)
     factors = [int(n) for n in dilated[1].split("x")] if dilated else [1] * len(sizes)
-    # A batch dimension written as a window over a dilated axis meets one place only.
+    # A batch dimension written as a window over a dilated axis meets only one position.
     return [max(1, math.ceil(size / factor)) for size, factor in zip(sizes, factors, strict=True)]

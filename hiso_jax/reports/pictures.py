@@ -12,7 +12,7 @@ from hiso_jax.reports.text import human_bytes, human_count, short_names
 
 Histories = Mapping[str, Sequence[Sequence[fed.Evaluation]]]
 SPREAD_OPACITY = 0.18
-# Totals of bytes that differ by more than FAR_APART get a logarithmic axis. A loss beyond FAR_UP times its start is cut.
+# Bytes that differ by a factor of FAR_APART get a logarithmic axis. A loss beyond FAR_UP times its start is cut.
 FAR_APART = 20
 FAR_UP = 3
 
@@ -140,7 +140,7 @@ def comparison_picture(
     metric: fed.Metric,
     target: float | None,
 ) -> None:
-    """Draw the metric against rounds, bytes up and forward passes; below, the cost of each method in the baseline's units.
+    """Draw the metric against rounds, bytes up and forward passes; below, each method's cost relative to the baseline.
 
     Args:
       compared: name → an object whose ``histories`` are its evaluations, one list per seed.
