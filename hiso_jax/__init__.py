@@ -44,7 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``Experiment`` and ``tune`` are imported when they are first used: models, tables and pictures come with them."""
+    """Import ``Experiment`` and ``tune`` at their first use, because they import models, tables and pictures."""
     if name == "tune":
         return import_module("hiso_jax.tune")
     if name == "Experiment":

@@ -1,7 +1,7 @@
-"""Availabilities by name: which invited clients come to a round, as ``--availability`` and ``Experiment`` choose it.
+"""Availabilities by name: which invited clients come to a round, as in ``--availability`` and ``Experiment``.
 
-An availability is a factory ``name(*, options)`` that returns a :class:`hiso_jax.fed.Availability`, or None where
-everybody comes.
+An availability is a factory ``name(*, options)`` that returns a :class:`hiso_jax.fed.Availability`, or None if every
+invited client comes.
 """
 
 from pathlib import Path
@@ -16,31 +16,31 @@ def always() -> None:
 
 
 def bernoulli(*, availability_rate: float = 0.8) -> fed.Bernoulli:
-    """Every client comes with one probability.
+    """Every client comes with the same probability.
 
     Args:
       availability_rate: mean probability that a client comes.
 
     Raises:
-      ParameterError: a probability that is none.
+      ParameterError: ``availability_rate`` is not in [0, 1].
     """
     between("availability_rate", availability_rate, 0, 1)
     return fed.Bernoulli(availability_rate)
 
 
 def per_client(*, availability_rate: float = 0.8, availability_spread: float = 0.2) -> fed.UniformRates:
-    """Every client comes with a probability of its own.
+    """Every client comes with its own probability.
 
     Args:
       availability_rate: mean probability that a client comes.
-      availability_spread: the clients' rates are uniform within this distance of the mean, or within [0, 1].
+      availability_spread: largest distance of a client's probability from the mean, uniform within it and [0, 1].
 
     Raises:
-      ParameterError: a probability or a spread that is none.
+      ParameterError: ``availability_rate`` or ``availability_spread`` is not in [0, 1].
     """
     between("availability_rate", availability_rate, 0, 1)
     between("availability_spread", availability_spread, 0, 1)
-    # As wide as leaves the mean as it was given.
+    # Limited so that the mean stays as given.
     spread = min(availability_spread, availability_rate, 1 - availability_rate)
     return fed.UniformRates(availability_rate - spread, availability_rate + spread)
 
@@ -50,11 +50,11 @@ def diurnal(*, availability_rate: float = 0.8, rounds_per_day: float = 100.0) ->
 
     Args:
       availability_rate: mean probability that a client comes.
-      rounds_per_day: period of a wave from twice the mean, at most 1, to as far below it; each client has its own time
-        zone.
+      rounds_per_day: period of the wave, from twice the mean, at most 1, to as far below the mean; each client has its
+        own time zone.
 
     Raises:
-      ParameterError: a probability that is none, or a period that is not positive.
+      ParameterError: ``availability_rate`` is not in [0, 1], or ``rounds_per_day`` is not positive and finite.
     """
     between("availability_rate", availability_rate, 0, 1)
     positive("rounds_per_day", rounds_per_day)
@@ -63,13 +63,13 @@ def diurnal(*, availability_rate: float = 0.8, rounds_per_day: float = 100.0) ->
 
 
 def trace(*, trace: Path | None = None) -> fed.Trace:
-    """Clients come as a file recorded it.
+    """Clients come as recorded in a file.
 
     Args:
-      trace: .npy or .csv file of 0s and 1s, a line a round, a column a client; both start again at their end.
+      trace: .npy or .csv file of 0s and 1s, one row per round and one column per client; both repeat from the start.
 
     Raises:
-      ParameterError: no file, or one that is not a table of 0s and 1s.
+      ParameterError: no file is given, or it is not a table of 0s and 1s.
     """
     if trace is None:
         raise ParameterError("trace", "must be given with availability trace: a .npy or .csv file")

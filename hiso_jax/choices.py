@@ -1,8 +1,8 @@
 """Choices by name: an algorithm, a partition, a schedule, a task. Each is a factory whose keywords are its options.
 
-A factory ``name(inputs, *, option=default, …)`` takes the first inputs of its kind, as many as it has positional
-parameters; its keywords are its options, in Python and on the command line, and its docstring is their help. A user's
-own factory has the same rights: in a file (``path/to/file.py:name``), in a module (``package.module:name``), or under
+A factory ``name(inputs, *, option=default, …)`` takes as many of the first inputs of its kind as it has positional
+parameters. Its keywords are its options, in Python and on the command line, and its docstring is their help. A user's
+own factory works the same way: from a file (``path/to/file.py:name``), from a module (``package.module:name``), or from
 the entry-point group of its kind.
 """
 
@@ -33,10 +33,10 @@ class Option:
     """An option: a keyword of a factory, or a field of a command.
 
     Attributes:
-      name: of the keyword.
+      name: the name of the keyword.
       kind: its annotation.
       default: its value if it is not given.
-      text: what --help says of it.
+      text: its text in --help.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Listed:
 
     Attributes:
       convert: type of the members.
-      metavar: how --help shows the word.
+      metavar: the word's placeholder in --help.
       strip: whether blanks around a member are dropped.
     """
 
@@ -63,7 +63,7 @@ class Listed:
         """The members of ``word``.
 
         Raises:
-          ValueError: one is not of the type.
+          ValueError: a member is not of the type.
         """
         return tuple(self.convert(item.strip() if self.strip else item) for item in word.split(","))
 
@@ -75,7 +75,7 @@ def texts_of(documented: Any) -> dict[str, str]:
 
 
 def defaults(**values: Any) -> Callable[[AnyFactory], AnyFactory]:
-    """Declare the options that have other defaults where this factory is chosen, as ``@defaults(rounds=24)``."""
+    """Declare other defaults of options for when this factory is chosen, as in ``@defaults(rounds=24)``."""
 
     def declare(factory: AnyFactory) -> AnyFactory:
         vars(factory)["defaults"] = values
@@ -89,12 +89,12 @@ class Kind:
     """A kind of choice: its name, and the factories to choose from.
 
     Attributes:
-      name: of the option that chooses, which errors name.
-      factories: by their names; a name with dashes may also be given with underscores.
-      inputs: names of what a factory is called with, in their order.
-      returns: what it makes, as errors show it.
-      otherwise: the factory of a name that is none of these and no file's; None refuses it.
-      group: the entry-point group in which other packages register their own; by default of the plural of the name.
+      name: the name of the option that chooses, also in errors.
+      factories: the factories by name; a name with dashes may also be given with underscores.
+      inputs: the names of the inputs of a factory, in their order.
+      returns: the type that a factory returns, for errors.
+      otherwise: makes the factory of a name that is neither known nor in a file or module; None refuses such a name.
+      group: the entry-point group in which other packages register factories; by default the plural of the name.
     """
 
     name: str
@@ -123,11 +123,11 @@ class Kind:
         """A choice by its name.
 
         Args:
-          name: of a factory here or registered; ``path/to/file.py:name`` or ``package.module:name``. Code of the file
-            or module is run.
+          name: the name of a factory of this package or of a registered one; ``path/to/file.py:name`` or
+            ``package.module:name``, in which case the code of the file or module is run.
 
         Raises:
-          ParameterError: there is none.
+          ParameterError: the name is unknown, or its code cannot be loaded.
         """
         spelled = {each.replace("-", "_"): each for each in self.factories}
         own = spelled.get(name.replace("-", "_"))
@@ -140,7 +140,7 @@ class Kind:
                     return Choice(self, name, point.load())
             if self.otherwise is not None and not is_foreign(name):
                 return Choice(self, name, self.otherwise(name))
-            # Nothing else is imported: whoever asks is_foreign first, of what a stranger's file names, is safe.
+            # Nothing else is imported: for names from an untrusted file, a caller that checks is_foreign first is safe.
             if not is_foreign(name):
                 near = difflib.get_close_matches(name, self.factories, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
@@ -175,12 +175,12 @@ class Kind:
 
 @cache
 def _run(path: Path, sha256: str) -> Any:
-    """The module in a file of these bytes, run once."""
+    """The module in a file, run once per SHA-256 of the file."""
     spec = importlib.util.spec_from_file_location(f"hiso_jax_user_{path.stem}_{sha256[:8]}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Where dataclasses and type hints look for it.
+    # Dataclasses and type hints look for the module there.
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
@@ -191,10 +191,10 @@ def _run(path: Path, sha256: str) -> Any:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether the code of a choice comes from a file or module that its name points at, ``source:attribute``."""
+    """Whether the code of a choice comes from a file or module that its name points to, ``source:attribute``."""
     source, colon, attribute = name.rpartition(":")
     is_source = source.endswith(".py") or all(map(str.isidentifier, source.split(".")))
-    # A method's name may have channels behind it.
+    # Channels may follow a method's name.
     return bool(colon) and is_source and attribute.partition("+")[0].isidentifier()
 
 
@@ -203,10 +203,10 @@ class Choice:
     """One factory of a kind.
 
     Attributes:
-      kind: what was chosen.
+      kind: the kind of the choice.
       name: its name, as the kind spells it or as the user gave it.
-      factory: what makes it.
-      sha256: of the user's file that it comes from, or None.
+      factory: the factory.
+      sha256: the SHA-256 of the user's file with the factory, or None.
     """
 
     kind: Kind
@@ -216,12 +216,12 @@ class Choice:
 
     @property
     def title(self) -> str:
-        """A name to call it by, also in a file's name."""
+        """A name for display and for file names."""
         return self.name.rpartition("/")[2].replace(".py:", "-").replace(":", "-")
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Which inputs of its kind the factory takes."""
+        """The inputs of its kind that the factory takes."""
         return self.kind.inputs[: len(self._parameters) - len(self.options)]
 
     @cached_property
@@ -230,10 +230,10 @@ class Choice:
 
     @cached_property
     def options(self) -> dict[str, Option]:
-        """Its options by their names.
+        """Its options by name.
 
         Raises:
-          ParameterError: the factory is not of the form that its kind has.
+          ParameterError: the factory does not have the form of its kind.
         """
         own = [parameter for parameter in self._parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
         first = self._parameters[: len(self._parameters) - len(own)]
@@ -266,11 +266,11 @@ class Choice:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The options that have other defaults where it is chosen."""
+        """The defaults of options that change when this factory is chosen."""
         return dict(getattr(self.factory, "defaults", {}))
 
     def build(self, options: Mapping[str, Any], *inputs: Any) -> Any:
-        """Call the factory with its inputs, in the order of its kind, and with those of ``options`` that it has.
+        """Call the factory with its inputs, in the order of its kind, and with the entries of ``options`` that it has.
 
         Raises:
           ParameterError: an option is out of range, or the factory fails.
@@ -286,7 +286,7 @@ class Choice:
 
 
 def shared_options(choices: Collection[Choice]) -> dict[str, Option]:
-    """The options of choices that are made together; two of one name must be one option.
+    """The options of choices that are made together; options of the same name must agree.
 
     Raises:
       ParameterError: two choices declare an option of one name differently.

@@ -1,4 +1,4 @@
-"""Walls to the compiler, where the last bit matters."""
+"""Walls that the compiler does not optimize across, where the last bit matters."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 PIN = "pin"
-"""The named scope of every pin, by which they can be counted in a compiled program."""
+"""The named scope of every pin, by which pins can be counted in a compiled program."""
 
 
 def pin(x: Array) -> Array:
-    """Round ``x`` to its own dtype: nothing to the value, a wall to XLA.
+    """Round ``x`` to its own dtype: the value stays the same, and XLA does not simplify across it.
 
-    A run and a replay put the same formula into different programs, where XLA may or may not move a factor or rewrite
-    a product, and the last bit parts. On CPU and TPU ``lax.reduce_precision`` at the dtype's own precision stands
-    between and survives all passes; XLA's pipeline for GPUs removes it at its end and simplifies again (``u / sqrt(h)``
-    became ``u · rsqrt(h)``). There the wall is the smaller of ``x`` and the largest finite number, which takes +∞ to
-    that number and leaves all else: it fuses as if it were not there, where a selection or a barrier took a fifth or
-    two more of a large model's memory (``benchmarks/README.md``). On CPU another wall would give other bits than
-    ledgers that have been written.
+    A run and a replay compile the same formula in different programs. XLA may move a factor or rewrite a product in
+    only one of them, and then the last bits differ. On CPU and TPU, ``lax.reduce_precision`` at the dtype's own
+    precision is a wall that survives all passes. XLA's pipeline for GPUs removes it at its end and simplifies again
+    (``u / sqrt(h)`` became ``u · rsqrt(h)``). There the wall is the minimum of ``x`` and the largest finite number,
+    which maps +∞ to that number and leaves all other values. The minimum does not hinder fusion, but a selection or a
+    barrier took a fifth or two more of a large model's memory (``benchmarks/README.md``). On CPU another wall would
+    give other bits than those of existing ledgers.
 
-    What generates the code behind XLA still contracts a product and a sum through ``reduce_precision``, in a run and
-    its replay alike.
+    The code generator behind XLA still contracts a product and a sum through ``reduce_precision``, both in a run and
+    in its replay.
     """
     with jax.named_scope(PIN):
         return _pin.bind(x)
@@ -41,22 +41,22 @@ def _at_most_the_largest(x: Array) -> Array:
 
 
 def rounded(x: Array) -> Array:
-    """``x``, rounded before anything is added to it: a wall to fused multiply-adds, on any backend.
+    """``x``, rounded before anything is added to it: a wall against fused multiply-adds, on any backend.
 
-    A selection that only a NaN changes, into an infinity; no compiler can know that there is none, and none contracts
-    through a selection. It costs nothing measurable beside a pass over memory.
+    It is a selection that changes only a NaN, into an infinity. A compiler cannot know that ``x`` has no NaN, and no
+    compiler contracts through a selection. Compared with a pass over memory, its cost is not measurable.
     """
     return lax.select(x == x, x, lax.full_like(x, jnp.inf))
 
 
-# A primitive and not ``lax.platform_dependent``: one equation and one operation where that makes a conditional.
+# A primitive is one equation and one operation; ``lax.platform_dependent`` would make a conditional.
 _pin = Primitive("hiso_jax_pin")
 _compiled = jax.jit(lambda x: _pin.bind(x))
 
 
 @_pin.def_impl
 def _alone(x: Array) -> Array:
-    # Compiled also under jax.disable_jit(), where the function's own call would lead here again.
+    # Compiled even under jax.disable_jit(), where the call would otherwise come back here.
     with jax.disable_jit(False):
         return _compiled(x)
 

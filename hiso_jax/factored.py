@@ -1,8 +1,8 @@
-"""Matrices that are not made dense: a product of two thin factors, and a weight with such a product beside it.
+"""Matrices in factored form: a product of two thin factors, and a weight plus such a product.
 
 A direction of low rank u = A Bᵀ is as cheap to evaluate as to draw if the model multiplies by it in two thin steps,
-x (W + s u) = x W + s (x A) Bᵀ: no perturbed copy of W exists, and all who evaluate along directions of their own share
-the product with W (EGGROLL, arXiv 2511.16652). The one word for it that models and the zeroth-order mathematics share.
+x (W + s u) = x W + s (x A) Bᵀ. No perturbed copy of W exists, and all clients with their own directions share the
+product with W (EGGROLL, arXiv 2511.16652). Models and the zeroth-order code share this form.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ from hiso_jax.exact import pin, rounded
 from hiso_jax.renamed import successor
 
 PerturbedAs = Callable[[str], Literal["matrix", "table"] | None]
-"""A parameter's dotted name → how the model reads it when it is perturbed along a direction: by :func:`product` and
-:func:`take` (a matrix), rows of it by :func:`take` (a table of embeddings), or None: as an array made dense."""
+"""A parameter's dotted name → how the model reads the parameter perturbed along a direction: by :func:`product` and
+:func:`take` (a matrix), by :func:`take` of rows (a table of embeddings), or as a dense array (None)."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
 class Factors:
-    """A matrix A Bᵀ, or a stack of them, in the place of an array of ``shape``.
+    """A matrix A Bᵀ, or a stack of such matrices, in place of an array of ``shape``.
 
     Attributes:
-      rows: A, [..., R, r], R being all axes of the array but the last.
+      rows: A, [..., R, r]; R comprises all axes of the array but the last.
       columns: B, [..., C, r].
-      own: the shape of the array, without any axis of stacked layers.
+      own: the shape of the array without the axis of stacked layers.
     """
 
     rows: Float[Array, "... R r"]
@@ -40,66 +40,66 @@ class Factors:
     own: tuple[int, ...]
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], tuple[int, ...]]:
-        """Keys that tell the factors apart in a saved state."""
+        """The factors, with keys that distinguish them in a saved state."""
         key = jax.tree_util.DictKey
         return ((key("rows"), self.rows), (key("columns"), self.columns)), self.own
 
     @classmethod
     def tree_unflatten(cls, own: tuple[int, ...], children: tuple[Any, Any]) -> "Factors":
-        """The inverse."""
+        """The inverse of :meth:`tree_flatten_with_keys`."""
         return cls(*children, own)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
+        """The shape of the array."""
         return (*self.rows.shape[:-2], *self.own)
 
     @property
     def dtype(self) -> Any:
-        """Of the array."""
+        """The dtype of the array."""
         return self.rows.dtype
 
     def dense(self) -> Shaped[Array, "..."]:
-        """The array itself, summed term by term, so that every program has the same bits."""
+        """The dense array, summed term by term, so that every program has the same bits."""
         return outer(self.rows, self.columns).reshape(self.shape)
 
 
 def outer(rows: Float[Array, "... R r"], columns: Float[Array, "... C r"]) -> Float[Array, "... R C"]:
-    """A Bᵀ, summed term by term: a product of matrices would be rounded to fewer bits on accelerators."""
+    """A Bᵀ, summed term by term: a matrix product would be rounded to fewer bits on accelerators."""
     terms = zip(jnp.unstack(rows, axis=-1), jnp.unstack(columns, axis=-1), strict=True)
     return reduce(add, [term_of(a, b) for a, b in terms])
 
 
 def term_of(row: Float[Array, "... R"], column: Float[Array, "... C"]) -> Float[Array, "... R C"]:
-    """A bᵀ, each product rounded: of two that are added either could be contracted, in one program and in another."""
+    """The outer product a bᵀ, each product rounded: programs could contract different products of a sum."""
     return rounded(row[..., :, None] * column[..., None, :])
 
 
 def is_factors(node: Any) -> bool:
-    """Whether ``node`` stands for a matrix by its factors."""
+    """Whether ``node`` is a matrix in factored form."""
     return isinstance(node, Factors)
 
 
 def dense(node: Array | Factors) -> Array:
-    """An array, or the one that factors stand for."""
+    """The dense array of an array or of factors."""
     return node.dense() if isinstance(node, Factors) else node
 
 
 def added(x: Array, z: Array, scale: ArrayLike) -> Array:
     """``x + scale · z``, added in the wider dtype and then cast to that of ``x``."""
-    # Pinned, so that the sum is not contracted in one program and not in another.
+    # Pinned, because otherwise only some programs would contract the sum.
     return (x.astype(z.dtype) + pin(jnp.asarray(scale, z.dtype) * z)).astype(x.dtype)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PerturbedParameter:
-    """A parameter perturbed along a direction, ``base + scale · along``: what a model reads in the place of an array.
+    """A parameter perturbed along a direction, ``base + scale · along``; a model reads it in place of an array.
 
     Attributes:
       base: the parameter.
-      along: the direction, as an array or by its factors.
-      scale: how far.
+      along: the direction, as an array or as factors.
+      scale: how far the parameter goes along the direction.
     """
 
     base: Shaped[Array, "..."]
@@ -107,7 +107,7 @@ class PerturbedParameter:
     scale: Float[Array, ""]
 
     def dense(self) -> Shaped[Array, "..."]:
-        """The array itself."""
+        """The dense array."""
         return added(self.base, dense(self.along), self.scale)
 
     def _factors(self, dtype: DTypeLike) -> tuple[Array, Array]:
@@ -128,9 +128,9 @@ def product(
 
     Args:
       x: the inputs.
-      weight: [R, C], and [C, R] if ``transposed``.
+      weight: [R, C], or [C, R] if ``transposed``.
       transposed: multiply by the transpose.
-      to: in which dtype products are summed and returned; None means that of ``x``.
+      to: the dtype in which products are summed and returned; None means that of ``x``.
     """
 
     def times(x: Array, matrix: Array, transposed: bool) -> Array:
@@ -141,14 +141,14 @@ def product(
         first, second = weight._factors(x.dtype)
         if transposed:
             first, second = second, first
-        # Rounded: products so thin are fused into what follows, and contracted with it in one program and not another.
+        # Rounded: only some programs would fuse and contract these thin products with the operations that follow.
         thin = rounded(times(x, first, False)).astype(x.dtype)
         return times(x, weight.base, transposed) + rounded(times(thin, second, True))
     return times(x, weight.dense() if isinstance(weight, PerturbedParameter) else weight, transposed)
 
 
 def take(weight: Array | PerturbedParameter, numbers: Int[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
-    """Rows of a matrix, or columns (``axis`` 1) with ``numbers`` [n], made dense: [..., C], or [R, n]."""
+    """The rows ``numbers`` of a matrix, [..., C], or its columns (``axis`` 1) ``numbers`` [n], [R, n], dense."""
     if not isinstance(weight, PerturbedParameter):
         return weight[numbers] if axis == 0 else weight[:, numbers]
     base = take(weight.base, numbers, axis)
@@ -160,5 +160,5 @@ def take(weight: Array | PerturbedParameter, numbers: Int[Array, "..."], axis: i
 
 
 def __getattr__(name: str) -> Any:
-    """Names of earlier releases answer with their successors."""
+    """The error for a name of an earlier release names its successor."""
     raise successor(__name__, name)

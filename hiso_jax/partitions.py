@@ -1,7 +1,7 @@
-"""Partitions by name: how training examples are assigned to clients, as ``--partition`` and ``Experiment`` choose it.
+"""Partitions by name: how training examples are assigned to clients, as in ``--partition`` and ``Experiment``.
 
 A partition is a factory ``name(train, clients, seed, *, options)``: ``train`` is the task's training data, a pytree of
-arrays whose first axis are the examples, with an entry ``label`` where there are labels. It returns a population.
+arrays whose first axis runs over the examples, with an entry ``label`` if there are labels. It returns a population.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.choices import AnyFactory, Kind, Listed
 from hiso_jax.fed.population import AnyPopulation
 
-# Of the training data of text, where a column names the clients.
+# The entry of text training data with the names of the clients.
 CLIENT = "client"
 CLIENT_EXAMPLES = (16, 256)
 Sizes = Annotated[tuple[int, ...], Listed(int, "MIN,MAX")]
 
 
 def by_label(factory: AnyFactory) -> AnyFactory:
-    """Declare that a partition reads the labels of the examples: a task without any is refused before it is loaded."""
+    """Declare that a partition reads labels, so that a task without labels is refused before it is loaded."""
     vars(factory)["by_label"] = True
     return factory
 
@@ -39,10 +39,10 @@ def _labels(train: Any) -> Any:
 
 
 def _virtual(train: Any, clients: int, virtual: bool, sizes: tuple[int, ...]) -> bool:
-    """Whether clients draw from the shared pool: by request, or since there are more of them than examples.
+    """Whether clients draw from the shared pool: by request, or because they outnumber the examples.
 
     Raises:
-      ParameterError: sizes of virtual clients are given, and clients hold a partition of the examples.
+      ParameterError: the sizes are out of range, or sizes are given for clients that are not virtual.
     """
     if len(sizes) != 2 or not 1 <= sizes[0] <= sizes[1] < 2**31:
         given = ",".join(map(str, sizes))
@@ -72,14 +72,15 @@ def dirichlet(
     Args:
       train: the task's training data, with labels.
       clients: number of clients, N.
-      seed: of the proportions.
+      seed: the seed of the proportions.
       alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
-      virtual: clients that exist as a key and draw their examples from the shared pool by a mixture of their own; any
-        number of them. More clients than examples are virtual by themselves.
+      virtual: any number of clients that exist only as a key and draw their examples from the shared pool, each by its
+        own mixture of labels; the default if there are more clients than examples.
       client_examples: fewest and most examples of a virtual client, log-uniform in between.
 
     Raises:
-      ParameterError: the task has no labels; N, α or the sizes are out of range; or clients with sizes are not virtual.
+      ParameterError: the task has no labels; N, α or the sizes are out of range; or sizes are given without virtual
+        clients.
     """
     if _virtual(train, clients, virtual, client_examples):
         fewest, most = client_examples
@@ -94,7 +95,7 @@ def dirichlet_balanced(train: Any, clients: int, seed: int, *, alpha: float = 0.
     Args:
       train: the task's training data, with labels.
       clients: number of clients, N.
-      seed: of the proportions.
+      seed: the seed of the proportions.
       alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
 
     Raises:
@@ -111,13 +112,13 @@ def iid(
     Args:
       train: the task's training data.
       clients: number of clients, N.
-      seed: of the shuffle.
-      virtual: clients that exist as a key and draw their examples from the shared pool by a mixture of their own; any
-        number of them. More clients than examples are virtual by themselves.
+      seed: the seed of the shuffle.
+      virtual: any number of clients that exist only as a key and draw their examples from the shared pool, each by its
+        own mixture of labels; the default if there are more clients than examples.
       client_examples: fewest and most examples of a virtual client, log-uniform in between.
 
     Raises:
-      ParameterError: N or the sizes are out of range, or sizes are given of clients that are not virtual.
+      ParameterError: N or the sizes are out of range, or sizes are given without virtual clients.
     """
     if _virtual(train, clients, virtual, client_examples):
         labels = train.get("label") if isinstance(train, Mapping) else None
@@ -134,7 +135,7 @@ def shards(train: Any, clients: int, seed: int, *, shards_per_client: int = 2) -
     Args:
       train: the task's training data, with labels.
       clients: number of clients, N.
-      seed: of the assignment.
+      seed: the seed of the assignment.
       shards_per_client: label shards assigned to each client.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Names that have been replaced: each answers with its successor, and files keep the names that they had."""
+"""Replaced names: an error names the successor, and files keep the old names."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -9,10 +9,10 @@ from hiso_jax.checks import ParameterError
 F = TypeVar("F", bound=Callable[..., Any])
 
 PARAMETERS = {"method": "difference", "moved_as": "perturbed_as"}
-"""Options and keyword arguments of earlier releases, and what they are called now."""
+"""Options and keyword arguments of earlier releases → their names now."""
 
 IN_FILES = {"difference": "method"}
-"""Options whose name in ledgers and configuration files is another: files on disk keep theirs."""
+"""Options → their names in ledgers and configuration files, if they differ: files on disk keep the old names."""
 
 NAMES: dict[str, dict[str, str]] = {
     "hiso_jax": {"simulation": "hiso_jax.reports.Report, a callback of hiso_jax.Simulation"},
@@ -38,21 +38,21 @@ NAMES: dict[str, dict[str, str]] = {
         "whole": "hiso_jax.factored.dense",
     },
 }
-"""Public names of earlier releases, by their modules, and what to use now."""
+"""Module → its public names of earlier releases → the name to use now."""
 
 
 def successor(module: str, name: str) -> AttributeError:
-    """The error of a module that has no ``name``, which says what replaced it."""
+    """The error of a module that has no ``name``; it gives the replacement, if any."""
     now = NAMES.get(module, {}).get(name)
     replaced = f"; it has been replaced by {now}" if now else ""
     return AttributeError(f"module {module!r} has no attribute {name!r}{replaced}")
 
 
 def refuse_renamed(names: Mapping[str, Any]) -> None:
-    """Refuse keyword arguments by names that they no longer have.
+    """Refuse keyword arguments with names of earlier releases.
 
     Raises:
-      ParameterError: there is one; it names the successor.
+      ParameterError: there is such an argument; the error names its successor.
     """
     for name, now in PARAMETERS.items():
         if name in names:
@@ -60,7 +60,7 @@ def refuse_renamed(names: Mapping[str, Any]) -> None:
 
 
 def with_renamed(function: F) -> F:
-    """A function or a class that answers keyword arguments by their old names with their new ones."""
+    """The function or class, refusing old names of keyword arguments with an error that gives the new names."""
     if isinstance(function, type):
         function.__init__ = with_renamed(function.__init__)  # type: ignore[misc]
         return function

@@ -1,4 +1,4 @@
-"""Samplers by name: the family of raw perturbations, as ``--sampler`` chooses it for methods that have this option.
+"""Samplers by name: the family of raw perturbations, as in ``--sampler`` of the methods that have this option.
 
 A sampler is a factory ``name(*, options)`` that returns a :data:`hiso_jax.zo.Sampler`: a function (key, shape, dtype) →
 array with E[u uᵀ] = I.

@@ -1,7 +1,7 @@
-"""Schedules by name: the learning rate over the rounds, as ``--schedule`` and ``Experiment`` choose it.
+"""Schedules by name: the learning rate over the rounds, as in ``--schedule`` and ``Experiment``.
 
 A schedule is a factory ``name(learning_rate, rounds, *, options)`` of the rate at the start and the number of rounds.
-It returns a number or a schedule of optax. One that takes ``rounds`` ends there, and its runs cannot be extended.
+It returns a number or a schedule of optax. A factory that takes ``rounds`` ends then, and its runs cannot be extended.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from hiso_jax.choices import Kind
 
 
 def inverse_sqrt(rate: ArrayLike, rounds: float = 100.0) -> Callable[[ArrayLike], Any]:
-    """η / √(1 + t / rounds): nearly constant at first, and then as stochastic gradient descent wants it.
+    """η / √(1 + t / rounds): nearly constant at first, then decaying as stochastic gradient descent requires.
 
     Args:
       rate: η at the start.
-      rounds: after so many it is η / √2.
+      rounds: the number of rounds after which the rate is η / √2.
 
     Example:
       >>> from hiso_jax.schedules import inverse_sqrt

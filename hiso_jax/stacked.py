@@ -1,8 +1,8 @@
-"""Scanned layers as a pytree node: the one word that models and the zeroth-order mathematics share.
+"""Scanned layers as a pytree node, shared by models and the zeroth-order code.
 
-A model whose layers are alike keeps each parameter once, with a leading axis of layers, and scans over it. Declaring
-that with :class:`Stacked` lets whoever draws, perturbs or stores the parameters go layer by layer, and give every
-layer the numbers that it would have as a subtree of its own.
+A model with identical layers keeps each parameter once, with a leading axis of layers, and scans over it. If the model
+declares this with :class:`Stacked`, code that draws, perturbs or stores the parameters can go layer by layer, and every
+layer gets the values that it would have as a separate subtree.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
 ONE_TURN = "one_turn"
-"""The named scope of a loop that turns once, which the program that it is in does not tell."""
+"""The named scope of a loop with one turn, whose trip count its program does not show."""
 
 Body = Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]]
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Layers to be scanned over, made one at a time: what a model sees.
+    """Layers for a model to scan over, made one at a time.
 
     Attributes:
       inputs: a pytree of [L, ...] arrays.
@@ -39,7 +39,7 @@ class Layers:
 class Stacked:
     """A subtree of parameters whose leaves have a leading axis of layers.
 
-    To the keys of directions it is the list of its layers' subtrees: with m leaves, leaf j of layer l has index
+    The keys of directions treat it as the list of its layers' subtrees: with m leaves, leaf j of layer l has index
     i + l·m + j if the first has index i.
 
     Attributes:
@@ -54,7 +54,7 @@ class Stacked:
         return jax.tree.leaves(self.layers)[0].shape[0]
 
     def unstacked(self) -> list[PyTree]:
-        """The layers' subtrees, one by one."""
+        """The list of the layers' subtrees."""
         return [jax.tree.map(lambda x, layer=layer: x[layer], self.layers) for layer in range(self.depth)]
 
 
@@ -63,13 +63,13 @@ def _opened(layers: Stacked | Layers) -> Layers:
 
 
 def scan(layers: Any, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple[PyTree, PyTree]:
-    """``body`` over stacked layers by one scan, or over a list of layers one after the other.
+    """Run ``body`` over stacked layers in one scan, or over a list of layers one after the other.
 
     Args:
       layers: a :class:`Stacked`, a :class:`Layers`, or a list of subtrees.
       body: ``(carry, layer parameters, layer input) → (carry, output)``.
-      carry: what goes from layer to layer.
-      inputs: a pytree of [L, ...] arrays, one slice a layer; None where there is nothing.
+      carry: the value that is passed from layer to layer.
+      inputs: a pytree of [L, ...] arrays, one slice per layer; None for no inputs.
 
     Returns:
       The last carry, and the outputs, [L, ...].
@@ -85,16 +85,16 @@ def scan(layers: Any, body: Body, carry: PyTree, inputs: PyTree = None) -> tuple
 
 
 def scan_to_last(layers: Any, body: Body, last: Body, carry: PyTree, inputs: PyTree = None) -> PyTree:
-    """:func:`scan` without its outputs, in which the last layer has a body of its own.
+    """:func:`scan` without outputs, and with a separate body for the last layer.
 
-    The scan goes over the layers' numbers: a slice of stacked arrays without their last layer would be a copy.
+    The scan goes over layer indices, because a slice of stacked arrays without their last layer would be a copy.
 
     Args:
-      layers: as of :func:`scan`.
-      body: of all layers but the last.
-      last: of the last.
-      carry: as of :func:`scan`.
-      inputs: as of :func:`scan`.
+      layers: as in :func:`scan`.
+      body: the body of all layers but the last.
+      last: the body of the last layer.
+      carry: as in :func:`scan`.
+      inputs: as in :func:`scan`.
     """
 
     def turn(carry: PyTree, number: Any, function: Body) -> PyTree:
@@ -117,12 +117,12 @@ def scan_to_last(layers: Any, body: Body, last: Body, carry: PyTree, inputs: PyT
 
 
 def _one_turn(function: Callable[[PyTree, Any], PyTree], carry: PyTree, depth: int) -> PyTree:
-    """``function(carry, depth - 1)``, as a loop of one turn that XLA does not know of.
+    """``function(carry, depth - 1)`` in a loop of one turn, whose trip count XLA does not know.
 
-    Beside a loop, what reads the stacked arrays in another way has XLA make them, perturbed or drawn, a second time.
-    Derivatives, which have no such arrays, are those of the function without a loop.
+    If an operation outside a loop also reads the stacked arrays, XLA makes the perturbed or drawn arrays a second time.
+    Derivatives have no such arrays: they are those of the function without a loop.
     """
-    # What it reads is handed over, whole numbers too: a function with a derivative of its own may close over none.
+    # Arrays that it reads are arguments, integers too: a function with a custom derivative may not close over any.
     traced, shapes = jax.make_jaxpr(function, return_shape=True)(carry, jnp.int32(0))
 
     def converted(carry: PyTree, number: Any, read: list[Any]) -> PyTree:
@@ -147,7 +147,7 @@ def _one_turn(function: Callable[[PyTree, Any], PyTree], carry: PyTree, depth: i
 
 def path_name(path: tuple[Any, ...]) -> str:
     """A parameter's path as one dotted name, ``layers.self_attn.q_proj.kernel``."""
-    # A Stacked's own key is an attribute, and no part of the name.
+    # The key of a Stacked itself is an attribute, and not part of the name.
     keys = (key for key in path if not isinstance(key, jax.tree_util.GetAttrKey))
     return jax.tree_util.keystr(tuple(keys), simple=True, separator=".")
 
@@ -158,7 +158,7 @@ def is_stacked(node: Any) -> bool:
 
 
 def merge(first: Any, second: Any) -> Any:
-    """The union of two nested dicts that share no leaf, layers merged inside their scan.
+    """The union of two nested dicts that share no leaf; layers are merged inside their scan.
 
     Raises:
       ValueError: both have the same leaf.

@@ -1,3 +1,3 @@
-"""The release, known to a checkout that is not installed, too."""
+"""The release number, also for a checkout that is not installed."""
 
 VERSION = "0.4.0"

@@ -40,7 +40,8 @@ class Memory:
       frozen: the parameters that are not trained.
       state: the optimizer state, including the curvature.
       data: training and test examples, the population.
-      directions: a direction and Δ, or all directions that are kept; the part of ``temporaries`` found by arithmetic.
+      directions: a direction and Δ, or all directions that are kept; a part of ``temporaries``, estimated by
+        arithmetic.
       temporaries: those of the compiled program, including ``directions``; the rest is activations, batches and the
         like.
       total: the peak, as the compiler reports it.

@@ -1,7 +1,7 @@
 """Devices to compile for, present or not: their descriptions for XLA, and their published figures.
 
-Sources of the figures of one chip: Google Cloud's documentation of TPU v4, v5e, v5p and v6e; NVIDIA's data sheets of A100, H100 and
-H200 (SXM, dense).
+The figures are those of one chip, from Google Cloud's documentation of TPU v4, v5e, v5p and v6e, and from NVIDIA's
+data sheets of A100, H100 and H200 (SXM, dense).
 """
 
 import os

@@ -105,7 +105,8 @@ def sweep(
       out: directory to write; a sweep with the same options in it is continued. None is a temporary directory, which
         is removed.
       watcher: is notified of the progress, see :class:`Watcher`.
-      options: the options of the sweep: ``learning_rate``, a list of rates, ``seeds``, ``task``, ``rounds`` and all others.
+      options: the options of the sweep: ``learning_rate`` (a list of rates), ``seeds``, ``task``, ``rounds`` and all
+        others.
 
     Raises:
       ParameterError: an option is unknown, out of range or without effect.
