@@ -33,7 +33,8 @@ def per_client(*, availability_rate: float = 0.8, availability_spread: float = 0
 
     Args:
       availability_rate: mean probability that a client comes.
-      availability_spread: largest distance of a client's probability from the mean, uniform within it and [0, 1].
+      availability_spread: largest distance of a client's probability from the mean; probabilities are uniform within
+        this distance and [0, 1].
 
     Raises:
       ParameterError: ``availability_rate`` or ``availability_spread`` is not in [0, 1].

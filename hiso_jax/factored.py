@@ -1,8 +1,8 @@
 """Matrices in factored form: a product of two thin factors, and a weight plus such a product.
 
 A direction of low rank u = A Bᵀ is as cheap to evaluate as to draw if the model multiplies by it in two thin steps,
-x (W + s u) = x W + s (x A) Bᵀ. No perturbed copy of W exists, and all clients with their own directions share the
-product with W (EGGROLL, arXiv 2511.16652). Models and the zeroth-order code share this form.
+x (W + s u) = x W + s (x A) Bᵀ. No perturbed copy of W exists, and all evaluations along different directions share
+the product with W (EGGROLL, arXiv 2511.16652). Models and the zeroth-order code share this form.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def outer(rows: Float[Array, "... R r"], columns: Float[Array, "... C r"]) -> Fl
 
 
 def term_of(row: Float[Array, "... R"], column: Float[Array, "... C"]) -> Float[Array, "... R C"]:
-    """The outer product a bᵀ, each product rounded: programs could contract different products of a sum."""
+    """The outer product a bᵀ, each product rounded: else programs could contract different products of a sum."""
     return rounded(row[..., :, None] * column[..., None, :])
 
 

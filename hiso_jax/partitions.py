@@ -75,7 +75,7 @@ def dirichlet(
       seed: the seed of the proportions.
       alpha: concentration of the Dirichlet partition; smaller means more heterogeneous clients.
       virtual: any number of clients that exist only as a key and draw their examples from the shared pool, each by its
-        own mixture of labels; the default if there are more clients than examples.
+        own mixture of labels; always so if there are more clients than examples.
       client_examples: fewest and most examples of a virtual client, log-uniform in between.
 
     Raises:
@@ -113,8 +113,8 @@ def iid(
       train: the task's training data.
       clients: number of clients, N.
       seed: the seed of the shuffle.
-      virtual: any number of clients that exist only as a key and draw their examples from the shared pool, each by its
-        own mixture of labels; the default if there are more clients than examples.
+      virtual: any number of clients that exist only as a key and draw their examples from the shared pool; always so if
+        there are more clients than examples.
       client_examples: fewest and most examples of a virtual client, log-uniform in between.
 
     Raises:

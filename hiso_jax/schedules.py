@@ -1,7 +1,8 @@
 """Schedules by name: the learning rate over the rounds, as in ``--schedule`` and ``Experiment``.
 
 A schedule is a factory ``name(learning_rate, rounds, *, options)`` of the rate at the start and the number of rounds.
-It returns a number or a schedule of optax. A factory that takes ``rounds`` ends then, and its runs cannot be extended.
+It returns a number or a schedule of optax. If the factory takes ``rounds``, the schedule ends there, and its
+runs cannot be extended.
 """
 
 from collections.abc import Callable

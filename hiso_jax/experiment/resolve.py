@@ -1,4 +1,4 @@
-"""From names and options to settings: the choices decide which options exist."""
+"""The resolution of names and options to settings: the choices decide which options exist."""
 
 import difflib
 from collections.abc import Mapping, Sequence

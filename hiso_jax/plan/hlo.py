@@ -1,6 +1,6 @@
 """A reader of a compiled program's text: which instructions run, and how often.
 
-XLA's own cost analysis counts the body of a loop once, but a round consists of loops. Here every instruction runs as
+XLA's own cost analysis counts the body of a loop once, but a round consists of loops. Here, every instruction runs as
 often as the product of the trip counts of the loops around it. A conditional runs the branch with the most matrix
 products, or else the longest branch.
 """

@@ -18,11 +18,11 @@ class Compare(Study):
     """Tune several methods with equal numbers of runs, run each at its best from the same start, and print one table.
 
     Attributes:
-      protocol: cost-to-target tunes for the fewest rounds to --target, quality-under-budget for the value at the end;
-        robustness tunes with all clients present, and reports every run with and without the given --availability,
+      protocol: goal: cost-to-target tunes for the fewest rounds to --target, quality-under-budget for the value at the
+        end; robustness tunes with all clients present, and reports every run with and without the given --availability,
         --dropout and --deadline.
-      budget: resource of which every method may spend the cost of the baseline's --rounds: rounds; passes, the forward
-        passes of clients; bytes, sent up; or seconds, simulated. All methods are evaluated equally often.
+      budget: resource that limits every method to the cost of --rounds rounds of the baseline: rounds; passes, the
+        forward passes of clients; bytes, sent up; or seconds, simulated. All methods are evaluated equally often.
       baseline: method in whose units the others' costs are given; by default decomfl, or else the first.
       schedules: schedules of the rate over the rounds, each tried with every method.
       tries: learning rates that every method tries with each schedule, at least 3: three around the method's own, then
@@ -41,7 +41,7 @@ class Compare(Study):
     tries: int = 5
     tuning_seeds: int = 2
     seeds: int = 3
-    # ``schedules`` replaces it.
+    # ``schedules`` replaces ``schedule``.
     HIDDEN: ClassVar[tuple[str, ...]] = (*Study.HIDDEN, "schedule")
 
     def __post_init__(self) -> None:
