@@ -190,7 +190,7 @@ class Search:
         """Use ``directory`` from now on, and read the trials in it.
 
         Raises:
-          ParameterError: ``tuning.json`` is not as it was written.
+          ParameterError: ``tuning.json`` was altered.
         """
         self.directory = directory
         if not exists(directory / RESULTS, "resume"):

@@ -28,7 +28,7 @@ class Compare(Study):
       tries: learning rates that every method tries with each schedule, at least 3: three around the method's own, then
         one at a time, beyond the best while it is at an edge, beside the best after that.
       tuning_seeds: runs of each learning rate, with seeds that are not reported.
-      learning_rate: grid to try in place of that search; or NAME=X,NAME=X,… for fixed rates, each with the first of
+      learning_rate: grid to try in place of the search; or NAME=X,NAME=X,… for fixed rates, each with the first of
         --schedules or, as NAME=X:SCHEDULE, its own. A single rate is fixed for every method.
       seeds: number of seeds to report for each method, counted up from --seed; from 5 on ratios have intervals.
     """
