@@ -64,7 +64,7 @@ def integer(name: str, value: Any, minimum: int | None = None, below: int | None
       ParameterError: ``value`` is not such an integer.
     """
     if not is_integer(value):
-        raise ParameterError(name, f"must be a whole number, got {value!r}")
+        raise ParameterError(name, f"must be an integer, got {value!r}")
     if minimum is not None and value < minimum:
         raise ParameterError(name, f"must be at least {minimum}, got {value}")
     if below is not None and value >= below:

@@ -25,6 +25,7 @@ NAMES: dict[str, dict[str, str]] = {
         "secret": "hiso_jax.fed.Send(function, noise=hiso_jax.fed.Noise(...))",
         "separable": "hiso_jax.fed.Send(function, separable=True) or hiso_jax.fed.Combine(function, separable=True)",
     },
+    "hiso_jax.fed.Result": {"concerns": "hiso_jax.fed.Result.health_warnings"},
     "hiso_jax.zo": {
         "Deal": "hiso_jax.zo.GroupedDirections",
         "dealt": "hiso_jax.zo.grouped",
@@ -42,10 +43,10 @@ NAMES: dict[str, dict[str, str]] = {
 
 
 def successor(module: str, name: str) -> AttributeError:
-    """The error of a module that has no ``name``; it gives the replacement, if any."""
+    """The error of a module or class that has no ``name``; it gives the replacement, if any."""
     now = NAMES.get(module, {}).get(name)
     replaced = f"; it has been replaced by {now}" if now else ""
-    return AttributeError(f"module {module!r} has no attribute {name!r}{replaced}")
+    return AttributeError(f"{module} has no attribute {name!r}{replaced}")
 
 
 def refuse_renamed(names: Mapping[str, Any]) -> None:

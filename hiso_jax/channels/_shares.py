@@ -22,7 +22,7 @@ def most_below(share: float, counted: ArrayLike, clients: int) -> Int[Array, ""]
 
 
 def _table(share: float, clients: int, sign: int) -> Int[Array, "n"]:
-    """The whole numbers for 0, 1, …, ``clients`` messages, rounded down (1) or up (-1)."""
+    """The integers for 0, 1, …, ``clients`` messages, rounded down (1) or up (-1)."""
     exact = Fraction(str(share))
     numbers = [sign * (sign * exact.numerator * n // exact.denominator) for n in range(clients + 1)]
     return jnp.asarray(np.array(numbers, np.int32))

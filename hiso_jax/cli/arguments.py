@@ -16,7 +16,7 @@ from hiso_jax.cli.errors import UsageError
 
 # Maximum width of the help, and of a list of choices that is shown beside its option's name.
 WIDTH, BESIDE = 100, 40
-NUMBERS = {float: "a number", int: "a whole number"}
+NUMBERS = {float: "a number", int: "an integer"}
 METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 

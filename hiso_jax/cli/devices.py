@@ -48,9 +48,7 @@ class Devices:
         by_hand = (self.coordinator, self.process_id, self.num_processes)
         if any(given is not None for given in by_hand):
             if None in by_hand:
-                raise ParameterError(
-                    "coordinator", "must be given with `process_id` and `num_processes`, and they with it"
-                )
+                raise ParameterError("coordinator", "must be given together with `process_id` and `num_processes`")
             if ":" not in str(self.coordinator):
                 raise ParameterError("coordinator", f"must be an address host:port, got {self.coordinator}")
             integer("num_processes", self.num_processes or 0, 1)

@@ -130,7 +130,7 @@ def overview() -> str:
             "",
             *lines,
             "",
-            f"{PROGRAM} COMMAND --help tells the options of a command, {PROGRAM} --version the release.",
+            f"{PROGRAM} COMMAND --help lists the options of a command, {PROGRAM} --version the release.",
         ]
     )
 
@@ -144,7 +144,7 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
         print(f"{PROGRAM} {VERSION}")
         raise SystemExit(errors.DONE)
     if words[0] not in COMMANDS:
-        _fail(f"{words[0]} is none of the commands {', '.join(COMMANDS)}")
+        _fail(f"{words[0]} is no command; the commands are {', '.join(COMMANDS)}")
     kind, carry_out = COMMANDS[words[0]]
     try:
         with errors.refusing():
@@ -199,7 +199,7 @@ def _run(arguments: Sequence[str]) -> int:
         asked = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
         if not asked or not _is_of_backends(error):
             raise
-        _fail(f"JAX_PLATFORMS must name devices that are here, cpu always is; got {asked} ({first_line(error)})")
+        _fail(f"JAX_PLATFORMS must name available devices, cpu always is; got {asked} ({first_line(error)})")
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return exit_code()

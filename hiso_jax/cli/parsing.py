@@ -12,7 +12,7 @@ from hiso_jax.cli.options import GROUPS, MOVABLE, MOVED
 from hiso_jax.experiment import DECIDING, KINDS, NESTED, Resolved, Settings, own_options, resolve, unknown
 
 PROGRAM = "hiso-jax"
-ADVICE = " (see --help for what there is)"
+ADVICE = " (see --help for the options)"
 
 
 def _grouped(own: Collection[str], flat: Mapping[str, Option], resolved: Resolved) -> dict[str, Any]:

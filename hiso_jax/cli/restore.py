@@ -297,7 +297,7 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
     about = _config(directory, study)
     named = about.get("algorithms")
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ParameterError("resume", f"must be the directory of a {study}; {directory} is another's")
+        raise ParameterError("resume", f"must be the directory of a {study}; {directory} is not one")
     if any(map(is_foreign, named)):
         raise ParameterError("resume", "needs methods of this package: no code is run because a directory names it")
     # The command's own dataclass, without the options added to it.

@@ -109,7 +109,7 @@ def run(options: Run, console: Console) -> int:
                 raise  # not about a file of the run
             if isinstance(error, Lost):
                 raise errors.Stopped(
-                    f"{errors.described(error)}; what the run has done is not there any more, and it cannot go on"
+                    f"{errors.described(error)}; what the run has done is gone, so it cannot continue"
                 ) from error
             raise errors.Stopped(
                 f"{errors.described(error)}: it cannot be written; what was done before is kept; make room and go on "
@@ -146,7 +146,7 @@ def _rate(
     console.print(
         f"from loss {probe.start:.3f}, {probe.rounds} rounds of each lead to {losses}; {probe.learning_rate:g} is "
         f"taken, {probe.reason}; it cost the clients {human_bytes(probe.bytes_up + probe.bytes_down)} and "
-        f"{human_count(probe.forward_passes)} evaluations",
+        f"{human_count(probe.forward_passes)} forward passes",
         soft_wrap=True,
         highlight=False,
     )

@@ -17,7 +17,7 @@ UNMOVED = 0.01
 def print_summary(console: Console, summary: dict, directory: Path) -> None:
     """Print the figures of a run that has ended."""
     reached = summary["rounds_to_target"]
-    held = "with the two evaluations after it, in the mean"
+    held = "mean of this evaluation and the next two"
     at_target = f"at round {reached}, {held}" if reached is not None else "not reached"
     attendance = summary["attendance"]
     missing = ", ".join(f"{attendance[name]} {name}" for name in ("absent", "dropped", "late", "invalid"))
@@ -41,7 +41,7 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         "bytes a client": f"up {human_bytes(summary['bytes_up_per_client'])}, "
         f"down {human_bytes(summary['bytes_down_per_client'])} "
         f"(paper's convention: {human_bytes(summary['bytes_paper_convention'])})",
-        "evaluations": f"{human_count(summary['forward_passes'])} of their losses by all clients",
+        "forward passes": f"{human_count(summary['forward_passes'])} by all clients",
         "attendance": f"{attendance['reported']} reports, {missing}",
         "attacked by": summary["attacked_by"] or "",
         "clipped": "" if summary["clipped"] is None else f"{100 * summary['clipped']:.1f} % of the messages",
@@ -109,6 +109,6 @@ def warn_of_offset(algorithm: fed.Algorithm, difference: str | None, result: fed
     if few and difference != "central" and abs(result.offset or 0.0) > LARGE_OFFSET:
         console.print(
             f"the scalars of a message have {result.offset:.2f} of their spread in common, which few bits lose their "
-            "range on: --difference central removes it, for 2·P evaluations in place of P + 1",
+            "range on: --difference central removes it, for 2·P forward passes in place of P + 1",
             soft_wrap=True,
         )

@@ -38,7 +38,7 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
             f"{options.attackers:g} and {'an attack' if attacked else 'no attack'}",
         )
     if "attackers_of" in given and not attacked:
-        raise ParameterError("attackers_of", "is read with `attack`; it would have no effect where nobody is hostile")
+        raise ParameterError("attackers_of", "is read with `attack`; it would have no effect without hostile clients")
     check_private(options, methods, given)
     reading: set[str] = set()
     for method in methods:

@@ -109,12 +109,10 @@ class Algorithm:
             )
         if self.is_private and self.wire.relay == "messages":
             raise ParameterError(
-                "relay", "must be aggregate for a private mean: messages show every client's numbers to all"
+                "relay", "must be aggregate for a private mean: relayed messages reveal every client's scalars to all"
             )
         if not self.combine.linear and self.wire.relay == "messages":
-            raise ParameterError(
-                "relay", "must be aggregate for another combiner than the mean, whose result is none of codes"
-            )
+            raise ParameterError("relay", "must be aggregate unless the combiner is the mean")
 
     @property
     def has_scalars(self) -> bool:

@@ -63,7 +63,7 @@ def check_initial(params: PyTree) -> None:
         if jax.numpy.issubdtype(leaf.dtype, np.inexact) and not _is_finite(leaf):
             raise ValueError(
                 f"the initial parameters must be finite; {jax.tree_util.keystr(path) or 'they'} "
-                "hold a number that is not, so that no loss of the model would be a number"
+                "hold a number that is not, so every loss would be NaN"
             )
 
 

@@ -163,12 +163,11 @@ class FewBits(Wire):
             raise ParameterError("relay", f"must be messages or aggregate, got {self.relay!r}")
         if self.relay == "messages" and self.aggregate_bits != 32:
             raise ParameterError(
-                "aggregate_bits", f"must be 32 with relay messages, which tell no aggregate, got {self.aggregate_bits}"
+                "aggregate_bits",
+                f"must be 32 with relay messages, because no aggregate is broadcast, got {self.aggregate_bits}",
             )
         if self.relay == "messages" and self.scalar_bits == 32:
-            raise ParameterError(
-                "relay", "must be aggregate for scalars of 32 bits: nothing is smaller in the messages"
-            )
+            raise ParameterError("relay", "must be aggregate for scalars of 32 bits: relaying messages saves no bytes")
 
     @property
     def is_exact(self) -> bool:

@@ -39,7 +39,7 @@ def _to_fit(plan: Plan, options: Mapping[str, Any]) -> Iterator[str]:
             left = split * shards / wanted / GB
             yield f"--model-shards {wanted} leaves {left:.1f} GB of parameters and the like on a device; it fits then"
             return
-    yield f"it does not fit on {devices} such devices: take more of them, or train adapters (--trainable lora)"
+    yield f"it does not fit on {devices} such devices: use more devices, or train adapters (--trainable lora)"
 
 
 def _savings(plan: Plan, options: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
@@ -57,7 +57,7 @@ def _to_gain(plan: Plan, options: Mapping[str, Any]) -> Iterator[str]:
     room = memory.usable - memory.total
     if options.get("directions") == "regenerate" and options.get("local_steps") == 1 and memory.directions < room:
         more = memory.directions / GB
-        yield f"--directions keep makes each direction once and takes about {more:.1f} GB more, which there are"
+        yield f"--directions keep makes each direction once and takes about {more:.1f} GB more, which fit"
     if plan.mesh["model"] > 1:
         whole = (memory.parameters + memory.frozen + memory.state + memory.directions) * (plan.mesh["model"] - 1)
         if whole < room:

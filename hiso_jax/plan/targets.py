@@ -137,7 +137,7 @@ def target(name: str) -> Target:
         raise ParameterError(
             "target",
             f"{name} cannot be compiled for: it needs the compiler of pip install 'hiso-jax[{extra}]', and a "
-            f"shape that there is; {reason or type(error).__name__}",
+            f"shape that exists; {reason or type(error).__name__}",
         ) from error
     return Target(name, chip, found.devices)
 

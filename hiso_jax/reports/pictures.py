@@ -157,7 +157,7 @@ def comparison_picture(
     grid = figure.add_gridspec(2 if shown else 1, 3, height_ratios=[3.6, below] if shown else [1])
     first: Any = None
     for column, (cost, words) in enumerate(
-        zip(costs, ("rounds", "bytes up, all clients", "evaluations, all clients"), strict=True)
+        zip(costs, ("rounds", "bytes up, all clients", "forward passes, all clients"), strict=True)
     ):
         axis = first = figure.add_subplot(grid[0, column], sharey=first)
         extremes = []
@@ -207,7 +207,7 @@ def _forest(axis: Any, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
             if ratio is None:
                 continue
             marker = {"least": ">", "most": "<", None: marker}[ratio["bound"]]
-            label = figure.replace("_", " ").replace("forward passes", "evaluations") if place == 0 else None
+            label = figure.replace("_", " ") if place == 0 else None
             axis.plot(ratio["value"], place + offset, marker, color=color, markersize=4.5, label=label)
             if ratio["low"] is not None:
                 axis.plot([ratio["low"], ratio["high"]], [place + offset] * 2, color=color, linewidth=1.2)

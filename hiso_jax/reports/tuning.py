@@ -18,7 +18,7 @@ def _words(result: fed.SweepResult) -> str:
 def verdict(name: str, result: fed.SweepResult, target: float | None) -> str:
     """One sentence: the best setting, the reason, and whether the grid may be too narrow."""
     if result.interrupted:
-        return f"{name}: interrupted, so that no rate is told to be the best"
+        return f"{name}: interrupted, so no best rate is reported"
     best, metric = result.best(target), _words(result)
     setting = f"{name}: best at rate {best.learning_rate:g}"
     if len(result.mus) > 1:

@@ -46,7 +46,7 @@ class Partial:
         return held
 
 
-def train_only(task: Any, *names: str, params: Mapping[str, PyTree] | None = None, seed: int = 0) -> Partial:
+def train_only(task: Any, *names: str, params: Mapping[str, PyTree] | None = None, seed: int = 0) -> Any:
     """The same task, in which only some top-level entries of the parameters are trained.
 
     Only these entries have directions and curvature.

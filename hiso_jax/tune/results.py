@@ -148,7 +148,7 @@ class Swept(Rows):
 
 def budget_in_words(settings: Compare) -> str:
     """The budget of every method of a comparison, in words."""
-    unit = {"passes": "evaluations", "bytes": "bytes up", "seconds": "simulated seconds", "rounds": "rounds"}
+    unit = {"passes": "forward passes", "bytes": "bytes up", "seconds": "simulated seconds", "rounds": "rounds"}
     if settings.budget == "rounds":
         return f"{settings.rounds:,} rounds"
     return f"the {unit[settings.budget]} of {settings.rounds:,} rounds of {settings.reference}"

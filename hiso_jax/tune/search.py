@@ -204,7 +204,7 @@ class Search:
                 if trial.schedule not in self.settings.schedules:
                     raise ValueError(f"a trial has another schedule, {trial.schedule}")
                 if {len(trial.final), len(trial.rounds_to_target)} != {len(self.held.seeds)}:
-                    raise ValueError(f"a trial has not {len(self.held.seeds)} runs")
+                    raise ValueError(f"a trial does not have {len(self.held.seeds)} runs")
         except (ValueError, RecursionError) as error:
             reason = first_line(error)
             raise ParameterError(

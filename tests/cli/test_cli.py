@@ -162,7 +162,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--local-steps", "-1"], "--local-steps must be at least 1, got -1"),
         (["run", "--mu", "0"], "--mu must be a positive finite number, got 0.0"),
         (["run", "--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (["run", "--rounds", "many"], "--rounds must be a whole number, got 'many'"),
+        (["run", "--rounds", "many"], "--rounds must be an integer, got 'many'"),
         (["run", "--task", "digit"], "--task must be one of digits, mnist, fashion-mnist, sst2, qqp, rte, boolq, cb"),
         (["run", "--task", "digit"], "or file.py:name; got 'digit'; did you mean digits?\n"),
         (["run", "--task", "cifar"], "text-classification, or file.py:name; got 'cifar'\n"),
@@ -244,7 +244,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         ),
         (["compare", "--learning-rate", "1,x"], "--learning-rate must be numbers, comma-separated, got 'x'"),
         (["compare", "--learning-rate", "0.1,nan"], "--learning-rate must be a positive finite number, got nan"),
-        (["train"], "train is none of the commands run, sweep, compare, plan, replay, export, apply, show"),
+        (["train"], "train is no command; the commands are run, sweep, compare, plan, replay, export, apply, show"),
     ],
 )
 def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, arguments, sentence):
@@ -374,8 +374,8 @@ def test_interrupt_saves_what_was_done(tmp_path):
         (["--guard=yes"], "--guard/--no-guard takes no value"),
         (["--rounds", "5", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--learning-rate", "fast"], "--learning-rate must be a number or auto, got 'fast'"),
-        (["--client-examples", "3,x"], "--client-examples must be whole numbers, comma-separated, got '3,x'"),
-        (["5"], "'5' is no option of run (see --help for what there is)"),
+        (["--client-examples", "3,x"], "--client-examples must be integers, comma-separated, got '3,x'"),
+        (["5"], "'5' is no option of run (see --help for the options)"),
         (["--scalar-bits", "4", "--bytes-up", "9"], "--scalar-bits must not be given beside --bytes-up"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_processor_that_begins_elsewhere_goes_on_from_a_snapshot(tmp_path):
     whole = simulation(fed.Storage(tmp_path / "whole")).run()
     kept = fed.Storage(tmp_path / "run", snapshot_every=4)
     simulation(kept, at=(9, stop)).run()
-    with pytest.raises(ValueError, match=r"the initial parameters differ .* `from_snapshot` goes on from the newest"):
+    with pytest.raises(ValueError, match=r"the initial parameters differ .* `from_snapshot` continues from the newest"):
         simulation(dataclasses.replace(kept, resume=True), task=other).run()
     result = simulation(dataclasses.replace(kept, resume=True, from_snapshot=True), task=other).run()
     assert_trees_identical((result.params, result.state), (whole.params, whole.state))
@@ -359,6 +359,4 @@ def test_a_platform_that_is_not_here_is_one_sentence(tmp_path, platform):
         pytest.skip(f"there is a {platform} here")
     assert ended.returncode == 2
     (line,) = ended.stderr.strip().splitlines()
-    assert line.startswith(
-        f"hiso-jax: error: JAX_PLATFORMS must name devices that are here, cpu always is; got {platform}"
-    )
+    assert line.startswith(f"hiso-jax: error: JAX_PLATFORMS must name available devices, cpu always is; got {platform}")

@@ -74,7 +74,7 @@ def test_a_directory_in_the_way_stops_every_process(tmp_path):
     texts = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], texts
     assert f"--out must be a directory that does not exist yet; {out} does" in texts[0][1]
-    assert "hiso-jax: error: another process could not go on, and says why" in texts[1][1]
+    assert "hiso-jax: error: another process failed; see its error message" in texts[1][1]
 
 
 @pytest.mark.slow

@@ -269,7 +269,7 @@ def test_a_memory_made_again_from_the_ledger_is_the_runs_to_the_last_bit(tmp_pat
 def test_another_algorithm_does_not_go_on_with_a_run(tmp_path, other):
     tx = hiso_jax.hiso(0.02)
     run(fed.Algorithm(tx), fed.Storage(tmp_path / "run"), [StopAt(4)])
-    with pytest.raises(ValueError, match="cannot be continued so: what the method measures, sends, combines or counts"):
+    with pytest.raises(ValueError, match="cannot be continued: what the method measures, sends, combines or counts"):
         run(fed.Algorithm(tx, **other), fed.Storage(tmp_path / "run", resume=True))
 
 

@@ -24,9 +24,7 @@ def test_every_example_belongs_to_whom_the_column_names(owners):
 
 def test_a_column_that_names_nobody_is_refused():
     for owners in ([], [0.5, 1.5], [[1], [2]], ["ann", 1], [True, "ann"]):
-        with pytest.raises(
-            ValueError, match="owners must be one value for each example, all whole numbers or all text"
-        ):
+        with pytest.raises(ValueError, match="owners must be one value for each example, all integers or all text"):
             fed.by_column(owners)
 
 

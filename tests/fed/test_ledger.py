@@ -158,7 +158,7 @@ def test_what_a_kill_leaves_of_a_frame_is_dropped(folder, caplog):
 def test_bytes_behind_the_seal_are_refused(folder):
     path = folder / LEDGER
     path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(ValueError, match="its seal is followed by what does not belong there"):
+    with pytest.raises(ValueError, match="its seal is followed by bytes that do not belong there"):
         fed.load(path)
 
 
@@ -255,7 +255,7 @@ def test_a_diverged_run_resumes_to_its_end(tmp_path):
 
 
 def test_another_run_is_not_continued(folder):
-    with pytest.raises(ValueError, match=r"cannot be continued so: its mu is 0\.01 now, and was 0\.001"):
+    with pytest.raises(ValueError, match=r"cannot be continued: its mu is 0\.01 now, and was 0\.001"):
         simulation(fed.Storage(folder, resume=True), mu=0.01).run()
     with pytest.raises(ValueError, match="rounds must be at least the 20 that the run has, got 15"):
         simulation(fed.Storage(folder, resume=True), rounds=15).run()

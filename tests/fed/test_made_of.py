@@ -103,7 +103,7 @@ def test_no_run_goes_on_with_another_ones_numbers(tmp_path, one, other, part):
     """A snapshot at the end of what there is leaves nothing to check them by."""
     trained_by(one, fed.Storage(tmp_path / "run", snapshot_every=2), stop_at=4)
     again = fed.Storage(tmp_path / "run", snapshot_every=2, resume=True)
-    with pytest.raises(ValueError, match=f"cannot be continued so: its ({part}) is made of other functions or numbers"):
+    with pytest.raises(ValueError, match=f"cannot be continued: its ({part}) is made of other functions or numbers"):
         trained_by(other, again)
     assert trained_by(one, again).rounds == 6
 

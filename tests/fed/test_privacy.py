@@ -286,7 +286,7 @@ def test_a_private_run_does_not_go_on_without_its_secret_or_with_other_noise(tmp
     for name in ("decomfl+private_mean", "decomfl+local_noise"):
         folder = tmp_path / name
         run(build(name, noise_multiplier=3.0), storage=fed.Storage(folder))
-        with pytest.raises(ValueError, match="cannot be continued so: what the method measures, sends, combines"):
+        with pytest.raises(ValueError, match="cannot be continued: what the method measures, sends, combines"):
             run(build(name, noise_multiplier=4.0), storage=fed.Storage(folder, resume=True), rounds=14)
         (folder / "server.secret").unlink()
         with pytest.raises(ValueError, match=r"server\.secret is missing"):

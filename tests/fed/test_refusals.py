@@ -71,7 +71,7 @@ def test_a_large_number_is_finite_in_double_precision_only(x64):
 
 def test_an_interrupted_sweep_names_no_best():
     result = dataclasses.replace(made_up([[[0.1, 0.5, 0.9, 0.9, 0.9]] * 3]), interrupted=True)
-    assert verdict("hiso", result, 0.8) == "hiso: interrupted, so that no rate is told to be the best"
+    assert verdict("hiso", result, 0.8) == "hiso: interrupted, so no best rate is reported"
 
 
 def test_a_refusal_names_its_parameter_and_survives_pickling():

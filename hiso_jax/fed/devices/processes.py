@@ -45,5 +45,5 @@ def in_all_processes(step: Callable[..., T], *arguments: Any) -> T:
         trouble = error
     worst = _worst(0 if trouble is None else 2 if isinstance(trouble, OSError) else 1)
     if worst:
-        raise trouble or (ValueError, OSError)[worst - 1]("another process could not go on, and says why")
+        raise trouble or (ValueError, OSError)[worst - 1]("another process failed; see its error message")
     return cast(T, value)

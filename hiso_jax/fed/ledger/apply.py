@@ -55,6 +55,6 @@ def apply_delta(
         raise ParameterError(
             "tx",
             "must be the run's optimizer, on a processor and by a jaxlib like its own: the parameters that come out "
-            "are not the run's to the last bit; `accept_difference` takes them all the same",
+            "are not the run's to the last bit; `accept_difference` accepts them anyway",
         )
     return rebuilt

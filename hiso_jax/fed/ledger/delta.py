@@ -166,7 +166,7 @@ def _updates(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Up
         if column.ndim < 1 or len(column) != rounds:
             raise ValueError(f"its tensor {name} must have {rounds} rounds, and has shape {column.shape}")
         if name.partition(".")[0] != "aggregate":
-            raise ValueError(f"its tensor {name} is none that a delta has")
+            raise ValueError(f"its tensor {name} is not a tensor of a delta")
         wanted = np.uint8 if name in coded or name.endswith(".valid") else np.floating
         if not np.issubdtype(column.dtype, wanted):
             raise ValueError(f"its tensor {name} must not be of {column.dtype}")

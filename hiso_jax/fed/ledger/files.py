@@ -77,7 +77,7 @@ def read_regular(path: Path) -> bytes:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError(f"{path} cannot be read: it is no file")
+            raise ValueError(f"{path} cannot be read: it is not a regular file")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error

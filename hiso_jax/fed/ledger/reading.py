@@ -167,7 +167,7 @@ def load(path: Path | str, *, unfinished: bool = False, salvage: bool = False) -
     found = reader.found(path)
     _check_rows(path, found.rows)
     if found.seal is not None and found.torn:
-        raise ValueError(f"{path} is refused: its seal is followed by what does not belong there")
+        raise ValueError(f"{path} is refused: its seal is followed by bytes that do not belong there")
     if found.seal is None and not (unfinished or salvage):
         raise ValueError(
             f"{path} is refused: it has no seal, and ends after {len(found.rows)} rounds; its run has not finished, or "
@@ -206,7 +206,7 @@ class _Reader:
         if frame.kind not in KINDS:
             raise Altered("is of a kind that this release does not know", begin)
         if (frame.kind == HEADER) == bool(self.header) or self.seal is not None:
-            raise Altered("is followed by what does not belong there", begin)
+            raise Altered("is followed by bytes that do not belong there", begin)
         if frame.kind == ROUNDS:
             self.blocks.append(np.frombuffer(frame.payload, self.row))
             self.done += len(self.blocks[-1])
@@ -223,7 +223,7 @@ class _Reader:
             self.header, self.row, self.heads[0] = written, layout_of(written).dtype, frame.digest
             return
         if written["rounds" if frame.kind == SEAL else "round"] != self.done:
-            raise Altered("is of other rounds than those before it", begin)
+            raise Altered("does not match the rounds before it", begin)
         if frame.kind == EVALUATION:
             self.checks[self.done] = written.pop("params_sha256")
             self.evaluations.append(_evaluation(written))
@@ -232,7 +232,7 @@ class _Reader:
         elif frame.kind == EXTENSION:
             self.extended.append(written)
         elif written["head"] != self.heads[self.done].hex():
-            raise Altered("is the seal of other rounds", begin)
+            raise Altered("is a seal that does not match the rounds before it", begin)
         else:
             self.seal = written
             self.checks[self.done] = written["params_sha256"]
@@ -279,7 +279,7 @@ def _check_rows(path: Path, rows: np.ndarray) -> None:
     if (counted < 0).any() or (counted > rows["cohort"].shape[1]).any():
         raise ValueError(f"{path} is refused: its rounds clip more messages than they have")
     if (rows["cohort"] < 0).any() or not np.isin(rows["attendance"], range(REPORTED + 1)).all():
-        raise ValueError(f"{path} is refused: its rounds name clients or attendances that there are not")
+        raise ValueError(f"{path} is refused: its rounds contain invalid client ids or attendances")
 
 
 def _place(done: int, rounds: int, has_header: bool) -> str:

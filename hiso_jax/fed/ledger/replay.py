@@ -58,7 +58,7 @@ def _sharded_program(
 def replay(
     params: PyTree,
     tx: Algorithm | optax.GradientTransformation,
-    records: Records | Updates,
+    records: Records | Updates | None,
     *,
     state: optax.OptState | None = None,
     rounds_per_dispatch: int | None = None,
@@ -85,6 +85,8 @@ def replay(
       ValueError: ``rounds_per_dispatch`` < 1, ``tx`` has no zeroth-order head, the records are of a method without
         scalars, or the optimizer reads the loss and the rounds do not hold it.
     """
+    if records is None:
+        raise ParameterError("records", "must be of a run with at least one round, got None")
     if rounds_per_dispatch is not None and rounds_per_dispatch < 1:
         raise ParameterError("rounds_per_dispatch", f"must be at least 1, got {rounds_per_dispatch}")
     updates = records.updates_with_losses if isinstance(records, Records) else records

@@ -44,7 +44,7 @@ def check_same(found: LedgerFile, header: Mapping[str, Any], *, from_snapshot: b
     """
     before, now = _comparable(found.header), _comparable(json.loads(json_bytes(header)))
     before["config"]["rounds"] = now["config"]["rounds"]
-    refused, elsewhere = f"{found.path.parent} cannot be continued so: ", False
+    refused, elsewhere = f"{found.path.parent} cannot be continued: ", False
     for name, meaning in SAME.items():
         if before[name] == now[name]:
             continue
@@ -60,7 +60,7 @@ def check_same(found: LedgerFile, header: Mapping[str, Any], *, from_snapshot: b
             other = "; ".join(next(filter(None, map(differences, found.all_environments)), ()))
             raise ValueError(
                 f"{refused}the initial parameters differ from the run's. If they are computed, this processor or "
-                f"jaxlib is another ({other or 'of the same name'}): `from_snapshot` goes on from the newest "
+                f"jaxlib is another ({other or 'of the same name'}): `from_snapshot` continues from the newest "
                 "snapshot in place of them. If they are loaded, the checkpoint is another"
             )
         raise ValueError(f"{refused}{meaning} differ from the run's")

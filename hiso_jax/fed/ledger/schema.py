@@ -157,7 +157,7 @@ def read_json(payload: bytes, kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"its JSON holds {constant}, which JSON has not")
+    raise ValueError(f"its JSON contains {constant}, which is not valid JSON")
 
 
 def shown(value: Any) -> str:
@@ -179,7 +179,7 @@ def check_key(header: Mapping[str, Any]) -> None:
     try:
         length = jax.random.key_data(jax.random.key(0, impl=name)).shape
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"its random number generator is {shown(name)}, which there is not here") from None
+        raise ValueError(f"its random number generator is {shown(name)}, which is unknown here") from None
     if length != (len(seed),):
         raise ValueError(f"its seed must be {length[0]} words for {name}, and has {len(seed)}")
 
@@ -219,7 +219,7 @@ def check_columns(columns: Sequence[Sequence[Any]], config: Mapping[str, Any]) -
     for name, (kind, shape) in found.items():
         first = name.partition(".")[0]
         if name not in wanted and first not in ("scalars", "aggregate", "loss", "clipped", "applied"):
-            raise ValueError(f"its column {shown(name)} is none that a round has")
+            raise ValueError(f"its column {shown(name)} is not a column of a round")
         if kind.startswith("int") and len(shape) < 2:
             raise ValueError(f"its column {name} of codes must have two axes or more, got {shape}")
         if name == "scalars" and shape[:1] != cohort:

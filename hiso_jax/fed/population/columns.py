@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 
 from hiso_jax.checks import ParameterError
 
-KINDS = {"whole numbers": "iu", "numbers": "f", "text": "US", "truth values": "b"}
+KINDS = {"integers": "iu", "numbers": "f", "text": "US", "truth values": "b"}
 
 
 def column_of(name: str, values: Sequence[Any] | np.ndarray, *kinds: str) -> Shaped[np.ndarray, "n"]:
@@ -17,7 +17,7 @@ def column_of(name: str, values: Sequence[Any] | np.ndarray, *kinds: str) -> Sha
     Args:
       name: the parameter's name, for error messages.
       values: the column, an array or a list.
-      kinds: the accepted kinds of values: "whole numbers", "numbers", "text", "truth values".
+      kinds: the accepted kinds of values: "integers", "numbers", "text", "truth values".
 
     Raises:
       ValueError: the column has another shape or kind, mixes kinds, or has a number that is not finite.

@@ -156,6 +156,6 @@ def by_column(owners: Sequence[Any]) -> tuple[Population, list[Any]]:
       >>> names, population.sizes.tolist()
       (['ann', 'bo'], [2, 1])
     """
-    column = column_of("owners", owners, "whole numbers", "text", "truth values")
+    column = column_of("owners", owners, "integers", "text", "truth values")
     names, numbers = np.unique(column, return_inverse=True)
     return _from_owners(numbers.reshape(-1), len(names)), names.tolist()

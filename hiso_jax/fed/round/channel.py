@@ -75,7 +75,7 @@ class Channel(NamedTuple):
 
     def _private_key(self) -> Key[Array, ""]:
         if self.secret is None:
-            raise ParameterError("secret", "must be given for an algorithm that draws noise in private")
+            raise ParameterError("secret", "must be given for an algorithm that adds private noise")
         return self.secret
 
     def _sent(self, send: Send, messages: PyTree, key: Key[Array, ""], first: Int[Array, ""] | int) -> PyTree:
@@ -218,7 +218,7 @@ class Channel(NamedTuple):
           ValueError: the algorithm needs complete messages.
         """
         if not self.algorithm.is_separable:
-            raise ValueError("numbers can only be relayed one by one if nothing in the algorithm needs whole messages")
+            raise ValueError("the algorithm needs complete messages, so scalars cannot be relayed one by one")
         sent = self.send(jax.tree.map(lambda x: x[:, None, None], numbers), index)
         values = decoded(sent)
         weights = weights.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(values)))

@@ -59,7 +59,7 @@ def groups_of(algorithm: Algorithm, params: PyTree, clients: int) -> int:
         raise ParameterError(
             "groups",
             f"must leave {FEWEST_COMPARED} clients along the same directions for a combiner that compares them; "
-            f"{clients} clients in {groups} groups do not: take fewer groups, or a mean of shortened messages",
+            f"{clients} clients in {groups} groups do not: use fewer groups, or a mean of clipped messages",
         )
     return groups
 

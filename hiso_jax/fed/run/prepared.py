@@ -141,7 +141,8 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
     heads = zo_states(state)
     if any(head.directions.sampler is sphere for head in heads):
         raise ParameterError(
-            "mesh", "must not split parameters along model with the sampler sphere: split norms sum in another order"
+            "mesh",
+            "must not split parameters along model with the sampler sphere: split norms are summed in another order",
         )
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     if any([leaf.shape for leaf in jax.tree.leaves(head.curvature)] not in ([], shapes) for head in heads):
@@ -184,10 +185,12 @@ def check_channel(
         )
     if isinstance(participation.availability, Trace) and algorithm.needs_secret:
         raise ParameterError(
-            "participation", "must not follow a trace in a private run: the trace tells when every client came"
+            "participation", "must not follow a trace in a private run: the trace reveals when each client came"
         )
     if algorithm.is_private and algorithm.rescale:
-        raise ParameterError("rescale", "must be empty for a private mean: a factor that others decide tells of them")
+        raise ParameterError(
+            "rescale", "must be empty for a private mean: a factor that depends on other clients reveals them"
+        )
 
 
 def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -> PyTree:

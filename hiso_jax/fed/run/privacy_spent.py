@@ -46,5 +46,5 @@ def privacy_spent(prepared: PreparedRun, records: Records | None) -> PrivacySpen
             noise[1] / sensitivity(prepared.algorithm, config, prepared.clients), sampling, delta=config.delta
         )
     else:
-        logger.warning("what the run has told of its clients is not computed: the extra privacy is not installed")
+        logger.warning("the privacy that the run has spent is not computed: the extra privacy is not installed")
     return PrivacySpent(found, config.delta, noise[1], noise[0], visits, not prepared.algorithm.is_private)

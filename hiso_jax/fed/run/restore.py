@@ -74,7 +74,7 @@ def _replayed(prepared: PreparedRun, store: RunStore, server: ServerState, start
         other = f"its first {known} rounds lead to other parameters here"
         if not (store.differs or store.elsewhere):
             raise ValueError(
-                f"{found.path.parent} cannot be continued so: {other}; its optimizer or its processor was another"
+                f"{found.path.parent} cannot be continued: {other}; its optimizer or its processor was another"
             )
         if jax.process_index() == 0:
             why = "; ".join(store.differs) or "the processor is another"

@@ -1,12 +1,14 @@
 """The result of a run."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import optax
 from jaxtyping import PyTree
 
 from hiso_jax.fed.ledger import Evaluation, Records
 from hiso_jax.fed.privacy import PrivacySpent
+from hiso_jax.renamed import successor
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,7 @@ class Result:
     mesh_shape: dict[str, int]
     privacy: PrivacySpent | None = None
     clipped: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of earlier releases answer with their successors."""
+        raise successor("hiso_jax.fed.Result", name)

@@ -219,7 +219,7 @@ def read_parameters(
         if not np.isfinite(tensor).all():
             raise ValueError(
                 f"{source}: tensor {name} has numbers that are not finite, as a faulty conversion to float16 leaves "
-                "them: no loss of this model would be a number"
+                "them: every loss of this model would be NaN"
             )
         return tensor
 

@@ -152,7 +152,7 @@ class LMConfig:
         flags = (self.gated, self.rms, self.norm_first, self.final_norm, self.tied)
         if not all(isinstance(flag, bool) for flag in (*flags, self.qkv_bias, self.out_bias, self.mlp_bias)):
             raise ParameterError(
-                "model", "must say yes or no to its biases, norms and tied embeddings; its configuration does not"
+                "model", "must have true or false for its biases, norms and tied embeddings; its configuration does not"
             )
 
 

@@ -43,7 +43,7 @@ def check_kind(folder: Path) -> None:
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path", "another model")
         raise ParameterError(
             "model",
-            f"must be a whole checkpoint; {folder} is an adapter of PEFT for {base}: merge the two first "
+            f"must be a complete checkpoint; {folder} is an adapter of PEFT for {base}: merge the two first "
             "(merge_and_unload) and save the model",
         )
 

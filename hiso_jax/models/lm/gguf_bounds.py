@@ -69,7 +69,7 @@ def check_claims(path: Path) -> None:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content[:4] != MAGIC:
-                raise ValueError("it does not begin as one does")
+                raise ValueError("it does not begin with GGUF")
             reader = _Reader(content)
             reader.skip(4)
             version, tensors, fields = reader.number("<I"), reader.number("<Q"), reader.number("<Q")

@@ -28,7 +28,7 @@ def from_hub(name: str, revision: str | None) -> Path:
         # Every error of the hub's client (no network, no such name, a damaged cache) means the same here.
         raise ParameterError(
             "model",
-            f"must be a hub name, a folder or a .gguf file; {name} is no local folder and cannot be had from "
+            f"must be a hub name, a folder or a .gguf file; {name} is not a local folder and cannot be had from "
             f"the hub ({type(error).__name__})",
         ) from error
     if not any(folder.glob("*.safetensors")):
@@ -57,8 +57,8 @@ def config_from_hub(name: str, revision: str | None) -> Path:
         # Every error of the hub's client means the same here.
         raise ParameterError(
             "model",
-            f"must be an architecture's name, a folder or a hub name; {name} is no local folder and its "
-            f"config.json cannot be had from the hub ({type(error).__name__})",
+            f"must be an architecture's name, a folder or a hub name; {name} is not a local folder and its "
+            f"config.json cannot be loaded from the hub ({type(error).__name__})",
         ) from error
 
 

@@ -280,7 +280,7 @@ def numbered_clients(rows: Sequence[Row], column: str) -> Int[np.ndarray, "n"]:
     names = [plain_label(row[column]) for row in rows]
     for number, name in enumerate(names, 1):
         if isinstance(name, bool) or not isinstance(name, int | str):
-            raise ValueError(f"row {number} of train has {column} {name!r}; it must be text or a whole number")
+            raise ValueError(f"row {number} of train has {column} {name!r}; it must be text or an integer")
     if len(set(map(type, names))) > 1:
         raise ParameterError("client_column", f"must name clients by text or by numbers, not both; {column} has both")
     return np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int32)

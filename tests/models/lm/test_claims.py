@@ -35,7 +35,7 @@ KEY = struct.pack("<Q", 1) + b"a"
         (gguf(struct.pack("<IQQ", 3, 0, 1), struct.pack("<Q", 2**63), bytes(40)), "where 40 are left"),
         (gguf(struct.pack("<IQQ", 9, 0, 0)), "it has version 9"),
         (gguf(struct.pack("<IQQ", 3, 0, 1), KEY, struct.pack("<I", 77), bytes(40)), "a value of the unknown type 77"),
-        (b"GGML" + bytes(40), "it does not begin as one does"),
+        (b"GGML" + bytes(40), "it does not begin with GGUF"),
         (b"", "is no GGUF file"),
     ],
 )

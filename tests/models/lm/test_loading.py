@@ -102,7 +102,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(kind, sentence, tmp_pa
 
 def test_a_name_that_is_nowhere_is_one_sentence(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="nobody/nothing is no local folder and cannot be had from the hub"):
+    with pytest.raises(ValueError, match="nobody/nothing is not a local folder and cannot be loaded from the hub"):
         lm.load("nobody/nothing")
 
 
