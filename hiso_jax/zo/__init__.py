@@ -128,5 +128,5 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names of earlier releases answer with their successors."""
+    """Raise for an unknown name; the error of a name of an earlier release gives its successor."""
     raise successor(__name__, name)

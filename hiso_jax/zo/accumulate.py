@@ -1,4 +1,4 @@
-"""Scalars → ascent direction Δ: the one function behind every update and every replay (HiSo, Algorithm 1)."""
+"""The ascent direction Δ of a step's scalars: one function for every update and replay (HiSo, Algorithm 1)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +17,11 @@ from hiso_jax.zo.samplers import Sampler
 
 
 class Ascent(NamedTuple):
-    """A Δ that was made while its directions were at hand, and what it was made of.
+    """A Δ computed while its directions were in memory, with the scalars that it was computed from.
 
     Attributes:
-      scalars: the aggregate of the one local step, ĝ [1, G·P] or a tree of such arrays.
-      delta: (1/(G·P)) Σ ĝ_{g,p} z_{g,p} by the arithmetic of :func:`accumulate`, in the structure of the parameters.
+      scalars: the aggregate of the single local step, ĝ [1, G·P], or a tree of such arrays.
+      delta: (1/(G·P)) Σ ĝ_{g,p} z_{g,p} with the arithmetic of :func:`accumulate`, in the structure of the parameters.
     """
 
     scalars: PyTree[Float[Array, "1 GP"]]
@@ -29,7 +29,7 @@ class Ascent(NamedTuple):
 
 
 def by_direction(scalars: Float[Array, "GP"], groups: int) -> Float[Array, "P G"]:
-    """A step's scalars, numbered g·P + p, in the order in which directions are made."""
+    """A step's scalars, stored at index g·P + p, with one row for each direction p."""
     return scalars.reshape(groups, -1).T
 
 
@@ -38,12 +38,12 @@ def fold_directions(
     scalars: Float[Array, "P G"],
     direction_at: Callable[[Array], Direction] | None = None,
 ) -> PyTree[Shaped[Array, "..."]]:
-    """Σ_p Σ_g ĝ_{g,p} / (G·P) · z_{g,p}: the loop behind every Δ.
+    """Compute Σ_p Σ_g ĝ_{g,p} / (G·P) · z_{g,p}; every Δ comes from this loop.
 
     Args:
-      directions: the directions.
-      scalars: ĝ of every group and direction.
-      direction_at: index p → the direction, where it is at hand; None makes each again.
+      directions: the directions of the step.
+      scalars: ĝ of every direction and group.
+      direction_at: index p → the direction, if it is already in memory; None regenerates each direction.
     """
     direction_at = direction_at or directions.at
 
@@ -67,33 +67,33 @@ def accumulate(
     """Δ_k = (1/P) Σ_p ĝ_{k,p} z_{k,p}, rebuilt from the round key, one direction at a time.
 
     With G groups of directions: Δ_k = (1/(G·P)) Σ_g Σ_p ĝ_{k,gP+p} z_{k,g,p}. The same arguments give the same bits in
-    whatever program the call stands (on one backend and jaxlib).
+    every program that contains the call (on one backend and jaxlib).
 
     Args:
       round_key: the key of the round.
-      scalars: ĝ_k, the aggregated scalars of step k, [P]; with groups [G·P], number g·P + p.
+      scalars: ĝ_k, the aggregated scalars of step k, [P]; with groups [G·P], indexed by g·P + p.
       params: the trainable parameters; only their shapes and dtypes are read.
       step: local step k.
       curvature: H_r, in the structure of ``params``; None means H = 1.
-      sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
-        gaussian.
-      groups: G; None means what ``sampler`` says.
+      sampler: the family of raw perturbations, as a function or by name, or :class:`~hiso_jax.zo.Directions`; None
+        means gaussian.
+      groups: G; None takes it from ``sampler``.
 
     Returns:
       Δ_k in the structure of ``params``, in promote_types(leaf dtype, float32).
 
     Raises:
-      ValueError: every client has directions of its own and ``groups`` is not given, or it does not divide the scalars.
+      ValueError: each client has its own directions and ``groups`` is None, or G does not divide the number of scalars.
     """
     directions = as_directions(sampler)
     return _accumulate(round_key, scalars, params, step, curvature, directions, groups_in(directions, scalars, groups))
 
 
 def groups_in(directions: Directions, scalars: Shaped[Array, "... GP"], groups: int | None) -> int:
-    """G of a step's scalars.
+    """The number of groups G in a step's scalars.
 
     Raises:
-      ValueError: it is not known, or does not divide their number.
+      ValueError: G is unknown, or does not divide the number of scalars.
     """
     groups = directions.groups if groups is None else groups
     if groups is None:

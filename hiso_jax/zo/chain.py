@@ -1,4 +1,4 @@
-"""The members of an optax chain around a head: which may read or wrap what, and the structure of their states."""
+"""An optax chain around a head: checks of its members, its update, and the structure of its state."""
 
 import re
 from typing import Any
@@ -11,11 +11,11 @@ from jaxtyping import Array, PyTree
 from hiso_jax.checks import first_line
 from hiso_jax.zo.state import zo_states
 
-# Asks an optimizer for no update, only whether its head is reached.
+# Tests whether an optimizer's update reaches its head, without an update.
 PROBE = "hiso_jax_probe"
-# Asks a head for an update of zeros, so that the rest of its chain can be traced without a direction.
+# Makes a head return an update of zeros, so that the rest of its chain can be traced without a direction.
 SKIP = "hiso_jax_skip"
-# optax's wrappers whose update does not go through a head, by the names of their states.
+# optax wrappers that cannot contain a head, by the names of their states.
 WRAPPERS = {
     "ApplyIfFiniteState": "apply_if_finite",
     "MultiStepsState": "MultiSteps",
@@ -25,14 +25,14 @@ WRAPPERS = {
 
 
 class Reached(Exception):
-    """The head of a chain was asked for an update by :func:`check_chain`."""
+    """Raised by the head of a chain when :func:`check_chain` calls its update."""
 
 
 def _check_wrappers(state: optax.OptState) -> None:
-    """Refuse what wraps a head and cannot: it takes scalars for updates like the parameters.
+    """Refuse a wrapper that contains a head but expects updates like the parameters, not scalars.
 
     Raises:
-      TypeError: such a wrapper stands around the head; it is named.
+      TypeError: such a wrapper contains the head; the message names the wrapper.
     """
 
     def wraps(node: Any) -> bool:
@@ -49,18 +49,19 @@ def _check_wrappers(state: optax.OptState) -> None:
 
 
 def check_chain(tx: optax.GradientTransformationExtraArgs, params: PyTree, aggregate: PyTree) -> None:
-    """Refuse an optimizer in which something before the head needs what only stands behind it.
+    """Refuse an optimizer in which a member before the head needs the parameters.
 
-    What stands before ``scale_by_hiso`` or ``scale_by_zo`` sees the scalars of a round and not the parameters.
+    A member before ``scale_by_hiso`` or ``scale_by_zo`` receives the scalars of a round and not the parameters.
 
     Args:
       tx: the optimizer.
-      params: the parameters, like ``aggregate`` arrays or their shapes.
-      aggregate: of a round, what the head takes: [K, P] scalars, or a tree of such.
+      params: the parameters, as arrays or shapes.
+      aggregate: the head's input in a round, as arrays or shapes: [K, P] scalars, or a tree of such arrays.
 
     Raises:
-      TypeError: a wrapper around the head that cannot stand there.
-      ValueError: a member before the head keeps something like the parameters, or reads them.
+      TypeError: a wrapper that cannot contain a head does.
+      ValueError: a member before the head keeps a state like the parameters or reads them, or the update never
+        reaches the head.
     """
     tree, known = _as_tree(params), {"value": jnp.float32(0), PROBE: True}
     _check_wrappers(jax.eval_shape(lambda: tx.init(_zeros(tree))))
@@ -77,7 +78,7 @@ def check_chain(tx: optax.GradientTransformationExtraArgs, params: PyTree, aggre
 
 
 def _as_tree(params: PyTree) -> PyTree:
-    """Parameters as a tree of its own, so that scalars cannot be broadcast against a single array of them."""
+    """The parameters as a tree with at least one level, so that scalars cannot broadcast against a single array."""
     return [params] if jax.tree_util.treedef_is_leaf(jax.tree.structure(params)) else params
 
 
@@ -90,23 +91,23 @@ def update_with(
     value: Array | None,
     **extra: Any,
 ) -> tuple[PyTree, optax.OptState]:
-    """The update of an optimizer in a round, from all that a round can give it.
+    """The update of an optimizer in a round, with every keyword that a round can provide.
 
     Args:
       tx: the optimizer.
-      aggregate: what its head takes; of a first-order method a tree like the parameters.
-      state: of the optimizer.
+      aggregate: the head's input; for a first-order method a tree like the parameters.
+      state: the optimizer's state.
       params: the parameters.
-      value: the loss where the round began, as optax calls it (``reduce_on_plateau``, ``scale_by_polyak``); None where
-        it is not known.
-      extra: what its head reads.
+      value: the loss at the start of the round, under optax's name (``reduce_on_plateau``, ``scale_by_polyak``); None
+        if it is unknown.
+      extra: keywords that the head reads.
 
     Raises:
-      ValueError: the optimizer asks for what a round does not have, a gradient or the loss as a function, say.
+      ValueError: the optimizer needs an input that a round does not have, for example a gradient or the loss function.
     """
     known = extra if value is None else {"value": value, **extra}
     try:
-        # optax raises floats to the power of counts, which strict promotion of dtypes does not take.
+        # optax raises floats to the power of integer counts, which strict dtype promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             return tx.update(aggregate, state, params, **known)
     except TypeError as error:
@@ -118,15 +119,15 @@ def update_with(
 
 
 def reads_loss(tx: optax.GradientTransformation, params: PyTree, aggregate: PyTree) -> bool:
-    """Whether an optimizer's update depends on the loss: everyone who repeats the update must then be sent it.
+    """Whether an optimizer's update depends on the loss; a client that repeats the update must then receive it.
 
     Args:
       tx: the optimizer.
-      params: the parameters, like ``aggregate`` arrays or their shapes.
-      aggregate: of a round, what ``tx`` takes.
+      params: the parameters, as arrays or shapes.
+      aggregate: the input of ``tx`` in a round, as arrays or shapes.
 
     Raises:
-      ValueError: as :func:`check_chain`.
+      ValueError: as in :func:`check_chain`.
     """
     tx, tree = optax.with_extra_args_support(tx), _as_tree(params)
     if zo_states(jax.eval_shape(lambda: tx.init(_zeros(tree)))):
@@ -142,15 +143,15 @@ def reads_loss(tx: optax.GradientTransformation, params: PyTree, aggregate: PyTr
 
 
 def settled(tx: optax.GradientTransformationExtraArgs, state: optax.OptState, params: PyTree) -> optax.OptState:
-    """An optimizer's first state in the structure that its updates leave.
+    """An optimizer's initial state, in the structure that its updates return.
 
-    What stands before the head is made for the parameters and then sees scalars: ``zero_nans`` keeps a flag for each
-    parameter at first, and for each array of scalars afterwards. What has another structure after an update begins as
-    zeros in that structure; all else stays.
+    A member before the head is initialised with the parameters and then receives scalars: ``zero_nans`` first keeps a
+    flag for each parameter, and afterwards one for each array of scalars. A node whose structure differs after an
+    update starts as zeros in the later structure; all other nodes stay.
 
     Args:
-      tx: headed by ``scale_by_zo``, ``scale_by_hiso`` or another head.
-      state: of ``tx.init(params)``.
+      tx: an optimizer headed by ``scale_by_zo``, ``scale_by_hiso`` or another head.
+      state: the result of ``tx.init(params)``.
       params: the parameters, or their shapes.
     """
     if not zo_states(state):
@@ -166,17 +167,17 @@ def settled(tx: optax.GradientTransformationExtraArgs, state: optax.OptState, pa
     try:
         return _in_structure_of(jax.eval_shape(after, state), state)
     except Exception:
-        # A member that cannot stand before the head is refused where a round is traced.
+        # Tracing a round refuses a member that cannot precede the head.
         return state
 
 
 def _opened(node: PyTree) -> tuple[list[Any], Any]:
-    """The children of a node, and its own structure alone."""
+    """The direct children of a node, and the structure of the node alone."""
     return jax.tree_util.tree_flatten(node, is_leaf=lambda child: child is not node)
 
 
 def _in_structure_of(wanted: PyTree, own: PyTree) -> PyTree:
-    """``own`` in the structure of ``wanted``: only the nodes that differ become zeros."""
+    """``own`` in the structure of ``wanted``; only nodes that differ become zeros."""
     (new, form), (old, before) = _opened(wanted), _opened(own)
     if str(form) != str(before):
         return _zeros(wanted)

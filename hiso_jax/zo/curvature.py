@@ -22,7 +22,7 @@ from hiso_jax.zo.samplers import LowRank, Sampler
 
 CurvatureUpdate = Literal["last", "all"]
 CurvatureForm = Literal["diagonal", "factored"]
-# Rows of a matrix that are summed in one piece.
+# Largest number of a matrix's rows in one partial sum.
 SUMMED_ROWS = 256
 CURVATURE_DTYPES = (jnp.float32, jnp.float64, jnp.bfloat16)
 
@@ -36,31 +36,31 @@ def scale_by_hiso(
     curvature_form: CurvatureForm | None = None,
     sampler: Directions | Sampler | str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Turn a round's scalars into Σ_k Δ_k, its directions shaped by a learned diagonal curvature H.
+    """Turn a round's scalars into Σ_k Δ_k, along directions shaped by a learned diagonal curvature H.
 
     z = H_r^{-1/2} ⊙ u, Δ_k = (1/P) Σ_p ĝ_{k,p} z_{k,p}, and after the round
     H_{r+1} = γ H_r + (1 − γ)(Δ² + ε), H₀ = 1 (HiSo, arXiv 2506.02370, Algorithm 1).
 
     Args:
-      decay: γ, the weight kept by H, in [0, 1]; 1 leaves H untouched, which is :func:`scale_by_zo`.
+      decay: γ in [0, 1], the weight that H keeps; 1 leaves H unchanged, which is :func:`scale_by_zo`.
       eps: ε ≥ 0, added to Δ² to keep H positive.
-      curvature_update: ``"last"`` advances H by Δ_{K−1} once, ``"all"`` by each Δ_k in order.
-      curvature_dtype: in which H is kept; None means promote_types(leaf dtype, float32). bfloat16 halves its memory
-        and is rounded stochastically, so that its small steps are not lost.
-      curvature_form: ``"diagonal"`` is the paper's. ``"factored"`` keeps for each matrix of R rows and C columns
-        H = r cᵀ, of R + C numbers and with the row and column means that the diagonal would have (as Adafactor, Shazeer
-        and Stern, arXiv 1804.04235); directions of low rank stay so when they are shaped by it. None means factored
-        for directions of low rank, else diagonal.
+      curvature_update: ``"last"`` updates H once, by Δ_{K−1}; ``"all"`` updates it by each Δ_k in order.
+      curvature_dtype: the dtype of H; None means promote_types(leaf dtype, float32). bfloat16 halves the memory and is
+        rounded stochastically, so that small updates are not lost.
+      curvature_form: ``"diagonal"`` is the paper's form. ``"factored"`` keeps H = r cᵀ for each matrix of R rows and C
+        columns: R + C entries, with the row and column means of the diagonal form (as Adafactor, Shazeer and Stern,
+        arXiv 1804.04235). A factored H keeps the low rank of the directions that it shapes. None means factored for
+        directions of low rank, else diagonal.
       sampler: as in :func:`head`.
 
     Returns:
       A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars, and
-      ``ascent`` as in :func:`scale_by_zo`. H is found by ``optax.tree.get(state, "curvature")``.
+      ``ascent`` as in :func:`scale_by_zo`. ``optax.tree.get(state, "curvature")`` reads H.
 
     Raises:
-      TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.
-      ValueError: ``decay``, ``eps`` or another option out of range; in ``update``,
-        ``params`` or ``key`` missing.
+      TypeError: in ``update``, the scalars are not a [K, P] floating-point array; in ``init``, a parameter is not
+        floating point.
+      ValueError: ``decay``, ``eps`` or another option is out of range; in ``update``, ``params`` or ``key`` is missing.
 
     Example:
       >>> import hiso_jax, jax, jax.numpy as jnp, optax
@@ -71,7 +71,7 @@ def scale_by_hiso(
       >>> optax.tree.get(state, "curvature")["w"].shape
       (2, 3)
     """
-    # optax.inject_hyperparams passes arrays here, traced ones too: only plain numbers can be checked.
+    # optax.inject_hyperparams passes arrays, which may be traced: only plain numbers can be checked.
     between("decay", decay, 0, 1)
     finite("eps", eps)
     if curvature_update not in ("last", "all"):
@@ -93,7 +93,7 @@ def scale_by_hiso(
         else:
             h = h.astype(delta.dtype)
             new = _advance_diagonal(h, delta, decay, eps)
-        # where, not 0 · Δ²: at decay 1 an infinite Δ must leave H as it was.
+        # where, not 0 · Δ²: at decay 1 an infinite Δ must leave H unchanged.
         return jax.tree.map(lambda old, new: jnp.where(jnp.asarray(decay, old.dtype) == 1, old, new), h, new)
 
     def initial(x: Array, layers: int) -> Array | Factors:
@@ -119,12 +119,12 @@ def scale_by_hiso(
 
 
 def has_factors(shape: tuple[int, ...]) -> bool:
-    """Whether a factored curvature keeps a parameter of ``shape`` by its rows and columns."""
+    """Whether a factored curvature has row and column factors for a parameter of ``shape``."""
     return len(shape) > 1 and min(math.prod(shape[:-1]), shape[-1]) > 1
 
 
 def _factors_of_one(x: Array, layers: int) -> Factors:
-    """H = 1, by its factors."""
+    """The factors of H = 1."""
     shape, dtype = jnp.shape(x), working_dtype(jnp.asarray(x))
     lead, own = shape[:layers], shape[layers:]
     rows, columns = jnp.ones((*lead, math.prod(own[:-1]), 1), dtype), jnp.ones((*lead, own[-1], 1), dtype)
@@ -139,8 +139,8 @@ def _advance_diagonal(h: Array, delta: Array, decay: ArrayLike, eps: ArrayLike) 
 
 
 def _advance_factors(h: Factors, delta: Array, decay: ArrayLike, eps: ArrayLike) -> Factors:
-    """The factors of H after Δ: r the means of its rows, c those of its columns in units of the mean of all."""
-    # Every product is rounded before it is added: sums are fused with what they are of, here and not there.
+    """The factors of H after Δ: r holds H's row means, c its column means divided by the mean of all entries."""
+    # Every product is rounded before it is added, because XLA fuses sums with their operands in some programs only.
     kept, least = jnp.asarray(decay, delta.dtype), jnp.asarray(eps, delta.dtype)
 
     def mixed(h: Array, mean_square: Array) -> Array:
@@ -156,9 +156,9 @@ def _advance_factors(h: Factors, delta: Array, decay: ArrayLike, eps: ArrayLike)
 
 
 def _mean_squares(matrix: Float[Array, "... R C"]) -> tuple[Float[Array, "... R 1"], Float[Array, "... C 1"]]:
-    """The means of the squares of every row and of every column.
+    """The mean square of every row and of every column.
 
-    By a loop over pieces of at least two turns: what enters a loop is written to memory, whatever made it, so that a
+    A loop of at least two iterations sums the matrix in pieces: XLA writes the inputs of a loop to memory, so that a
     run and its replay sum in one order.
     """
     if matrix.ndim > 2:
@@ -178,7 +178,7 @@ def _mean_squares(matrix: Float[Array, "... R C"]) -> tuple[Float[Array, "... R 
 
 
 def mean_square(tree: PyTree[Shaped[Array, "..."]]) -> Float[Array, ""]:
-    """The mean of the squares of all numbers of a tree, the same bits in a run and its replay."""
+    """The mean square of all entries of a tree, with the same bits in a run and its replay."""
     leaves = [
         gathered(leaf).reshape(-1, leaf.shape[-1] if leaf.ndim > 1 else 1)
         for leaf in jax.tree.leaves(tree)
@@ -202,11 +202,11 @@ def hiso(
 
     Args:
       learning_rate: η, a number or an optax schedule over rounds.
-      decay: as in :func:`scale_by_hiso`, like the rest.
+      decay: γ; for all options see :func:`scale_by_hiso`.
       eps: ε.
       curvature_update: ``"last"`` or ``"all"``.
-      curvature_dtype: in which H is kept.
-      curvature_form: ``"diagonal"``, ``"factored"``, or None for what suits the directions.
+      curvature_dtype: the dtype of H.
+      curvature_form: ``"diagonal"``, ``"factored"``, or None to choose by the rank of the directions.
       sampler: as in :func:`head`.
 
     Example:

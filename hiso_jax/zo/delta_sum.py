@@ -1,7 +1,7 @@
-"""Δ as it grows, direction by direction, whether directions are at hand or made again: one arithmetic.
+"""The running sum Δ over directions: the same arithmetic whether directions are kept or regenerated.
 
-A leaf that is drawn whole is a running total, gone through for every direction. A leaf of low rank only keeps its
-weighted factors, and all its terms are added at the end in one pass over the memory.
+Every direction updates the running total of a dense leaf. A leaf of low rank keeps only its weighted factors; all its
+terms are added at the end in one pass over the memory.
 """
 
 import jax
@@ -15,30 +15,30 @@ from hiso_jax.zo.directions import leaves_of, working_dtype
 from hiso_jax.zo.partitioned import split_as
 
 Total = list[Array | None]
-"""The sum of the leaves that are drawn whole, in the order of the parameters'; None stands for one of low rank."""
+"""The sums of the dense leaves, in the order of the parameters' leaves; None for a leaf of low rank."""
 
-# Terms of low rank that are added in one pass.
+# Number of low-rank terms added in one pass.
 UNROLLED = 16
 
 
 def begin(params: PyTree[Shaped[Array, "..."]], z: PyTree) -> Total:
-    """The sum of no direction, split over devices as ``params`` are.
+    """The empty sum, sharded over devices like ``params``.
 
     Args:
-      params: the parameters; only their shapes and dtypes are read, here and of ``z``.
-      z: a direction.
+      params: the parameters; only their shapes and dtypes are read.
+      z: a direction; only its shapes and dtypes are read.
     """
     leaves = zip(jax.tree.leaves(params), leaves_of(z), strict=True)
     return [None if is_factors(u) else split_as(x, jnp.zeros(x.shape, working_dtype(x))) for x, u in leaves]
 
 
 def add_weighted(total: Total, z: list[Array | Factors], weights: list[Float[Array, "..."]]) -> tuple[Total, list]:
-    """``total + weight · z`` of the leaves drawn whole, and beside it the weighted factors of the others.
+    """``total + weight · z`` for the dense leaves, and the weighted factors of the low-rank leaves.
 
     Args:
       total: the sum so far.
       z: the leaves of a direction.
-      weights: of each leaf, a number or [..., as the leaf]; [..., R, 1] for one of R rows of A.
+      weights: one array for each leaf: a scalar array or [...] as the leaf; [..., R, 1] for a factor A of R rows.
     """
 
     def whole(a: Array, u: Array, weight: Array) -> Array:
@@ -57,8 +57,8 @@ def finish(params: PyTree[Shaped[Array, "..."]], total: Total, terms: list) -> P
 
     Args:
       params: the parameters; only their shapes are read.
-      total: the sum of all directions.
-      terms: of all directions, their factors with leading axes of directions and groups.
+      total: the sums over all directions.
+      terms: the weighted factors of all directions, with leading axes of directions and groups.
     """
     leaves, structure = jax.tree.flatten(params)
     sums = iter(term for term in terms if term is not None)
@@ -67,7 +67,7 @@ def finish(params: PyTree[Shaped[Array, "..."]], total: Total, terms: list) -> P
 
 
 def _sum(terms: Factors, like: Array) -> Array:
-    """Σ_q A_q B_qᵀ of all leading axes, in the shape of ``like``."""
+    """Σ_q A_q B_qᵀ over all leading axes, in the shape of ``like``."""
     layers = like.ndim - len(terms.own)
 
     def listed(factor: Array) -> Array:

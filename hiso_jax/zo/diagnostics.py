@@ -1,9 +1,9 @@
-"""What a learned curvature is worth, and what limits a round: its directions or its data.
+"""The quality of a learned curvature, and the limit of a round: its directions or its data.
 
-With H the curvature, D = H⁻¹ the shape of the directions' covariance, and Σ = ∇²f: the whitening rank
-ζ = tr(H^{-1/2} Σ H^{-1/2}) and the effective rank κ = tr Σ / ‖Σ‖ are those of HiSo's analysis (arXiv 2506.02370);
-tr(ΣD) / ∇ᵀD∇ is how much curvature a step along random directions meets for the descent that it makes. Where H is the
-diagonal of Σ itself ζ is d: that H resembles the Hessian and that ζ is small are two claims.
+Let H be the curvature, D = H⁻¹ the shape of the directions' covariance, and Σ = ∇²f. The whitening rank
+ζ = tr(H^{-1/2} Σ H^{-1/2}) and the effective rank κ = tr Σ / ‖Σ‖ are those of HiSo's analysis (arXiv 2506.02370).
+tr(ΣD) / ∇ᵀD∇ is the curvature that a step along random directions meets, relative to its descent. If H is the diagonal
+of Σ, then ζ = d: "H resembles the Hessian" and "ζ is small" are two different claims.
 """
 
 from typing import NamedTuple
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def rank_correlation(first: Float[Array, "d"], second: Float[Array, "d"]) -> float:
-    """Spearman's correlation; NaN where one of them is the same everywhere."""
+    """Spearman's rank correlation; NaN if one of the vectors is constant."""
     ranks = jnp.stack([rankdata(first), rankdata(second)])
     centred = ranks - ranks.mean(1, keepdims=True)
     sizes = jnp.linalg.norm(centred, axis=1)
@@ -54,7 +54,7 @@ def rank_correlation(first: Float[Array, "d"], second: Float[Array, "d"]) -> flo
 
 
 def shuffled_correlation(first: Float[Array, "d"], second: Float[Array, "d"], key: Key[Array, ""]) -> float:
-    """:func:`rank_correlation` with the first vector's numbers dealt anew: what nothing looks like, 0 ± 1/√d."""
+    """:func:`rank_correlation` with the first vector permuted at random: the value without relation, 0 ± 1/√d."""
     return rank_correlation(jax.random.permutation(key, first), second)
 
 
@@ -75,30 +75,30 @@ def squared_gradient(
     examples: int,
     share: float = 0.0,
 ) -> float:
-    """F = ∇ᵀD∇ of all examples, from a sample of them: without what sampling adds, tr(D Cov) / n; at least 0.
+    """F = ∇ᵀD∇ of all examples, estimated from a sample without its sampling term tr(D Cov) / n; at least 0.
 
     Args:
       gradient: the mean of the sample's gradients.
-      fisher: the mean of their squares.
+      fisher: the mean of their squares, entry by entry.
       curvature: H.
-      examples: n, in the sample.
-      share: of all examples that are in it; 1 needs no correction.
+      examples: n, the size of the sample.
+      share: the sample's share of all examples; 1 needs no correction.
     """
     seen, squares = float((gradient**2 / curvature).sum()), float((fisher / curvature).sum())
     return max(seen - (1 - share) * (squares - seen) / max(examples - 1, 1), 0.0)
 
 
 def curvature_to_descent(diagonal: Float[Array, "d"], curvature: Float[Array, "d"], signal: float) -> float:
-    """tr(ΣD) / ∇ᵀD∇, D = H⁻¹: the curvature that random directions meet for the descent that they make."""
+    """tr(ΣD) / ∇ᵀD∇, D = H⁻¹: the curvature that random directions meet, relative to their descent."""
     return float((diagonal / curvature).sum()) / signal if signal > 0 else float("inf")
 
 
 class ScalarVariance(NamedTuple):
-    """Why two clients' scalars along one direction differ.
+    """The signal and the variance components of clients' scalars along one direction.
 
     Attributes:
       signal: F = ∇ᵀD∇, the mean over directions of the squared mean scalar.
-      between: the variance between clients, of what each would measure with all of its data.
+      between: the variance between clients, if each measured with all of its data.
       within: the variance within a client, from batch to batch.
     """
 
@@ -108,20 +108,20 @@ class ScalarVariance(NamedTuple):
 
     @property
     def noise(self) -> float:
-        """σ² / F of one client's scalar."""
+        """σ² / F, the relative variance of one client's scalar."""
         return (self.between + self.within) / self.signal if self.signal > 0 else float("inf")
 
 
 def scalar_variance(scalars: Float[Array, "M B P"]) -> ScalarVariance:
-    """The parts of the scalars' variance, by a one-way analysis of variance along every direction; unbiased.
+    """Unbiased estimates of the variance components, by a one-way analysis of variance along every direction.
 
-    A part that is estimated below zero is zero.
+    A component with a negative estimate is set to zero.
 
     Args:
-      scalars: of M ≥ 2 clients, B ≥ 2 batches each, along the same P directions.
+      scalars: the scalars of M ≥ 2 clients with B ≥ 2 batches each, along the same P directions.
 
     Raises:
-      ValueError: fewer clients or batches.
+      ValueError: there are fewer than 2 clients or 2 batches.
     """
     clients, batches, _ = scalars.shape
     if clients < 2 or batches < 2:
@@ -135,17 +135,17 @@ def scalar_variance(scalars: Float[Array, "M B P"]) -> ScalarVariance:
 
 
 class Advice(NamedTuple):
-    """How many times smaller the squared error of Δ would be.
+    """The factors by which changes of a round would reduce the squared error of Δ.
 
-    With s = σ² / (C F) the error of Δ from P directions that a cohort of C clients shares is (1 + s) / P, in units of
-    what one exact direction leaves; with own directions it is (1 + C s) / (C P).
+    Let s = σ² / (C F). If a cohort of C clients shares P directions, the error of Δ is (1 + s) / P, in units of the
+    error of one exact direction. With own directions the error is (1 + C s) / (C P).
 
     Attributes:
-      share: s, of client noise in the aggregate against the squared gradient.
-      directions: with twice the directions.
-      clients: with twice the clients a round, or half of a scalar's variance.
-      own: if each client of the cohort had directions of its own.
-      words: which of them pays.
+      share: s, the client noise in the aggregate relative to the squared gradient.
+      directions: the factor with twice the directions.
+      clients: the factor with twice the clients a round, or half the variance of a scalar.
+      own: the factor if each client of the cohort had its own directions.
+      words: the conclusion as text.
     """
 
     share: float
@@ -156,10 +156,10 @@ class Advice(NamedTuple):
 
 
 def advice(variance: ScalarVariance, cohort: int) -> Advice:
-    """What would help: more directions, more data, or own directions.
+    """The gains from more directions, more data or own directions.
 
     Args:
-      variance: of the clients' scalars.
+      variance: the variance of the clients' scalars.
       cohort: C.
     """
     share = variance.noise / cohort

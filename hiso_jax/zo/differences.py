@@ -1,4 +1,4 @@
-"""Losses → scalars: finite differences along shared directions (HiSo, Algorithm 1)."""
+"""Scalars from losses: finite differences along shared directions (HiSo, Algorithm 1)."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +25,11 @@ Carry = TypeVar("Carry")
 
 @dataclass(frozen=True)
 class Difference:
-    """At which multiples of μ along a direction a loss is evaluated, and which numbers are made of it.
+    """A finite difference: the multiples of μ at which the loss is evaluated, and the estimates made of the losses.
 
     Attributes:
-      offsets: in units of μ. A loss at offset 0 is evaluated once a local step, for all its directions.
-      estimates: (losses [...] at the offsets in their order, μ) → the derivative estimates of a direction, a pytree of
+      offsets: the multiples of μ. The loss at offset 0 is evaluated once a local step, for all its directions.
+      estimates: (losses [...] in the order of the offsets, μ) → the derivative estimates of a direction, a pytree of
         [...] arrays.
     """
 
@@ -37,7 +37,7 @@ class Difference:
     estimates: Callable[[Sequence[Array], ArrayLike], PyTree[Shaped[Array, "..."]]]
 
     def passes(self, num_perturbations: int) -> int:
-        """How often the loss is evaluated in a local step of ``num_perturbations`` directions."""
+        """The number of loss evaluations in a local step of ``num_perturbations`` directions."""
         return (0 in self.offsets) + num_perturbations * sum(offset != 0 for offset in self.offsets)
 
 
@@ -57,20 +57,21 @@ def _second(losses: Sequence[Array], mu: ArrayLike) -> dict[str, Array]:
 
 
 forward = Difference((0.0, 1.0), _forward)
-"""[f(x + μz) − f(x)] / μ: P + 1 evaluations."""
+"""[f(x + μz) − f(x)] / μ: P + 1 loss evaluations."""
 central = Difference((1.0, -1.0), _central)
-"""[f(x + μz) − f(x − μz)] / (2μ): 2·P evaluations."""
+"""[f(x + μz) − f(x − μz)] / (2μ): 2·P loss evaluations."""
 second = Difference((0.0, 1.0, -1.0), _second)
-"""The central slope and [f(x + μz) + f(x − μz) − 2f(x)] / μ² (HiZOO, arXiv 2402.15173): 2·P + 1 evaluations."""
+"""The central difference and [f(x + μz) + f(x − μz) − 2f(x)] / μ² (HiZOO, arXiv 2402.15173): 2·P + 1 loss
+evaluations."""
 
 DIFFERENCES: dict[str, Difference] = {"forward": forward, "central": central, "second": second}
 
 
 def as_difference(difference: Difference | str) -> Difference:
-    """A difference, given itself or by name.
+    """A difference, given as a value or by name.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: the name is unknown.
     """
     if isinstance(difference, Difference):
         return difference
@@ -81,31 +82,31 @@ def as_difference(difference: Difference | str) -> Difference:
 
 
 def directional_derivatives(numbers: PyTree) -> Any:
-    """The numbers of which Δ is made: all there are, or those named "slope" where a difference gives several."""
+    """The estimates that Δ is made from: the entry "slope" if a difference gives several estimates, else all."""
     return numbers["slope"] if isinstance(numbers, Mapping) and "slope" in numbers else numbers
 
 
 def check_estimator(num_perturbations: int, mu: ArrayLike) -> None:
-    """Refuse an estimator that cannot exist.
+    """Refuse an invalid P or μ.
 
     Raises:
-      ValueError: ``num_perturbations`` < 1, or ``mu`` not positive and finite.
+      ValueError: ``num_perturbations`` < 1, or ``mu`` is not positive and finite.
     """
     integer("num_perturbations", num_perturbations, 1)
     positive("mu", mu)
 
 
 def suggested_mu(loss: float, dtype: DTypeLike, dimension: int) -> float:
-    """A smoothing radius at which rounding and curvature spoil a scalar alike, to one significant digit.
+    """A smoothing radius with equal rounding and curvature errors of a scalar, to one significant digit.
 
-    A difference of losses rounds to about eps·log₂(d)·|f|, so that a scalar is off by that over μ; for the curvature
-    it is off by μ·uᵀ∇²f u / 2, whose mean over directions is μ·tr(∇²f) / 2. They are equal at
-    μ = √(2·eps·log₂(d)·|f| / tr ∇²f). The trace is taken to be 1, for want of a measurement; then d enters by its
-    logarithm alone.
+    A difference of losses has a rounding error of about eps·log₂(d)·|f|, which the scalar divides by μ. The curvature
+    adds an error of μ·uᵀ∇²f u / 2, whose mean over directions is μ·tr(∇²f) / 2. The two errors are equal at
+    μ = √(2·eps·log₂(d)·|f| / tr ∇²f). The trace is not measured and is taken to be 1; then d enters only through its
+    logarithm.
 
     Args:
-      loss: f, where the run begins.
-      dtype: in which losses are computed.
+      loss: f at the start of the run.
+      dtype: the dtype in which losses are computed.
       dimension: d, the number of trained parameters.
     """
     mu = math.sqrt(2 * float(jnp.finfo(dtype).eps) * math.log2(max(dimension, 2)) * max(abs(loss), 1e-3))
@@ -113,7 +114,7 @@ def suggested_mu(loss: float, dtype: DTypeLike, dimension: int) -> float:
 
 
 def scalar_loss(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Array]:
-    """``loss_fn``, in float32 where it can be had so; what is not one number is refused where it is called."""
+    """``loss_fn``, in float32 if possible; a call refuses a result that is not a single number."""
     precise = in_float32(loss_fn)
 
     def checked(params: Any, batch: Any) -> Array:
@@ -144,21 +145,21 @@ def probe(
 ) -> tuple[Carry, Float[Array, "..."], Any]:
     """Evaluate losses along P directions, one at a time, so that memory does not grow with P.
 
-    Each direction is made once and handed to ``evaluate`` (which may evaluate many clients) and then, with the
-    numbers it gave, to ``fold``. Who measures alone, trains alone or measures for a cohort does it by this loop.
+    Each direction is made once and passed to ``evaluate`` (which may evaluate many clients) and then, with the
+    resulting estimates, to ``fold``. Single clients, single-device training and cohorts all measure with this loop.
 
     Args:
-      evaluate: (direction or None, scale) → losses [...] at the parameters moved by scale · direction.
+      evaluate: (direction or None, scale) → losses [...] at the parameters perturbed by scale · direction.
       direction_at: perturbation index → direction.
-      difference: at which scales, and what is made of the losses.
+      difference: the scales, and the estimates made of the losses.
       num_perturbations: P.
       mu: the smoothing radius μ.
-      fold: (carry, direction, numbers [...]) → (carry, output), run once a perturbation; its output is the numbers
-        unless said otherwise.
-      init: the first carry.
+      fold: (carry, direction, estimates [...]) → (carry, output), called once for each perturbation; by default the
+        output is the estimates.
+      init: the initial carry.
 
     Returns:
-      The last carry, the unperturbed losses [...] (if they are not evaluated: the mean over all that are), the
+      The last carry, the unperturbed losses [...] (the mean of all evaluated losses if these are not evaluated), the
       outputs [P, ...].
     """
     check_estimator(num_perturbations, mu)
@@ -194,7 +195,7 @@ def scalars(
     sampler: Directions | Sampler | str | None = None,
     perturbed_as: PerturbedAs | None = None,
 ) -> tuple[Float[Array, ""], PyTree[Float[Array, "P"]]]:
-    """The P scalars of one local step: what a client sends in place of a gradient (HiSo, Algorithm 1).
+    """The P scalars of one local step, which a client sends in place of a gradient (HiSo, Algorithm 1).
 
     g_p = [f(x + μ z_p) − f(x)] / μ (forward) or [f(x + μ z_p) − f(x − μ z_p)] / (2μ) (central), all on the same
     batch, with z_p = H^{-1/2} ⊙ u_p made from ``perturbation_key(round_key, step, p)``.
@@ -202,7 +203,7 @@ def scalars(
     Args:
       loss_fn: ``(params, batch) → scalar``.
       params: the trainable parameters, any pytree of floating-point arrays.
-      batch: whatever ``loss_fn`` takes.
+      batch: the second argument of ``loss_fn``.
       round_key: the key of the round.
       step: local step k.
       curvature: H, in the structure of ``params``; None means H = 1.
@@ -210,16 +211,16 @@ def scalars(
       mu: the smoothing radius μ > 0.
       difference: ``"forward"``, ``"central"``, or another :class:`Difference`; ``"second"`` gives two estimates a
         direction, {"slope": [P], "curvature": [P]}.
-      sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
-        gaussian.
-      perturbed_as: which parameters the model reads as a weight with a direction of low rank beside it, see
-        :func:`~hiso_jax.zo.perturb`; None makes every moved parameter whole.
+      sampler: the family of raw perturbations, as a function or by name, or :class:`~hiso_jax.zo.Directions`; None
+        means gaussian.
+      perturbed_as: which parameters the model reads as a weight plus a direction of low rank, see
+        :func:`~hiso_jax.zo.perturb`; None makes every perturbed parameter dense.
 
     Returns:
       (loss, scalars [P]), in float32 or wider. The central loss is the mean over the pairs.
 
     Raises:
-      ValueError: P, μ or the difference out of range, or a loss that is not one number.
+      ValueError: P, μ or the difference is out of range, or the loss is not a single number.
 
     Example:
       >>> import jax, jax.numpy as jnp
