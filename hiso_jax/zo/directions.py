@@ -1,9 +1,9 @@
-"""Keys → raw perturbations → search directions z = H^{-1/2} ⊙ u (HiSo, arXiv 2506.02370, Algorithm 1).
+"""Search directions z = H^{-1/2} ⊙ u from keys and raw perturbations u (HiSo, arXiv 2506.02370, Algorithm 1).
 
-The only place that knows which key a direction has.
+Only this module assigns keys to directions.
 
-Everything here is made leaf by leaf: a direction is never needed dense, and a leaf's numbers depend on nothing
-but its key, so that any party, device or layer can make just the part that it holds.
+Directions are made leaf by leaf and are never needed dense. The values of a leaf depend only on its key, so that any
+party, device or layer can make just the part that it holds.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,20 +34,20 @@ def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLik
       index: perturbation p, 0 ≤ p < P.
 
     Raises:
-      ValueError: the key is of the generator unsafe_rbg, see :func:`check_generator`.
+      ValueError: the key's generator is unsafe_rbg, see :func:`check_generator`.
     """
     check_generator(round_key)
     return jax.random.fold_in(jax.random.fold_in(round_key, step), index)
 
 
 def check_generator(key: Key[Array, ""]) -> None:
-    """Refuse keys whose nested ``fold_in`` do not depend on their order.
+    """Refuse keys for which the order of nested ``fold_in`` calls makes no difference.
 
-    Those of ``unsafe_rbg`` are XORed with what is folded in, so that direction 1 of local step 0 would be direction 0
-    of local step 1, and client 3 in round 5 would draw as client 5 in round 3.
+    ``unsafe_rbg`` XORs a key with the folded number: direction 1 of local step 0 would equal direction 0 of local step
+    1, and client 3 in round 5 would draw the values of client 5 in round 3.
 
     Raises:
-      ValueError: the key is one of these.
+      ValueError: the key's generator is unsafe_rbg.
     """
     if str(jax.random.key_impl(key)) == "unsafe_rbg":
         raise ValueError(
@@ -64,20 +64,21 @@ def working_dtype(leaf: Array) -> jnp.dtype:
 def draw_leaves(
     key: Key[Array, ""], tree: PyTree[Shaped[Array, "..."]], draw: Callable[[Any, Sequence[int], Any], Any]
 ) -> list[Any]:
-    """One draw for each leaf, in the order of ``jax.tree.leaves(tree)``, :class:`~hiso_jax.factored.Factors` for one.
+    """One draw for each leaf, in leaf order; :class:`~hiso_jax.factored.Factors` count as one leaf.
 
-    Leaf i draws from ``fold_in(key, i)``, i counting unstacked leaves: a leaf of a :class:`hiso_jax.stacked.Stacked`
-    is drawn layer by layer, by a vmap over its layers' keys.
+    Leaf i draws from ``fold_in(key, i)``, where i counts unstacked leaves: a leaf of a
+    :class:`hiso_jax.stacked.Stacked` is drawn layer by layer, by a vmap over the keys of its layers.
 
     Args:
-      key: of all leaves.
-      tree: only the shapes and dtypes of its leaves are read.
+      key: the key of all leaves.
+      tree: the leaves; only their shapes and dtypes are read.
       draw: (leaf key, shape, leaf) → the leaf's draw.
     """
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: is_stacked(node) or is_factors(node))
     counts = [len(leaves_of(node)) * (node.depth if isinstance(node, Stacked) else 1) for node in nodes]
-    # One loop of the hash for the keys of all leaves: each fold_in by itself is a loop to compile. The leaves' own are
-    # then kept apart by barriers: XLA for GPUs fuses what reads one array, and would hold all leaves' draws at once.
+    # One loop of the hash makes the keys of all leaves, because every separate fold_in is another loop to compile.
+    # Barriers then separate the leaves' keys: XLA for GPUs fuses operations that read one array, and would hold the
+    # draws of all leaves at once.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(sum(counts)))
     drawn, first = [], 0
     for node, count in zip(nodes, counts, strict=True):
@@ -93,12 +94,12 @@ def draw_leaves(
 
 
 def leaves_of(tree: PyTree) -> list[Any]:
-    """The leaves of a direction or a curvature, those that are factors as they are."""
+    """The leaves of a direction or a curvature; factors count as leaves."""
     return jax.tree.leaves(tree, is_leaf=is_factors)
 
 
 def made_dense(tree: PyTree) -> PyTree[Shaped[Array, "..."]]:
-    """A direction or a curvature, every leaf an array."""
+    """A direction or a curvature with every leaf as a dense array."""
     return jax.tree.map(dense, tree, is_leaf=is_factors)
 
 
@@ -111,8 +112,8 @@ def direction(
     """One search direction z = H^{-1/2} ⊙ u (HiSo, Algorithm 1), in the structure of ``params``.
 
     Args:
-      key: a perturbation key; leaf i of ``jax.tree.leaves(params)`` draws from ``fold_in(key, i)``, and the layers
-        of a :class:`hiso_jax.stacked.Stacked` count as so many leaves.
+      key: a perturbation key; leaf i of ``jax.tree.leaves(params)`` draws from ``fold_in(key, i)``, and each layer
+        of a leaf in a :class:`hiso_jax.stacked.Stacked` counts as a leaf.
       params: the trainable parameters; only their shapes and dtypes are read.
       curvature: H in the structure of ``params``, or None for H = 1.
       sampler: the family of raw perturbations; None means :func:`gaussian`.
@@ -124,7 +125,7 @@ def direction(
 
 
 def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, family: Sampler) -> PyTree:
-    """:func:`direction`, by its factors where it is of low rank."""
+    """:func:`direction` with low-rank leaves as factors."""
 
     def draw(leaf_key: Any, shape: Sequence[int], leaf: Array) -> Array | Factors:
         dtype = working_dtype(leaf)
@@ -132,11 +133,11 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
             if isinstance(family, Subspace) and curvature is None:
                 return family(leaf_key, shape, dtype)
             return family.factors(leaf_key, shape, dtype)
-        # Pinned: XLA would move the constant factors of a draw into the products it later enters, here and not there.
+        # Pinned: in some programs XLA would move the constant factors of a draw into later products.
         return pin(family(leaf_key, shape, dtype).astype(dtype))
 
     if curvature is not None:
-        # Tied to the key: in a loop over keys XLA would compute every square root before it and keep them all.
+        # Tied to the key: in a loop over keys XLA would compute every square root before the loop and keep them all.
         curvature, key = lax.optimization_barrier((curvature, key))
     leaves = zip(jax.tree.leaves(params), draw_leaves(key, params, draw), strict=True)
     z = [u if isinstance(u, Factors) else split_as(x, u) for x, u in leaves]
@@ -147,7 +148,7 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
 
 
 def _in_subspace(u: Array | Factors, basis: Array) -> Array | Factors:
-    """B Qᵀ by its factors; what is no matrix as it is."""
+    """B Qᵀ as factors; a leaf that is not a matrix stays unchanged."""
     return Factors(u.rows, basis, u.own) if isinstance(u, Factors) else u
 
 
@@ -155,12 +156,13 @@ def subspaces(key: Key[Array, ""], params: PyTree[Shaped[Array, "..."]], rank: i
     """Random orthonormal bases for :class:`~hiso_jax.zo.Subspace`, uniform over all subspaces.
 
     Args:
-      key: of all of them.
-      params: only shapes and dtypes are read.
+      key: the key of all bases.
+      params: the trainable parameters; only their shapes and dtypes are read.
       rank: r.
 
     Returns:
-      For every matrix Q [C, r], C its last axis, with an axis of layers before where they are stacked; 1 for the rest.
+      Q [C, r] for every matrix with last axis C, after a leading axis of layers if they are stacked; 1 for all other
+      leaves.
     """
 
     def basis(leaf_key: Any, shape: Sequence[int], leaf: Array) -> Array:
@@ -168,17 +170,17 @@ def subspaces(key: Key[Array, ""], params: PyTree[Shaped[Array, "..."]], rank: i
         if len(shape) < 2 or 0 in shape:
             return jnp.ones([], dtype)
         q, r = jnp.linalg.qr(pin(gaussian(leaf_key, (shape[-1], min(rank, shape[-1])), dtype)))
-        # Uniform only with the signs of the triangle's diagonal; left alone they are the routine's.
+        # The bases are uniform only with the signs of R's diagonal; otherwise the QR routine chooses the signs.
         return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(dtype)[None]
 
     return jax.tree.unflatten(jax.tree.structure(params), draw_leaves(key, params, basis))
 
 
 def _shaped(u: Array | Factors, h: Array | Factors) -> Array | Factors:
-    """H^{-1/2} ⊙ u; a product of factors where both are."""
+    """H^{-1/2} ⊙ u, as factors if u and H are factors."""
 
     # A square root and a division, each correctly rounded, so that H = 1 returns u to the last bit and HiSo at
-    # decay 1 is DeComFL exactly. Without the inner pin XLA makes of them u · rsqrt(h), which is approximate.
+    # decay 1 is DeComFL exactly. Without the inner pin XLA replaces them by u · rsqrt(h), which is approximate.
     def by_root(u: Array, h: Array) -> Array:
         return u / pin(jnp.sqrt(h.astype(u.dtype)))
 
@@ -190,21 +192,21 @@ def _shaped(u: Array | Factors, h: Array | Factors) -> Array | Factors:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Directions:
-    """Which direction each (round key, local step, index) names: compared by value, and without arrays.
+    """The rule from (round key, local step, index) to a direction; it holds no arrays and is compared by value.
 
-    It travels inside the optimizer's state, so that who measures and who updates cannot disagree.
+    It is part of the optimizer's state, so that measurement and update cannot use different directions.
 
     Attributes:
       sampler: the family of raw perturbations.
       key: the key rule, (round key, step k, index p) → the key of a direction.
-      groups: G, into which a cohort is dealt: its c-th client is in group c mod G and measures along directions of its
-        group (see ``zo/groups.py``). 1 is one set for all; None gives every client its own.
-      block: B, coordinates whose signs are flipped together to tell one group's directions from another's; None is
-        the largest power of two ≤ min(64, d / (8·G)); 0 draws every group's directions independently, at G times the
-        cost.
+      groups: G, the number of groups of a cohort: its c-th client is in group c mod G and measures along the
+        directions of its group (see ``zo/groups.py``). 1 is one set for all clients; None gives every client its own.
+      block: B, the number of coordinates whose signs are flipped together to distinguish the directions of groups;
+        None is the largest power of two ≤ min(64, d / (8·G)); 0 draws every group's directions independently, at G
+        times the cost.
 
     Raises:
-      ValueError: ``groups`` < 1, or ``block`` negative.
+      ValueError: ``groups`` < 1, or ``block`` is negative.
     """
 
     sampler: Sampler = gaussian
@@ -220,7 +222,7 @@ class Directions:
             checks.integer("block", self.block, 0)
 
     def groups_of(self, clients: int) -> int:
-        """G of a cohort of so many clients.
+        """G for a cohort of ``clients`` clients.
 
         Raises:
           ValueError: there are fewer clients than groups.
@@ -237,15 +239,15 @@ class Directions:
         params: PyTree[Shaped[Array, "..."]],
         curvature: PyTree[Shaped[Array, "..."]] | None = None,
     ) -> PyTree[Shaped[Array, "..."]]:
-        """The direction itself, see :func:`direction`; what is of low rank is left to its factors."""
+        """The direction, see :func:`direction`; low-rank leaves stay factors."""
         return _direction(self.key(round_key, step, index), params, curvature, self.sampler)
 
 
 def as_directions(sampler: "Directions | Sampler | str | None") -> Directions:
-    """Directions fresh in every round of a family, given itself or by name; None means gaussian.
+    """The directions of a sampler, given as a value or by name, new in every round; None means gaussian.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: the name is unknown.
     """
     return sampler if isinstance(sampler, Directions) else Directions(as_sampler(sampler))
 
@@ -256,18 +258,17 @@ def perturb(
     scale: ArrayLike,
     perturbed_as: PerturbedAs | None = None,
 ) -> PyTree:
-    """``params + scale · z``, added in the wider dtype and then cast to the parameters' own.
+    """``params + scale · z``, added in the wider dtype and then cast to the dtype of the parameters.
 
-    Scanned layers are perturbed one at a time, inside the scan of the model that reads them: in place of a
-    :class:`hiso_jax.stacked.Stacked` stands a :class:`hiso_jax.stacked.Layers`, and no perturbed copy of all of them
-    exists.
+    Stacked layers are perturbed one at a time, inside the model's scan over them: a :class:`hiso_jax.stacked.Layers`
+    replaces a :class:`hiso_jax.stacked.Stacked`, and no perturbed copy of all layers exists.
 
     Args:
       params: the parameters.
       z: a direction.
-      scale: how far along it.
-      perturbed_as: which parameters the model reads as a :class:`hiso_jax.factored.PerturbedParameter`: those that are
-        perturbed along factors are one then, and tables of embeddings, of which few rows are read, in any case.
+      scale: the distance along the direction.
+      perturbed_as: which parameters the model reads as a :class:`hiso_jax.factored.PerturbedParameter`. A matrix
+        becomes one if its direction has factors; an embedding table always does, because few of its rows are read.
     """
 
     def leaf(path: tuple[Any, ...], x: Array, u: Array | Factors) -> Array | PerturbedParameter:
@@ -289,12 +290,12 @@ def perturb(
 
 
 def shares_matmuls(params: PyTree, z: PyTree, perturbed_as: PerturbedAs | None) -> bool:
-    """Whether :func:`perturb` makes no matrix dense: what all groups of a cohort share is then one product for all.
+    """Whether :func:`perturb` makes no matrix dense, so that all groups of a cohort share the products with weights.
 
     Args:
-      params: the parameters; only shapes and paths are read, here and of ``z``.
-      z: a direction.
-      perturbed_as: as of :func:`perturb`.
+      params: the parameters; only their shapes and paths are read.
+      z: a direction; only its shapes and paths are read.
+      perturbed_as: as in :func:`perturb`.
     """
 
     def rides_at(path: tuple[Any, ...], axes: int, u: Any) -> bool:

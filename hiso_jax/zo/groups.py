@@ -1,11 +1,11 @@
-"""Groups of a cohort that measure along directions of their own, all made from the same draws.
+"""Groups of a cohort that measure along their own directions, all made from the same draws.
 
-Group g of G measures along z_{k,g,p} = D_{k,g,p} z_{k,p}: the round's direction p, the sign of each block of B
-coordinates flipped by a bit that is keyed by (perturbation key, g); D_{k,0,p} = I. So a round has P draws and not
-G·P, and Δ_block = Σ_p z_{p,block} Σ_g D_{g,p,block} ĝ_{g,p} / (G·P). The price against independent draws is a floor:
-E‖Δ‖² / ‖∇f‖² = d / (G·P) + (1 − 1/G)(B + 1) / P + 1. A matrix of low rank, A Bᵀ, has a bit for each row of A.
+Group g of G measures along z_{k,g,p} = D_{k,g,p} z_{k,p}: a bit keyed by (perturbation key, g) flips the sign of each
+block of B coordinates of direction p, and D_{k,0,p} = I. So a local step has P draws and not G·P, and
+Δ_block = Σ_p z_{p,block} Σ_g D_{g,p,block} ĝ_{g,p} / (G·P). The price against independent draws is a floor:
+E‖Δ‖² / ‖∇f‖² = d / (G·P) + (1 − 1/G)(B + 1) / P + 1. A low-rank matrix A Bᵀ has one bit for each row of A.
 
-Own directions for clients: Just One Byte (arXiv 2306.10015), FedKSeed (arXiv 2312.06353).
+Just One Byte (arXiv 2306.10015) and FedKSeed (arXiv 2312.06353) have own directions for each client.
 """
 
 from collections.abc import Callable
@@ -35,12 +35,12 @@ def _flip(flip: Array, z: Array | Factors) -> Array | Factors:
 
 
 class Direction(NamedTuple):
-    """Direction p of a local step, as every group of the cohort has it.
+    """Direction p of a local step, for all groups of the cohort.
 
     Attributes:
-      whole: z_{k,p}; None where every group draws for itself.
-      signs: of its blocks; None where there is one group, or every group draws for itself.
-      drawn: group g → z_{k,g,p}, where every group draws for itself.
+      whole: z_{k,p}; None if every group draws independently.
+      signs: the signs of its blocks; None if there is one group, or if every group draws independently.
+      drawn: group g → z_{k,g,p}, if every group draws independently; else None.
     """
 
     whole: PyTree | None
@@ -48,7 +48,7 @@ class Direction(NamedTuple):
     drawn: Callable[[ArrayLike], PyTree] | None = None
 
     def of(self, group: ArrayLike) -> PyTree[Shaped[Array, "..."]]:
-        """z_{k,g,p} itself; what is of low rank is left to its factors."""
+        """The direction z_{k,g,p} of one group; low-rank leaves stay factors."""
         if self.drawn is not None:
             return self.drawn(group)
         if self.signs is None:
@@ -57,15 +57,15 @@ class Direction(NamedTuple):
         return _like(self.whole, [_flip(*pair) for pair in zip(flips, leaves_of(self.whole), strict=True)])
 
     def add_to(self, total: Total, numbers: Float[Array, "G"], num_perturbations: int) -> tuple[Total, list]:
-        """``total + Σ_g numbers_g / (G·P) · z_{k,g,p}``: the step of which every Δ is made.
+        """``total + Σ_g numbers_g / (G·P) · z_{k,g,p}``: one step of the sum Δ.
 
         Returns:
-          The total, and the terms of leaves of low rank, see ``zo/delta_sum.py``.
+          The total, and the terms of the low-rank leaves, see ``zo/delta_sum.py``.
         """
         count = len(numbers) * num_perturbations
 
         def share(numbers: Array) -> Array:
-            # XLA turns a division by a constant into this product; written so, every backend has the same bits.
+            # XLA turns a division by a constant into this product; the explicit product has the same bits everywhere.
             return pin(numbers * jnp.asarray(1 / count, numbers.dtype))
 
         if self.drawn is not None:
@@ -83,13 +83,13 @@ class Direction(NamedTuple):
 
 
 class GroupedDirections(NamedTuple):
-    """A local step's directions, dealt to the groups of a cohort.
+    """The directions of a local step, for all groups of a cohort.
 
     Attributes:
-      directions: which there are.
-      round_key: of the round.
+      directions: the rule that makes the directions.
+      round_key: the key of the round.
       step: local step k.
-      params: of which only shapes and dtypes are read.
+      params: the parameters; only their shapes and dtypes are read.
       curvature: H, or None for H = 1.
       groups: G.
       num_perturbations: P.
@@ -110,7 +110,7 @@ class GroupedDirections(NamedTuple):
         return self.again(self._made(index), index)
 
     def again(self, whole: PyTree, index: ArrayLike) -> Direction:
-        """Direction p, of which z_{k,p} is at hand."""
+        """Direction p, from an existing z_{k,p}."""
         if self.groups == 1:
             return Direction(whole)
         block = self.directions.block or block_size(self.params, self.groups)
@@ -118,15 +118,15 @@ class GroupedDirections(NamedTuple):
         return Direction(whole, Signs(key, whole, self.groups, block))
 
     def begin(self) -> Total:
-        """The sum of no direction."""
+        """The empty sum."""
         return begin(self.params, jax.eval_shape(lambda: self.at(0).of(0)))
 
     def finish(self, total: Total, terms: list) -> PyTree[Shaped[Array, "..."]]:
-        """Δ of a total and the terms [P, ...] that :meth:`Direction.add_to` gave beside it."""
+        """Δ, from a total and the terms [P, ...] that :meth:`Direction.add_to` returned with it."""
         return finish(self.params, total, terms)
 
     def of(self, index: Any) -> PyTree[Shaped[Array, "..."]]:
-        """Z of number q = g·P + p, the order of the scalars of a step."""
+        """The direction z_{k,g,p} at index q = g·P + p, in the order of a step's scalars."""
         return self.at(index % self.num_perturbations).of(index // self.num_perturbations)
 
     def _made(self, index: ArrayLike) -> PyTree:

@@ -1,7 +1,7 @@
-"""optax transformations over scalars: what all heads share, and the plain one, ``scale_by_zo`` and ``decomfl``.
+"""optax transformations over scalars: the general ``head``, the isotropic ``scale_by_zo``, and ``decomfl``.
 
-They stand at the head of an ``optax.chain`` and take, where optax takes gradients, the [K, P] array of scalars of
-a round. All that follows in the chain is a deterministic function of seeds, scalars and shared state, so it costs
+A head stands at the start of an ``optax.chain`` and takes the [K, P] array of a round's scalars in place of
+gradients. Every later member of the chain is a deterministic function of seeds, scalars and shared state, so it costs
 no extra byte of communication (HiSo, arXiv 2506.02370, Algorithm 1).
 """
 
@@ -28,7 +28,7 @@ from hiso_jax.zo.state import ScaleByZoState
 
 
 def _check_bases(held: PyTree, params: PyTree, rank: int) -> None:
-    """Refuse a head that keeps something other than bases where its sampler draws in subspaces."""
+    """Refuse a head whose sampler draws in subspaces but whose state holds no bases."""
     bases = jax.eval_shape(lambda: subspaces(jax.random.key(0), params, rank))
     if [jnp.shape(leaf) for leaf in jax.tree.leaves(held)] != [leaf.shape for leaf in jax.tree.leaves(bases)]:
         raise ParameterError("sampler", "must not be a Subspace where the head keeps a curvature in place of its bases")
@@ -70,21 +70,21 @@ def _add(total: PyTree, delta: PyTree) -> PyTree:
 
 
 def _last_delta(scalars: Float[Array, "K P"], ascent: Ascent | None, make: Callable[[], PyTree]) -> PyTree:
-    """The Δ of the last step: the one at hand if it is of these ``scalars``, or made."""
+    """The Δ of the last step: that of ``ascent`` if it is made of these ``scalars``, else a new one."""
     if ascent is None or directional_derivatives(ascent.scalars).shape != scalars.shape:
         return make()
-    # A member of the chain before this one may have changed the scalars: their Δ is another then.
+    # A member of the chain before the head may have changed the scalars and thereby Δ.
     same = (scalars == directional_derivatives(ascent.scalars)).all()
     return lax.cond(same, lambda made: made, lambda made: make(), ascent.delta)
 
 
 class LocalStep(NamedTuple):
-    """What a round's local step k was made of, for a head whose curvature needs more than Δ_k.
+    """The inputs of a round's local step k, for a head whose curvature needs more than Δ_k.
 
     Attributes:
-      aggregate: of step k, a tree of [P] arrays, or [G·P] with G groups of directions.
-      key: apart for each step, for rounding.
-      rounds: r, how many updates were made before.
+      aggregate: the aggregate of step k, a tree of [P] arrays; [G·P] with G groups of directions.
+      key: a key for rounding, different for each step.
+      rounds: r, the number of earlier updates.
       direction_at: index p → z_{k,p}; with G groups of directions index g·P + p → z_{k,g,p}.
     """
 
@@ -101,16 +101,16 @@ def head(
     advance: Callable[[PyTree, PyTree, LocalStep], PyTree] = lambda curvature, delta, step: curvature,
     every_step: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """The head of a chain: a round's aggregate → Σ_k Δ_k, every Δ_k made with H_r.
+    """The head of a chain: it turns a round's aggregate into Σ_k Δ_k, with every Δ_k shaped by H_r.
 
-    :func:`scale_by_zo` and :func:`scale_by_hiso` are made of it; so is a head of one's own.
+    :func:`scale_by_zo` and :func:`scale_by_hiso` are such heads; users can make their own.
 
     Args:
-      sampler: the family of raw perturbations, itself or by name, or :class:`~hiso_jax.zo.Directions`; None means
-        gaussian.
-      curvature: parameters → H_0 in their structure; None for H = 1.
-      advance: (H, Δ_k, step k) → H after it. Its arithmetic must be pinned (:func:`hiso_jax.zo.pin`).
-      every_step: whether H advances by every Δ_k in order, or by the last once.
+      sampler: the family of raw perturbations, as a function or by name, or :class:`~hiso_jax.zo.Directions`; None
+        means gaussian.
+      curvature: parameters → H_0 in their structure, or None for H = 1.
+      advance: (H, Δ_k, step k) → the H after step k. Its arithmetic must be pinned (:func:`hiso_jax.zo.pin`).
+      every_step: whether every Δ_k updates H, in order, or only the last.
     """
     directions = as_directions(sampler)
 
@@ -141,8 +141,8 @@ def head(
         groups = groups_in(state.directions, scalars, groups)
         directions_at = partial(state.grouped_directions, groups=groups, num_perturbations=scalars.shape[1] // groups)
 
-        # Tied to the scalars: with one perturbation XLA unrolls both loops over directions and would make of the two
-        # drawings one, whose directions all stay from the first forward pass to the update.
+        # Tied to the scalars: with one perturbation XLA unrolls both loops over directions and would merge their
+        # draws, so that all directions stay in memory from the first forward pass to the update.
         key, updates = lax.optimization_barrier((key, jax.tree.map(jnp.asarray, updates)))
         scalars = directional_derivatives(updates)
 
@@ -174,11 +174,11 @@ def head(
 
 
 def grouped(tx: optax.GradientTransformation, **changes: Any) -> optax.GradientTransformationExtraArgs:
-    """``tx``, its head measuring along directions that differ from its own in ``changes``.
+    """``tx`` with ``changes`` to the directions of its head.
 
     Args:
-      tx: headed by ``scale_by_zo``, ``scale_by_hiso`` or another head.
-      changes: attributes of :class:`~hiso_jax.zo.Directions`, ``groups`` and ``block`` say.
+      tx: an optimizer headed by ``scale_by_zo``, ``scale_by_hiso`` or another head.
+      changes: attributes of :class:`~hiso_jax.zo.Directions`, for example ``groups`` and ``block``.
 
     Example:
       >>> import hiso_jax
@@ -207,14 +207,15 @@ def scale_by_zo(*, sampler: Directions | Sampler | str | None = None) -> optax.G
       sampler: as in :func:`head`.
 
     Returns:
-      A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars; with G
-      groups of directions [K, G·P], and ``clients=``, of the round, if each has its own. Where the Δ of a single step
-      is at hand, ``ascent=Ascent(its scalars, Δ)`` saves making its directions again, if those are the scalars that
-      reach the update.
+      A transformation whose ``update(scalars, state, params, key=round_key)`` takes float [K, P] scalars. With G
+      groups of directions it takes [K, G·P]; if each client has its own directions it needs ``clients=``, the number
+      of clients in the round. If the Δ of a single step is already known, ``ascent=Ascent(its scalars, Δ)`` avoids
+      regenerating its directions, provided that the same scalars reach the update.
 
     Raises:
-      TypeError: in ``update``, anything but a [K, P] floating-point array; in ``init``, integer parameters.
-      ValueError: in ``update``, ``params`` or ``key`` missing.
+      TypeError: in ``update``, the scalars are not a [K, P] floating-point array; in ``init``, a parameter is not
+        floating point.
+      ValueError: in ``update``, ``params`` or ``key`` is missing.
     """
     return head(sampler=sampler)
 

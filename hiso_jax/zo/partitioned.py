@@ -1,4 +1,4 @@
-"""Programs that leave an axis of a mesh to XLA's partitioner: what it has to be told of directions."""
+"""Sharding of directions like their parameters, on mesh axes of XLA's partitioner and on explicit axes."""
 
 import itertools
 from typing import Any
@@ -19,10 +19,10 @@ def is_partitioned() -> bool:
 
 
 def split_as(params: PyTree[Shaped[Array, "..."]], tree: PyTree[Shaped[Array, "..."]]) -> PyTree[Shaped[Array, "..."]]:
-    """``tree``, told to be split over devices as ``params`` are; on one device, ``tree``.
+    """``tree``, sharded over devices like ``params``; on one device, ``tree`` unchanged.
 
-    Nothing in a draw depends on the parameters but their shapes, so that the partitioner would choose for itself. On a
-    mesh whose axes are explicit, which ``jax.make_mesh`` makes, the split is part of an array's type, and is given to
+    A draw depends only on the shapes of the parameters, so the partitioner would choose a sharding of its own. On a
+    mesh with explicit axes, as ``jax.make_mesh`` makes it, the sharding is part of an array's type and is set on
     ``tree``.
     """
     tree = jax.tree.map(_in_the_type, params, tree)
@@ -30,26 +30,27 @@ def split_as(params: PyTree[Shaped[Array, "..."]], tree: PyTree[Shaped[Array, ".
 
 
 def gathered(x: Array) -> Array:
-    """``x``, whole on every device where its type says that it is split: a sum over it has one order."""
+    """``x``, replicated on every device if its type is sharded, so that a sum over it has one order."""
     split = _split_of(x)
     return x if split is None else jax.sharding.reshard(x, NamedSharding(split.mesh, PartitionSpec()))
 
 
 def _in_the_type(x: Any, own: Array) -> Array:
-    """``own``, split as the type of ``x`` says; as it is where that says nothing."""
+    """``own`` with the sharding in the type of ``x``; unchanged if that type has none."""
     split = _split_of(x)
     return own if split is None else jax.sharding.reshard(own, split)
 
 
 def _split_of(x: Any) -> NamedSharding | None:
-    """The split in the type of an array, over explicit axes; None of another."""
+    """The sharding over explicit axes in the type of an array; None if there is none."""
     found = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
     is_split = found is not None and not found.mesh.empty and any(axis is not None for axis in found.spec)
     return found if is_split else None
 
 
-# A group of Shardy's (JAX's partitioner), whose members are split alike. JAX 0.10 has it as ``shard_alike``, lowered
-# once for all arrays of a shape, so that queries, split by columns, were tied to outputs, split by rows; 0.11 lacks it.
+# A sharding group of Shardy (JAX's partitioner): its members have the same sharding. JAX 0.10 has ``shard_alike`` but
+# lowers it once for all arrays of a shape, which tied queries (split by columns) to outputs (split by rows). JAX 0.11
+# lacks it.
 _alike = Primitive("hiso_jax_alike")
 _alike.def_abstract_eval(lambda x, own: own)
 _groups = itertools.count()

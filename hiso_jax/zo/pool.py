@@ -1,4 +1,4 @@
-"""A pool of directions, the key rule of FedKSeed (arXiv 2312.06353): with plain descent a run is one sum a seed."""
+"""A pool of directions, the key rule of FedKSeed (arXiv 2312.06353): with plain descent a run is one sum per seed."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,24 @@ from jaxtyping import Array, Int, Key
 from hiso_jax.checks import integer
 from hiso_jax.zo.directions import perturbation_key
 
-# Of the pool, the same in every run.
+# The seed of the pool, the same in every run.
 POOL = 0x5EED
 
 
 def in_order(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
-    """The key rule of a pool gone through from its first direction on: of direction s = ``index``, in any round."""
+    """The key rule that visits a pool in order: the key of direction s = ``index``, in every round."""
     return jax.random.fold_in(jax.random.key(POOL), index)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The key rule of a pool: one of ``seeds`` keys, at random for each (round, step, index).
+    """The key rule of a pool: one of ``seeds`` keys, drawn at random for each (round, step, index).
 
     Attributes:
-      seeds: S.
+      seeds: S, the number of directions in the pool.
 
     Raises:
-      ValueError: S < 1.
+      ValueError: S is not in [1, 2³¹).
     """
 
     seeds: int
@@ -36,7 +36,7 @@ class Pool:
         integer("seeds", self.seeds, 1, 2**31)
 
     def number(self, round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Int[Array, ""]:
-        """Which of the pool's directions it is, 0 ≤ s < S."""
+        """The index s of a direction in the pool, 0 ≤ s < S."""
         return jax.random.randint(perturbation_key(round_key, step, index), (), 0, self.seeds)
 
     def __call__(self, round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:

@@ -1,9 +1,9 @@
-"""A loss in half precision taken in float32, before its last rounding.
+"""The float32 value of a half-precision loss, before its last rounding.
 
-A scalar is a difference of two losses that differ by about μ. In bfloat16 neighbouring numbers near 1 are 0.008 apart,
-so that the difference is nothing but rounding. JAX's reductions add numbers of half precision in float32 and round the
-sum, and what is computed of sums afterwards is a few numbers. So the loss is had in float32 by taking that rounding
-off; nothing else is computed in another precision.
+A scalar is a difference of two losses that differ by about μ. In bfloat16 neighbouring values near 1 are 0.008 apart,
+so that the difference is only rounding error. JAX's reductions add half-precision values in float32 and round the sum;
+the arithmetic that follows has few values. Omitting that rounding gives the loss in float32, and no other operation
+changes its precision.
 """
 
 import logging
@@ -18,27 +18,27 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, PyTree
 
 logger = logging.getLogger("hiso_jax")
-# What may be done to sums after they were rounded, entry by entry.
+# Elementwise arithmetic that may follow the rounding of sums.
 ARITHMETIC = {
     *("add", "sub", "mul", "div", "neg", "max", "min", "sqrt", "log", "log1p", "exp", "expm1", "integer_pow", "square"),
     *("abs", "pow", "select_n", "clamp", "logistic", "tanh"),
 }
-# What only arranges numbers.
+# Operations that only rearrange values.
 SHAPES = {"squeeze", "reshape", "broadcast_in_dim", "expand_dims", "copy", "stop_gradient"}
 WIDE = (jnp.float32, jnp.float64)
 CALLS = ("jit", "pjit")
 
 
 def is_half(dtype: Any) -> bool:
-    """Whether numbers of ``dtype`` are floats of less than 32 bits."""
+    """Whether ``dtype`` is a floating-point dtype of fewer than 32 bits."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def in_float32(loss: Callable[..., Array]) -> Callable[..., Array]:
-    """``loss``; one in half precision without its last rounding, where it has one, and said to be one where not.
+    """``loss`` without the last rounding of a half-precision result; a warning if the rounding cannot be omitted.
 
     Args:
-      loss: of any arguments; its result is of any shape.
+      loss: a function of any arguments, with a result of any shape.
     """
 
     def run(*arguments: Any) -> Array:
@@ -55,7 +55,7 @@ def in_float32(loss: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def unmoved_share(params: PyTree[Array], mu: float) -> float:
-    """The share of the parameters that are kept in half precision and are so large that μ does not move them.
+    """The share of the parameters that are in half precision and so large that adding μ does not change them.
 
     Args:
       params: arrays of JAX or NumPy.
@@ -73,7 +73,7 @@ def unmoved_share(params: PyTree[Array], mu: float) -> float:
 
 @cache
 def warn_of_parameters(dtype: str, mu: float, eps: float) -> None:
-    """Say once from which size on parameters of half precision do not move along a direction."""
+    """Warn once above which size half-precision parameters do not change along a direction."""
     if jax.process_index() == 0:
         logger.warning(
             "parameters are kept in %s, in which mu = %g does not move those above %.2g: keep them in float32, where "
@@ -97,9 +97,9 @@ def _warn(dtype: str, eps: float) -> None:
 
 
 def _unrounded(loss: Callable[..., Array], arguments: Sequence[Any]) -> Array | None:
-    """The loss before it was rounded; None where nothing wider than itself leads to it."""
+    """The loss before its last rounding; None if it is not made of wider values."""
     leaves, structure = jax.tree.flatten(arguments)
-    # What is no array, a text or a truth value that the loss branches on, say, stays as it is.
+    # Arguments that are not arrays stay unchanged, for example a string or a bool that the loss branches on.
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray | np.generic)]
 
     def of_arrays(*arrays: Array) -> Array:
@@ -114,7 +114,7 @@ def _unrounded(loss: Callable[..., Array], arguments: Sequence[Any]) -> Array | 
 
 
 def _wide_of(program: ClosedJaxpr) -> dict[Any, Any]:
-    """Which numbers of a program were rounded, or are made of such by arithmetic alone: each with its equation."""
+    """The variables of a program that are rounded wider values, or arithmetic of these, each with its equation."""
     wide: dict[Any, Any] = {}
     for equation in program.jaxpr.eqns:
         name = equation.primitive.name
@@ -144,9 +144,9 @@ def _is_entry_by_entry(equation: Any) -> bool:
 
 
 def _end_of(program: ClosedJaxpr, arguments: Sequence[Any], place: int) -> Array:
-    """A result of a program, its arithmetic behind the last rounding in float32."""
+    """A result of a program, with all arithmetic after the last rounding in float32."""
     wide, last = _wide_of(program), program.jaxpr.outvars[place]
-    # Backwards from the result, without recursion: a loss may be a long sum.
+    # Walk backwards from the result, without recursion: a loss may be a long sum.
     reached: set[Any] = set()
     given: dict[Any, None] = {}
     left = [last]
@@ -189,7 +189,7 @@ def _is_rounding(equation: Any) -> bool:
 
 
 def _apply(equation: Any, values: list[Any]) -> Array:
-    """An equation of wider numbers, all of one dtype."""
+    """The result of an equation on wider values, cast to one dtype."""
     floats = [value for value in values if jnp.issubdtype(jnp.result_type(value), jnp.floating)]
     dtype = jnp.result_type(*(jnp.asarray(value).dtype for value in floats))
     same = [

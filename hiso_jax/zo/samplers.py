@@ -22,12 +22,12 @@ Sampler = Callable[[Any, Sequence[int], Any], Array]
 
 
 def _normal(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """``jax.random.normal``, to the bit, in the layout that suits the program."""
+    """``jax.random.normal`` with the same bits, in the layout that suits the program."""
 
     def draw(own: Any, own_shape: Sequence[int]) -> Array:
         return jax.random.normal(own, own_shape, dtype)
 
-    # A flat draw cannot be split along an axis of ``shape``: under a partitioner each device makes its own part.
+    # A flat draw cannot be sharded along an axis of ``shape``, but under a partitioner each device makes its own part.
     return draw(key, shape) if is_partitioned() else drawn(draw, key, shape)
 
 
@@ -36,7 +36,7 @@ def _words(key: Any, shape: Sequence[int]) -> UInt32[Array, "..."]:
 
 
 def random_words(key: Key[Array, ""], shape: Sequence[int]) -> UInt32[Array, "..."]:
-    """``jax.random.bits`` of 32, to the bit, in the layout that suits the program."""
+    """``jax.random.bits`` with the same 32-bit words, in the layout that suits the program."""
     return _words(key, shape) if is_partitioned() else drawn(_words, key, shape)
 
 
@@ -46,35 +46,35 @@ def gaussian(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Arr
 
 
 def rademacher(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """Random signs ±1 (SPSA, Spall 1992): made of integers, hence the same on every backend.
+    """Random signs ±1 (SPSA, Spall 1992), made of integers and so the same on every backend.
 
-    The signs are unpacked 32 to a random word, where ``jax.random.rademacher`` spends a word on each.
+    Each random word gives 32 signs; ``jax.random.rademacher`` uses one word for each sign.
     """
     size = math.prod(shape)
     words, place = drawn(_words, key, (-(-size // 32),)), jnp.arange(32, dtype=jnp.uint32)
     full, rest = divmod(size, 32)
     bits = ((words[:full, None] >> place[None]) & 1).reshape(-1)
     if rest:
-        # And not a slice of all words' bits: beside a pooled convolution XLA compiled that for ever (jax 0.10.2, CPU).
+        # Not a slice of all words' bits: beside a pooled convolution XLA never finished compiling it (jax 0.10.2, CPU).
         bits = jnp.concatenate([bits, (words[full] >> place[:rest]) & 1])
     return (1 - 2 * bits.astype(jnp.int8)).reshape(shape).astype(dtype)
 
 
 def binomial(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """Binomial numbers of 16 fair coins, centred and of variance one: nearly normal, in steps of one half up to ±4.
+    """Binomial draws of 16 fair coins, with mean 0 and variance 1: nearly normal, in steps of one half up to ±4.
 
-    Made of integers by counting the bits of half a random word, hence the same on every backend. Kurtosis 2.875.
+    Each draw counts the bits of half a random word, so it is the same on every backend. The kurtosis is 2.875.
     """
     size, coins = math.prod(shape), 16
     words = drawn(_words, key, (-(-size // 2),))
-    # All lower halves, then all upper ones: taken in turn, XLA did not vectorise them, at a third of the speed.
+    # All lower halves, then all upper halves: XLA did not vectorise interleaved halves, at a third of the speed.
     halves = jnp.concatenate([words & 0xFFFF, words >> coins])[:size]
     heads = lax.population_count(halves).astype(dtype)
     return ((heads - coins / 2) * (2 / math.sqrt(coins))).reshape(shape)
 
 
 def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """Uniform on the sphere of radius √d_leaf, so that E[u uᵀ] = I holds leaf by leaf."""
+    """Uniform draws on the sphere of radius √d_leaf, so that E[u uᵀ] = I holds leaf by leaf."""
     normal = _normal(key, shape, dtype)
     return normal * (math.sqrt(normal.size) / jnp.linalg.norm(normal))
 
@@ -83,14 +83,14 @@ def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array
 class LowRank:
     """Matrices of low rank, u = A Bᵀ/√r with the entries of A and B from another family (EGGROLL, arXiv 2511.16652).
 
-    A leaf of two or more axes is a matrix whose columns are its last axis; vectors, and matrices with a side that is
-    not longer than r, are drawn whole. E[u uᵀ] = I, as entries of A and B are independent; but the fourth moments are
-    larger than a normal's, and where matrices are small single steps are far too long: on the digits r = 1 took 1.57
-    times the rounds of gaussian, r = 4 1.24 times (``benchmarks/README.md``). It is for large models.
+    A leaf of two or more axes is a matrix whose columns are its last axis. Vectors, and matrices with a side of at
+    most r, are drawn dense. E[u uᵀ] = I, because the entries of A and B are independent. But the fourth moments are
+    larger than a normal's, and with small matrices single steps are far too long: on the digits r = 1 took 1.57 times
+    the rounds of gaussian, r = 4 1.24 times (``benchmarks/README.md``). The family is for large models.
 
     Attributes:
       rank: r ≥ 1.
-      family: of the factors and of what is drawn whole.
+      family: the family of the factors and of dense leaves.
 
     Raises:
       ValueError: ``rank`` < 1.
@@ -104,31 +104,31 @@ class LowRank:
         integer("rank", self.rank, 1)
 
     def splits(self, shape: Sequence[int]) -> bool:
-        """Whether a leaf of ``shape`` is drawn by its factors."""
+        """Whether a leaf of ``shape`` is drawn as factors."""
         return len(shape) > 1 and min(math.prod(shape[:-1]), shape[-1]) > self.rank
 
     def factors(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Factors:
-        """A/√r and B of a leaf that :meth:`splits`."""
+        """The factors A/√r and B of a leaf for which :meth:`splits` is true."""
         rows = math.prod(shape[:-1])
         numbers = pin(self.family(key, (rows + shape[-1], self.rank), dtype).astype(dtype))
         return Factors(pin(numbers[:rows] * (1 / math.sqrt(self.rank))), numbers[rows:], tuple(shape))
 
     def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-        """A leaf, made whole."""
+        """A leaf as a dense array."""
         return self.factors(key, shape, dtype).dense() if self.splits(shape) else self.family(key, shape, dtype)
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """Matrices in a subspace that is held, u = B Qᵀ: B is drawn, Q orthonormal and in the head's state (2602.17155).
+    """Matrices in a held subspace, u = B Qᵀ: B is drawn, and the head's state holds the orthonormal Q (2602.17155).
 
     A leaf of two or more axes is a matrix of R rows whose columns are its last axis, C: B is [R, r] and Q [C, r], with
-    r the rank or C, whichever is less. In place of a curvature the head keeps Q for matrices, see :func:`subspaces`;
-    vectors are drawn whole. E[u uᵀ] projects on the subspace, so a step sees the part of the gradient that lies in it.
+    r = min(rank, C). The head keeps Q of every matrix in place of a curvature, see :func:`subspaces`; vectors are drawn
+    dense. E[u uᵀ] projects on the subspace, so a step sees only the part of the gradient that lies in it.
 
     Attributes:
       rank: r ≥ 1.
-      family: of B and of the vectors.
+      family: the family of B and of the vectors.
 
     Raises:
       ValueError: ``rank`` < 1.
@@ -146,16 +146,16 @@ class Subspace:
         return len(shape) > 1 and 0 not in shape
 
     def factors(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Factors:
-        """B of a leaf that :meth:`splits`, its Q left open."""
+        """The factor B of a leaf for which :meth:`splits` is true; Q is left empty."""
         rank = min(self.rank, shape[-1])
         rows = pin(self.family(key, (math.prod(shape[:-1]), rank), dtype).astype(dtype))
         return Factors(rows, jnp.zeros((0, rank), dtype), tuple(shape))
 
     def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
-        """A leaf by itself: what is in no subspace.
+        """A leaf outside any subspace, as a dense array.
 
         Raises:
-          ValueError: the leaf is a matrix, and nobody holds its subspace.
+          ValueError: the leaf is a matrix, and no head keeps its basis.
         """
         if self.splits(shape):
             raise ParameterError("sampler", "must not be a Subspace where no head keeps its bases, see zo.subspaces")
@@ -163,7 +163,7 @@ class Subspace:
 
 
 SamplerName = Literal["gaussian", "rademacher", "binomial", "sphere", "low_rank", "low_rank_4", "low_rank_16"]
-"""By name: ``low_rank`` is of rank 1."""
+"""The names of the samplers; ``low_rank`` has rank 1."""
 SAMPLERS: dict[str, Sampler] = {
     "gaussian": gaussian,
     "rademacher": rademacher,
@@ -176,10 +176,10 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def as_sampler(sampler: Sampler | str | None) -> Sampler:
-    """A family of raw perturbations, given itself or by name; None means gaussian.
+    """A family of raw perturbations, given as a function or by name; None means gaussian.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: the name is unknown.
     """
     if sampler is None:
         return gaussian

@@ -1,7 +1,7 @@
-"""The signs by which the groups of a cohort tell their directions apart (see ``zo/groups.py``).
+"""The signs that distinguish the directions of a cohort's groups (see ``zo/groups.py``).
 
-A leaf that is drawn whole has a sign for each block of B coordinates in row-major order; one that is drawn as A Bᵀ has
-one for each row of A, so that it stays of low rank.
+A dense leaf has one sign for each block of B coordinates in row-major order. A low-rank leaf A Bᵀ has one sign for each
+row of A, so that it keeps its rank.
 """
 
 import math
@@ -20,14 +20,14 @@ from hiso_jax.zo.directions import draw_leaves, leaves_of
 from hiso_jax.zo.partitioned import is_partitioned
 from hiso_jax.zo.samplers import random_words
 
-# Leaves are below 2³¹, so that no leaf's draw has this key.
+# Leaf indices are below 2³¹, so no leaf's draw has this key.
 SIGN_STREAM = 0xB10C0001
 LARGEST_BLOCK = 64
 WORD = 32
 
 
 def block_size(params: PyTree, groups: int) -> int:
-    """B where none is asked for: the largest power of two ≤ min(64, d / (8·G)), and at least 1.
+    """The default B: the largest power of two ≤ min(64, d / (8·G)), and at least 1.
 
     Args:
       params: the trained parameters, d of them; only shapes are read.
@@ -49,10 +49,10 @@ def _hashed(counter: UInt32[Array, "..."], words: UInt32[Array, "2"]) -> UInt32[
 
 
 def _spread(of_blocks: Callable[[Array], Array], shape: Sequence[int], block: int) -> Array:
-    """``of_blocks(block numbers)``, each repeated for its ``block`` coordinates in row-major order, in ``shape``."""
+    """``of_blocks(block indices)``, each value repeated for its ``block`` coordinates in row-major order."""
     size = math.prod(shape)
     if is_partitioned():
-        # Element by element, so that every device makes its own part; nothing is repeated or moved.
+        # Element by element, so that every device makes its own part without repeats or transfers.
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         places = [lax.broadcasted_iota(jnp.uint32, shape, axis) * stride for axis, stride in enumerate(strides)]
         return of_blocks(sum(places, jnp.zeros(shape, jnp.uint32)) // block)
@@ -63,11 +63,11 @@ def _spread(of_blocks: Callable[[Array], Array], shape: Sequence[int], block: in
 class Signs(NamedTuple):
     """The signs of one direction.
 
-    What the methods return is a list for the leaves of z: [..., as the leaf], or [..., R, 1] of one with R rows of A.
+    The methods return one array for each leaf of z: [...] as the leaf, or [..., R, 1] for a factor A of R rows.
 
     Attributes:
       key: the perturbation key of the direction.
-      z: it, of which only shapes are read.
+      z: the direction; only its shapes are read.
       groups: G.
       block: B.
     """
@@ -78,11 +78,11 @@ class Signs(NamedTuple):
     block: int
 
     def _draw(self, word: ArrayLike, of_words: Callable[[UInt32[Array, "n"]], Array]) -> list[Array]:
-        """``of_words`` of 32 groups' signs, a bit each.
+        """``of_words`` of the signs of 32 groups, one bit for each group.
 
         Args:
-          word: which 32 groups.
-          of_words: elementwise.
+          word: the index of the 32 groups.
+          of_words: an elementwise function.
         """
         key = jax.random.fold_in(jax.random.fold_in(self.key, jnp.uint32(SIGN_STREAM)), word)
 
@@ -94,7 +94,7 @@ class Signs(NamedTuple):
         return draw_leaves(key, self.z, leaf)
 
     def flipped(self, group: ArrayLike) -> list[Bool[Array, "..."]]:
-        """Where D_g is −1; nowhere for group 0."""
+        """Masks of the coordinates where D_g is −1; all false for group 0."""
         group = jnp.asarray(group, jnp.uint32)
         bits = self._draw(group // WORD, lambda words: ((words >> (group % WORD)) & 1).astype(bool))
         return [bit & (group > 0) for bit in bits]

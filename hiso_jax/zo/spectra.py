@@ -1,7 +1,7 @@
-"""The true second derivatives of a loss: diagonal and spectrum of its Hessian Σ = ∇²f, without forming it.
+"""The exact second derivatives of a loss: diagonal and spectrum of its Hessian Σ = ∇²f, without forming the matrix.
 
-They cost gradients, which no method of this package has: for looking at a run, not for making one. Everything is flat:
-parameters, directions and diagonals are vectors of d numbers, in the order of ``jax.flatten_util.ravel_pytree``.
+They need gradients, which scalar-only methods do not have: they serve to examine a run, not to make one. Parameters,
+directions and diagonals are flat vectors of d entries, in the order of ``jax.flatten_util.ravel_pytree``.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from hiso_jax.checks import ParameterError
 Loss = Callable[[Array], Array]
 """(x [d]) → scalar."""
 
-# Products with unit vectors that are made together.
+# Number of Hessian-vector products, or gradients, computed together.
 TOGETHER = 32
-# Lanczos' next vector, in units of rounding, below which there is none.
+# Length of Lanczos' next vector, in units of rounding error, at which the iteration ends.
 EXHAUSTED = 10
 
 
 class Estimated(NamedTuple):
-    """A vector, and how sure it is.
+    """A vector and its standard errors.
 
     Attributes:
-      value: [d].
-      standard_error: of each number, [d]; zeros where it is exact.
+      value: the vector, [d].
+      standard_error: the standard error of each entry, [d]; zeros if the vector is exact.
     """
 
     value: Float[Array, "d"]
@@ -37,13 +37,13 @@ class Estimated(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """What Lanczos' iteration finds of a symmetric matrix.
+    """Eigenvalues of a symmetric matrix and their density, from Lanczos' iteration.
 
     Attributes:
       eigenvalues: Ritz values of every start, ascending, [starts, m]; the outermost are near the matrix's own. A start
-        whose Krylov space has fewer than m dimensions repeats its largest.
-      weights: of each in the density of all eigenvalues, [starts, m]; they sum to 1 for every start. What is repeated
-        has none.
+        whose Krylov space has fewer than m dimensions repeats its largest value.
+      weights: the weight of each value in the density of all eigenvalues, [starts, m]; they sum to 1 for every start.
+        A repeated value has weight 0.
     """
 
     eigenvalues: Float[Array, "starts m"]
@@ -56,22 +56,22 @@ class Spectrum(NamedTuple):
 
     @property
     def negative(self) -> float:
-        """The share of eigenvalues below −‖Σ‖₂ / 1000: nearer to zero no sign is known."""
+        """The share of eigenvalues below −‖Σ‖₂ / 1000; the sign of smaller ones is uncertain."""
         below = self.eigenvalues < -1e-3 * self.norm
         return float(jnp.where(below, self.weights, 0).sum() / len(self.weights))
 
 
 def product(loss: Loss, x: Float[Array, "d"], vector: Float[Array, "d"]) -> Float[Array, "d"]:
-    """Σ v, by a derivative of the gradient (Pearlmutter, 1994)."""
+    """The product Σ v, as a directional derivative of the gradient (Pearlmutter, 1994)."""
     return jax.jvp(jax.grad(loss), (x,), (vector,))[1]
 
 
 def hessian_diagonal(loss: Loss, x: Float[Array, "d"]) -> Estimated:
-    """The diagonal of Σ, exactly, from d products.
+    """The exact diagonal of Σ, from d products.
 
     Args:
-      loss: twice differentiable.
-      x: where.
+      loss: a twice differentiable loss.
+      x: the parameters.
     """
     size = len(x)
 
@@ -83,17 +83,17 @@ def hessian_diagonal(loss: Loss, x: Float[Array, "d"]) -> Estimated:
 
 
 def estimated_hessian_diagonal(loss: Loss, x: Float[Array, "d"], key: Key[Array, ""], *, samples: int) -> Estimated:
-    """The diagonal of Σ as the mean of v ⊙ Σv over random signs v (Hutchinson; Bekas et al., 2007), by matfree.
+    """The diagonal of Σ as the mean of v ⊙ Σv over random signs v (Hutchinson; Bekas et al., 2007), with matfree.
 
     Args:
-      loss: twice differentiable.
-      x: where.
-      key: of the signs.
-      samples: products, at least 2.
+      loss: a twice differentiable loss.
+      x: the parameters.
+      key: the key of the signs.
+      samples: the number of products, at least 2.
 
     Raises:
-      ValueError: fewer samples.
-      ImportError: matfree is not installed, the extra ``diagnostics``.
+      ValueError: ``samples`` < 2.
+      ImportError: matfree, in the extra ``diagnostics``, is not installed.
     """
     from matfree import stochtrace
 
@@ -118,25 +118,25 @@ def estimated_hessian_diagonal(loss: Loss, x: Float[Array, "d"], key: Key[Array,
 def spectrum(loss: Loss, x: Float[Array, "d"], key: Key[Array, ""], *, steps: int = 64, starts: int = 1) -> Spectrum:
     """Eigenvalues of Σ and their density, by stochastic Lanczos quadrature (Ghorbani et al., arXiv 1901.10159).
 
-    Where Σ has fewer distinct eigenvalues than there are steps, the Krylov space is exhausted before: the next vector
-    is rounding noise, and the tridiagonal matrix is cut there.
+    If Σ has fewer than ``steps`` distinct eigenvalues, the Krylov space is exhausted early: the next vector is rounding
+    noise, and the tridiagonal matrix is cut there.
 
     Args:
-      loss: twice differentiable.
-      x: where.
-      key: of the random starts.
-      steps: m, products a start; no more than d.
-      starts: random vectors to begin with.
+      loss: a twice differentiable loss.
+      x: the parameters.
+      key: the key of the random starts.
+      steps: m, the number of products for each start; at most d.
+      starts: the number of random start vectors.
 
     Raises:
       ValueError: a second derivative of the loss at ``x`` is not finite.
-      ImportError: matfree is not installed, the extra ``diagnostics``.
+      ImportError: matfree, in the extra ``diagnostics``, is not installed.
     """
     from matfree import decomp
 
     steps = min(steps, len(x))
-    # Arnoldi's matrix, whose lower diagonal holds the lengths of the new vectors: the symmetric form of it, their mean
-    # with the upper one, does not show where one of them is nothing but rounding.
+    # Arnoldi's matrix, because its lower diagonal holds the lengths of the new vectors. The symmetric form averages
+    # the lower and the upper diagonal and hides a length that is only rounding error.
     arnoldi = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
 
     @jax.jit
@@ -154,14 +154,14 @@ def spectrum(loss: Loss, x: Float[Array, "d"], key: Key[Array, ""], *, steps: in
 
 
 def _tridiagonal(hessenberg: Float[np.ndarray, "m m"], x: Float[Array, "d"]) -> Float[np.ndarray, "n n"]:
-    """Lanczos' matrix, up to where its Krylov space is exhausted, n ≤ m."""
+    """Lanczos' matrix up to the step that exhausts the Krylov space, n ≤ m."""
     diagonal, beside = np.diag(hessenberg), np.diag(hessenberg, -1)
     steps = len(diagonal)
     if not np.isfinite(diagonal[0]):
         raise ParameterError(
             "loss", "must have finite second derivatives at x; a product with its Hessian is not finite"
         )
-    # A vector of d rounded numbers is as long as this, in units of the largest eigenvalue seen so far.
+    # The length of a vector of d rounding errors, in units of the largest eigenvalue seen so far.
     rounding = EXHAUSTED * float(jnp.finfo(x.dtype).eps) * len(x) ** 0.5
     for step, length in enumerate(beside):
         scale = max(np.abs(diagonal[: step + 1]).max(), beside[:step].max(initial=0))
@@ -178,10 +178,10 @@ def fisher_diagonal(
     """The diagonal of the empirical Fisher information, the mean over examples of the squared gradient, [d].
 
     Args:
-      losses: (x, examples [n, ...]) → the loss of each, [n].
-      x: where.
+      losses: (x, examples [n, ...]) → the loss of each example, [n].
+      x: the parameters.
       batch: the examples, a tree of [n, ...].
-      together: whose gradients are in memory at a time.
+      together: the number of examples whose gradients are in memory at a time.
     """
     total = jax.tree.leaves(batch)[0].shape[0]
 

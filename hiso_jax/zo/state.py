@@ -1,4 +1,4 @@
-"""The state of a head: the curvature, and which directions its scalars are measured along."""
+"""The state of a head: the curvature, and the directions along which its scalars are measured."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class ScaleByZoState(NamedTuple):
     Attributes:
       rounds: the number of updates made, int32 scalar.
       curvature: H in the structure of the parameters, in promote_types(leaf dtype, float32) unless another dtype
-        was asked for; None for H = 1.
+        was chosen; None for H = 1.
       directions: the static description of the directions that the scalars must have been measured along.
     """
 
@@ -28,7 +28,7 @@ class ScaleByZoState(NamedTuple):
     def grouped_directions(
         self, round_key: Key[Array, ""], step: ArrayLike, params: PyTree, *, groups: int, num_perturbations: int
     ) -> GroupedDirections:
-        """The directions of local step k = ``step``, shaped by the curvature of this state, as groups have them."""
+        """The directions of local step k = ``step`` for all groups, shaped by the curvature of this state."""
         return GroupedDirections(self.directions, round_key, step, params, self.curvature, groups, num_perturbations)
 
 
@@ -42,7 +42,7 @@ def zo_states(state: optax.OptState) -> list[ScaleByZoState]:
 
 
 def zo_state(state: optax.OptState) -> ScaleByZoState:
-    """The one :class:`ScaleByZoState` inside an optimizer state.
+    """The only :class:`ScaleByZoState` inside an optimizer state.
 
     Raises:
       ValueError: there is none, or more than one.

@@ -47,26 +47,26 @@ def step(
 ) -> Step:
     """A jit-able training step: ``(params, state, batch, round_key) → (params, state, loss)``.
 
-    The directions of the scalars are read from the optimizer's state, so they cannot disagree with the update. A loss
-    in half precision is taken in float32 before its last rounding, below which differences of μ are lost; where it
-    cannot, and where parameters are kept in half precision, a warning says what is lost. Members of the chain that read
-    the loss (``value=``, as ``optax.contrib.reduce_on_plateau``) are given it.
+    The optimizer's state defines the directions of the scalars, so they cannot disagree with the update. A loss in half
+    precision is taken in float32 before its last rounding, which would lose differences of μ. If that is impossible, or
+    if parameters are in half precision, a warning describes the lost precision. Members of the chain that read the loss
+    (``value=``, as ``optax.contrib.reduce_on_plateau``) receive it.
 
     Args:
       loss_fn: ``(params, batch) → scalar``.
       tx: an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``.
       num_perturbations: P ≥ 1.
       mu: the smoothing radius μ > 0.
-      difference: ``"forward"`` (P + 1 evaluations), ``"central"`` (2·P), or another :class:`~hiso_jax.zo.Difference`
-        that the optimizer's head reads.
+      difference: ``"forward"`` (P + 1 loss evaluations), ``"central"`` (2·P), or another
+        :class:`~hiso_jax.zo.Difference` that the optimizer's head reads.
       directions: ``"regenerate"`` makes each direction twice, for its scalar and for the update, and needs one copy
-        of the parameters; ``"keep"`` makes it once and needs two. The same bits.
-      perturbed_as: which parameters the model reads as a weight with a direction of low rank beside it, see
-        :func:`~hiso_jax.zo.perturb`; None makes every moved parameter whole.
+        of the parameters; ``"keep"`` makes it once and needs two copies. Both give the same bits.
+      perturbed_as: which parameters the model reads as a weight plus a direction of low rank, see
+        :func:`~hiso_jax.zo.perturb`; None makes every perturbed parameter dense.
 
     Raises:
-      ValueError: P, μ, the difference or ``directions`` out of range; at the call, a loss that is not one number, a
-        state without such a head, or an optimizer whose members before it need the parameters.
+      ValueError: P, μ, the difference or ``directions`` is out of range; at the call, the loss is not a single number,
+        the state has no such head, or a member before the head needs the parameters.
 
     Example:
       Fold the step number into the key: a constant key repeats its directions.
@@ -94,7 +94,7 @@ def step(
             if is_half(dtype) and is_real(mu):
                 warn_of_parameters(str(dtype), float(mu), float(jnp.finfo(dtype).eps))
         state = settled(tx, state, params)
-        # Who trains alone is a cohort of one.
+        # Training on one device is a cohort of one client.
         head = zo_state(state)
         directions = head.grouped_directions(
             round_key, 0, params, groups=head.directions.groups_of(1), num_perturbations=num_perturbations
@@ -127,10 +127,10 @@ def step(
 
 
 def check_directions(directions: str) -> None:
-    """Refuse a mode that does not exist.
+    """Refuse an unknown mode.
 
     Raises:
-      ValueError: it is neither ``"keep"`` nor ``"regenerate"``.
+      ValueError: ``directions`` is neither ``"keep"`` nor ``"regenerate"``.
     """
     if directions not in ("keep", "regenerate"):
         raise ParameterError("directions", f"must be keep or regenerate, got {directions}")

@@ -1,9 +1,8 @@
 """JAX's default generator, threefry 2x32 (Salmon et al., SC 2011), in a form that CPUs run nearly three times as fast.
 
-On CPU JAX keeps the twenty rounds of the hash in a loop, whose state goes through memory at every turn. Written out
-they fuse, with the draw that follows and its consumer, into one pass over the output: the same bits, nearly three
-times the speed, and no temporary as large as the draw (``benchmarks/README.md``). On accelerators JAX does the same of
-itself.
+On CPU JAX runs the twenty rounds of the hash in a loop, whose state goes through memory in every iteration. Unrolled,
+they fuse with the draw that follows and its consumer into one pass over the output: the same bits, nearly three times
+the speed, and no temporary as large as the draw (``benchmarks/README.md``). On accelerators JAX already unrolls them.
 """
 
 import math
@@ -60,18 +59,18 @@ _FUSED = define_prng_impl(
 
 
 def drawn(draw: Callable[[Any, Sequence[int]], Array], key: Key[Array, ""], shape: Sequence[int]) -> Array:
-    """``draw(key, shape)``, in the form that suits the platform for which the program is lowered; the same bits.
+    """``draw(key, shape)`` with the same bits, in the form that suits the platform of the lowered program.
 
-    Drawn flat, XLA compiles the counters four times faster on CPU, without the index arithmetic of several axes, and no
-    slower code comes out; on GPUs a large model's round takes a tenth less memory. On TPUs a flat draw would be copied
-    into the tiles of its shape. The hash itself is written out on CPU.
+    On CPU, XLA compiles the counters of a flat draw four times faster, because it has no index arithmetic of several
+    axes, and the code is no slower. On GPUs a flat draw takes a tenth less memory in a large model's round. On TPUs it
+    would be copied into the tiles of its shape. Only on CPU is the hash unrolled here.
 
     Args:
-      draw: (key, shape) → the draw, in which an element's bits depend on the key and its place alone.
-      key: of any generator.
-      shape: of the draw.
+      draw: (key, shape) → the draw; an element's bits depend only on the key and its place.
+      key: a key of any generator.
+      shape: the shape of the draw.
     """
-    # The counters of the one layout that JAX has by default.
+    # The fused hash has the counter layout that is JAX's default.
     partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
     if str(jax.random.key_impl(key)) != "threefry2x32" or not partitionable:
         return draw(key, shape)
