@@ -1,8 +1,8 @@
-"""Methods of federated training, one file each; this is their registry.
+"""The registry of the methods of federated training; each method has its own file.
 
-A method is a factory named as its file, ``name(learning_rate, *, options)``, that returns a
-:class:`hiso_jax.fed.Algorithm` or an optax transformation with a head of this package. It is a choice like any other,
-see :mod:`hiso_jax.choices`: its keywords are its options on the command line, and a user's own has the same rights.
+A method is a factory with the name of its file, ``name(learning_rate, *, options)``. It returns a
+:class:`hiso_jax.fed.Algorithm` or an optax transformation with a head of this package. Methods are choices, see
+:mod:`hiso_jax.choices`: the keywords are options on the command line, and a user's own method has the same rights.
 """
 
 import pkgutil
@@ -27,11 +27,11 @@ globals().update(FACTORIES)
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Factory:
-        """A method's factory is found under its file's name."""
+        """The factory of a method, by the name of its file."""
 
 
 ALGORITHMS = Kind("algorithm", FACTORIES, ("learning_rate",), "Algorithm")
-# Every method that sends scalars can be asked for these.
+# The options of every method that sends scalars.
 SHARED = [
     Choice(Kind("algorithm", {}, ("algorithm",), "Algorithm"), factory.__name__, factory)
     for factory in (grouped, in_few_bits, guarded)
@@ -47,12 +47,12 @@ def available() -> list[str]:
 
 @dataclass(frozen=True)
 class Method:
-    """A method by name: a factory, and channels that its messages go through beside its own.
+    """A method by name: a factory, and further channels for its messages.
 
     Attributes:
-      name: as it was given, ``decomfl``, ``decomfl+median``, ``my.py:mine``.
-      choice: its factory.
-      channels: names of channels, each a factory of ``hiso_jax.channels``.
+      name: the name as given: ``decomfl``, ``decomfl+median``, ``my.py:mine``.
+      choice: the choice with the factory.
+      channels: the names of the further channels, each a factory of ``hiso_jax.channels``.
     """
 
     name: str
@@ -61,36 +61,36 @@ class Method:
 
     @property
     def sha256(self) -> str | None:
-        """SHA-256 of the user's file that it comes from, or None."""
+        """SHA-256 of the user's file with the factory, or None."""
         return self.choice.sha256
 
     @property
     def factory(self) -> Factory:
-        """Its factory."""
+        """The factory of the method."""
         return self.choice.factory
 
     @property
     def title(self) -> str:
-        """A name to call it by, also in a file's name."""
+        """A short name for display, also valid in file names."""
         return self.name.rpartition("/")[2].replace(".py:", "-").replace(":", "-")
 
     @cached_property
     def has_scalars(self) -> bool:
-        """Whether its messages are scalars."""
+        """Whether the messages are scalars."""
         try:
             return as_algorithm(self.choice.factory(1e-3)).has_scalars
         except Exception:
-            # What is wrong with it is told when it is built.
+            # Building the method reports the error.
             return False
 
     @property
     def is_private(self) -> bool:
-        """Whether the server noises what it broadcasts."""
+        """Whether the server adds noise to its broadcasts."""
         return any(channels.is_private(name) for name in self.channels)
 
     @property
     def needs_secret(self) -> bool:
-        """Whether something is drawn that nobody else may draw, by server or clients."""
+        """Whether the server or the clients draw noise that must stay secret."""
         return any(map(channels.draws_noise, self.channels))
 
     @cached_property
@@ -99,33 +99,33 @@ class Method:
 
     @cached_property
     def options(self) -> dict[str, Option]:
-        """Its options by their names: its own, its channels', and what it shares with others and does not have itself.
+        """The options by name: the method's, its channels', and the shared options that these do not define.
 
         Raises:
-          ParameterError: a factory is not of the form that it must have, or two differ in what an option is.
+          ParameterError: a factory does not have the required form, or two declare an option of one name differently.
         """
         shared = shared_options(SHARED) if self.has_scalars else {}
         return self._own | {name: option for name, option in shared.items() if name not in self._own}
 
     def rate(self, *kinds: str, perturbations: int | None = None) -> float | None:
-        """The learning rate that it takes by default for the first of some tasks or kinds of model that it knows.
+        """The default learning rate for the first of ``kinds`` that has one, or None.
 
         Args:
           kinds: names of tasks, or of kinds of model.
-          perturbations: P of the run; None is the method's own.
+          perturbations: P of the run; None means the method's default.
         """
         rates, meant = getattr(self.factory, "default_rates", {}), getattr(self.factory, "rates_for", None)
         share = min(1.0, perturbations / meant) if perturbations and meant else 1.0
         return next((share * rates[kind] for kind in kinds if kind in rates), None)
 
     def build(self, learning_rate: Any, options: Mapping[str, Any]) -> Algorithm:
-        """The algorithm, with those of ``options`` that it has.
+        """The algorithm, built with the options that the method has.
 
         Raises:
-          ParameterError: an option is out of range, or the factory returns something else.
+          ParameterError: an option is out of range, or the factory returns a value of another type.
         """
         if self.is_private and self.has_scalars:
-            # Noise on every group's sums is so many times the noise: one group, unless more are asked for.
+            # The sums of every group get their own noise, so one group is the default.
             options = {"direction_groups": "shared", **options}
         made = self.choice.build(options, learning_rate)
         if not isinstance(made, Algorithm | GradientTransformation):
@@ -140,7 +140,7 @@ class Method:
                 raise ParameterError("algorithm", f"{self.name} must send scalars to go through {name}")
             algorithm = channels.CHANNELS.load(name).build(options).into(algorithm)
         if algorithm.is_private:
-            # Shortened to a fixed norm, and by nothing that tells of the others.
+            # Messages are clipped only to a fixed norm: other clipping would reveal the messages of other clients.
             algorithm = replace(algorithm, rescale=())
         rest = {name: value for name, value in options.items() if name not in self._own}
         for shared in SHARED if algorithm.has_scalars else ():
@@ -152,11 +152,11 @@ def load(name: str) -> Method:
     """A method by its name; ``name+channel`` sends its messages through a channel of ``hiso_jax.channels``.
 
     Args:
-      name: of a method here or registered; ``path/to/file.py:name`` or ``package.module:name``. Code of the file or
-        module is run.
+      name: the name of a method here or registered, ``path/to/file.py:name`` or ``package.module:name``. The code of
+        the file or module is run.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the method or a channel does not exist, or the channels do not go together.
     """
     base, through = split_name(name)
     for channel in through:
@@ -180,13 +180,13 @@ def load(name: str) -> Method:
 
 
 def load_value(name: str) -> Algorithm | GradientTransformation:
-    """The optimizer or algorithm that a user's file or module holds, itself or as a function without arguments.
+    """The optimizer or algorithm in a user's file or module, as a value or from a function without arguments.
 
     Args:
-      name: ``path/to/file.py:name`` or ``package.module:name``. Code of the file or module is run.
+      name: ``path/to/file.py:name`` or ``package.module:name``. The code of the file or module is run.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the name does not exist, or gives neither an optimizer nor an algorithm.
     """
     found = load(name).factory
     try:
@@ -199,7 +199,7 @@ def load_value(name: str) -> Algorithm | GradientTransformation:
 
 
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:
-    """A method's name without its channels, and these; a path may hold a ``+``, too."""
+    """A method's name and its channels, separately; a path may contain a ``+``, too."""
     source, colon, rest = name.rpartition(":")
     base, *through = rest.split("+")
     return f"{source}{colon}{base}", tuple(through)

@@ -1,4 +1,4 @@
-"""What every method that sends scalars can be asked for: a guard against messages out of all proportion."""
+"""The option ``guard`` of every method that sends scalars: a guard against oversized messages."""
 
 from dataclasses import replace
 
@@ -7,12 +7,14 @@ from hiso_jax.fed.algorithm import Algorithm
 
 
 def guarded(algorithm: Algorithm, *, guard: bool = True) -> Algorithm:
-    """The algorithm, guarded; of a private one every message is clipped anyhow, and nothing may depend on the others.
+    """The algorithm with a guard; a private algorithm stays unchanged.
+
+    A private algorithm clips every message anyway, and its clipping must not depend on other messages.
 
     Args:
-      algorithm: of a method that sends scalars.
-      guard: shorten messages more than three times as long as the cohort's median, or as messages used to be; all
-        others pass to the bit.
+      algorithm: the algorithm of a method that sends scalars.
+      guard: clipping of messages more than three times as long as the cohort's median, or as past messages; all
+        others keep their bits.
     """
     if not guard or algorithm.is_private:
         return algorithm

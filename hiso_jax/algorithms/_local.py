@@ -1,4 +1,4 @@
-"""What methods share whose clients train by themselves: K local steps of plain SGD, and the difference is sent."""
+"""Local training of clients, shared by several methods: K steps of plain SGD, whose difference is the message."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ Estimate = Callable[[LocalClient, PyTree, Any, Array], tuple[Float[Array, ""], P
 
 
 def backpropagated(client: LocalClient, params: PyTree, batch: Any, step: Array) -> tuple[Float[Array, ""], PyTree]:
-    """The gradient itself."""
+    """The loss and its exact gradient."""
     return jax.value_and_grad(client.loss)(params, batch)
 
 
@@ -28,14 +28,14 @@ def local_sgd(
 
     Args:
       learning_rate: η, a number or a schedule over rounds.
-      estimate: of the gradient.
-      proximal: the weight of the pull back to the server's parameters.
+      estimate: the gradient, or an estimate of it.
+      proximal: the weight of the pull towards the server's parameters.
     """
     rate("learning_rate", learning_rate)
 
     def train(client: LocalClient) -> tuple[PyTree, Float[Array, ""]]:
         eta = learning_rate(client.round_number) if callable(learning_rate) else learning_rate
-        # In float32: in bfloat16 small steps would be lost.
+        # In float32, because small steps would be lost in bfloat16.
         start = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), client.params)
 
         def step(local: PyTree, inputs: tuple[Array, PyTree]) -> tuple[PyTree, Float[Array, ""]]:
@@ -56,5 +56,5 @@ def local_sgd(
 
 
 def gradients(local_steps: int, num_perturbations: int) -> int:
-    """The cost of K gradients, in evaluations of the loss: each counts as three."""
+    """The cost of K gradients in forward passes; each gradient counts as three."""
     return 3 * local_steps

@@ -1,4 +1,4 @@
-"""Rules for matrices beside vectors, and Muon's five Newton-Schulz steps (K. Jordan et al. 2024)."""
+"""Separate rules for matrices and other leaves, and Muon's five Newton-Schulz steps (K. Jordan et al. 2024)."""
 
 from collections.abc import Callable
 
@@ -9,19 +9,19 @@ from jaxtyping import Array, Float, Key, PyTree
 from hiso_jax.stacked import is_stacked
 
 STEPS, COEFFICIENTS, EPS = 5, (3.4445, -4.7750, 2.0315), 1e-7
-# Of bases that are held, the same in every run.
+# The seed of the held bases, the same in every run.
 BASES = 0x5B5B
-# The number of a power iteration's first axes, which no held basis has.
+# The number of a power iteration's first axes; no held basis has this number.
 AXES = 2**31 - 1
 
 
 def basis_key(number: Array | int) -> Key[Array, ""]:
-    """The key of the bases that are held for the ``number``-th time."""
+    """The key of the held bases with index ``number``."""
     return jax.random.fold_in(jax.random.key(BASES), number)
 
 
 def newton_schulz(matrix: Float[Array, "R C"]) -> Float[Array, "R C"]:
-    """About U Vᵀ of U S Vᵀ: singular values come to between 0.7 and 1.2."""
+    """An approximation of U Vᵀ for the matrix U S Vᵀ; its singular values lie between 0.7 and 1.2."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
@@ -35,14 +35,16 @@ def newton_schulz(matrix: Float[Array, "R C"]) -> Float[Array, "R C"]:
 def of_matrices(
     change: Callable[..., Array], rest: Callable[..., Array], tree: PyTree, *others: PyTree, as_leaf: bool = True
 ) -> PyTree:
-    """``change`` of every leaf of two or more axes, the last one the columns, layer by layer; ``rest`` of others.
+    """Apply ``change`` to every matrix, layer by layer, and ``rest`` to all other leaves.
+
+    A leaf of two or more axes is a matrix whose columns are its last axis.
 
     Args:
-      change: (matrix [R, C], the same place of ``others``) → an array.
-      rest: the same of what is no matrix.
+      change: (matrix [R, C], the corresponding leaves of ``others``) → an array.
+      rest: (leaf, the corresponding leaves of ``others``) → an array, for leaves that are not matrices.
       tree: the leaves.
       others: trees of the same structure.
-      as_leaf: whether the array is again of the leaf's shape, or as it is.
+      as_leaf: whether the array of a matrix is reshaped to its leaf.
     """
 
     def leaf(layers: int, x: Array, *own: Array) -> Array:

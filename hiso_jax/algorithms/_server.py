@@ -1,4 +1,4 @@
-"""What the scalar-only methods share behind their heads: plain descent, with decay and momentum if asked for."""
+"""Plain descent behind the heads of scalar-only methods, with optional weight decay and momentum."""
 
 import numpy as np
 import optax
@@ -9,17 +9,17 @@ from hiso_jax.checks import between, finite, rate
 
 
 def moving_average(old: Array, new: Array, kept: float) -> Array:
-    """``kept`` · old + (1 − kept) · new, in the same bits wherever it is computed."""
+    """``kept`` · old + (1 − kept) · new, with the same bits in every program."""
     return zo.rounded(kept * old) + zo.rounded((1 - kept) * new)
 
 
 def descent(
     learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, momentum: float = 0.0
 ) -> optax.GradientTransformation:
-    """Decoupled weight decay, heavy-ball momentum and a learning rate; the first two only where they are not 0.
+    """Decoupled weight decay, heavy-ball momentum and a learning rate; decay and momentum only if they are not 0.
 
     Raises:
-      ValueError: ``momentum`` outside [0, 1], or ``learning_rate`` or ``weight_decay`` negative or not finite.
+      ValueError: ``momentum`` is outside [0, 1], or ``learning_rate`` or ``weight_decay`` is negative or not finite.
     """
     rate("learning_rate", learning_rate)
     finite("weight_decay", weight_decay)

@@ -1,4 +1,4 @@
-"""What every method that sends scalars can be asked for: whose directions are whose, and in how many bits they go."""
+"""Options of every method that sends scalars: the groups of directions, and the bits of a scalar."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,17 +12,17 @@ Groups = int | str | None
 
 
 def grouped(algorithm: Algorithm, *, direction_groups: Groups = None, direction_blocks: int | None = None) -> Algorithm:
-    """The algorithm, its cohort dealt into groups with directions of their own.
+    """The algorithm, with its cohort divided into groups that have their own directions.
 
     Args:
-      algorithm: of a method that sends scalars.
-      direction_groups: into how many groups a cohort is dealt, each with directions of its own; own gives every client
-        its own, shared is one group.
-      direction_blocks: parameters whose signs are flipped together to tell one group's directions from another's, by
-        default up to 64; 0 draws every group's directions independently, at as many times the cost.
+      algorithm: the algorithm of a method that sends scalars.
+      direction_groups: number of groups of a cohort, each with its own directions; own gives every client its own
+        directions, shared is one group.
+      direction_blocks: number of parameters whose signs are flipped together to distinguish the directions of groups,
+        by default up to 64; 0 draws every group's directions independently, at a cost proportional to the groups.
 
     Raises:
-      ValueError: a number out of range.
+      ValueError: an option is out of range.
     """
     if direction_groups is None and direction_blocks is None:
         return algorithm
@@ -50,20 +50,20 @@ def in_few_bits(
     aggregate_bits: int | None = None,
     relay: Relay | None = None,
 ) -> Algorithm:
-    """The algorithm, its scalars in few bits.
+    """The algorithm, with its scalars in few bits.
 
     Args:
-      algorithm: of a method that sends scalars.
-      scalar_bits: bits of a scalar in a client's message, 1, 2, 4 or 8, beside one float32 step for all; 32 is floats
-        and no step.
-      bytes_up: as many bits a scalar as a message of so many bytes has room for.
-      aggregate_bits: bits of a number in the aggregate that everyone is told and the server applies, 4, 8 or 32.
-      relay: tell everyone the clients' messages, or their aggregate; by default the smaller where clients have
-        directions of their own, and the aggregate where they share them. Messages show every client's scalars to all,
+      algorithm: the algorithm of a method that sends scalars.
+      scalar_bits: bits of a scalar in a client's message, 1, 2, 4 or 8, with one float32 step for all scalars; 32 means
+        floats without a step.
+      bytes_up: largest size of a client's message in bytes; a scalar gets as many bits as fit.
+      aggregate_bits: bits of an entry in the aggregate that the server broadcasts and applies, 4, 8 or 32.
+      relay: content of the server's broadcast, the clients' messages or their aggregate; by default the smaller if
+        clients have their own directions, else the aggregate. Messages reveal every client's scalars to all clients
         and rule out secure aggregation.
 
     Raises:
-      ValueError: a number out of range, or two that do not go together.
+      ValueError: an option is out of range, or two options do not go together.
     """
     asked = {"scalar_bits": scalar_bits, "bytes_up": bytes_up, "aggregate_bits": aggregate_bits, "relay": relay}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -78,6 +78,6 @@ def in_few_bits(
 
 
 def message_bits(scalar_bits: int | None, bytes_up: int | None) -> dict[str, Any]:
-    """Both as :class:`~hiso_jax.fed.algorithm.FewBits` takes them: 20 bytes, those of DeComFL, if neither is given."""
+    """The arguments of :class:`~hiso_jax.fed.algorithm.FewBits`; 20 bytes, as DeComFL, if neither is given."""
     neither = scalar_bits is None and bytes_up is None
     return {"scalar_bits": scalar_bits, "bytes_up": DEFAULT_BYTES_UP if neither else bytes_up}

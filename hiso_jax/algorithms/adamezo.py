@@ -1,8 +1,9 @@
-"""AdaMeZO (arXiv 2605.00650): Adam whose moments are made again, from the scalars and seeds of the last w rounds.
+"""AdaMeZO (arXiv 2605.00650): Adam with moments recomputed from the scalars and seeds of the last w rounds.
 
-m = Σ_{j<w} β₁^j Δ_{t−j},   v = Σ_{j<w} β₂^j Δ_{t−j}²,   x ← x − η · 100 m / (√v + ε); the first w rounds x ← x − η Δ.
-One direction and one local step a round, as in its code (shawnnn3di/AdaMeZO), which has the factor 100 and no (1 − β).
-Bytes a round: 4 up, 4 down; memory: w keys and scalars, and w directions are made again in every round.
+m = Σ_{j<w} β₁^j Δ_{t−j},   v = Σ_{j<w} β₂^j Δ_{t−j}²,   x ← x − η · 100 m / (√v + ε); the first w rounds
+use x ← x − η Δ. As in the authors' code (shawnnn3di/AdaMeZO), a round has one direction and one local step, and the
+moments have the factor 100 and no (1 − β).
+Bytes a round: 4 up, 4 down; memory: w keys and scalars. Every round regenerates w directions.
 """
 
 from typing import Any, NamedTuple
@@ -67,9 +68,9 @@ def adamezo(
 
     Args:
       learning_rate: η.
-      window: w, rounds that the moments are made of.
-      b1: what a round more of age leaves of an ascent direction.
-      b2: what it leaves of its square.
+      window: w, number of rounds in the moments.
+      b1: β₁, weight that an ascent direction keeps with each round of age.
+      b2: β₂, weight that its square keeps with each round of age.
       eps: ε, added to the root.
     """
     integer("window", window, 1)

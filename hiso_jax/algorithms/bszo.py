@@ -1,8 +1,8 @@
-"""BSZO (arXiv 2601.01452): scalars shrunk by a Kalman filter over the step's subspace before they weigh directions.
+"""BSZO (arXiv 2601.01452): a Kalman filter over the step's subspace shrinks the scalars that weight the directions.
 
 For each p: R ← (1 − a) R + a (ĝ_p − m_p)²,   s = max(0.1 σ, √R),   K = v_p / (v_p + s²),   m_p ← m_p + K (ĝ_p − m_p),
-v_p ← (1 − K) v_p, from m = 0, v = σ²; then once more for the direction of the largest v, ĝ of which is counted again.
-x ← x − η Σ_p m_p u_p: its authors' code, v3. Bytes a round: 4·K·P up, 4·K·P down; memory: one number.
+v_p ← (1 − K) v_p, from m = 0, v = σ²; then once more for the direction with the largest v, whose ĝ counts twice.
+x ← x − η Σ_p m_p u_p, as in the authors' code, v3. Bytes a round: 4·K·P up, 4·K·P down; memory: one number.
 """
 
 import math
@@ -26,7 +26,7 @@ class _State(NamedTuple):
 
 
 def _posterior(rate: float, prior: float | None) -> optax.GradientTransformation:
-    """The posterior means of the slopes along a round's directions, in the place of the scalars."""
+    """Replace a round's scalars by the posterior means of the directional derivatives."""
 
     def init(params: Any) -> _State:
         leaves = jax.tree.leaves(params)
@@ -49,7 +49,7 @@ def _posterior(rate: float, prior: float | None) -> optax.GradientTransformation
             return noise, m
 
         noise, means = lax.scan(step, state.noise, scalars.astype(state.prior.dtype))
-        return (means * scalars.shape[1]).astype(scalars.dtype), state._replace(noise=noise)  # the sum is meant
+        return (means * scalars.shape[1]).astype(scalars.dtype), state._replace(noise=noise)  # cancels the head's mean
 
     return optax.GradientTransformation(init, update)
 
@@ -62,12 +62,12 @@ def bszo(
     noise_rate: float = 0.1,
     sampler: zo.SamplerName = "gaussian",
 ) -> Algorithm:
-    """BSZO, with 2 directions a step unless a run says otherwise.
+    """BSZO, with 2 directions a step by default.
 
     Args:
       learning_rate: η.
-      prior: σ, the deviation that slopes are believed to have; by default √(d / 10⁶), which leaves little of few.
-      noise_rate: a, the weight of each new residual in the estimate of the noise.
+      prior: σ, prior deviation of directional derivatives; by default √(d / 10⁶), a strong shrinkage for small d.
+      noise_rate: a, weight of each new residual in the noise estimate.
       sampler: family of raw perturbations.
     """
     fraction("noise_rate", noise_rate)

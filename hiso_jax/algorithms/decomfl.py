@@ -24,7 +24,7 @@ def decomfl(
       learning_rate: η.
       sampler: family of raw perturbations.
       weight_decay: decoupled weight decay on the server, added to the ascent direction; 0 is none.
-      momentum: heavy-ball momentum on the server; 0 is none. Like everything on the server it costs no byte.
+      momentum: heavy-ball momentum on the server, which costs no bytes; 0 is none.
     """
     server = descent(learning_rate, weight_decay=weight_decay, momentum=momentum)
     return Algorithm(optax.chain(zo.scale_by_zo(sampler=sampler), server))

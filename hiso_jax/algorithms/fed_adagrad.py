@@ -1,4 +1,4 @@
-"""FedAdagrad (Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295): FedAvg's differences into Adagrad.
+"""FedAdagrad (Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295): Adagrad on FedAvg's differences.
 
 Δ = Σ_i w_i (x − x_{i,K}) / Σ_i w_i,   v ← v + Δ²,   x ← x − η_s Δ / √(v + τ).
 Bytes a round: 4·d up, 4·d down.
@@ -22,8 +22,8 @@ def fed_adagrad(
 
     Args:
       learning_rate: η of the clients' steps.
-      server_learning_rate: η_s.
-      adaptivity: τ, below which differences count as small.
+      server_learning_rate: η_s, learning rate of the server.
+      adaptivity: τ, size below which differences count as small.
     """
     positive("server_learning_rate", server_learning_rate)
     positive("adaptivity", adaptivity)

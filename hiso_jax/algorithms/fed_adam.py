@@ -1,8 +1,7 @@
-"""FedAdam (Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295): FedAvg's differences into Adam.
+"""FedAdam (Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295): Adam on FedAvg's differences.
 
 Δ = Σ_i w_i (x − x_{i,K}) / Σ_i w_i,   m ← β₁ m + (1 − β₁) Δ,   v ← β₂ v + (1 − β₂) Δ²,   x ← x − η_s m̂ / (√v̂ + τ).
-Bytes a round: 4·d up, 4·d down. The moments are corrected for their start,
-as optax does it and the paper does not.
+Bytes a round: 4·d up, 4·d down. The moments have optax's bias correction, which the paper omits.
 """
 
 import optax
@@ -25,10 +24,10 @@ def fed_adam(
 
     Args:
       learning_rate: η of the clients' steps.
-      server_learning_rate: η_s.
-      b1: the weight that the mean of the differences keeps in each round.
-      b2: the weight that the mean of their squares keeps.
-      adaptivity: τ, below which differences count as small.
+      server_learning_rate: η_s, learning rate of the server.
+      b1: β₁, weight that the running mean of the differences keeps in each round.
+      b2: β₂, weight that the running mean of their squares keeps in each round.
+      adaptivity: τ, size below which differences count as small.
     """
     positive("server_learning_rate", server_learning_rate)
     positive("adaptivity", adaptivity)

@@ -1,4 +1,4 @@
-"""FedAvg (McMahan et al., arXiv 1602.05629): clients take K steps of SGD by backpropagation, the server averages.
+"""FedAvg (McMahan et al., arXiv 1602.05629): clients take K SGD steps by backpropagation, the server averages.
 
 x_{i,k+1} = x_{i,k} − η ∇f_i(x_{i,k}),   x ← x − η_s Σ_i w_i (x − x_{i,K}) / Σ_i w_i.
 With K = 1 it is FedSGD. Bytes a round: 4·d up, 4·d down, d the number of trained parameters.
@@ -23,7 +23,7 @@ def fed_avg(
 
     Args:
       learning_rate: η of the clients' steps.
-      server_learning_rate: η_s; 1 takes the clients' average.
+      server_learning_rate: η_s, learning rate of the server; 1 takes the clients' average.
       momentum: heavy-ball momentum on the server (FedAvgM, arXiv 1909.06335); 0 is none.
     """
     positive("server_learning_rate", server_learning_rate)

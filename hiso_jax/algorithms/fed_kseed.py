@@ -1,8 +1,8 @@
-"""FedKSeed (arXiv 2312.06353): every client's directions are of a pool of S seeds, drawn at random for each step.
+"""FedKSeed (arXiv 2312.06353): every client draws the directions of each step at random from a pool of S seeds.
 
-Δ = (1/C) Σ_i (1/P) Σ_p ĝ_{i,p} u_{s(i,p)},   x ← x − η Δ, plain descent: any number of rounds is S sums, which are sent
-to who comes late where they are fewer bytes (``fed/ledger/seed_sums.py``).
-Bytes a round: 4·K·P up; down those of every valid client, at most 4·S + 4.
+Δ = (1/C) Σ_i (1/P) Σ_p ĝ_{i,p} u_{s(i,p)},   x ← x − η Δ. With plain descent any number of rounds is S sums; a late
+client receives the sums if they are fewer bytes (``fed/ledger/seed_sums.py``).
+Bytes a round: 4·K·P up; down the messages of all valid clients, at most 4·S + 4.
 """
 
 import optax
@@ -17,11 +17,11 @@ from hiso_jax.fed.algorithm import Algorithm, default_rates
 def fed_kseed(
     learning_rate: optax.ScalarOrSchedule, *, pool_seeds: int = 4096, sampler: zo.SamplerName = "gaussian"
 ) -> Algorithm:
-    """FedKSeed, with one direction a step unless a run says otherwise.
+    """FedKSeed, with one direction a step by default.
 
     Args:
       learning_rate: η.
-      pool_seeds: S, in the pool.
+      pool_seeds: S, number of seeds in the pool.
       sampler: family of raw perturbations.
     """
     integer("pool_seeds", pool_seeds, 1)

@@ -1,7 +1,7 @@
-"""FedProx (Li et al., arXiv 1812.06127): FedAvg whose clients are pulled back to the server's parameters.
+"""FedProx (Li et al., arXiv 1812.06127): FedAvg with a pull of clients towards the server's parameters.
 
 x_{i,k+1} = x_{i,k} − η (∇f_i(x_{i,k}) + ρ (x_{i,k} − x)),   x ← the weighted mean of x_{i,K}.
-Bytes a round: 4·d up, 4·d down. Differs from FedAvg for K > 1 only.
+Bytes a round: 4·d up, 4·d down. It differs from FedAvg only for K > 1.
 """
 
 import optax
@@ -17,7 +17,7 @@ def fed_prox(learning_rate: optax.ScalarOrSchedule, *, proximal: float = 0.01) -
 
     Args:
       learning_rate: η of the clients' steps.
-      proximal: ρ, the weight of the pull (μ in the paper).
+      proximal: ρ, weight of the pull (μ in the paper).
     """
     finite("proximal", proximal)
     return Algorithm(optax.sgd(1.0), measure=Local(local_sgd(learning_rate, proximal=proximal), gradients))

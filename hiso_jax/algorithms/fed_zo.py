@@ -1,8 +1,8 @@
-"""FedZO (Fang et al., arXiv 2201.09531): clients train by zeroth-order steps of their own and send whole vectors.
+"""FedZO (Fang et al., arXiv 2201.09531): clients take local zeroth-order steps and send vectors of all parameters.
 
 g = (1/P) Σ_p [f_i(x + μ u_p) − f_i(x)] / μ · u_p,   x_{i,k+1} = x_{i,k} − η g,   x ← the weighted mean of x_{i,K}.
-Every client draws directions of its own, uniform on each parameter's sphere of radius √d (the paper: on one sphere).
-Bytes a round: 4·d up, 4·d down; evaluations: K·(P + 1).
+Every client draws its own directions, uniform on each parameter's sphere of radius √d (the paper: on one sphere).
+Bytes a round: 4·d up, 4·d down; forward passes: K·(P + 1).
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""FZOO (arXiv 2506.09034): steps in units of the standard deviation of the perturbed losses, directions of signs.
+"""FZOO (arXiv 2506.09034): steps in units of the standard deviation of the perturbed losses, along random signs.
 
-Δ = (1/P) Σ_p ĝ_p u_p / std_p(ĝ),   x ← x − η Δ; μ·std_p(ĝ) is the standard deviation of the P perturbed losses, by P as
-in the authors' code, and its μ cancels that of ĝ. Bytes a round: 4·K·P up, 4·K·P down; memory: none. P ≥ 2.
+Δ = (1/P) Σ_p ĝ_p u_p / std_p(ĝ),   x ← x − η Δ. μ·std_p(ĝ) is the standard deviation of the P perturbed losses, with
+divisor P as in the authors' code; its μ cancels the μ of ĝ. Bytes a round: 4·K·P up, 4·K·P down; memory: none. P ≥ 2.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from hiso_jax.fed.algorithm import Algorithm, default_rates
 def _over_deviation(scalars: Array, params: Any = None) -> Array:
     centred = scalars - zo.rounded(scalars.mean(1, keepdims=True))
     deviation = jnp.sqrt(zo.rounded(zo.rounded(centred * centred).mean(1, keepdims=True)))
-    # Directions that tell nothing apart tell nothing.
+    # Equal scalars along all directions carry no information: the step is zero.
     return jnp.where(deviation > 0, scalars / jnp.where(deviation > 0, deviation, 1), 0)
 
 
@@ -26,7 +26,7 @@ def _over_deviation(scalars: Array, params: Any = None) -> Array:
 def fzoo(
     learning_rate: optax.ScalarOrSchedule, *, sampler: zo.SamplerName = "rademacher", weight_decay: float = 0.0
 ) -> Algorithm:
-    """FZOO, with 8 directions a step unless a run says otherwise.
+    """FZOO, with 8 directions a step by default.
 
     Args:
       learning_rate: η; a step's length does not depend on the loss.

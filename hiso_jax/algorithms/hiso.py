@@ -31,13 +31,13 @@ def hiso(
     Args:
       learning_rate: η.
       curvature_decay: weight γ that HiSo's curvature keeps in each round; 1 is DeComFL.
-      curvature_update: advance the curvature by the last local step of a round, or by all of them.
-      curvature_dtype: in which the curvature is kept; bfloat16 halves its memory and is rounded stochastically.
-      curvature_form: diagonal, or factored, which keeps a number for each row and column of a matrix; by default
-        factored for directions of low rank, which stay so then, else diagonal.
+      curvature_update: local steps of a round that update the curvature, the last or all.
+      curvature_dtype: dtype of the curvature; bfloat16 halves its memory and is rounded stochastically.
+      curvature_form: diagonal, or factored with one entry for each row and column of a matrix; by default factored for
+        directions of low rank, which keep their rank, else diagonal.
       sampler: family of raw perturbations.
       weight_decay: decoupled weight decay on the server, added to the ascent direction; 0 is none.
-      momentum: heavy-ball momentum on the server; 0 is none. Like everything on the server it costs no byte.
+      momentum: heavy-ball momentum on the server, which costs no bytes; 0 is none.
     """
     between("curvature_decay", curvature_decay, 0, 1)
     head = zo.scale_by_hiso(

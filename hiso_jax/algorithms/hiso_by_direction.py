@@ -1,7 +1,7 @@
-"""HiSo (arXiv 2506.02370) in its authors' memory-saving form: the curvature advances direction by direction.
+"""HiSo (arXiv 2506.02370) in its authors' memory-saving form: each direction updates the curvature in turn.
 
-Δ = (1/P) Σ_p ĝ_p z_p with z_p = H^{-1/2} u_p,   x ← x − η Δ; then for p = 1 … P, each with the H before it,
-H ← γ H + (1 − γ)((ĝ_p / P)² u_p² / H + ε). As in ZidongLiu/DeComFL, adam_forward.py, which has no ε.
+Δ = (1/P) Σ_p ĝ_p z_p with z_p = H^{-1/2} u_p,   x ← x − η Δ; then for p = 1 … P, each with the previous H,
+H ← γ H + (1 − γ)((ĝ_p / P)² u_p² / H + ε), as in adam_forward.py of ZidongLiu/DeComFL, which has no ε.
 Bytes a round: 4·K·P up, 4·K·P down; memory: H, as large as the trained parameters.
 """
 
@@ -24,7 +24,7 @@ def hiso_by_direction(
     eps: float = 1e-8,
     sampler: zo.SamplerName = "gaussian",
 ) -> Algorithm:
-    """HiSo whose curvature advances P times a round.
+    """HiSo with P curvature updates a round.
 
     Args:
       learning_rate: η.
@@ -43,7 +43,7 @@ def hiso_by_direction(
 
         def by(place: Array, curvature: PyTree) -> PyTree:
             def one(h: Array, z: Array, h0: Array) -> Array:
-                # z was shaped by the H of the round; u² / H is z² times the ratio of the two.
+                # z was shaped by h0, the H of the round, so that u² / h = z² · h0 / h.
                 part = zo.rounded(shares[place].astype(z.dtype) * z)
                 return moving_average(
                     h, zo.rounded(zo.rounded(part * part) * zo.rounded(h0 / h)) + eps, curvature_decay

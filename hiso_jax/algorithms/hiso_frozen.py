@@ -1,4 +1,4 @@
-"""A control of HiSo (arXiv 2506.02370): a curvature that is learned for some rounds and then stays.
+"""A control of HiSo (arXiv 2506.02370): the curvature is learned for some rounds and then fixed.
 
 z_p = H^{-1/2} u_p,   Δ = (1/P) Σ_p ĝ_p z_p,   x ← x − η Δ,   H ← γ H + (1 − γ)(Δ² + ε) in the first rounds only.
 Bytes a round: 4·K·P up, 4·K·P down; memory: H, as large as the trained parameters.
@@ -24,12 +24,12 @@ def hiso_frozen(
     eps: float = 1e-8,
     sampler: zo.SamplerName = "gaussian",
 ) -> Algorithm:
-    """HiSo whose curvature stays after some rounds.
+    """HiSo with a curvature that is fixed after some rounds.
 
     Args:
       learning_rate: η.
-      learning_rounds: in which the curvature is learned; 0 is DeComFL.
-      curvature_decay: weight γ that it keeps in each of them.
+      learning_rounds: number of rounds in which the curvature is learned; 0 is DeComFL.
+      curvature_decay: weight γ that the curvature keeps in each of these rounds.
       eps: ε, added to the square of Δ.
       sampler: family of raw perturbations.
     """

@@ -1,4 +1,4 @@
-"""A control of HiSo (arXiv 2506.02370): its curvature shapes the step and not the directions that are measured.
+"""A control of HiSo (arXiv 2506.02370): the curvature shapes the step but not the measured directions.
 
 Δ = H^{-1/2} (1/P) Σ_p ĝ_p u_p with ĝ measured along u,   x ← x − η Δ,   H ← γ H + (1 − γ)(Δ² + ε).
 Bytes a round: 4·K·P up, 4·K·P down; memory: H, as large as the trained parameters.
@@ -43,7 +43,7 @@ def hiso_isotropic(
     eps: float = 1e-8,
     sampler: zo.SamplerName = "gaussian",
 ) -> Algorithm:
-    """HiSo with isotropic directions.
+    """HiSo with measurements along isotropic directions.
 
     Args:
       learning_rate: η.

@@ -1,6 +1,6 @@
-"""A control of HiSo (arXiv 2506.02370): its rate without its shape, a curvature that is one number.
+"""A control of HiSo (arXiv 2506.02370): a curvature of one number, which adapts the rate but not the shape.
 
-z_p = u_p / √h,   Δ = (1/P) Σ_p ĝ_p z_p,   x ← x − η Δ,   h ← γ h + (1 − γ)(mean of Δ² + ε), as the mean of HiSo's H.
+z_p = u_p / √h,   Δ = (1/P) Σ_p ĝ_p z_p,   x ← x − η Δ,   h ← γ h + (1 − γ)(mean of Δ² + ε), like the mean of HiSo's H.
 Bytes a round: 4·K·P up, 4·K·P down; memory: one number.
 """
 
@@ -25,11 +25,11 @@ def hiso_one_number(
     eps: float = 1e-8,
     sampler: zo.SamplerName = "gaussian",
 ) -> Algorithm:
-    """HiSo with one number for a curvature.
+    """HiSo with one number as its curvature.
 
     Args:
       learning_rate: η.
-      curvature_decay: weight γ that it keeps in each round.
+      curvature_decay: weight γ that the curvature keeps in each round.
       eps: ε, added to the mean square of Δ.
       sampler: family of raw perturbations.
     """

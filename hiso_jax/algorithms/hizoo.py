@@ -1,8 +1,9 @@
 """HiZOO (arXiv 2402.15173): directions shaped by a diagonal Hessian learned from second differences.
 
-z_p = H^{-1/2} u_p,   H⁺ = (1 − α) H + α (1/P) Σ_p ½ |ĉ_p| H² z_p²,   x ← x − η (1/P) Σ_p ĝ_p u_p / √H⁺: measured with
-H and stepped with H⁺, as in the authors' code, where P = 1. ĝ is the central slope, ĉ the second difference over μ².
-Bytes a round: 8·K·P up, 8·K·P down; 2·P + 1 evaluations a step; memory: H, as large as the trained parameters.
+z_p = H^{-1/2} u_p,   H⁺ = (1 − α) H + α (1/P) Σ_p ½ |ĉ_p| H² z_p²,   x ← x − η (1/P) Σ_p ĝ_p u_p / √H⁺. H shapes the
+measurement and H⁺ the step, as in the authors' code, where P = 1. ĝ is the central difference over 2μ, ĉ the second
+over μ².
+Bytes a round: 8·K·P up, 8·K·P down; 2·P + 1 forward passes a step; memory: H, as large as the trained parameters.
 """
 
 from typing import Any
@@ -60,7 +61,7 @@ def hizoo(
 
     Args:
       learning_rate: η.
-      smoothing: α, the weight of each round's Hessian; the authors try 1e-12 to 1e-2, 0 leaves H at one.
+      smoothing: α, weight of each round's Hessian; the authors try 1e-12 to 1e-2, 0 leaves H at one.
       sampler: family of raw perturbations.
     """
     between("smoothing", smoothing, 0, 1)

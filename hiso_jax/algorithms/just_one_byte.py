@@ -1,7 +1,7 @@
-"""Just One Byte (arXiv 2306.10015): every client its own directions, one byte a scalar.
+"""Just One Byte (arXiv 2306.10015): every client has its own directions and sends one byte a scalar.
 
-Δ = (1/C) Σ_i (1/P) Σ_p ĝ_{i,p} u_{i,p},   x ← x − η Δ, ĝ_{i,p} in 8 bits of a step that the message carries, where the
-authors' code sends the float. Bytes a round: 4 + K·P up; down those of every valid client.
+Δ = (1/C) Σ_i (1/P) Σ_p ĝ_{i,p} u_{i,p},   x ← x − η Δ. ĝ_{i,p} has 8 bits, in units of a step that the message carries;
+the authors' code sends the float. Bytes a round: 4 + K·P up; down the messages of all valid clients.
 """
 
 import optax

@@ -1,7 +1,7 @@
-"""MEAZO (arXiv 2605.03869): one number of adaptivity, the running mean square of the mean scalar.
+"""MEAZO (arXiv 2605.03869): one adaptive number, the running mean square of the mean scalar.
 
-ḡ = mean_p ĝ_p,   v ← β v + (1 − β) ḡ²,   x ← x − η Δ / (√(v / (1 − βᵗ)) + ζ), t the updates of v so far.
-Bytes a round: 4·K·P up, 4·K·P down; memory: one number. The paper's β and ζ are not public; Adam's stand for them.
+ḡ = mean_p ĝ_p,   v ← β v + (1 − β) ḡ²,   x ← x − η Δ / (√(v / (1 − βᵗ)) + ζ), t the number of updates of v so far.
+Bytes a round: 4·K·P up, 4·K·P down; memory: one number. The paper's β and ζ are not public; Adam's are the defaults.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class _State(NamedTuple):
 
 
 def _by_mean_scalar(decay: float, eps: float) -> optax.GradientTransformation:
-    """The scalars of a round divided by the root of the running mean square of their mean."""
+    """Divide a round's scalars by the root of the running mean square of their mean."""
 
     def init(params: Any) -> _State:
         dtype = jnp.promote_types(jax.tree.leaves(params)[0].dtype, jnp.float32)
@@ -50,8 +50,8 @@ def meazo(
 
     Args:
       learning_rate: η.
-      decay: the weight β that the mean square keeps in each round.
-      eps: ζ, added to its root.
+      decay: weight β that the mean square keeps in each round.
+      eps: ζ, added to the root of the mean square.
       sampler: family of raw perturbations.
     """
     fraction("decay", decay)

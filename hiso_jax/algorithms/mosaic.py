@@ -1,7 +1,8 @@
-"""Mosaic: many coarse directions, each client its own (arXiv 2306.10015, 2312.06353, 2409.16456; the plane is ours).
+"""Mosaic: many own directions for each client, with coarse scalars (arXiv 2306.10015, 2312.06353, 2409.16456).
 
-ĝ_{i,p} = (c_{i,p} + ½) a_i of b bits,   Δ = (1 / W) Σ_i w_i φ_i (1/P) Σ_p ĝ_{i,p} z_{i,p},   x ← x − η Δ, with φ_i the
-clipping to the median length. Bytes a round: 4 + ⌈K·P·b / 8⌉ up; down those of every valid client, and C/8.
+ĝ_{i,p} = (c_{i,p} + ½) a_i of b bits,   Δ = (1 / W) Σ_i w_i φ_i (1/P) Σ_p ĝ_{i,p} z_{i,p},   x ← x − η Δ, where φ_i
+clips to the median length. The combination of directions and bits is ours.
+Bytes a round: 4 + ⌈K·P·b / 8⌉ up; down the messages of all valid clients, and C/8.
 """
 
 import optax
@@ -28,25 +29,25 @@ def mosaic(
     weight_decay: float = 0.0,
     momentum: float = 0.0,
 ) -> Algorithm:
-    """Mosaic, with 64 directions a local step unless a run says otherwise.
+    """Mosaic, with 64 directions a local step by default.
 
     Args:
       learning_rate: η.
-      scalar_bits: bits of a scalar in a client's message, 1, 2, 4 or 8, beside one float32 step for all; 32 is floats
-        and no step; by default as many as 20 bytes have room for, 2 for 64 scalars.
-      bytes_up: as many bits a scalar as a message of so many bytes has room for.
-      clipping: clip messages to their median length.
-      direction_groups: number of groups of a cohort, each with directions of its own; own gives every client its own,
-        shared is one group.
-      direction_blocks: parameters whose signs are flipped together to tell one group's directions from another's, by
-        default up to 64; 0 draws every group's directions independently, at as many times the cost.
-      aggregate_bits: bits of a number in the aggregate that everyone is told and the server applies, 4, 8 or 32.
-      relay: tell everyone the clients' messages, or their aggregate; by default the smaller where clients have
-        directions of their own, and the aggregate where they share them. Messages show every client's scalars to all,
+      scalar_bits: bits of a scalar in a client's message, 1, 2, 4 or 8, with one float32 step for all scalars; 32 means
+        floats without a step; by default as many bits as fit in 20 bytes, 2 for 64 scalars.
+      bytes_up: largest size of a client's message in bytes; a scalar gets as many bits as fit.
+      clipping: clipping of messages to their median length.
+      direction_groups: number of groups of a cohort, each with its own directions; own gives every client its own
+        directions, shared is one group.
+      direction_blocks: number of parameters whose signs are flipped together to distinguish the directions of groups,
+        by default up to 64; 0 draws every group's directions independently, at a cost proportional to the groups.
+      aggregate_bits: bits of an entry in the aggregate that the server broadcasts and applies, 4, 8 or 32.
+      relay: content of the server's broadcast, the clients' messages or their aggregate; by default the smaller if
+        clients have their own directions, else the aggregate. Messages reveal every client's scalars to all clients
         and rule out secure aggregation.
       sampler: family of raw perturbations.
       weight_decay: decoupled weight decay on the server, added to the ascent direction; 0 is none.
-      momentum: heavy-ball momentum on the server; 0 is none. Like everything on the server it costs no byte.
+      momentum: heavy-ball momentum on the server, which costs no bytes; 0 is none.
     """
     server = descent(learning_rate, weight_decay=weight_decay, momentum=momentum)
     algorithm = Algorithm(

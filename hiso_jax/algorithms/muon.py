@@ -1,8 +1,8 @@
-"""Muon (K. Jordan et al. 2024, arXiv 2502.16982) over the rebuilt ascent direction: a control of ZO-Muon (2602.17155).
+"""Muon (K. Jordan et al. 2024, arXiv 2502.16982) on the rebuilt ascent direction: a control of ZO-Muon (2602.17155).
 
 M ← β M + (1 − β) Δ,   x ← x − η max(1, n/m)^{1/2} NS₅(β M + (1 − β) Δ) for matrices of m × n, NS₅ five Newton-Schulz
-steps towards the orthogonal factor; vectors and convolutions take Adam's step. ZO-Muon's own directions, in subspaces
-that are held over rounds, are not here. Bytes a round: 4·K·P up, 4·K·P down; memory: one copy of the parameters.
+steps towards the orthogonal factor; vectors and convolutions take Adam's step. The control lacks ZO-Muon's directions
+in held subspaces. Bytes a round: 4·K·P up, 4·K·P down; memory: one copy of the parameters.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from hiso_jax.stacked import is_stacked
 
 
 def _axes(params: PyTree) -> PyTree:
-    """Which axes of every matrix are its rows and columns, layer by layer; None of what takes Adam's step."""
+    """The row and column axes of every matrix, layer by layer; None for a leaf that takes Adam's step."""
 
     def node(at: Any) -> PyTree:
         layers = int(is_stacked(at))
@@ -33,11 +33,11 @@ def _axes(params: PyTree) -> PyTree:
 def muon(
     learning_rate: optax.ScalarOrSchedule, *, beta: float = 0.95, sampler: zo.SamplerName = "gaussian"
 ) -> Algorithm:
-    """Muon, as optax has it, behind the scalars.
+    """The Muon of optax, behind a head of scalars.
 
     Args:
       learning_rate: η.
-      beta: the weight that the mean of the ascent directions keeps in each round.
+      beta: β, weight that the running mean of the ascent directions keeps in each round.
       sampler: family of raw perturbations.
     """
     rate("learning_rate", learning_rate)

@@ -1,6 +1,7 @@
-"""R-AdaZO (arXiv 2502.01014): Adam over the rebuilt ascent direction whose second moment is of the first, not of Δ.
+"""R-AdaZO (arXiv 2502.01014): Adam on the rebuilt ascent direction, its second moment from the first, not from Δ.
 
-m ← β₁ m + (1 − β₁) Δ,   v ← β₂ v + (1 − β₂) m²,   x ← x − η m / (√v + ε), without bias correction, as in its code.
+m ← β₁ m + (1 − β₁) Δ,   v ← β₂ v + (1 − β₂) m²,   x ← x − η m / (√v + ε).
+There is no bias correction, as in the authors' code.
 Bytes a round: 4·K·P up, 4·K·P down; memory: two copies of the trained parameters.
 """
 
@@ -48,9 +49,9 @@ def r_adazo(
 
     Args:
       learning_rate: η.
-      b1: the weight that the mean of the ascent directions keeps in each round.
-      b2: the weight that the mean of its squares keeps.
-      eps: ε, added to its root.
+      b1: β₁, weight that the running mean of the ascent directions keeps in each round.
+      b2: β₂, weight that the running mean of its squares keeps in each round.
+      eps: ε, added to the root of the mean of squares.
       sampler: family of raw perturbations.
     """
     rate("learning_rate", learning_rate)

@@ -18,13 +18,13 @@ def sign(
     weight_decay: float = 0.0,
     momentum: float = 0.0,
 ) -> Algorithm:
-    """Signs and their majority.
+    """Signs of the scalars, and their majority.
 
     Args:
       learning_rate: η; a step's length does not depend on the loss.
       sampler: family of raw perturbations.
       weight_decay: decoupled weight decay on the server, added to the ascent direction; 0 is none.
-      momentum: heavy-ball momentum on the server; 0 is none. Like everything on the server it costs no byte.
+      momentum: heavy-ball momentum on the server, which costs no bytes; 0 is none.
     """
     server = descent(learning_rate, weight_decay=weight_decay, momentum=momentum)
     return Algorithm(

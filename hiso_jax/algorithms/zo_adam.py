@@ -1,4 +1,4 @@
-"""ZO-Adam: Adam (arXiv 1412.6980) over the rebuilt ascent direction, as in ZO-AdaMM (arXiv 1910.06513).
+"""ZO-Adam: Adam (arXiv 1412.6980) on the rebuilt ascent direction, as in ZO-AdaMM (arXiv 1910.06513).
 
 m ← β₁ m + (1 − β₁) Δ,   v ← β₂ v + (1 − β₂) Δ²,   x ← x − η m̂ / (√v̂ + ε).
 Bytes a round: 4·K·P up, 4·K·P down; memory: two copies of the trained parameters.
@@ -23,8 +23,8 @@ def zo_adam(
 
     Args:
       learning_rate: η.
-      b1: the weight that the mean of the ascent directions keeps in each round.
-      b2: the weight that the mean of their squares keeps.
+      b1: β₁, weight that the running mean of the ascent directions keeps in each round.
+      b2: β₂, weight that the running mean of their squares keeps in each round.
       sampler: family of raw perturbations.
     """
     rate("learning_rate", learning_rate)

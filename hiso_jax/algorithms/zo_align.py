@@ -1,8 +1,8 @@
 """ZO-Align (arXiv 2509.15552): the gradient's projection on the span of a step's directions, in place of their mean.
 
-Δ = U (Uᵀ U)⁻¹ ĝ,   x ← x − η Δ, U = (u_1 … u_P): where x + span(U) is lowest by f's quadratic bound of curvature 1/η,
-which is also the shortest solution of the least squares Uᵀ Δ = ĝ. Of d parameters Uᵀ U is about d I, so for P ≪ d this
-is DeComFL with η P / d. Bytes a round: 4·K·P up, 4·K·P down; memory: a step's P directions, and P ≤ d.
+Δ = U (Uᵀ U)⁻¹ ĝ,   x ← x − η Δ, U = (u_1 … u_P). The step minimises f's quadratic bound of curvature 1/η on
+x + span(U), and Δ is also the shortest least-squares solution of Uᵀ Δ = ĝ. For d parameters Uᵀ U is about d I, so for
+P ≪ d this is DeComFL with η P / d. Bytes a round: 4·K·P up, 4·K·P down; memory: a step's P directions, and P ≤ d.
 """
 
 import math
@@ -23,10 +23,10 @@ from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 def _products(directions: zo.GroupedDirections, count: int) -> Float[Array, "P P"]:
     """Uᵀ U of a step's ``count`` directions."""
-    # At least two turns: a loop of one is dissolved into what stands around it, and may then sum in another order.
+    # At least two iterations: XLA inlines a loop of one, which may then sum in another order.
     each = lax.map(directions.of, jnp.arange(max(count, 2)) % count)
     flat = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(each)]
-    # In full: accelerators would round the operands, and ĝ would not be what Δ has along the directions.
+    # Highest precision: accelerators would round the operands, and Uᵀ Δ would differ from ĝ.
     return jax.tree.reduce(jnp.add, [jnp.matmul(u, u.T, precision="highest") for u in flat])[:count, :count]
 
 
@@ -35,7 +35,7 @@ def _head() -> optax.GradientTransformationExtraArgs:
 
     def update(updates: Any, state: zo.ScaleByZoState, params: Any = None, **extra: Any) -> tuple[PyTree, Any]:
         if params is None or extra.get("key") is None:
-            return measured.update(updates, state, params, **extra)  # which says what is missing
+            return measured.update(updates, state, params, **extra)  # its error names the missing argument
         steps, count = updates.shape
         size, clients = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)), extra.get("clients")
         if count > size:
@@ -49,7 +49,7 @@ def _head() -> optax.GradientTransformationExtraArgs:
             )
             return count * cho_solve(cho_factor(_products(directions, count)), row)
 
-        # The head divides by their number.
+        # ``aligned`` multiplies by ``count`` because the head divides by it.
         weights = lax.map(aligned, (jnp.arange(steps), updates))
         return measured.update(weights, state, params, **extra)
 

@@ -22,8 +22,8 @@ def zo_momentum(
 
     Args:
       learning_rate: η; the steps are 1/(1 − β) times as long.
-      beta: β, the weight that the momentum keeps in each round.
-      nesterov: look ahead, as Nesterov does.
+      beta: β, weight that the momentum keeps in each round.
+      nesterov: look-ahead, as in Nesterov's momentum.
       sampler: family of raw perturbations.
     """
     fraction("beta", beta)

@@ -1,8 +1,8 @@
 """ZO-MOPI (arXiv 2605.09034): ZO-Muon's directions, momentum, and one power iteration in place of Newton-Schulz.
 
 z = B_p Qᵀ as in ZO-Muon,   M ← β M + (1 − β) Δ,   V ← QR(M Mᵀ V), k columns,   U = Mᵀ V with columns of length 1,
-W ← W − η V Uᵀ; vectors v ← v − s η M. M and V begin again with every Q (M as the first Δ): its code throws V away there
-and leaves M in the old coordinates. Code: MOFA-LAB/ZO-MOPI. Bytes a round: 4·K·P up and down; memory: M, V and Q.
+W ← W − η V Uᵀ; vectors v ← v − s η M. M (as the first Δ) and V restart with every Q; the authors' code
+(MOFA-LAB/ZO-MOPI) discards V and leaves M in the old coordinates. Bytes a round: 4·K·P up and down; memory: M, V and Q.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class _State(NamedTuple):
 
 
 def _first_axes(params: PyTree, components: int) -> PyTree:
-    """Random orthonormal columns along the rows of every matrix."""
+    """Random orthonormal first axes V along the rows of every matrix."""
     turned = of_matrices(jnp.transpose, lambda x: x, params, as_leaf=False)
     return zo.subspaces(basis_key(AXES), turned, components)
 
@@ -63,15 +63,15 @@ def zo_mopi(
     components: int = 4,
     vector_share: float = 0.01,
 ) -> Algorithm:
-    """ZO-MOPI, with four directions a step unless a run says otherwise.
+    """ZO-MOPI, with four directions a step by default.
 
     Args:
       learning_rate: η of the matrices.
-      rank: r of the subspaces, at most a matrix's last axis.
-      hold_rounds: ν, for which a subspace is held.
-      beta: the weight that the momentum keeps in each round.
-      components: k of the power iteration.
-      vector_share: s, the vectors' rate in units of η.
+      rank: r, dimension of the subspaces, at most a matrix's last axis.
+      hold_rounds: ν, number of rounds for which a subspace is held.
+      beta: β, weight that the momentum keeps in each round.
+      components: k, number of components in the power iteration.
+      vector_share: s, learning rate of the vectors in units of η.
     """
     fraction("beta", beta)
     integer("components", components, 1)

@@ -1,8 +1,8 @@
-"""ZO-Muon (arXiv 2602.17155): matrices measured in a subspace that is held, and moved by their orthogonal factor.
+"""ZO-Muon (arXiv 2602.17155): matrices measured in a held subspace and updated by the orthogonal factor of Δ.
 
-z = B_p Qᵀ, Q [n, r] orthonormal and new every ν rounds,   Δ = (1/P) Σ_p ĝ_p z_p,   W ← W − η NS₅(Δ), which is NS₅ of
-the estimate in the subspace times Qᵀ; vectors v ← v − s η Δ, z gaussian. Q is of a matrix's last axis, the outputs.
-Bytes a round: 4·K·P up, 4·K·P down; memory: n·r numbers a matrix. Its code: OPTML-Group/ZO-Muon.
+z = B_p Qᵀ, Q [n, r] orthonormal and new every ν rounds,   Δ = (1/P) Σ_p ĝ_p z_p,   W ← W − η NS₅(Δ). NS₅(Δ) is NS₅ of
+the estimate in the subspace, times Qᵀ. Vectors v ← v − s η Δ, z gaussian. Q acts on a matrix's last axis, the outputs.
+Bytes a round: 4·K·P up, 4·K·P down; memory: n·r entries a matrix. The authors' code is OPTML-Group/ZO-Muon.
 """
 
 import jax
@@ -18,10 +18,10 @@ from hiso_jax.fed.algorithm import Algorithm, default_rates
 
 
 def held(rank: int, hold_rounds: int) -> optax.GradientTransformationExtraArgs:
-    """A head that measures in subspaces of ``rank`` dimensions, others after so many rounds.
+    """A head that measures in subspaces of ``rank`` dimensions and renews them every ``hold_rounds`` rounds.
 
     Raises:
-      ValueError: one of them < 1.
+      ValueError: ``rank`` or ``hold_rounds`` < 1.
     """
     integer("rank", rank, 1)
     integer("hold_rounds", hold_rounds, 1)
@@ -48,13 +48,14 @@ def zo_muon(
     hold_rounds: int = 100,
     vector_share: float = 0.01,
 ) -> Algorithm:
-    """ZO-Muon, with four directions a step unless a run says otherwise.
+    """ZO-Muon, with four directions a step by default.
 
     Args:
       learning_rate: η of the matrices.
-      rank: r of the subspaces, at most a matrix's last axis.
-      hold_rounds: ν, for which a subspace is held.
-      vector_share: s, the vectors' rate in units of η; as in its code for images, for language models it is 1e-5.
+      rank: r, dimension of the subspaces, at most a matrix's last axis.
+      hold_rounds: ν, number of rounds for which a subspace is held.
+      vector_share: s, learning rate of the vectors in units of η; the default is the authors' for images, theirs for
+        language models is 1e-5.
     """
     finite("vector_share", vector_share)
 

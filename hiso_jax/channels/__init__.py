@@ -1,6 +1,6 @@
-"""What may happen to messages between clients and server, and how they become one: one file each.
+"""Channels: changes of messages between clients and server, and combiners of messages; each has its own file.
 
-A channel is a factory named as its file, ``name(*, options)``; its keywords are its options on the command line. It
+A channel is a factory with the name of its file, ``name(*, options)``; the keywords are options on the command line. It
 returns a :class:`~hiso_jax.fed.Send`, an :class:`~hiso_jax.fed.Attack`, a :class:`~hiso_jax.fed.Clip`, a
 :class:`~hiso_jax.fed.Combine` or a :class:`~hiso_jax.fed.Wire`; ``.into(algorithm)`` adds it to an algorithm.
 """
@@ -19,7 +19,7 @@ globals().update(FACTORIES)
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Callable[..., Any]:
-        """A channel's factory is found under its file's name."""
+        """The factory of a channel, by the name of its file."""
 
 
 Channel = Send | Attack | Clip | Combine | Wire
@@ -32,25 +32,25 @@ __all__ = [
 
 
 def made_by_default(name: str) -> Channel:
-    """A channel's value with the defaults of its options: what it declares does not depend on them."""
+    """A channel built with its default options; the properties that it declares do not depend on options."""
     return FACTORIES[name]()
 
 
 def part_of(name: str) -> Part:
-    """The part of an algorithm that a channel makes."""
+    """The part of an algorithm that a channel provides."""
     return made_by_default(name).part
 
 
 def names_of(*parts: Part) -> tuple[str, ...]:
-    """The names of the channels that make one of these parts."""
+    """The names of the channels that provide one of ``parts``."""
     return tuple(name for name in NAMES if part_of(name) in parts)
 
 
 def draws_noise(name: str) -> bool:
-    """Whether a channel draws private noise, of clients or of the server."""
+    """Whether a channel draws private noise, on the clients or on the server."""
     return getattr(made_by_default(name), "noise", None) is not None
 
 
 def is_private(name: str) -> bool:
-    """Whether a channel makes the server noise what it broadcasts."""
+    """Whether a channel makes the server add noise to its broadcasts."""
     return part_of(name) == "combine" and draws_noise(name)

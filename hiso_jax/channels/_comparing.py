@@ -1,4 +1,4 @@
-"""What combiners share that compare whole messages with one another."""
+"""Scores for combiners that compare complete messages with one another."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from hiso_jax.channels._shares import least_above
 from hiso_jax.fed.norms import rows_of
 
-# A cohort of up to so many clients is compared with itself, a larger one with so many that are drawn from it: the
-# quadratic cost ends there. 10,000 clients, each with 1,024 peers, took five times as long as the round before.
+# In a cohort of up to WHOLE clients each message is compared with all others, in a larger cohort with DRAWN random
+# ones, which ends the quadratic cost. 10,000 clients with 1,024 peers each took five times as long as a round.
 WHOLE = 512
 DRAWN = 128
 
@@ -17,13 +17,13 @@ DRAWN = 128
 def krum_scores(messages: PyTree, counts: Bool[Array, "C"], hostile: float, key: Key[Array, ""]) -> Float[Array, "C"]:
     """The sum of a message's squared distances to its nearest peers (Blanchard et al., arXiv 1703.02757).
 
-    Of n that count, f = ⌈hostile · n⌉ of them hostile, the n − f − 2 nearest are summed, at least one. A cohort of more
-    than 512 is compared with 128 of its members that ``key`` draws, of those that count first, so that the cost is
-    linear in its size.
+    Let n messages count and f = ⌈hostile · n⌉ be hostile: the sum is over the n − f − 2 nearest peers, at least one. In
+    a cohort of more than 512 clients each message is compared with 128 clients that ``key`` draws, first of those that
+    count, so that the cost is linear in the cohort.
 
     Returns:
-      The scores, infinite of a message that does not count, and finite of every other: one without peers, or whose
-      distances are beyond a float, has the largest float there is.
+      The scores: infinite for a message that does not count, finite for every other. A message without peers, or with
+      distances beyond the float range, has the largest finite float.
     """
     rows, clients = rows_of(messages, counts), len(counts)
     peers = jnp.arange(clients)

@@ -1,4 +1,4 @@
-"""What attacks share: what the hostile know of the honest."""
+"""Statistics of the honest messages, which hostile clients use in attacks."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from hiso_jax.fed.algorithm import Senders
 def honest_statistics(
     numbers: Float[Array, "C ..."], senders: Senders
 ) -> tuple[Float[Array, "C ..."], Float[Array, "C ..."]]:
-    """The mean and the standard deviation of every number over the honest clients of everyone's own group, [C, ...].
+    """The mean and the standard deviation of every entry over the honest clients of each client's group, [C, ...].
 
-    A client whose group has nobody honest, its own where each measures along directions of its own, takes the number
-    that it measured itself, and no deviation: it is the best that it knows.
+    If a group has no honest client, each of its clients uses its own measured value and deviation 0, the best that it
+    knows. If each client has its own directions, a group is one client.
     """
     honest = jnp.isfinite(numbers)
     if senders.honest is not None:

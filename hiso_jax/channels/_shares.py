@@ -1,4 +1,4 @@
-"""How many of a cohort's messages a share of them is."""
+"""Numbers of messages for a share of a cohort."""
 
 from fractions import Fraction
 
@@ -9,15 +9,15 @@ from jaxtyping import Array, Int
 
 
 def least_above(share: float, counted: ArrayLike, clients: int) -> Int[Array, ""]:
-    """⌈share · counted⌉, of ``counted`` ≤ ``clients`` messages that count.
+    """⌈share · counted⌉, for ``counted`` ≤ ``clients`` messages that count.
 
-    Of the share as it is written: in float32, 0.3 · 50 is above 15.
+    The decimal digits of ``share`` are exact here, because in float32 0.3 · 50 is above 15.
     """
     return _table(share, clients, -1)[counted].astype(jnp.result_type(counted))
 
 
 def most_below(share: float, counted: ArrayLike, clients: int) -> Int[Array, ""]:
-    """⌊share · counted⌋, likewise."""
+    """⌊share · counted⌋, as exact as :func:`least_above`."""
     return _table(share, clients, 1)[counted].astype(jnp.result_type(counted))
 
 

@@ -1,4 +1,4 @@
-"""Clipping of messages to a fixed norm at the server's door (Pascanu et al., arXiv 1211.5063)."""
+"""Clipping of messages to a fixed norm by the server (Pascanu et al., arXiv 1211.5063)."""
 
 from jaxtyping import Array, Float, PyTree
 
@@ -8,13 +8,13 @@ from hiso_jax.fed.norms import shortening
 
 
 def clip(*, clip_norm: float = 1.0) -> Clip:
-    """Every message shortened to Euclidean length ``clip_norm`` if it is longer.
+    """Messages clipped to Euclidean length ``clip_norm``.
 
     Args:
-      clip_norm: longest message that passes as it is, as a Euclidean norm over all its numbers.
+      clip_norm: largest Euclidean norm, over all entries of a message, that is not clipped.
 
     Raises:
-      ValueError: ``clip_norm`` not positive and finite.
+      ValueError: ``clip_norm`` is not positive and finite.
     """
     positive("clip_norm", clip_norm)
 

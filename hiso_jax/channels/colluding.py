@@ -1,4 +1,4 @@
-"""Colluders who stay within the crowd (A Little Is Enough, Baruch et al., arXiv 1902.06156)."""
+"""Colluding clients within the spread of honest messages (A Little Is Enough, Baruch et al., arXiv 1902.06156)."""
 
 import jax
 from jaxtyping import Array, Key, PyTree
@@ -9,15 +9,15 @@ from hiso_jax.fed.algorithm import Attack, Senders
 
 
 def colluding(*, deviations: float = 1.5) -> Attack:
-    """All hostile clients send the honest mean less ``deviations`` of its standard deviations, number by number.
+    """All hostile clients send the honest mean minus ``deviations`` standard deviations, entry by entry.
 
-    Every number is one that an honest client might have sent, so that no rule that looks for outliers finds it.
+    An honest client might have sent the same entries, so no rule that looks for outliers finds them.
 
     Args:
-      deviations: how far from the honest mean colluders say they are.
+      deviations: distance of the forged message from the honest mean, in standard deviations.
 
     Raises:
-      ValueError: ``deviations`` negative or not finite.
+      ValueError: ``deviations`` is negative or not finite.
     """
     finite("deviations", deviations)
 

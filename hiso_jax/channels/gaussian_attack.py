@@ -10,15 +10,15 @@ from hiso_jax.fed.algorithm import Attack, Senders
 
 
 def gaussian_attack(*, attack_scale: float = 10.0) -> Attack:
-    """Independent Gaussian numbers, ``attack_scale`` times as large as the honest ones.
+    """Independent Gaussian values, ``attack_scale`` times as large as the honest values.
 
-    The unit is the root mean square of each number over the honest clients.
+    The unit is the root mean square of each entry over the honest clients.
 
     Args:
-      attack_scale: how much larger a forged message is than what it is forged from.
+      attack_scale: size of a forged message, relative to the values that it is forged from.
 
     Raises:
-      ValueError: ``attack_scale`` negative or not finite.
+      ValueError: ``attack_scale`` is negative or not finite.
     """
     finite("attack_scale", attack_scale)
 

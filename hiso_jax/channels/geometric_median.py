@@ -1,4 +1,4 @@
-"""The geometric median (RFA, Pillutla et al., arXiv 1912.13445): the point of the smallest sum of distances.
+"""The geometric median (RFA, Pillutla et al., arXiv 1912.13445): the point with the smallest sum of distances.
 
 v ← Σ_i w_i m_i / Σ_i w_i,   w_i = 1 / max(‖m_i − v‖, ν): smoothed Weiszfeld steps, from the coordinate-wise median.
 """
@@ -13,15 +13,15 @@ from hiso_jax.checks import integer
 from hiso_jax.fed.algorithm import Combine
 from hiso_jax.fed.norms import rows_of
 
-# ν, as a share of the median distance from where the steps begin.
+# ν, as a share of the median distance from the first point.
 SMOOTHING = 1e-6
 
 
 def geometric_median(*, weiszfeld_steps: int = 32) -> Combine:
-    """The point from which whole messages are, in sum, the least far away.
+    """The point with the smallest sum of distances to the complete messages.
 
     Args:
-      weiszfeld_steps: steps of the smoothed Weiszfeld iteration.
+      weiszfeld_steps: number of steps of the smoothed Weiszfeld iteration.
 
     Raises:
       ValueError: ``weiszfeld_steps`` < 1.
@@ -42,7 +42,7 @@ def geometric_median(*, weiszfeld_steps: int = 32) -> Combine:
         def step(_: Array, point: Array) -> Array:
             share = jnp.where(counts, 1 / jnp.maximum(away(point), least), 0)
             total = share.sum()
-            # Whoever is infinitely far has no part.
+            # A message at infinite distance has no weight.
             return jnp.where(share[:, None] > 0, rows * share[:, None], 0).sum(0) / jnp.where(total > 0, total, 1)
 
         found = lax.fori_loop(0, weiszfeld_steps, step, start)

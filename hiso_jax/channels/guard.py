@@ -1,10 +1,10 @@
-"""A guard against messages out of all proportion (norm bounding, Sun et al., arXiv 1911.07963).
+"""A guard against oversized messages (norm bounding, Sun et al., arXiv 1911.07963).
 
-With R_i the root mean square of client i's numbers, the cap of a round is median_i R_i, kept within a factor of 1.5 of
-the median of the past caps; a message with R_i > 3 · cap is shortened to the cap, and the others stay as they are, to
-the bit. The cohort bounds what a minority can do, the past what a cohort can whose majority is hostile: neither huge
-messages nor tiny ones, which would silence the others, move the cap far. The past are 32 rounds, so that an honest
-scale may still grow by half in 16. Before there is a past the first cohort decides alone.
+Let R_i be the root mean square of client i's entries. The cap of a round is median_i R_i, kept within a factor of 1.5
+of the median of the past caps. A message with R_i > 3 · cap is clipped to the cap; all others keep their bits. The
+cohort's median limits a hostile minority, and the past caps limit a cohort with a hostile majority: neither huge
+messages nor tiny ones, which would silence the others, move the cap far. The past is 32 rounds, so that an honest scale
+may still grow by half in 16 rounds. The first cohort has no past and decides alone.
 """
 
 import jax
@@ -16,25 +16,25 @@ from hiso_jax.fed.norms import kinds, lengths, middle, to_length
 
 REMEMBERED = 32
 GROWTH = 1.5
-# Of ten honest clients with five Gaussian scalars each one is so far out in less than one round of 10,000.
+# With ten honest clients of five Gaussian scalars each, fewer than one round in 10,000 has such an outlier.
 OUTLIER = 3.0
-# Clients of a cohort whose median says something.
+# Smallest cohort with a meaningful median.
 FEWEST = 3
 
 
 def guard() -> Clip:
-    """Messages three times as long as a cap that the cohort's median and the past set are shortened to it."""
+    """Messages over three times a cap, set by the cohort's median and past caps, are clipped to the cap."""
     return Clip(_factors, _none_yet, is_rare=True, label="guard")
 
 
 def _none_yet(messages: PyTree) -> Float[Array, "n R"]:
-    # No cap is zero. NaN would stop a user who looks for the first NaN with jax_debug_nans.
+    # Zero marks an unknown cap, because no cap is zero. NaN would stop a run with jax_debug_nans.
     return jnp.zeros((len(kinds(messages)), REMEMBERED), jnp.float32)
 
 
 def _median(past: Float[Array, "R"]) -> Float[Array, ""]:
-    """The median of the known caps; infinite if none is known."""
-    # Snapshots of release 0.1 hold NaN for a cap that is not known yet.
+    """The median of the known caps; infinite if no cap is known."""
+    # Snapshots of release 0.1 hold NaN for an unknown cap.
     known = past > 0
     ordered, count = jnp.sort(jnp.where(known, past, jnp.inf)), known.sum()
     return 0.5 * ordered[jnp.maximum(count - 1, 0) // 2] + 0.5 * ordered[count // 2]
@@ -48,11 +48,11 @@ def _factors(
         usual, now = _median(past).astype(own.dtype), middle(own, counts)
         known = jnp.isfinite(usual)
         bounded = jnp.where(known, jnp.clip(now, usual / GROWTH, GROWTH * usual), now)
-        # Of two clients the lower median is the shorter, who must not silence the other.
+        # The lower median of two clients is the shorter message, which must not silence the other client.
         alone = jnp.where(known, GROWTH * usual, jnp.inf)
         cap = jnp.where(counts.sum() < FEWEST, alone, bounded)
         factors.append(jnp.where(own > OUTLIER * cap, to_length(own, cap), 1))
-        # A round of zeros only has no scale to remember.
+        # A round with only zeros has no scale to remember.
         moved = jnp.append(past[1:], bounded.astype(past.dtype))
         updated.append(jnp.where(jnp.isfinite(now), moved, past))
     return jax.tree.reduce(jnp.minimum, factors), jnp.stack(updated)

@@ -1,4 +1,4 @@
-"""Inner-product manipulation (Xie et al., arXiv 1903.03936): the opposite of what the honest say, from all hostile."""
+"""Inner-product manipulation (Xie et al., arXiv 1903.03936): all hostile clients send the negated honest mean."""
 
 import jax
 from jaxtyping import Array, Key, PyTree
@@ -9,13 +9,13 @@ from hiso_jax.fed.algorithm import Attack, Senders
 
 
 def inner_product(*, attack_scale: float = 10.0) -> Attack:
-    """−``attack_scale`` times the honest clients' mean; the hostile know what all the others send.
+    """−``attack_scale`` times the honest clients' mean; hostile clients know all other messages.
 
     Args:
-      attack_scale: how much larger a forged message is than what it is forged from.
+      attack_scale: size of a forged message, relative to the values that it is forged from.
 
     Raises:
-      ValueError: ``attack_scale`` negative or not finite.
+      ValueError: ``attack_scale`` is negative or not finite.
     """
     finite("attack_scale", attack_scale)
 

@@ -1,4 +1,4 @@
-"""Krum (Blanchard et al., arXiv 1703.02757): the one message that is nearest to its neighbours."""
+"""Krum (Blanchard et al., arXiv 1703.02757): the message that is nearest to its neighbours."""
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,21 @@ from hiso_jax.fed.algorithm import Combine
 def krum(*, hostile: float = 0.3) -> Combine:
     """The message whose squared distances to its nearest peers have the smallest sum.
 
-    Its cost grows with the square of the cohort up to 512 clients; of more, each is compared with 128 that the round
-    draws, and the cost is linear.
+    The cost grows with the square of the cohort up to 512 clients. In larger cohorts each message is compared with 128
+    clients drawn in the round, and the cost is linear.
 
     Args:
       hostile: share of a cohort that krum and multi_krum take to be hostile, below one half.
 
     Raises:
-      ValueError: ``hostile`` outside [0, 0.5).
+      ValueError: ``hostile`` is outside [0, 0.5).
     """
     fraction("hostile", hostile, below=0.5)
 
     def combine(messages: PyTree, weights: Float[Array, "C"], key: Key[Array, ""]) -> PyTree:
         counts = weights > 0
         best = jnp.argmin(krum_scores(messages, counts, hostile, key))
-        # Without a client that counts there is nothing to choose, and the aggregate is zero.
+        # If no client counts, the aggregate is zero.
         return jax.tree.map(lambda m: jnp.where(counts[best], m[best], 0).astype(m.dtype), messages)
 
     return Combine(combine, compares=True, label="krum.<locals>.combine")

@@ -9,14 +9,14 @@ from hiso_jax.fed.norms import shortening
 
 
 def local_noise(*, clip_norm: float = 1.0, noise_multiplier: float = 1.0) -> Send:
-    """Messages clipped to a fixed norm, each with noise of its own, so that not even the server sees a true one.
+    """Messages clipped to a fixed norm, each with its own noise, so that not even the server sees a true message.
 
     Args:
-      clip_norm: longest message that passes as it is, as a Euclidean norm over all its numbers.
-      noise_multiplier: standard deviation of the noise on every number of a message, in units of clip_norm.
+      clip_norm: largest Euclidean norm, over all entries of a message, that is not clipped.
+      noise_multiplier: standard deviation of the noise on every entry of a message, in units of clip_norm.
 
     Raises:
-      ValueError: ``clip_norm`` not positive, or ``noise_multiplier`` negative; or either not finite.
+      ValueError: ``clip_norm`` is not positive, ``noise_multiplier`` is negative, or either is not finite.
     """
     positive("clip_norm", clip_norm)
     finite("noise_multiplier", noise_multiplier)

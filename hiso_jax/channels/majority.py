@@ -12,5 +12,5 @@ def _majority(messages: PyTree, weights: Float[Array, "C"], key: Array) -> PyTre
 
 
 def majority() -> Combine:
-    """The sign of the weighted mean; a tie is 1."""
+    """The sign of the weighted mean; a tie gives 1."""
     return Combine(_majority, separable=True, bits=1, label="_majority")

@@ -10,15 +10,15 @@ from hiso_jax.fed.algorithm import Combine, mean
 
 
 def multi_krum(*, hostile: float = 0.3) -> Combine:
-    """The mean of the n − ⌈hostile · n⌉ messages of the smallest Krum scores, of n that count.
+    """The mean of the n − ⌈hostile · n⌉ messages with the smallest Krum scores, out of n that count.
 
-    A round's cost grows as that of krum.
+    The cost of a round grows like that of krum.
 
     Args:
       hostile: share of a cohort that krum and multi_krum take to be hostile, below one half.
 
     Raises:
-      ValueError: ``hostile`` outside [0, 0.5).
+      ValueError: ``hostile`` is outside [0, 0.5).
     """
     fraction("hostile", hostile, below=0.5)
 

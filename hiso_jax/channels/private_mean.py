@@ -10,17 +10,17 @@ from hiso_jax.zo import pin
 
 
 def private_mean(*, clip_norm: float = 1.0, noise_multiplier: float = 1.0) -> Combine:
-    """Messages clipped to a fixed norm, their sum noised by the server and divided by the size of the cohort.
+    """The sum of clipped messages, with noise that the server adds, divided by the size of the cohort.
 
-    The size of the cohort is public, and how many of its clients count is not. The noise is drawn from the run's
-    secret, for every number of every group of directions.
+    The size of the cohort is public; the number of clients that count is not. The noise is drawn from the run's secret,
+    for every entry of every group of directions.
 
     Args:
-      clip_norm: longest message that passes as it is, as a Euclidean norm over all its numbers.
+      clip_norm: largest Euclidean norm, over all entries of a message, that is not clipped.
       noise_multiplier: standard deviation of the noise on the sum of a cohort, in units of clip_norm.
 
     Raises:
-      ValueError: ``clip_norm`` not positive, or ``noise_multiplier`` negative; or either not finite.
+      ValueError: ``clip_norm`` is not positive, ``noise_multiplier`` is negative, or either is not finite.
     """
     positive("clip_norm", clip_norm)
     finite("noise_multiplier", noise_multiplier)

@@ -1,4 +1,4 @@
-"""The scaled attack: a message that is true but for its size (Bagdasaryan et al., arXiv 1807.00459)."""
+"""The scaled attack: a true message with a false size (Bagdasaryan et al., arXiv 1807.00459)."""
 
 import jax
 from jaxtyping import Array, Key, PyTree
@@ -11,10 +11,10 @@ def scaled(*, attack_scale: float = 10.0) -> Attack:
     """The client's own message times ``attack_scale``.
 
     Args:
-      attack_scale: how much larger a forged message is than what it is forged from.
+      attack_scale: size of a forged message, relative to the values that it is forged from.
 
     Raises:
-      ValueError: ``attack_scale`` negative or not finite.
+      ValueError: ``attack_scale`` is negative or not finite.
     """
     finite("attack_scale", attack_scale)
 

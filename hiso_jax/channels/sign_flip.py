@@ -1,4 +1,4 @@
-"""The sign flip: a message that says the opposite of what was measured (Li et al., RSA, arXiv 1811.03761)."""
+"""The sign flip: the negated message (Li et al., RSA, arXiv 1811.03761)."""
 
 import jax
 from jaxtyping import Array, Key, PyTree
@@ -11,10 +11,10 @@ def sign_flip(*, attack_scale: float = 10.0) -> Attack:
     """The client's own message times −``attack_scale``.
 
     Args:
-      attack_scale: how much larger a forged message is than what it is forged from.
+      attack_scale: size of a forged message, relative to the values that it is forged from.
 
     Raises:
-      ValueError: ``attack_scale`` negative or not finite.
+      ValueError: ``attack_scale`` is negative or not finite.
     """
     finite("attack_scale", attack_scale)
 

@@ -1,4 +1,4 @@
-"""One bit of each number: its sign (signSGD, Bernstein et al., arXiv 1802.04434)."""
+"""One bit for each entry: its sign (signSGD, Bernstein et al., arXiv 1802.04434)."""
 
 import jax
 import jax.numpy as jnp
@@ -12,5 +12,5 @@ def _signs(messages: PyTree, senders: Senders, key: Array) -> PyTree:
 
 
 def signs() -> Send:
-    """−1 for a negative number, else 1."""
+    """−1 for a negative entry, else 1."""
     return Send(_signs, separable=True, bits=1, label="_signs")

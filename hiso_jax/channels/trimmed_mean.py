@@ -1,4 +1,4 @@
-"""The coordinate-wise trimmed mean (Yin et al., arXiv 1803.01498): the extremes are left out on either side."""
+"""The coordinate-wise trimmed mean (Yin et al., arXiv 1803.01498), without the extremes on either side."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from hiso_jax.fed.algorithm import Combine
 
 
 def trimmed_mean(*, trim: float = 0.2) -> Combine:
-    """The mean of each number over the clients that count, without ⌊trim · C⌋ of them on either side.
+    """The mean of each entry over the C clients that count, without the ⌊trim · C⌋ extremes on either side.
 
     Args:
-      trim: share of the clients left out on either side by trimmed_mean, below one half; their weights do not matter.
+      trim: share of the clients left out on either side by trimmed_mean, below one half; weights are ignored.
 
     Raises:
-      ValueError: ``trim`` outside [0, 0.5).
+      ValueError: ``trim`` is outside [0, 0.5).
     """
     fraction("trim", trim, below=0.5)
 
@@ -26,7 +26,7 @@ def trimmed_mean(*, trim: float = 0.2) -> Combine:
 
         def one(message: Array) -> Array:
             counts = jnp.expand_dims(weights > 0, range(1, message.ndim))
-            # Those that do not count stand at the end.
+            # Entries that do not count are sorted to the end.
             ordered = jnp.sort(jnp.where(counts, message, jnp.inf), axis=0)
             place = jnp.expand_dims(jnp.arange(len(weights)), range(1, message.ndim))
             kept = (place >= cut) & (place < counted - cut)

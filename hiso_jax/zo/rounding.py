@@ -27,7 +27,7 @@ def stochastic_round(words: UInt32[Array, "..."], x: Float[Array, "..."]) -> BFl
       x: float32 or wider.
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    # Floats are sign and magnitude: adding random bits below the cut, then cutting, rounds up with the right probability.
+    # Floats are sign and magnitude: adding random bits and cutting rounds the magnitude up with the right probability.
     cut = (bits + (words >> 16)) & jnp.uint32(0xFFFF0000)
     rounded = jax.lax.bitcast_convert_type(cut, jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)

@@ -27,7 +27,7 @@ def _normal(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Arra
     def draw(own: Any, own_shape: Sequence[int]) -> Array:
         return jax.random.normal(own, own_shape, dtype)
 
-    # A flat draw cannot be sharded along an axis of ``shape``, but under a partitioner each device makes its own part.
+    # A flat draw cannot be sharded along an axis of ``shape``; under a partitioner each device must make its own part.
     return draw(key, shape) if is_partitioned() else drawn(draw, key, shape)
 
 

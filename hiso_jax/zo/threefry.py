@@ -63,7 +63,7 @@ def drawn(draw: Callable[[Any, Sequence[int]], Array], key: Key[Array, ""], shap
 
     On CPU, XLA compiles the counters of a flat draw four times faster, because it has no index arithmetic of several
     axes, and the code is no slower. On GPUs a flat draw takes a tenth less memory in a large model's round. On TPUs it
-    would be copied into the tiles of its shape. Only on CPU is the hash unrolled here.
+    would be copied into the tiles of its shape. The hash itself is unrolled on CPU.
 
     Args:
       draw: (key, shape) → the draw; an element's bits depend only on the key and its place.
