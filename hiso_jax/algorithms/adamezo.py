@@ -70,7 +70,7 @@ def adamezo(
       learning_rate: η.
       window: w, number of rounds in the moments.
       b1: β₁, weight that an ascent direction keeps with each round of age.
-      b2: β₂, weight that its square keeps with each round of age.
+      b2: β₂, weight that the square of an ascent direction keeps with each round of age.
       eps: ε, added to the root.
     """
     integer("window", window, 1)

@@ -27,7 +27,7 @@ def fed_yogi(
       learning_rate: η of the clients' steps.
       server_learning_rate: η_s, learning rate of the server.
       b1: β₁, weight that the running mean of the differences keeps in each round.
-      b2: β₂, weight that the running mean of their squares keeps in each round.
+      b2: β₂, weight that the running mean of the squared differences keeps in each round.
       adaptivity: τ, size below which differences count as small.
     """
     positive("server_learning_rate", server_learning_rate)

@@ -50,7 +50,7 @@ def r_adazo(
     Args:
       learning_rate: η.
       b1: β₁, weight that the running mean of the ascent directions keeps in each round.
-      b2: β₂, weight that the running mean of its squares keeps in each round.
+      b2: β₂, weight that the running mean of the squared first moments keeps in each round.
       eps: ε, added to the root of the mean of squares.
       sampler: family of raw perturbations.
     """

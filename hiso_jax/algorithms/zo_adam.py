@@ -24,7 +24,7 @@ def zo_adam(
     Args:
       learning_rate: η.
       b1: β₁, weight that the running mean of the ascent directions keeps in each round.
-      b2: β₂, weight that the running mean of their squares keeps in each round.
+      b2: β₂, weight that the running mean of the squared ascent directions keeps in each round.
       sampler: family of raw perturbations.
     """
     rate("learning_rate", learning_rate)
