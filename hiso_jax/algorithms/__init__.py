@@ -172,10 +172,12 @@ def load(name: str) -> Method:
         raise ParameterError("algorithm", f"{name} must draw noise once, got {' and '.join(noising)}")
     if any(map(channels.is_private, through)) and "rescale" in parts:
         raise ParameterError(
-            "algorithm", f"{name} must not shorten messages beside private_mean, which clips them to a fixed norm"
+            "algorithm", f"{name} must not clip messages beside private_mean, which clips them to a fixed norm"
         )
     if parts.count("attack") > 1:
-        raise ParameterError("algorithm", f"{name} must go through one attack at most: the hostile are of one mind")
+        raise ParameterError(
+            "algorithm", f"{name} must go through one attack at most, because all hostile clients use the same attack"
+        )
     return Method(name, ALGORITHMS.load(base), through)
 
 

@@ -97,7 +97,7 @@ def groups_in(directions: Directions, scalars: Shaped[Array, "... GP"], groups: 
     """
     groups = directions.groups if groups is None else groups
     if groups is None:
-        raise ParameterError("directions", "of each client its own need clients=, how many clients the round invited")
+        raise ParameterError("directions", "that differ for each client need clients=, the number of invited clients")
     if scalars.shape[-1] % groups:
         raise ParameterError("scalars", f"of a step must be a multiple of the {groups} groups, got {scalars.shape[-1]}")
     return groups

@@ -114,7 +114,7 @@ def update_with(
         missing = re.search(r"missing \d+ required keyword-only arguments?: (.*)", str(error))
         if missing is None:
             raise
-        what = "value, the loss, which these rounds do not hold" if value is None else "what a round does not have"
+        what = "value, the loss, which these rounds do not compute" if value is None else "what a round does not have"
         raise ValueError(f"the optimizer asks for {what}: {missing[1]}") from error
 
 

@@ -31,7 +31,7 @@ def _check_bases(held: PyTree, params: PyTree, rank: int) -> None:
     """Refuse a head whose sampler draws in subspaces but whose state holds no bases."""
     bases = jax.eval_shape(lambda: subspaces(jax.random.key(0), params, rank))
     if [jnp.shape(leaf) for leaf in jax.tree.leaves(held)] != [leaf.shape for leaf in jax.tree.leaves(bases)]:
-        raise ParameterError("sampler", "must not be a Subspace where the head keeps a curvature in place of its bases")
+        raise ParameterError("sampler", "must not be a Subspace because the head keeps a curvature and no bases")
 
 
 def _check_params(params: PyTree) -> None:

@@ -158,7 +158,9 @@ class Subspace:
           ValueError: the leaf is a matrix, and no head keeps its basis.
         """
         if self.splits(shape):
-            raise ParameterError("sampler", "must not be a Subspace where no head keeps its bases, see zo.subspaces")
+            raise ParameterError(
+                "sampler", "must not be a Subspace without a head that keeps its bases, see zo.subspaces"
+            )
         return self.family(key, shape, dtype)
 
 

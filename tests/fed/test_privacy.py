@@ -277,7 +277,7 @@ def test_what_would_tell_more_is_refused():
         fed.Simulation(linear_task(), build(), digits_population(CLIENTS), config(), participation=trace)
     with pytest.raises(ValueError, match="must draw noise once, got local_noise and private_mean"):
         algorithms.load("hiso+local_noise+private_mean")
-    with pytest.raises(ValueError, match="must not shorten messages beside private_mean"):
+    with pytest.raises(ValueError, match="must not clip messages beside private_mean"):
         algorithms.load("hiso+clip_to_median+private_mean")
 
 

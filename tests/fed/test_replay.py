@@ -146,7 +146,7 @@ def test_an_optimizer_that_reads_the_loss_is_replayed_from_ledger_and_delta(tmp_
     fed.save_delta(fed.delta_of(fed.load(tmp_path / "run")), tmp_path / "delta.safetensors")
     delta = fed.load_delta(tmp_path / "delta.safetensors")
     assert fed.fingerprint(fed.apply_delta(delta, result.initial_params, tx)) == fed.fingerprint(result.params)
-    with pytest.raises(ValueError, match="the optimizer asks for value, the loss, which these rounds do not hold"):
+    with pytest.raises(ValueError, match="the optimizer asks for value, the loss, which these rounds do not compute"):
         fed.replay(result.initial_params, tx, delta.updates._replace(loss=None))
     private = dataclasses.replace(algorithms.load("decomfl+private_mean").build(0.1, {}), tx=tx)
     with pytest.raises(ValueError, match="tx must not read the loss in a private run"):
