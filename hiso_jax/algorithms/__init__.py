@@ -16,7 +16,7 @@ from optax import GradientTransformation
 
 from hiso_jax import channels
 from hiso_jax.algorithms._guarded import guarded
-from hiso_jax.algorithms._wire_options import grouped, in_few_bits
+from hiso_jax.algorithms._wire_options import DEFAULT_LOCAL_RATE, LOCAL_RATES, grouped, in_few_bits, measured
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice, Kind, Option, shared_options
 from hiso_jax.fed.algorithm import Algorithm, Factory, as_algorithm
@@ -34,10 +34,22 @@ ALGORITHMS = Kind("algorithm", FACTORIES, ("learning_rate",), "Algorithm")
 # The options of every method that sends scalars.
 SHARED = [
     Choice(Kind("algorithm", {}, ("algorithm",), "Algorithm"), factory.__name__, factory)
-    for factory in (grouped, in_few_bits, guarded)
+    for factory in (measured, grouped, in_few_bits, guarded)
 ]
 
-__all__ = ["ALGORITHMS", "FACTORIES", "NAMES", "Method", "available", "load", "load_value", "split_name", *NAMES]
+__all__ = [
+    "ALGORITHMS",
+    "DEFAULT_LOCAL_RATE",
+    "FACTORIES",
+    "LOCAL_RATES",
+    "NAMES",
+    "Method",
+    "available",
+    "load",
+    "load_value",
+    "split_name",
+    *NAMES,
+]
 
 
 def available() -> list[str]:

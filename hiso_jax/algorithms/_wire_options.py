@@ -1,14 +1,37 @@
 """Options of every method that sends scalars: the groups of directions, and the bits of a scalar."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from hiso_jax import zo
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.algorithm import Algorithm, FewBits
+from hiso_jax.fed.algorithm import Algorithm, FewBits, projections
 from hiso_jax.fed.wire import DEFAULT_BYTES_UP, Relay
 
 Groups = int | str | None
+
+
+DEFAULT_LOCAL_RATE = 0.1
+# η_l of projections by task, or by kind of language model, where none is given.
+LOCAL_RATES = {"digits": 0.3, "mnist": 0.1, "fashion-mnist": 0.1, "adapters": 0.003, "full": 1e-3}
+
+
+def measured(algorithm: Algorithm, *, measure: Literal["probes", "projections"] | None = None) -> Algorithm:
+    """The algorithm with another measure of its clients.
+
+    Args:
+      algorithm: a method whose message is one scalar a direction.
+      measure: how clients get their scalars: finite differences, by forward passes only (probes), or their own
+        progress by backpropagation, projected on the directions (projections); by default probes.
+
+    Raises:
+      ParameterError: the method has a measure of its own.
+    """
+    if measure is None:
+        return algorithm
+    if algorithm.measure is not None:
+        raise ParameterError("measure", "must not be given for a method that has a measure of its own")
+    return replace(algorithm, measure=projections()) if measure == "projections" else algorithm
 
 
 def grouped(algorithm: Algorithm, *, direction_groups: Groups = None, direction_blocks: int | None = None) -> Algorithm:

@@ -1,6 +1,6 @@
 """Builders: options → task, population, algorithm and simulation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from hiso_jax import fed
-from hiso_jax.algorithms import Method
+from hiso_jax.algorithms import DEFAULT_LOCAL_RATE, LOCAL_RATES, Method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice
 from hiso_jax.experiment.budget import noise_for_budget
@@ -140,6 +140,32 @@ def check_methods(options: Settings, task: AnyTask, methods: Iterable[Method]) -
         check_messages(task, algorithm, simulation_config(options, options.seed, algorithm))
 
 
+def kind_of_model(options: Settings) -> str:
+    """The kind of the task's model, by which default rates are chosen: images, adapters or full."""
+    if not is_language_model(choice_of("task", options)):
+        return "images"
+    return "adapters" if getattr(options, "trainable", None) in ("lora", "prefix") else "full"
+
+
+def local_rates(options: Settings, algorithm: fed.Algorithm) -> Callable[[Any], Any]:
+    """The server's rate → the rate of the clients' own steps, each a number or a schedule.
+
+    A given rate, and that of projections, is constant. Any other follows the server's rate in each round.
+    """
+    own = options.local_learning_rate
+    if own is None and isinstance(algorithm.measure, fed.Projections):
+        task = choice_of("task", options)
+        own = LOCAL_RATES.get(kind_of_model(options) if is_language_model(task) else task.name, DEFAULT_LOCAL_RATE)
+    share = algorithm.local_share
+
+    def rate_of(rate: Any) -> Any:
+        if own is not None:
+            return own
+        return (lambda count: share * rate(count)) if callable(rate) else build_schedule(options, share * rate)
+
+    return rate_of
+
+
 class Setting(NamedTuple):
     """One method with one rate and one seed.
 
@@ -166,7 +192,7 @@ def build_simulation(
     algorithm = build_algorithm(replace(options, seed=setting.seed), setting.method, setting.rate)
     config = replace(
         simulation_config(options, setting.seed, algorithm),
-        local_learning_rate=build_schedule(options, algorithm.local_share * setting.rate),
+        local_learning_rate=local_rates(options, algorithm)(setting.rate),
     )
     return fed.Simulation(
         task, algorithm, population, config, mesh=mesh, participation=participation_of(options), storage=storage

@@ -16,8 +16,8 @@ from hiso_jax.choices import Choice
 from hiso_jax.experiment.build import (
     build_algorithm,
     build_population,
-    build_schedule,
     build_task,
+    local_rates,
     simulation_config,
     target_of,
 )
@@ -124,7 +124,7 @@ class Experiment:
             if "partition" in options or "clients" in options:
                 raise ParameterError("population", "must not be given beside `partition` or `clients`")
             names["partition"] = Choice(KINDS["partition"], "population", lambda train: population)
-        # A method sets the rate of the clients' own steps; an algorithm that is a value cannot.
+        # From Python it may be a schedule, which no option is.
         own_steps = options.pop("local_learning_rate", None) if _is_value(algorithm) else None
         settings = resolve(Single, names).settings({**options, **names, "learning_rate": learning_rate})
         method = settings.algorithm if _is_value(algorithm) else load_method(settings.algorithm)
@@ -138,7 +138,7 @@ class Experiment:
             rate = probe_rate(settings, method, made, people, lambda done, rounds: None).learning_rate
         built = first if rate is None else build_algorithm(settings, method, rate)
         if rate is not None:
-            own_steps = build_schedule(settings, built.local_share * rate)
+            own_steps = local_rates(settings, built)(rate)
         config = replace(simulation_config(settings, settings.seed, built), local_learning_rate=own_steps)
         about = about_of(settings, method) | {"learning_rate": rate, "target": target_of(settings, made)}
         if any(map(_is_value, (task, algorithm, population))):

@@ -8,7 +8,14 @@ from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import is_foreign
-from hiso_jax.experiment.build import AnyTask, build_algorithm, is_language_model, simulation_config
+from hiso_jax.experiment.build import (
+    AnyTask,
+    build_algorithm,
+    is_language_model,
+    kind_of_model,
+    local_rates,
+    simulation_config,
+)
 from hiso_jax.experiment.composed import choice_of, given_to
 from hiso_jax.experiment.settings import Settings, Single, participation_of
 from hiso_jax.fed.population import AnyPopulation
@@ -24,21 +31,14 @@ TRIED = {"images": (1 / 3, 1, 3, 9), "full": (1 / 3, 1, 3, 9), "adapters": (1 / 
 PROBE_SHARE, LEAST_PROBE = 1 / 50, 4
 
 
-def _kind(options: Settings) -> str:
-    task = choice_of("task", options)
-    if not is_language_model(task):
-        return "images"
-    return "adapters" if getattr(options, "trainable", None) in ("lora", "prefix") else "full"
-
-
 def rate_grid(options: Settings) -> tuple[float, ...]:
     """The default grid of learning rates for the kind of model."""
-    return GRIDS[_kind(options)]
+    return GRIDS[kind_of_model(options)]
 
 
 def first_guess(options: Settings, method: Method) -> float:
     """The first rate of a search: the method's own, or the middle of the grid for the kind of model."""
-    own, rates = default_rate(options, method), GRIDS[_kind(options)]
+    own, rates = default_rate(options, method), GRIDS[kind_of_model(options)]
     return rates[len(rates) // 2] if own is None else own
 
 
@@ -59,13 +59,13 @@ def learning_rate(options: Settings, method: Method, given: float | None) -> flo
 def default_rate(options: Settings, method: Method) -> float | None:
     """The method's default rate on the task, or None."""
     task = choice_of("task", options)
-    kind = _kind(options) if is_language_model(task) else task.name
+    kind = kind_of_model(options) if is_language_model(task) else task.name
     return method.rate(kind, perturbations=options.perturbations)
 
 
 def tried_rates(options: Settings, method: Method) -> tuple[float, ...]:
     """The learning rates that ``auto`` tries."""
-    kind, own = _kind(options), default_rate(options, method)
+    kind, own = kind_of_model(options), default_rate(options, method)
     if own is None:
         return GRIDS[kind]
     return tuple(float(f"{factor * own:.2g}") for factor in TRIED[kind])
@@ -82,7 +82,6 @@ def probe_rate(
     algorithm = build_algorithm(options, method, 1.0)
     rounds = options.probe_rounds or max(LEAST_PROBE, round(PROBE_SHARE * options.rounds))
     config = replace(simulation_config(options, options.seed, algorithm), rounds=rounds, eval_every=rounds)
-    share = algorithm.local_share
     # The probe keeps the run's initial rate, whatever the schedule.
     return fed.find_rate(
         task,
@@ -90,7 +89,7 @@ def probe_rate(
         population,
         replace(config, local_learning_rate=1.0),
         tried_rates(options, method),
-        local_learning_rate=lambda rate: share * rate,
+        local_learning_rate=local_rates(replace(options, schedule="constant"), algorithm),
         participation=participation_of(options),
         callback=callback,
     )

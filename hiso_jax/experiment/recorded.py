@@ -25,8 +25,7 @@ def as_written(options: Settings) -> dict[str, Any]:
     # Imported only here, because it imports tables.
     from hiso_jax.reports import as_json
 
-    names = [each.name for each in fields(options) if each.name != "local_learning_rate"]
-    given = {name: getattr(options, name) for name in names}
+    given = {each.name: getattr(options, each.name) for each in fields(options)}
     given |= {name: value.name for name, value in given.items() if isinstance(value, Choice | Method)}
     for name, value in given.items():
         if isinstance(value, Path):

@@ -1,7 +1,7 @@
 """The settings of an experiment: the names of its choices, and numbers, checked at construction."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError, finite, integer, positive
@@ -33,6 +33,8 @@ class Settings(SimulationConfig, Clock):
         multiplier is then the smallest that meets the budget.
       schedule: learning rate over the rounds: constant, decaying to zero (cosine, linear), as 1/√(1 + round/100)
         (inverse-sqrt), or your own as path/to/file.py:name.
+      local_learning_rate: learning rate of the clients' own steps with --local-steps above 1, constant over the rounds;
+        by default the server's rate in each round; with --measure projections the task's own.
       target: value of the task's metric to reach: at the first evaluation whose mean with the next two attains it; by
         default the task's own.
     """
@@ -47,10 +49,9 @@ class Settings(SimulationConfig, Clock):
     epsilon: float | None = None
     schedule: str = "constant"
     target: float | None = None
-    # The clients' rate follows the server's rate in each round.
-    local_learning_rate: Any = None
+    local_learning_rate: float | None = None
     # Fields that are no options of the command line.
-    HIDDEN: ClassVar[tuple[str, ...]] = ("local_learning_rate",)
+    HIDDEN: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Check every range.

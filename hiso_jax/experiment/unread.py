@@ -27,6 +27,8 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
     if "probe_rounds" in given and options.learning_rate != "auto":
         now = "the method's own rate" if options.learning_rate is None else f"`learning_rate` {options.learning_rate}"
         raise ParameterError("probe_rounds", f"is read by `learning_rate` auto; it would have no effect with {now}")
+    if "local_learning_rate" in given and options.local_steps == 1:
+        raise ParameterError("local_learning_rate", "is read with `local_steps` above 1; got 1")
     partition = choice_of("partition", options)
     if "clients" in given and "clients" not in partition.inputs:
         raise ParameterError("clients", f"would have no effect with `partition` {partition.name}, which counts them")

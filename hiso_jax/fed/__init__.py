@@ -13,6 +13,7 @@ from hiso_jax.fed.algorithm import (
     LocalClient,
     Noise,
     Probes,
+    Projections,
     Relayed,
     Send,
     Senders,
@@ -20,6 +21,7 @@ from hiso_jax.fed.algorithm import (
     are_finite,
     mean,
     probes,
+    projections,
 )
 from hiso_jax.fed.devices import Execution, ExecutionSettings, make_mesh
 from hiso_jax.fed.keys import cohort_key, data_key, init_key, round_key
@@ -118,6 +120,7 @@ __all__ = [
     "Population",
     "Probes",
     "Programs",
+    "Projections",
     "RateProbe",
     "Records",
     "Relayed",
@@ -168,6 +171,7 @@ __all__ = [
     "next_rates",
     "permute",
     "probes",
+    "projections",
     "replay",
     "round_costs",
     "round_key",

@@ -20,6 +20,7 @@ from hiso_jax.experiment import (
     build_population,
     build_schedule,
     first_guess,
+    local_rates,
     participation_of,
     recorded_algorithm,
     simulation_config,
@@ -64,8 +65,8 @@ class Held:
         self, settings: Study, method: Method, rates: Sequence[float], watcher: Watcher, mus: Sequence[float] | None
     ) -> fed.SweepResult:
         """Run a method with several rates, several radii and every seed, as one program."""
-        share = recorded_algorithm(settings, method, rates[0]).local_share
-        grid = fed.Grid(rates, self.seeds, mus, lambda rate: build_schedule(settings, share * rate))
+        local = local_rates(settings, recorded_algorithm(settings, method, rates[0]))
+        grid = fed.Grid(rates, self.seeds, mus, local)
         count = len(self.seeds) * len(mus or (0,)) * len(rates)
         title = f"{settings.task} {method.name}: {count} settings of {settings.rounds} rounds, {settings.schedule} rate"
         return self._run(settings, method, grid, title, watcher)
@@ -75,11 +76,8 @@ class Held:
     ) -> fed.SweepResult:
         """Run a method with (schedule, rate) pairs and every seed, by a program that can run other pairs, too."""
         numbers = [rate for _, rate in rates]
-        share = recorded_algorithm(settings, method, numbers[0]).local_share
+        local = local_rates(settings, recorded_algorithm(settings, method, numbers[0]))
         table = np.stack([_over_rounds(replace(settings, schedule=schedule), rate) for schedule, rate in rates])
-
-        def local(rate: Any) -> Any:
-            return (lambda count: share * rate(count)) if callable(rate) else share * rate
 
         grid = fed.Grid(numbers, self.seeds, None, local, table)
         count = len(self.seeds) * len(rates)

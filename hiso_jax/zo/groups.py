@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.exact import pin
 from hiso_jax.factored import Factors, is_factors
@@ -32,6 +32,15 @@ def _flip(flip: Array, z: Array | Factors) -> Array | Factors:
     if isinstance(z, Factors):
         return Factors(jnp.where(flip, -z.rows, z.rows), z.columns, z.own)
     return jnp.where(flip, -z, z)
+
+
+def _products(vectors: Shaped[Array, "c ..."], z: Array | Factors) -> Array:
+    """v_i ⊙ z, whose sum is the inner product; of z = A Bᵀ the part of each row, Σ_r (V B)_r A_r, [c, ..., R]."""
+    if not isinstance(z, Factors):
+        return vectors.astype(z.dtype) * z
+    rows, columns = z.rows, z.columns
+    matrices = vectors.astype(z.dtype).reshape(len(vectors), *rows.shape[:-1], columns.shape[-2])
+    return (jnp.matmul(matrices, columns, precision="highest") * rows).sum(-1)
 
 
 class Direction(NamedTuple):
@@ -55,6 +64,29 @@ class Direction(NamedTuple):
             return self.whole
         flips = self.signs.flipped(group)
         return _like(self.whole, [_flip(*pair) for pair in zip(flips, leaves_of(self.whole), strict=True)])
+
+    def inner(self, vectors: PyTree[Shaped[Array, "c ..."]], groups: Int[Array, "c"]) -> Float[Array, "c"]:
+        """⟨v_i, z_{k,g_i,p}⟩ of some clients' vectors; a matrix A Bᵀ is never made.
+
+        Args:
+          vectors: like the parameters, with a leading axis of clients.
+          groups: g_i, the group of each client.
+        """
+        if self.drawn is not None:
+            drawn = self.drawn
+
+            def one(each: tuple[PyTree, Array]) -> Array:
+                own, group = each
+                alone = jax.tree.map(lambda v: v[None], own)
+                products = map(_products, jax.tree.leaves(alone), leaves_of(drawn(group)))
+                return sum(part.sum() for part in products)  # type: ignore[return-value]
+
+            return lax.map(one, (vectors, groups))
+        products = list(map(_products, jax.tree.leaves(vectors), leaves_of(self.whole)))
+        if self.signs is not None:
+            flips = jax.vmap(self.signs.flipped)(groups)
+            products = [jnp.where(flip.reshape(x.shape), -x, x) for flip, x in zip(flips, products, strict=True)]
+        return sum(x.reshape(len(x), -1).sum(1) for x in products)  # type: ignore[return-value]
 
     def add_to(self, total: Total, numbers: Float[Array, "G"], num_perturbations: int) -> tuple[Total, list]:
         """``total + Σ_g numbers_g / (G·P) · z_{k,g,p}``: one step of the sum Δ.

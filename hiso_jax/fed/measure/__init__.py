@@ -3,6 +3,7 @@
 from hiso_jax.fed.measure.context import Cohort, Draw, Estimator, Keys, Measure, Measured, RoundContext
 from hiso_jax.fed.measure.local import Local, LocalClient
 from hiso_jax.fed.measure.probes import Probes, probes
+from hiso_jax.fed.measure.projections import Projections, projections
 
 __all__ = [
     "Cohort",
@@ -14,6 +15,8 @@ __all__ = [
     "Measure",
     "Measured",
     "Probes",
+    "Projections",
     "RoundContext",
     "probes",
+    "projections",
 ]

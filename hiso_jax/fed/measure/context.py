@@ -186,6 +186,14 @@ class Measure(Protocol):
         """The number of forward passes that a round costs a client."""
         ...
 
+    def check(self, estimator: Estimator, directions: str | None) -> None:
+        """Refuse an estimator or a mode of directions that does not suit."""
+        ...
+
+    def directions(self, local_steps: int, num_perturbations: int) -> int:
+        """The number of directions that a client makes in a round."""
+        ...
+
     def message_shapes(self, estimator: Estimator, params: PyTree, clients: int, dtype: Any) -> PyTree:
         """The shapes of the messages [C, ...] of ``clients`` clients."""
         ...

@@ -64,6 +64,13 @@ class Local:
         """The number of forward passes that a round costs a client."""
         return self.cost(local_steps, num_perturbations)
 
+    def check(self, estimator: Estimator, directions: str | None) -> None:
+        """Nothing is refused."""
+
+    def directions(self, local_steps: int, num_perturbations: int) -> int:
+        """None."""
+        return 0
+
     def message_shapes(self, estimator: Estimator, params: PyTree, clients: int, dtype: Any) -> PyTree:
         """The shapes of the parameters with a leading client axis, [C, ...]."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), dtype), params)

@@ -66,6 +66,25 @@ class Probes:
         """The number of forward passes that a round costs a client."""
         return local_steps * self.difference.passes(num_perturbations)
 
+    def check(self, estimator: Estimator, directions: str | None) -> None:
+        """Refuse numbers that do not suit.
+
+        Raises:
+          ParameterError: K > 1 without a rate for the clients' own steps, or with directions kept.
+        """
+        if estimator.local_steps == 1:
+            return
+        if estimator.local_learning_rate is None:
+            raise ParameterError(
+                "local_steps", f"is {estimator.local_steps}: the clients' own steps need `local_learning_rate`"
+            )
+        if directions == "keep":
+            raise ParameterError("directions", "must be regenerate for several local steps, got keep")
+
+    def directions(self, local_steps: int, num_perturbations: int) -> int:
+        """K·P."""
+        return local_steps * num_perturbations
+
     def message_shapes(self, estimator: Estimator, params: PyTree, clients: int, dtype: Any) -> PyTree:
         """The shape of scalars [C, K, P], or a tree of such shapes.
 
@@ -88,7 +107,7 @@ class Probes:
         """Δ, computed while the directions were measured or from the directions that were kept."""
         if measured.kept is None:
             return measured.ascent
-        kept, directions = measured.kept, _directions(context, 0)
+        kept, directions = measured.kept, directions_of(context, 0)
         delta = fold_directions(
             directions,
             by_direction(directional_derivatives(aggregate)[0], context.groups),
@@ -149,7 +168,7 @@ def _perturbed(context: RoundContext, params: PyTree, direction: Direction | Non
     return params if direction is None else perturb(params, direction.of(group), scale, context.perturbed_as)
 
 
-def _directions(context: RoundContext, step: int | Array) -> GroupedDirections:
+def directions_of(context: RoundContext, step: int | Array) -> GroupedDirections:
     """The directions of a local step."""
     perturbations, head = context.estimator.num_perturbations, zo_state(context.server.state)
     return head.grouped_directions(
@@ -163,7 +182,7 @@ def _run(
     """Call :func:`hiso_jax.zo.probe` along the directions of a local step."""
     return probe(
         evaluate,
-        _directions(context, step).at,
+        directions_of(context, step).at,
         difference,
         num_perturbations=context.estimator.num_perturbations,
         mu=context.estimator.mu,
@@ -204,7 +223,7 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
         return a.reshape(rows, columns, *a.shape[1:]).swapaxes(0, 1)
 
     # Columns that share every product with a weight matrix form one flat batch.
-    direction = jax.eval_shape(lambda: _directions(context, 0).at(0).of(0))
+    direction = jax.eval_shape(lambda: directions_of(context, 0).at(0).of(0))
     shared = shares_matmuls(context.params, direction, context.perturbed_as)
     together = context.execution.flat if shared else context.execution.vmapped
     # Arranged by group once for each round, not for each forward pass.
@@ -277,7 +296,7 @@ def _measure_once(context: RoundContext, difference: Difference, batches: PyTree
             total, terms = direction.add_to(total, directional_derivatives(received), perturbations)
             return (index + 1, total), (numbers, sent, combined, terms)
 
-        directions = _directions(context, 0)
+        directions = directions_of(context, 0)
         (_, total), losses, (numbers, sent, combined, terms) = _run(
             context, difference, evaluate, 0, fold, (jnp.int32(0), directions.begin())
         )

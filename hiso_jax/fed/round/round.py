@@ -70,13 +70,7 @@ def check_round(algorithm: Algorithm, estimator: Estimator, settings: ExecutionS
         raise ParameterError("local_steps", f"must be at least 1, got {estimator.local_steps}")
     if settings.directions is not None:
         check_directions(settings.directions)
-    if estimator.local_steps > 1 and algorithm.has_scalars:
-        if estimator.local_learning_rate is None:
-            raise ParameterError(
-                "local_steps", f"is {estimator.local_steps}: the clients' own steps need `local_learning_rate`"
-            )
-        if settings.directions == "keep":
-            raise ParameterError("directions", "must be regenerate for several local steps, got keep")
+    estimator.measure.check(estimator, settings.directions)
 
 
 def server_round(

@@ -55,7 +55,7 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
         broadcast=broadcast,
         checkpoint=bytes_of(known),
         passes=estimator.measure.passes(estimator.local_steps, estimator.num_perturbations),
-        draws=estimator.local_steps * estimator.num_perturbations if algorithm.has_scalars else 0,
+        draws=estimator.measure.directions(estimator.local_steps, estimator.num_perturbations),
         grouped=shapes.groups > 1,
         pool_seeds=0 if pool is None else pool.seeds,
     )
