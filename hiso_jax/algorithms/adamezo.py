@@ -2,8 +2,7 @@
 
 m = Σ_{j<w} β₁^j Δ_{t−j},   v = Σ_{j<w} β₂^j Δ_{t−j}²,   x ← x − η · 100 m / (√v + ε); the first w rounds
 use x ← x − η Δ. As in the authors' code (shawnnn3di/AdaMeZO), a round has one direction and one local step, and the
-moments have the factor 100 and no (1 − β).
-Bytes a round: 4 up, 4 down; memory: w keys and scalars. Every round regenerates w directions.
+moments have the factor 100 and no (1 − β). Bytes a round: 4 up, 4 down; memory: w keys and scalars, w directions made.
 """
 
 from typing import Any, NamedTuple

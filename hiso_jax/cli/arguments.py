@@ -66,7 +66,9 @@ def read_word(option: Option, word: str) -> Any:
             continue
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     valid = [NUMBERS[kind] for kind in kinds if kind in NUMBERS]
-    valid += [f"{NUMBERS[kind.convert][2:]}s, comma-separated" for kind in kinds if isinstance(kind, Listed)]
+    valid += [
+        f"{NUMBERS[kind.convert].partition(' ')[2]}s, comma-separated" for kind in kinds if isinstance(kind, Listed)
+    ]
     valid += [f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]] if choices else []
     near = difflib.get_close_matches(word, choices, 1)
     hint = f"; did you mean {near[0]}?" if near else ""

@@ -69,7 +69,7 @@ def plan_round(options: Plan, console: Console) -> int:
         given = described(options)
         found = plan.target(options.target)
         config = simulation_config(options, options.seed, algorithm)
-        if config.local_steps > 1:
+        if (config.local_steps or algorithm.local_steps or 1) > 1:
             config = replace(config, local_learning_rate=RATE)
         with working(console, f"compiling for {options.target}"):
             made = plan.plan(given, algorithm, config, found, model_shards=options.model_shards, rate=_rate(options))

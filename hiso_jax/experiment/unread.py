@@ -27,8 +27,6 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
     if "probe_rounds" in given and options.learning_rate != "auto":
         now = "the method's own rate" if options.learning_rate is None else f"`learning_rate` {options.learning_rate}"
         raise ParameterError("probe_rounds", f"is read by `learning_rate` auto; it would have no effect with {now}")
-    if "local_learning_rate" in given and options.local_steps == 1:
-        raise ParameterError("local_learning_rate", "is read with `local_steps` above 1; got 1")
     partition = choice_of("partition", options)
     if "clients" in given and "clients" not in partition.inputs:
         raise ParameterError("clients", f"would have no effect with `partition` {partition.name}, which counts them")
@@ -44,7 +42,10 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
     check_private(options, methods, given)
     reading: set[str] = set()
     for method in methods:
-        measure = method.build(1e-3, given_to(method, options)).measure
+        algorithm = method.build(1e-3, given_to(method, options))
+        measure = algorithm.measure
+        if (options.local_steps or algorithm.local_steps or 1) > 1:
+            reading.add("local_learning_rate")
         own = {*(MEASUREMENT if measure is None else measure.reads)}
         if measure is not None:
             # The measure has its own difference, or none.
@@ -52,6 +53,8 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
         reading |= own | ({"mus"} if "mu" in own else set())
         if measure is None or measure.has_scalars:
             reading.add("snapshot_every")
+    if "local_learning_rate" in given and "local_learning_rate" not in reading:
+        raise ParameterError("local_learning_rate", "is read with `local_steps` above 1; it would have no effect")
     if "snapshot_every" in given and "snapshot_every" not in reading:
         raise ParameterError(
             "snapshot_every",
@@ -60,6 +63,5 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
     for name in MEASUREMENT:
         if name in given and name not in reading:
             names = ", ".join(method.name for method in methods)
-            raise ParameterError(
-                name, f"is read by methods that measure along directions; it would have no effect on {names}"
-            )
+            along = "finite differences" if name in ("mu", "mus", "difference") else "along directions"
+            raise ParameterError(name, f"is read by methods that measure {along}; it would have no effect on {names}")

@@ -69,6 +69,7 @@ class Algorithm:
       combine: the combiner, which makes one aggregate of the messages.
       wire: the number of bits of each value in messages and aggregates.
       perturbations: the method's default P; None is 5, as in DeComFL and HiSo.
+      local_steps: the K that it is made for, if a run gives no other; None is 1.
       fewest_perturbations: the smallest P that makes sense for the method.
       local_share: the default rate of the clients' own steps as a share of the server's.
       pooled_rate: η, if ``tx`` is only plain descent along directions of a :class:`hiso_jax.zo.Pool`: a client that
@@ -87,6 +88,7 @@ class Algorithm:
     combine: Combine = mean
     wire: Wire = float32
     perturbations: int | None = None
+    local_steps: int | None = None
     fewest_perturbations: int = 1
     local_share: float = 1.0
     pooled_rate: optax.ScalarOrSchedule | None = None

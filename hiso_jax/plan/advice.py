@@ -55,7 +55,11 @@ def _savings(plan: Plan, options: Mapping[str, Any]) -> Iterator[tuple[str, str,
 def _to_gain(plan: Plan, options: Mapping[str, Any]) -> Iterator[str]:
     memory = plan.memory
     room = memory.usable - memory.total
-    if options.get("directions") == "regenerate" and options.get("local_steps") == 1 and memory.directions < room:
+    if (
+        options.get("directions") == "regenerate"
+        and (options.get("local_steps") or 1) == 1
+        and memory.directions < room
+    ):
         more = memory.directions / GB
         yield f"--directions keep makes each direction once and takes about {more:.1f} GB more, which fit"
     if plan.mesh["model"] > 1:

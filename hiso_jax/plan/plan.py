@@ -239,7 +239,9 @@ def _floor(run: DescribedRun, mesh: Mesh) -> int:
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), prepared.task.train)
     params, frozen = run.state.server.params, frozen_of(prepared.task)
     one = flops_of_function(lambda p, f, b: bind(prepared.task.loss, f)(p, b), params, frozen, batch)
-    evaluations = prepared.estimator.measure.passes(config.local_steps, prepared.estimator.num_perturbations)
+    evaluations = prepared.estimator.measure.passes(
+        prepared.estimator.local_steps, prepared.estimator.num_perturbations
+    )
     return one * evaluations // mesh.shape[MODEL]
 
 

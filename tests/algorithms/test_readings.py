@@ -259,7 +259,20 @@ def zo_align(r, number):
     r.x = r.x - RATE * np.linalg.lstsq(np.stack(u), np.array(g), rcond=None)[0]
 
 
+def projected(r, number):
+    """Every client's gradient along directions of its own."""
+    delta = np.zeros(D)
+    for i in range(CLIENTS):
+        gradient = A[i] * r.x + np.cos(B[i] @ r.x) * B[i]
+        for p in range(r.perturbations):
+            z = draw(number, i * r.perturbations + p, r.sampler)
+            delta += gradient @ z * z / (CLIENTS * r.perturbations)
+    r.x = r.x - RATE * delta
+
+
 READINGS = {
+    "fed_mpdd": (projected, {}, 3, "rademacher"),
+    "fed_scalar": (projected, {}, 1, "rademacher"),
     "adamezo": (adamezo, {"window": 3}, 1, "gaussian"),
     "bszo": (bszo, {"prior": 1.5}, 2, "gaussian"),
     "fed_kseed": (fed_kseed, {"pool_seeds": 3}, 2, "gaussian"),
@@ -297,7 +310,7 @@ def test_a_method_is_what_its_paper_says(name):
     assert np.abs(np.diff(expected, axis=0)).max() > 1e-4
 
 
-OWN = ("fed_kseed", "just_one_byte")
+OWN = ("fed_kseed", "fed_mpdd", "fed_scalar", "just_one_byte", "local_mosaic")
 NEW = (
     "adamezo",
     "bszo",

@@ -169,7 +169,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--learning-rate", "abc"], "--learning-rate must be a number or auto, got 'abc'"),
         (["run", "--devices", "2000"], "--devices must be at most 128 where they are virtual, got 2000"),
         (["run", "--target", "nan"], "--target must be a finite number, got nan"),
-        (["run", "--coordinator", "x:1"], "--coordinator must be given with --process-id and --num-processes"),
+        (["run", "--coordinator", "x:1"], "--coordinator must be given together with --process-id and --num-processes"),
         (["export", "x", "--format", "pt"], "--format must be one of delta, hf, got 'pt'"),
         (["run", "--algorithm", "adam"], "--algorithm must be one of adamezo, bszo, decomfl, fed_adagrad"),
         (["run", "--sampler", "cauchy"], "--sampler must be one of gaussian, rademacher, binomial, sphere, low_rank"),
@@ -205,7 +205,10 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
             ["run", "--devices", "1", "--model-shards", "2"],
             "--model-shards must divide the number of devices, 1, got 2",
         ),
-        (["run", "--coordinator", "localhost:1"], "--coordinator must be given with --process-id and --num-processes"),
+        (
+            ["run", "--coordinator", "localhost:1"],
+            "--coordinator must be given together with --process-id and --num-processes",
+        ),
         (
             ["run", "--coordinator", "here", "--process-id", "0", "--num-processes", "2"],
             "--coordinator must be an address host:port, got here",

@@ -100,7 +100,7 @@ def test_a_message_that_does_not_fit_is_refused():
 def test_messages_are_told_of_a_mean_only():
     told = fed.FewBits(scalar_bits=2, relay="messages")
     assert fed.Algorithm(hiso_jax.decomfl(0.1), wire=told).wire is told
-    with pytest.raises(ValueError, match="relay must be aggregate for another combiner than the mean"):
+    with pytest.raises(ValueError, match="relay must be aggregate unless the combiner is the mean"):
         fed.Algorithm(hiso_jax.decomfl(0.1), wire=told, combine=channels.median())
 
 

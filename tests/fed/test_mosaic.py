@@ -280,7 +280,7 @@ def test_few_bits_are_not_relayed_number_by_number():
     from hiso_jax.fed.round import Channel
 
     channel = Channel(hiso_jax.mosaic(0.1), fed.Senders(jnp.arange(2), jnp.arange(2)), jax.random.key(0), 2)
-    with pytest.raises(ValueError, match="needs whole messages"):
+    with pytest.raises(ValueError, match="needs complete messages"):
         channel.relay(jnp.ones(2), jnp.ones(2), jnp.int32(0))
 
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from hiso_jax import models, tasks
+from tests.marks import slow
 
 
 def size(model):
@@ -50,7 +51,6 @@ def test_init_depends_on_its_key_alone():
 COMPILE = """
 import jax, jax.numpy as jnp
 from hiso_jax import models, zo
-from tests.marks import slow
 
 model = models.cnn(side=28, kernel=5, features=(16, 32))
 params = jax.eval_shape(model.init, jax.random.key(0))

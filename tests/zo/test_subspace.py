@@ -59,7 +59,7 @@ def test_scanned_layers_have_the_bases_of_layers_by_themselves():
 def test_without_a_head_that_holds_the_bases_it_is_refused():
     with pytest.raises(ValueError, match="sampler must not be a Subspace without a head that keeps its bases"):
         zo.direction(KEY, PARAMS, None, zo.Subspace(2))
-    with pytest.raises(ValueError, match="sampler must not be a Subspace where the head keeps a curvature"):
+    with pytest.raises(ValueError, match="sampler must not be a Subspace because the head keeps a curvature"):
         zo.scale_by_hiso(sampler=zo.Subspace(2)).init(PARAMS)
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         zo.Subspace(0)

@@ -20,7 +20,8 @@ class SimulationConfig:
     Attributes:
       rounds: number of rounds to run, R.
       cohort: clients per round, C.
-      local_steps: local steps that a client takes in a round, K.
+      local_steps: local steps that a client takes in a round, K; by default the number that the method is made for, 1
+        for most.
       perturbations: perturbations per local step, P; by default the method's own number, 5 for most.
       mu: smoothing radius μ of the finite differences.
       difference: forward or central differences; None is forward, unless the algorithm has its own measure.
@@ -50,7 +51,7 @@ class SimulationConfig:
 
     rounds: int = 1500
     cohort: int = 10
-    local_steps: int = 1
+    local_steps: int | None = None
     perturbations: int | None = None
     mu: float = 1e-3
     difference: Literal["forward", "central"] | None = None
@@ -75,14 +76,14 @@ class SimulationConfig:
         Raises:
           ValueError: an option is out of range; the error names the first.
         """
-        for option in ("rounds", "cohort", "local_steps", "batch_size", "eval_every"):
+        for option in ("rounds", "cohort", "batch_size", "eval_every"):
             integer(option, getattr(self, option), 1, 2**31)
-        for option in ("perturbations", "rounds_per_dispatch", "client_chunk", "memory_budget"):
+        for option in ("local_steps", "perturbations", "rounds_per_dispatch", "client_chunk", "memory_budget"):
             if getattr(self, option) is not None:
                 integer(option, getattr(self, option), 1)
         if self.directions is not None:
             check_directions(self.directions)
-        if self.directions == "keep" and self.local_steps > 1:
+        if self.directions == "keep" and (self.local_steps or 1) > 1:
             raise ParameterError("directions", "must be regenerate for several local steps, got keep")
         positive("mu", self.mu)
         if self.difference not in (None, "forward", "central"):

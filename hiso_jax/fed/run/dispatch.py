@@ -98,7 +98,7 @@ def newcomers(clients: int) -> Int[Array, "N"]:
 
 def draw_batches(config: SimulationConfig) -> Callable[[tuple[AnyPopulation, Key[Array, ""]], Int[Array, "C"]], Array]:
     """The function that draws the batches of a round: ``((population, data key), clients) → int32 [C, K, B]``."""
-    return lambda source, clients: source[0].sample(source[1], clients, (config.local_steps, config.batch_size))
+    return lambda source, clients: source[0].sample(source[1], clients, (config.local_steps or 1, config.batch_size))
 
 
 class Invited(NamedTuple):

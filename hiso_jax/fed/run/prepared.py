@@ -107,7 +107,7 @@ def prepare(
       ValueError: the configuration, the method, the messages or the devices do not fit together.
     """
     task, params, population, participation = given
-    config = with_cohorts(algorithm, config)
+    config = with_defaults(algorithm, config)
     estimator = estimator_of(algorithm, config)
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, perturbed_as_of(task))
     check_round(algorithm, estimator, settings)
@@ -153,9 +153,13 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
         )
 
 
-def with_cohorts(algorithm: Algorithm, config: SimulationConfig) -> SimulationConfig:
-    """The configuration of a run, with public cohorts unless the server noises sums and may draw cohorts in secret."""
-    return config if algorithm.is_private or config.public_cohorts else replace(config, public_cohorts=True)
+def with_defaults(algorithm: Algorithm, config: SimulationConfig) -> SimulationConfig:
+    """The configuration with the algorithm's local steps where none are given.
+
+    Cohorts are public unless a server that noises sums draws them in secret.
+    """
+    public = config.public_cohorts or not algorithm.is_private
+    return replace(config, public_cohorts=public, local_steps=config.local_steps or algorithm.local_steps or 1)
 
 
 def check_channel(
@@ -216,7 +220,7 @@ def estimator_of(algorithm: Algorithm, config: SimulationConfig) -> Estimator:
     """
     return Estimator(
         measured_by(algorithm, config.difference),
-        config.local_steps,
+        config.local_steps or algorithm.local_steps or 1,
         config.perturbations or algorithm.perturbations or PERTURBATIONS,
         config.mu,
         config.local_learning_rate,

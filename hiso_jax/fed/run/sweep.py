@@ -27,7 +27,7 @@ from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, make_dispatch
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
-from hiso_jax.fed.run.prepared import check_channel, estimator_of, with_cohorts
+from hiso_jax.fed.run.prepared import check_channel, estimator_of, with_defaults
 from hiso_jax.fed.run.programs import bytes_of, costs_of, without_jit
 from hiso_jax.fed.run.secret import as_key, fresh, of_setting
 from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, perturbed_as_of, summarise
@@ -249,7 +249,7 @@ def sweep(
     budget = memory_budget() if config.memory_budget is None else config.memory_budget
     algorithm = as_algorithm(make(grid.learning_rates[0]))
     check_channel(algorithm, config, participation, populations[0].num_clients)
-    config = with_cohorts(algorithm, config)
+    config = with_defaults(algorithm, config)
     state = algorithm.optimizer.init(initials[0])
     fitting, rates = _fits(task, config, initials[0], state, budget), len(grid.learning_rates)
     settings = len(grid.seeds) * len(grid.mus or ()) * rates

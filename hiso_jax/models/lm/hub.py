@@ -28,7 +28,7 @@ def from_hub(name: str, revision: str | None) -> Path:
         # Every error of the hub's client (no network, no such name, a damaged cache) means the same here.
         raise ParameterError(
             "model",
-            f"must be a hub name, a folder or a .gguf file; {name} is not a local folder and cannot be had from "
+            f"must be a hub name, a folder or a .gguf file; {name} is not a local folder and cannot be loaded from "
             f"the hub ({type(error).__name__})",
         ) from error
     if not any(folder.glob("*.safetensors")):
