@@ -48,6 +48,7 @@ def test_its_parts_may_be_values(tmp_path):
     assert (tmp_path / "run" / LEDGER).exists()
 
 
+@pytest.mark.thorough
 def test_a_value_takes_several_local_steps_at_a_rate_that_is_given():
     numbers = {**NUMBERS, "local_steps": 2, "local_learning_rate": 0.02}
     experiment = hiso_jax.Experiment(algorithm=hiso_jax.hiso(0.02), **numbers)
@@ -88,7 +89,7 @@ def test_it_is_frozen_and_made_anew():
             {"algorithm": hiso_jax.hiso(0.1), "combine": "median"},
             "combine must be a part of the algorithm that is given",
         ),
-        ({"algorithm": "hiso", "local_learning_rate": 0.1}, "local_learning_rate is no option of an experiment"),
+        ({"algorithm": "hiso", "local_learning_rate": 0.1}, "local_learning_rate is read with `local_steps` above 1"),
         ({"algorithm": hiso_jax.hiso(0.1), "learning_rate": 0.1}, "learning_rate must not be given beside an"),
         ({"population": fed.iid(1437, 9), "clients": 9}, "population must not be given beside `partition` or"),
         ({"algorithm": "hiso+median", "attackers": 0.2}, "attackers must be given with `attack`"),
@@ -100,6 +101,7 @@ def test_what_cannot_be_is_one_sentence(given, sentence):
     assert str(refused.value).startswith(sentence)
 
 
+@pytest.mark.thorough
 def test_a_rate_is_looked_for():
     experiment = hiso_jax.Experiment(**NUMBERS, algorithm="decomfl", learning_rate="auto", probe_rounds=4)
     assert 0 < experiment.learning_rate < 1

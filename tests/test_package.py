@@ -15,6 +15,7 @@ import hiso_jax
 from hiso_jax import fed, renamed, zo
 from hiso_jax.fed.ledger import storage
 from hiso_jax.version import VERSION
+from tests.marks import thorough
 
 MODULES = [module.name for module in pkgutil.walk_packages(hiso_jax.__path__, "hiso_jax.")]
 
@@ -69,7 +70,11 @@ def test_public_names_exist():
             assert hasattr(module, public), f"hiso_jax{name}.{public}"
 
 
-@pytest.mark.parametrize("name", MODULES)
+# Their examples tune: tens of seconds.
+TUNING = ("hiso_jax.tune.comparison", "hiso_jax.tune.sweeping")
+
+
+@pytest.mark.parametrize("name", [thorough(name) if name in TUNING else name for name in MODULES])
 def test_docstring_examples(name):
     # zo.scalars, zo.step and zo.accumulate are functions as attributes: the modules are in sys.modules.
     importlib.import_module(name)

@@ -124,6 +124,7 @@ def test_bytes_and_passes_are_those_of_vectors_and_gradients():
     assert result.metrics[-1].metrics["accuracy"] > result.metrics[0].metrics["accuracy"] + 0.2
 
 
+@pytest.mark.thorough
 def test_the_rate_may_be_a_schedule_over_rounds():
     three, six = (run(algorithms.fed_avg(optax.linear_schedule(0.1, 0.0, 3)), rounds=rounds) for rounds in (3, 6))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), three.params, six.params)

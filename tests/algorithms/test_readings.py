@@ -354,6 +354,7 @@ def test_a_method_is_replayed_to_the_bit(name, directions):
     assert_trees_identical((result.params, result.state), rebuilt)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["muon", "zo_muon"])
 def test_matrices_of_scanned_layers_are_those_of_the_layers(name):
     tx = getattr(algorithms, name)(0.02).optimizer

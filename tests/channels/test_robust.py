@@ -98,6 +98,7 @@ def test_trees_and_empty_cohorts(name):
     assert not np.any(combine(jnp.full((4, 1, 2), jnp.nan), jnp.zeros(4), KEY))
 
 
+@pytest.mark.thorough
 def test_krum_of_a_large_cohort_compares_with_some_of_it():
     messages = jnp.array(np.random.default_rng(0).normal(size=(1500, 1, 3)), jnp.float32).at[:400].add(30.0)
     combined = channels.multi_krum(hostile=0.3)(messages, jnp.ones(1500), KEY)

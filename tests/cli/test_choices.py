@@ -187,6 +187,7 @@ def norms():
 '''
 
 
+@pytest.mark.thorough
 def test_a_sampler_of_ones_own_runs_and_is_replayed(capsys, tmp_path):
     (tmp_path / "mine.py").write_text(SAMPLER)
     mine, run = f"{tmp_path / 'mine.py'}:uniform", tmp_path / "run"

@@ -303,7 +303,6 @@ def test_help_lists_every_option(capsys):
         assert code == 0
         for name in (option, "--task", "--clients", "--schedule", "--curvature-decay", "--out"):
             assert name in text
-        assert "local-learning-rate" not in text
 
 
 def test_an_interrupt_while_jax_is_imported_is_one_line():

@@ -96,6 +96,7 @@ def test_a_finished_run_is_not_compiled_again(tmp_path, monkeypatch):
     assert again.metrics == first.metrics
 
 
+@pytest.mark.thorough
 def test_a_processor_that_begins_elsewhere_goes_on_from_a_snapshot(tmp_path):
     """As on a cluster whose machines round initial parameters differently."""
 

@@ -11,6 +11,7 @@ from tests.marks import slow
 FOUR = [name for name in SMALL if name not in ("--perturbations", "2")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "words",
     [

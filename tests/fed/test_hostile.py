@@ -52,6 +52,7 @@ def test_a_share_of_every_cohort():
     np.testing.assert_array_equal(silent.sum(1), 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["hiso", *(pytest.param(name, marks=THOROUGH) for name in ("decomfl", "mosaic"))])
 def test_the_guard_keeps_one_hostile_client_of_a_cohort_from_deciding(name):
     """At any size, and without it the same run is lost."""
@@ -86,6 +87,7 @@ def test_where_nobody_is_out_of_proportion_the_guard_changes_no_bit():
     assert same(with_guard, without)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [

@@ -96,6 +96,7 @@ def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
     assert len(clients) == result.traffic["participants"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("groups", ["own", thorough("shared")])
 def test_rounds_along_a_pool_are_told_as_a_sum_a_seed_where_that_is_least(groups):
     """Every visit of the run again; sums leave a client where the server is but for rounding."""

@@ -222,6 +222,7 @@ def test_a_run_counts_who_reported_and_charges_the_rest():
     assert_trees_identical((result.params, result.state), rebuilt)
 
 
+@pytest.mark.thorough
 def test_rounds_to_which_nobody_comes_change_nothing_and_are_no_divergence():
     _, result = run(0.0, 15)
     assert (result.rounds, result.diverged_at) == (15, None)

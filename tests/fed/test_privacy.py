@@ -187,6 +187,7 @@ def test_the_noise_is_not_made_of_what_everyone_knows():
 # ---------------------------------------------------------------- runs
 
 
+@pytest.mark.thorough
 def test_a_private_run_replays_goes_on_and_keeps_its_secret(tmp_path):
     algorithm = build(noise_multiplier=0.3)
     folder = tmp_path / "run"

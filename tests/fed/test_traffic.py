@@ -117,6 +117,7 @@ def test_signs_along_own_directions_are_broadcast_with_a_share_for_every_group()
     assert Wire().down(aggregate, 10) == BroadcastBytes(200)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("missing", [False, True])
 def test_what_signs_along_own_directions_lead_to_is_what_was_broadcast(missing):
     algorithm = algorithms.load("sign").build(0.1, {"direction_groups": "own", "guard": False})

@@ -18,6 +18,7 @@ NUMBERS = {"rounds": 8, "clients": 20, "cohort": 4, "perturbations": 2, "batch_s
 WORDS = [word for name, value in NUMBERS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
+@pytest.mark.thorough
 def test_a_sweep_is_that_of_the_command_line_and_goes_on(capsys, tmp_path, monkeypatch):
     asked = {"learning_rate": [0.01, 0.05], "seeds": 2, **NUMBERS}
     swept = tune.sweep(["decomfl"], out=tmp_path / "python", **asked)
@@ -79,6 +80,7 @@ def test_one_program_tunes_a_method(tmp_path, monkeypatch):
     assert compiled == [1, 0, 0, 0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("schedule", ["cosine", *(thorough(name) for name in ("constant", "inverse-sqrt"))])
 def test_rates_as_arrays_lead_where_the_schedule_leads(schedule):
     names = {"algorithm": "hiso", "schedules": (schedule,)}

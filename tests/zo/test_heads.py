@@ -56,6 +56,7 @@ def test_update_follows_the_formulas(update, steps, perturbations, sampler, x64)
     assert int(state.rounds) == 3
 
 
+@pytest.mark.thorough
 def test_expectation_of_squared_direction():
     """E[Δ²] = ∇ᵀH⁻¹∇ / (P H) + (1 + 1/P) ∇² / H² for exact directional derivatives."""
     gradient, h, perturbations = jnp.array([1.0, -2.0, 0.5]), jnp.array([1.0, 4.0, 0.5]), 3

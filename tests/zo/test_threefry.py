@@ -11,6 +11,7 @@ from hiso_jax import zo
 from hiso_jax.zo.threefry import drawn
 
 
+@pytest.mark.thorough
 @given(seed=st.integers(0, 2**31 - 1), fold=st.integers(0, 2**31 - 1), size=st.sampled_from([1, 6, 129]))
 def test_the_bits_are_jax_s_own(seed, fold, size):
     key = jax.random.fold_in(jax.random.key(seed), fold)

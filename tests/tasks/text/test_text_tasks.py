@@ -96,6 +96,7 @@ def test_buckets_and_groups_change_nothing(task):
     assert "stablehlo.case" in program
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("trainable", ["lora", slow("all")])
 def test_fine_tuning_learns_and_replays(pretrained, tmp_path, trainable):
     task = classification(pretrained, data_folder(tmp_path), trainable)

@@ -1,0 +1,223 @@
+"""Rounds, bytes and forward passes to a target: finite differences, projections of progress, and vectors.
+
+    python benchmarks/projections.py --task digits
+    python benchmarks/projections.py --task mnist --data-dir FOLDER_WITH_IDX_FILES --target 0.7 --seeds 3
+
+Every entry has its own rate of the server and, if clients take several steps, of the clients. Both are tuned on
+held-out training examples with separate seeds, on grids that grow until the best pair is inside. Then every seed is run
+once on the test split. Cohorts, batches and initial parameters are paired. A gradient counts as three forward passes.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from hiso_jax import algorithms, fed, tasks
+from hiso_jax.algorithms._local import gradients, local_sgd
+
+STEP = 1.5
+
+
+def _average(server: Any, local: float) -> fed.Algorithm:
+    """FedAvg with a rate of the server."""
+    return fed.Algorithm(optax.sgd(server), measure=fed.Local(local_sgd(local), gradients))
+
+
+def _projected(bits: int) -> Callable[[Any, float], fed.Algorithm]:
+    return lambda server, local: replace(algorithms.mosaic(server, scalar_bits=bits), measure=fed.projections())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A way of measuring and sending.
+
+    Attributes:
+      make: (server's rate, clients' rate) → the algorithm.
+      perturbations: P.
+      server: the first guess of the server's rate.
+      local: the first guess of the clients' rate; None for one local step.
+      steps: K.
+      rounds: to run, at most.
+      every: rounds between evaluations.
+    """
+
+    make: Callable[[Any, float], fed.Algorithm]
+    perturbations: int
+    server: float
+    local: float | None = None
+    steps: int = 1
+    rounds: int = 90
+    every: int = 1
+
+
+ENTRIES = {
+    "decomfl": Entry(lambda rate, _: fed.Algorithm(algorithms.decomfl(rate).tx), 5, 0.09, rounds=900, every=5),
+    "mosaic, 64 × 2 bits": Entry(lambda rate, _: algorithms.mosaic(rate), 64, 0.8, rounds=160, every=2),
+    "gradient, 64 × 2 bits": Entry(_projected(2), 64, 1.0, rounds=160, every=2),
+    "gradient, 128 × 1 bit": Entry(_projected(1), 128, 1.0, rounds=120),
+    "progress K = 5, 128 × 1 bit": Entry(_projected(1), 128, 4.0, 0.3, 5),
+    "progress K = 5, 512 × 1 bit": Entry(_projected(1), 512, 4.0, 0.3, 5),
+    "FedSGD": Entry(_average, 1, 1.0, rounds=120),
+    "FedAvg K = 5": Entry(_average, 1, 1.0, 0.3, 5),
+}
+
+
+@dataclass
+class Arguments:
+    """The settings.
+
+    Attributes:
+      task: digits, mnist or fashion-mnist.
+      data_dir: folder of IDX files.
+      entries: some of the entries, the beginnings of their names, separated by semicolons; all by default.
+      clients, cohort, alpha: the population and its cohorts.
+      seeds: reported.
+      tuning_seeds: for tuning, apart from the others.
+      target: test accuracy.
+      scale: factor on all first guesses.
+      out: file of the results.
+    """
+
+    task: str = "digits"
+    data_dir: Path | None = None
+    entries: str = ""
+    clients: int = 100
+    cohort: int = 10
+    alpha: float = 0.5
+    seeds: int = 10
+    tuning_seeds: int = 3
+    target: float = 0.9
+    scale: float = 1.0
+    out: Path | None = None
+
+
+class Bench:
+    """Sweeps of one task."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments = arguments
+        folder = arguments.data_dir
+        if arguments.task == "digits":
+            self.task: Any = tasks.digits()
+        else:
+            assert folder is not None, "--data-dir must name the folder of the IDX files"
+            self.task = {"mnist": tasks.mnist, "fashion-mnist": tasks.fashion_mnist}[arguments.task](folder)
+        self.held = self.task.hold_out(len(self.task.test["label"]) if arguments.task == "digits" else 2000, seed=1)
+
+    def sweep(
+        self, entry: Entry, task: Any, servers: list[float], local: float | None, seeds: range
+    ) -> fed.SweepResult:
+        """Every rate of the server with every seed, as one program."""
+        own = self.arguments
+        populations = [fed.dirichlet(task.train["label"], own.clients, alpha=own.alpha, seed=seed) for seed in seeds]
+        config = fed.SimulationConfig(
+            rounds=entry.rounds,
+            cohort=own.cohort,
+            local_steps=entry.steps,
+            perturbations=entry.perturbations,
+            eval_every=entry.every,
+            batch_size=32 if own.task == "digits" else 16,
+        )
+        rate = 0.0 if local is None else local
+        grid = fed.Grid(servers, tuple(seeds), None, lambda _: local)
+        return fed.sweep(task, lambda server: entry.make(server, rate), populations, config, grid)
+
+    def tuned(self, entry: Entry) -> tuple[float, float | None, int]:
+        """The best pair of rates, and how many pairs were tried."""
+        seeds = range(1000, 1000 + self.arguments.tuning_seeds)
+        tried: dict[tuple[int, int], tuple[float, float]] = {}
+        wanted_servers, wanted_locals = {-2, -1, 0, 1, 2}, {0} if entry.local is None else {-1, 0, 1}
+        while True:
+            for b in sorted(wanted_locals):
+                new = sorted(a for a in wanted_servers if (a, b) not in tried)
+                if not new:
+                    continue
+                local = None if entry.local is None else self.arguments.scale * entry.local * 2.0**b
+                servers = [self.arguments.scale * entry.server * STEP**a for a in new]
+                found = self.sweep(entry, self.held, servers, local, seeds)
+                first, final = found.rounds_to(self.arguments.target).mean(0)[0], found.final().mean(0)[0]
+                tried |= {(a, b): (float(first[i]), -float(final[i])) for i, a in enumerate(new)}
+            a, b = min(tried, key=lambda pair: tried[pair])
+            more_servers, more_locals = set(wanted_servers), set(wanted_locals)
+            if a in (min(wanted_servers), max(wanted_servers)):
+                more_servers |= {a - 2, a - 1, a + 1, a + 2}
+            if entry.local is not None and b in (min(wanted_locals), max(wanted_locals)):
+                more_locals |= {b - 1, b + 1}
+            if (more_servers, more_locals) == (wanted_servers, wanted_locals):
+                local = None if entry.local is None else self.arguments.scale * entry.local * 2.0**b
+                return self.arguments.scale * entry.server * STEP**a, local, len(tried)
+            wanted_servers, wanted_locals = more_servers, more_locals
+
+    def row(self, name: str, entry: Entry) -> dict[str, Any]:
+        """An entry tuned, and run with every seed."""
+        server, local, count = self.tuned(entry)
+        found = self.sweep(entry, self.task, [server], local, range(self.arguments.seeds))
+        algorithm = entry.make(server, local or 0.0)
+        config = fed.SimulationConfig(
+            cohort=self.arguments.cohort, local_steps=entry.steps, perturbations=entry.perturbations
+        )
+        costs = fed.round_costs(
+            self.task, algorithm, replace(config, local_learning_rate=local or 0.1), self.arguments.clients,
+            fed.Participation(),
+        )  # fmt: skip
+        return {
+            "entry": name,
+            "server_rate": server,
+            "local_rate": local,
+            "tried": count,
+            "rounds": found.rounds_to(self.arguments.target)[:, 0, 0].tolist(),
+            "final": found.final()[:, 0, 0].tolist(),
+            "bytes_up": costs.bytes / self.arguments.cohort - 8,
+            "forward_passes": costs.passes / self.arguments.cohort,
+            "accuracy": found.metrics["accuracy"][:, 0, 0].mean(0).round(4).tolist(),
+            "every": entry.every,
+        }
+
+
+def ratio(own: list[float], other: list[float]) -> tuple[float, float, float]:
+    """Geometric mean of the paired ratios, with a 95 % interval."""
+    logs = np.log(own) - np.log(other)
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else math.nan
+    return tuple(float(np.exp(logs.mean() + side * half)) for side in (0, -1, 1))  # type: ignore[return-value]
+
+
+def main(arguments: Arguments) -> None:
+    bench, rows, console = Bench(arguments), [], Console()
+    out = arguments.out or Path(f"benchmarks/results/projections_{arguments.task}.json")
+    chosen = [word.strip() for word in arguments.entries.split(";") if word]
+    for name, entry in ENTRIES.items():
+        if not chosen or any(name.startswith(word) for word in chosen):
+            rows.append(bench.row(name, entry))
+            console.print(
+                json.dumps({key: value for key, value in rows[-1].items() if key != "accuracy"}), soft_wrap=True
+            )
+            settings = {key: str(value) for key, value in vars(arguments).items()}
+            out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    title = f"{arguments.task}, {arguments.cohort} of {arguments.clients} clients: to accuracy {arguments.target:g}"
+    view = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("entry", "rates", "rounds", "of decomfl's", "bytes up", "forward passes", "final"):
+        view.add_column(heading)
+    base = next((row["rounds"] for row in rows if row["entry"] == "decomfl"), None)
+    for row in rows:
+        rounds = np.array(row["rounds"])
+        share = "" if base is None else "{:.3g} ({:.3g} to {:.3g})".format(*ratio(row["rounds"], base))
+        costs = [f"{rounds.mean() * row[cost]:,.0f}" for cost in ("bytes_up", "forward_passes")]
+        rates = f"{row['server_rate']:.3g}" + ("" if row["local_rate"] is None else f", {row['local_rate']:.3g}")
+        spread = f"{rounds.mean():.1f} ± {rounds.std(ddof=1) if len(rounds) > 1 else 0:.1f}"
+        view.add_row(row["entry"], rates, spread, share, *costs, f"{np.mean(row['final']):.3f}")
+    console.print(view)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__.split("\n")[0]))
