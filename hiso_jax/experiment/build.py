@@ -147,16 +147,20 @@ def kind_of_model(options: Settings) -> str:
     return "adapters" if getattr(options, "trainable", None) in ("lora", "prefix") else "full"
 
 
-def local_rates(options: Settings, algorithm: fed.Algorithm) -> Callable[[Any], Any]:
-    """The server's rate → the rate of the clients' own steps, each a number or a schedule.
+def own_local_rate(options: Settings, algorithm: fed.Algorithm) -> float | None:
+    """The constant rate of the clients' own steps; None if it follows the server's rate."""
+    if options.local_learning_rate is not None:
+        return options.local_learning_rate
+    steps = options.local_steps or algorithm.local_steps or 1
+    if not isinstance(algorithm.measure, fed.Projections) or steps == 1:
+        return None
+    task = choice_of("task", options)
+    return LOCAL_RATES.get(kind_of_model(options) if is_language_model(task) else task.name, DEFAULT_LOCAL_RATE)
 
-    A given rate, and that of projections, is constant. Any other follows the server's rate in each round.
-    """
-    own = options.local_learning_rate
-    if own is None and isinstance(algorithm.measure, fed.Projections):
-        task = choice_of("task", options)
-        own = LOCAL_RATES.get(kind_of_model(options) if is_language_model(task) else task.name, DEFAULT_LOCAL_RATE)
-    share = algorithm.local_share
+
+def local_rates(options: Settings, algorithm: fed.Algorithm) -> Callable[[Any], Any]:
+    """The server's rate → the rate of the clients' own steps, each a number or a schedule."""
+    own, share = own_local_rate(options, algorithm), algorithm.local_share
 
     def rate_of(rate: Any) -> Any:
         if own is not None:

@@ -189,7 +189,8 @@ class _Runs:
         settings, done = self.settings, Compared(asdict(tuned))
         self.compared[method.name] = done
         rounds, every = self.lengths[method.name]
-        whole = replace(settings, rounds=rounds, eval_every=every, schedule=tuned.schedule)
+        local = settings.local_learning_rate if tuned.local_learning_rate is None else tuned.local_learning_rate
+        whole = replace(settings, rounds=rounds, eval_every=every, schedule=tuned.schedule, local_learning_rate=local)
         for seed in range(settings.seed, settings.seed + settings.seeds):
             found = self._run(whole, Setting(method, tuned.learning_rate, seed))
             if found is None:

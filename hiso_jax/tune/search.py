@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from hiso_jax.experiment import (
     build_schedule,
     first_guess,
     local_rates,
+    own_local_rate,
     participation_of,
     recorded_algorithm,
     simulation_config,
@@ -72,14 +73,16 @@ class Held:
         return self._run(settings, method, grid, title, watcher)
 
     def search(
-        self, settings: Study, method: Method, rates: Sequence[tuple[str, float]], watcher: Watcher, programs: Any
+        self, settings: Study, method: Method, rates: Sequence["Candidate"], watcher: Watcher, programs: Any
     ) -> fed.SweepResult:
-        """Run a method with (schedule, rate) pairs and every seed, by a program that can run other pairs, too."""
-        numbers = [rate for _, rate in rates]
+        """Run a method with several candidates and every seed, by a program that can run other candidates, too."""
+        numbers = [each.learning_rate for each in rates]
         local = local_rates(settings, recorded_algorithm(settings, method, numbers[0]))
-        table = np.stack([_over_rounds(replace(settings, schedule=schedule), rate) for schedule, rate in rates])
-
-        grid = fed.Grid(numbers, self.seeds, None, local, table)
+        table = np.stack(
+            [_over_rounds(replace(settings, schedule=each.schedule), each.learning_rate) for each in rates]
+        )
+        own = None if rates[0].local is None else [each.local or 0.0 for each in rates]
+        grid = fed.Grid(numbers, self.seeds, None, local, table, own)
         count = len(self.seeds) * len(rates)
         title = f"{settings.task} {method.name}: {count} settings of {settings.rounds} rounds"
         return self._run(settings, method, grid, title, watcher, programs)
@@ -109,6 +112,20 @@ def _over_rounds(settings: Study, rate: float) -> Float[np.ndarray, "R"]:
     return np.asarray(jax.vmap(schedule)(jnp.arange(settings.rounds)), np.float32)
 
 
+class Candidate(NamedTuple):
+    """A setting to try.
+
+    Attributes:
+      schedule: the schedule of the learning rate over the rounds.
+      local: the rate of the clients' own steps; None if it follows from the learning rate.
+      learning_rate: the learning rate.
+    """
+
+    schedule: str
+    local: float | None
+    learning_rate: float
+
+
 @dataclass(frozen=True)
 class Trial:
     """A learning rate and a schedule that were tried.
@@ -120,6 +137,7 @@ class Trial:
       rounds_to_target: rounds to the target for every tuning seed; None if it was not reached or there is no target.
       final: the metric at the end, for every tuning seed; None where the run diverged.
       diverged: the number of runs that diverged.
+      local_learning_rate: the rate of the clients' own steps; None if it follows from the learning rate.
     """
 
     algorithm: str
@@ -128,6 +146,7 @@ class Trial:
     rounds_to_target: list[float | None]
     final: list[float | None]
     diverged: int
+    local_learning_rate: float | None = None
 
     def score(self, metric: fed.Metric, *, by_target: bool) -> tuple[float, float]:
         """A score to minimize: mean rounds to the target, infinite if a seed missed it; then the mean final value."""
@@ -158,12 +177,14 @@ class Tuned:
       learning_rate, schedule: the best pair that was tried.
       trials: all trials; empty if the rate was given.
       at_edge: whether the best rate is the smallest or the largest that was tried with its schedule.
+      local_learning_rate: the best rate of the clients' own steps, if that was tuned, too.
     """
 
     learning_rate: float
     schedule: str
     trials: tuple[Trial, ...] = ()
     at_edge: bool = False
+    local_learning_rate: float | None = None
 
 
 class Search:
@@ -218,33 +239,49 @@ class Search:
         with writing(self.directory):
             self.begin(self.directory)
         settings = replace(self.settings, rounds=rounds, eval_every=eval_every)
-        # The next rates of all schedules are tried side by side; groups of equal size share one compiled program.
+        # The next rates of all variants are tried side by side; groups of equal size share one compiled program.
         width, programs = len(settings.schedules), fed.Programs()
         while wanted := self._next(settings, method):
             if not self._try(settings, method, wanted[:width], width, programs):
                 return None
         own = [trial for trial in self.trials if trial.algorithm == method.name]
         best = min(own, key=self._score)
-        rates = [trial.learning_rate for trial in own if trial.schedule == best.schedule]
+        variant = best.schedule, best.local_learning_rate
+        rates = [trial.learning_rate for trial in own if (trial.schedule, trial.local_learning_rate) == variant]
         at_edge = len(rates) > 1 and best.learning_rate in (min(rates), max(rates))
-        return Tuned(best.learning_rate, best.schedule, tuple(own), at_edge)
+        return Tuned(best.learning_rate, best.schedule, tuple(own), at_edge, best.local_learning_rate)
 
     def _score(self, trial: Trial) -> tuple[float, float]:
         assert self.metric is not None
         by_target = self.settings.protocol != "quality-under-budget" and self.held.target is not None
         return trial.score(self.metric, by_target=by_target)
 
-    def _next(self, settings: Compare, method: Method) -> list[tuple[str, float]]:
-        """The (schedule, rate) pairs to try next, alternating between schedules."""
-        wanted = [[(name, rate) for rate in self._wanted(settings, method, name)] for name in settings.schedules]
-        return [pair for pairs in zip_longest(*wanted) for pair in pairs if pair is not None]
+    def _next(self, settings: Compare, method: Method) -> list[Candidate]:
+        """The candidates to try next, alternating between variants."""
+        wanted = [
+            [Candidate(*variant, rate) for rate in self._wanted(settings, method, variant)]
+            for variant in self._variants(settings, method)
+        ]
+        return [each for several in zip_longest(*wanted) for each in several if each is not None]
 
-    def _wanted(self, settings: Compare, method: Method, schedule: str) -> list[float]:
-        """The rates to try next with a schedule; empty when its tries are used up."""
+    def _variants(self, settings: Compare, method: Method) -> list[tuple[str, float | None]]:
+        """The (schedule, local rate) pairs whose rates are searched, the same number for every method.
+
+        A method whose clients have a rate of their own tries several of these in place of the schedules.
+        """
+        own = own_local_rate(settings, recorded_algorithm(settings, method, first_guess(settings, method)))
+        if own is None or settings.local_learning_rate is not None:
+            return [(name, None) for name in settings.schedules]
+        # 1, 1/2, 2, 1/4, 4, … times the task's own.
+        factors = [2.0 ** ((place + 1) // 2 * (-1) ** place) for place in range(len(settings.schedules))]
+        return [(settings.schedules[0], float(f"{factor * own:.3g}")) for factor in factors]
+
+    def _wanted(self, settings: Compare, method: Method, variant: tuple[str, float | None]) -> list[float]:
+        """The rates to try next with a variant; empty when its tries are used up."""
         tried = {
             trial.learning_rate: self._score(trial)
             for trial in self.trials
-            if (trial.algorithm, trial.schedule) == (method.name, schedule)
+            if (trial.algorithm, trial.schedule, trial.local_learning_rate) == (method.name, *variant)
         }
         if settings.rates:
             return [rate for rate in settings.rates if rate not in tried]
@@ -255,9 +292,9 @@ class Search:
         return (wanted or fed.next_rates(tried, first_guess(settings, method)))[:left] if left > 0 else []
 
     def _try(
-        self, settings: Compare, method: Method, rates: Sequence[tuple[str, float]], width: int, programs: fed.Programs
+        self, settings: Compare, method: Method, rates: Sequence[Candidate], width: int, programs: fed.Programs
     ) -> bool:
-        # The last pair is repeated if fewer are left.
+        # The last candidate is repeated if fewer are left.
         padded = [*rates, *[rates[-1]] * (width - len(rates))]
         result = self.held.search(settings, method, padded, self.watcher, programs)
         if result.interrupted:
@@ -265,11 +302,11 @@ class Search:
         new, target = [], self.held.target
         final = result.final()[:, 0]
         first = np.full(final.shape, np.inf) if target is None else result.rounds_to(target)[:, 0]
-        for place, (schedule, rate) in enumerate(rates):
+        for place, (schedule, local, rate) in enumerate(rates):
             reached = [float(each) if np.isfinite(each) else None for each in first[:, place]]
             diverged = int((result.diverged_at[:, 0, place] >= 0).sum())
             ends = [float(each) if np.isfinite(each) else None for each in final[:, place]]
-            new.append(Trial(method.name, schedule, rate, reached, ends, diverged))
+            new.append(Trial(method.name, schedule, rate, reached, ends, diverged, local))
         assert self.directory is not None
         with writing(self.directory):
             self.begin(self.directory)
@@ -290,7 +327,8 @@ def how_tuned(method: str, tuned: Tuned, metric: fed.Metric, target: float | Non
     best = next(
         trial
         for trial in tuned.trials
-        if (trial.learning_rate, trial.schedule) == (tuned.learning_rate, tuned.schedule)
+        if (trial.learning_rate, trial.schedule, trial.local_learning_rate)
+        == (tuned.learning_rate, tuned.schedule, tuned.local_learning_rate)
     )
     words = metric.name.replace("_", " ")
     rounds, final = best.score(metric, by_target=True)[0], best.mean_final(metric)
@@ -298,7 +336,8 @@ def how_tuned(method: str, tuned: Tuned, metric: fed.Metric, target: float | Non
     missed = f"; {target:g} not reached with every seed" if target is not None and not soon else ""
     edge = " (the edge of what was tried: more --tries may do better)" if tuned.at_edge else ""
     runs = len(tuned.trials) * len(best.final)
+    local = "" if tuned.local_learning_rate is None else f", clients' rate {tuned.local_learning_rate:g}"
     return (
-        f"{method}: of {runs} runs best at rate {tuned.learning_rate:g}, {tuned.schedule}{edge}: {soon}{words} "
+        f"{method}: of {runs} runs best at rate {tuned.learning_rate:g}, {tuned.schedule}{local}{edge}: {soon}{words} "
         f"{final:.4f} at the end{missed}"
     )

@@ -80,6 +80,14 @@ def test_only_scalars_cross_the_clients(mesh, method):
 
 
 @pytest.mark.parametrize("mesh", ["8"], indirect=True)
+def test_of_projections_only_scalars_cross_the_clients(mesh):
+    """One vector of P scalars a round and a loss of each client, whatever K is."""
+    found = list(collectives(read(compiled(mesh, algorithms.local_mosaic(0.01))), mesh))
+    padded = COHORT + -COHORT % mesh.shape["clients"]
+    assert sum(c.times * c.bytes for c in found) == ROUNDS * 4 * padded * (PERTURBATIONS + 1)
+
+
+@pytest.mark.parametrize("mesh", ["8"], indirect=True)
 def test_of_vectors_only_their_sum_crosses_the_clients(mesh):
     """A first-order round: one sum as large as the model, the weights, and who was valid with which loss."""
     found = collectives(read(compiled(mesh, algorithms.fed_avg(0.01))), mesh)

@@ -10,7 +10,7 @@ import hiso_jax
 from hiso_jax import fed, tune
 from hiso_jax.cli.main import main
 from hiso_jax.experiment import build_task, methods_of, resolve
-from hiso_jax.tune.search import Held
+from hiso_jax.tune.search import Candidate, Held
 from tests.cli.test_cli import call
 from tests.marks import thorough
 
@@ -81,6 +81,26 @@ def test_one_program_tunes_a_method(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
+def test_both_rates_of_projections_are_tuned_within_the_same_budget(tmp_path):
+    """As many runs as a method with schedules has; and the clients' rate that was best is the run's."""
+    asked = {"seeds": 1, "tries": 3, "tuning_seeds": 1, "schedules": ["constant", "cosine"], **NUMBERS}
+    found = tune.compare(["decomfl", "local_mosaic"], out=tmp_path / "out", **asked)
+    trials = json.loads((tmp_path / "out" / "tuning.json").read_text())["trials"]
+    own = {name: [trial for trial in trials if trial["algorithm"] == name] for name in ("decomfl", "local_mosaic")}
+    assert len(own["decomfl"]) == len(own["local_mosaic"]) == 6
+    assert {trial["local_learning_rate"] for trial in own["decomfl"]} == {None}
+    assert {trial["schedule"] for trial in own["decomfl"]} == {"constant", "cosine"}
+    assert {(trial["schedule"], trial["local_learning_rate"]) for trial in own["local_mosaic"]} == {
+        ("constant", 0.3),
+        ("constant", 0.15),
+    }
+    (folder,) = (tmp_path / "out" / "runs").glob("*local_mosaic*")
+    config = fed.load(folder).header["config"]
+    assert config["local_steps"] == 5
+    assert config["local_learning_rate"] == found.compared["local_mosaic"].tuned["local_learning_rate"]
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("schedule", ["cosine", *(thorough(name) for name in ("constant", "inverse-sqrt"))])
 def test_rates_as_arrays_lead_where_the_schedule_leads(schedule):
     names = {"algorithm": "hiso", "schedules": (schedule,)}
@@ -89,11 +109,11 @@ def test_rates_as_arrays_lead_where_the_schedule_leads(schedule):
     held = Held(settings, task, [0])
     (method,) = methods_of(["hiso"]).values()
     plain = held.sweep(replace(settings, schedule=schedule), method, [0.05], tune.Watcher(), None)
-    table = held.search(settings, method, [(schedule, 0.05)], tune.Watcher(), fed.Programs())
+    table = held.search(settings, method, [Candidate(schedule, None, 0.05)], tune.Watcher(), fed.Programs())
     for name in ("accuracy", "loss"):
         np.testing.assert_allclose(table.metrics[name], plain.metrics[name], atol=3e-3)
     # The rates are heeded: others lead elsewhere.
-    other = held.search(settings, method, [(schedule, 0.2)], tune.Watcher(), fed.Programs())
+    other = held.search(settings, method, [Candidate(schedule, None, 0.2)], tune.Watcher(), fed.Programs())
     assert np.abs(other.metrics["loss"] - table.metrics["loss"]).max() > 0.02
 
 

@@ -30,6 +30,8 @@ class Grid:
       seeds: seeds to try, S.
       mus: smoothing radii to try, M; None means the configuration's μ.
       local_learning_rate: a learning rate of the grid → the rate of the clients' own steps, a number or a schedule.
+      local_rates: the rates of the clients' own steps, one for each learning rate, [L], in place of
+        ``local_learning_rate``; None for no rates of their own.
       over_rounds: the rates over the rounds, [L, R]. The method is then made with a schedule that reads a row, so that
         one program runs every rate with every schedule. Its last bits are not those of the schedule itself, which a
         compiler may fuse, so it is for searches. None makes the method with the learning rate.
@@ -40,6 +42,7 @@ class Grid:
     mus: Sequence[float] | None = None
     local_learning_rate: Callable[[Any], optax.ScalarOrSchedule] = _same
     over_rounds: Float[np.ndarray, "L R"] | None = None
+    local_rates: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -47,11 +50,14 @@ class Grid:
         Raises:
           ValueError: the grid is empty, or a rate, μ or seed is out of range.
         """
-        for name, values in (("learning_rates", self.learning_rates), ("mus", self.mus)):
+        named = ("learning_rates", self.learning_rates), ("mus", self.mus), ("local_rates", self.local_rates)
+        for name, values in named:
             for value in () if values is None else values:
                 positive(name, value)
             if values is not None and not len(values):
                 raise ParameterError(name, "must name at least one value")
+        if self.local_rates is not None and len(self.local_rates) != len(self.learning_rates):
+            raise ParameterError("local_rates", f"must have one for each of {len(self.learning_rates)} learning rates")
         if self.over_rounds is not None and len(self.over_rounds) != len(self.learning_rates):
             raise ParameterError(
                 "over_rounds", f"must have a row for each of {len(self.learning_rates)} learning rates"

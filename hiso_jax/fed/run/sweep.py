@@ -56,6 +56,7 @@ class Point(NamedTuple):
     Attributes:
       rate: the learning rate.
       table: the rate over the rounds, [R], or None.
+      local: the rate of the clients' own steps, or None if it follows from the learning rate.
       mu: the smoothing radius.
       seed_key: the seed key of the run.
       population: the population of that seed.
@@ -63,6 +64,7 @@ class Point(NamedTuple):
 
     rate: Any
     table: Any
+    local: Any
     mu: Any
     seed_key: Any
     population: Any
@@ -88,7 +90,7 @@ class _Bench(NamedTuple):
     watch: Watch | None
 
     def estimator(self, algorithm: Algorithm, point: Point) -> Estimator:
-        rate = self.grid.local_learning_rate(_over_rounds(point))
+        rate = self.grid.local_learning_rate(_over_rounds(point)) if point.local is None else point.local
         return estimator_of(algorithm, self.config)._replace(mu=point.mu, local_learning_rate=rate)
 
     def start(self, initial: PyTree, point: Point) -> RunState:
@@ -179,11 +181,11 @@ class _Groups:
         if self.axes == 0:
             return function
         rest = (None,) * shared
-        over_rates = jax.vmap(function, (carry, Point(0, 0, None, None, None), *rest))
+        over_rates = jax.vmap(function, (carry, Point(0, 0, 0, None, None, None), *rest))
         if self.axes == 1:
             return over_rates
-        over_radii = jax.vmap(over_rates, (carry, Point(None, None, 0, None, None), *rest))
-        return jax.vmap(over_radii, (0, Point(None, None, None, 0, 0), *rest))
+        over_radii = jax.vmap(over_rates, (carry, Point(None, None, None, 0, None, None), *rest))
+        return jax.vmap(over_radii, (0, Point(None, None, None, None, 0, 0), *rest))
 
     def at(self, group: tuple[int, ...]) -> tuple[PyTree, Point]:
         """The initial parameters and the grid values of a group."""
@@ -194,10 +196,10 @@ class _Groups:
             )
         seed, mu, *rate = group
         population = jax.tree.map(jnp.asarray, points.population[seed])
-        rates, table = points.rate, points.table
+        of_rates = points.rate, points.table, points.local
         if rate:
-            rates, table = rates[rate[0]], None if table is None else table[rate[0]]
-        return self.initials[seed], Point(rates, table, points.mu[mu], points.seed_key[seed], population)
+            of_rates = jax.tree.map(lambda values: values[rate[0]], of_rates)
+        return self.initials[seed], Point(*of_rates, points.mu[mu], points.seed_key[seed], population)
 
 
 def sweep(
@@ -256,7 +258,8 @@ def sweep(
     axes, side_by_side = (3, settings) if fitting >= settings else (1, rates) if fitting >= rates else (0, 1)
     all_rates, radii = jnp.asarray(grid.learning_rates, jnp.float32), jnp.asarray(grid.mus, jnp.float32)
     tables = None if grid.over_rounds is None else jnp.asarray(grid.over_rounds, jnp.float32)
-    groups = _Groups(initials, Point(all_rates, tables, radii, seed_keys, list(populations)), axes)
+    local = None if grid.local_rates is None else jnp.asarray(grid.local_rates, jnp.float32)
+    groups = _Groups(initials, Point(all_rates, tables, local, radii, seed_keys, list(populations)), axes)
     bench = _Bench(task, make, config, grid, participation, budget, side_by_side, watch)
     return _run(bench, groups, callback, {} if programs is None else programs)
 
@@ -274,7 +277,8 @@ def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any], pr
     metrics: dict[str, np.ndarray] = {}
     compile_seconds, run_seconds, reached, interrupted = 0.0, 0.0, 0, False
     # All settings that run in turn use one program.
-    key, listed = (groups.axes, *shape[3 - groups.axes :], groups.points.table is None), list(groups)
+    kinds = groups.points.table is None, groups.points.local is None
+    key, listed = (groups.axes, *shape[3 - groups.axes :], *kinds), list(groups)
     start, program = programs.get(key, (None, None))
     start = start or jax.jit(groups.over(bench.start, None, 0))
     for number, group in enumerate(listed):
