@@ -7,23 +7,28 @@ place, and η = η_l K is the paper's server. Bytes a round: 4 up.
 
 import optax
 
-from hiso_jax import zo
+from hiso_jax import channels, zo
 from hiso_jax.algorithms._server import descent
 from hiso_jax.fed.algorithm import Algorithm, default_rates, projections
 
 
 @default_rates(digits=0.03)
-def fed_scalar(learning_rate: optax.ScalarOrSchedule, *, sampler: zo.SamplerName = "rademacher") -> Algorithm:
+def fed_scalar(
+    learning_rate: optax.ScalarOrSchedule, *, sampler: zo.SamplerName = "rademacher", guard: bool = False
+) -> Algorithm:
     """One projection of local progress a round, along each client's own random signs; 5 local steps by default.
 
     Args:
       learning_rate: η of the server; that of the clients is the run's own.
       sampler: family of raw perturbations.
+      guard: clipping of messages more than three times as long as the cohort's median; off by default, since one scalar
+        in twenty is so long.
     """
     directions = zo.Directions(zo.as_sampler(sampler), groups=None, block=0)
     return Algorithm(
         optax.chain(zo.scale_by_zo(sampler=directions), descent(learning_rate)),
         measure=projections(),
+        rescale=(channels.guard(),) if guard else (),
         perturbations=1,
         local_steps=5,
     )

@@ -80,6 +80,7 @@ class Display(fed.Callback):
     def begin(self, session: fed.Session) -> None:
         """Announce a resumed run; a new run is announced at its first evaluation, when its time can be estimated."""
         self._is_announced = session.round > 0
+        self._bar.update(self._row, completed=session.round, total=session.rounds, figures="")
         if session.round == session.rounds:
             self.console.print(f"{self.title}: all {session.round:,} rounds are done", highlight=False)
         elif self._is_announced:

@@ -34,6 +34,7 @@ from hiso_jax.experiment import (
     check_methods,
     choice_of,
     notes,
+    of_clients,
     participation_of,
     probe_rate,
     target_of,
@@ -90,10 +91,11 @@ def run(options: Run, console: Console) -> int:
             method = algorithms.load(options.algorithm)
             wanted = _wanted_rate(options, method)
             # Checks the options before any long work.
-            build_algorithm(options, method, 1e-3 if wanted == "auto" else wanted)
+            algorithm = build_algorithm(options, method, 1e-3 if wanted == "auto" else wanted)
             mesh, task, population = in_all_processes(_spec, options, console)
             check_methods(options, task, [method])
-            about = about_of(options, method) | {"learning_rate": wanted, "target": target_of(options, task)}
+            about = about_of(options, method) | of_clients(options, algorithm)
+            about |= {"learning_rate": wanted, "target": target_of(options, task)}
             directory = in_all_processes(_directory, options, method, about)
             in_all_processes(_hold, directory, held)
             rate, found = _rate(options, method, task, population, console) if wanted == "auto" else (wanted, {})

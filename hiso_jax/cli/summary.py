@@ -105,7 +105,7 @@ def hint(rate: float, result: fed.Result, console: Console) -> None:
 
 def warn_of_offset(algorithm: fed.Algorithm, difference: str | None, result: fed.Result, console: Console) -> None:
     """Print a warning if forward differences have spent the few bits of a scalar on an offset common to all scalars."""
-    few = algorithm.wire.is_coded and not algorithm.wire.is_exact
+    few = algorithm.wire.is_coded and not algorithm.wire.is_exact and algorithm.measure is None
     if few and difference != "central" and abs(result.offset or 0.0) > LARGE_OFFSET:
         console.print(
             f"the scalars of a message have {result.offset:.2f} of their spread in common, which few bits lose their "

@@ -38,7 +38,7 @@ from hiso_jax.experiment.rates import (
     tried_rates,
     wanted_rate,
 )
-from hiso_jax.experiment.recorded import about_of, as_written
+from hiso_jax.experiment.recorded import about_of, as_written, of_clients
 from hiso_jax.experiment.resolve import DECIDING, Resolved, resolve, unknown
 from hiso_jax.experiment.settings import Settings, Single, participation_of
 
@@ -70,6 +70,7 @@ __all__ = [
     "methods_of",
     "nested_choices",
     "notes",
+    "of_clients",
     "options_with",
     "own_local_rate",
     "own_options",

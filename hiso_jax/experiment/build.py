@@ -126,6 +126,8 @@ def simulation_config(options: Settings, seed: int, algorithm: fed.Algorithm) ->
     if algorithm.measure is not None:
         # The measure has its own difference, or none: the option is for another method of the command.
         numbers["difference"] = None
+        if "directions" not in algorithm.measure.reads:
+            numbers["directions"] = None
     return fed.SimulationConfig(**{**numbers, "seed": seed})
 
 

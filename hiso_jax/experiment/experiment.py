@@ -18,12 +18,13 @@ from hiso_jax.experiment.build import (
     build_population,
     build_task,
     local_rates,
+    own_local_rate,
     simulation_config,
     target_of,
 )
 from hiso_jax.experiment.composed import KINDS
 from hiso_jax.experiment.rates import probe_rate, wanted_rate
-from hiso_jax.experiment.recorded import about_of
+from hiso_jax.experiment.recorded import about_of, of_clients
 from hiso_jax.experiment.resolve import DECIDING, resolve
 from hiso_jax.experiment.settings import Single, participation_of
 from hiso_jax.fed.algorithm import as_algorithm
@@ -139,8 +140,13 @@ class Experiment:
         built = first if rate is None else build_algorithm(settings, method, rate)
         if rate is not None:
             own_steps = local_rates(settings, built)(rate)
+        elif (settings.local_steps or built.local_steps or 1) == 1 and own_steps is not None:
+            raise ParameterError("local_learning_rate", "is read with `local_steps` above 1; it would have no effect")
+        elif own_steps is None:
+            own_steps = own_local_rate(settings, built)
         config = replace(simulation_config(settings, settings.seed, built), local_learning_rate=own_steps)
-        about = about_of(settings, method) | {"learning_rate": rate, "target": target_of(settings, made)}
+        about = about_of(settings, method) | of_clients(settings, built)
+        about |= {"learning_rate": rate, "target": target_of(settings, made)}
         if any(map(_is_value, (task, algorithm, population))):
             # Options cannot describe a value: only a program that makes the value again can resume the run.
             about = {name: about[name] for name in ("task", "target", "learning_rate")}

@@ -4,11 +4,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.choices import Choice
+from hiso_jax.experiment.build import own_local_rate
 from hiso_jax.experiment.composed import KINDS, NESTED, choice_of
 from hiso_jax.experiment.settings import Settings, Single
 from hiso_jax.renamed import IN_FILES
+
+
+def of_clients(options: Settings, algorithm: fed.Algorithm) -> dict[str, Any]:
+    """The local steps and their own rate as the run has them, so that it is resumed whatever later defaults are."""
+    steps = options.local_steps or algorithm.local_steps
+    return {"local_steps": steps, "local_learning_rate": own_local_rate(options, algorithm)}
 
 
 def about_of(options: Single, method: Method) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hiso_jax.experiment.budget import check_private
 from hiso_jax.experiment.composed import choice_of, given_to
 
 # Only methods that measure along directions read these options.
-MEASUREMENT = ("perturbations", "mu", "difference", "directions", "mus")
+MEASUREMENT = ("perturbations", "mu", "difference", "directions", "local_learning_rate", "mus")
 
 
 def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) -> None:
@@ -44,17 +44,21 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
     for method in methods:
         algorithm = method.build(1e-3, given_to(method, options))
         measure = algorithm.measure
-        if (options.local_steps or algorithm.local_steps or 1) > 1:
-            reading.add("local_learning_rate")
         own = {*(MEASUREMENT if measure is None else measure.reads)}
         if measure is not None:
             # The measure has its own difference, or none.
             own -= {"difference"}
+        if (options.local_steps or algorithm.local_steps or 1) == 1:
+            own -= {"local_learning_rate"}
         reading |= own | ({"mus"} if "mu" in own else set())
         if measure is None or measure.has_scalars:
             reading.add("snapshot_every")
     if "local_learning_rate" in given and "local_learning_rate" not in reading:
-        raise ParameterError("local_learning_rate", "is read with `local_steps` above 1; it would have no effect")
+        names = ", ".join(method.name for method in methods)
+        raise ParameterError(
+            "local_learning_rate",
+            "is read by methods that send scalars, with `local_steps` above 1; it would have no effect on " + names,
+        )
     if "snapshot_every" in given and "snapshot_every" not in reading:
         raise ParameterError(
             "snapshot_every",
@@ -63,5 +67,5 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
     for name in MEASUREMENT:
         if name in given and name not in reading:
             names = ", ".join(method.name for method in methods)
-            along = "finite differences" if name in ("mu", "mus", "difference") else "along directions"
+            along = "finite differences" if name in ("mu", "mus", "difference", "directions") else "along directions"
             raise ParameterError(name, f"is read by methods that measure {along}; it would have no effect on {names}")

@@ -103,7 +103,7 @@ class Algorithm:
             ("combine", Combine, (self.combine,)),
         ):
             for value in values:
-                if not isinstance(value, kind):
+                if not isinstance(value, kind) or value.part != name:
                     raise ParameterError(
                         name, f"must be of fed.{kind.__name__}, like fed.{kind.__name__}(function); got {value!r}"
                     )

@@ -10,6 +10,7 @@ from typing import Any
 from hiso_jax.checks import ParameterError
 from hiso_jax.experiment import DECIDING, as_written, resolve
 from hiso_jax.fed.ledger import exists, read_regular
+from hiso_jax.renamed import IN_FILES
 from hiso_jax.reports import create_directory
 from hiso_jax.tune.study import Study
 
@@ -72,9 +73,14 @@ def _going_on(folder: Path, settings: Study) -> Path:
     wanted = json.loads(json.dumps(as_written(settings)))
     # Without a given target, the file holds the task's own.
     beside = ("out", "resume", *(["target"] if settings.target is None else []))
+    # Release 0.3 wrote its default of 1.
+    if isinstance(written, dict) and wanted["local_steps"] is None and written.get("local_steps") == 1:
+        written["local_steps"] = None
+    options = {stored: name for name, stored in IN_FILES.items()}
     for name in wanted:
         if name not in beside and (not isinstance(written, dict) or written.get(name) != wanted[name]):
+            named = options.get(name, name)
             raise ParameterError(
-                "out", f"must be new, or of a study with the same settings; {folder} differs in {name}"
+                "out", f"must be new, or of a study with the same settings; {folder} differs in {named}"
             )
     return folder

@@ -194,6 +194,14 @@ def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine)
             ["--availability", "bernoulli", "--rounds-per-day", "3"],
             "--rounds-per-day is an option of --availability diurnal; it would have no effect with --availability bern",
         ),
+        (
+            ["--algorithm", "fed_avg", "--local-steps", "2", "--local-learning-rate", "1"],
+            "--local-learning-rate is read by",
+        ),
+        (
+            ["--algorithm", "local_mosaic", "--directions", "keep"],
+            "--directions is read by methods that measure finite",
+        ),
         (["--algorithm", "fed_avg", "--mu", "0.1"], "--mu is read by methods that measure finite differences"),
         (["--algorithm", "fed_avg", "--difference", "central"], "--difference is read by methods that measure"),
         (["--client-examples", "3,4"], "--client-examples is read by virtual clients"),

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import hiso_jax
-from hiso_jax import algorithms, fed, zo
+from hiso_jax import algorithms, channels, fed, zo
 from hiso_jax.fed.ledger import delta_of, load_delta, save_delta
 from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, digits_task, linear_task
@@ -216,3 +216,29 @@ def test_what_does_not_suit_is_refused():
         run(projected(fed.Algorithm(hiso_jax.decomfl(0.1))), directions="keep")
     with pytest.raises(hiso_jax.ParameterError, match="measure must not be given for a method that has a measure"):
         algorithms.load("hizoo").build(0.1, {"measure": "projections"})
+    with pytest.raises(hiso_jax.ParameterError, match="local_learning_rate must be given for projections of 1 local"):
+        hiso_jax.make_round(
+            lambda x, t: x.sum() + t,
+            projected(fed.Algorithm(hiso_jax.decomfl(0.1)), optax.adam),
+            local_steps=1,
+            num_perturbations=1,
+            mu=1e-3,
+        )
+    with pytest.raises(hiso_jax.ParameterError, match="send must be of fed.Send"):
+        fed.Algorithm(hiso_jax.decomfl(0.1), send=(channels.sign_flip(),))
+
+
+def test_a_sweep_takes_the_clients_rate_of_the_configuration():
+    """And not the server's, which is ten times as large."""
+    config = fed.SimulationConfig(
+        rounds=4, cohort=CLIENTS, perturbations=8, batch_size=8, eval_every=4, local_learning_rate=0.03
+    )
+    algorithm = algorithms.local_mosaic
+    swept = fed.sweep(linear_task(), algorithm, [digits_population()], config, fed.Grid((0.5,)))
+    alone = fed.Simulation(linear_task(), algorithm(0.5), digits_population(), config).run()
+    np.testing.assert_allclose(swept.metrics["loss"][0, 0, 0, -1], alone.metrics[-1].metrics["loss"], rtol=1e-3)
+
+
+def test_mu_is_no_concern_of_projections():
+    """Their scalars are no differences of losses: a small μ is not warned of."""
+    assert run(algorithms.local_mosaic(0.1), mu=1e-9, local_steps=1).health_warnings == ()

@@ -55,7 +55,7 @@ class Probes:
 
     difference: Difference
     has_scalars: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ("perturbations", "mu", "difference", "directions")
+    reads: ClassVar[tuple[str, ...]] = ("perturbations", "mu", "difference", "directions", "local_learning_rate")
 
     @property
     def description(self) -> list[Any]:

@@ -40,7 +40,7 @@ class Projections:
 
     optimizer: Callable[[Any], optax.GradientTransformation] | None = None
     has_scalars: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ("perturbations",)
+    reads: ClassVar[tuple[str, ...]] = ("perturbations", "local_learning_rate")
 
     @property
     def description(self) -> str:
@@ -53,9 +53,10 @@ class Projections:
         Raises:
           ParameterError: several local steps without a rate, or directions kept.
         """
-        if estimator.local_steps > 1 and estimator.local_learning_rate is None:
+        needed = estimator.local_steps > 1 or self.optimizer is not None
+        if needed and estimator.local_learning_rate is None:
             raise ParameterError(
-                "local_steps", f"is {estimator.local_steps}: the clients' own steps need `local_learning_rate`"
+                "local_learning_rate", f"must be given for projections of {estimator.local_steps} local steps"
             )
         if directions == "keep":
             raise ParameterError("directions", "must be regenerate for projections, got keep")
@@ -107,7 +108,7 @@ class Projections:
 
         def one(batches: PyTree) -> tuple[PyTree, Float[Array, ""]]:
             first = jax.tree.map(lambda a: a[0], batches)
-            if steps == 1:
+            if steps == 1 and tx is None:
                 value, gradient = jax.value_and_grad(loss)(start, first)
                 return gradient, value
 

@@ -17,10 +17,6 @@ from hiso_jax.fed.task import Metric
 LAST_EVALUATIONS = 3
 
 
-def _same(rate: Any) -> Any:
-    return rate
-
-
 @dataclass(frozen=True)
 class Grid:
     """The settings of a sweep: all combinations of S seeds × M smoothing radii × L learning rates.
@@ -29,7 +25,8 @@ class Grid:
       learning_rates: learning rates to try, L.
       seeds: seeds to try, S.
       mus: smoothing radii to try, M; None means the configuration's μ.
-      local_learning_rate: a learning rate of the grid → the rate of the clients' own steps, a number or a schedule.
+      local_learning_rate: a learning rate of the grid → the rate of the clients' own steps, a number or a schedule; by
+        default the same, or for projections the configuration's.
       local_rates: the rates of the clients' own steps, one for each learning rate, [L], in place of
         ``local_learning_rate``; None for no rates of their own.
       over_rounds: the rates over the rounds, [L, R]. The method is then made with a schedule that reads a row, so that
@@ -40,7 +37,7 @@ class Grid:
     learning_rates: Sequence[float]
     seeds: Sequence[int] = (0,)
     mus: Sequence[float] | None = None
-    local_learning_rate: Callable[[Any], optax.ScalarOrSchedule] = _same
+    local_learning_rate: Callable[[Any], optax.ScalarOrSchedule] | None = None
     over_rounds: Float[np.ndarray, "L R"] | None = None
     local_rates: Sequence[float] | None = None
 

@@ -208,7 +208,10 @@ def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -
     """
     params = jax.eval_shape(task.init, jax.random.key(0))
     check_channel(algorithm, config, Participation())
-    shapes_of(algorithm, estimator_of(algorithm, config), params, config.cohort)
+    estimator = estimator_of(algorithm, config)
+    # The rate of the clients' own steps is not known here.
+    estimator.measure.check(estimator._replace(local_learning_rate=1.0), config.directions)
+    shapes_of(algorithm, estimator, params, config.cohort)
     return params
 
 

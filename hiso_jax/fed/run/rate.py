@@ -99,7 +99,7 @@ def find_rate(
     config: SimulationConfig,
     learning_rates: Sequence[float],
     *,
-    local_learning_rate: Callable[[Any], optax.ScalarOrSchedule] = lambda rate: rate,
+    local_learning_rate: Callable[[Any], optax.ScalarOrSchedule] | None = None,
     participation: Participation | None = None,
     callback: Callable[[int, int], None] = lambda done, rounds: None,
 ) -> RateProbe:

@@ -147,7 +147,8 @@ class Session:
         costs = costs_of(prepared.algorithm, prepared.estimator, carry.server, prepared.config.cohort)
         self._counters = Counters(costs)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(carry.server.params))
-        measured_by = prepared.config.mu if prepared.algorithm.has_scalars else None
+        measure = prepared.estimator.measure
+        measured_by = prepared.config.mu if measure.has_scalars and "mu" in measure.reads else None
         self.health_warnings = HealthWarnings(measured_by, dimension, prepared.loss_dtype)
         self.health_warnings.begun(self._initial)
         before = time.perf_counter()

@@ -19,7 +19,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import ExecutionSettings, a_device, evaluation_bytes, has_convolution, memory_budget
 from hiso_jax.fed.keys import init_key
-from hiso_jax.fed.measure import Estimator
+from hiso_jax.fed.measure import Estimator, Projections
 from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.round import first_memory, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
@@ -90,7 +90,13 @@ class _Bench(NamedTuple):
     watch: Watch | None
 
     def estimator(self, algorithm: Algorithm, point: Point) -> Estimator:
-        rate = self.grid.local_learning_rate(_over_rounds(point)) if point.local is None else point.local
+        rate = point.local
+        if rate is None and self.grid.local_learning_rate is not None:
+            rate = self.grid.local_learning_rate(_over_rounds(point))
+        elif rate is None:
+            # The rate of projections is independent of the server's.
+            own = isinstance(algorithm.measure, Projections)
+            rate = self.config.local_learning_rate if own else _over_rounds(point)
         return estimator_of(algorithm, self.config)._replace(mu=point.mu, local_learning_rate=rate)
 
     def start(self, initial: PyTree, point: Point) -> RunState:
