@@ -129,7 +129,7 @@ def test_a_layer_of_a_language_model_takes_two_sums_across_the_devices(mesh):
     )
     given = fed.RunSpec(task, model.trained, population, fed.Participation())
     run = describe(given, hiso_jax.hiso(1e-3), config, mesh, memory_budget=10**8)
-    with run.setup.on_mesh():
+    with run.prepared.on_mesh():
         program = read(run.dispatch.lower().compile().as_text())
     activations = (2 * batch, 1, 32), (2 * batch, tokens, 32)
     found = [c for c in collectives(program, mesh) if c.axes == ("model",)]
