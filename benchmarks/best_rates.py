@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import optax
@@ -74,7 +74,8 @@ def main(arguments: Arguments) -> None:
     task = tasks.mnist(arguments.data_dir) if arguments.task == "mnist" else tasks.digits()
     tuning = task.hold_out(arguments.validation, seed=arguments.seed)
     grid = [float(rate) for rate in arguments.rates.split(",")]
-    rows, histories = [], {}
+    rows: list[dict[str, Any]] = []
+    histories: dict[str, Any] = {}
     for method in METHODS:
         for schedule in SCHEDULES:
             validation = {}

@@ -367,6 +367,7 @@ def main(arguments: Arguments) -> None:
                 continue
             begin, entry = time.perf_counter(), ENTRIES[method]
             schedules = arguments.schedules.split(",")
+            tuned: list[dict[str, Any]]
             if method in given:
                 tuned = [{"schedule": schedules[0], "rate": given[method], "rounds": math.inf, "final": math.nan}]
             else:

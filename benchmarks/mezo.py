@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import tyro
@@ -68,7 +69,12 @@ def of_jax(arguments, sampler):
     batch = {"tokens": tokens, "length": np.full(len(tokens), arguments.tokens, np.int32), "label": labels}
     batch = jax.tree.map(jnp.asarray, batch)
     tx = decomfl(RATE, sampler=sampler)
-    settings = {"num_perturbations": 1, "mu": MU, "difference": "central", "perturbed_as": task.perturbed_as}
+    settings: dict[str, Any] = {
+        "num_perturbations": 1,
+        "mu": MU,
+        "difference": "central",
+        "perturbed_as": task.perturbed_as,
+    }
     step = zo.step(lambda p, b: task.loss(p, b).mean(), tx, **settings)
     run = jax.jit(step, donate_argnums=(0, 1))
     # Leaf by leaf, so that making the weights takes no more memory than they do.

@@ -31,7 +31,7 @@ class PlainCNN(CNN):
 
     def __init__(self, *arguments, rngs):
         super().__init__(*arguments, rngs=rngs)
-        self.conv1 = nnx.Conv(1, 16, (5, 5), rngs=rngs)
+        self.conv1 = nnx.Conv(1, 16, (5, 5), rngs=rngs)  # type: ignore[assignment]
 
     def __call__(self, images):
         x = nnx.relu(nnx.max_pool(self.conv1(images), (2, 2), (2, 2)))

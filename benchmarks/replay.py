@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jax
 import tyro
@@ -56,7 +57,7 @@ def language_model(arguments):
 
     pretrained = lm.load(arguments.model)
     model = tune(pretrained, "all")
-    words = {"template": "{text} It was", "verbalizer": (" bad", " good")}
+    words: dict[str, Any] = {"template": "{text} It was", "verbalizer": (" bad", " good")}
     return text_task(
         "text-classification", model, pretrained, data_dir=arguments.reviews, train_rows=512, test_rows=16, **words
     )

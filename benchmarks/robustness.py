@@ -97,7 +97,7 @@ class Settings:
 
 
 def run(
-    settings: Settings, task: Any, populations: list[Any], method: str, rule: str, attack: str, share: float, of: str
+    settings: Settings, task: Any, populations: list[Any], method: str, rule: str, attack: str, share: float, of: Any
 ):
     """The final value of every seed, or why there is none."""
     name, options, perturbations, rates = METHODS[method]

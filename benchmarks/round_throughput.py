@@ -20,7 +20,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -177,9 +177,9 @@ def measure_memory(arguments, steps, cohort):
 
 def main(arguments: Arguments) -> None:
     if arguments.worker:
-        what, steps, cohort = arguments.worker.split()
+        what, *numbers = arguments.worker.split()
         measure = measure_time if what == "time" else measure_memory
-        print(json.dumps(measure(arguments, int(steps), int(cohort))))
+        print(json.dumps(measure(arguments, *map(int, numbers))))
         return
     console = Console()
     source = "MNIST" if arguments.data_dir else "random bytes of MNIST's shape"
@@ -192,7 +192,7 @@ def main(arguments: Arguments) -> None:
     rows = []
     for steps in map(int, arguments.local_steps.split(",")):
         for cohort in map(int, arguments.cohorts.split(",")):
-            row = {"local_steps": steps, "cohort": cohort}
+            row: dict[str, Any] = {"local_steps": steps, "cohort": cohort}
             for what in ("time", "memory"):
                 command = [sys.executable, __file__, "--worker", f"{what} {steps} {cohort}"]
                 command += ["--repeats", str(arguments.repeats), "--client-chunk", str(arguments.client_chunk)]

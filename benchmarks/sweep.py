@@ -72,8 +72,9 @@ def single(task: tasks.Classification, config: fed.SimulationConfig) -> tuple[An
     begin = time.perf_counter()
     zero = jnp.int32(0)
     key, population = arguments(0)
-    program = jax.jit(segment, donate_argnums=0)
-    program = program.lower(start(key), jnp.float32(0.1), key, population, zero, zero).compile()
+    program = (
+        jax.jit(segment, donate_argnums=0).lower(start(key), jnp.float32(0.1), key, population, zero, zero).compile()
+    )
     compile_seconds = time.perf_counter() - begin
 
     def run(rate: float, seed: int) -> list[float]:
