@@ -346,6 +346,7 @@ def test_a_method_is_replayed_to_the_bit(name, directions):
         batch_size=8,
         eval_every=8,
         directions=kept,
+        local_learning_rate=0.02,
         rounds_per_dispatch=4,
     )
     result = fed.Simulation(linear_task(), method, digits_population(), config).run()

@@ -23,7 +23,7 @@ def problem(seed):
     return params, jax.random.normal(keys[2], (5, 3))
 
 
-@functools.partial(jax.jit, static_argnames=("mu", "method"))
+@functools.partial(jax.jit, static_argnames=("mu", "difference"))
 def scalars(params, batch, key, curvature, step, *, mu, method):
     return zo.scalars(
         loss, params, batch, key, step=step, curvature=curvature, num_perturbations=3, mu=mu, difference=method
