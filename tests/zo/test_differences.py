@@ -24,9 +24,9 @@ def problem(seed):
 
 
 @functools.partial(jax.jit, static_argnames=("mu", "difference"))
-def scalars(params, batch, key, curvature, step, *, mu, method):
+def scalars(params, batch, key, curvature, step, *, mu, difference):
     return zo.scalars(
-        loss, params, batch, key, step=step, curvature=curvature, num_perturbations=3, mu=mu, difference=method
+        loss, params, batch, key, step=step, curvature=curvature, num_perturbations=3, mu=mu, difference=difference
     )
 
 
