@@ -1,7 +1,7 @@
 """The interface of a measure, its inputs in a round, and its outputs."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -164,6 +164,7 @@ class Measured(NamedTuple):
     valid: Bool[Array, "C"] | None = None
 
 
+@runtime_checkable
 class Measure(Protocol):
     """The computation of a client in a round, whose result is its message."""
 

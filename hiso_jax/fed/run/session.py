@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,7 +101,7 @@ class Session:
         callbacks: Sequence[Callback] = (),
         should_stop: Callable[[], bool] = lambda: False,
         dispatch: Dispatch | None = None,
-    ) -> Self:
+    ) -> "Session":
         """A compiled session, at the beginning of the run or where a resumed run had ended.
 
         Args:
@@ -166,7 +166,7 @@ class Session:
         self.compile_seconds = time.perf_counter() - before
         self._carry = self._take_up(carry)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Session":
         """The session; its files are closed on exit."""
         return self
 
