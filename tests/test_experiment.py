@@ -89,7 +89,7 @@ def test_it_is_frozen_and_made_anew():
             {"algorithm": hiso_jax.hiso(0.1), "combine": "median"},
             "combine must be a part of the algorithm that is given",
         ),
-        ({"algorithm": "hiso", "local_learning_rate": 0.1}, "local_learning_rate is read with `local_steps` above 1"),
+        ({"algorithm": "hiso", "local_learning_rate": 0.1}, "local_learning_rate is read by methods that send scalars"),
         ({"algorithm": hiso_jax.hiso(0.1), "learning_rate": 0.1}, "learning_rate must not be given beside an"),
         ({"population": fed.iid(1437, 9), "clients": 9}, "population must not be given beside `partition` or"),
         ({"algorithm": "hiso+median", "attackers": 0.2}, "attackers must be given with `attack`"),
