@@ -189,7 +189,8 @@ def ratio(own: list[float], other: list[float]) -> tuple[float, float, float]:
     """Geometric mean of the paired ratios, with a 95 % interval."""
     logs = np.log(own) - np.log(other)
     half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else math.nan
-    return tuple(float(np.exp(logs.mean() + side * half)) for side in (0, -1, 1))  # type: ignore[return-value]
+    low, middle, high = np.exp(logs.mean() + half * np.array([-1, 0, 1]))
+    return float(middle), float(low), float(high)
 
 
 def main(arguments: Arguments) -> None:

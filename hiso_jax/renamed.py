@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hiso_jax.checks import ParameterError
 
@@ -71,4 +71,4 @@ def with_renamed(function: F) -> F:
         refuse_renamed(named)
         return function(*arguments, **named)
 
-    return call  # type: ignore[return-value]
+    return cast(F, call)

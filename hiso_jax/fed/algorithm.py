@@ -111,11 +111,11 @@ class Algorithm:
             raise ParameterError(
                 "wire", "of few bits is for methods that send scalars; this one sends trees like the parameters"
             )
-        if self.is_private and self.wire.relay == "messages":
+        if self.is_private and self.wire.must_relay:
             raise ParameterError(
                 "relay", "must be aggregate for a private mean: relayed messages reveal every client's scalars to all"
             )
-        if not self.combine.linear and self.wire.relay == "messages":
+        if not self.combine.linear and self.wire.must_relay:
             raise ParameterError("relay", "must be aggregate unless the combiner is the mean")
 
     @property

@@ -58,7 +58,6 @@ class Wire:
 
     up_bits: int = 32
     down_bits: int = 32
-    relay: ClassVar[Relay | None] = None
     is_coded: ClassVar[bool] = False
     """Whether scalars are sent as codes and one step."""
     part: ClassVar[Literal["wire"]] = "wire"
@@ -71,6 +70,11 @@ class Wire:
     def is_exact(self) -> bool:
         """Whether every value arrives unchanged, and so may be sent separately."""
         return True
+
+    @property
+    def must_relay(self) -> bool:
+        """Whether the server may broadcast only the clients' messages, not their aggregate."""
+        return False
 
     @property
     def description(self) -> list[Any]:
@@ -143,7 +147,7 @@ class FewBits(Wire):
     scalar_bits: int | None = None
     bytes_up: int | None = None
     aggregate_bits: int = 32
-    relay: Relay | None = None  # type: ignore[misc]
+    relay: Relay | None = None
     is_coded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -173,6 +177,11 @@ class FewBits(Wire):
     def is_exact(self) -> bool:
         """Whether scalars are floats up and down: the step of coded scalars is known only after the entire message."""
         return self.scalar_bits == 32 and self.aggregate_bits == 32
+
+    @property
+    def must_relay(self) -> bool:
+        """Whether the server may broadcast only the clients' messages, not their aggregate."""
+        return self.relay == "messages"
 
     @property
     def description(self) -> list[Any]:

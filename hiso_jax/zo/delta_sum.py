@@ -78,7 +78,7 @@ def _sum(terms: Factors, like: Array) -> Array:
     if len(rows) <= UNROLLED:
         return outer(jnp.moveaxis(rows, 0, -1), jnp.moveaxis(columns, 0, -1)).reshape(like.shape)
 
-    def dealt(x: Array) -> Array:
+    def in_chunks(x: Array) -> Array:
         pieces = -(-len(x) // UNROLLED)
         filled = jnp.pad(x, [(0, pieces * UNROLLED - len(x))] + [(0, 0)] * (x.ndim - 1))
         return filled.reshape(pieces, UNROLLED, *x.shape[1:])
@@ -89,4 +89,4 @@ def _sum(terms: Factors, like: Array) -> Array:
         return total, None
 
     zero = jnp.zeros((*rows.shape[1:], columns.shape[-1]), rows.dtype)
-    return lax.scan(body, zero, (dealt(rows), dealt(columns)))[0].reshape(like.shape)
+    return lax.scan(body, zero, (in_chunks(rows), in_chunks(columns)))[0].reshape(like.shape)

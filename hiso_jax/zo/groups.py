@@ -8,7 +8,9 @@ E‖Δ‖² / ‖∇f‖² = d / (G·P) + (1 − 1/G)(B + 1) / P + 1. A low-rank
 Just One Byte (arXiv 2306.10015) and FedKSeed (arXiv 2312.06353) have own directions for each client.
 """
 
+import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -79,14 +81,14 @@ class Direction(NamedTuple):
                 own, group = each
                 alone = jax.tree.map(lambda v: v[None], own)
                 products = map(_products, jax.tree.leaves(alone), leaves_of(drawn(group)))
-                return sum(part.sum() for part in products)  # type: ignore[return-value]
+                return reduce(operator.add, [part.sum() for part in products])
 
             return lax.map(one, (vectors, groups))
         products = list(map(_products, jax.tree.leaves(vectors), leaves_of(self.whole)))
         if self.signs is not None:
             flips = jax.vmap(self.signs.flipped)(groups)
             products = [jnp.where(flip.reshape(x.shape), -x, x) for flip, x in zip(flips, products, strict=True)]
-        return sum(x.reshape(len(x), -1).sum(1) for x in products)  # type: ignore[return-value]
+        return reduce(operator.add, [x.reshape(len(x), -1).sum(1) for x in products])
 
     def add_to(self, total: Total, numbers: Float[Array, "G"], num_perturbations: int) -> tuple[Total, list]:
         """``total + Σ_g numbers_g / (G·P) · z_{k,g,p}``: one step of the sum Δ.

@@ -123,16 +123,16 @@ def test_a_channel_may_invalidate_a_message():
 
 
 def test_senders_are_client_numbers_with_their_places_beside_them():
-    told = []
+    seen = []
 
     def asking(messages, senders, key):
-        jax.debug.callback(lambda *each: told.append(each), senders.client_ids, senders.places)
+        jax.debug.callback(lambda *each: seen.append(each), senders.client_ids, senders.places)
         return messages
 
     result = run(fed.Algorithm(hiso_jax.decomfl(0.02), send=(fed.Send(asking),)), rounds=3, eval_every=3)
     jax.effects_barrier()
-    assert {tuple(numbers.tolist()) for numbers, _ in told} == set(map(tuple, result.records.cohort.tolist()))
-    assert all(places.tolist() == [0, 1, 2, 3, 4] for _, places in told)
+    assert {tuple(numbers.tolist()) for numbers, _ in seen} == set(map(tuple, result.records.cohort.tolist()))
+    assert all(places.tolist() == [0, 1, 2, 3, 4] for _, places in seen)
 
 
 def test_numbers_one_by_one_have_keys_of_their_own():

@@ -74,8 +74,8 @@ def test_a_number_in_a_body_counts_and_a_circle_ends():
 @pytest.mark.thorough
 def test_another_process_finds_the_same():
     code = "from hiso_jax import algorithms as a; print(a.load('mosaic').build(0.1, {}).part_digests)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == str(algorithms.load("mosaic").build(0.1, {}).part_digests)
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == str(algorithms.load("mosaic").build(0.1, {}).part_digests)
 
 
 def trained_by(algorithm, storage, rounds=6, stop_at=None, **settings):

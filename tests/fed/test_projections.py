@@ -216,7 +216,9 @@ def test_what_does_not_suit_is_refused():
         run(projected(fed.Algorithm(hiso_jax.decomfl(0.1))), directions="keep")
     with pytest.raises(hiso_jax.ParameterError, match="measure must not be given for a method that has a measure"):
         algorithms.load("hizoo").build(0.1, {"measure": "projections"})
-    with pytest.raises(hiso_jax.ParameterError, match="local_learning_rate must be given for projections of 1 local"):
+    with pytest.raises(
+        hiso_jax.ParameterError, match="local_learning_rate must be given for projections of an optimizer's steps"
+    ):
         hiso_jax.make_round(
             lambda x, t: x.sum() + t,
             projected(fed.Algorithm(hiso_jax.decomfl(0.1)), optax.adam),

@@ -103,7 +103,7 @@ def _floats(numbers: Any) -> bytes:
     return np.asarray(numbers).astype("<f4").tobytes()
 
 
-def _told(updates: Updates) -> bytes:
+def _update_bytes(updates: Updates) -> bytes:
     """The bytes that the server broadcasts for all rounds of ``updates``."""
     aggregate, applied = updates.aggregate, updates.applied
     if isinstance(aggregate, Relayed):
@@ -148,7 +148,7 @@ def catch_up_message(
         raise ValueError(f"a message has a seed key of {SEED_BYTES} bytes; got {len(seed)}")
     first = synced_to or 0
     missed = updates.between(first, round_number)
-    count, body = len(missed.round), _told(missed)
+    count, body = len(missed.round), _update_bytes(missed)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(checkpoint))
     pool = None if algorithm is None else algorithm.pool_of(checkpoint[1])
     if algorithm is not None and pool is not None and sums_bytes(pool.seeds) < min(whole, len(body)):

@@ -175,7 +175,10 @@ class Measure(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The options of a run that it reads, among "perturbations", "mu", "difference" and "directions"."""
+        """The options of a run that it reads.
+
+        They are among "perturbations", "mu", "difference", "directions" and "local_learning_rate".
+        """
         ...
 
     @property
@@ -188,7 +191,15 @@ class Measure(Protocol):
         ...
 
     def check(self, estimator: Estimator, directions: str | None) -> None:
-        """Refuse an estimator or a mode of directions that does not suit."""
+        """Refuse an estimator or a mode of directions that does not suit.
+
+        Args:
+          estimator: how the clients would measure.
+          directions: "keep" or "regenerate", as the run's configuration says; None leaves it to the round.
+
+        Raises:
+          ParameterError: an option of the run is out of range for this measure.
+        """
         ...
 
     def directions(self, local_steps: int, num_perturbations: int) -> int:

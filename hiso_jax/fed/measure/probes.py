@@ -219,7 +219,7 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
 
         return in_pieces(piece, batch, context.execution.flat)
 
-    def dealt(a: Array) -> Array:
+    def in_groups(a: Array) -> Array:
         return a.reshape(rows, columns, *a.shape[1:]).swapaxes(0, 1)
 
     # Columns that share every product with a weight matrix form one flat batch.
@@ -227,7 +227,7 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
     shared = shares_matmuls(context.params, direction, context.perturbed_as)
     together = context.execution.flat if shared else context.execution.vmapped
     # Arranged by group once for each round, not for each forward pass.
-    each = jax.tree.map(dealt, filled((batch, places), rows * columns)) if groups > 1 else None
+    each = jax.tree.map(in_groups, filled((batch, places), rows * columns)) if groups > 1 else None
 
     def evaluate(direction: Direction | None, scale: Any) -> Float[Array, "C"]:
         if direction is None or groups == 1:

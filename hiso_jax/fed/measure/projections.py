@@ -51,13 +51,15 @@ class Projections:
         """Refuse what does not suit.
 
         Raises:
-          ParameterError: several local steps without a rate, or directions kept.
+          ParameterError: several local steps or another optimizer than SGD without a local rate, or directions kept.
         """
-        needed = estimator.local_steps > 1 or self.optimizer is not None
-        if needed and estimator.local_learning_rate is None:
-            raise ParameterError(
-                "local_learning_rate", f"must be given for projections of {estimator.local_steps} local steps"
-            )
+        if estimator.local_learning_rate is None:
+            if estimator.local_steps > 1:
+                raise ParameterError(
+                    "local_learning_rate", f"must be given for projections of {estimator.local_steps} local steps"
+                )
+            if self.optimizer is not None:
+                raise ParameterError("local_learning_rate", "must be given for projections of an optimizer's steps")
         if directions == "keep":
             raise ParameterError("directions", "must be regenerate for projections, got keep")
 

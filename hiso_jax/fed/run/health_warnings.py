@@ -14,7 +14,7 @@ from hiso_jax.fed.population import REPORTED
 from hiso_jax.zo import directional_derivatives, is_half, suggested_mu, unmoved_share
 
 logger = logging.getLogger("hiso_jax")
-# A scalar cannot be told from rounding error if its difference of losses is at most this many last places of the loss.
+# A scalar may be rounding error if its difference of losses is at most this many last places of the loss.
 LAST_PLACES = 2
 # A warning is logged if μ leaves more than this share of the parameters unchanged.
 UNMOVED = 0.1

@@ -50,8 +50,8 @@ def _kept(folder: Path, new: list[int]) -> list[int]:
     path = folder / SECRET
     if exists(folder / LEDGER) and not exists(path):
         raise ValueError(
-            f"{path} is missing: without its secret a private run cannot go on, since a round told twice with two "
-            "noises tells more; show, replay and export need none"
+            f"{path} is missing: without its secret a private run cannot go on, since a round that is broadcast with "
+            "two noises reveals more; show, replay and export need none"
         )
     folder.mkdir(parents=True, exist_ok=True)
     try:
