@@ -1,4 +1,4 @@
-"""The state of a resumed run, from a snapshot and the ledger's rounds after it."""
+"""The evaluations and the state of a resumed run: the state from a snapshot and the ledger's rounds after it."""
 
 import logging
 
@@ -11,15 +11,38 @@ from jaxtyping import Array, PyTree
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Senders
 from hiso_jax.fed.keys import channel_key
-from hiso_jax.fed.ledger import Records, RunStore, fingerprint, replay
+from hiso_jax.fed.ledger import Evaluation, Records, RunStore, fingerprint, replay
 from hiso_jax.fed.round import Channel, groups_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.dispatch import RunState
 from hiso_jax.fed.run.prepared import PreparedRun
 from hiso_jax.fed.run.traffic import last_synced_rounds
+from hiso_jax.fed.task import metric_of
 from hiso_jax.fed.update import ServerState
 
 logger = logging.getLogger("hiso_jax")
+
+
+def regular_evaluations(prepared: PreparedRun, store: RunStore) -> list[Evaluation]:
+    """The evaluations of the run that ``store`` found, as an uninterrupted run would have them.
+
+    A run that stopped between evaluations and was resumed has more. Beside the regular evaluations, only that of the
+    last round is kept.
+
+    Raises:
+      ValueError: an evaluation lacks the task's metric.
+    """
+    found, config, last = store.found, prepared.config, store.ledger.rounds
+    assert found is not None
+    over = last >= config.rounds or found.seal is not None
+    kept = [row for row in found.evaluations if row.round % config.eval_every == 0 or (over and row.round == last)]
+    if kept:
+        # Checked although the digests match: a forged ledger may have new digests.
+        name = metric_of(prepared.task, kept[0].metrics).name
+        for row in kept:
+            if name not in row.metrics:
+                raise ValueError(f"{found.path} is refused: its evaluation after round {row.round} has no {name}")
+    return kept
 
 
 def restored(prepared: PreparedRun, store: RunStore, carry: RunState) -> RunState:

@@ -22,7 +22,7 @@ from hiso_jax.fed.run.prepared import PreparedRun
 from hiso_jax.fed.run.privacy_spent import privacy_spent
 from hiso_jax.fed.run.programs import costs_of, first_state, header_for, initial_parameters, trace
 from hiso_jax.fed.run.progress_estimate import RoundTimes, expected_seconds, next_length
-from hiso_jax.fed.run.restore import restored
+from hiso_jax.fed.run.restore import regular_evaluations, restored
 from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.task import metric_of, summarise
 from hiso_jax.fed.task_checks import check_initial
@@ -161,8 +161,7 @@ class Session:
             in_all_processes(lambda: store.begin(header, found, like=like))
         # A finished run needs neither rounds nor evaluations.
         if store.found is None or store.found.seal is None:
-            compiled, self._evaluate = programs.compile(prepared)
-            self._dispatch: Callable[..., Any] = compiled if dispatch is None else dispatch
+            self._dispatch, self._evaluate = programs.compile(prepared, dispatch)
         self.compile_seconds = time.perf_counter() - before
         self._carry = self._take_up(carry)
 
@@ -238,25 +237,11 @@ class Session:
 
     def _take_up(self, carry: RunState) -> RunState:
         """The state that the stored run had reached; ``carry`` is the state at its beginning."""
-        store, config = self._store, self.prepared.config
+        store = self._store
         self.round, self._untimed = store.ledger.rounds, 0
         if store.found is None:
             return carry
-        evaluations = store.found.evaluations
-        # A run that stopped between evaluations and was resumed has more evaluations than an uninterrupted run. Beside
-        # the regular evaluations, only that of the last round is kept.
-        over = self.round >= config.rounds or store.found.seal is not None
-        self.history = [
-            row for row in evaluations if row.round % config.eval_every == 0 or (over and row.round == self.round)
-        ]
-        if self.history:
-            # Checked although the digests match: a forged ledger may have new digests.
-            name = metric_of(self.prepared.task, self.history[0].metrics).name
-            for row in self.history:
-                if name not in row.metrics:
-                    raise ValueError(
-                        f"{store.found.path} is refused: its evaluation after round {row.round} has no {name}"
-                    )
+        evaluations, self.history = store.found.evaluations, regular_evaluations(self.prepared, store)
         if evaluations:
             self.seconds = evaluations[-1].seconds
         if not self.round:

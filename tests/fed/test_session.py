@@ -1,0 +1,78 @@
+"""A session whose dispatch comes from outside: a server that has the messages and no clients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hiso_jax
+from hiso_jax import algorithms, fed
+from hiso_jax.fed import round as rounds
+from hiso_jax.fed.keys import channel_key, round_key
+from hiso_jax.fed.measure import Cohort, Keys
+from hiso_jax.fed.run import monitor, programs
+from hiso_jax.fed.run.dispatch import RoundLog, RunState
+from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+
+LENGTH = 4
+
+
+def simulation(algorithm):
+    config = fed.SimulationConfig(
+        rounds=10, cohort=4, perturbations=4, batch_size=8, eval_every=5, rounds_per_dispatch=LENGTH
+    )
+    return fed.Simulation(linear_task(), algorithm, digits_population(), config)
+
+
+def from_messages(prepared, records):
+    """A dispatch that settles the recorded messages of a run, as a server does with those that it receives."""
+    settle = jax.jit(rounds.server_settle(prepared.algorithm, prepared.estimator, prepared.settings))
+
+    def dispatch(carry, begin, end, inputs):
+        logs = []
+        for number in range(int(begin), int(end)):
+            clients, at = jnp.asarray(records.cohort[number]), jnp.int32(number)
+            messages = jax.tree.map(lambda column, n=number: jnp.asarray(column[n]), records.scalars)
+            valid = jnp.asarray(records.valid[number])
+            # The ledger holds the mean of the four losses, and the mean of four times that mean has the same bits.
+            losses = jnp.full(len(clients), records.loss[number])
+            keys = Keys(round_key(inputs.seed_key, at), channel_key(inputs.seed_key, at), at)
+            cohort = Cohort(clients, valid.astype(jnp.float32), clients)
+            server, record = settle(carry.server, cohort, keys, rounds.Arrived(messages, valid, losses))
+            watched = monitor.watch(carry.monitor, at, record, valid, server.params, server.state)
+            last = carry.synced_to[clients]
+            logs.append(RoundLog(clients, jnp.asarray(records.attendance[number]), last, jnp.float32(0), record))
+            carry = RunState(server, watched, carry.synced_to.at[clients].set(at))
+        return carry, jax.tree.map(lambda *each: jnp.stack(each), *logs)
+
+    return dispatch
+
+
+@pytest.mark.parametrize("name", ["hiso", "mosaic"])
+def test_a_server_with_the_messages_makes_the_same_run(monkeypatch, name):
+    algorithm = algorithms.load(name).build(0.01, {})
+    expected = simulation(algorithm).run()
+    assert expected.records.valid.all()
+
+    prepared, compiled = simulation(algorithm)._prepared, []
+    monkeypatch.setattr(programs, "ThreadPoolExecutor", compiled.append)
+    with fed.Session.begin(prepared, dispatch=from_messages(prepared, expected.records)) as session:
+        result = session.run()
+    assert not compiled, "the simulated dispatch was compiled, too"
+    assert_trees_identical(result.params, expected.params)
+    assert_trees_identical(result.state, expected.state)
+    assert_trees_identical(result.records.aggregate, expected.records.aggregate)
+    assert [row.metrics for row in result.metrics] == [row.metrics for row in expected.metrics]
+    assert [row.train_loss for row in result.metrics[1:]] == [row.train_loss for row in expected.metrics[1:]]
+    assert result.traffic == expected.traffic
+
+
+def test_a_dispatch_from_outside_replaces_the_simulated_one():
+    """What it returns is what happened: a session that is given other messages is another run."""
+    algorithm = fed.Algorithm(hiso_jax.hiso(0.01))
+    expected = simulation(algorithm).run()
+    altered = expected.records._replace(scalars=-expected.records.scalars)
+    prepared = simulation(algorithm)._prepared
+    with fed.Session.begin(prepared, dispatch=from_messages(prepared, altered)) as session:
+        result = session.run()
+    np.testing.assert_array_equal(result.records.aggregate[0], -expected.records.aggregate[0])
