@@ -69,9 +69,11 @@ class Listed:
 
 
 def texts_of(documented: Any) -> dict[str, str]:
-    """The text of each parameter in a docstring."""
+    """The text of each parameter in a docstring, and in that of the function that it wraps, see ``functools.wraps``."""
     parsed = docstring_parser.parse(documented.__doc__ or "")
-    return {each.arg_name: " ".join((each.description or "").split()) for each in parsed.params}
+    own = {each.arg_name: " ".join((each.description or "").split()) for each in parsed.params}
+    wrapped = getattr(documented, "__wrapped__", None)
+    return own if wrapped is None else {**texts_of(wrapped), **own}
 
 
 def defaults(**values: Any) -> Callable[[AnyFactory], AnyFactory]:

@@ -34,7 +34,7 @@ def mosaic(
     Args:
       learning_rate: η.
       scalar_bits: bits of a scalar in a client's message, 1, 2, 4 or 8, with one float32 step for all scalars; 32 means
-        floats without a step; by default as many bits as fit in 20 bytes, 2 for 64 scalars.
+        floats without a step; by default as many bits as fit in 20 bytes, such as 2 for 64 scalars.
       bytes_up: largest size of a client's message in bytes; a scalar gets as many bits as fit.
       clipping: clipping of messages to their median length.
       direction_groups: number of groups of a cohort, each with its own directions; own gives every client its own

@@ -1,5 +1,7 @@
 """A partition, an availability, a schedule and a task of one's own, in a file outside the package."""
 
+import dataclasses
+import functools
 import json
 
 import pytest
@@ -154,6 +156,30 @@ def test_two_choices_must_agree_on_an_option_that_both_have():
     assert {name: option.default for name, option in both.items()} == {"share": 0.5, "rest": 1}
     with pytest.raises(ParameterError, match="kind third and kind first must agree on what share is, and do not"):
         choices.shared_options([kind.load("first"), kind.load("third")])
+
+
+def test_a_factory_that_wraps_another_has_its_options_and_their_help():
+    """As ``local_mosaic`` wraps ``mosaic``; its own text of an option replaces the other's."""
+
+    @functools.wraps(algorithms.mosaic, assigned=["__annotations__"], updated=())
+    def wrapping(learning_rate, **options):
+        """Another.
+
+        Args:
+          clipping: clipping as it is here.
+        """
+        return learning_rate, options
+
+    kind = choices.Kind("algorithm", {"mosaic": algorithms.mosaic, "wrapping": wrapping}, ("learning_rate",))
+    found, original = kind.load("wrapping"), kind.load("mosaic")
+    assert found.inputs == ("learning_rate",)
+    text = found.options["clipping"].text
+    assert text == "clipping as it is here."
+    assert found.options == {
+        **original.options,
+        "clipping": dataclasses.replace(original.options["clipping"], text=text),
+    }
+    assert found.build({"momentum": 0.5, "rank": 3}, 0.1) == (0.1, {"momentum": 0.5})
 
 
 def test_a_name_may_be_typed_with_dashes_or_underscores():
