@@ -1,19 +1,16 @@
 """``hiso-jax run``: run one method and write one run directory."""
 
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from rich.console import Console
 
-from hiso_jax import algorithms, fed
-from hiso_jax.algorithms import Method
+from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import is_foreign
 from hiso_jax.cli import errors
@@ -23,53 +20,10 @@ from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import Display, working
 from hiso_jax.cli.restore import resumed
 from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
-from hiso_jax.experiment import (
-    KINDS,
-    NESTED,
-    Setting,
-    about_of,
-    build_algorithm,
-    build_population,
-    build_simulation,
-    check_methods,
-    choice_of,
-    notes,
-    of_clients,
-    participation_of,
-    probe_rate,
-    target_of,
-    tried_rates,
-    wanted_rate,
-)
+from hiso_jax.experiment import KINDS, NESTED, Experiment, choice_of, notes, tried_rates
 from hiso_jax.fed.devices import in_all_processes
 from hiso_jax.fed.ledger import Lost, lock
-from hiso_jax.fed.population import AnyPopulation
-from hiso_jax.reports import (
-    Report,
-    as_json,
-    create_directory,
-    human_bytes,
-    human_count,
-    loggers,
-)
-
-
-class _Going(NamedTuple):
-    """A run that is set up.
-
-    Attributes:
-      options: options of the run.
-      simulation: the simulation.
-      directory: directory of the run.
-      setting: the method, its rate and the seed.
-      begin: ``time.perf_counter()`` when the command began.
-    """
-
-    options: Run
-    simulation: fed.Simulation
-    directory: Path
-    setting: Setting
-    begin: float
+from hiso_jax.reports import Report, create_directory, human_bytes, human_count, loggers
 
 
 def run(options: Run, console: Console) -> int:
@@ -88,24 +42,17 @@ def run(options: Run, console: Console) -> int:
             options.join()
             if options.resume is not None:
                 options = in_all_processes(resumed, options)
-            method = algorithms.load(options.algorithm)
-            wanted = _wanted_rate(options, method)
-            # Checks the options before any long work.
-            algorithm = build_algorithm(options, method, 1e-3 if wanted == "auto" else wanted)
-            mesh, task, population = in_all_processes(_spec, options, console)
-            check_methods(options, task, [method])
-            about = about_of(options, method) | of_clients(options, algorithm)
-            about |= {"learning_rate": wanted, "target": target_of(options, task)}
-            directory = in_all_processes(_directory, options, method, about)
+            mesh = in_all_processes(options.mesh)
+            experiment = in_all_processes(_experiment, options, console)
+            directory = in_all_processes(_directory, options, experiment)
             in_all_processes(_hold, directory, held)
-            rate, found = _rate(options, method, task, population, console) if wanted == "auto" else (wanted, {})
-            about |= {"learning_rate": rate, **found}
+            if experiment.learning_rate == "auto":
+                experiment = _found(experiment, console)
             resume = options.resume is not None
-            storage = fed.Storage(directory, about, options.snapshot_every, resume, options.from_snapshot)
-            setting = Setting(method, rate, options.seed)
-            simulation = in_all_processes(build_simulation, options, task, population, setting, mesh, storage)
+            storage = fed.Storage(directory, experiment.about, options.snapshot_every, resume, options.from_snapshot)
+            simulation = in_all_processes(partial(experiment.simulation, mesh=mesh, storage=storage))
         try:
-            return _run(_Going(options, simulation, directory, setting, begin), console)
+            return _run(options, experiment, simulation, directory, begin, console)
         except OSError as error:
             if error.filename is None:
                 raise  # not about a file of the run
@@ -123,27 +70,25 @@ def run(options: Run, console: Console) -> int:
             raise
 
 
-def _wanted_rate(options: Run, method: Method) -> Any:
-    """The learning rate in the options, a number or auto.
+def _experiment(options: Run, console: Console) -> Experiment:
+    """The experiment, with all files read: one process may fail alone here, and not while the simulation is built.
 
     Raises:
-      ParameterError: there is no rate, or auto cannot search for one.
+      ParameterError: an option is out of range, or auto cannot search for a rate.
     """
-    wanted = wanted_rate(options, method)
-    if wanted == "auto" and (jax.process_count() > 1 or options.model_shards > 1):
+    experiment = Experiment.of(options, task=lambda settings: load_task(settings, console))
+    if experiment.learning_rate == "auto" and (jax.process_count() > 1 or options.model_shards > 1):
         raise ParameterError(
             "learning_rate", "must be a number where several processes or shards of a model run; got auto"
         )
-    return wanted
+    return experiment
 
 
-def _rate(
-    options: Run, method: Method, task: Any, population: AnyPopulation, console: Console
-) -> tuple[float, dict[str, Any]]:
-    """The learning rate that a search finds, and the record of the search."""
-    tried = tried_rates(options, method)
+def _found(experiment: Experiment, console: Console) -> Experiment:
+    """The experiment with the learning rate that a search finds."""
+    tried = tried_rates(experiment.settings, experiment.method)
     with working(console, f"trying learning rates {', '.join(f'{rate:g}' for rate in tried)}"):
-        probe = probe_rate(options, method, task, population, lambda done, rounds: None)
+        probe = experiment.find_rate()
     losses = ", ".join(f"{loss:.3f}" if np.isfinite(loss) else "diverged" for loss in probe.losses)
     console.print(
         f"from loss {probe.start:.3f}, {probe.rounds} rounds of each lead to {losses}; {probe.learning_rate:g} is "
@@ -152,7 +97,7 @@ def _rate(
         soft_wrap=True,
         highlight=False,
     )
-    return probe.learning_rate, {"probe": as_json(asdict(probe))}
+    return experiment.at(probe)
 
 
 def _again(options: Run, directory: Path) -> str:
@@ -162,18 +107,20 @@ def _again(options: Run, directory: Path) -> str:
     return f"hiso-jax run --resume {directory}{own}"
 
 
-def _run(going: _Going, console: Console) -> int:
-    options, simulation, directory, setting = going.options, going.simulation, going.directory, going.setting
-    primary, report = jax.process_index() == 0, Report(began=going.begin)
-    asked = f"rate {setting.rate:g}, {options.schedule}" if options.schedule != "constant" else f"rate {setting.rate:g}"
-    title = f"{options.task} {setting.method.name}"
+def _run(
+    options: Run, experiment: Experiment, simulation: fed.Simulation, directory: Path, begin: float, console: Console
+) -> int:
+    primary, report = jax.process_index() == 0, Report(began=begin)
+    rate = f"{experiment.learning_rate:g}"
+    asked = f"rate {rate}, {options.schedule}" if options.schedule != "constant" else f"rate {rate}"
+    title = f"{options.task} {experiment.method.name}"
     display = Display(console, title, simulation.task, asked) if primary else nullcontext()
     if primary:
         for note in notes(simulation.task, simulation.population):
             console.print(note, soft_wrap=True, highlight=False)
         taking_up = [_TakingUp(console)] if options.resume is not None else []
         with errors.refusing():
-            also = loggers(options.log, directory, {"learning_rate": setting.rate, **about_of(options, setting.method)})
+            also = loggers(options.log, directory, experiment.about)
         simulation.callbacks = (report, *taking_up, cast(Display, display), *also)
     with display, stop_on_interrupt(simulation.stop), errors.refusing():
         result = simulation.run()
@@ -184,14 +131,14 @@ def _run(going: _Going, console: Console) -> int:
     print_summary(console, report.summary, directory)
     if result.diverged_at is not None:
         console.print(
-            f"diverged at round {result.diverged_at}: the learning rate {setting.rate:g} is probably too high",
+            f"diverged at round {result.diverged_at}: the learning rate {rate} is probably too high",
             soft_wrap=True,
         )
     elif result.interrupted:
         console.print(
             f"interrupted after {result.rounds} rounds; go on with: {_again(options, directory)}", soft_wrap=True
         )
-    hint(setting.rate, result, console)
+    hint(experiment.learning_rate, result, console)
     warn_of_offset(simulation.algorithm, options.difference, result, console)
     return _exit_code(result)
 
@@ -213,20 +160,14 @@ class _TakingUp(fed.Callback):
             self.console.print(f"going on after {session.round:,} rounds", highlight=False)
 
 
-def _spec(options: Run, console: Console) -> tuple[Mesh | None, Any, AnyPopulation]:
-    mesh, task = options.mesh(), load_task(options, console)
-    # Files are read here, where one process may fail alone: while the simulation is built, processes communicate.
-    participation_of(options)
-    return mesh, task, build_population(options, task, options.seed)
-
-
-def _directory(options: Run, method: Method, about: Mapping[str, Any]) -> Path:
+def _directory(options: Run, experiment: Experiment) -> Path:
     """The run's directory. The first process makes it unless the run is resumed; the others do not write."""
     if options.resume is not None:
         return options.resume
     if jax.process_index() != 0:
         return options.out or Path()
-    return create_directory(options.out, f"{choice_of('task', options).title}-{method.title}", about)
+    name = f"{choice_of('task', options).title}-{experiment.method.title}"
+    return create_directory(options.out, name, experiment.about)
 
 
 def _exit_code(result: fed.Result) -> int:

@@ -1,11 +1,9 @@
 """Experiments: choices and options, resolved once, the same way from Python and from the command line."""
 
 from hiso_jax.experiment.build import (
-    Setting,
     build_algorithm,
     build_population,
     build_schedule,
-    build_simulation,
     build_task,
     check_methods,
     is_language_model,
@@ -49,7 +47,6 @@ __all__ = [
     "Clock",
     "Experiment",
     "Resolved",
-    "Setting",
     "Settings",
     "Single",
     "about_of",
@@ -57,7 +54,6 @@ __all__ = [
     "build_algorithm",
     "build_population",
     "build_schedule",
-    "build_simulation",
     "build_task",
     "check_methods",
     "choice_of",

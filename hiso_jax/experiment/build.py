@@ -1,11 +1,10 @@
-"""Builders: options → task, population, algorithm and simulation."""
+"""Builders: options → task, population, algorithm and configuration."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any
 
 import optax
-from jax.sharding import Mesh
 
 from hiso_jax import fed
 from hiso_jax.algorithms import DEFAULT_LOCAL_RATE, LOCAL_RATES, Method
@@ -13,7 +12,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice
 from hiso_jax.experiment.budget import noise_for_budget
 from hiso_jax.experiment.composed import choice_of, given_to
-from hiso_jax.experiment.settings import Settings, participation_of
+from hiso_jax.experiment.settings import Settings
 from hiso_jax.fed.population import AnyPopulation, VirtualPopulation
 from hiso_jax.fed.run import check_messages, sensitivity
 
@@ -170,36 +169,3 @@ def local_rates(options: Settings, algorithm: fed.Algorithm) -> Callable[[Any], 
         return (lambda count: share * rate(count)) if callable(rate) else build_schedule(options, share * rate)
 
     return rate_of
-
-
-class Setting(NamedTuple):
-    """One method with one rate and one seed.
-
-    Attributes:
-      method: the method.
-      rate: its learning rate.
-      seed: the seed of the run.
-    """
-
-    method: Method
-    rate: float
-    seed: int
-
-
-def build_simulation(
-    options: Settings,
-    task: AnyTask,
-    population: AnyPopulation,
-    setting: Setting,
-    mesh: Mesh | None = None,
-    storage: fed.Storage | None = None,
-) -> fed.Simulation:
-    """The simulation of one setting."""
-    algorithm = build_algorithm(replace(options, seed=setting.seed), setting.method, setting.rate)
-    config = replace(
-        simulation_config(options, setting.seed, algorithm),
-        local_learning_rate=local_rates(options, algorithm)(setting.rate),
-    )
-    return fed.Simulation(
-        task, algorithm, population, config, mesh=mesh, participation=participation_of(options), storage=storage
-    )

@@ -1,7 +1,7 @@
 """One experiment: a task, a population, an algorithm, a configuration and a participation, built once and run."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,11 +26,11 @@ from hiso_jax.experiment.composed import KINDS
 from hiso_jax.experiment.rates import probe_rate, wanted_rate
 from hiso_jax.experiment.recorded import about_of, of_clients
 from hiso_jax.experiment.resolve import DECIDING, resolve
-from hiso_jax.experiment.settings import Single, participation_of
+from hiso_jax.experiment.settings import Settings, Single, participation_of
 from hiso_jax.fed.algorithm import as_algorithm
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.run import check_messages
-from hiso_jax.reports import Report
+from hiso_jax.reports import Report, as_json
 
 # Parts that may be given as values; values are too long for ``repr``.
 _PARTS = ("task", "algorithm", "population")
@@ -40,9 +40,15 @@ def _is_value(value: Any) -> bool:
     return value is not None and not isinstance(value, str)
 
 
-def _number(rate: Any) -> float:
-    """``rate``, or a placeholder for ``auto``: any number, because it changes no shape."""
-    return 1e-3 if rate == "auto" else rate
+@dataclass(frozen=True)
+class _Value(Method):
+    """An algorithm that was given as a value: it has its own learning rate."""
+
+    value: Any = None
+
+    def build(self, learning_rate: Any, options: Mapping[str, Any]) -> fed.Algorithm:
+        """The value, which reads no options."""
+        return as_algorithm(self.value)
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -69,8 +75,10 @@ class Experiment:
       population: the assignment of training examples to clients.
       config: the configuration of the run.
       participation: which clients come, and how fast they are.
-      learning_rate: η at the start, None if the algorithm was given as a value.
+      learning_rate: η at the start; None if the algorithm was given as a value; ``"auto"`` until it is found.
       about: the settings as a run's ledger holds them.
+      settings: the settings, without the parts given as values.
+      method: the method by name.
 
     Raises:
       ParameterError: an option is unknown, out of range, or would have no effect with these choices; or the data or
@@ -88,8 +96,10 @@ class Experiment:
     population: AnyPopulation
     config: fed.SimulationConfig
     participation: fed.Participation
-    learning_rate: float | None
+    learning_rate: Any
     about: Mapping[str, Any]
+    settings: Settings
+    method: Method
     given: Mapping[str, Any]
 
     def __init__(
@@ -101,7 +111,7 @@ class Experiment:
         learning_rate: float | str | None = None,
         **options: Any,
     ) -> None:
-        """Resolve the names, and build the parts."""
+        """Resolve the names, build the parts, and search for the learning rate if it is ``"auto"``."""
         given = {
             "task": task,
             "algorithm": algorithm,
@@ -117,7 +127,7 @@ class Experiment:
             if learning_rate is not None:
                 raise ParameterError("learning_rate", "must not be given beside an algorithm that has its own")
             own = Choice(ALGORITHMS, "a method of its own", lambda learning_rate: algorithm)
-            names["algorithm"] = Method(own.name, own)
+            names["algorithm"] = _Value(own.name, own, value=algorithm)
             for name in options:
                 if name in (*names["algorithm"].options, "combine", "attack"):
                     raise ParameterError(name, "must be a part of the algorithm that is given as a value")
@@ -126,42 +136,108 @@ class Experiment:
                 raise ParameterError("population", "must not be given beside `partition` or `clients`")
             names["partition"] = Choice(KINDS["partition"], "population", lambda train: population)
         # From Python it may be a schedule, which no option is.
-        own_steps = options.pop("local_learning_rate", None) if _is_value(algorithm) else None
+        local = options.pop("local_learning_rate", None) if _is_value(algorithm) else None
         settings = resolve(Single, names).settings({**options, **names, "learning_rate": learning_rate})
-        method = settings.algorithm if _is_value(algorithm) else load_method(settings.algorithm)
-        rate = None if _is_value(algorithm) else wanted_rate(settings, method)
-        # Built before any long computation, so that an invalid option fails early.
-        first = as_algorithm(algorithm) if rate is None else build_algorithm(settings, method, _number(rate))
-        made: Any = task if _is_value(task) else build_task(settings)
-        people = population if population is not None else build_population(settings, made, settings.seed)
-        check_messages(made, first, simulation_config(settings, settings.seed, first))
-        if rate == "auto":
-            rate = probe_rate(settings, method, made, people, lambda done, rounds: None).learning_rate
-        built = first if rate is None else build_algorithm(settings, method, rate)
-        if rate is not None:
-            own_steps = local_rates(settings, built)(rate)
-        elif (settings.local_steps or built.local_steps or 1) == 1 and own_steps is not None:
-            raise ParameterError("local_learning_rate", "is read with `local_steps` above 1; it would have no effect")
-        elif own_steps is None:
-            own_steps = own_local_rate(settings, built)
-        config = replace(simulation_config(settings, settings.seed, built), local_learning_rate=own_steps)
-        about = about_of(settings, method) | of_clients(settings, built)
-        about |= {"learning_rate": rate, "target": target_of(settings, made)}
+        made = type(self).of(settings)
+        if local is not None:
+            if (settings.local_steps or made.algorithm.local_steps or 1) == 1:
+                raise ParameterError(
+                    "local_learning_rate", "is read with `local_steps` above 1; it would have no effect"
+                )
+            made = made._with(config=replace(made.config, local_learning_rate=local))
+        if made.learning_rate == "auto":
+            made = made.at(made.find_rate())
+        about = made.about
         if any(map(_is_value, (task, algorithm, population))):
             # Options cannot describe a value: only a program that makes the value again can resume the run.
             about = {name: about[name] for name in ("task", "target", "learning_rate")}
+        vars(self).update({**vars(made), "about": about, "given": given})
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        method: Method | None = None,
+        rate: float | None = None,
+        *,
+        task: Callable[[Settings], Any] = build_task,
+        population: AnyPopulation | None = None,
+    ) -> Self:
+        """The experiment of resolved settings; a rate ``"auto"`` is not searched for, see :meth:`find_rate`.
+
+        Invalid options are refused before the task is loaded.
+
+        Args:
+          settings: the settings, see :func:`resolve`.
+          method: the method, in place of the one in the settings.
+          rate: the learning rate, in place of the one in the settings.
+          task: loads the task that the settings name.
+          population: the assignment of examples, in place of the partition in the settings.
+
+        Raises:
+          ParameterError: as for the class.
+        """
+        chosen: Any = getattr(settings, "algorithm", None)
+        method = method or (chosen if isinstance(chosen, Method) else load_method(chosen))
+        wanted: Any = rate
+        if wanted is None and not isinstance(method, _Value):
+            assert isinstance(settings, Single)
+            wanted = wanted_rate(settings, method)
+        # Any number stands for ``auto`` until the rate is found, because it changes no shape.
+        number = 1e-3 if wanted == "auto" else wanted
+        algorithm = build_algorithm(settings, method, number)
+        made = task(settings)
+        if population is None:
+            population = build_population(settings, made, settings.seed)
+        config = simulation_config(settings, settings.seed, algorithm)
+        check_messages(made, algorithm, config)
+        local = own_local_rate(settings, algorithm)
+        if local is None and number is not None:
+            local = local_rates(settings, algorithm)(number)
         parts = {
             "task": made,
-            "algorithm": built,
-            "population": people,
-            "config": config,
+            "algorithm": algorithm,
+            "population": population,
+            "config": replace(config, local_learning_rate=local),
             "participation": participation_of(settings),
-            "learning_rate": rate,
-            "about": about,
-            "given": given,
+            "learning_rate": wanted,
+            "about": about_of(settings, method)
+            | of_clients(settings, algorithm)
+            | {"learning_rate": wanted, "target": target_of(settings, made)},
+            "settings": settings,
+            "method": method,
+            "given": {},
         }
-        for name, part in parts.items():
-            object.__setattr__(self, name, part)
+        return cls.__new__(cls)._with(**parts)
+
+    def _with(self, **parts: Any) -> Self:
+        made = object.__new__(type(self))
+        vars(made).update({**vars(self), **parts})
+        return made
+
+    def find_rate(self, callback: Callable[[int, int], None] = lambda done, rounds: None) -> fed.RateProbe:
+        """Search for a learning rate, as ``learning_rate="auto"`` does; see :func:`hiso_jax.fed.find_rate`.
+
+        Args:
+          callback: receives the number of finished rounds and of all rounds of the search.
+
+        Raises:
+          ValueError: the loss does not stay finite at any rate.
+        """
+        assert isinstance(self.settings, Single)
+        return probe_rate(self.settings, self.method, self.task, self.population, callback)
+
+    def at(self, probe: fed.RateProbe) -> Self:
+        """The experiment with the learning rate that a search found."""
+        rate = probe.learning_rate
+        algorithm = build_algorithm(self.settings, self.method, rate)
+        local = local_rates(self.settings, algorithm)(rate)
+        return self._with(
+            algorithm=algorithm,
+            config=replace(self.config, local_learning_rate=local),
+            learning_rate=rate,
+            about={**self.about, "learning_rate": rate, "probe": as_json(asdict(probe))},
+        )
 
     def __repr__(self) -> str:
         """The given arguments, without the data."""

@@ -9,7 +9,7 @@ from hiso_jax.algorithms import Method
 from hiso_jax.choices import Choice
 from hiso_jax.experiment.build import own_local_rate
 from hiso_jax.experiment.composed import KINDS, NESTED, choice_of
-from hiso_jax.experiment.settings import Settings, Single
+from hiso_jax.experiment.settings import Settings
 from hiso_jax.renamed import IN_FILES
 
 
@@ -19,7 +19,7 @@ def of_clients(options: Settings, algorithm: fed.Algorithm) -> dict[str, Any]:
     return {"local_steps": steps, "local_learning_rate": own_local_rate(options, algorithm)}
 
 
-def about_of(options: Single, method: Method) -> dict[str, Any]:
+def about_of(options: Settings, method: Method) -> dict[str, Any]:
     """The options as a run's ledger holds them: absolute paths, and the SHA-256 of the user's files, if any."""
     found = {"algorithm": method.sha256, **{kind: choice_of(kind, options).sha256 for kind in KINDS}}
     nested = {kind: getattr(options, kind, None) for kind in NESTED}

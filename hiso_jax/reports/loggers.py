@@ -1,5 +1,6 @@
 """Callbacks that send the evaluations of a run to TensorBoard or Weights & Biases."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class WandB(fed.Callback):
         self._run.finish()
 
 
-def loggers(names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> list[fed.Callback]:
+def loggers(names: tuple[str, ...], folder: Path, config: Mapping[str, Any]) -> list[fed.Callback]:
     """The callbacks with these names.
 
     Args:
@@ -83,5 +84,5 @@ def loggers(names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> lis
     """
     made: list[fed.Callback] = []
     for name in names:
-        made.append(TensorBoard(folder / "tensorboard") if name == "tensorboard" else WandB(config, dir=str(folder)))
+        made.append(TensorBoard(folder / "tensorboard") if name == "tensorboard" else WandB(dict(config), dir=str(folder)))
     return made

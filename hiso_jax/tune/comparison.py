@@ -12,11 +12,10 @@ from hiso_jax import fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError, first_line
 from hiso_jax.experiment import (
-    Setting,
+    Experiment,
     as_written,
     build_algorithm,
     build_population,
-    build_simulation,
     build_task,
     check_methods,
     methods_of,
@@ -192,12 +191,12 @@ class _Runs:
         local = settings.local_learning_rate if tuned.local_learning_rate is None else tuned.local_learning_rate
         whole = replace(settings, rounds=rounds, eval_every=every, schedule=tuned.schedule, local_learning_rate=local)
         for seed in range(settings.seed, settings.seed + settings.seeds):
-            found = self._run(whole, Setting(method, tuned.learning_rate, seed))
+            found = self._run(whole, method, tuned.learning_rate, seed)
             if found is None:
                 return True
             calm = None
             if settings.protocol == "robustness":
-                calm = self._run(whole.in_calm(), Setting(method, tuned.learning_rate, seed), CALM)
+                calm = self._run(whole.in_calm(), method, tuned.learning_rate, seed, CALM)
                 if calm is None:
                     return True
             done.runs.append(found[0] if calm is None else {**found[0], "in_calm": calm[0]})
@@ -205,10 +204,9 @@ class _Runs:
         return False
 
     def _run(
-        self, settings: Compare, setting: Setting, words: str = ""
+        self, settings: Compare, method: Method, rate: float, seed: int, words: str = ""
     ) -> tuple[dict[str, Any], list[fed.Evaluation]] | None:
         """The figures and evaluations of a run, read from its files if it has ended; None if it was interrupted."""
-        method, rate, seed = setting
         place = self.settings.algorithms.index(method.name)
         folder = self.directory / "runs" / f"{place}-{method.title}-seed-{seed}{words.replace(' ', '-')}"
         title = f"{method.name} seed {seed}{' ' if words else ''}{words}"
@@ -221,15 +219,14 @@ class _Runs:
         folder.parent.mkdir(exist_ok=True)
         about = {**as_written(settings), "schedule": settings.schedule, **own}
         storage = fed.Storage(folder, about, resume=resume)
-        population = build_population(settings, self.task, seed)
+        experiment = Experiment.of(replace(settings, seed=seed), method, rate, task=lambda _: self.task)
         report = Report()
-        simulation = build_simulation(settings, self.task, population, setting, storage=storage)
-        simulation.callbacks = (report,)
+        simulation = experiment.simulation(storage=storage, callbacks=(report,))
         with self.watcher.running(title, simulation, f"rate {rate:g}, {settings.schedule}"):
             result = simulation.run()
         if result.interrupted:
             return None
-        worst = None if virtual_note(population) else self._worst_tenth(result.params, population)
+        worst = None if virtual_note(experiment.population) else self._worst_tenth(result.params, experiment.population)
         figures = {**report.summary, "rounds_planned": settings.rounds, "worst_tenth": worst}
         write_json(folder / FIGURES, {"figures": figures, "evaluations": [asdict(row) for row in result.metrics]})
         return figures, result.metrics
