@@ -13,9 +13,8 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Listed
 from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.cli.loading import load_task
 from hiso_jax.cli.options import Run
-from hiso_jax.cli.progress import working
+from hiso_jax.cli.progress import load_task, working
 from hiso_jax.cli.restore import Again, base_of, options_of, recorded
 from hiso_jax.experiment import build_population, recorded_algorithm
 from hiso_jax.fed.diagnosis import Diagnosis, Effort, Examined, Vectors, diagnose, offset_of

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 
 from hiso_jax import fed
 from hiso_jax.cli.interrupt import stop_on_interrupt
+from hiso_jax.experiment import Settings, build_task
 from hiso_jax.reports import human_bytes, human_seconds, plain
 from hiso_jax.tune import Step, Watcher
 
@@ -150,3 +151,13 @@ class ConsoleWatcher(Watcher):
         simulation.callbacks = (*simulation.callbacks, display)
         with display, stop_on_interrupt(simulation.stop):
             yield
+
+
+def load_task(options: Settings, console: Console) -> Any:
+    """Load the task, and show on ``console`` that it takes a while.
+
+    Raises:
+      ParameterError: the data or the model cannot be loaded, or do not belong together.
+    """
+    with working(console, f"loading {options.task}"):
+        return build_task(options)

@@ -15,9 +15,8 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.choices import is_foreign
 from hiso_jax.cli import errors
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
-from hiso_jax.cli.loading import load_task
 from hiso_jax.cli.options import Run
-from hiso_jax.cli.progress import Display, working
+from hiso_jax.cli.progress import Display, load_task, working
 from hiso_jax.cli.restore import resumed
 from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
 from hiso_jax.experiment import KINDS, NESTED, Experiment, choice_of, notes, tried_rates

@@ -1,6 +1,8 @@
 """Experiments: choices and options, resolved once, the same way from Python and from the command line."""
 
 from hiso_jax.experiment.build import (
+    about_of,
+    as_written,
     build_algorithm,
     build_population,
     build_schedule,
@@ -9,13 +11,13 @@ from hiso_jax.experiment.build import (
     is_language_model,
     local_rates,
     notes,
+    of_clients,
     own_local_rate,
     recorded_algorithm,
     simulation_config,
     target_of,
     virtual_note,
 )
-from hiso_jax.experiment.clock import Clock
 from hiso_jax.experiment.composed import (
     KINDS,
     NESTED,
@@ -36,9 +38,8 @@ from hiso_jax.experiment.rates import (
     tried_rates,
     wanted_rate,
 )
-from hiso_jax.experiment.recorded import about_of, as_written, of_clients
 from hiso_jax.experiment.resolve import DECIDING, Resolved, resolve, unknown
-from hiso_jax.experiment.settings import Settings, Single, participation_of
+from hiso_jax.experiment.settings import Clock, Settings, Single, participation_of
 
 __all__ = [
     "DECIDING",

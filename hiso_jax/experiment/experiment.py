@@ -14,17 +14,18 @@ from hiso_jax.algorithms import load as load_method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice
 from hiso_jax.experiment.build import (
+    about_of,
     build_algorithm,
     build_population,
     build_task,
     local_rates,
+    of_clients,
     own_local_rate,
     simulation_config,
     target_of,
 )
 from hiso_jax.experiment.composed import KINDS
 from hiso_jax.experiment.rates import probe_rate, wanted_rate
-from hiso_jax.experiment.recorded import about_of, of_clients
 from hiso_jax.experiment.resolve import DECIDING, resolve
 from hiso_jax.experiment.settings import Settings, Single, participation_of
 from hiso_jax.fed.algorithm import as_algorithm

@@ -6,9 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hiso_jax.models.functional import Model, functional
-from hiso_jax.models.initial import lecun_normal
-from hiso_jax.models.linear import Linear
+from hiso_jax.models.functional import Linear, Model, functional, lecun_normal
 
 
 class MLP(nnx.Module):

@@ -1,4 +1,4 @@
-"""A reader of a compiled program's text: which instructions run, and how often.
+"""A reader of a compiled program's text: which instructions run, how often, and the size of its products.
 
 XLA's own cost analysis counts the body of a loop once, but a round consists of loops. Here, every instruction runs as
 often as the product of the trip counts of the loops around it. A conditional runs the branch with the most matrix
@@ -7,10 +7,13 @@ products, or else the longest branch.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+
+from hiso_jax.fed.devices import inner_jaxprs
 from hiso_jax.stacked import ONE_TURN
 
 ITEM_BYTES = {
@@ -216,3 +219,29 @@ def _split(line: str, begin: int) -> tuple[str, str]:
         if not depth:
             return line[begin:place], line[place + 1 :]
     return line[begin:], ""
+
+
+def flops_of_function(function: Callable[..., Any], *arguments: Any) -> int:
+    """The operations of one call with arguments of these shapes; a conditional counts its most expensive branch."""
+    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _of(jaxpr: Any) -> int:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    result: Any = equation.outvars[0].aval if equation.outvars else None
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * math.prod(result.shape) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        outputs = params["dimension_numbers"].rhs_spec[0]
+        return 2 * math.prod(result.shape) * math.prod(kernel) // kernel[outputs]
+    inner = inner_jaxprs(equation)
+    if name == "cond":
+        return max(map(_of, inner))
+    return sum(map(_of, inner)) * (params["length"] if name == "scan" else 1)

@@ -19,8 +19,7 @@ from hiso_jax.fed.devices import CLIENTS, MODEL
 from hiso_jax.fed.run import DescribedRun, RunSpec, describe
 from hiso_jax.fed.task import bind, frozen_of
 from hiso_jax.plan.collectives import Collective, collectives
-from hiso_jax.plan.hlo import read
-from hiso_jax.plan.products import flops_of_function
+from hiso_jax.plan.hlo import flops_of_function, read
 from hiso_jax.plan.targets import Target
 from hiso_jax.plan.work import Work, work_of
 from hiso_jax.zo import PIN, working_dtype

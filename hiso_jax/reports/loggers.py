@@ -84,5 +84,7 @@ def loggers(names: tuple[str, ...], folder: Path, config: Mapping[str, Any]) -> 
     """
     made: list[fed.Callback] = []
     for name in names:
-        made.append(TensorBoard(folder / "tensorboard") if name == "tensorboard" else WandB(dict(config), dir=str(folder)))
+        made.append(
+            TensorBoard(folder / "tensorboard") if name == "tensorboard" else WandB(dict(config), dir=str(folder))
+        )
     return made

@@ -3,8 +3,7 @@
 from hiso_jax.tune.comparison import compare, run_comparison
 from hiso_jax.tune.directory import CONFIG
 from hiso_jax.tune.results import Comparison, Swept
-from hiso_jax.tune.settings import Compare
-from hiso_jax.tune.study import Study, Sweep
+from hiso_jax.tune.settings import Compare, Study, Sweep
 from hiso_jax.tune.sweeping import find_rate, run_sweep, sweep
 from hiso_jax.tune.watcher import Step, Watcher
 

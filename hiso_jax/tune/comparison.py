@@ -35,8 +35,7 @@ from hiso_jax.reports import (
     evaluation_line,
     write_json,
 )
-from hiso_jax.tune.directory import CONFIG, asked, directory_for
-from hiso_jax.tune.locks import own_method
+from hiso_jax.tune.directory import CONFIG, asked, directory_for, own_method
 from hiso_jax.tune.results import Comparison, budget_in_words
 from hiso_jax.tune.search import Search, Tuned, how_tuned
 from hiso_jax.tune.settings import Compare

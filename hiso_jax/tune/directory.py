@@ -1,4 +1,4 @@
-"""The settings of a study that Python asks for, and the directory that the study writes."""
+"""The settings of a study that Python asks for, its directory, and the locks by which processes share it."""
 
 import json
 import tempfile
@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from hiso_jax.checks import ParameterError
 from hiso_jax.experiment import DECIDING, as_written, resolve
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.renamed import IN_FILES
 from hiso_jax.reports import create_directory
-from hiso_jax.tune.study import Study
+from hiso_jax.tune.settings import Study
 
 CONFIG = "config.json"
 # Options of the command that are lists of words.
@@ -84,3 +86,31 @@ def _going_on(folder: Path, settings: Study) -> Path:
                 "out", f"must be new, or of a study with the same settings; {folder} differs in {named}"
             )
     return folder
+
+
+LOCKS = ".locks"
+
+
+@contextmanager
+def own_method(directory: Path, place: int) -> Iterator[bool]:
+    """Yield whether this process holds the lock of the method at this place; the lock ends with the process."""
+    held = _lock(directory, f"method-{place}")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        held.release()
+
+
+def writing(directory: Path) -> FileLock:
+    """The lock under which a process reads the trials of all processes and adds its own."""
+    return _lock(directory, "tuning")
+
+
+def _lock(directory: Path, name: str) -> FileLock:
+    (directory / LOCKS).mkdir(exist_ok=True)
+    return FileLock(directory / LOCKS / name)

@@ -30,9 +30,8 @@ from hiso_jax.experiment import (
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.fed.task import examples_of
 from hiso_jax.reports import write_json
-from hiso_jax.tune.locks import writing
-from hiso_jax.tune.settings import Compare
-from hiso_jax.tune.study import Study
+from hiso_jax.tune.directory import writing
+from hiso_jax.tune.settings import Compare, Study
 from hiso_jax.tune.watcher import Watcher
 
 VALIDATION_SHARE = 0.2

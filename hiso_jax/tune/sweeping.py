@@ -30,7 +30,7 @@ from hiso_jax.reports import (
 from hiso_jax.tune.directory import CONFIG, asked, directory_for
 from hiso_jax.tune.results import Swept
 from hiso_jax.tune.search import Held
-from hiso_jax.tune.study import Sweep
+from hiso_jax.tune.settings import Sweep
 from hiso_jax.tune.watcher import Watcher
 
 RESULTS = "sweep.json"

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from hiso_jax import algorithms, fed
-from hiso_jax.cli.parsing import parse
+from hiso_jax.cli.arguments import parse
 from hiso_jax.tune import Compare
-from hiso_jax.tune.locks import LOCKS, own_method
+from hiso_jax.tune.directory import LOCKS, own_method
 from tests.cli.test_cli import SMALL, call
 
 GIVEN = [*SMALL, "--algorithms", "hiso,decomfl", "--learning-rate", "hiso=0.02,decomfl=0.01:cosine", "--seeds", "1"]

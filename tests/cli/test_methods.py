@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hiso_jax import algorithms, choices, fed
-from hiso_jax.cli.parsing import parse
+from hiso_jax.cli.arguments import parse
 from hiso_jax.experiment import given_to
 from hiso_jax.tune import Compare
 from hiso_jax.version import VERSION

@@ -196,8 +196,8 @@ def tuned(tmp_path_factory):
     """A language model fine-tuned by the command, and its base."""
     from rich.console import Console
 
+    from hiso_jax.cli.arguments import parse
     from hiso_jax.cli.options import Run
-    from hiso_jax.cli.parsing import parse
     from hiso_jax.cli.run import run
 
     folder = tmp_path_factory.mktemp("lm")

@@ -358,7 +358,7 @@ def test_another_optimizer_is_noticed_by_what_it_leads_to(tmp_path, monkeypatch,
     # With another optax its parts need not be the same ones, and are not compared.
     here = environment()
     other = {**here, "versions": {**here["versions"], "optax": "0.1"}}
-    monkeypatch.setattr("hiso_jax.fed.ledger.header.environment", lambda: other)
+    monkeypatch.setattr("hiso_jax.fed.ledger.same.environment", lambda: other)
     with pytest.raises(ValueError, match="its first 13 rounds lead to other parameters here; its optimizer"):
         simulation(storage, tx=hiso_jax.hiso(0.05)).run()
     # Elsewhere it may be rounding: the run goes on, and says so.

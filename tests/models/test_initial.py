@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from hiso_jax.models.initial import lecun_normal
+from hiso_jax.models.functional import lecun_normal
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (5, 5, 3, 16), (7, 1)])

@@ -11,7 +11,7 @@ from jax import lax
 from hiso_jax import zo
 from hiso_jax.plan import collectives, read, work_of
 from hiso_jax.plan.collectives import groups_of
-from hiso_jax.plan.products import flops_of_function
+from hiso_jax.plan.hlo import flops_of_function
 from hiso_jax.stacked import ONE_TURN
 
 

@@ -1,11 +1,9 @@
 """The records of a run: a ledger of its rounds, snapshots and deltas, and the replay that rebuilds the model."""
 
-from hiso_jax.fed.ledger.apply import apply_delta
-from hiso_jax.fed.ledger.delta import Delta, bytes_a_round, delta_of, load_delta, save_delta
+from hiso_jax.fed.ledger.delta import Delta, apply_delta, bytes_a_round, delta_of, load_delta, save_delta
 from hiso_jax.fed.ledger.files import exists, links_in, read_regular, sync_directory, write_file
 from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint, sample
 from hiso_jax.fed.ledger.frames import Lost
-from hiso_jax.fed.ledger.header import EXECUTION, header_of
 from hiso_jax.fed.ledger.ledger import FileLedger, Ledger, salvage
 from hiso_jax.fed.ledger.messages import (
     GROUP_BYTES,
@@ -21,6 +19,7 @@ from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
 from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates
 from hiso_jax.fed.ledger.replay import replay
 from hiso_jax.fed.ledger.run_store import RunStore, run_store_of
+from hiso_jax.fed.ledger.same import EXECUTION, header_of
 from hiso_jax.fed.ledger.seed_sums import sums_bytes
 from hiso_jax.fed.ledger.storage import Storage, differences, lock
 

@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from hiso_jax.models import linear
+from hiso_jax.models.functional import Linear as AnyLinear
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.rope import rotate
 
@@ -63,7 +63,7 @@ class Cache(NamedTuple):
     values: Array
 
 
-class Linear(linear.Linear):
+class Linear(AnyLinear):
     """A projection with an optional low-rank addition x·A·B·α/r (LoRA, arXiv 2106.09685)."""
 
     def __init__(
