@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from hiso_jax.models.convolution import convolution
 from hiso_jax.models.functional import Linear, Model, functional, lecun_normal
 
 
@@ -59,7 +60,9 @@ class CNN(nnx.Module):
         """``side``×``side`` grey images, ``kernel``×``kernel`` convolutions with ``features`` channels."""
         window = (kernel, kernel)
         self.conv1 = PooledConv(1, features[0], window, kernel_init=lecun_normal, rngs=rngs)
-        self.conv2 = nnx.Conv(features[0], features[1], window, kernel_init=lecun_normal, rngs=rngs)
+        self.conv2 = nnx.Conv(
+            features[0], features[1], window, kernel_init=lecun_normal, conv_general_dilated=convolution, rngs=rngs
+        )
         self.output = Linear((side // 4) ** 2 * features[1], classes, kernel_init=lecun_normal, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B H W 1"]) -> Float[Array, "B classes"]:

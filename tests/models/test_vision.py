@@ -87,3 +87,33 @@ def test_digits_task(model):
 def test_unknown_models_are_refused():
     with pytest.raises(ValueError, match="model must be mlp or cnn for digits, got vit"):
         tasks.digits("vit")
+
+
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((2, 1), "VALID"), ((2, 2), [(1, 0), (2, 2)])])
+def test_convolution_has_the_bits_of_xla_and_its_derivatives(strides, padding, x64):
+    images, kernel, weights = (
+        jax.random.normal(jax.random.key(seed), shape)
+        for seed, shape in enumerate([(3, 8, 9, 2), (3, 5, 2, 4), (3, 8, 9, 4)])
+    )
+
+    def of(convolve):
+        def loss(images, kernel):
+            out = convolve(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return (jnp.sin(out) * weights[:, : out.shape[1], : out.shape[2]]).sum()
+
+        gradient = jax.grad(loss, (0, 1))
+        moved = (images + 1, kernel - 1)
+        return loss(images, kernel), gradient(images, kernel), jax.jvp(gradient, (images, kernel), moved)
+
+    own, expected = of(models.convolution), of(jax.lax.conv_general_dilated)
+    np.testing.assert_array_equal(own[0], expected[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), own, expected)
+
+
+def test_convolution_leaves_other_layouts_to_xla():
+    images, kernel = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 2, 4))
+    given = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 2, "rhs_dilation": (2, 1)}
+    own, expected = (
+        f(images, kernel, (1, 1), "SAME", **given) for f in (models.convolution, jax.lax.conv_general_dilated)
+    )
+    np.testing.assert_array_equal(own, expected)
