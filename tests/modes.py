@@ -17,7 +17,7 @@ METHODS = {"hiso": {}, "mosaic": {"scalar_bits": 2}, "hizoo": {"guard": True}, "
 # A program that is run operation by operation takes half a minute for each method.
 if jax.config.jax_disable_jit:
     METHODS = {"hiso": {}}
-SAMPLERS = ("gaussian", "rademacher", "sphere", "binomial", "low_rank")
+SAMPLERS = ("gaussian", "rademacher", "sphere", "binomial", "hadamard", "low_rank")
 
 
 def toy() -> tasks.Classification:

@@ -34,12 +34,14 @@ from hiso_jax.zo.directions import (
     working_dtype,
 )
 from hiso_jax.zo.groups import Direction, GroupedDirections
+from hiso_jax.zo.hadamard import HadamardDirections, check_regenerated, grouped_directions
 from hiso_jax.zo.heads import LocalStep, decomfl, grouped, head, scale_by_zo
 from hiso_jax.zo.pool import Pool, in_order
 from hiso_jax.zo.precision import in_float32, is_half, unmoved_share
 from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.samplers import (
     SAMPLERS,
+    Hadamard,
     LowRank,
     Sampler,
     SamplerName,
@@ -67,6 +69,8 @@ __all__ = [
     "Directions",
     "DirectionsMode",
     "GroupedDirections",
+    "Hadamard",
+    "HadamardDirections",
     "LocalStep",
     "LowRank",
     "Pool",
@@ -87,6 +91,7 @@ __all__ = [
     "check_directions",
     "check_estimator",
     "check_generator",
+    "check_regenerated",
     "decomfl",
     "direction",
     "directional_derivatives",
@@ -94,6 +99,7 @@ __all__ = [
     "forward",
     "gaussian",
     "grouped",
+    "grouped_directions",
     "head",
     "hiso",
     "in_float32",

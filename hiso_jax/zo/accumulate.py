@@ -13,6 +13,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.zo.delta_sum import Total
 from hiso_jax.zo.directions import Directions, as_directions
 from hiso_jax.zo.groups import Direction, GroupedDirections
+from hiso_jax.zo.hadamard import HadamardDirections, grouped_directions
 from hiso_jax.zo.samplers import Sampler
 
 
@@ -38,7 +39,7 @@ def fold_directions(
     scalars: Float[Array, "P G"],
     direction_at: Callable[[Array], Direction] | None = None,
 ) -> PyTree[Shaped[Array, "..."]]:
-    """Compute Σ_p Σ_g ĝ_{g,p} / (G·P) · z_{g,p}; every Δ comes from this loop.
+    """Compute Σ_p Σ_g ĝ_{g,p} / (G·P) · z_{g,p}; every Δ comes from this loop, but that of ``zo/hadamard.py``.
 
     Args:
       directions: the directions of the step.
@@ -114,5 +115,5 @@ def _accumulate(
     groups: int,
 ) -> PyTree:
     rows = by_direction(scalars, groups)
-    grouped = GroupedDirections(directions, round_key, step, params, curvature, groups, len(rows))
-    return fold_directions(grouped, rows)
+    grouped = grouped_directions(directions, round_key, step, params, curvature, groups, len(rows))
+    return grouped.delta(rows) if isinstance(grouped, HadamardDirections) else fold_directions(grouped, rows)

@@ -16,6 +16,7 @@ from hiso_jax.checks import ParameterError, integer, positive
 from hiso_jax.factored import PerturbedAs
 from hiso_jax.renamed import with_renamed
 from hiso_jax.zo.directions import Directions, as_directions, perturb
+from hiso_jax.zo.hadamard import grouped_directions
 from hiso_jax.zo.precision import in_float32
 from hiso_jax.zo.samplers import Sampler
 
@@ -231,9 +232,10 @@ def scalars(
       (2,)
     """
     directions, loss_of = as_directions(sampler), scalar_loss(loss_fn)
+    made = grouped_directions(directions, round_key, step, params, curvature, 1, num_perturbations)
     _, loss, values = probe(
         lambda z, scale: loss_of(params if z is None else perturb(params, z, scale, perturbed_as), batch),
-        lambda index: directions.at(round_key, step, index, params, curvature),
+        lambda index: made.at(index).of(0),
         as_difference(difference),
         num_perturbations=num_perturbations,
         mu=mu,

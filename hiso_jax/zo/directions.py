@@ -22,7 +22,7 @@ from hiso_jax.exact import pin
 from hiso_jax.factored import Factors, PerturbedAs, PerturbedParameter, added, dense, is_factors
 from hiso_jax.stacked import Layers, Stacked, is_stacked, path_name
 from hiso_jax.zo.partitioned import split_as
-from hiso_jax.zo.samplers import LowRank, Sampler, Subspace, as_sampler, gaussian
+from hiso_jax.zo.samplers import Hadamard, LowRank, Sampler, Subspace, as_sampler, gaussian
 
 
 def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
@@ -56,7 +56,7 @@ def check_generator(key: Key[Array, ""]) -> None:
         )
 
 
-def working_dtype(leaf: Array) -> jnp.dtype:
+def working_dtype(leaf: Array | jax.ShapeDtypeStruct) -> jnp.dtype:
     """The dtype of draws, curvature and updates of ``leaf``: promote_types(leaf dtype, float32)."""
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
@@ -142,8 +142,8 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
     leaves = zip(jax.tree.leaves(params), draw_leaves(key, params, draw), strict=True)
     z = [u if isinstance(u, Factors) else split_as(x, u) for x, u in leaves]
     if curvature is not None:
-        shaped = _in_subspace if isinstance(family, Subspace) else _shaped
-        z = [shaped(u, h) for u, h in zip(z, leaves_of(curvature), strict=True)]
+        by = _in_subspace if isinstance(family, Subspace) else shaped
+        z = [by(u, h) for u, h in zip(z, leaves_of(curvature), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(params), z)
 
 
@@ -176,7 +176,7 @@ def subspaces(key: Key[Array, ""], params: PyTree[Shaped[Array, "..."]], rank: i
     return jax.tree.unflatten(jax.tree.structure(params), draw_leaves(key, params, basis))
 
 
-def _shaped(u: Array | Factors, h: Array | Factors) -> Array | Factors:
+def shaped(u: Array | Factors, h: Array | Factors) -> Array | Factors:
     """H^{-1/2} ⊙ u, as factors if u and H are factors."""
 
     # A square root and a division, each correctly rounded, so that H = 1 returns u to the last bit and HiSo at
@@ -220,6 +220,13 @@ class Directions:
             checks.integer("groups", self.groups, 1)
         if self.block is not None:
             checks.integer("block", self.block, 0)
+        if isinstance(self.sampler, Hadamard):
+            if self.block:
+                raise ParameterError(
+                    "direction_blocks", "must not be given with `sampler` hadamard, whose groups have their own signs"
+                )
+            if self.key is not perturbation_key:
+                raise ParameterError("sampler", "must not be hadamard for directions from a pool")
 
     def groups_of(self, clients: int) -> int:
         """G for a cohort of ``clients`` clients.

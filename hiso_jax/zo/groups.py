@@ -151,6 +151,11 @@ class GroupedDirections(NamedTuple):
         key = self.directions.key(self.round_key, self.step, index)
         return Direction(whole, Signs(key, whole, self.groups, block))
 
+    def inner(self, vectors: PyTree[Shaped[Array, "c ..."]], groups: Int[Array, "c"]) -> Float[Array, "c P"]:
+        """⟨v_i, z_{k,g_i,p}⟩ for all p, one direction at a time; see :meth:`Direction.inner`."""
+        indices = jnp.arange(self.num_perturbations)
+        return lax.map(lambda index: self.at(index).inner(vectors, groups), indices).T
+
     def begin(self) -> Total:
         """The empty sum."""
         return begin(self.params, jax.eval_shape(lambda: self.at(0).of(0)))

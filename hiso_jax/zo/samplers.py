@@ -164,13 +164,46 @@ class Subspace:
         return self.family(key, shape, dtype)
 
 
-SamplerName = Literal["gaussian", "rademacher", "binomial", "sphere", "low_rank", "low_rank_4", "low_rank_16"]
+@dataclass(frozen=True)
+class Hadamard:
+    """Rows of a randomised Hadamard matrix, see ``zo/hadamard.py``: signs, orthogonal to each other.
+
+    All directions of a step are made together, so this is the name of a family and not a function of a leaf's key.
+
+    Attributes:
+      block: largest number of coordinates n of a block, a power of two ≥ 32.
+
+    Raises:
+      ParameterError: ``block`` is no such power.
+    """
+
+    block: int = 2**15
+
+    def __post_init__(self) -> None:
+        """Check the block."""
+        integer("block", self.block, 32)
+        if self.block & (self.block - 1):
+            raise ParameterError("block", f"must be a power of two, got {self.block}")
+
+    def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
+        """Refused: a single direction does not exist.
+
+        Raises:
+          ParameterError: always.
+        """
+        raise ParameterError("sampler", "must not be hadamard for a single direction; see zo.grouped_directions")
+
+
+SamplerName = Literal[
+    "gaussian", "rademacher", "binomial", "sphere", "hadamard", "low_rank", "low_rank_4", "low_rank_16"
+]
 """The names of the samplers; ``low_rank`` has rank 1."""
 SAMPLERS: dict[str, Sampler] = {
     "gaussian": gaussian,
     "rademacher": rademacher,
     "binomial": binomial,
     "sphere": sphere,
+    "hadamard": Hadamard(),
     "low_rank": LowRank(),
     "low_rank_4": LowRank(4),
     "low_rank_16": LowRank(16),

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from hiso_jax.zo.directions import Directions
 from hiso_jax.zo.groups import GroupedDirections
+from hiso_jax.zo.hadamard import HadamardDirections, grouped_directions
 
 
 class ScaleByZoState(NamedTuple):
@@ -27,9 +28,9 @@ class ScaleByZoState(NamedTuple):
 
     def grouped_directions(
         self, round_key: Key[Array, ""], step: ArrayLike, params: PyTree, *, groups: int, num_perturbations: int
-    ) -> GroupedDirections:
+    ) -> GroupedDirections | HadamardDirections:
         """The directions of local step k = ``step`` for all groups, shaped by the curvature of this state."""
-        return GroupedDirections(self.directions, round_key, step, params, self.curvature, groups, num_perturbations)
+        return grouped_directions(self.directions, round_key, step, params, self.curvature, groups, num_perturbations)
 
 
 def zo_states(state: optax.OptState) -> list[ScaleByZoState]:

@@ -24,7 +24,8 @@ from hiso_jax.zo.differences import (
     scalar_loss,
 )
 from hiso_jax.zo.directions import perturb
-from hiso_jax.zo.groups import Direction
+from hiso_jax.zo.groups import Direction, GroupedDirections
+from hiso_jax.zo.hadamard import check_regenerated
 from hiso_jax.zo.precision import is_half, warn_of_parameters
 from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.state import zo_state
@@ -84,7 +85,7 @@ def step(
     chosen = as_difference(difference)
     check_directions(directions)
     loss_of = scalar_loss(loss_fn)
-    keep = directions == "keep"
+    mode, keep = directions, directions == "keep"
     tx = optax.with_extra_args_support(tx)
 
     def run(
@@ -96,6 +97,7 @@ def step(
         state = settled(tx, state, params)
         # Training on one device is a cohort of one client.
         head = zo_state(state)
+        check_regenerated(head.directions, mode)
         directions = head.grouped_directions(
             round_key, 0, params, groups=head.directions.groups_of(1), num_perturbations=num_perturbations
         )
@@ -115,11 +117,13 @@ def step(
             num_perturbations=num_perturbations,
             mu=mu,
             fold=fold,
-            init=directions.begin() if keep else [],
+            init=directions.begin() if isinstance(directions, GroupedDirections) and keep else [],
         )
         aggregate = jax.tree.map(lambda x: x[None], numbers)
         check_chain(tx, params, aggregate)
-        ascent = Ascent(aggregate, directions.finish(total, terms)) if keep else None
+        ascent = None
+        if isinstance(directions, GroupedDirections) and keep:
+            ascent = Ascent(aggregate, directions.finish(total, terms))
         updates, after = update_with(tx, aggregate, state, params, value=loss, key=round_key, ascent=ascent, clients=1)
         return apply_updates(params, updates, round_key), like_before(after, state), loss
 

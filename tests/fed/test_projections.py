@@ -63,7 +63,7 @@ LIGHT = [(1, CLIENTS, 5), (32, 2, 1)]
 
 
 @pytest.mark.parametrize(("bits", "groups", "steps"), [case if case in LIGHT else slow(*case) for case in CASES])
-@pytest.mark.parametrize("sampler", ["gaussian", slow("low_rank")])
+@pytest.mark.parametrize("sampler", ["gaussian", slow("hadamard"), slow("low_rank")])
 @pytest.mark.parametrize("shaped", [True, slow(False)])
 def test_a_round_is_the_formulas(bits, groups, steps, sampler, shaped, x64):
     """In double precision, to 1e-9, whether the curvature shapes the directions or not."""

@@ -170,6 +170,24 @@ def test_projections_on_a_mesh(mesh, name):
     assert np.mean(np.isclose(first, other, rtol=1e-4, atol=1e-4)) > 0.95
 
 
+@pytest.mark.parametrize("name", ["mosaic", slow("local_mosaic"), slow("hiso")])
+def test_hadamard_directions_on_a_mesh(mesh, name):
+    """One device rebuilds the run; parameters split over model are refused, because a block is on one device."""
+    method = algorithms.load(name).build(0.05, {"sampler": "hadamard"})
+    config = fed.SimulationConfig(**(SETTINGS | {"rounds": 4}), eval_every=4, local_learning_rate=0.01)
+
+    def simulation(mesh):
+        return fed.Simulation(linear_task(), method, digits_population(), config, mesh=mesh)
+
+    if mesh.shape["model"] > 1:
+        with pytest.raises(ValueError, match="mesh must not split parameters along model with the sampler hadamard"):
+            simulation(mesh).run()
+        return
+    result, alone = simulation(mesh).run(), simulation(None).run()
+    assert_trees_identical((result.params, result.state), fed.replay(result.initial_params, method, result.records))
+    np.testing.assert_allclose(result.records.loss[0], alone.records.loss[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("groups", [None, slow(1)])
 def test_directions_of_low_rank_on_a_mesh(mesh, groups):
     """Replayed by one device to the bit; a factored curvature is not split."""

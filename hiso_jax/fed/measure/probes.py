@@ -25,9 +25,12 @@ from hiso_jax.zo import (
     DifferenceName,
     Direction,
     GroupedDirections,
+    Hadamard,
+    HadamardDirections,
     LowRank,
     as_difference,
     by_direction,
+    check_regenerated,
     directional_derivatives,
     fold_directions,
     made_dense,
@@ -108,6 +111,7 @@ class Probes:
         if measured.kept is None:
             return measured.ascent
         kept, directions = measured.kept, directions_of(context, 0)
+        assert isinstance(directions, GroupedDirections)
         delta = fold_directions(
             directions,
             by_direction(directional_derivatives(aggregate)[0], context.groups),
@@ -141,6 +145,10 @@ def _mode(context: RoundContext) -> Mode:
     """The handling of directions: as requested; by default they are kept or added to Δ at once if that pays."""
     streams, params = context.relay is not None, context.params
     directions, asked = zo_state(context.server.state).directions, context.settings.directions
+    if isinstance(directions.sampler, Hadamard):
+        # Their Δ is made by a transform.
+        check_regenerated(directions, asked)
+        return "regenerate"
     if not streams and directions.block == 0:
         # The separate draws of all groups, G·P, are too many to keep.
         return "regenerate"
@@ -168,7 +176,7 @@ def _perturbed(context: RoundContext, params: PyTree, direction: Direction | Non
     return params if direction is None else perturb(params, direction.of(group), scale, context.perturbed_as)
 
 
-def directions_of(context: RoundContext, step: int | Array) -> GroupedDirections:
+def directions_of(context: RoundContext, step: int | Array) -> GroupedDirections | HadamardDirections:
     """The directions of a local step."""
     perturbations, head = context.estimator.num_perturbations, zo_state(context.server.state)
     return head.grouped_directions(
@@ -297,6 +305,7 @@ def _measure_once(context: RoundContext, difference: Difference, batches: PyTree
             return (index + 1, total), (numbers, sent, combined, terms)
 
         directions = directions_of(context, 0)
+        assert isinstance(directions, GroupedDirections)
         (_, total), losses, (numbers, sent, combined, terms) = _run(
             context, difference, evaluate, 0, fold, (jnp.int32(0), directions.begin())
         )

@@ -77,18 +77,12 @@ class Projections:
 
     def measure(self, context: RoundContext, cohort: Cohort, part: Part) -> Measured:
         """Every client's scalars; its progress exists for one piece of the cohort at a time."""
-        directions, perturbations = directions_of(context, 0), context.estimator.num_perturbations
+        directions = directions_of(context, 0)
 
         def piece(own: tuple[PyTree, Array]) -> tuple[Float[Array, "c 1 P"], Float[Array, "c"]]:
             batches, places = own
             progress, losses = self._progress(context, batches)
-            groups = places % context.groups
-
-            def project(index: Array) -> Float[Array, "c"]:
-                return directions.at(index).inner(progress, groups)
-
-            scalars = lax.map(project, jnp.arange(perturbations))
-            return scalars.T[:, None], losses
+            return directions.inner(progress, places % context.groups)[:, None], losses
 
         rows = cohort.batches, part.places
         return Measured(*part.join(in_pieces(piece, rows, context.execution.stream)))

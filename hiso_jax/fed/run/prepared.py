@@ -17,7 +17,7 @@ from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs
 from hiso_jax.fed.task import Task, frozen_of, perturbed_as_of
-from hiso_jax.zo import sphere, zo_states
+from hiso_jax.zo import Hadamard, check_regenerated, sphere, zo_states
 
 # A program's length. Rounds past a dispatch's end do nothing, but each is a step of the scan and a row of its log.
 DISPATCH_ROUNDS = 128
@@ -144,6 +144,10 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
             "mesh",
             "must not split parameters along model with the sampler sphere: split norms are summed in another order",
         )
+    if any(isinstance(head.directions.sampler, Hadamard) for head in heads):
+        raise ParameterError(
+            "mesh", "must not split parameters along model with the sampler hadamard: a block is on one device"
+        )
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     if any([leaf.shape for leaf in jax.tree.leaves(head.curvature)] not in ([], shapes) for head in heads):
         raise ParameterError(
@@ -212,6 +216,8 @@ def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -
     # The rate of the clients' own steps is not known here.
     estimator.measure.check(estimator._replace(local_learning_rate=1.0), config.directions)
     shapes_of(algorithm, estimator, params, config.cohort)
+    for head in zo_states(jax.eval_shape(algorithm.optimizer.init, params)):
+        check_regenerated(head.directions, config.directions)
     return params
 
 
