@@ -35,7 +35,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "federation": ("clients", "partition", "cohort", "local_steps", "batch_size", "weighting", "eval_every"),
     "hostile clients": ("combine", "attack", "attackers", "attackers_of"),
     "privacy": ("epsilon", "delta", "public_cohorts"),
-    "measurement": ("perturbations", "mu", "difference", "matmul_precision"),
+    "measurement": ("perturbations", "mu", "difference", "backprop_share", "probe_scale", "matmul_precision"),
     "participation": ("availability", *(field.name for field in fields(Clock))),
     "devices and memory": (
         *(field.name for field in fields(Devices)),

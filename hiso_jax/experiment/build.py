@@ -125,8 +125,10 @@ def simulation_config(options: Settings, seed: int, algorithm: fed.Algorithm) ->
     """The configuration of one run, without the clients' learning rate."""
     numbers = {field.name: getattr(options, field.name) for field in fields(fed.SimulationConfig)}
     if algorithm.measure is not None:
-        # The measure has its own difference, or none: the option is for another method of the command.
-        numbers["difference"] = None
+        # The measure has its own difference, or none: the option is for another method of the command, or for the
+        # clients that cannot backpropagate.
+        if options.backprop_share is None:
+            numbers["difference"] = None
         if "directions" not in algorithm.measure.reads:
             numbers["directions"] = None
     return fed.SimulationConfig(**{**numbers, "seed": seed})

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hiso_jax import algorithms, channels
+from hiso_jax import algorithms, channels, fed
 from hiso_jax.algorithms import Method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice, Option
@@ -24,7 +24,7 @@ from hiso_jax.experiment.composed import (
 from hiso_jax.renamed import PARAMETERS
 
 # Only methods that measure along directions read these options.
-MEASUREMENT = ("perturbations", "mu", "difference", "directions", "local_learning_rate", "mus")
+MEASUREMENT = ("perturbations", "mu", "difference", "directions", "local_learning_rate", "mus", "backprop_share")
 
 
 def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) -> None:
@@ -61,7 +61,9 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
         algorithm = method.build(1e-3, given_to(method, options))
         measure = algorithm.measure
         own = {*(MEASUREMENT if measure is None else measure.reads)}
-        if measure is not None:
+        if options.backprop_share is not None and isinstance(measure, fed.Projections):
+            own |= {"mu", "difference", "backprop_share"}
+        elif measure is not None:
             # The measure has its own difference, or none.
             own -= {"difference"}
         if (options.local_steps or algorithm.local_steps or 1) == 1:
@@ -79,6 +81,12 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
         raise ParameterError(
             "snapshot_every",
             f"is read by methods with scalars; {methods[0].name} takes a snapshot at every evaluation",
+        )
+    if "backprop_share" in given and "backprop_share" not in reading:
+        raise ParameterError(
+            "backprop_share",
+            f"is read by methods whose clients project, with `measure` projections; it would have no effect on "
+            f"{', '.join(method.name for method in methods)}",
         )
     for name in MEASUREMENT:
         if name in given and name not in reading:

@@ -45,6 +45,8 @@ class Senders(NamedTuple):
       hostile: mask of the clients whose messages the attack forges, [C]; None is no client.
       honest: mask of the other clients that report, [C]; None is all of them.
       groups: G; the client at place c measures along the directions of group c mod G.
+      probing: mask of the clients whose messages the server scales to the length of the others', [C]; None is no
+        client.
     """
 
     client_ids: Int[Array, "C"]
@@ -52,6 +54,7 @@ class Senders(NamedTuple):
     hostile: Bool[Array, "C"] | None = None
     honest: Bool[Array, "C"] | None = None
     groups: int = 1
+    probing: Bool[Array, "C"] | None = None
 
 
 class Noise(NamedTuple):

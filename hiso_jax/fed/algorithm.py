@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.aggregation import Attack, Clip, Combine, Noise, Part, Send, Senders, by_scalar, mean
 from hiso_jax.fed.codes import Coded, Relayed, are_finite
-from hiso_jax.fed.measure import Local, LocalClient, Measure, Probes, Projections, probes, projections
+from hiso_jax.fed.measure import Local, LocalClient, Measure, Mixed, Probes, Projections, mixed, probes, projections
 from hiso_jax.fed.part_digests import digest
 from hiso_jax.fed.wire import FewBits, Wire, float32
 from hiso_jax.zo import Difference, DifferenceName, Pool, settled, working_dtype, zo_state
@@ -35,6 +35,7 @@ __all__ = [
     "Local",
     "LocalClient",
     "Measure",
+    "Mixed",
     "Noise",
     "Part",
     "Probes",
@@ -50,6 +51,7 @@ __all__ = [
     "float32",
     "mean",
     "measured_by",
+    "mixed",
     "probes",
     "projections",
 ]

@@ -13,6 +13,7 @@ TRAITS_STREAM = 0xFA170001
 POPULATION_STREAM = 0xB0B00001
 CHANNEL_STREAM = 0xC4A70001
 ATTACKERS_STREAM = 0xBAD00001
+BACKPROP_STREAM = 0xBAC40001
 
 
 def round_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
@@ -58,6 +59,11 @@ def population_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
 def attackers_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
     """The key that draws which clients are hostile."""
     return _stream(seed_key, ATTACKERS_STREAM)
+
+
+def backprop_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key that draws which clients can backpropagate."""
+    return _stream(seed_key, BACKPROP_STREAM)
 
 
 def channel_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:

@@ -19,7 +19,14 @@ from hiso_jax.fed.ledger.records import Records, layout
 from hiso_jax.fed.ledger.storage import differences, environment
 
 # The values of options that earlier releases did not have: how their runs behaved.
-UNASKED = {"attackers": 0.0, "attackers_of": "population", "public_cohorts": True, "delta": 1e-5}
+UNASKED = {
+    "attackers": 0.0,
+    "attackers_of": "population",
+    "public_cohorts": True,
+    "delta": 1e-5,
+    "backprop_share": None,
+    "probe_scale": None,
+}
 # Options of how a run is computed; they change none of its results.
 EXECUTION = ("rounds_per_dispatch", "client_chunk", "memory_budget", "directions")
 

@@ -2,6 +2,7 @@
 
 from hiso_jax.fed.measure.context import Cohort, Draw, Estimator, Keys, Measure, Measured, RoundContext
 from hiso_jax.fed.measure.local import Local, LocalClient
+from hiso_jax.fed.measure.mixture import Mixed, mixed
 from hiso_jax.fed.measure.probes import Probes, probes
 from hiso_jax.fed.measure.projections import Projections, projections
 
@@ -14,9 +15,11 @@ __all__ = [
     "LocalClient",
     "Measure",
     "Measured",
+    "Mixed",
     "Probes",
     "Projections",
     "RoundContext",
+    "mixed",
     "probes",
     "projections",
 ]

@@ -35,6 +35,11 @@ class Estimator(NamedTuple):
     mu: ArrayLike
     local_learning_rate: optax.ScalarOrSchedule | None = None
 
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the server scales the messages of a mixed cohort to one length."""
+        return getattr(self.measure, "is_balanced", lambda local_steps: False)(self.local_steps)
+
     def rate_at(self, rounds: Int[Array, ""]) -> Any:
         """The rate η of the clients' own steps after ``rounds`` rounds."""
         rate = self.local_learning_rate(rounds) if callable(self.local_learning_rate) else self.local_learning_rate
@@ -49,12 +54,14 @@ class Cohort(NamedTuple):
       weights: their weights in the aggregate, zero for clients that do not report, [C].
       batches: their batches, a tree of [C, K, B, ...] arrays; or the argument of :attr:`RoundContext.draw`.
       hostile: mask of the clients whose messages an attack forges, [C]; None is no client.
+      probing: mask of the clients that cannot backpropagate, for the measure :class:`Mixed`, [C]; None is no client.
     """
 
     client_ids: Int[Array, "C"]
     weights: Float[Array, "C"]
     batches: PyTree
     hostile: Bool[Array, "C"] | None = None
+    probing: Bool[Array, "C"] | None = None
 
 
 class Keys(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from hiso_jax.checks import finite, is_plain, positive
 
@@ -41,13 +41,13 @@ class Work(NamedTuple):
     Attributes:
       bytes_down: bytes that each client downloads, [C].
       bytes_up: bytes that a client uploads.
-      forward_passes: loss evaluations of a client.
+      forward_passes: loss evaluations of each client, [C], or of all alike.
       directions: directions that each client makes, to measure along and to catch up, [C].
     """
 
     bytes_down: Float[Array, "C"]
     bytes_up: float
-    forward_passes: float
+    forward_passes: Float[Array, "C"] | float
     directions: Float[Array, "C"] | float = 0.0
 
 
@@ -62,21 +62,34 @@ class Fleet:
       uplink: bytes per second from a client to the server.
       direction_seconds: seconds to make one direction, on a client of median speed; a client whose forward pass takes
         twice as long takes twice as long here, too. None does not count this time.
+      memory: bytes of memory of a client, drawn from a key of its own; None is enough for everything.
+      training_bytes: bytes that a client needs to backpropagate; with less it can only run the model forward.
     """
 
     forward_seconds: LogNormal
     downlink: LogNormal
     uplink: LogNormal
     direction_seconds: Any = None
+    memory: LogNormal | None = None
+    training_bytes: Any = None
 
     def __post_init__(self) -> None:
         """Check the values that are plain numbers.
 
         Raises:
-          ValueError: ``direction_seconds`` is negative or not finite.
+          ValueError: ``direction_seconds`` or ``training_bytes`` is negative or not finite.
         """
         if is_plain(self.direction_seconds):
             finite("direction_seconds", self.direction_seconds)
+        if is_plain(self.training_bytes):
+            finite("training_bytes", self.training_bytes)
+
+    def can_train(self, traits_key: Key[Array, ""], clients: Int[Array, "C"]) -> Bool[Array, "C"]:
+        """Whether each client has the memory to backpropagate, [C]."""
+        if self.memory is None or self.training_bytes is None:
+            return jnp.ones(clients.shape, bool)
+        normals = jax.vmap(lambda client: jax.random.normal(jax.random.fold_in(traits_key, client)))(clients)
+        return self.memory.median * jnp.exp(self.memory.spread * normals) >= self.training_bytes
 
     def seconds(self, traits_key: Key[Array, ""], clients: Int[Array, "C"], work: Work) -> Float[Array, "C"]:
         """The seconds that each client takes to download, compute and upload, [C]."""

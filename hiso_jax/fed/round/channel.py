@@ -11,7 +11,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, Clip, Combine, Send, Senders, by_scalar
 from hiso_jax.fed.codes import Coded, Relayed, decoded, received
 from hiso_jax.fed.keys import combine_key, send_key
-from hiso_jax.fed.norms import shortening
+from hiso_jax.fed.norms import lengths, middle, shortening
 from hiso_jax.zo import pin
 
 
@@ -105,6 +105,9 @@ class Channel(NamedTuple):
         """
         combine, values = self.algorithm.combine, decoded(messages)
         weights = weights.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(values)))
+        scales = self._scales(values, weights)
+        if scales is not None:
+            values = _times(values, scales, clips=False)
         factors, states, shortened = None, [], values
         for clip, state in zip(_clips(self.algorithm), memory.rescale, strict=True):
             own, state = clip.advance(shortened, weights, state)
@@ -114,11 +117,27 @@ class Channel(NamedTuple):
         clipped = (weights > 0) & (False if factors is None else factors < 1)
         remembered = memory.combine
         if combine.init is None:
-            aggregate = self._aggregate(messages, shortened, weights, factors, 0)
+            # A scale is a weight: it is no clipping.
+            both = factors if scales is None else scales if factors is None else pin(scales * factors)
+            aggregate = self._aggregate(messages, shortened, weights, both, 0)
         else:
             made, remembered = self._remembering(combine, shortened, weights, memory.combine)
             aggregate = self.algorithm.wire.encode_aggregate(made)
         return Combined(aggregate, Memory(remembered, tuple(states)), clipped)
+
+    def _scales(self, values: PyTree, weights: Float[Array, "C"]) -> Float[Array, "C"] | None:
+        """γ for the messages of finite differences and 1 for the others; None if nobody's messages are scaled.
+
+        γ is the ratio of the median lengths of the two kinds, or 1 if one of them is missing.
+        """
+        probing, counts = self.senders.probing, weights > 0
+        if probing is None:
+            return None
+        own = lengths(values, counts)
+        wanted, found = middle(own, counts & ~probing), middle(own, counts & probing)
+        known = jnp.isfinite(wanted) & jnp.isfinite(found)
+        ratio = pin(jnp.where(known, wanted, 1) / jnp.where(known, found, 1))
+        return jnp.where(probing, ratio, 1)
 
     def _aggregate(
         self,
@@ -235,14 +254,17 @@ def _where(clients: Bool[Array, "C"], messages: PyTree, others: PyTree) -> PyTre
     )
 
 
-def _scaled(message: Float[Array, "C ..."], factors: Float[Array, "C"]) -> Float[Array, "C ..."]:
-    # Not 1 times a message: a message that is not clipped keeps its bits and its infinities.
-    own = jnp.expand_dims(factors.astype(message.dtype), range(1, message.ndim))
-    return jnp.where(own < 1, pin(message * own), message)
+def _times(values: PyTree, factors: Float[Array, "C"], *, clips: bool = True) -> PyTree:
+    """The messages times the clients' factors, which are at most 1 if they clip.
 
+    A message with factor 1 keeps its bits and its infinities.
+    """
 
-def _times(values: PyTree, factors: Float[Array, "C"]) -> PyTree:
-    return jax.tree.map(lambda message: _scaled(message, factors), values)
+    def scaled(message: Float[Array, "C ..."]) -> Float[Array, "C ..."]:
+        own = jnp.expand_dims(factors.astype(message.dtype), range(1, message.ndim))
+        return jnp.where(own < 1 if clips else own != 1, pin(message * own), message)
+
+    return jax.tree.map(scaled, values)
 
 
 def _clips(algorithm: Algorithm) -> tuple[Clip, ...]:

@@ -93,7 +93,7 @@ def server_round(
     check_round(algorithm, estimator, settings)
 
     def run(server: ServerState, cohort: Cohort, keys: Keys, inputs: RoundInputs) -> tuple[ServerState, RoundRecord]:
-        channel = _channel(algorithm, server, cohort, keys)
+        channel = _channel(algorithm, estimator, server, cohort, keys)
         context = RoundContext(
             estimator,
             settings,
@@ -137,7 +137,7 @@ def server_settle(algorithm: Algorithm, estimator: Estimator, settings: Executio
     check_round(algorithm, estimator, settings)
 
     def run(server: ServerState, cohort: Cohort, keys: Keys, arrived: Arrived) -> tuple[ServerState, RoundRecord]:
-        channel = _channel(algorithm, server, cohort, keys)
+        channel = _channel(algorithm, estimator, server, cohort, keys)
         context = RoundContext(estimator, settings, NOBODY, server, cohort, keys, channel.groups, _no_loss)
         return settle(channel, context, arrived)
 
@@ -148,12 +148,13 @@ def _no_loss(params: PyTree, batch: PyTree) -> Array:
     raise AssertionError("a server evaluates no loss")
 
 
-def _channel(algorithm: Algorithm, server: ServerState, cohort: Cohort, keys: Keys) -> Channel:
+def _channel(algorithm: Algorithm, estimator: Estimator, server: ServerState, cohort: Cohort, keys: Keys) -> Channel:
     """The message path of the round."""
     clients = len(cohort.client_ids)
     groups, hostile = groups_of(algorithm, server.params, clients), cohort.hostile
     honest = (cohort.weights > 0) if hostile is None else (cohort.weights > 0) & ~hostile
-    senders = Senders(cohort.client_ids, jnp.arange(clients), hostile, honest, groups)
+    probing = cohort.probing if estimator.is_balanced else None
+    senders = Senders(cohort.client_ids, jnp.arange(clients), hostile, honest, groups, probing)
     return Channel(algorithm, senders, keys.channel, keys.secret)
 
 

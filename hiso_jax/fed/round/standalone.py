@@ -29,10 +29,12 @@ class Aside(NamedTuple):
     Attributes:
       hostile: mask of the clients whose messages the algorithm's attack forges, [C]; None is no client.
       secret: a key of this round that no public value reveals, for an algorithm with private noise.
+      probing: mask of the clients that cannot backpropagate, for the measure ``fed.mixed()``, [C]; None is no client.
     """
 
     hostile: Bool[Array, "C"] | None = None
     secret: Key[Array, ""] | None = None
+    probing: Bool[Array, "C"] | None = None
 
 
 NOTHING = Aside()
@@ -99,7 +101,7 @@ def make_round(
     ) -> tuple[PyTree, PyTree, RoundRecord]:
         own, memory = state if has_memory else (state, first_memory(algorithm, ()))
         weights = mask.astype(jnp.float32) if mask.dtype == bool else jnp.where(mask > 0, mask, 0)
-        cohort = Cohort(jnp.arange(len(mask)), weights, batches, aside.hostile)
+        cohort = Cohort(jnp.arange(len(mask)), weights, batches, aside.hostile, aside.probing)
         channel = jax.random.fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
         keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32), aside.secret)
         server, record = core(ServerState(params, own, memory), cohort, keys, RoundInputs(frozen=frozen))

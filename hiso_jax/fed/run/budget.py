@@ -11,6 +11,7 @@ from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.keys import traits_key
 from hiso_jax.fed.population import Participation, Work
 from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.dispatch import probing_clients
 from hiso_jax.fed.run.prepared import estimator_of
 from hiso_jax.fed.run.programs import costs_of
 from hiso_jax.fed.run.traffic import directions_made, download_bytes, upload_bytes
@@ -26,14 +27,14 @@ class RoundCosts(NamedTuple):
 
     Attributes:
       rounds: 1.
-      passes: forward passes of all clients.
+      passes: forward passes of all clients, the mean of a mixed cohort.
       bytes: bytes sent up by all clients.
       seconds: simulated seconds until the slowest client of the cohort is done; each has missed N/C rounds. 0 without a
         fleet.
     """
 
     rounds: int
-    passes: int
+    passes: float
     bytes: int
     seconds: float
 
@@ -56,17 +57,22 @@ def round_costs(
     params = jax.eval_shape(task.init, jax.random.key(0))
     state = jax.eval_shape(algorithm.optimizer.init, params)
     costs = costs_of(algorithm, estimator_of(algorithm, config), ServerState(params, state), config.cohort)
+    draw = random.Random(config.seed)
+    drawn = jnp.asarray([draw.sample(range(clients), config.cohort) for _ in range(COHORTS)]).reshape(-1)
+    probing = probing_clients(config, participation, jax.random.key(config.seed), clients)
+    each_passes, passes = jnp.float32(costs.passes), float(config.cohort * costs.passes)
+    if probing is not None:
+        each_passes = jnp.where(probing(drawn), float(costs.probe_passes), each_passes)
+        passes = config.cohort * float(each_passes.mean())
     seconds: Any = 0.0
     if participation.fleet is not None:
         missed = max(1, clients // config.cohort)
         broadcast = costs.broadcast.fixed + costs.broadcast.each * config.cohort
         down = download_bytes(np.asarray(missed * broadcast), np.asarray(False), costs)
         made = directions_made(np.asarray(missed * broadcast), missed, costs)
-        work = jax.tree.map(jnp.float32, Work(down, upload_bytes(costs), costs.passes, made))
-        draw = random.Random(config.seed)
-        drawn = jnp.asarray([draw.sample(range(clients), config.cohort) for _ in range(COHORTS)]).reshape(-1)
+        work = jax.tree.map(jnp.float32, Work(down, upload_bytes(costs), each_passes, made))
         # The key of the speeds of the run's clients.
         speeds = jax.random.fold_in(traits_key(jax.random.key(config.seed)), 1)
         each = participation.fleet.seconds(speeds, drawn, work)
         seconds = np.asarray(each).reshape(COHORTS, config.cohort).max(1).mean()
-    return RoundCosts(1, config.cohort * costs.passes, config.cohort * upload_bytes(costs), float(seconds))
+    return RoundCosts(1, passes, config.cohort * upload_bytes(costs), float(seconds))

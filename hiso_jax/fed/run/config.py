@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import optax
 
-from hiso_jax.checks import ParameterError, fraction, integer, positive, rate
+from hiso_jax.checks import ParameterError, between, fraction, integer, positive, rate
 from hiso_jax.renamed import IN_FILES, with_renamed
 from hiso_jax.zo import DirectionsMode, check_directions
 
@@ -35,6 +35,11 @@ class SimulationConfig:
       attackers: share of the clients that are hostile and send forged messages; 0 ≤ share < 1.
       attackers_of: clients that the share is taken of, the population, so that one cohort has more attackers than
         another, or every cohort.
+      backprop_share: share of the clients that can backpropagate, for a method that measures projections; the others
+        measure finite differences in one local step. memory decides by the clients' memory, see ``fed.Fleet``; by
+        default all can.
+      probe_scale: factor on the scalars of clients that cannot backpropagate; by default the server finds it in every
+        round, from the lengths of the messages; a private run needs a number.
       public_cohorts: whether the cohorts of a private run follow from its seed, which every client knows, and not from
         the server's secret; cohorts are then reproducible, and privacy is counted over a client's visits.
       delta: δ of a private run's differential privacy, well below one over the number of clients.
@@ -63,6 +68,8 @@ class SimulationConfig:
     weighting: Literal["uniform", "examples"] = "uniform"
     attackers: float = 0.0
     attackers_of: Literal["population", "cohort"] = "population"
+    backprop_share: float | Literal["memory"] | None = None
+    probe_scale: float | None = None
     public_cohorts: bool = False
     delta: float = 1e-5
     client_chunk: int | None = None
@@ -91,6 +98,12 @@ class SimulationConfig:
         fraction("attackers", self.attackers)
         if self.attackers_of not in ("population", "cohort"):
             raise ParameterError("attackers_of", f"must be population or cohort, got {self.attackers_of}")
+        if self.backprop_share not in (None, "memory"):
+            between("backprop_share", self.backprop_share, 0, 1)
+        if self.probe_scale is not None:
+            positive("probe_scale", self.probe_scale)
+            if self.backprop_share is None:
+                raise ParameterError("probe_scale", "is read with `backprop_share`; it would have no effect alone")
         positive("delta", self.delta)
         if self.delta >= 1:
             raise ParameterError("delta", f"must be below 1, got {self.delta:g}")

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int, Key
 from hiso_jax.fed.codes import offsets_of
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED, STATUS_NAMES
-from hiso_jax.fed.run.dispatch import RoundLog
+from hiso_jax.fed.run.dispatch import Probing, RoundLog, probing_in
 from hiso_jax.fed.run.traffic import Costs, Traffic, last_synced_rounds
 
 
@@ -26,9 +26,14 @@ class Counters:
       clipped: the share of the valid messages that the server clipped; None for a method that clips none.
     """
 
-    def __init__(self, costs: Costs) -> None:
-        """Begin at zero; ``costs`` are the costs of a client's visit."""
-        self.traffic = Traffic(costs)
+    def __init__(self, costs: Costs, probing: Probing | None = None) -> None:
+        """Begin at zero.
+
+        Args:
+          costs: the costs of a client's visit.
+          probing: client ids → which of them cannot backpropagate; None is no client.
+        """
+        self.traffic, self._probing = Traffic(costs), probing
         self.losses: list[float] = []
         self.seconds = 0.0
         self._statuses = np.zeros(REPORTED + 1, np.int64)
@@ -39,8 +44,8 @@ class Counters:
 
     def add(self, seed_key: Key[Array, ""], rounds: Int[np.ndarray, "R"], log: RoundLog) -> Records:
         """Count some rounds, and return their records with their bytes; ``log`` is on the host."""
-        columns = log.attendance, log.synced_to, log.record.valid
-        sent = self.traffic.add(rounds, *map(np.asarray, columns))
+        attendance, synced_to, valid = map(np.asarray, (log.attendance, log.synced_to, log.record.valid))
+        sent = self.traffic.add(rounds, attendance, synced_to, valid, probing_in(self._probing, log.cohort))
         self._count(log.attendance, log.record.loss, log.seconds)
         self._note_offsets(log.record.scalars, log.record.valid)
         self._note_clipped(log.record.clipped, log.record.valid)
@@ -49,7 +54,8 @@ class Counters:
     def restore(self, records: Records, clients: int, evaluated: int) -> None:
         """Count the past rounds of a resumed run of ``clients`` clients, last evaluated after ``evaluated`` rounds."""
         last_synced, _ = last_synced_rounds(records.round, records.cohort, records.attendance, clients)
-        self.traffic.add(records.round, records.attendance, last_synced, records.valid)
+        limited = probing_in(self._probing, records.cohort)
+        self.traffic.add(records.round, records.attendance, last_synced, records.valid, limited)
         self._count(records.attendance, records.loss, records.seconds)
         self._note_offsets(records.scalars, records.valid)
         self._note_clipped(records.clipped, records.valid)

@@ -11,7 +11,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree
 
 from hiso_jax.fed.devices import on_all_devices
-from hiso_jax.fed.keys import attackers_key, channel_key, cohort_key, data_key, presence_key, round_key, traits_key
+from hiso_jax.fed.keys import (
+    attackers_key,
+    backprop_key,
+    channel_key,
+    cohort_key,
+    data_key,
+    presence_key,
+    round_key,
+    traits_key,
+)
 from hiso_jax.fed.ledger import Records, RoundRecord
 from hiso_jax.fed.measure import Cohort, Keys
 from hiso_jax.fed.population import ABSENT, REPORTED, AnyPopulation, Participation, Work, attend, permute, sample_cohort
@@ -88,6 +97,9 @@ class RoundLog(NamedTuple):
         return Records(seed_key=seed_key, round=rounds, bytes_up=bytes_up, bytes_down=bytes_down, **own)
 
 
+Probing = Callable[[Int[Array, "C"]], Bool[Array, "C"]]
+"""Client ids → which of them cannot backpropagate."""
+
 Dispatch = Callable[[RunState, Any, Any, Inputs], tuple[RunState, RoundLog]]
 
 
@@ -126,11 +138,12 @@ def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, num
     missed = (number - jnp.maximum(last_synced, 0)).astype(jnp.float32)
     # The clock does not store how many clients of each round were valid, so it assumes that all were.
     broadcast = missed * float(costs.broadcast.most)
+    probing, passes = _probing(config, inputs), float(costs.passes)
     work = Work(
         download_bytes(broadcast, last_synced == NEVER_CAME, costs, jnp),
         # A float, like the download: the device's integers cannot hold the size of a message of two gigabytes.
         float(upload_bytes(costs)),
-        float(costs.passes),
+        passes if probing is None else jnp.where(probing(clients), float(costs.probe_passes), passes),
         directions_made(broadcast, missed, costs, jnp),
     )
     attendance = attend(
@@ -152,6 +165,36 @@ def _hostile(config: SimulationConfig, inputs: Inputs, clients: Int[Array, "C"])
     return permute(attackers_key(inputs.seed_key), clients, total) < round(config.attackers * total)
 
 
+def probing_clients(
+    config: SimulationConfig, participation: Participation, seed_key: Key[Array, ""], total: int
+) -> Probing | None:
+    """Client ids → which of them cannot backpropagate, the same in every round; None if nobody asks.
+
+    Args:
+      config: the configuration.
+      participation: the participation, whose fleet has the clients' memory.
+      seed_key: the run's seed key.
+      total: N, the number of clients.
+    """
+    share, fleet = config.backprop_share, participation.fleet
+    if share is None:
+        return None
+    if share == "memory":
+        assert fleet is not None
+        return lambda clients: ~fleet.can_train(jax.random.fold_in(traits_key(seed_key), 2), clients)
+    able = round(share * total)
+    return lambda clients: permute(backprop_key(seed_key), clients, total) >= able
+
+
+def probing_in(probing: Probing | None, cohorts: Int[Any, "R C"]) -> Bool[np.ndarray, "R C"] | None:
+    """Which clients of some cohorts cannot backpropagate, on the host; None if nobody asks."""
+    return None if probing is None else np.asarray(probing(jnp.ravel(cohorts))).reshape(cohorts.shape)
+
+
+def _probing(config: SimulationConfig, inputs: Inputs) -> Probing | None:
+    return probing_clients(config, inputs.participation, inputs.seed_key, inputs.population.num_clients)
+
+
 Live = tuple[ServerState, monitoring.Monitor]
 
 
@@ -164,7 +207,9 @@ def _live(
     if config.weighting == "examples":
         weights *= inputs.population.sizes_of(invited.clients)
     hostile = _hostile(config, inputs, invited.clients) if config.attackers else None
-    cohort = Cohort(invited.clients, weights, invited.clients, hostile)
+    probing = _probing(config, inputs)
+    limited = None if probing is None else probing(invited.clients)
+    cohort = Cohort(invited.clients, weights, invited.clients, hostile, limited)
     secret = None if inputs.secret is None else channel_key(inputs.secret, number)
     keys = Keys(round_key(inputs.seed_key, number), channel_key(inputs.seed_key, number), number, secret)
     given = RoundInputs(inputs.train, (inputs.population, data_key(inputs.seed_key, number)), inputs.frozen)

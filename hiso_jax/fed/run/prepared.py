@@ -11,11 +11,11 @@ from jaxtyping import Array, Key, PyTree
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
-from hiso_jax.fed.measure import Estimator
+from hiso_jax.fed.measure import Estimator, Measure, Projections, mixed
 from hiso_jax.fed.population import AnyPopulation, Participation, Trace
 from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import Inputs
+from hiso_jax.fed.run.dispatch import Inputs, Probing, probing_clients
 from hiso_jax.fed.task import Task, frozen_of, perturbed_as_of
 from hiso_jax.zo import Hadamard, check_regenerated, sphere, zo_states
 
@@ -64,6 +64,12 @@ class PreparedRun(NamedTuple):
         """N, the number of clients."""
         return self.inputs.population.num_clients
 
+    @property
+    def probing(self) -> Probing | None:
+        """Client ids → which of them cannot backpropagate; None if all can."""
+        participation = self.given[2]
+        return probing_clients(self.config, participation, jax.random.key(self.config.seed), self.clients)
+
     def on_mesh(self) -> AbstractContextManager[Any]:
         """The context in which programs are built and run; it sets the mesh, if there is one."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -107,6 +113,9 @@ def prepare(
       ValueError: the configuration, the method, the messages or the devices do not fit together.
     """
     task, params, population, participation = given
+    fleet = participation.fleet
+    if config.backprop_share == "memory" and (fleet is None or fleet.memory is None or fleet.training_bytes is None):
+        raise ParameterError("backprop_share", "is memory, which needs a fleet with `memory` and `training_bytes`")
     config = with_defaults(algorithm, config)
     estimator = estimator_of(algorithm, config)
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, perturbed_as_of(task))
@@ -195,6 +204,10 @@ def check_channel(
         raise ParameterError(
             "participation", "must not follow a trace in a private run: the trace reveals when each client came"
         )
+    if algorithm.needs_secret and config.backprop_share is not None and config.probe_scale is None:
+        raise ParameterError(
+            "probe_scale", "must be given for a mixed cohort in a private run: lengths of messages reveal them"
+        )
     if algorithm.is_private and algorithm.rescale:
         raise ParameterError(
             "rescale", "must be empty for a private mean: a factor that depends on other clients reveals them"
@@ -221,6 +234,14 @@ def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -
     return params
 
 
+def _measure_of(algorithm: Algorithm, config: SimulationConfig) -> Measure:
+    if config.backprop_share is None:
+        return measured_by(algorithm, config.difference)
+    if not isinstance(algorithm.measure, Projections):
+        raise ParameterError("backprop_share", "is read by methods whose clients project: `measure` projections")
+    return mixed(algorithm.measure, config.difference or "forward", config.probe_scale)
+
+
 def estimator_of(algorithm: Algorithm, config: SimulationConfig) -> Estimator:
     """How the clients of a run measure.
 
@@ -228,7 +249,7 @@ def estimator_of(algorithm: Algorithm, config: SimulationConfig) -> Estimator:
       ValueError: the algorithm has a measure of its own, and the configuration asks for a difference.
     """
     return Estimator(
-        measured_by(algorithm, config.difference),
+        _measure_of(algorithm, config),
         config.local_steps or algorithm.local_steps or 1,
         config.perturbations or algorithm.perturbations or PERTURBATIONS,
         config.mu,

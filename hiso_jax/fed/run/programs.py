@@ -21,7 +21,7 @@ from hiso_jax.fed.devices import (
 )
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
-from hiso_jax.fed.measure import Estimator
+from hiso_jax.fed.measure import Estimator, Mixed
 from hiso_jax.fed.part_digests import digest
 from hiso_jax.fed.round import first_memory, reads_loss, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
@@ -44,7 +44,7 @@ def bytes_of(tree: PyTree) -> int:
 
 def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, clients: int) -> Costs:
     """The costs of a client's visit in a run with ``clients`` clients a cohort; only shapes of ``server`` are read."""
-    shapes = shapes_of(algorithm, estimator, server.params, clients)
+    shapes, measure = shapes_of(algorithm, estimator, server.params, clients), estimator.measure
     # A client that cannot replay needs the parameters; a client that replays needs the optimizer's state, too.
     known = (server.params, server.state) if algorithm.has_scalars else server.params
     (up, broadcast), pool = shapes.bytes_of(algorithm), algorithm.pool_of(server.state)
@@ -54,10 +54,11 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
         up=up,
         broadcast=broadcast,
         checkpoint=bytes_of(known),
-        passes=estimator.measure.passes(estimator.local_steps, estimator.num_perturbations),
-        draws=estimator.measure.directions(estimator.local_steps, estimator.num_perturbations),
+        passes=measure.passes(estimator.local_steps, estimator.num_perturbations),
+        draws=measure.directions(estimator.local_steps, estimator.num_perturbations),
         grouped=shapes.groups > 1,
         pool_seeds=0 if pool is None else pool.seeds,
+        probe_passes=measure.probes.passes(1, estimator.num_perturbations) if isinstance(measure, Mixed) else 0,
     )
 
 

@@ -15,7 +15,7 @@ from hiso_jax.fed.algorithm import as_algorithm
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import RoundLog
+from hiso_jax.fed.run.dispatch import RoundLog, probing_clients, probing_in
 from hiso_jax.fed.run.grid import Grid
 from hiso_jax.fed.run.prepared import estimator_of
 from hiso_jax.fed.run.programs import costs_of
@@ -146,7 +146,8 @@ def find_rate(
     place = int(np.nanargmin(means))
     best, beyond = grid.learning_rates[place], [mean for mean in means[place + 1 : place + 2] if np.isfinite(mean)]
     share = 1.0 if beyond and beyond[0] <= TOO_MUCH * means[place] else SHARE
-    totals = [_traffic(make, task, config, watch, number, population.num_clients) for number in range(len(means))]
+    presence, clients = participation or Participation(), population.num_clients
+    totals = [_traffic(make, task, config, presence, watch, number, clients) for number in range(len(means))]
     return RateProbe(
         float(f"{share * best:.2g}"),
         float(best),
@@ -161,7 +162,13 @@ def find_rate(
 
 
 def _traffic(
-    make: MakeAlgorithm, task: Task, config: SimulationConfig, watch: _Watch, number: int, clients: int
+    make: MakeAlgorithm,
+    task: Task,
+    config: SimulationConfig,
+    participation: Participation,
+    watch: _Watch,
+    number: int,
+    clients: int,
 ) -> Traffic:
     """The traffic of one rate's rounds."""
     algorithm = as_algorithm(make(1.0))
@@ -173,5 +180,7 @@ def _traffic(
     }
     rounds = np.arange(len(columns["cohort"]))
     last_synced, _ = last_synced_rounds(rounds, columns["cohort"], columns["attendance"], clients)
-    traffic.add(rounds, columns["attendance"], last_synced, columns["valid"])
+    probing = probing_clients(config, participation, jax.random.key(config.seed), clients)
+    limited = probing_in(probing, columns["cohort"])
+    traffic.add(rounds, columns["attendance"], last_synced, columns["valid"], limited)
     return traffic

@@ -115,9 +115,12 @@ def _remembered(prepared: PreparedRun, records: Records, memory: PyTree, start: 
         held = jax.vmap(prepared.inputs.population.sizes_of)(jnp.asarray(records.cohort))
         sizes = np.asarray(held, np.float32)
 
+    probing = prepared.probing if prepared.estimator.is_balanced else None
+
     def one(memory: PyTree, row: tuple[Array, Array, Array, Array, PyTree]) -> tuple[PyTree, PyTree]:
         number, cohort, sizes, valid, messages = row
-        senders = Senders(cohort, jnp.arange(len(cohort)), groups=groups)
+        limited = None if probing is None else probing(cohort)
+        senders = Senders(cohort, jnp.arange(len(cohort)), groups=groups, probing=limited)
         channel = Channel(prepared.algorithm, senders, channel_key(prepared.inputs.seed_key, number))
         combined = channel.combine(messages, jnp.where(valid, sizes, 0), memory)
         advanced = jax.tree.map(lambda new, old: jnp.where(valid.any(), new, old), combined.memory, memory)

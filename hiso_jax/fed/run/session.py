@@ -145,7 +145,7 @@ class Session:
         in_all_processes(check_initial, self._initial)
         carry, shardings = first_state(prepared, self._initial)
         costs = costs_of(prepared.algorithm, prepared.estimator, carry.server, prepared.config.cohort)
-        self._counters = Counters(costs)
+        self._counters = Counters(costs, prepared.probing)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(carry.server.params))
         measure = prepared.estimator.measure
         measured_by = prepared.config.mu if measure.has_scalars and "mu" in measure.reads else None

@@ -27,6 +27,7 @@ class Costs(NamedTuple):
       broadcast: bytes that the server broadcasts for a round.
       checkpoint: bytes of the entire state that a client needs, whatever it missed.
       passes: forward passes of the client.
+      probe_passes: those of a client that cannot backpropagate, in a mixed cohort.
       draws: directions that a client makes to catch up on one round; 0 for a method without directions.
       grouped: whether an invitation names the client's group.
       pool_seeds: S of a method whose missed rounds may be sent as S sums; 0 for other methods.
@@ -39,6 +40,7 @@ class Costs(NamedTuple):
     draws: int = 0
     grouped: bool = False
     pool_seeds: int = 0
+    probe_passes: int = 0
 
     @property
     def by_sums(self) -> bool:
@@ -105,6 +107,7 @@ class Traffic:
       rounds: rounds counted.
       participants: distinct clients that ever came.
       visits: visits of clients, over all rounds.
+      probe_visits: visits of clients that cannot backpropagate, in a mixed cohort.
       draws: directions that clients made, to measure and to catch up.
       broadcast: bytes that the server broadcast for all rounds before each, [rounds + 1].
     """
@@ -115,6 +118,7 @@ class Traffic:
     rounds: int = 0
     participants: int = 0
     visits: int = 0
+    probe_visits: int = 0
     draws: int = 0
     broadcast: Int[np.ndarray, "R1"] = field(default_factory=lambda: np.zeros(1, np.int64))
 
@@ -124,6 +128,7 @@ class Traffic:
         attendance: Int8[np.ndarray, "R C"],
         synced_to: Int[np.ndarray, "R C"],
         valid: Bool[np.ndarray, "R C"],
+        probing: Bool[np.ndarray, "R C"] | None = None,
     ) -> tuple[UInt64[np.ndarray, "R"], UInt64[np.ndarray, "R"]]:
         """Count the next rounds.
 
@@ -132,6 +137,7 @@ class Traffic:
           attendance: the status of each invited client.
           synced_to: the round at which each was last synced when it was invited.
           valid: whether each client's message counted.
+          probing: whether each client cannot backpropagate; None is no client.
 
         Returns:
           The bytes that went up and the bytes that went down, in each round.
@@ -150,13 +156,14 @@ class Traffic:
         self.bytes_up += int(each_up.sum())
         self.participants += int(np.count_nonzero(came & (synced_to == NEVER_CAME)))
         self.visits += int(np.count_nonzero(came))
+        self.probe_visits += 0 if probing is None else int(np.count_nonzero(came & probing))
         self.rounds += len(rounds)
         return each_up, each_down
 
     @property
     def forward_passes(self) -> int:
         """The forward passes of all clients that came."""
-        return self.visits * self.costs.passes
+        return (self.visits - self.probe_visits) * self.costs.passes + self.probe_visits * self.costs.probe_passes
 
     def summary(self) -> dict[str, float]:
         """Totals, means per distinct participant, and the paper's figure: rounds × (message + aggregate), in bytes."""
