@@ -31,12 +31,15 @@ STEP, FINE = 1.5, 1.2
 
 
 def _average(server: Any, local: float) -> fed.Algorithm:
-    """FedAvg with a rate of the server."""
-    return fed.Algorithm(optax.sgd(server), measure=fed.Local(local_sgd(local), gradients))
+    """FedAvg with a rate of the server; without a local rate a message is the gradient."""
+    return fed.Algorithm(optax.sgd(server), measure=fed.Local(local_sgd(local or 1.0), gradients))
 
 
-def _projected(bits: int) -> Callable[[Any, float], fed.Algorithm]:
-    return lambda server, local: replace(algorithms.mosaic(server, scalar_bits=bits), measure=fed.projections())
+def _projected(bits: int, sampler: Any = "gaussian") -> Callable[[Any, float], fed.Algorithm]:
+    def make(server: Any, local: float) -> fed.Algorithm:
+        return replace(algorithms.mosaic(server, scalar_bits=bits, sampler=sampler), measure=fed.projections())
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,13 @@ class Entry:
 ENTRIES = {
     "decomfl": Entry(lambda rate, _: fed.Algorithm(algorithms.decomfl(rate).tx), 5, 0.09, rounds=900, every=5),
     "mosaic, 64 × 2 bits": Entry(lambda rate, _: algorithms.mosaic(rate), 64, 0.8, rounds=160, every=2),
+    "mosaic hadamard, 64 × 2 bits": Entry(
+        lambda rate, _: algorithms.mosaic(rate, sampler="hadamard"), 64, 0.8, rounds=160, every=2
+    ),
     "gradient, 64 × 2 bits": Entry(_projected(2), 64, 1.0, rounds=160, every=2),
     "gradient, 128 × 1 bit": Entry(_projected(1), 128, 1.0, rounds=120),
     "progress K = 5, 128 × 1 bit": Entry(_projected(1), 128, 4.0, 0.3, 5),
+    "hadamard K = 5, 128 × 1 bit": Entry(_projected(1, "hadamard"), 128, 4.0, 0.3, 5),
     "progress K = 5, 512 × 1 bit": Entry(_projected(1), 512, 4.0, 0.3, 5),
     "FedSGD": Entry(_average, 1, 1.0, rounds=120),
     "FedAvg K = 5": Entry(_average, 1, 1.0, 0.3, 5),
