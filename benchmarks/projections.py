@@ -94,6 +94,8 @@ class Arguments:
       tuning_seeds: for tuning, apart from the others.
       target: test accuracy.
       scale: factor on all first guesses.
+      batch_size: examples of a client and local step.
+      rounds: of entries with local steps; by default their own.
       out: file of the results.
     """
 
@@ -107,6 +109,8 @@ class Arguments:
     tuning_seeds: int = 3
     target: float = 0.9
     scale: float = 1.0
+    batch_size: int = 32
+    rounds: int | None = None
     out: Path | None = None
 
 
@@ -130,12 +134,12 @@ class Bench:
         own = self.arguments
         populations = [fed.dirichlet(task.train["label"], own.clients, alpha=own.alpha, seed=seed) for seed in seeds]
         config = fed.SimulationConfig(
-            rounds=entry.rounds,
+            rounds=(entry.local and own.rounds) or entry.rounds,
             cohort=own.cohort,
             local_steps=entry.steps,
             perturbations=entry.perturbations,
             eval_every=entry.every,
-            batch_size=32 if own.task == "digits" else 16,
+            batch_size=own.batch_size,
         )
         rate = 0.0 if local is None else local
         grid = fed.Grid(servers, tuple(seeds), None, lambda _: local)
@@ -192,7 +196,7 @@ class Bench:
             "final": found.final()[:, 0, 0].tolist(),
             "bytes_up": costs.bytes / self.arguments.cohort - 8,
             "forward_passes": costs.passes / self.arguments.cohort,
-            "accuracy": found.metrics["accuracy"][:, 0, 0].mean(0).round(4).tolist(),
+            "accuracy": found.metrics["accuracy"][:, 0, 0].round(4).tolist(),
             "every": entry.every,
         }
 
