@@ -111,7 +111,7 @@ def described(options: Settings) -> fed.RunSpec:
     else:
         offsets = jax.ShapeDtypeStruct((clients + 1,), np.int32)
         population = fed.Population(jax.ShapeDtypeStruct((examples,), np.int32), offsets)
-    return fed.RunSpec(task, params, population, participation_of(options))
+    return fed.RunSpec(task, params, population, participation_of(options, task))
 
 
 def _rows(made: plan.Plan, has_scalars: bool) -> dict[str, str]:

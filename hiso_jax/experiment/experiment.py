@@ -200,7 +200,7 @@ class Experiment:
             "algorithm": algorithm,
             "population": population,
             "config": replace(config, local_learning_rate=local),
-            "participation": participation_of(settings),
+            "participation": participation_of(settings, made),
             "learning_rate": wanted,
             "about": about_of(settings, method)
             | of_clients(settings, algorithm)

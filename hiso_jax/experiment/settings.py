@@ -1,13 +1,14 @@
 """The settings of an experiment: the names of its choices, and numbers, checked at construction."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError, between, finite, integer, positive
 from hiso_jax.experiment.composed import KINDS, choice_of, given_to
 from hiso_jax.fed import SimulationConfig
 from hiso_jax.fed.population import Availability
+from hiso_jax.plan import client_memory
 
 BYTES_PER_MEGABIT = 1e6 / 8
 
@@ -26,6 +27,9 @@ class Clock:
       downlink_mbps: simulated clock: median megabits a second from server to client.
       uplink_mbps: simulated clock: median megabits a second from client to server.
       bandwidth_spread: standard deviation of the logarithm of each bandwidth over the clients.
+      memory_gb: median gigabytes of a client's memory, with --backprop-share memory: a client backpropagates if its
+        memory holds a gradient of the model for one batch, as the compiled program needs it.
+      memory_spread: standard deviation of the logarithm of --memory-gb over the clients.
     """
 
     dropout: float = 0.0
@@ -36,6 +40,8 @@ class Clock:
     downlink_mbps: float = 20.0
     uplink_mbps: float = 5.0
     bandwidth_spread: float = 0.5
+    memory_gb: float | None = None
+    memory_spread: float = 0.5
 
     def check_clock(self) -> None:
         """Check every range.
@@ -48,7 +54,9 @@ class Clock:
             positive(option, getattr(self, option))
         if self.deadline is not None:
             positive("deadline", self.deadline)
-        for option in ("forward_spread", "bandwidth_spread", "direction_seconds"):
+        if self.memory_gb is not None:
+            positive("memory_gb", self.memory_gb)
+        for option in ("forward_spread", "bandwidth_spread", "direction_seconds", "memory_spread"):
             finite(option, getattr(self, option))
 
     def participation(self, availability: Availability | None) -> fed.Participation:
@@ -58,6 +66,7 @@ class Clock:
             downlink=fed.LogNormal(self.downlink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),
             uplink=fed.LogNormal(self.uplink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),
             direction_seconds=self.direction_seconds or None,
+            memory=None if self.memory_gb is None else fed.LogNormal(self.memory_gb * 1e9, self.memory_spread),
         )
         return fed.Participation(availability, self.dropout or None, fleet, self.deadline)
 
@@ -116,6 +125,10 @@ class Settings(SimulationConfig, Clock):
         if self.epsilon is not None:
             positive("epsilon", self.epsilon)
         self.check_clock()
+        if (self.backprop_share == "memory") != (self.memory_gb is not None):
+            raise ParameterError(
+                "memory_gb", "must be given with `backprop_share` memory, and only then: it decides who backpropagates"
+            )
         task, partition, *_ = [choice_of(kind, self) for kind in KINDS]
         if getattr(partition.factory, "by_label", False) and not getattr(task.factory, "labelled", True):
             raise ParameterError("partition", f"must be iid for {task.name}, which has no labels; got {partition.name}")
@@ -128,14 +141,23 @@ class Settings(SimulationConfig, Clock):
             finite("target", self.target, float("-inf"))
 
 
-def participation_of(settings: Settings) -> fed.Participation:
-    """The participation: which clients come, and how fast they are.
+def participation_of(settings: Settings, task: Any) -> fed.Participation:
+    """The participation: which clients come, how fast they are, and which can backpropagate.
+
+    Args:
+      settings: the settings.
+      task: the task; its gradient is compiled if the clients' memory decides who backpropagates.
 
     Raises:
       ParameterError: an option of the availability is out of range, or its file cannot be read.
     """
     availability = choice_of("availability", settings)
-    return settings.participation(availability.build(given_to(availability, settings)))
+    found = settings.participation(availability.build(given_to(availability, settings)))
+    if settings.backprop_share != "memory":
+        return found
+    assert found.fleet is not None
+    needed = client_memory(task, settings.batch_size).training
+    return replace(found, fleet=replace(found.fleet, training_bytes=float(needed)))
 
 
 @dataclass(frozen=True, kw_only=True)

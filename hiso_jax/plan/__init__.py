@@ -1,6 +1,7 @@
 """Plans: the resources of a round on any devices, from a program that is compiled from shapes alone."""
 
 from hiso_jax.plan.advice import advise
+from hiso_jax.plan.client import ClientMemory, client_memory
 from hiso_jax.plan.collectives import Collective, collectives
 from hiso_jax.plan.hlo import Program, read
 from hiso_jax.plan.plan import Memory, Messages, Plan, plan
@@ -10,6 +11,7 @@ from hiso_jax.plan.work import Work, work_of
 __all__ = [
     "CHIPS",
     "EXAMPLES",
+    "ClientMemory",
     "Collective",
     "Memory",
     "Messages",
@@ -19,6 +21,7 @@ __all__ = [
     "Work",
     "advise",
     "chip_of",
+    "client_memory",
     "collectives",
     "plan",
     "read",

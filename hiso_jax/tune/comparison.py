@@ -70,7 +70,6 @@ def run_comparison(
     seeds = range(settings.seed, settings.seed + settings.seeds)
     populations = [build_population(settings, task, seed) for seed in seeds]
     search = Search(settings, task, watcher) if settings.own_rates is None else None
-    participation_of(settings)
     methods = methods_of(settings.algorithms)
     check_methods(settings, task, methods.values())
     lengths = _lengths(settings, task, methods, populations[0].num_clients)
@@ -138,11 +137,11 @@ def _lengths(settings: Compare, task: Any, methods: dict[str, Method], clients: 
 
     Every method may spend the cost of the baseline's ``rounds``, in the budget's unit, and is evaluated equally often.
     """
-    costs = {}
+    costs, participation = {}, participation_of(settings, task)
     for name, method in methods.items():
         algorithm = build_algorithm(settings, method, 1e-3)
         config = simulation_config(settings, settings.seed, algorithm)
-        costs[name] = fed.round_costs(task, algorithm, config, clients, participation_of(settings))
+        costs[name] = fed.round_costs(task, algorithm, config, clients, participation)
     base = getattr(costs[settings.reference], settings.budget)
     lengths = {}
     for name, cost in costs.items():
