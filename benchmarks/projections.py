@@ -29,6 +29,9 @@ from hiso_jax.algorithms._local import gradients, local_sgd
 # Ratio of neighbouring rates of the server: 5 × 3 pairs, or 15 rates for an entry without local steps, to begin with.
 STEP, FINE = 1.5, 1.2
 
+# Phones and workstations: the defaults of the command line, and a direction in a hundredth of a forward pass.
+FLEET = fed.Fleet(fed.LogNormal(0.1, 0.5), fed.LogNormal(2.5e6, 0.5), fed.LogNormal(6.25e5, 0.5), 1e-3)
+
 
 def _average(server: Any, local: float) -> fed.Algorithm:
     """FedAvg with a rate of the server; without a local rate a message is the gradient."""
@@ -54,6 +57,7 @@ class Entry:
       steps: K.
       rounds: to run, at most.
       every: rounds between evaluations.
+      share: of the clients, those that can backpropagate; None is all.
     """
 
     make: Callable[[Any, float], fed.Algorithm]
@@ -63,6 +67,7 @@ class Entry:
     steps: int = 1
     rounds: int = 90
     every: int = 1
+    share: float | None = None
 
 
 ENTRIES = {
@@ -75,6 +80,12 @@ ENTRIES = {
     "gradient, 128 × 1 bit": Entry(_projected(1), 128, 1.0, rounds=120),
     "progress K = 5, 128 × 1 bit": Entry(_projected(1), 128, 4.0, 0.3, 5),
     "hadamard K = 5, 128 × 1 bit": Entry(_projected(1, "hadamard"), 128, 4.0, 0.3, 5),
+    **{
+        f"mixed {share:.0%}, K = 5, 128 × 1 bit": Entry(
+            _projected(1, "hadamard"), 128, 3.0, 0.6, 5, rounds=120 if share < 0.5 else 90, share=share
+        )
+        for share in (0.75, 0.5, 0.25, 0.0)
+    },
     "progress K = 5, 512 × 1 bit": Entry(_projected(1), 512, 4.0, 0.3, 5),
     "FedSGD": Entry(_average, 1, 1.0, rounds=120),
     "FedAvg K = 5": Entry(_average, 1, 1.0, 0.3, 5),
@@ -140,6 +151,7 @@ class Bench:
             perturbations=entry.perturbations,
             eval_every=entry.every,
             batch_size=own.batch_size,
+            backprop_share=entry.share,
         )
         rate = 0.0 if local is None else local
         grid = fed.Grid(servers, tuple(seeds), None, lambda _: local)
@@ -181,12 +193,13 @@ class Bench:
         found = self.sweep(entry, self.task, [server], local, range(self.arguments.seeds))
         algorithm = entry.make(server, local or 0.0)
         config = fed.SimulationConfig(
-            cohort=self.arguments.cohort, local_steps=entry.steps, perturbations=entry.perturbations
+            cohort=self.arguments.cohort,
+            local_steps=entry.steps,
+            perturbations=entry.perturbations,
+            local_learning_rate=local or 0.1,
+            backprop_share=entry.share,
         )
-        costs = fed.round_costs(
-            self.task, algorithm, replace(config, local_learning_rate=local or 0.1), self.arguments.clients,
-            fed.Participation(),
-        )  # fmt: skip
+        costs = fed.round_costs(self.task, algorithm, config, self.arguments.clients, fed.Participation(fleet=FLEET))
         return {
             "entry": name,
             "server_rate": server,
@@ -196,6 +209,7 @@ class Bench:
             "final": found.final()[:, 0, 0].tolist(),
             "bytes_up": costs.bytes / self.arguments.cohort - 8,
             "forward_passes": costs.passes / self.arguments.cohort,
+            "seconds": costs.seconds,
             "accuracy": found.metrics["accuracy"][:, 0, 0].round(4).tolist(),
             "every": entry.every,
         }

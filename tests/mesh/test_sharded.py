@@ -156,7 +156,7 @@ def test_clients_with_directions_of_their_own_on_a_mesh(mesh, bits, groups, step
 @pytest.mark.parametrize("name", ["local_mosaic", slow("fed_scalar")])
 def test_projections_on_a_mesh(mesh, name):
     """One device rebuilds the run from its scalars, and in its first round measures the same up to rounding."""
-    method = getattr(algorithms, name)(0.5)
+    method = getattr(algorithms, name)(0.5, sampler="gaussian")
 
     def run_on(mesh):
         settings = SETTINGS | {"rounds": 4, "local_steps": 3}

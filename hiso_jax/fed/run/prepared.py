@@ -155,7 +155,9 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
         )
     if any(isinstance(head.directions.sampler, Hadamard) for head in heads):
         raise ParameterError(
-            "mesh", "must not split parameters along model with the sampler hadamard: a block is on one device"
+            "mesh",
+            "must not split parameters along model with the sampler hadamard, whose blocks are on one device; take "
+            "another, gaussian say",
         )
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     if any([leaf.shape for leaf in jax.tree.leaves(head.curvature)] not in ([], shapes) for head in heads):
