@@ -24,6 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "learning_rate",
         "probe_rounds",
         "mus",
+        "local_learning_rates",
         "schedule",
         "schedules",
         "tries",

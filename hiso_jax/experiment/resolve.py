@@ -24,7 +24,16 @@ from hiso_jax.experiment.composed import (
 from hiso_jax.renamed import PARAMETERS
 
 # Only methods that measure along directions read these options.
-MEASUREMENT = ("perturbations", "mu", "difference", "directions", "local_learning_rate", "mus", "backprop_share")
+MEASUREMENT = (
+    "perturbations",
+    "mu",
+    "difference",
+    "directions",
+    "local_learning_rate",
+    "local_learning_rates",
+    "mus",
+    "backprop_share",
+)
 
 
 def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) -> None:
@@ -60,7 +69,7 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
     for method in methods:
         algorithm = method.build(1e-3, given_to(method, options))
         measure = algorithm.measure
-        own = {*(MEASUREMENT if measure is None else measure.reads)}
+        own = {*(fed.Probes.reads if measure is None else measure.reads)}
         if options.backprop_share is not None and isinstance(measure, fed.Projections):
             own |= {"mu", "difference", "backprop_share"}
         elif measure is not None:
@@ -69,12 +78,15 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
         if (options.local_steps or algorithm.local_steps or 1) == 1:
             own -= {"local_learning_rate"}
         reading |= own | ({"mus"} if "mu" in own else set())
+        reading |= {"local_learning_rates"} if "local_learning_rate" in own else set()
         if measure is None or measure.has_scalars:
             reading.add("snapshot_every")
-    if "local_learning_rate" in given and "local_learning_rate" not in reading:
+    for name in ("local_learning_rate", "local_learning_rates"):
+        if name not in given or name in reading:
+            continue
         names = ", ".join(method.name for method in methods)
         raise ParameterError(
-            "local_learning_rate",
+            name,
             "is read by methods that send scalars, with `local_steps` above 1; it would have no effect on " + names,
         )
     if "snapshot_every" in given and "snapshot_every" not in reading:

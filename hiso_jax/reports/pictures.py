@@ -29,7 +29,7 @@ def figure_of(width: float, height: float) -> Any:
 
 
 def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, path: Path) -> None:
-    """Draw the final metric and rounds to the target against the learning rate, a line per method and μ.
+    """Draw the final metric and rounds to the target against the learning rate, a line per method, μ and clients' rate.
 
     Points are means over the seeds, bars one standard deviation. A rate that did not reach the target with every seed
     has no point in the right plot.
@@ -39,31 +39,35 @@ def rates_picture(results: Mapping[str, fed.SweepResult], target: float | None, 
     names, lines = short_names(list(results)), itertools.count()
     for name, result in results.items():
         first = None if target is None else result.rounds_to(target)
-        for m, mu in enumerate(result.mus):
+        rates, all_local = np.array(result.learning_rates), result.local_rates or (None,)
+        for (m, mu), local in itertools.product(enumerate(result.mus), dict.fromkeys(all_local)):
             label = f"{names[name]}, mu {mu:g}" if len(result.mus) > 1 else names[name]
+            label += "" if local is None else f", clients' rate {local:g}"
+            own = np.array([each == local for each in all_local]) if local is not None else np.ones(len(rates), bool)
             # Explicit colors, because a line missing from one plot would shift all later colors there.
             style = {"label": label, "color": f"C{next(lines)}", "marker": "o", "markersize": 4, "capsize": 2}
             for axis, values in ((ends, result.final()), (soon, first)):
                 if values is not None:
-                    runs = values[:, m]
+                    runs = values[:, m, own]
                     reached = np.isfinite(runs).all(0)
                     if not reached.any():
                         continue
                     mean = np.where(reached, runs.mean(0), np.nan)
                     bars = np.where(np.isfinite(mean), np.where(np.isfinite(runs), runs, 0).std(0), np.nan)
-                    axis.errorbar(result.learning_rates, mean, bars, **style)
+                    axis.errorbar(rates[own], mean, bars, **style)
     metric = next(iter(results.values())).metric.name.replace("_", " ")
     ends.set_ylabel(f"final validation {metric}")
     soon.set_ylabel("rounds to the target" if target is None else f"rounds to {metric} {target:g}")
     for axis in (ends, soon):
-        axis.set_xscale("log")
+        _plain_log_axis(axis)
         axis.set_xlabel("learning rate")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     soon.set_ylim(0, max(1, *(result.rounds[-1] for result in results.values())))
     if not soon.containers:
         soon.text(0.5, 0.5, "no setting reached it with every seed", transform=soon.transAxes, ha="center", color="0.4")
-    ends.legend(frameon=False)
+    if ends.containers:
+        ends.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
 
@@ -198,6 +202,16 @@ def _dashes(place: int) -> str:
     return ("-", "--", ":")[place // 10 % 3]
 
 
+def _plain_log_axis(axis: Any) -> None:
+    """A logarithmic axis whose ticks are plain numbers, also between powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _forest(axis: Any, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Draw the ratios to the baseline with their intervals, a row per method; an arrow marks a bound."""
     figures = {"rounds": ("o", "C0"), "bytes_up": ("s", "C1"), "forward_passes": ("D", "C2")}
@@ -212,13 +226,7 @@ def _forest(axis: Any, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
             if ratio["low"] is not None:
                 axis.plot([ratio["low"], ratio["high"]], [place + offset] * 2, color=color, linewidth=1.2)
     axis.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
-    axis.set_xscale("log")
-    # Ticks are plain numbers, also between powers of ten.
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    _plain_log_axis(axis)
     axis.set_yticks(range(len(rows)), [name for name, _ in rows])
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.invert_yaxis()

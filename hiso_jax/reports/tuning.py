@@ -21,6 +21,8 @@ def verdict(name: str, result: fed.SweepResult, target: float | None) -> str:
         return f"{name}: interrupted, so no best rate is reported"
     best, metric = result.best(target), _words(result)
     setting = f"{name}: best at rate {best.learning_rate:g}"
+    if best.local_rate is not None:
+        setting += f", clients' rate {best.local_rate:g}"
     if len(result.mus) > 1:
         setting += f", mu {best.mu:g}"
     if best.rounds_to_target is not None:
@@ -39,6 +41,7 @@ def sweep_as_dict(result: fed.SweepResult, target: float | None) -> dict[str, An
         "seeds": list(result.seeds),
         "mus": list(result.mus),
         "learning_rates": list(result.learning_rates),
+        "local_learning_rates": None if result.local_rates is None else list(result.local_rates),
         "metric": result.metric.name,
         "metrics": sorted(result.metrics),
         "interrupted": result.interrupted,
@@ -69,6 +72,9 @@ def sweep_from_dict(content: dict[str, Any]) -> fed.SweepResult:
             raise ValueError("its arrays are not those of its grid")
         if any(values.shape != (*grid, len(rounds)) for values in metrics.values()):
             raise ValueError("its arrays are not those of its grid")
+        local = content.get("local_learning_rates")
+        if local is not None and len(local) != grid[2]:
+            raise ValueError("its clients' rates are not those of its grid")
         return fed.SweepResult(
             seeds=tuple(content["seeds"]),
             mus=tuple(content["mus"]),
@@ -80,6 +86,7 @@ def sweep_from_dict(content: dict[str, Any]) -> fed.SweepResult:
             interrupted=bool(content["interrupted"]),
             compile_seconds=float(content["compile_seconds"]),
             run_seconds=float(content["run_seconds"]),
+            local_rates=None if local is None else tuple(map(float, local)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ParameterError(
@@ -95,7 +102,16 @@ def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Ta
     view.add_column("method", overflow="fold")
     names = short_names(list(results))
     several_mus = any(len(result.mus) > 1 for result in results.values())
-    for heading in ("rate", *(["mu"] if several_mus else []), metric, "rounds", "diverged", ""):
+    local_too = any(result.local_rates for result in results.values())
+    for heading in (
+        "rate",
+        *(["clients'"] if local_too else []),
+        *(["mu"] if several_mus else []),
+        metric,
+        "rounds",
+        "diverged",
+        "",
+    ):
         view.add_column(heading, justify="right", no_wrap=True)
     for name, result in results.items():
         best, final = result.best(target), result.final()
@@ -106,14 +122,19 @@ def sweep_table(results: dict[str, fed.SweepResult], target: float | None) -> Ta
             for column, rate in enumerate(result.learning_rates):
                 runs = (slice(None), m, column)
                 diverged = int((result.diverged_at[runs] >= 0).sum())
+                local = result.local_rates[column] if result.local_rates else None
+                setting = rate, mu, local
                 view.add_row(
                     broken(names[name]),
                     f"{rate:g}",
+                    *([NEVER if local is None else f"{local:g}"] if local_too else []),
                     *([f"{mu:g}"] if several_mus else []),
                     spread(final[runs], lambda value: f"{value:.4f}") if np.isfinite(final[runs]).all() else NEVER,
                     spread(first[runs], lambda value: f"{value:.0f}") if np.isfinite(first[runs]).all() else NEVER,
                     f"{diverged} of {len(result.seeds)}" if diverged else "",
-                    "best" if (rate, mu) == (best.learning_rate, best.mu) and not result.interrupted else "",
+                    "best"
+                    if setting == (best.learning_rate, best.mu, best.local_rate) and not result.interrupted
+                    else "",
                 )
         view.add_section()
     return view

@@ -126,6 +126,7 @@ class Swept(Rows):
                         "seed": result.seeds[s],
                         "mu": result.mus[m],
                         "learning_rate": result.learning_rates[rate],
+                        "local_learning_rate": None if result.local_rates is None else result.local_rates[rate],
                         f"final_{result.metric.name}": float(final[s, m, rate]),
                         "rounds_to_target": reached,
                         "diverged_at_round": None if diverged < 0 else diverged,

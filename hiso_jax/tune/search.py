@@ -64,10 +64,14 @@ class Held:
     def sweep(
         self, settings: Study, method: Method, rates: Sequence[float], watcher: Watcher, mus: Sequence[float] | None
     ) -> fed.SweepResult:
-        """Run a method with several rates, several radii and every seed, as one program."""
-        local = local_rates(settings, recorded_algorithm(settings, method, rates[0]))
-        grid = fed.Grid(rates, self.seeds, mus, local)
-        count = len(self.seeds) * len(mus or (0,)) * len(rates)
+        """Run a method with several rates (and clients' rates), several radii and every seed, as one program."""
+        algorithm = recorded_algorithm(settings, method, rates[0])
+        grid = fed.Grid(rates, self.seeds, mus, local_rates(settings, algorithm))
+        own = getattr(settings, "local_learning_rates", None)
+        if own and algorithm.has_scalars and (settings.local_steps or algorithm.local_steps or 1) > 1:
+            pairs = [(rate, each) for each in own for rate in rates]
+            grid = fed.Grid([rate for rate, _ in pairs], self.seeds, mus, local_rates=[each for _, each in pairs])
+        count = len(self.seeds) * len(mus or (0,)) * len(grid.learning_rates)
         title = f"{settings.task} {method.name}: {count} settings of {settings.rounds} rounds, {settings.schedule} rate"
         return self._run(settings, method, grid, title, watcher)
 

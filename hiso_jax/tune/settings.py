@@ -80,9 +80,12 @@ class Sweep(Study):
 
     Attributes:
       mus: smoothing radii to try; by default --mu alone.
+      local_learning_rates: rates of the clients' own steps to try with every learning rate, for methods that send
+        scalars and take several local steps; by default --local-learning-rate alone.
     """
 
     mus: Annotated[tuple[float, ...] | None, Listed(float, "X,Y,…")] = None
+    local_learning_rates: Annotated[tuple[float, ...] | None, Listed(float, "X,Y,…")] = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -92,6 +95,9 @@ class Sweep(Study):
         """
         super().__post_init__()
         _check_grid("mus", self.mus or ())
+        _check_grid("local_learning_rates", self.local_learning_rates or ())
+        if self.local_learning_rates and self.local_learning_rate is not None:
+            raise ParameterError("local_learning_rates", "must not be given beside `local_learning_rate`")
 
 
 # All clients are present: none is absent, drops out or is late.

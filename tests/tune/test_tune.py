@@ -38,6 +38,27 @@ def test_a_sweep_is_that_of_the_command_line_and_goes_on(capsys, tmp_path, monke
 
 
 @pytest.mark.thorough
+def test_a_sweep_tries_the_clients_rates_with_every_rate(tmp_path, monkeypatch):
+    asked = {**NUMBERS, "local_steps": 2}
+    methods, rates = ["local_mosaic", "hiso"], {"learning_rate": [0.5, 2.0], "local_learning_rates": [0.1, 0.3]}
+    swept = tune.sweep(methods, out=tmp_path / "out", **rates, **asked)
+    rows = [row for row in swept.rows() if row["algorithm"] == "local_mosaic"]
+    assert [(row["learning_rate"], row["local_learning_rate"]) for row in rows] == [
+        (0.5, 0.1), (2.0, 0.1), (0.5, 0.3), (2.0, 0.3)
+    ]  # fmt: skip
+    best = swept.best()["local_mosaic"]
+    assert best.final == max(row["final_accuracy"] for row in rows)
+    assert best.local_rate in (0.1, 0.3)
+    # One pair is the run with these rates.
+    alone = tune.sweep(["local_mosaic"], learning_rate=[2.0], local_learning_rate=0.3, **asked).rows()
+    np.testing.assert_allclose(alone[0]["final_accuracy"], rows[3]["final_accuracy"], atol=0.02)
+    monkeypatch.setattr(fed, "sweep", None)
+    assert tune.sweep(methods, out=tmp_path / "out", **rates, **asked).rows() == swept.rows()
+    with pytest.raises(ValueError, match="local_learning_rates is read by methods that send scalars"):
+        tune.sweep(["decomfl"], local_learning_rates=[0.1], **NUMBERS)
+
+
+@pytest.mark.thorough
 def test_a_comparison_is_that_of_the_command_line_and_goes_on(capsys, tmp_path):
     asked = {"learning_rate": [0.02], "seeds": 2, **NUMBERS}
     found = tune.compare(["decomfl", "hiso"], out=tmp_path / "python", **asked)

@@ -74,7 +74,8 @@ class Best:
       rounds_to_target: the mean over the seeds; None if no setting reached the target with every seed. The setting is
         then that with the best final value.
       final: the final metric, the mean over the last three evaluations and the seeds.
-      at_edge: whether the rate is the smallest or the largest of several tried.
+      at_edge: whether the rate, or that of the clients, is the smallest or the largest of several tried.
+      local_rate: the rate of the clients' own steps, if several were tried.
     """
 
     learning_rate: float
@@ -82,6 +83,7 @@ class Best:
     rounds_to_target: float | None
     final: float
     at_edge: bool
+    local_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class SweepResult:
       diverged_at: the round at which a run diverged or -1, [S, M, L].
       interrupted: whether the sweep was stopped before its last round.
       compile_seconds, run_seconds: time spent.
+      local_rates: the rates of the clients' own steps, one for each learning rate, [L], if these were tried, too.
     """
 
     seeds: tuple[int, ...]
@@ -108,6 +111,7 @@ class SweepResult:
     interrupted: bool
     compile_seconds: float
     run_seconds: float
+    local_rates: tuple[float, ...] | None = None
 
     def final(self) -> Float[np.ndarray, "S M L"]:
         """The mean of each run's last three evaluations; the worst value for a run that diverged or was cut short."""
@@ -131,11 +135,16 @@ class SweepResult:
         # Among settings that are equally soon, the best final value decides.
         order = np.lexsort((-self.metric.sign * final.reshape(-1), first.reshape(-1)))
         m, rate = np.unravel_index(order[0], final.shape)
+        local = None if self.local_rates is None else self.local_rates[rate]
+
+        def is_edge(value: float | None, tried: tuple[float, ...] | None) -> bool:
+            return tried is not None and len(set(tried)) > 1 and value in (min(tried), max(tried))
+
         return Best(
             learning_rate=self.learning_rates[rate],
             mu=self.mus[m],
             rounds_to_target=float(first[m, rate]) if reached else None,
             final=float(final[m, rate]),
-            at_edge=len(self.learning_rates) > 1
-            and self.learning_rates[rate] in (min(self.learning_rates), max(self.learning_rates)),
+            at_edge=is_edge(self.learning_rates[rate], self.learning_rates) or is_edge(local, self.local_rates),
+            local_rate=local,
         )

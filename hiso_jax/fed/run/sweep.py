@@ -326,6 +326,7 @@ def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any], pr
         seeds=tuple(bench.grid.seeds),
         mus=tuple(bench.grid.mus or ()),
         learning_rates=tuple(bench.grid.learning_rates),
+        local_rates=None if bench.grid.local_rates is None else tuple(bench.grid.local_rates),
         rounds=np.array(ends[:reached]),
         metric=metric_of(task, metrics),
         metrics={name: values[..., :reached] for name, values in metrics.items()},
