@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.models.lm.config import LMConfig, from_transformers
+from hiso_jax.models.lm.config import LMConfig, check_size, from_transformers
 from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.files import check_files, read_json
 from hiso_jax.models.lm.folder import IGNORED, SafeTensors, check_kind
@@ -121,6 +121,9 @@ def read_config(folder: Path) -> LMConfig:
     content = read_json(folder / "config.json")
     if not isinstance(content.get("model_type"), str):
         raise ParameterError("model", f"must name its architecture; {folder / 'config.json'} has no model_type")
+    if "num_hidden_layers" in content:
+        # Before transformers, which makes lists of this length.
+        check_size("layers", content["num_hidden_layers"])
     from transformers import CONFIG_MAPPING
 
     # transformers fills in the defaults that the file leaves out.

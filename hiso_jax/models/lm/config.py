@@ -78,6 +78,17 @@ SIZES = {
 }
 
 
+def check_size(name: str, value: Any) -> None:
+    """Refuse a size of an architecture that is no model's.
+
+    Raises:
+      ParameterError: ``value`` is no integer in the range of ``SIZES[name]``.
+    """
+    least, most = int(name != "learned_positions"), SIZES[name]
+    if not is_integer(value) or not least <= value <= most:
+        raise ParameterError("model", f"must have a {name} of {least} to {most:,}; its configuration has {value!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LMConfig:
     """A decoder-only transformer.
@@ -135,12 +146,8 @@ class LMConfig:
           ValueError: a size or ``norm_eps`` is out of range, ``kv_heads`` does not divide ``heads``, or a flag is not a
             bool.
         """
-        for name, most in SIZES.items():
-            value, least = getattr(self, name), name != "learned_positions"
-            if not is_integer(value) or not least <= value <= most:
-                raise ParameterError(
-                    "model", f"must have a {name} of {int(least)} to {most:,}; its configuration has {value!r}"
-                )
+        for name in SIZES:
+            check_size(name, getattr(self, name))
         if not is_real(self.norm_eps) or not 0 < self.norm_eps < 1:
             raise ParameterError(
                 "model", f"must have a norm_eps between 0 and 1; its configuration has {self.norm_eps!r}"
