@@ -172,7 +172,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--coordinator", "x:1"], "--coordinator must be given together with --process-id and --num-processes"),
         (["export", "x", "--format", "pt"], "--format must be one of delta, hf, got 'pt'"),
         (["run", "--algorithm", "adam"], "--algorithm must be one of adamezo, bszo, decomfl, fed_adagrad"),
-        (["run", "--sampler", "cauchy"], "--sampler must be one of gaussian, rademacher, binomial, sphere, hadamard, low_rank"),
+        (["run", "--sampler", "cauchy"], "--sampler must be one of gaussian, rademacher, binomial, sphere, hadamard"),
         (["run", "--model", "vit"], "--model must be one of mlp, cnn, got 'vit'"),
         (["run", "--learning-rate", "nan"], "--learning-rate must be a positive finite number, got nan"),
         (["run", "--learning-rate", "inf"], "--learning-rate must be a positive finite number, got inf"),
