@@ -112,8 +112,8 @@ def test_both_rates_of_projections_are_tuned_within_the_same_budget(tmp_path):
     assert {trial["local_learning_rate"] for trial in own["decomfl"]} == {None}
     assert {trial["schedule"] for trial in own["decomfl"]} == {"constant", "cosine"}
     assert {(trial["schedule"], trial["local_learning_rate"]) for trial in own["local_mosaic"]} == {
+        ("constant", 0.6),
         ("constant", 0.3),
-        ("constant", 0.15),
     }
     (folder,) = (tmp_path / "out" / "runs").glob("*local_mosaic*")
     config = fed.load(folder).header["config"]
