@@ -83,7 +83,7 @@ class Arguments:
     local_steps: int = 1
     repeats: int = 5
     modes: str = "keep,regenerate"
-    sampler: Literal["gaussian", "rademacher", "binomial", "low_rank", "low_rank_4"] = "gaussian"
+    sampler: Literal["gaussian", "rademacher", "binomial", "hadamard", "low_rank", "low_rank_4"] = "gaussian"
     groups: int = 1
     out: Path | None = None
     worker: str = ""

@@ -45,7 +45,9 @@ def test_a_round_is_the_formulas(steps, scale, bits, groups, sampler, x64):
     found, _, record = jax.jit(one)(
         jnp.asarray(start), state, jnp.asarray(targets), jnp.asarray(weights), key, aside=aside
     )
-    directions = zo.zo_state(state).grouped_directions(key, 0, start, groups=groups, num_perturbations=count)
+    directions = zo.zo_state(state).grouped_directions(
+        key, 0, jnp.asarray(start), groups=groups, num_perturbations=count
+    )
     z = [np.asarray(zo.made_dense(directions.of(q))) for q in range(groups * count)]
     sent = np.zeros((CLIENTS, count))
     for i in range(CLIENTS):
