@@ -158,7 +158,9 @@ def measure_time(arguments):
 
     def generate(params, curvature, key):
         # Written somewhere, as a use of it would; one direction at a time.
-        return zo.as_directions(arguments.sampler).at(key, 0, 0, params, curvature)
+        directions = zo.as_directions(arguments.sampler)
+        made = zo.grouped_directions(directions, key, 0, params, curvature, 1, arguments.perturbations)
+        return made.at(0).of(0)
 
     tx = zo_optimizer(arguments)
     state = jax.jit(tx.init)(params)
