@@ -124,6 +124,9 @@ def recorded_algorithm(options: Settings, method: Method, rate: Any) -> fed.Algo
 def simulation_config(options: Settings, seed: int, algorithm: fed.Algorithm) -> fed.SimulationConfig:
     """The configuration of one run, without the clients' learning rate."""
     numbers = {field.name: getattr(options, field.name) for field in fields(fed.SimulationConfig)}
+    if not isinstance(algorithm.measure, fed.Projections):
+        # Read by another method of the command, see ``check_read``.
+        numbers |= {"backprop_share": None, "probe_scale": None}
     if algorithm.measure is not None:
         # The measure has its own difference, or none: the option is for another method of the command, or for the
         # clients that cannot backpropagate.

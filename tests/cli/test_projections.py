@@ -36,6 +36,16 @@ def test_memory_decides_who_backpropagates(capsys, tmp_path):
     assert found == [12 * 4 * 129, 12 * 4 * 15]
 
 
+@pytest.mark.thorough
+def test_a_comparison_mixes_the_cohorts_of_the_methods_that_project(capsys, tmp_path):
+    words = ["--algorithms", "decomfl,local_mosaic", "--learning-rate", "0.03,3", "--backprop-share", "0.5"]
+    assert call(capsys, "compare", *FOUR, *words, "--budget", "rounds", "--out", tmp_path / "out")[0] == 0
+    methods = json.loads((tmp_path / "out" / "comparison.json").read_text())["methods"]
+    passes = {name: each["runs"][0]["forward_passes"] for name, each in methods.items()}
+    assert passes["decomfl"] == 12 * 4 * 6
+    assert 12 * 4 * 15 < passes["local_mosaic"] < 12 * 4 * 129
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
