@@ -223,8 +223,11 @@ class Experiment:
           callback: receives the number of finished rounds and of all rounds of the search.
 
         Raises:
+          ParameterError: the algorithm was given as a value, which has its own rate.
           ValueError: the loss does not stay finite at any rate.
         """
+        if isinstance(self.method, _Value):
+            raise ParameterError("learning_rate", "cannot be searched for an algorithm that is given as a value")
         assert isinstance(self.settings, Single)
         return probe_rate(self.settings, self.method, self.task, self.population, callback)
 

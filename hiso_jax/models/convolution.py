@@ -21,10 +21,11 @@ def convolution(
 ) -> Float[Array, "B H2 W2 F"]:
     """``lax.conv_general_dilated`` with a fast derivative, for ``nnx.Conv(…, conv_general_dilated=convolution)``.
 
-    The value has the bits of ``lax.conv_general_dilated``. On CPU, XLA computes the derivative of a convolution by
-    plain loops when it stands inside a loop over clients or local steps. There this function differentiates a matrix
-    product over patches instead: the gradients of 8 clients with 32 images each, of the MNIST network, take 0.12 s in
-    place of 1.2 s (``benchmarks/README.md``). Other platforms and other layouts keep the derivative of XLA.
+    The value has the bits of ``lax.conv_general_dilated``; where a derivative is taken on CPU, too, it is equal up to
+    rounding. On CPU, XLA computes the derivative of a convolution by plain loops when it stands inside a loop over
+    clients or local steps. There this function differentiates a matrix product over patches instead: the gradients of 8
+    clients with 32 images each, of the MNIST network, take 0.12 s in place of 1.2 s (``benchmarks/README.md``). Other
+    platforms and other layouts keep the derivative of XLA.
 
     Args:
       inputs: images.
@@ -34,15 +35,26 @@ def convolution(
       rest: the other arguments of ``lax.conv_general_dilated``; with dilation, groups or other dimensions it is called
         as it is.
     """
-    ones = all(tuple(rest.get(name) or (1, 1)) == (1, 1) for name in ("lhs_dilation", "rhs_dilation"))
-    numbers = rest.get("dimension_numbers")
-    grouped = rest.get("feature_group_count", 1) != 1 or rest.get("batch_group_count", 1) != 1
-    if inputs.ndim != 4 or not ones or grouped or not _is_layout(inputs, kernel, numbers):
+
+    def plain() -> Array:
         return lax.conv_general_dilated(inputs, kernel, strides, padding, **rest)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)
+
+    ones = all(tuple(rest.get(name) or (1, 1)) == (1, 1) for name in ("lhs_dilation", "rhs_dilation"))
+    grouped = rest.get("feature_group_count", 1) != 1 or rest.get("batch_group_count", 1) != 1
+    is_known = inputs.ndim == 4 and _is_layout(inputs, kernel, rest.get("dimension_numbers"))
+    if strides is None or not is_known or not ones or grouped:
+        return plain()
+    pads = (
+        lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)
+        if isinstance(padding, str)
+        else padding
+    )
+    reach = [size + sum(pair) - own for size, own, pair in zip(inputs.shape[1:3], kernel.shape[:2], pads, strict=True)]
+    if min(map(min, pads)) < 0 or min(reach) < 0:
+        # Cropped inputs, or an empty output.
+        return plain()
     precision, wider = rest.get("precision"), rest.get("preferred_element_type")
-    return _convolved(inputs, kernel, tuple(strides), tuple(map(tuple, padding)), precision, wider)
+    return _convolved(inputs, kernel, tuple(strides), tuple(map(tuple, pads)), precision, wider)
 
 
 def _is_layout(inputs: Array, kernel: Array, numbers: Any) -> bool:

@@ -243,19 +243,22 @@ class HadamardDirections:
             return sums, None
 
         begin = [jnp.zeros(x.shape, working_dtype(x)) for x in jax.tree.leaves(self.params)]
-        return self._shaped(lax.scan(body, begin, (self.drawn, weights))[0])
+        return self._shaped(lax.scan(body, begin, (self.drawn, weights))[0], self.curvature)
 
     def _made(self, group: ArrayLike, index: ArrayLike) -> PyTree:
+        # Tied to the index, as in ``zo.directions``: XLA would compute every square root before the loop and keep it.
+        curvature, index = lax.optimization_barrier((self.curvature, jnp.asarray(index)))
         found = [
             leaf.each(partial(leaf.direction, index=index))(drawn[group])
             for leaf, drawn in zip(self.leaves, self.drawn, strict=True)
         ]
-        return self._shaped([u.reshape(x.shape) for u, x in zip(found, jax.tree.leaves(self.params), strict=True)])
+        leaves = [u.reshape(x.shape) for u, x in zip(found, jax.tree.leaves(self.params), strict=True)]
+        return self._shaped(leaves, curvature)
 
-    def _shaped(self, leaves: list[Array]) -> PyTree:
+    def _shaped(self, leaves: list[Array], curvature: PyTree | None) -> PyTree:
         """The leaves, shaped by the curvature, in the structure of the parameters."""
-        if self.curvature is not None:
-            leaves = [dense(shaped(u, h)) for u, h in zip(leaves, leaves_of(self.curvature), strict=True)]
+        if curvature is not None:
+            leaves = [dense(shaped(u, h)) for u, h in zip(leaves, leaves_of(curvature), strict=True)]
         placed = [split_as(x, u) for x, u in zip(jax.tree.leaves(self.params), leaves, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(self.params), placed)
 

@@ -53,6 +53,7 @@ def test_a_comparison_mixes_the_cohorts_of_the_methods_that_project(capsys, tmp_
         ([*MIXED, "1.5"], "--backprop-share must be between 0 and 1, got 1.5"),
         ([*MIXED, "memory"], "--memory-gb must be given with --backprop-share memory, and only then"),
         (["--memory-gb", "4"], "--memory-gb must be given with --backprop-share memory, and only then"),
+        (["--memory-spread", "0.1"], "--memory-spread is read with --backprop-share memory"),
         (["--algorithm", "local_mosaic", "--probe-scale", "0.3"], "--probe-scale is read with --backprop-share"),
         ([*MIXED, "0.5", "--combine", "private_mean"], "--probe-scale must be given for a mixed cohort in a private"),
         (["--algorithm", "mosaic", "--sampler", "hadamard", "--direction-blocks", "8"], "must not be given with --sam"),

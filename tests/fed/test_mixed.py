@@ -63,7 +63,8 @@ def test_a_round_is_the_formulas(steps, scale, bits, groups, sampler, x64):
             slopes = [(total / steps * u).sum() for u in own]
         sent[i] = coded(np.array(slopes)[None], bits)[0]
     lengths = np.sqrt((sent**2).mean(1))
-    gamma = lower_median(lengths[~PROBING]) / lower_median(lengths[PROBING]) if steps > 1 and scale is None else 1.0
+    ratio = lower_median(lengths[~PROBING]) / lower_median(lengths[PROBING])
+    gamma = min(ratio, 1.0) if steps > 1 and scale is None else 1.0
     sent = np.where(PROBING, gamma, 1.0)[:, None] * sent
     lengths = np.sqrt((sent**2).mean(1))
     factor = np.minimum(1, lower_median(lengths) / lengths)
@@ -75,6 +76,20 @@ def test_a_round_is_the_formulas(steps, scale, bits, groups, sampler, x64):
     np.testing.assert_allclose(found, start - 0.1 * delta, atol=1e-9)
     # The scale of the two kinds is a weight, and is not counted as clipping.
     assert int(record.clipped) == (factor < 1 - 1e-12).sum()
+
+
+def test_a_short_message_does_not_lengthen_the_others_of_its_kind():
+    """γ is at most 1: else one tiny message of two would make the other decide the round."""
+    algorithm = hiso_jax.mosaic(0.1, scalar_bits=32, direction_groups="shared", clipping=False)
+    algorithm = dataclasses.replace(algorithm, measure=fed.mixed())
+    estimator = fed.measure.Estimator(algorithm.measure, 3, 4, 1e-3, 0.1)
+    assert estimator.is_balanced
+    senders = fed.Senders(jnp.arange(4), jnp.arange(4), probing=jnp.array([True, True, False, False]))
+    channel = fed.round.Channel(algorithm, senders, jax.random.key(0))
+    messages = jnp.array([1e-6, 5.0, 1.0, 2.0])[:, None, None] * jnp.ones((4, 1, 4))
+    memory = fed.first_memory(algorithm, messages)
+    found = channel.received(channel.combine(channel.send(messages), jnp.ones(4), memory).aggregate)
+    np.testing.assert_allclose(found, 2.0 * np.ones((1, 4)), rtol=1e-5)
 
 
 def run(algorithm=None, **settings):
@@ -143,6 +158,13 @@ def test_memory_decides_and_every_client_has_its_own_time():
 
 
 def test_refusals():
+    with pytest.raises(hiso_jax.ParameterError, match="backprop_share must be given for the measure `mixed`"):
+        run(dataclasses.replace(algorithms.local_mosaic(0.05), measure=fed.mixed()), backprop_share=None)
+    config = fed.SimulationConfig(
+        rounds=2, cohort=CLIENTS, batch_size=8, backprop_share="memory", local_learning_rate=LOCAL
+    )
+    with pytest.raises(hiso_jax.ParameterError, match="backprop_share is memory, which needs a fleet"):
+        fed.sweep(linear_task(), algorithms.local_mosaic, [digits_population()], config, fed.Grid((0.5,)))
     with pytest.raises(hiso_jax.ParameterError, match="backprop_share is read by methods whose clients project"):
         run(algorithms.hiso(0.05))
     with pytest.raises(hiso_jax.ParameterError, match="probe_scale is read with `backprop_share`"):

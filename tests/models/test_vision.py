@@ -117,3 +117,16 @@ def test_convolution_leaves_other_layouts_to_xla():
         f(images, kernel, (1, 1), "SAME", **given) for f in (models.convolution, jax.lax.conv_general_dilated)
     )
     np.testing.assert_array_equal(own, expected)
+
+
+@pytest.mark.parametrize("padding", [[(-1, 0), (2, -2)], [(0, 0), (-3, -3)]])
+def test_convolution_crops_as_xla_does(padding):
+    images, kernel = jnp.ones((2, 6, 6, 2)), jnp.ones((3, 3, 2, 4))
+
+    def of(convolve):
+        def loss(kernel):
+            return convolve(images, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")).sum()
+
+        return jax.value_and_grad(loss)(kernel)
+
+    jax.tree.map(np.testing.assert_array_equal, of(models.convolution), of(jax.lax.conv_general_dilated))

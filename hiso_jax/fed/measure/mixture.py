@@ -29,7 +29,7 @@ class Mixed:
       projections: the measure of the clients that backpropagate.
       probes: that of the others.
       scale: γ, the factor on the scalars of the others; None: the server finds it in every round from the messages, the
-        ratio of the median lengths of the two kinds, if K > 1.
+        ratio of the median lengths of the two kinds, at most 1, if K > 1.
 
     Raises:
       ParameterError: ``scale`` is not positive.

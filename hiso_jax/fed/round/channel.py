@@ -128,7 +128,8 @@ class Channel(NamedTuple):
     def _scales(self, values: PyTree, weights: Float[Array, "C"]) -> Float[Array, "C"] | None:
         """γ for the messages of finite differences and 1 for the others; None if nobody's messages are scaled.
 
-        γ is the ratio of the median lengths of the two kinds, or 1 if one of them is missing.
+        γ is the ratio of the median lengths of the two kinds, at most 1, or 1 if one of them is missing. A larger ratio
+        would let one short message of finite differences, hostile or not, make the others of its kind decide the round.
         """
         probing, counts = self.senders.probing, weights > 0
         if probing is None:
@@ -136,7 +137,7 @@ class Channel(NamedTuple):
         own = lengths(values, counts)
         wanted, found = middle(own, counts & ~probing), middle(own, counts & probing)
         known = jnp.isfinite(wanted) & jnp.isfinite(found)
-        ratio = pin(jnp.where(known, wanted, 1) / jnp.where(known, found, 1))
+        ratio = pin(jnp.minimum(jnp.where(known, wanted, 1) / jnp.where(known, found, 1), 1))
         return jnp.where(probing, ratio, 1)
 
     def _aggregate(

@@ -63,7 +63,8 @@ def round_costs(
     each_passes, passes = jnp.float32(costs.passes), float(config.cohort * costs.passes)
     if probing is not None:
         each_passes = jnp.where(probing(drawn), float(costs.probe_passes), each_passes)
-        passes = config.cohort * float(each_passes.mean())
+        share = float(np.asarray(probing(jnp.arange(clients))).mean())
+        passes = config.cohort * (costs.passes + share * (costs.probe_passes - costs.passes))
     seconds: Any = 0.0
     if participation.fleet is not None:
         missed = max(1, clients // config.cohort)

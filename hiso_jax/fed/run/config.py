@@ -36,10 +36,10 @@ class SimulationConfig:
       attackers_of: clients that the share is taken of, the population, so that one cohort has more attackers than
         another, or every cohort.
       backprop_share: share of the clients that can backpropagate, for a method that measures projections; the others
-        measure finite differences in one local step. memory decides by the clients' memory, see ``fed.Fleet``; by
-        default all can.
-      probe_scale: factor on the scalars of clients that cannot backpropagate; by default the server finds it in every
-        round, from the lengths of the messages; a private run needs a number.
+        measure finite differences in one local step. memory decides by the clients' memory (``memory_gb``, or that of a
+        ``fed.Fleet``); by default all can.
+      probe_scale: factor on the scalars of clients that cannot backpropagate; by default, with several local steps, the
+        server finds it in every round, from the lengths of the messages, at most 1; a private run needs a number.
       public_cohorts: whether the cohorts of a private run follow from its seed, which every client knows, and not from
         the server's secret; cohorts are then reproducible, and privacy is counted over a client's visits.
       delta: δ of a private run's differential privacy, well below one over the number of clients.

@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.devices import on_all_devices
 from hiso_jax.fed.keys import (
     attackers_key,
@@ -175,12 +176,16 @@ def probing_clients(
       participation: the participation, whose fleet has the clients' memory.
       seed_key: the run's seed key.
       total: N, the number of clients.
+
+    Raises:
+      ParameterError: memory decides, and the fleet has none.
     """
     share, fleet = config.backprop_share, participation.fleet
     if share is None:
         return None
     if share == "memory":
-        assert fleet is not None
+        if fleet is None or fleet.memory is None or fleet.training_bytes is None:
+            raise ParameterError("backprop_share", "is memory, which needs a fleet with `memory` and `training_bytes`")
         return lambda clients: ~fleet.can_train(jax.random.fold_in(traits_key(seed_key), 2), clients)
     able = round(share * total)
     return lambda clients: permute(backprop_key(seed_key), clients, total) >= able

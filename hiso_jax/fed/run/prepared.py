@@ -11,7 +11,7 @@ from jaxtyping import Array, Key, PyTree
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
-from hiso_jax.fed.measure import Estimator, Measure, Projections, mixed
+from hiso_jax.fed.measure import Estimator, Measure, Mixed, Projections, mixed
 from hiso_jax.fed.population import AnyPopulation, Participation, Trace
 from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
@@ -113,9 +113,8 @@ def prepare(
       ValueError: the configuration, the method, the messages or the devices do not fit together.
     """
     task, params, population, participation = given
-    fleet = participation.fleet
-    if config.backprop_share == "memory" and (fleet is None or fleet.memory is None or fleet.training_bytes is None):
-        raise ParameterError("backprop_share", "is memory, which needs a fleet with `memory` and `training_bytes`")
+    # Refuses a fleet without memory.
+    probing_clients(config, participation, jax.random.key(config.seed), population.num_clients)
     config = with_defaults(algorithm, config)
     estimator = estimator_of(algorithm, config)
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, perturbed_as_of(task))
@@ -238,7 +237,13 @@ def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -
 
 def _measure_of(algorithm: Algorithm, config: SimulationConfig) -> Measure:
     if config.backprop_share is None:
+        if isinstance(algorithm.measure, Mixed):
+            raise ParameterError(
+                "backprop_share", "must be given for the measure `mixed`, or the measure be projections"
+            )
         return measured_by(algorithm, config.difference)
+    if isinstance(algorithm.measure, Mixed):
+        raise ParameterError("measure", "must be projections beside `backprop_share`, which mixes them; got mixed")
     if not isinstance(algorithm.measure, Projections):
         raise ParameterError("backprop_share", "is read by methods whose clients project: `measure` projections")
     return mixed(algorithm.measure, config.difference or "forward", config.probe_scale)
