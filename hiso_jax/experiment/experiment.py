@@ -195,16 +195,20 @@ class Experiment:
         local = own_local_rate(settings, algorithm)
         if local is None and number is not None:
             local = local_rates(settings, algorithm)(number)
+        participation, fixed = participation_of(settings, made), {}
+        if settings.backprop_share == "memory" and participation.fleet is not None:
+            # Another compiler may need other bytes, and a resumed run has the same clients.
+            fixed = {"training_gb": participation.fleet.training_bytes / 1e9}
         parts = {
             "task": made,
             "algorithm": algorithm,
             "population": population,
             "config": replace(config, local_learning_rate=local),
-            "participation": participation_of(settings, made),
+            "participation": participation,
             "learning_rate": wanted,
             "about": about_of(settings, method)
             | of_clients(settings, algorithm)
-            | {"learning_rate": wanted, "target": target_of(settings, made)},
+            | {"learning_rate": wanted, "target": target_of(settings, made), **fixed},
             "settings": settings,
             "method": method,
             "given": {},

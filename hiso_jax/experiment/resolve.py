@@ -60,8 +60,9 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
             "must be given with `attack`, a share of the clients above 0, and only then; got "
             f"{options.attackers:g} and {'an attack' if attacked else 'no attack'}",
         )
-    if "memory_spread" in given and options.backprop_share != "memory":
-        raise ParameterError("memory_spread", "is read with `backprop_share` memory; it would have no effect")
+    for name in ("memory_spread", "training_gb"):
+        if name in given and options.backprop_share != "memory":
+            raise ParameterError(name, "is read with `backprop_share` memory; it would have no effect")
     if "attackers_of" in given and not attacked:
         raise ParameterError("attackers_of", "is read with `attack`; it would have no effect without hostile clients")
     check_private(options, methods, given)

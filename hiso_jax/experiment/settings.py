@@ -28,8 +28,9 @@ class Clock:
       uplink_mbps: simulated clock: median megabits a second from client to server.
       bandwidth_spread: standard deviation of the logarithm of each bandwidth over the clients.
       memory_gb: median gigabytes of a client's memory, with --backprop-share memory: a client backpropagates if its
-        memory holds a gradient of the model for one batch, as the compiled program needs it.
+        memory holds local steps on one batch, see --training-gb.
       memory_spread: standard deviation of the logarithm of --memory-gb over the clients.
+      training_gb: gigabytes with which a client can backpropagate; by default what its compiled local steps need.
     """
 
     dropout: float = 0.0
@@ -42,6 +43,7 @@ class Clock:
     bandwidth_spread: float = 0.5
     memory_gb: float | None = None
     memory_spread: float = 0.5
+    training_gb: float | None = None
 
     def check_clock(self) -> None:
         """Check every range.
@@ -56,6 +58,8 @@ class Clock:
             positive("deadline", self.deadline)
         if self.memory_gb is not None:
             positive("memory_gb", self.memory_gb)
+        if self.training_gb is not None:
+            positive("training_gb", self.training_gb)
         for option in ("forward_spread", "bandwidth_spread", "direction_seconds", "memory_spread"):
             finite(option, getattr(self, option))
 
@@ -156,7 +160,8 @@ def participation_of(settings: Settings, task: Any) -> fed.Participation:
     if settings.backprop_share != "memory":
         return found
     assert found.fleet is not None
-    needed = client_memory(task, settings.batch_size).training
+    given = settings.training_gb
+    needed = client_memory(task, settings.batch_size).training if given is None else round(given * 1e9)
     return replace(found, fleet=replace(found.fleet, training_bytes=float(needed)))
 
 

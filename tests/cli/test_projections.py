@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hiso_jax import fed, plan, tasks
+from hiso_jax.experiment import settings
 from tests.cli.test_cli import SMALL, call
 
 FOUR = [name for name in SMALL if name not in ("--perturbations", "2")]
@@ -26,7 +27,7 @@ def test_a_mixed_run_is_kept_resumed_replayed_and_shared(capsys, tmp_path):
 
 
 @pytest.mark.thorough
-def test_memory_decides_who_backpropagates(capsys, tmp_path):
+def test_memory_decides_who_backpropagates(capsys, tmp_path, monkeypatch):
     needed, found = plan.client_memory(tasks.digits(), 32).training / 1e9, []
     for place, factor in enumerate((0.01, 100)):
         run = tmp_path / str(place)
@@ -34,6 +35,10 @@ def test_memory_decides_who_backpropagates(capsys, tmp_path):
         assert call(capsys, "run", *FOUR, *MIXED, "memory", *words, "--out", run)[0] == 0
         found.append(json.loads((run / "summary.json").read_text())["forward_passes"])
     assert found == [12 * 4 * 129, 12 * 4 * 15]
+    # A compiler that needs other bytes resumes the run with the same clients.
+    monkeypatch.setattr(settings, "client_memory", lambda task, batch_size: plan.ClientMemory(1, 10**12))
+    assert call(capsys, "run", "--resume", tmp_path / "1", "--rounds", "14")[0] == 0
+    assert json.loads((tmp_path / "1" / "summary.json").read_text())["forward_passes"] == 14 * 4 * 15
 
 
 @pytest.mark.thorough
