@@ -41,6 +41,7 @@ from hiso_jax.zo.precision import in_float32, is_half, unmoved_share
 from hiso_jax.zo.rounding import apply_updates, like_before
 from hiso_jax.zo.samplers import (
     SAMPLERS,
+    Blocks,
     Hadamard,
     LowRank,
     Sampler,
@@ -51,6 +52,7 @@ from hiso_jax.zo.samplers import (
     gaussian,
     rademacher,
     sphere,
+    uniform,
 )
 from hiso_jax.zo.signs import block_size
 from hiso_jax.zo.state import ScaleByZoState, zo_state, zo_states
@@ -61,6 +63,7 @@ __all__ = [
     "PIN",
     "SAMPLERS",
     "Ascent",
+    "Blocks",
     "CurvatureForm",
     "CurvatureUpdate",
     "Difference",
@@ -125,6 +128,7 @@ __all__ = [
     "step",
     "subspaces",
     "suggested_mu",
+    "uniform",
     "unmoved_share",
     "update_with",
     "working_dtype",

@@ -22,7 +22,7 @@ from hiso_jax.exact import pin
 from hiso_jax.factored import Factors, PerturbedAs, PerturbedParameter, added, dense, is_factors
 from hiso_jax.stacked import Layers, Stacked, is_stacked, path_name
 from hiso_jax.zo.partitioned import split_as
-from hiso_jax.zo.samplers import Hadamard, LowRank, Sampler, Subspace, as_sampler, gaussian
+from hiso_jax.zo.samplers import Blocks, Hadamard, LowRank, Sampler, Subspace, as_sampler, gaussian
 
 
 def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
@@ -141,7 +141,12 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
         curvature, key = lax.optimization_barrier((curvature, key))
     leaves = zip(jax.tree.leaves(params), draw_leaves(key, params, draw), strict=True)
     z = [u if isinstance(u, Factors) else split_as(x, u) for x, u in leaves]
-    if curvature is not None:
+    if isinstance(family, Blocks):
+        if curvature is None:
+            raise ParameterError("sampler", "must not be Blocks without a head that keeps the norms of the leaves")
+        scales = family.scales(key, leaves_of(curvature))
+        z = [_scaled(u, scale) for u, scale in zip(z, scales, strict=True)]
+    elif curvature is not None:
         by = _in_subspace if isinstance(family, Subspace) else shaped
         z = [by(u, h) for u, h in zip(z, leaves_of(curvature), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(params), z)
@@ -150,6 +155,13 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
 def _in_subspace(u: Array | Factors, basis: Array) -> Array | Factors:
     """B Qᵀ as factors; a leaf that is not a matrix stays unchanged."""
     return Factors(u.rows, basis, u.own) if isinstance(u, Factors) else u
+
+
+def _scaled(u: Array | Factors, scale: Array) -> Array | Factors:
+    """A leaf times a number."""
+    if isinstance(u, Factors):
+        return Factors(pin(u.rows * scale.astype(u.rows.dtype)), u.columns, u.own)
+    return pin(u * scale.astype(u.dtype))
 
 
 def subspaces(key: Key[Array, ""], params: PyTree[Shaped[Array, "..."]], rank: int) -> PyTree[Float[Array, "..."]]:

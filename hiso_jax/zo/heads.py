@@ -23,7 +23,7 @@ from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.chain import PROBE, SKIP, Reached
 from hiso_jax.zo.differences import directional_derivatives
 from hiso_jax.zo.directions import Directions, as_directions, made_dense, subspaces, working_dtype
-from hiso_jax.zo.samplers import Sampler, Subspace
+from hiso_jax.zo.samplers import Blocks, Sampler, Subspace
 from hiso_jax.zo.state import ScaleByZoState
 
 
@@ -119,6 +119,8 @@ def head(
         first = curvature(params)
         if first is not None and isinstance(directions.sampler, Subspace):
             _check_bases(first, params, directions.sampler.rank)
+        if isinstance(directions.sampler, Blocks) and any(jnp.ndim(leaf) for leaf in jax.tree.leaves(first)):
+            raise ParameterError("sampler", "must not be Blocks because the head keeps a curvature and no norms")
         return ScaleByZoState(jnp.zeros([], jnp.int32), first, directions)
 
     def update(

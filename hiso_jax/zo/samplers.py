@@ -9,13 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Float, Key, UInt32
 
-from hiso_jax.checks import ParameterError, integer
+from hiso_jax.checks import ParameterError, between, integer
 from hiso_jax.exact import pin
 from hiso_jax.factored import Factors
 from hiso_jax.zo.partitioned import is_partitioned
 from hiso_jax.zo.threefry import drawn
+
+# No index of a leaf is so large, and no leaf has this key.
+BLOCK_STREAM = 0xB10C0001
+# Integer weights of blocks are at most 2¹⁶.
+UNIT_BITS = 16
 
 Sampler = Callable[[Any, Sequence[int], Any], Array]
 """A family of raw perturbations: (leaf key, shape, dtype) → u with E[u uᵀ] = I."""
@@ -71,6 +76,15 @@ def binomial(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Arr
     halves = jnp.concatenate([words & 0xFFFF, words >> coins])[:size]
     heads = lax.population_count(halves).astype(dtype)
     return ((heads - coins / 2) * (2 / math.sqrt(coins))).reshape(shape)
+
+
+def uniform(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
+    """Uniform draws between −√3 and √3.
+
+    Ferret (arXiv 2409.06277) cuts a standard normal at ±1/√d and rescales it: to a relative 1/(2d) this is its density.
+    """
+    # One rounding, by a product: that of jax.random.uniform with bounds would depend on fused multiply-adds.
+    return (jax.random.uniform(key, shape, dtype) - 0.5) * (2 * math.sqrt(3))
 
 
 def sphere(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
@@ -165,6 +179,56 @@ class Subspace:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """One leaf at a time: a direction is zero outside one leaf (Ferret, arXiv 2409.06277).
+
+    The head keeps a squared norm of every leaf in place of a curvature. A direction draws its leaf l with a probability
+    π_l in proportion to the norm, and is u_l / √π_l there, so that E[z zᵀ] = I. A leaf of stacked layers is one block.
+    The probabilities are integers over their sum, so every backend chooses the same leaf.
+
+    Attributes:
+      family: the family of the values within a leaf.
+      floor: the least norm that counts, in units of the power of two above the largest.
+
+    Raises:
+      ParameterError: ``floor`` is not in [2⁻¹⁶, 1].
+    """
+
+    family: Sampler = gaussian
+    floor: float = 1 / 16
+
+    def __post_init__(self) -> None:
+        """Check the floor."""
+        between("floor", self.floor, 2.0**-UNIT_BITS, 1)
+
+    def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Array:
+        """The values u_l of a leaf."""
+        return self.family(key, shape, dtype)
+
+    def weights(self, squared_norms: Sequence[Array]) -> UInt32[Array, "L"]:
+        """The probabilities π_l in units of one over their sum; all equal if all norms are zero."""
+        norms = pin(jnp.sqrt(jnp.stack(squared_norms)))
+        # Scaled by a power of two, which is exact. XLA makes a product with a reciprocal of a division by a number.
+        _, exponent = jnp.frexp(norms.max())
+        scaled = jnp.floor(jnp.ldexp(norms, UNIT_BITS - exponent))
+        return jnp.maximum(scaled, round(self.floor * 2**UNIT_BITS)).astype(jnp.uint32)
+
+    def shares(self, squared_norms: Sequence[Array]) -> Float[Array, "L"]:
+        """The probabilities π_l."""
+        weights, real = self.weights(squared_norms), jnp.result_type(squared_norms[0])
+        return pin(weights.astype(real) * pin(1 / weights.sum().astype(real)))
+
+    def scales(self, key: Key[Array, ""], squared_norms: Sequence[Array]) -> list[Array]:
+        """The factor on each leaf of the direction with this key: 1 / √π_l on the leaf that it draws, 0 on others."""
+        weights, shares = self.weights(squared_norms), self.shares(squared_norms)
+        drawn = jax.random.randint(
+            jax.random.fold_in(key, BLOCK_STREAM), (), 0, weights.sum().astype(jnp.int32), jnp.int32
+        )
+        chosen = (jnp.cumsum(weights) <= drawn.astype(jnp.uint32)).sum()
+        return list(jnp.where(jnp.arange(len(weights)) == chosen, pin(1 / pin(jnp.sqrt(shares))), 0))
+
+
+@dataclass(frozen=True)
 class Hadamard:
     """Rows of a randomised Hadamard matrix, see ``zo/hadamard.py``: signs, orthogonal to each other.
 
@@ -195,13 +259,14 @@ class Hadamard:
 
 
 SamplerName = Literal[
-    "gaussian", "rademacher", "binomial", "sphere", "hadamard", "low_rank", "low_rank_4", "low_rank_16"
+    "gaussian", "rademacher", "binomial", "uniform", "sphere", "hadamard", "low_rank", "low_rank_4", "low_rank_16"
 ]
 """The names of the samplers; ``low_rank`` has rank 1."""
 SAMPLERS: dict[str, Sampler] = {
     "gaussian": gaussian,
     "rademacher": rademacher,
     "binomial": binomial,
+    "uniform": uniform,
     "sphere": sphere,
     "hadamard": Hadamard(),
     "low_rank": LowRank(),

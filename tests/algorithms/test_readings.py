@@ -270,7 +270,27 @@ def projected(r, number):
     r.x = r.x - RATE * delta
 
 
+def ferret(r, number):
+    """Every client's gradient along directions of one leaf each, drawn in proportion to the norm of its progress."""
+    leaf_of, squares, delta = np.repeat([0, 1], [3, 4]), getattr(r, "squares", np.zeros(2)), np.zeros(D)
+    norms = np.sqrt(squares)
+    weights = np.maximum(np.floor(2**16 * norms / 2.0 ** np.frexp(norms.max())[1]), 2**12)
+    for i in range(CLIENTS):
+        gradient = A[i] * r.x + np.cos(B[i] @ r.x) * B[i]
+        for p in range(r.perturbations):
+            index = i * r.perturbations + p
+            key = zo.perturbation_key(jax.random.fold_in(SEED, number), 0, index)
+            drawn = int(jax.random.randint(jax.random.fold_in(key, 0xB10C0001), (), 0, int(weights.sum()), np.int32))
+            leaf = int(drawn >= weights[0])
+            z = np.where(leaf_of == leaf, draw(number, index, r.sampler), 0) * np.sqrt(weights.sum() / weights[leaf])
+            delta += gradient @ z * z / (CLIENTS * r.perturbations)
+    r.x = r.x - RATE * delta
+    new = np.array([(delta[leaf_of == leaf] ** 2).mean() for leaf in (0, 1)]) * weights / weights.sum()
+    r.squares = 0.9 * squares + 0.1 * new
+
+
 READINGS = {
+    "ferret": (ferret, {}, 3, "uniform"),
     "fed_mpdd": (projected, {}, 3, "rademacher"),
     "fed_scalar": (projected, {}, 1, "rademacher"),
     "adamezo": (adamezo, {"window": 3}, 1, "gaussian"),
@@ -310,7 +330,7 @@ def test_a_method_is_what_its_paper_says(name):
     assert np.abs(np.diff(expected, axis=0)).max() > 1e-4
 
 
-OWN = ("fed_kseed", "fed_mpdd", "fed_scalar", "just_one_byte", "local_mosaic")
+OWN = ("fed_kseed", "fed_mpdd", "fed_scalar", "ferret", "just_one_byte", "local_mosaic")
 NEW = (
     "adamezo",
     "bszo",

@@ -1,0 +1,310 @@
+"""Does a language model train at 20 bytes a round as FedAvg trains it? SmolLM2-135M with LoRA on movie reviews.
+
+    python benchmarks/llm_projections.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data-dir FOLDER --cohort 2
+
+FOLDER holds train.jsonl and validation.jsonl with the columns text and label. Six clients (balanced Dirichlet, α = 1).
+Every entry has its own rates, found by coordinate search: the rate of the server, and of the clients if they take
+several steps, in factors of three until the best is inside the grid; every setting runs ``--tune-rounds`` rounds and is
+scored by the loss on training examples held out from the clients, with a seed apart from the reported ones. Then every
+seed runs ``--rounds`` rounds on the validation split. Cohorts, batches and initial parameters are paired. A gradient
+counts as three forward passes. What is done is written after every run, and a run that is in the file is not made
+again, so the script can be stopped and called again.
+
+``--diagnose`` instead measures what limits projections where training begins, see :func:`diagnose`.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from hiso_jax import algorithms, fed
+from hiso_jax.algorithms._local import gradients, local_sgd
+from hiso_jax.models import lm
+from hiso_jax.tasks.text import text_task
+
+CLIENTS = 6
+GAIN = {1: 2 / math.pi, 32: 1.0}
+"""The energy of a normal number that its code keeps, by bits."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A way of measuring and sending.
+
+    Attributes:
+      make: (server's rate, clients' rate) → the algorithm.
+      server: the first guess of the server's rate.
+      perturbations: P.
+      steps: K.
+      local: the first guess of the clients' rate; None for one local step.
+      fixed: whether the server's rate is not tuned.
+    """
+
+    make: Callable[[float, float], fed.Algorithm]
+    server: float
+    perturbations: int = 1
+    steps: int = 1
+    local: float | None = None
+    fixed: bool = False
+
+
+def projected(rate: float, _: float) -> fed.Algorithm:
+    """Progress projected on 128 own directions of one bit."""
+    algorithm = algorithms.mosaic(rate, scalar_bits=1, sampler="hadamard")
+    return replace(algorithm, measure=fed.projections())
+
+
+def averaged(rate: float, local: float) -> fed.Algorithm:
+    """FedAvg with a rate of the server."""
+    return fed.Algorithm(optax.sgd(rate), measure=fed.Local(local_sgd(local or 1.0), gradients))
+
+
+ENTRIES = {
+    "FedAvg K = 4": Entry(averaged, 1.0, steps=4, local=0.1, fixed=True),
+    "progress K = 4, 128 × 1 bit": Entry(projected, 1.0, 128, 4, 0.1),
+    "gradient, 128 × 1 bit": Entry(projected, 0.3, 128),
+    "decomfl": Entry(lambda rate, _: fed.Algorithm(algorithms.decomfl(rate).tx), 0.01, 5),
+    "mosaic, 64 × 2 bits": Entry(lambda rate, _: algorithms.mosaic(rate, sampler="hadamard"), 0.3, 64),
+}
+
+
+@dataclass
+class Arguments:
+    """What to run.
+
+    Attributes:
+      model: SmolLM2-135M as a GGUF file, or any other language model.
+      data_dir: folder with train.jsonl and validation.jsonl.
+      entries: the beginnings of their names, separated by semicolons; all by default.
+      cohort: clients a round.
+      rounds: of the reported runs.
+      eval_every: rounds between evaluations of reported runs.
+      tune_rounds: of each setting of the search.
+      held_out: training examples that score the search.
+      test: validation examples that score the reported runs.
+      seeds: reported, from 0.
+      tuning_seed: of the search.
+      batch_size: examples of a client's local step.
+      lora_rank: rank of the trained products.
+      warm_rate: the clients' rate of the rounds before the second diagnosis.
+      diagnose: measure κ and the curvature in place of training.
+      out: JSON file to write, and to continue.
+    """
+
+    model: str
+    data_dir: Path
+    entries: str = ""
+    cohort: int = 2
+    rounds: int = 24
+    eval_every: int = 8
+    tune_rounds: int = 8
+    held_out: int = 256
+    test: int = 500
+    seeds: int = 3
+    tuning_seed: int = 1000
+    batch_size: int = 8
+    lora_rank: int = 8
+    warm_rate: float = 0.1
+    diagnose: bool = False
+    out: Path = Path("benchmarks/results/llm_projections.json")
+
+
+class Bench:
+    """The task and the file of results."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments = arguments
+        pretrained = lm.load(arguments.model, dtype="float32")
+        task = text_task(
+            "text-classification",
+            lm.tune(pretrained, "lora", lora_rank=arguments.lora_rank),
+            pretrained,
+            data_dir=arguments.data_dir,
+            template="{text} It was",
+            verbalizer=(" bad", " good"),
+        )
+        self.held = task.hold_out(arguments.held_out, seed=arguments.tuning_seed)
+        self.task = replace(task, test=jax.tree.map(lambda x: x[: arguments.test], task.test))
+        self.report = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"runs": {}}
+
+    def save(self) -> None:
+        """Write the file."""
+        self.arguments.out.write_text(json.dumps(self.report, indent=1) + "\n")
+
+    def run(self, name: str, rates: tuple[float, float | None], seed: int, *, tuning: bool) -> dict[str, Any]:
+        """One run, or its record if it is in the file."""
+        own, entry = self.arguments, ENTRIES[name]
+        rounds = own.tune_rounds if tuning else own.rounds
+        label = f"{name} | cohort {own.cohort} | rank {own.lora_rank} | rates {rates[0]:.3g}"
+        label += ("" if rates[1] is None else f", {rates[1]:.3g}") + f" | seed {seed} | {rounds} rounds"
+        if label in self.report["runs"]:
+            return self.report["runs"][label]
+        task = self.held if tuning else self.task
+        population = fed.dirichlet_balanced(task.train["label"], CLIENTS, alpha=1.0, seed=seed)
+        config = fed.SimulationConfig(
+            rounds=rounds,
+            cohort=own.cohort,
+            local_steps=entry.steps,
+            perturbations=entry.perturbations,
+            local_learning_rate=rates[1],
+            batch_size=own.batch_size,
+            eval_every=rounds if tuning else own.eval_every,
+            seed=seed,
+        )
+        begin = time.perf_counter()
+        result = fed.Simulation(task, entry.make(rates[0], rates[1] or 0.0), population, config).run()
+        record = {
+            "entry": name,
+            "rates": rates,
+            "cohort": own.cohort,
+            "seed": seed,
+            "tuning": tuning,
+            "round": [row.round for row in result.metrics],
+            "accuracy": [row.metrics["accuracy"] for row in result.metrics],
+            "loss": [row.metrics["loss"] for row in result.metrics],
+            "diverged_at": result.diverged_at,
+            "bytes_up": result.traffic["bytes_up_per_client"],
+            "forward_passes": result.forward_passes / own.cohort,
+            "wall_seconds": time.perf_counter() - begin,
+            "compile_seconds": result.compile_seconds,
+        }
+        self.report["runs"][label] = record
+        self.save()
+        columns = (record["round"], record["accuracy"], record["loss"])
+        curve = ", ".join(f"{at}: {right:.3f} ({lost:.3f})" for at, right, lost in zip(*columns, strict=True))
+        print(f"{label} | {record['wall_seconds']:.0f} s | {curve}", flush=True)
+        return record
+
+    def score(self, name: str, rates: tuple[float, float | None]) -> float:
+        """The held-out loss at the end of a tuning run."""
+        found = self.run(name, rates, self.arguments.tuning_seed, tuning=True)
+        return math.inf if found["diverged_at"] is not None else found["loss"][-1]
+
+    def along(self, score: Callable[[float], float], first: float) -> float:
+        """The best rate on a line, in factors of three, inside its grid."""
+        tried = {step: score(first * 3.0**step) for step in (-1, 0, 1)}
+        while True:
+            best = min(tried, key=lambda step: tried[step])
+            if best not in (min(tried), max(tried)):
+                return first * 3.0**best
+            step = best - 1 if best == min(tried) else best + 1
+            tried[step] = score(first * 3.0**step)
+
+    def tuned(self, name: str) -> tuple[float, float | None]:
+        """The best rates: of the clients at the server's first guess, then of the server."""
+        entry = ENTRIES[name]
+        local, server = entry.local, entry.server
+        if local is not None:
+            local = self.along(lambda rate: self.score(name, (server, rate)), local)
+        if not entry.fixed:
+            server = self.along(lambda rate: self.score(name, (rate, local)), server)
+        return server, local
+
+    def diagnose(self) -> None:
+        """What limits a round of projections, at the initial parameters and after FedAvg's tuning rounds.
+
+        With own directions Δ = mean m + noise; E|noise|² / |mean m|² = (d / P·C) · κ / gain, where κ = mean |m_i|² /
+        |mean m_i|². A step η along Δ changes the loss by −η |ḡ|² + η²/2 · (ḡᵀHḡ + E[noiseᵀ H noise]). Isotropic noise
+        costs tr(H) / d for each unit of its energy, so the effective dimension D = tr(H) |ḡ|² / ḡᵀHḡ stands in the
+        place of d, and 1 + D · κ / (P·C·gain) is how many times as many rounds projections need as vectors.
+        """
+        own, task = self.arguments, self.task
+        bound = fed.task.bind(task.loss, jax.tree.map(jnp.asarray, fed.task.frozen_of(task)))
+        train = jax.tree.map(jnp.asarray, task.train)
+        population = fed.dirichlet_balanced(task.train["label"], CLIENTS, alpha=1.0, seed=0)
+
+        @jax.jit
+        def gradient(params: Any, rows: Any) -> Any:
+            return jax.grad(lambda x: bound(x, jax.tree.map(lambda leaf: leaf[rows], train)).mean())(params)
+
+        @jax.jit
+        def curved(params: Any, vector: Any, rows: Any) -> Any:
+            def loss(x: Any) -> Any:
+                return bound(x, jax.tree.map(lambda leaf: leaf[rows], train)).mean()
+
+            return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
+
+        def dot(a: Any, b: Any) -> float:
+            return float(sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
+
+        def progress(params: Any, client: int, steps: int, batch: int, rate: float) -> Any:
+            rows = population.sample(jax.random.key(7), jnp.arange(CLIENTS), (steps, batch))[client]
+            local, total = params, jax.tree.map(jnp.zeros_like, params)
+            for step in range(steps):
+                found = gradient(local, rows[step])
+                total = jax.tree.map(jnp.add, total, found)
+                local = jax.tree.map(lambda x, g: x - rate * g, local, found)
+            return jax.tree.map(lambda x: x / steps, total)
+
+        initial = jax.tree.map(jnp.asarray, task.init(jax.random.key(0)))
+        size = sum(leaf.size for leaf in jax.tree.leaves(initial))
+        config = fed.SimulationConfig(
+            rounds=own.tune_rounds,
+            cohort=2,
+            local_steps=4,
+            local_learning_rate=own.warm_rate,
+            batch_size=8,
+            eval_every=own.tune_rounds,
+        )
+        warm = fed.Simulation(task, averaged(1.0, own.warm_rate), population, config).run().params
+        found = self.report.setdefault("diagnosis", {"parameters": size})
+        for name, params in (("initial", initial), ("after FedAvg", jax.tree.map(jnp.asarray, warm))):
+            rows = population.sample(jax.random.key(8), jnp.arange(CLIENTS), (8,)).reshape(-1)
+            mean = gradient(params, rows)
+            keys = jax.random.split(jax.random.key(9), 4)
+            signs = [jax.tree.map(lambda x, k=k: jax.random.rademacher(k, x.shape, x.dtype), params) for k in keys]
+            trace = [dot(z, curved(params, z, rows)) for z in signs]
+            bend = dot(mean, curved(params, mean, rows)) / dot(mean, mean)
+            dimension = float(np.mean(trace)) / bend
+            here: dict[str, Any] = {"trace": trace, "curvature_along_gradient": bend, "effective_dimension": dimension}
+            here["gradient_norm"] = math.sqrt(dot(mean, mean))
+            for steps, batch, rate in ((1, 8, 0.0), (1, 32, 0.0), (4, 8, 0.03), (4, 8, 0.1), (4, 8, 0.3)):
+                each = [progress(params, client, steps, batch, rate) for client in range(CLIENTS)]
+                average = jax.tree.map(lambda *leaves: sum(leaves) / CLIENTS, *each)
+                # For a cohort of two: the mean over all pairs.
+                kappas = {}
+                for cohort in (2, 6):
+                    groups = [(a, b) for a in range(6) for b in range(a)] if cohort == 2 else [tuple(range(6))]
+                    energy, common = 0.0, 0.0
+                    for group in groups:
+                        of = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *(each[i] for i in group))
+                        energy += float(np.mean([dot(each[i], each[i]) for i in group]))
+                        common += dot(of, of)
+                    kappas[cohort] = energy / common
+                here[f"K = {steps}, batch {batch}" + (f", rate {rate:g}" if rate else "")] = {
+                    "kappa": kappas,
+                    "noise": {c: size / (128 * c) * k / GAIN[1] for c, k in kappas.items()},
+                    "slowdown": {c: 1 + dimension * k / (128 * c * GAIN[1]) for c, k in kappas.items()},
+                    "cosine_to_gradient": dot(average, mean) / math.sqrt(dot(average, average) * dot(mean, mean)),
+                }
+                print(name, steps, batch, rate, json.dumps(here[list(here)[-1]]), flush=True)
+            found[name] = here
+            print(name, json.dumps({k: v for k, v in here.items() if not isinstance(v, dict)}), flush=True)
+            self.save()
+
+
+def main(arguments: Arguments) -> None:
+    bench = Bench(arguments)
+    if arguments.diagnose:
+        bench.diagnose()
+        return
+    chosen = [word.strip() for word in arguments.entries.split(";") if word]
+    for name in ENTRIES:
+        if not chosen or any(name.startswith(word) for word in chosen):
+            rates = bench.tuned(name)
+            for seed in range(arguments.seeds):
+                bench.run(name, rates, seed, tuning=False)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__.split("\n")[0]))
