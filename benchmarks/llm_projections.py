@@ -227,12 +227,19 @@ class Bench:
         def gradient(params: Any, rows: Any) -> Any:
             return jax.grad(lambda x: bound(x, jax.tree.map(lambda leaf: leaf[rows], train)).mean())(params)
 
-        @jax.jit
-        def curved(params: Any, vector: Any, rows: Any) -> Any:
-            def loss(x: Any) -> Any:
-                return bound(x, jax.tree.map(lambda leaf: leaf[rows], train)).mean()
+        def mean_gradient(params: Any, rows: Any) -> Any:
+            """Client by client, since the activations of all examples would not fit."""
+            each = [gradient(params, own) for own in rows]
+            return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *each)
 
-            return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
+        def curvature(params: Any, vector: Any, length: float, rows: Any) -> float:
+            """vᵀHv / vᵀv, from gradients at a distance of ``length`` to both sides."""
+            step = length / math.sqrt(dot(vector, vector))
+            ends = [
+                dot(vector, mean_gradient(jax.tree.map(lambda x, v, by=by: x + by * v, params, vector), rows))
+                for by in (step, -step)
+            ]
+            return (ends[0] - ends[1]) / (2 * step) / dot(vector, vector)
 
         def dot(a: Any, b: Any) -> float:
             return float(sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
@@ -259,12 +266,12 @@ class Bench:
         warm = fed.Simulation(task, averaged(1.0, own.warm_rate), population, config).run().params
         found = self.report.setdefault("diagnosis", {"parameters": size})
         for name, params in (("initial", initial), ("after FedAvg", jax.tree.map(jnp.asarray, warm))):
-            rows = population.sample(jax.random.key(8), jnp.arange(CLIENTS), (8,)).reshape(-1)
-            mean = gradient(params, rows)
+            rows = population.sample(jax.random.key(8), jnp.arange(CLIENTS), (8,))
+            mean = mean_gradient(params, rows)
             keys = jax.random.split(jax.random.key(9), 4)
             signs = [jax.tree.map(lambda x, k=k: jax.random.rademacher(k, x.shape, x.dtype), params) for k in keys]
-            trace = [dot(z, curved(params, z, rows)) for z in signs]
-            bend = dot(mean, curved(params, mean, rows)) / dot(mean, mean)
+            trace = [size * curvature(params, z, 0.5, rows) for z in signs]
+            bend = curvature(params, mean, 0.1, rows)
             dimension = float(np.mean(trace)) / bend
             here: dict[str, Any] = {"trace": trace, "curvature_along_gradient": bend, "effective_dimension": dimension}
             here["gradient_norm"] = math.sqrt(dot(mean, mean))

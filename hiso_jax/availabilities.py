@@ -81,5 +81,6 @@ AVAILABILITIES = Kind(
     "availability",
     {"always": always, "bernoulli": bernoulli, "per-client": per_client, "diurnal": diurnal, "trace": trace},
     returns="Availability",
+    is_valid=lambda made: made is None or callable(made),
     group="hiso_jax.availabilities",
 )

@@ -18,7 +18,8 @@ from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
@@ -77,7 +78,7 @@ def texts_of(documented: Any) -> dict[str, str]:
 
 
 def defaults(**values: Any) -> Callable[[AnyFactory], AnyFactory]:
-    """Declare other defaults of options for when this factory is chosen, as in ``@defaults(rounds=24)``."""
+    """Declare the defaults of options for when this task is chosen, as in ``@defaults(rounds=24)``."""
 
     def declare(factory: AnyFactory) -> AnyFactory:
         vars(factory)["defaults"] = values
@@ -97,6 +98,7 @@ class Kind:
       returns: the type that a factory returns, for errors.
       otherwise: makes the factory of a name that is neither known nor in a file or module; None refuses such a name.
       group: the entry-point group in which other packages register factories; by default the plural of the name.
+      is_valid: whether an object is of the type that a factory returns.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Kind:
     returns: str = ""
     group: str = ""
     otherwise: Callable[[str], Factory] | None = None
+    is_valid: Callable[[Any], bool] = lambda made: True
 
     def available(self) -> list[str]:
         """The names of all factories: those of this package, and those that other packages register."""
@@ -129,8 +132,10 @@ class Kind:
             ``package.module:name``, in which case the code of the file or module is run.
 
         Raises:
-          ParameterError: the name is unknown, or its code cannot be loaded.
+          ParameterError: the name is unknown, its code cannot be loaded, or it names no function.
         """
+        if not isinstance(name, str):
+            raise ParameterError(self.name, f"must be a name, or FILE:NAME; got a value, a {type(name).__name__}")
         spelled = {each.replace("-", "_"): each for each in self.factories}
         own = spelled.get(name.replace("-", "_"))
         if own is not None:
@@ -159,6 +164,9 @@ class Kind:
         found = getattr(module, attribute, None)
         if found is None:
             raise ParameterError(self.name, f"{name} names a function that {source} does not have")
+        if not callable(found):
+            form = f"({', '.join([*self.inputs, '*', 'option=default', '…'])}) → {self.returns}"
+            raise ParameterError(self.name, f"{name} must be a function {form}, got a {type(found).__name__}")
         return Choice(self, name, found, sha256)
 
     def _of_file(self, path: Path) -> tuple[Any, str]:
@@ -190,6 +198,16 @@ def _run(path: Path, sha256: str) -> Any:
         del sys.modules[spec.name]
         raise
     return module
+
+
+def _is_readable(annotation: Any) -> bool:
+    """Whether a value with this annotation can be read from a word, see ``hiso_jax.cli.arguments.read_word``."""
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        return any(isinstance(mark, Listed) for mark in marks) or _is_readable(inner)
+    if get_origin(annotation) in (Union, UnionType):
+        return all(map(_is_readable, get_args(annotation)))
+    return get_origin(annotation) is Literal or annotation in (int, float, str, bool, Path, type(None))
 
 
 def is_foreign(name: str) -> bool:
@@ -256,11 +274,13 @@ class Choice:
             try:
                 hints = get_type_hints(self.factory, include_extras=True)
                 json.dumps(default)
+                if not _is_readable(hints.get(name, str)):
+                    raise TypeError(f"a {hints[name]} cannot be read from a word")
             except Exception as error:
                 raise ParameterError(
                     self.kind.name,
-                    f"{self.name} has an option {name} that cannot be one: its annotation must be a type, "
-                    f"its default a number, a text or a bool ({error})",
+                    f"{self.name} has an option {name} that cannot be one: its annotation must be int, float, str, "
+                    f"bool, Path, a Literal or a tuple marked with Listed, its default a value of that type ({error})",
                 ) from error
             kind = hints.get(name, str | None if default is None else type(default))
             found[name] = Option(name, kind, default, texts.get(name, ""))
@@ -280,11 +300,16 @@ class Choice:
         taken = inputs[: len(self.inputs)]
         own = {name: value for name, value in options.items() if name in self.options}
         try:
-            return self.factory(*taken, **own)
+            made = self.factory(*taken, **own)
         except ValueError:
             raise
         except Exception as error:
             raise ParameterError(self.kind.name, f"{self.name} fails: {type(error).__name__}: {error}") from error
+        if not self.kind.is_valid(made):
+            raise ParameterError(
+                self.kind.name, f"{self.name} must return a {self.kind.returns}, got a {type(made).__name__}"
+            )
+        return made
 
 
 def shared_options(choices: Collection[Choice]) -> dict[str, Option]:

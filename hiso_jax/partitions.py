@@ -171,4 +171,5 @@ PARTITIONS = Kind(
     },
     ("train", "clients", "seed"),
     "Population",
+    is_valid=lambda made: isinstance(made, AnyPopulation),
 )

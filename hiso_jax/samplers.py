@@ -28,4 +28,5 @@ SAMPLERS = Kind(
     "sampler",
     {name: low_rank if name == "low_rank" else _of_no_options(sampler) for name, sampler in zo.SAMPLERS.items()},
     returns="Sampler",
+    is_valid=callable,
 )

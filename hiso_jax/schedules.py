@@ -8,7 +8,9 @@ runs cannot be extended.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -55,4 +57,5 @@ SCHEDULES = Kind(
     {"constant": constant, "cosine": cosine, "linear": linear, "inverse-sqrt": _inverse_sqrt},
     ("learning_rate", "rounds"),
     "Schedule",
+    is_valid=lambda made: callable(made) or isinstance(made, float | int | np.ndarray | np.generic | jax.Array),
 )

@@ -156,7 +156,9 @@ class Method:
             algorithm = replace(algorithm, rescale=())
         rest = {name: value for name, value in options.items() if name not in self._own}
         for shared in SHARED if algorithm.has_scalars else ():
-            algorithm = shared.build(rest, algorithm)
+            # A method that defines all of these options has used them itself.
+            if not {*shared.options} <= {*self._own}:
+                algorithm = shared.build(rest, algorithm)
         return algorithm
 
 

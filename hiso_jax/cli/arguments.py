@@ -11,6 +11,7 @@ from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from hiso_jax.algorithms import ALGORITHMS
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Listed, Option, is_foreign
 from hiso_jax.cli.errors import UsageError
@@ -242,24 +243,34 @@ def _name_of(command: str, word: str) -> str:
 
 
 def _resumed(kind: Any, command: str, words: Sequence[str]) -> Any:
-    """The options given with --resume; the directory records all others.
+    """The options given with --resume, and their names as ``given``; the directory records all others.
 
     Raises:
-      ParameterError: an option is given that the directory records.
+      ParameterError: an option is given that the directory records, or that does not exist.
     """
     own = own_options(kind)
     moved = {name: Option(name, each, None, "where it is now") for name, each in MOVED.items() if command == "run"}
     movable = MOVABLE if command == "run" else {"resume"}
     # User code has to be named again: no code is run because a directory names it.
-    again = ("algorithm", *KINDS, *NESTED)
+    again = ("algorithm", "algorithms", "schedules", *KINDS, *NESTED)
     moved |= {kind: Option(kind, str | None, None, "FILE:NAME of the user's own again") for kind in NESTED}
     flat = {name: option for name, option in own.items() if name in movable or name in again} | moved
     given, rest = read(f"{PROGRAM} {command}", "", {"options": list(flat.values())}, words)
-    unmoved = [name for name in given if name in again and not is_foreign(given[name])]
+    for name in [_name_of(command, word) for word in rest[:1]]:
+        kinds = (ALGORITHMS, *KINDS.values(), *NESTED.values())
+        known = {*own, *NESTED}.union(*(each.every_option() for each in kinds))
+        if name not in known:
+            raise _as_typed(unknown(name, command, dict.fromkeys(known), ADVICE))
+
+    def is_own(value: Any) -> bool:
+        return any(map(is_foreign, value if isinstance(value, tuple) else [value]))
+
+    unmoved = [name for name in given if name in again and not is_own(given[name])]
     for name in [*unmoved, *(_name_of(command, word) for word in rest[:1])]:
         raise ParameterError(name, "cannot be given with --resume: the run has its own")
-    extra = [(option.name, option.kind, field(default=None)) for option in moved.values()]
-    return make_dataclass(kind.__name__, extra, bases=(kind,), frozen=True, kw_only=True)(**given)
+    extra: list[Any] = [(option.name, option.kind, field(default=None)) for option in moved.values()]
+    extra.append(("given", tuple, field(default=())))
+    return make_dataclass(kind.__name__, extra, bases=(kind,), frozen=True, kw_only=True)(**given, given=tuple(given))
 
 
 def _with_other_defaults(option: Option) -> Option:

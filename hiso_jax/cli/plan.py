@@ -12,7 +12,15 @@ from hiso_jax import algorithms, fed, plan
 from hiso_jax.checks import ParameterError, integer
 from hiso_jax.cli import errors
 from hiso_jax.cli.progress import working
-from hiso_jax.experiment import Settings, choice_of, given_to, participation_of, recorded_algorithm, simulation_config
+from hiso_jax.experiment import (
+    Settings,
+    choice_of,
+    given_to,
+    participation_of,
+    recorded_algorithm,
+    simulation_config,
+    with_training_gb,
+)
 from hiso_jax.reports import human_bytes, human_count, print_rows
 
 # Any learning rate does, since a rate changes no shape.
@@ -78,7 +86,8 @@ def plan_round(options: Plan, console: Console) -> int:
     if options.json:
         print(json.dumps(made.as_dict() | {"advice": advice}))
     else:
-        print_rows(console, _rows(made, algorithm.has_scalars))
+        measure = algorithm.measure
+        print_rows(console, _rows(made, measure is None or isinstance(measure, fed.Probes)))
         for sentence in advice:
             console.print(sentence, soft_wrap=True, highlight=False)
     return errors.DONE
@@ -111,10 +120,10 @@ def described(options: Settings) -> fed.RunSpec:
     else:
         offsets = jax.ShapeDtypeStruct((clients + 1,), np.int32)
         population = fed.Population(jax.ShapeDtypeStruct((examples,), np.int32), offsets)
-    return fed.RunSpec(task, params, population, participation_of(options, task))
+    return fed.RunSpec(task, params, population, participation_of(with_training_gb(options, task)))
 
 
-def _rows(made: plan.Plan, has_scalars: bool) -> dict[str, str]:
+def _rows(made: plan.Plan, runs_forward: bool) -> dict[str, str]:
     memory, mesh = made.memory, made.mesh
     devices = mesh["clients"] * mesh["model"]
     rest = memory.temporaries - memory.directions
@@ -136,7 +145,7 @@ def _rows(made: plan.Plan, has_scalars: bool) -> dict[str, str]:
     if not made.messages:
         rows["across devices"] = "nothing"
     ratio = made.flops / max(made.floor_flops, 1)
-    floor = "the forward passes alone" if has_scalars else "the forward passes, of which a training step makes three"
+    floor = "the forward passes alone" if runs_forward else "the forward passes, of which a training step makes three"
     rows["products"] = f"{human_count(made.flops)}FLOP a round and device, {ratio:.3f} of {floor}"
     rows["memory traffic"] = f"{human_bytes(made.bytes_moved)} a round and device"
     seconds = made.seconds

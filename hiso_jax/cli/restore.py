@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -30,9 +30,7 @@ from hiso_jax.experiment import (
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, base_fingerprints, exists, links_in, read_regular
 from hiso_jax.renamed import IN_FILES
 from hiso_jax.tasks.named import Base
-from hiso_jax.tune import CONFIG, Compare, Study, Sweep
-
-AnyStudy = TypeVar("AnyStudy", bound=Study)
+from hiso_jax.tune import CONFIG, Compare, Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +56,18 @@ class Again:
         """The names that were given, by kind."""
         given = {kind: getattr(self, kind, None) for kind in ("algorithm", *KINDS, *NESTED)}
         return {kind: name for kind, name in given.items() if name is not None}
+
+
+def continuing(command: str, options: Any, directory: Path) -> str:
+    """The command that continues a run or a study; it names the user's own code again."""
+    words = ["hiso-jax", command, "--resume", str(directory)]
+    for kind in ("algorithm", *KINDS, *NESTED):
+        name = getattr(options, kind, None) or ""
+        words += [f"--{kind}", name] if is_foreign(name) else []
+    for several in ("algorithms", "schedules"):
+        own = [name.partition("+")[0] for name in getattr(options, several, ()) if is_foreign(name)]
+        words += [f"--{several}", ",".join(own)] if own else []
+    return " ".join(words)
 
 
 def _check_again(kind: str, recorded: str, given: str | None, sha256: tuple[str | None, str | None]) -> None:
@@ -234,8 +244,11 @@ def recorded(run: Path, *, unfinished: bool) -> LedgerFile:
     return ledger
 
 
-def resumed(options: Run) -> Run:
+def resumed(options: Any) -> Run:
     """The options of the run in the directory ``options.resume``, with that directory as the one to write.
+
+    Args:
+      options: the options that were given, whose names are ``options.given``.
 
     Raises:
       ValueError: it is not the directory of a run, its ledger was altered, or an option is given that cannot change.
@@ -243,16 +256,11 @@ def resumed(options: Run) -> Run:
     directory = options.resume
     assert directory is not None
     _check_folder(directory, "run")
-    changed = {}
     named = ("algorithm", *KINDS, *NESTED)
-    for field in fields(options):
-        value = getattr(options, field.name)
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
-        if value == default or field.name == "resume" or field.name in named:
-            continue
-        if field.name not in MOVABLE:
-            raise ParameterError(field.name, "cannot be given with --resume: the run has its own")
-        changed[field.name] = value
+    changed = {name: getattr(options, name) for name in options.given if name not in ("resume", *named)}
+    for name in changed:
+        if name not in MOVABLE and name not in MOVED:
+            raise ParameterError(name, "cannot be given with --resume: the run has its own")
     if exists(directory / LEDGER, "resume"):
         ledger = fed.load(directory, unfinished=True)
         about, found = ledger.header["about"] | {"rounds": ledger.planned}, len(ledger.rows)
@@ -285,8 +293,11 @@ def resumed(options: Run) -> Run:
     return replace(recorded, resume=directory, out=directory, **changed)
 
 
-def resumed_study(options: AnyStudy) -> AnyStudy:
+def resumed_study(options: Any) -> Any:
     """The options of the sweep or comparison in the directory ``options.resume``.
+
+    Args:
+      options: the options that were given, whose names are ``options.given``.
 
     Raises:
       ValueError: it is not the directory of a study, or it holds links.
@@ -298,14 +309,14 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
     named = about.get("algorithms")
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ParameterError("resume", f"must be the directory of a {study}; {directory} is not one")
-    if any(map(is_foreign, named)):
-        raise ParameterError("resume", "needs methods of this package: no code is run because a directory names it")
+    several = [name for name in about.get("schedules") or [] if isinstance(name, str)]
+    for option, names in (("algorithms", named), ("schedules", several)):
+        _check_several(option, names, getattr(options, option, ()) if option in options.given else (), about)
     # The command's own dataclass, without the options added to it.
     kind = next(base for base in type(options).__mro__ if base in (Sweep, Compare))
     again = {name: given for name in (*KINDS, *NESTED) if is_foreign(given := getattr(options, name, None) or "")}
     choices = [recorded_choice(name, about, again.get(name)) for name in KINDS]
-    several = about.get("schedules") or []
-    choices += [KINDS["schedule"].load(name) for name in several if name != choices[-1].name and not is_foreign(name)]
+    choices += [KINDS["schedule"].load(name) for name in several if name != choices[-1].name]
     methods = list(methods_of(named).values())
     choices += _nested(methods, choices, about, again)
     whole = options_with(kind, methods, choices)
@@ -313,6 +324,34 @@ def resumed_study(options: AnyStudy) -> AnyStudy:
     given = _values(known, about) | {choice.kind.name: choice.name for choice in choices[: len(KINDS)]}
     given = {name: value for name, value in given.items() if name not in kind.HIDDEN}
     return whole(**{**given, "resume": directory, "out": directory})
+
+
+def _check_several(option: str, names: Sequence[str], given: Sequence[str], about: Mapping[str, Any]) -> None:
+    """Refuse to resume a study unless the user's own choices in a list are given again, as the same files.
+
+    Args:
+      option: "algorithms" or "schedules".
+      names: the names that the study recorded.
+      given: the names that were given again.
+      about: the study's options.
+
+    Raises:
+      ParameterError: a user's own choice is not given, another one is, or its file differs.
+    """
+    load: Callable[[str], Any] = algorithms.load if option == "algorithms" else KINDS["schedule"].load
+    # A method's name may end with its channels.
+    own = {name.partition("+")[0]: name for name in names if is_foreign(name)}
+    for name in own:
+        if name not in given:
+            raise ParameterError(
+                option, f"must name {name} again, which is its user's own: no code is run because a directory names it"
+            )
+    digests = about.get(f"{option}_sha256")
+    for name in given:
+        if name not in own:
+            raise ParameterError(option, f"cannot be given with --resume, except for the study's own code; got {name}")
+        if not isinstance(digests, dict) or load(name).sha256 != digests.get(own[name]):
+            raise ParameterError(option, f"must be the files that the study began with; the SHA-256 of {name} differs")
 
 
 def _check_folder(directory: Path, kind: str) -> None:

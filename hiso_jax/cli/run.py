@@ -12,14 +12,13 @@ from rich.console import Console
 
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError
-from hiso_jax.choices import is_foreign
 from hiso_jax.cli import errors
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import Display, load_task, working
-from hiso_jax.cli.restore import resumed
+from hiso_jax.cli.restore import continuing, resumed
 from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
-from hiso_jax.experiment import KINDS, NESTED, Experiment, choice_of, notes, tried_rates
+from hiso_jax.experiment import Experiment, choice_of, notes, tried_rates
 from hiso_jax.fed.devices import in_all_processes
 from hiso_jax.fed.ledger import Lost, lock
 from hiso_jax.reports import Report, create_directory, human_bytes, human_count, loggers
@@ -61,11 +60,11 @@ def run(options: Run, console: Console) -> int:
                 ) from error
             raise errors.Stopped(
                 f"{errors.described(error)}: it cannot be written; what was done before is kept; make room and go on "
-                f"with: {_again(options, directory)}"
+                f"with: {continuing('run', options, directory)}"
             ) from error
         except KeyboardInterrupt:
             if jax.process_index() == 0:
-                console.print(f"interrupted; go on with: {_again(options, directory)}", soft_wrap=True)
+                console.print(f"interrupted; go on with: {continuing('run', options, directory)}", soft_wrap=True)
             raise
 
 
@@ -99,13 +98,6 @@ def _found(experiment: Experiment, console: Console) -> Experiment:
     return experiment.at(probe)
 
 
-def _again(options: Run, directory: Path) -> str:
-    """The command that continues a run."""
-    named = {name: getattr(options, name, None) for name in ("algorithm", *KINDS, *NESTED)}
-    own = "".join(f" --{kind} {name}" for kind, name in named.items() if is_foreign(name or ""))
-    return f"hiso-jax run --resume {directory}{own}"
-
-
 def _run(
     options: Run, experiment: Experiment, simulation: fed.Simulation, directory: Path, begin: float, console: Console
 ) -> int:
@@ -134,9 +126,8 @@ def _run(
             soft_wrap=True,
         )
     elif result.interrupted:
-        console.print(
-            f"interrupted after {result.rounds} rounds; go on with: {_again(options, directory)}", soft_wrap=True
-        )
+        again = continuing("run", options, directory)
+        console.print(f"interrupted after {result.rounds} rounds; go on with: {again}", soft_wrap=True)
     hint(experiment.learning_rate, result, console)
     warn_of_offset(simulation.algorithm, options.difference, result, console)
     return _exit_code(result)

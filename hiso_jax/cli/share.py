@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hiso_jax import algorithms, fed
 from hiso_jax.checks import ParameterError
+from hiso_jax.choices import is_foreign
 from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.pytree_io import read_tree, write_tree
@@ -23,7 +24,7 @@ from hiso_jax.fed.ledger import sample as take_sample
 from hiso_jax.reports import human_bytes, print_rows
 from hiso_jax.tasks.named import Base
 
-# Paths on the machine of the run, which are private; a delta leaves them out.
+# Options that are places on the machine of the run, which are private; a delta leaves them out.
 LOCAL = ("data_dir", "out", "resume", "trace")
 
 
@@ -83,6 +84,9 @@ def export(options: Export, console: Console) -> int:
         out = _fresh(options.out or options.run / default)
         about = ledger.header["about"]
         if options.format == "delta":
+            for name, value in {"model": options.model, **options.again}.items():
+                if value is not None:
+                    raise ParameterError(name, "is read with `format` hf; a delta names no code and no checkpoint")
             return _export_delta(delta_of(ledger, _without_places(about)), out, console)
         run = options_of(about | ({} if options.model is None else {"model": options.model}), options.again)
         if not is_language_model(choice_of("task", run)):
@@ -178,8 +182,19 @@ def _apart(params: Any, sample: list[float] | None) -> str:
 def _without_places(about: Mapping[str, Any]) -> dict[str, Any]:
     # The record of the rate's search shows the clients' losses, which are not for others.
     kept = {name: None if name in LOCAL else value for name, value in about.items() if name != "probe"}
-    model = kept.get("model")
-    return {**kept, "model": Path(model).name if model and Path(model).is_absolute() else model}
+    return {name: _without_place(value, name == "model") for name, value in kept.items()}
+
+
+def _without_place(value: Any, keeps_name: bool) -> Any:
+    """A value without folders: a checkpoint's or user code's name without its path, and no other absolute path."""
+    if not isinstance(value, str):
+        return value
+    source, colon, attribute = value.rpartition(":")
+    if is_foreign(value):
+        return f"{Path(source).name}{colon}{attribute}"
+    if not Path(value).is_absolute():
+        return value
+    return Path(value).name if keeps_name else None
 
 
 def _export_delta(delta: Delta, out: Path, console: Console) -> int:

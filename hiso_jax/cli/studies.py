@@ -5,7 +5,7 @@ from rich.console import Console
 from hiso_jax.cli import errors
 from hiso_jax.cli.interrupt import exit_code
 from hiso_jax.cli.progress import ConsoleWatcher, load_task
-from hiso_jax.cli.restore import resumed_study
+from hiso_jax.cli.restore import continuing, resumed_study
 from hiso_jax.experiment import choice_of
 from hiso_jax.reports import create_directory, print_rows
 from hiso_jax.tune import Compare, Sweep, run_comparison, run_sweep
@@ -31,7 +31,7 @@ def compare(options: Compare, console: Console) -> int:
         console.print(f"other processes are at {names}; --resume tells of all when they have ended")
     console.print(f"written to {found.directory}", soft_wrap=True, highlight=False)
     if found.interrupted:
-        again = f"hiso-jax compare --resume {found.directory}"
+        again = continuing("compare", options, found.directory)
         console.print(f"interrupted: the table holds the finished runs; go on with: {again}", soft_wrap=True)
         return exit_code()
     return errors.DONE
@@ -54,7 +54,7 @@ def sweep(options: Sweep, console: Console) -> int:
         console.print(sentence, soft_wrap=True, highlight=False)
     console.print(f"written to {swept.directory}", soft_wrap=True, highlight=False)
     if swept.interrupted:
-        again = f"hiso-jax sweep --resume {swept.directory}"
+        again = continuing("sweep", options, swept.directory)
         console.print(f"interrupted: the settings are compared as far as they got; go on with: {again}", soft_wrap=True)
         return exit_code()
     return errors.DONE

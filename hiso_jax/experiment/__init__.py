@@ -39,7 +39,7 @@ from hiso_jax.experiment.rates import (
     wanted_rate,
 )
 from hiso_jax.experiment.resolve import DECIDING, Resolved, resolve, unknown
-from hiso_jax.experiment.settings import Clock, Settings, Single, participation_of
+from hiso_jax.experiment.settings import Clock, Settings, Single, participation_of, with_training_gb
 
 __all__ = [
     "DECIDING",
@@ -82,4 +82,5 @@ __all__ = [
     "unknown",
     "virtual_note",
     "wanted_rate",
+    "with_training_gb",
 ]

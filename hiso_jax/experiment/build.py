@@ -9,6 +9,7 @@ import optax
 
 from hiso_jax import fed
 from hiso_jax.algorithms import DEFAULT_LOCAL_RATE, LOCAL_RATES, Method
+from hiso_jax.algorithms import load as load_method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice
 from hiso_jax.experiment.budget import noise_for_budget
@@ -185,16 +186,17 @@ def of_clients(options: Settings, algorithm: fed.Algorithm) -> dict[str, Any]:
 
 
 def about_of(options: Settings, method: Method) -> dict[str, Any]:
-    """The options as a run's ledger holds them: absolute paths, and the SHA-256 of the user's files, if any."""
-    found = {"algorithm": method.sha256, **{kind: choice_of(kind, options).sha256 for kind in KINDS}}
-    nested = {kind: getattr(options, kind, None) for kind in NESTED}
-    found |= {kind: NESTED[kind].load(name).sha256 for kind, name in nested.items() if isinstance(name, str)}
-    own = {f"{kind}_sha256": sha256 for kind, sha256 in found.items() if sha256 is not None}
+    """The options as a run's ledger holds them."""
+    own = {} if method.sha256 is None else {"algorithm_sha256": method.sha256}
     return {**as_written(options), "resume": None, **own}
 
 
 def as_written(options: Settings) -> dict[str, Any]:
-    """Options as JSON; local paths are absolute, so that the run can be continued from any directory."""
+    """Options as JSON: absolute paths, so that the run can be continued from any directory, and digests of user code.
+
+    ``partition_sha256``, for example, is the SHA-256 of the user's file with the partition; ``algorithms_sha256``, of
+    an option with several names, has the SHA-256 by name.
+    """
     # Imported only here, because it imports tables.
     from hiso_jax.reports import as_json
 
@@ -203,6 +205,22 @@ def as_written(options: Settings) -> dict[str, Any]:
     for name, value in given.items():
         if isinstance(value, Path):
             given[name] = value.resolve()
-    if isinstance(given.get("model"), str) and Path(given["model"]).exists():
-        given["model"] = Path(given["model"]).resolve()
-    return as_json({IN_FILES.get(name, name): value for name, value in given.items()})
+    model = given.get("model")
+    if isinstance(model, str) and is_language_model(choice_of("task", options)) and Path(model).exists():
+        given["model"] = Path(model).resolve()
+    return as_json({IN_FILES.get(name, name): value for name, value in given.items()} | _digests(options))
+
+
+def _digests(options: Settings) -> dict[str, Any]:
+    """The SHA-256 of the user's files that options name, if there are any."""
+    found: dict[str, Any] = {kind: choice_of(kind, options).sha256 for kind in KINDS}
+    nested = {kind: getattr(options, kind, None) for kind in NESTED}
+    found |= {kind: NESTED[kind].load(name).sha256 for kind, name in nested.items() if isinstance(name, str)}
+    loaders: dict[str, Callable[[str], Any]] = {"algorithms": load_method, "schedules": KINDS["schedule"].load}
+    for several, load in loaders.items():
+        each = {name: load(name).sha256 for name in getattr(options, several, ())}
+        found[several] = {name: sha256 for name, sha256 in each.items() if sha256 is not None} or None
+    algorithm = getattr(options, "algorithm", None)
+    if isinstance(algorithm, str):
+        found["algorithm"] = load_method(algorithm).sha256
+    return {f"{name}_sha256": sha256 for name, sha256 in found.items() if sha256 is not None}

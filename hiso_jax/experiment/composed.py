@@ -11,13 +11,14 @@ from hiso_jax.availabilities import AVAILABILITIES
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice, Kind, Option, shared_options, texts_of
 from hiso_jax.partitions import PARTITIONS
+from hiso_jax.renamed import IN_FILES
 from hiso_jax.samplers import SAMPLERS
 from hiso_jax.schedules import SCHEDULES
 from hiso_jax.tasks.named import TASKS
 from hiso_jax.tasks.trainables import TRAINABLES
 
-# Names of --help.
-RESERVED = ("help", "h")
+# Names of --help, and names that options have in files, under which no other option can be kept.
+RESERVED = ("help", "h", *IN_FILES.values())
 # The option of the same name chooses each kind; algorithms are chosen separately, see ``Method``.
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (TASKS, PARTITIONS, AVAILABILITIES, SCHEDULES)}
 # An option of a method or a task chooses each of these kinds.

@@ -27,7 +27,7 @@ from hiso_jax.experiment.build import (
 from hiso_jax.experiment.composed import KINDS
 from hiso_jax.experiment.rates import probe_rate, wanted_rate
 from hiso_jax.experiment.resolve import DECIDING, resolve
-from hiso_jax.experiment.settings import Settings, Single, participation_of
+from hiso_jax.experiment.settings import Settings, Single, participation_of, with_training_gb
 from hiso_jax.fed.algorithm import as_algorithm
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.run import check_messages
@@ -56,10 +56,10 @@ class _Value(Method):
 class Experiment:
     """One experiment, as ``hiso-jax run`` runs it: its parts are built once, and then run.
 
-    Every option of the command line is a keyword of the same name: the choices (``task``, ``algorithm``,
+    The options of the command line are keywords of the same names: the choices (``task``, ``algorithm``,
     ``partition``, ``availability``, ``schedule``), the options of each choice, and the numbers. The defaults are the
-    command's. A name may point to a user's own code, ``"file.py:name"``; a task, an algorithm and a population may also
-    be given as values.
+    command's. Files and devices are arguments of :meth:`run`. A name may point to a user's own code,
+    ``"file.py:name"``; a task, an algorithm and a population may also be given as values.
 
     Args:
       task: name of a task, or a :class:`hiso_jax.fed.Task`.
@@ -166,7 +166,7 @@ class Experiment:
     ) -> Self:
         """The experiment of resolved settings; a rate ``"auto"`` is not searched for, see :meth:`find_rate`.
 
-        Invalid options are refused before the task is loaded.
+        Options are refused before the task is loaded, unless their range depends on its data or its parameters.
 
         Args:
           settings: the settings, see :func:`resolve`.
@@ -195,20 +195,17 @@ class Experiment:
         local = own_local_rate(settings, algorithm)
         if local is None and number is not None:
             local = local_rates(settings, algorithm)(number)
-        participation, fixed = participation_of(settings, made), {}
-        if settings.backprop_share == "memory" and participation.fleet is not None:
-            # Another compiler may need other bytes, and a resumed run has the same clients.
-            fixed = {"training_gb": participation.fleet.training_bytes / 1e9}
+        settings = with_training_gb(settings, made)
         parts = {
             "task": made,
             "algorithm": algorithm,
             "population": population,
             "config": replace(config, local_learning_rate=local),
-            "participation": participation,
+            "participation": participation_of(settings),
             "learning_rate": wanted,
             "about": about_of(settings, method)
             | of_clients(settings, algorithm)
-            | {"learning_rate": wanted, "target": target_of(settings, made), **fixed},
+            | {"learning_rate": wanted, "target": target_of(settings, made)},
             "settings": settings,
             "method": method,
             "given": {},

@@ -90,7 +90,7 @@ def probe_rate(
         replace(config, local_learning_rate=1.0),
         tried_rates(options, method),
         local_learning_rate=local_rates(replace(options, schedule="constant"), algorithm),
-        participation=participation_of(options, task),
+        participation=participation_of(options),
         callback=callback,
     )
 

@@ -50,7 +50,13 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
     if "probe_rounds" in given and options.learning_rate != "auto":
         now = "the method's own rate" if options.learning_rate is None else f"`learning_rate` {options.learning_rate}"
         raise ParameterError("probe_rounds", f"is read by `learning_rate` auto; it would have no effect with {now}")
-    partition = choice_of("partition", options)
+    task, partition = choice_of("task", options), choice_of("partition", options)
+    if getattr(partition.factory, "by_label", False) and not getattr(task.factory, "labelled", True):
+        raise ParameterError("partition", f"must be iid for {task.name}, which has no labels; got {partition.name}")
+    if options.cohort > options.clients and "clients" in partition.inputs:
+        raise ParameterError(
+            "cohort", f"must be at most the number of clients, {options.clients}, got {options.cohort}"
+        )
     if "clients" in given and "clients" not in partition.inputs:
         raise ParameterError("clients", f"would have no effect with `partition` {partition.name}, which counts them")
     attacked = any(channels.part_of(name) == "attack" for m in methods for name in m.channels)
@@ -252,7 +258,7 @@ def _through(values: Mapping[str, Any], asked: Sequence[str], added: str) -> dic
 
 
 def _choices(own: Mapping[str, Option], names: Mapping[str, Any]) -> list[Choice]:
-    """The choices: the given names, or else the task's defaults, or else those of the settings.
+    """The choices: those in ``names``, or else the defaults of the settings.
 
     Raises:
       ParameterError: a name is unknown.
@@ -261,16 +267,21 @@ def _choices(own: Mapping[str, Option], names: Mapping[str, Any]) -> list[Choice
     def load(kind: str, name: Any) -> Choice:
         return name if isinstance(name, Choice) else KINDS[kind].load(name)
 
-    task = load("task", names.get("task", own["task"].default))
-    found = [task]
-    for kind in KINDS:
-        if kind != "task" and kind in own:
-            found.append(load(kind, names.get(kind, task.defaults.get(kind, own[kind].default))))
+    found = [load(kind, names.get(kind, own[kind].default)) for kind in KINDS if kind in own]
     if "schedules" in own:
-        several = names.get("schedules", task.defaults.get("schedules", own["schedules"].default))
+        several = names.get("schedules", own["schedules"].default)
         several = several.split(",") if isinstance(several, str) else several
         found += [load("schedule", name.strip()) for name in dict.fromkeys(several)]
     return found
+
+
+def _declared(own: Mapping[str, Option], names: Mapping[str, Any]) -> dict[str, Any]:
+    """The task's defaults of options that decide which other options exist, see ``hiso_jax.choices.defaults``."""
+    given = names.get("task", own["task"].default)
+    task = given if isinstance(given, Choice) else KINDS["task"].load(given)
+    return {
+        name: value for name, value in task.defaults.items() if name in DECIDING and (name in own or name in NESTED)
+    }
 
 
 def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
@@ -285,6 +296,7 @@ def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
       ParameterError: a name is unknown, or two choices define an option differently.
     """
     own = own_options(kind)
+    names = {**_declared(own, names), **names}
     added, typed = _channels(names), _asked_for(own, names)
     if all(isinstance(name, str) for name in typed):
         methods = list(methods_of([f"{name}{added}" for name in typed]).values())
@@ -299,4 +311,10 @@ def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
     for name, value in choices[0].defaults.items():
         if name in flat:
             flat[name] = replace(flat[name], default=value)
+            continue
+        near = difflib.get_close_matches(name, flat, 1, 0.8)
+        if near:
+            raise ParameterError(
+                "task", f"{choices[0].name} declares a default of {name}, which is no option; did you mean {near[0]}?"
+            )
     return Resolved(kind, tuple(map(str, typed)), added, tuple(methods), tuple(choices), flat, whole)

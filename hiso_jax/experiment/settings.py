@@ -1,16 +1,17 @@
 """The settings of an experiment: the names of its choices, and numbers, checked at construction."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError, between, finite, integer, positive
-from hiso_jax.experiment.composed import KINDS, choice_of, given_to
+from hiso_jax.experiment.composed import choice_of, given_to
 from hiso_jax.fed import SimulationConfig
 from hiso_jax.fed.population import Availability
-from hiso_jax.plan import client_memory
+from hiso_jax.plan import training_bytes
 
 BYTES_PER_MEGABIT = 1e6 / 8
+AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class Clock:
             uplink=fed.LogNormal(self.uplink_mbps * BYTES_PER_MEGABIT, self.bandwidth_spread),
             direction_seconds=self.direction_seconds or None,
             memory=None if self.memory_gb is None else fed.LogNormal(self.memory_gb * 1e9, self.memory_spread),
+            training_bytes=None if self.training_gb is None else float(round(self.training_gb * 1e9)),
         )
         return fed.Participation(availability, self.dropout or None, fleet, self.deadline)
 
@@ -133,36 +135,32 @@ class Settings(SimulationConfig, Clock):
             raise ParameterError(
                 "memory_gb", "must be given with `backprop_share` memory, and only then: it decides who backpropagates"
             )
-        task, partition, *_ = [choice_of(kind, self) for kind in KINDS]
-        if getattr(partition.factory, "by_label", False) and not getattr(task.factory, "labelled", True):
-            raise ParameterError("partition", f"must be iid for {task.name}, which has no labels; got {partition.name}")
-        if self.cohort > self.clients and "clients" in partition.inputs:
-            raise ParameterError("cohort", f"must be at most the number of clients, {self.clients}, got {self.cohort}")
-        self._check_target()
-
-    def _check_target(self) -> None:
         if self.target is not None:
             finite("target", self.target, float("-inf"))
 
 
-def participation_of(settings: Settings, task: Any) -> fed.Participation:
-    """The participation: which clients come, how fast they are, and which can backpropagate.
+def with_training_gb(settings: AnySettings, task: Any) -> AnySettings:
+    """The settings with the memory of local steps as a number, if the clients' memory decides who backpropagates.
+
+    It is recorded, because another compiler may need other bytes, and a resumed run has the same clients.
 
     Args:
       settings: the settings.
-      task: the task; its gradient is compiled if the clients' memory decides who backpropagates.
+      task: the task, whose local steps are compiled.
+    """
+    if settings.backprop_share != "memory" or settings.training_gb is not None:
+        return settings
+    return replace(settings, training_gb=training_bytes(task, settings.batch_size) / 1e9)
+
+
+def participation_of(settings: Settings) -> fed.Participation:
+    """The participation: which clients come, how fast they are, and which can backpropagate.
 
     Raises:
       ParameterError: an option of the availability is out of range, or its file cannot be read.
     """
     availability = choice_of("availability", settings)
-    found = settings.participation(availability.build(given_to(availability, settings)))
-    if settings.backprop_share != "memory":
-        return found
-    assert found.fleet is not None
-    given = settings.training_gb
-    needed = client_memory(task, settings.batch_size).training if given is None else round(given * 1e9)
-    return replace(found, fleet=replace(found.fleet, training_bytes=float(needed)))
+    return settings.participation(availability.build(given_to(availability, settings)))
 
 
 @dataclass(frozen=True, kw_only=True)

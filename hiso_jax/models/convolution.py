@@ -10,6 +10,16 @@ from jaxtyping import Array, Float
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+# The arguments that the derivative knows; with any other, XLA's is taken.
+KNOWN = (
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+    "precision",
+    "preferred_element_type",
+)
 
 
 def convolution(
@@ -42,7 +52,8 @@ def convolution(
     ones = all(tuple(rest.get(name) or (1, 1)) == (1, 1) for name in ("lhs_dilation", "rhs_dilation"))
     grouped = rest.get("feature_group_count", 1) != 1 or rest.get("batch_group_count", 1) != 1
     is_known = inputs.ndim == 4 and _is_layout(inputs, kernel, rest.get("dimension_numbers"))
-    if strides is None or not is_known or not ones or grouped:
+    others = [value for name, value in rest.items() if name not in KNOWN and value is not None]
+    if strides is None or not is_known or not ones or grouped or others:
         return plain()
     pads = (
         lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)

@@ -1,7 +1,7 @@
 """Plans: the resources of a round on any devices, from a program that is compiled from shapes alone."""
 
 from hiso_jax.plan.advice import advise
-from hiso_jax.plan.client import ClientMemory, client_memory
+from hiso_jax.plan.client import training_bytes
 from hiso_jax.plan.collectives import Collective, collectives
 from hiso_jax.plan.hlo import Program, read
 from hiso_jax.plan.plan import Memory, Messages, Plan, plan
@@ -11,7 +11,6 @@ from hiso_jax.plan.work import Work, work_of
 __all__ = [
     "CHIPS",
     "EXAMPLES",
-    "ClientMemory",
     "Collective",
     "Memory",
     "Messages",
@@ -21,10 +20,10 @@ __all__ = [
     "Work",
     "advise",
     "chip_of",
-    "client_memory",
     "collectives",
     "plan",
     "read",
     "target",
+    "training_bytes",
     "work_of",
 ]

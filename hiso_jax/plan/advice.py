@@ -57,6 +57,7 @@ def _to_gain(plan: Plan, options: Mapping[str, Any]) -> Iterator[str]:
     room = memory.usable - memory.total
     if (
         options.get("directions") == "regenerate"
+        and options.get("sampler") != "hadamard"
         and (options.get("local_steps") or 1) == 1
         and memory.directions < room
     ):

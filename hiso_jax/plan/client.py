@@ -1,6 +1,6 @@
 """The memory of one client, from programs that are compiled from shapes alone."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,24 +13,12 @@ from hiso_jax.zo import in_float32, working_dtype
 STEPS = 2
 
 
-class ClientMemory(NamedTuple):
-    """Bytes that a client needs for one batch at a time, with its parameters and its batches.
+def training_bytes(task: fed.Task, batch_size: int) -> int:
+    """The bytes that a client needs to take several local steps on one batch each.
 
-    Attributes:
-      inference: to run the model forward.
-      training: to take several local steps: its own parameters and the sum of its gradients, in float32 or wider, and
-        the activations.
-    """
-
-    inference: int
-    training: int
-
-
-def client_memory(task: fed.Task, batch_size: int) -> ClientMemory:
-    """The memory of a client that evaluates the loss of one batch, and of one that takes local steps.
-
-    Both programs are compiled for the default device, for arguments that are not there. The bytes depend on the
-    compiler.
+    They hold the server's parameters and the batches, the client's own parameters and the sum of its gradients, in
+    float32 or wider, and the activations. The program is compiled for the default device, for arguments that are not
+    there, so the bytes depend on the compiler.
 
     Args:
       task: the task.
@@ -40,8 +28,7 @@ def client_memory(task: fed.Task, batch_size: int) -> ClientMemory:
     frozen: Any = frozen_of(task)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), frozen)
 
-    def batches(*lead: int) -> Any:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, batch_size, *a.shape[1:]), a.dtype), task.train)
+    batches = jax.tree.map(lambda a: jax.ShapeDtypeStruct((STEPS, batch_size, *a.shape[1:]), a.dtype), task.train)
 
     def loss(params: Any, batch: Any, frozen: Any) -> jax.Array:
         return in_float32(bind(task.loss, frozen))(params, batch).mean()
@@ -57,8 +44,5 @@ def client_memory(task: fed.Task, batch_size: int) -> ClientMemory:
 
         return jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, start)), batches)[0][1]
 
-    def needed(function: Any, data: Any) -> int:
-        found: Any = jax.jit(function).lower(params, data, shapes).compile().memory_analysis()
-        return found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-
-    return ClientMemory(needed(loss, batches()), needed(train, batches(STEPS)))
+    found: Any = jax.jit(train).lower(params, batches, shapes).compile().memory_analysis()
+    return found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes

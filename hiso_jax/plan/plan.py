@@ -91,7 +91,8 @@ class Plan:
       memory: bytes of memory.
       messages: the data sent between devices.
       flops: floating-point operations of matrix products and convolutions, as compiled.
-      floor_flops: those of the forward passes alone, K·(P + 1) for each batch of the device's clients.
+      floor_flops: those of the passes that the measure counts, for each batch of the device's clients: K·(P + 1) for
+        forward differences, 3·K for projections, of which the forward passes are a third.
       bytes_moved: bytes read from and written to the device's memory.
       seconds: seconds of products, memory and links at the published rates; the longest of the three is the round's.
         This is a lower bound: one H200 took 1.4 to 3.4 times the seconds of the plan for an H100.

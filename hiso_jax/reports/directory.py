@@ -9,13 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.ledger import exists, sync_directory, write_file
 
 
 def as_json(value: Any) -> Any:
-    """``value`` in a form that JSON can hold: paths as strings, non-finite numbers as null."""
+    """``value`` in a form that JSON can hold: paths as strings, NumPy's numbers as Python's, non-finite as null."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

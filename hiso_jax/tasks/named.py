@@ -299,4 +299,5 @@ TASKS = Kind(
     },
     ("seed",),
     "Task",
+    is_valid=lambda made: all(hasattr(made, name) for name in ("train", "test", "init", "loss", "metrics")),
 )

@@ -24,6 +24,7 @@ from hiso_jax.experiment import (
     simulation_config,
     target_of,
     virtual_note,
+    with_training_gb,
 )
 from hiso_jax.fed.ledger import exists, read_regular, write_file
 from hiso_jax.reports import (
@@ -66,7 +67,7 @@ def run_comparison(
       ValueError: the data or the settings cannot be used, and nothing was written; or a file of the directory was
         altered.
     """
-    watcher = watcher or Watcher()
+    watcher, settings = watcher or Watcher(), with_training_gb(settings, task)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     populations = [build_population(settings, task, seed) for seed in seeds]
     search = Search(settings, task, watcher) if settings.own_rates is None else None
@@ -137,7 +138,7 @@ def _lengths(settings: Compare, task: Any, methods: dict[str, Method], clients: 
 
     Every method may spend the cost of the baseline's ``rounds``, in the budget's unit, and is evaluated equally often.
     """
-    costs, participation = {}, participation_of(settings, task)
+    costs, participation = {}, participation_of(settings)
     for name, method in methods.items():
         algorithm = build_algorithm(settings, method, 1e-3)
         config = simulation_config(settings, settings.seed, algorithm)
@@ -213,6 +214,8 @@ class _Runs:
             self.watcher.say(f"{title}: all {kept[0]['rounds']:,} rounds are done")
             return kept
         own = {"algorithm": method.name, "learning_rate": rate, "seed": seed, "target": self.target}
+        if method.sha256 is not None:
+            own["algorithm_sha256"] = method.sha256
         resume = folder.exists()
         folder.parent.mkdir(exist_ok=True)
         about = {**as_written(settings), "schedule": settings.schedule, **own}

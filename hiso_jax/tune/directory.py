@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from hiso_jax.reports import create_directory
 from hiso_jax.tune.settings import Study
 
 CONFIG = "config.json"
-# Options of the command that are lists of words.
-LISTED = ("learning_rate", "schedules")
+# Options that are lists: of words, and of numbers.
+WORDS, NUMBERS = ("algorithms", "learning_rate", "schedules"), ("mus", "local_learning_rates")
 
 
 def asked(kind: type[Study], where: str, algorithms: Sequence[str], options: Mapping[str, Any]) -> Any:
@@ -35,11 +35,14 @@ def asked(kind: type[Study], where: str, algorithms: Sequence[str], options: Map
     """
     if "resume" in options:
         raise ParameterError("resume", "must be given as `out`: a directory with the same settings goes on")
-    given = {**options, "algorithms": tuple(algorithms)}
-    for name in LISTED:
-        if given.get(name) is not None:
-            several = given[name] if isinstance(given[name], list | tuple) else [given[name]]
-            given[name] = tuple(map(str, several))
+    given = {**options, "algorithms": algorithms}
+    for name in (*WORDS, *NUMBERS):
+        several = given.get(name)
+        if isinstance(several, str):
+            several = several.split(",")
+        if several is not None:
+            several = tuple(several) if isinstance(several, Iterable) else (several,)
+            given[name] = tuple(map(str, several)) if name in WORDS else several
     names = {name: value for name, value in given.items() if name in DECIDING}
     return resolve(kind, names).settings(given, where)
 
@@ -73,8 +76,11 @@ def _going_on(folder: Path, settings: Study) -> Path:
     except ValueError:
         written = None
     wanted = json.loads(json.dumps(as_written(settings)))
-    # Without a given target, the file holds the task's own.
-    beside = ("out", "resume", *(["target"] if settings.target is None else []))
+    # Without a given number, the file holds the one that was found.
+    beside = ["out", "resume"] + [name for name in ("target", "training_gb") if wanted[name] is None]
+    if isinstance(written, dict):
+        # Release 0.3 wrote no digests.
+        beside += [name for name in wanted if name.endswith("_sha256") and name not in written]
     # Release 0.3 wrote its default of 1.
     if isinstance(written, dict) and wanted["local_steps"] is None and written.get("local_steps") == 1:
         written["local_steps"] = None

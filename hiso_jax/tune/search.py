@@ -59,7 +59,7 @@ class Held:
         self.target = target_of(settings, task)
         self.seeds = list(seeds)
         self.populations = [build_population(settings, self.task, seed) for seed in self.seeds]
-        self.participation = participation_of(settings, self.task)
+        self.participation = participation_of(settings)
 
     def sweep(
         self, settings: Study, method: Method, rates: Sequence[float], watcher: Watcher, mus: Sequence[float] | None

@@ -154,7 +154,7 @@ class Compare(Study):
             raise ParameterError("schedules", f"must not repeat, got {','.join(self.schedules)}")
         if self.protocol == "robustness" and all(getattr(self, name) == value for name, value in CALM.items()):
             raise ParameterError(
-                "protocol", "robustness must be given with what is withstood: --availability, --dropout or --deadline"
+                "protocol", "robustness needs absent clients: give `availability`, `dropout` or `deadline`"
             )
 
     def in_calm(self) -> Self:
@@ -185,7 +185,10 @@ class Compare(Study):
         words = self.learning_rate or ()
         if any("=" in word for word in words):
             pairs = [word.rpartition("=") for word in words]
-            own = {name.strip(): self._with_schedule(word) for name, _, word in pairs}
+            names = [name.strip() for name, _, _ in pairs]
+            if len({*names}) < len(names):
+                raise ParameterError("learning_rate", f"must name each algorithm once, got {','.join(words)}")
+            own = {name: self._with_schedule(word) for name, (_, _, word) in zip(names, pairs, strict=True)}
         elif len(words) == 1:
             own = dict.fromkeys(self.algorithms, self._with_schedule(words[0]))
         else:

@@ -5,20 +5,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hiso_jax import algorithms, fed
+from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.experiment import (
     DECIDING,
+    Experiment,
     Single,
     as_written,
-    build_population,
     build_task,
     check_methods,
     methods_of,
     notes,
-    probe_rate,
     rate_grid,
     resolve,
+    with_training_gb,
 )
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.reports import (
@@ -49,7 +49,7 @@ def run_sweep(settings: Sweep, task: Any, directory: Callable[[], Path], watcher
       ValueError: the data or the settings cannot be used, and nothing was written; or a file of the directory was
         altered.
     """
-    watcher = watcher or Watcher()
+    watcher, settings = watcher or Watcher(), with_training_gb(settings, task)
     held = Held(settings, task, range(settings.seed, settings.seed + settings.seeds))
     methods = methods_of(settings.algorithms)
     check_methods(settings, task, methods.values())
@@ -128,7 +128,8 @@ def find_rate(**options: Any) -> fed.RateProbe:
     """Search for a learning rate as ``--learning-rate auto`` does: some rounds at a few rates, from the same start.
 
     Args:
-      options: the options of an experiment by name, see :class:`hiso_jax.Experiment`; without ``learning_rate``.
+      options: the options of an experiment, without ``learning_rate``, and with its choices by name. For a task or a
+        population that is a value, see :meth:`hiso_jax.Experiment.find_rate`.
 
     Raises:
       ParameterError: an option is unknown, out of range or without effect; or the loss is finite at no rate.
@@ -142,8 +143,4 @@ def find_rate(**options: Any) -> fed.RateProbe:
     if "learning_rate" in options:
         raise ParameterError("learning_rate", "must not be given: it is looked for")
     names = {name: value for name, value in options.items() if name in DECIDING}
-    settings = resolve(Single, names).settings({**options, "learning_rate": "auto"}, "find_rate")
-    task = build_task(settings)
-    population = build_population(settings, task, settings.seed)
-    method = algorithms.load(settings.algorithm)
-    return probe_rate(settings, method, task, population, lambda done, rounds: None)
+    return Experiment.of(resolve(Single, names).settings({**options, "learning_rate": "auto"}, "find_rate")).find_rate()

@@ -7,6 +7,7 @@ from functools import reduce
 from operator import add
 from typing import Any, Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
@@ -36,6 +37,12 @@ class Difference:
 
     offsets: tuple[float, ...]
     estimates: Callable[[Sequence[Array], ArrayLike], PyTree[Shaped[Array, "..."]]]
+
+    @property
+    def has_one_estimate(self) -> bool:
+        """Whether a direction has one estimate, its slope, and not a tree of several."""
+        losses = [jax.ShapeDtypeStruct((), jnp.float32)] * len(self.offsets)
+        return isinstance(jax.eval_shape(lambda own: self.estimates(own, 1.0), losses), jax.ShapeDtypeStruct)
 
     def passes(self, num_perturbations: int) -> int:
         """The number of loss evaluations in a local step of ``num_perturbations`` directions."""

@@ -17,8 +17,8 @@ from hiso_jax.factored import Factors
 from hiso_jax.zo.partitioned import is_partitioned
 from hiso_jax.zo.threefry import drawn
 
-# No index of a leaf is so large, and no leaf has this key.
-BLOCK_STREAM = 0xB10C0001
+# No index of a leaf is so large, and neither a leaf nor the signs of groups have this key.
+BLOCK_STREAM = 0xB10C0002
 # Integer weights of blocks are at most 2¹⁶.
 UNIT_BITS = 16
 

@@ -96,7 +96,22 @@ class Signs(NamedTuple):
     def flipped(self, group: ArrayLike) -> list[Bool[Array, "..."]]:
         """Masks of the coordinates where D_g is −1; all false for group 0."""
         group = jnp.asarray(group, jnp.uint32)
-        bits = self._draw(group // WORD, lambda words: ((words >> (group % WORD)) & 1).astype(bool))
+
+        def bits_of(word: ArrayLike) -> list[Array]:
+            return self._draw(word, lambda words: ((words >> (group % WORD)) & 1).astype(bool))
+
+        if self.groups <= WORD:
+            bits = bits_of(0)
+        elif str(jax.random.key_impl(self.key)) == "threefry2x32":
+            bits = bits_of(group // WORD)
+        else:
+            # Under a vmap over groups, keys of other generators must not depend on the group: they would draw others.
+            def body(bits: list[Array], word: Array) -> tuple[list[Array], None]:
+                own = word == group // WORD
+                return [jnp.where(own, new, old) for new, old in zip(bits_of(word), bits, strict=True)], None
+
+            zeros = jax.tree.map(jnp.zeros_like, bits_of(0))
+            bits, _ = lax.scan(body, zeros, jnp.arange(-(-self.groups // WORD), dtype=jnp.uint32))
         return [bit & (group > 0) for bit in bits]
 
     def weighted(self, numbers: Float[Array, "G"]) -> list[Float[Array, "..."]]:

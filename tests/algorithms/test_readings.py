@@ -280,7 +280,7 @@ def ferret(r, number):
         for p in range(r.perturbations):
             index = i * r.perturbations + p
             key = zo.perturbation_key(jax.random.fold_in(SEED, number), 0, index)
-            drawn = int(jax.random.randint(jax.random.fold_in(key, 0xB10C0001), (), 0, int(weights.sum()), np.int32))
+            drawn = int(jax.random.randint(jax.random.fold_in(key, 0xB10C0002), (), 0, int(weights.sum()), np.int32))
             leaf = int(drawn >= weights[0])
             z = np.where(leaf_of == leaf, draw(number, index, r.sampler), 0) * np.sqrt(weights.sum() / weights[leaf])
             delta += gradient @ z * z / (CLIENTS * r.perturbations)

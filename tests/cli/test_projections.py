@@ -28,7 +28,7 @@ def test_a_mixed_run_is_kept_resumed_replayed_and_shared(capsys, tmp_path):
 
 @pytest.mark.thorough
 def test_memory_decides_who_backpropagates(capsys, tmp_path, monkeypatch):
-    needed, found = plan.client_memory(tasks.digits(), 32).training / 1e9, []
+    needed, found = plan.training_bytes(tasks.digits(), 32) / 1e9, []
     for place, factor in enumerate((0.01, 100)):
         run = tmp_path / str(place)
         words = ["--batch-size", "32", "--memory-gb", str(factor * needed), "--memory-spread", "0"]
@@ -36,7 +36,7 @@ def test_memory_decides_who_backpropagates(capsys, tmp_path, monkeypatch):
         found.append(json.loads((run / "summary.json").read_text())["forward_passes"])
     assert found == [12 * 4 * 129, 12 * 4 * 15]
     # A compiler that needs other bytes resumes the run with the same clients.
-    monkeypatch.setattr(settings, "client_memory", lambda task, batch_size: plan.ClientMemory(1, 10**12))
+    monkeypatch.setattr(settings, "training_bytes", lambda task, batch_size: 10**12)
     assert call(capsys, "run", "--resume", tmp_path / "1", "--rounds", "14")[0] == 0
     assert json.loads((tmp_path / "1" / "summary.json").read_text())["forward_passes"] == 14 * 4 * 15
 

@@ -1,6 +1,7 @@
 """Cohorts in which some clients backpropagate and project, and the others measure finite differences."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import algorithms, fed, zo
+from hiso_jax import algorithms, channels, fed, zo
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.ledger import delta_of, load_delta, save_delta
+from hiso_jax.fed.population import REPORTED
+from hiso_jax.fed.run.health_warnings import HealthWarnings
 from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 from tests.fed.test_mosaic import coded
@@ -176,3 +180,44 @@ def test_refusals():
         run(private)
     result = run(private, probe_scale=0.3)
     assert_trees_identical(result.params, fed.replay(result.initial_params, private, result.records)[0])
+
+
+def test_what_does_not_suit_a_mixed_round_is_refused():
+    loss = lambda x, t: 0.5 * ((x - t) ** 2).sum(-1)  # noqa: E731
+    numbers = dict(local_steps=3, num_perturbations=4, mu=1e-3, local_learning_rate=LOCAL)
+    private = channels.private_mean().into(dataclasses.replace(fed.Algorithm(zo.scale_by_zo()), measure=fed.mixed()))
+    with pytest.raises(ParameterError, match="probe_scale must be given for a mixed cohort in a private run"):
+        fed.make_round(loss, private, **numbers)
+    with pytest.raises(ParameterError, match="difference must make one derivative estimate for each direction"):
+        fed.mixed(difference="second")
+    one = fed.make_round(loss, algorithms.local_mosaic(0.1), **numbers)
+    state = algorithms.local_mosaic(0.1).optimizer.init(jnp.zeros(3))
+    aside = fed.Aside(probing=jnp.ones(CLIENTS, bool))
+    with pytest.raises(ParameterError, match="aside must have `probing` only for the measure of a mixed cohort"):
+        one(jnp.zeros(3), state, jnp.zeros((CLIENTS, 3, 2, 3)), jnp.ones(CLIENTS), jax.random.key(0), aside=aside)
+    with pytest.raises(ParameterError, match="backprop_share must be 0, 1 or a share of at least one of 12 clients"):
+        run_projections(algorithms.local_mosaic(0.1), backprop_share=0.02)
+
+
+def test_only_clients_that_measure_are_judged_by_mu():
+    """Half of the scalars are of the size of rounding, but projections: a small μ would be a fault of the others."""
+    scalars = np.where(PROBING[:, None], 1.0, 1e-7)[None, :, None] * np.ones((1, CLIENTS, 1, 8))
+    shape = (1, CLIENTS)
+    records = SimpleNamespace(
+        attendance=np.full(shape, REPORTED), valid=np.ones(shape, bool), scalars=scalars.astype(np.float32),
+        loss=np.ones(1, np.float32), cohort=np.arange(CLIENTS)[None], round=np.zeros(1, int),
+    )  # fmt: skip
+
+    def rule(probing):
+        return None if probing is None else lambda clients: jnp.asarray(probing)[clients]
+
+    for probing, scale, faulty in (
+        (None, None, True),
+        (PROBING, None, False),
+        (~PROBING, None, True),
+        (~PROBING, 1e-5, False),
+    ):
+        found = HealthWarnings(1e-3, 10, jnp.float32, rule(probing), scale)
+        for _ in range(4):
+            found.note(records)
+        assert bool(found.about_rounding) == faulty

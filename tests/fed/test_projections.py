@@ -244,3 +244,41 @@ def test_a_sweep_takes_the_clients_rate_of_the_configuration():
 def test_mu_is_no_concern_of_projections():
     """Their scalars are no differences of losses: a small μ is not warned of."""
     assert run(algorithms.local_mosaic(0.1), mu=1e-9, local_steps=1).health_warnings == ()
+
+
+def test_an_optimizer_at_rate_zero_makes_no_progress():
+    algorithm = projected(hiso_jax.mosaic(0.1, scalar_bits=32), lambda rate: optax.sgd(rate, momentum=0.9))
+    one = hiso_jax.make_round(
+        lambda x, t: 0.5 * ((x - t) ** 2).sum(-1), algorithm, local_steps=2, num_perturbations=3, mu=1e-3,
+        local_learning_rate=lambda count: 0.0 * count,
+    )  # fmt: skip
+    start = jnp.ones(7)
+    found, _, record = jax.jit(one)(
+        start, algorithm.optimizer.init(start), jnp.zeros((CLIENTS, 2, 3, 7)), jnp.ones(CLIENTS), jax.random.key(1)
+    )
+    assert bool(record.valid.all())
+    np.testing.assert_array_equal(found, start)
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize(
+    ("make", "exact"),
+    [
+        (lambda: hiso_jax.mosaic(0.1, scalar_bits=32, clipping=False), False),
+        (lambda: projected(hiso_jax.mosaic(0.1, scalar_bits=32, clipping=False)), True),
+        (lambda: algorithms.fed_kseed(0.1), False),
+    ],
+    ids=["signs", "projected", "drawn"],
+)
+def test_every_group_measures_along_its_own_directions(make, exact, implementation):
+    """Other generators draw other bits under a vmap over groups, which Δ is not."""
+    rng, count, algorithm = np.random.default_rng(0), 3, make()
+    slopes, start = jnp.asarray(rng.normal(size=(40, 6)), jnp.float32), jnp.zeros(6)
+    key = jax.random.key(3, impl=implementation)
+    one = hiso_jax.make_round(lambda x, t: t @ x, algorithm, local_steps=1, num_perturbations=count, mu=1e-2)
+    state = algorithm.optimizer.init(start)
+    _, _, record = jax.jit(one)(start, state, slopes[:, None, None], jnp.ones(40), key)
+    directions = zo.zo_state(state).grouped_directions(key, 0, start, groups=40, num_perturbations=count)
+    made = np.stack([zo.made_dense(directions.of(q)) for q in range(40 * count)]).reshape(40, count, 6)
+    found = np.asarray(zo.directional_derivatives(record.scalars)).reshape(40, count)
+    np.testing.assert_allclose(found, np.einsum("cd,cpd->cp", slopes, made), atol=1e-5 if exact else 1e-3)

@@ -7,6 +7,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import algorithms, fed
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed import round as rounds
 from hiso_jax.fed.keys import channel_key, round_key
 from hiso_jax.fed.measure import Cohort, Keys
@@ -76,3 +77,35 @@ def test_a_dispatch_from_outside_replaces_the_simulated_one():
     with fed.Session.begin(prepared, dispatch=from_messages(prepared, altered)) as session:
         result = session.run()
     np.testing.assert_array_equal(result.records.aggregate[0], -expected.records.aggregate[0])
+
+
+class WithMetrics(fed.Callback):
+    def __init__(self, function):
+        self.function = function
+
+    def metrics(self, session):
+        return self.function(session)
+
+
+def test_metrics_of_callbacks_are_kept_as_numbers(tmp_path):
+    def metrics(session):
+        return {"extra": jnp.abs(session.params["bias"]).max(), "rounds": np.int64(session.round)}
+
+    config = fed.SimulationConfig(rounds=4, cohort=4, perturbations=2, batch_size=8, eval_every=2)
+
+    def simulation(metrics, resume=False):
+        storage = fed.Storage(tmp_path / "run", {}, resume=resume)
+        callbacks = [WithMetrics(metrics)]
+        return fed.Simulation(
+            linear_task(), algorithms.decomfl(0.1), digits_population(), config, storage=storage, callbacks=callbacks
+        )
+
+    simulation(metrics).run()
+    rows = simulation(metrics, resume=True).run().metrics
+    assert [row.metrics["rounds"] for row in rows] == [0, 2, 4]
+    assert rows[-1].metrics["extra"] > 0
+    with pytest.raises(ParameterError, match="callbacks must return numbers as metrics; extra is 'much'"):
+        fed.Simulation(
+            linear_task(), algorithms.decomfl(0.1), digits_population(), config,
+            callbacks=[WithMetrics(lambda session: {"extra": "much"})],
+        ).run()  # fmt: skip

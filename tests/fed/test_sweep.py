@@ -3,12 +3,16 @@
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import fed
+from hiso_jax import Experiment, fed
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.run import monitor
+from hiso_jax.fed.run.secret import of_setting
 from tests.fed.problems import double_task, linear_task
 
 RATES, SEEDS, MUS = (0.005, 0.02, 1e6), (0, 3), (1e-3, 1e-4)
@@ -118,3 +122,23 @@ def test_grids_that_cannot_be_are_refused(settings, sentence):
 
     with pytest.raises(ValueError, match=sentence):
         run()
+
+
+def test_settings_of_a_private_sweep_have_their_own_noise():
+    secret, seed_key, table = jax.random.key(0), jax.random.key(1), jnp.ones(5)
+    keys = [
+        of_setting(secret, seed_key, *numbers)
+        for numbers in [(0.1, 1e-3), (0.1, 1e-3, 0.5), (0.1, 1e-3, 0.6), (0.1, 1e-3, table), (0.1, 1e-3, table * 0.5)]
+    ]
+    assert len({bytes(np.asarray(jax.random.key_data(key))) for key in keys}) == len(keys)
+    # That of a setting with one rate has been this one since release 0.3.
+    first = secret
+    words = [jax.random.bits(seed_key), *(np.float32(x).view(np.uint32) for x in (0.1, 1e-3))]
+    for word in words:
+        first = jax.random.fold_in(first, word)
+    np.testing.assert_array_equal(jax.random.key_data(first), jax.random.key_data(keys[0]))
+
+
+def test_a_search_does_not_read_the_losses_of_a_private_run():
+    with pytest.raises(ParameterError, match="learning_rate must be a number in a private run"):
+        Experiment(algorithm="decomfl", combine="private_mean", noise_multiplier=1.0, learning_rate=0.01).find_rate()

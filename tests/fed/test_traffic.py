@@ -10,6 +10,7 @@ from hiso_jax import algorithms, fed
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED, Work
 from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, directions_made, download_bytes
 from hiso_jax.fed.wire import BroadcastBytes, Wire
+from tests.fed.problems import digits_population, linear_task
 
 
 def count(traffic, synced_to, number, cohort, attendance=None):
@@ -72,7 +73,7 @@ def test_catch_up_costs_at_most_a_checkpoint():
 def test_who_missed_much_of_a_pool_is_sent_its_sums_where_they_are_smaller_than_a_checkpoint():
     broadcast, missed = np.array([200.0, 60.0]), np.array([50, 15])
     for checkpoint, most, made in ((10**6, 4 + 4 * 30, 1 + 30), (100, 100, 1)):
-        costs = Costs(4, BroadcastBytes(4), checkpoint, 2, draws=1, pool_seeds=30)
+        costs = Costs(4, BroadcastBytes(4), checkpoint, 2, draws=1, replay_draws=1, pool_seeds=30)
         np.testing.assert_array_equal(download_bytes(broadcast, False, costs), [8 + most, 8 + 60])
         np.testing.assert_array_equal(directions_made(broadcast, missed, costs), [made, 16])
 
@@ -94,7 +95,7 @@ def test_the_papers_convention_gives_the_papers_figure():
 
 def test_a_checkpoint_beyond_an_integer_of_the_device_is_a_number_there():
     """Parameters and curvature above two gigabytes: what catching up costs, on the device as on the host."""
-    costs = Costs(20, BroadcastBytes(20), 27 * 10**9, 6, draws=5)
+    costs = Costs(20, BroadcastBytes(20), 27 * 10**9, 6, draws=5, replay_draws=5)
     broadcast, missed = np.array([40.0, 6e10], np.float32), np.array([2.0, 3e9], np.float32)
     run = jax.jit(
         lambda broadcast, missed: (
@@ -140,3 +141,15 @@ def test_a_message_of_more_bytes_than_an_integer_of_the_device_has_a_time():
     work = Work(jnp.zeros(2), 3e9, 5, jnp.zeros(2))
     seconds = jax.jit(lambda: fleet.seconds(jax.random.key(0), jnp.arange(2), work))()
     np.testing.assert_allclose(seconds, 3000, rtol=1e-3)
+
+
+def test_a_client_that_catches_up_makes_the_directions_of_all_groups_that_draw_their_own():
+    task, population = linear_task(), digits_population()
+    config = fed.SimulationConfig(rounds=3, cohort=4, batch_size=4, perturbations=2, eval_every=3)
+
+    def made(algorithm):
+        return fed.Simulation(task, algorithm, population, config).run().traffic["directions"]
+
+    # Shared directions, or signed copies: P for a message, and P for each missed round.
+    own, shared = made(algorithms.fed_mpdd(0.1)), made(algorithms.mosaic(0.1))
+    assert own - 24 == 4 * (shared - 24) > 0

@@ -130,3 +130,11 @@ def test_convolution_crops_as_xla_does(padding):
         return jax.value_and_grad(loss)(kernel)
 
     jax.tree.map(np.testing.assert_array_equal, of(models.convolution), of(jax.lax.conv_general_dilated))
+
+
+def test_convolution_passes_other_arguments_on():
+    layout = ("NHWC", "HWIO", "NHWC")
+    with pytest.raises(TypeError, match="frobnicate"):
+        models.convolution(
+            jnp.ones((1, 4, 4, 1)), jnp.ones((2, 2, 1, 1)), (1, 1), "SAME", dimension_numbers=layout, frobnicate=3
+        )

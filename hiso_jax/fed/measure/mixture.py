@@ -1,9 +1,9 @@
 """Mixed cohorts: some clients backpropagate and project, the others can only run the model forward.
 
-Both send P scalars along the round's directions, so the server and the ledger do not distinguish them. A client without
-backpropagation takes one step and measures finite differences, whatever K is. Its scalars are slopes where the round
-began, while the progress of K local steps is shorter, because gradients shrink along the way. A factor γ brings the
-slopes to the scale of the progress. Without it the steepest messages would decide the round.
+Both send P scalars along the round's directions, in one form of message. A client without backpropagation takes one
+step and measures finite differences, whatever K is. Its scalars are slopes where the round began, while the progress of
+K local steps is shorter, because gradients shrink along the way. A factor γ brings the slopes to the scale of the
+progress. Without it the steepest messages would decide the round.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hiso_jax.checks import positive
+from hiso_jax.checks import ParameterError, positive
 from hiso_jax.fed.devices import Part
 from hiso_jax.fed.measure.context import Cohort, Estimator, Measured, RoundContext
 from hiso_jax.fed.measure.probes import Probes
@@ -32,7 +32,7 @@ class Mixed:
         ratio of the median lengths of the two kinds, at most 1, if K > 1.
 
     Raises:
-      ParameterError: ``scale`` is not positive.
+      ParameterError: ``scale`` is not positive, or a direction has several estimates.
     """
 
     projections: Projections = field(default_factory=Projections)
@@ -42,9 +42,13 @@ class Mixed:
     reads: ClassVar[tuple[str, ...]] = ("perturbations", "mu", "difference", "local_learning_rate")
 
     def __post_init__(self) -> None:
-        """Check γ."""
+        """Check γ and the differences."""
         if self.scale is not None:
             positive("probe_scale", self.scale)
+        if not self.probes.difference.has_one_estimate:
+            raise ParameterError(
+                "difference", "must make one derivative estimate for each direction, as projections do"
+            )
 
     @property
     def description(self) -> list[Any]:
@@ -76,7 +80,7 @@ class Mixed:
         return self.projections.message_shapes(estimator, params, clients, dtype)
 
     def measure(self, context: RoundContext, cohort: Cohort, part: Part) -> Measured:
-        """Both measures of every client, of which its own is taken: a simulation computes more than its clients would.
+        """Each client's own measure. The program computes both for every client, which is more than its clients would.
 
         Without a mask of probing clients all of them project.
         """

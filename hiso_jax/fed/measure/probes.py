@@ -233,7 +233,7 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
     # Columns that share every product with a weight matrix form one flat batch.
     direction = jax.eval_shape(lambda: directions_of(context, 0).at(0).of(0))
     shared = shares_matmuls(context.params, direction, context.perturbed_as)
-    together = context.execution.flat if shared else context.execution.vmapped
+    together = _together(context, context.execution.flat if shared else context.execution.vmapped)
     # Arranged by group once for each round, not for each forward pass.
     each = jax.tree.map(in_groups, filled((batch, places), rows * columns)) if groups > 1 else None
 
@@ -248,6 +248,13 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
         return _one_by_one(column, each, together // rows).T.reshape(-1)[:clients]
 
     return evaluate
+
+
+def _together(context: RoundContext, wanted: int) -> int:
+    """The rows in one vmap; 1 if a vmap over groups would change their draws, as with generators such as rbg."""
+    draws = context.groups > 1 and zo_state(context.server.state).directions.block == 0
+    alike = str(jax.random.key_impl(context.keys.round)) == "threefry2x32"
+    return 1 if draws and not alike else wanted
 
 
 def _one_by_one(function: Callable[[PyTree], PyTree], inputs: PyTree, together: int) -> PyTree:
@@ -265,7 +272,7 @@ def _at_clients(context: RoundContext, local: PyTree, batch: PyTree, places: Int
             perturbed = _perturbed(context, params, direction, scale, place % context.groups)
             return context.mean_losses(perturbed, context.fetch(part))[0]
 
-        return _one_by_one(one, (local, batch, places), context.execution.vmapped)
+        return _one_by_one(one, (local, batch, places), _together(context, context.execution.vmapped))
 
     return evaluate
 

@@ -121,7 +121,8 @@ class Projections:
             zero = jax.tree.map(jnp.zeros_like, start)
             begin = start, () if tx is None else tx.init(start), zero
             (_, _, total), values = lax.scan(step, begin, batches)
-            unit = steps if tx is None else steps * eta
+            # At a rate of 0 another optimizer makes no progress, and the sum of its updates is 0.
+            unit = steps if tx is None else jnp.where(eta == 0, 1, steps * eta)
             return jax.tree.map(lambda x: x / unit, total), values[0]
 
         batches = context.batches(given)

@@ -58,7 +58,8 @@ def check_round(algorithm: Algorithm, estimator: Estimator, settings: ExecutionS
 
     Raises:
       ValueError: a value is out of range, K > 1 without a rate for the clients' steps, P is smaller than the method's
-        ``fewest_perturbations``, or directions are kept for K > 1.
+        ``fewest_perturbations``, directions are kept for K > 1, or a private round would scale the messages of a mixed
+        cohort by their lengths.
     """
     check_estimator(estimator.num_perturbations, estimator.mu)
     if estimator.num_perturbations < algorithm.fewest_perturbations:
@@ -71,6 +72,10 @@ def check_round(algorithm: Algorithm, estimator: Estimator, settings: ExecutionS
     if settings.directions is not None:
         check_directions(settings.directions)
     estimator.measure.check(estimator, settings.directions)
+    if algorithm.needs_secret and estimator.is_balanced:
+        raise ParameterError(
+            "probe_scale", "must be given for a mixed cohort in a private run: lengths of messages reveal them"
+        )
 
 
 def server_round(

@@ -9,11 +9,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm, measured_by
 from hiso_jax.fed.devices import ExecutionSettings
 from hiso_jax.fed.keys import CHANNEL_STREAM
 from hiso_jax.fed.ledger import RoundRecord
-from hiso_jax.fed.measure import Cohort, Estimator, Keys
+from hiso_jax.fed.measure import Cohort, Estimator, Keys, Mixed
 from hiso_jax.fed.round.channel import first_memory
 from hiso_jax.fed.round.round import Loss, RoundInputs, server_round
 from hiso_jax.fed.update import ServerState
@@ -99,6 +100,8 @@ def make_round(
         round_number: ArrayLike = 0,
         aside: Aside = NOTHING,
     ) -> tuple[PyTree, PyTree, RoundRecord]:
+        if aside.probing is not None and not isinstance(measure, Mixed):
+            raise ParameterError("aside", "must have `probing` only for the measure of a mixed cohort, fed.mixed()")
         own, memory = state if has_memory else (state, first_memory(algorithm, ()))
         weights = mask.astype(jnp.float32) if mask.dtype == bool else jnp.where(mask > 0, mask, 0)
         cohort = Cohort(jnp.arange(len(mask)), weights, batches, aside.hostile, aside.probing)

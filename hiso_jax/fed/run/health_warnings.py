@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from hiso_jax.fed.codes import Coded
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED
+from hiso_jax.fed.run.dispatch import Probing, probing_in
 from hiso_jax.zo import directional_derivatives, is_half, suggested_mu, unmoved_share
 
 logger = logging.getLogger("hiso_jax")
@@ -33,14 +34,24 @@ class HealthWarnings:
       about_parameters: the warning that μ does not change parameters in half precision; empty if it does.
     """
 
-    def __init__(self, mu: float | None, dimension: int, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        mu: float | None,
+        dimension: int,
+        dtype: Any = None,
+        probing: Probing | None = None,
+        scale: float | None = None,
+    ) -> None:
         """Begin without warnings.
 
         Args:
           mu: the smoothing radius; None for a method that does not measure with it.
           dimension: the number of trained parameters.
           dtype: the dtype in which the task computes its loss; None if it is not known.
+          probing: client ids → which of them measure with μ; None if all do.
+          scale: factor on the scalars of these clients; None is 1.
         """
+        self._probing, self._scale = probing, 1.0 if scale is None else scale
         self.about_parameters, self._dtype = "", dtype
         self.invalid, self.reports = 0, 0
         self.first_invalid: tuple[int, int] | None = None
@@ -106,7 +117,9 @@ class HealthWarnings:
             return
         if self._loss is None:
             self._loss = float(losses[np.isfinite(losses)][0])
-        valid = np.asarray(records.valid)
+        valid, probing = np.asarray(records.valid), probing_in(self._probing, records.cohort)
+        if probing is not None:
+            valid = valid & probing
         if isinstance(numbers, Coded):
             # The codes of a message of zeros have a step of zero.
             measured = np.asarray(numbers.step)[valid].reshape(-1)
@@ -114,7 +127,7 @@ class HealthWarnings:
             measured = np.abs(np.asarray(numbers, np.float64))[valid].reshape(-1)
         loss = np.broadcast_to(losses.astype(np.float64)[:, None], valid.shape)[valid]
         dtype = self._dtype if self._dtype is not None and is_half(self._dtype) else losses.dtype
-        least = LAST_PLACES * float(jnp.finfo(dtype).eps) * np.abs(loss) / self._mu
+        least = LAST_PLACES * float(jnp.finfo(dtype).eps) * np.abs(loss) / self._mu * self._scale
         each = len(measured) // max(len(loss), 1)
         self._seen += len(measured)
         self._small += int((measured <= np.repeat(least, each)).sum())

@@ -182,14 +182,21 @@ def check_channel(
     """Refuse options that do not fit the message path; ``clients`` is N, if it is known.
 
     Raises:
-      ValueError: attackers without an attack or an attack without attackers; a share of attackers that rounds to no
-        client; weights that the combiner ignores; or an option that would reveal the clients of a private run.
+      ValueError: attackers without an attack or an attack without attackers; a share of attackers, or of clients that
+        backpropagate, that rounds to no client; weights that the combiner ignores; or an option that would reveal the
+        clients of a private run.
     """
     whole = config.cohort if config.attackers_of == "cohort" else clients
     if config.attackers and whole is not None and not round(config.attackers * whole):
         raise ParameterError(
             "attackers",
             f"must be a share of at least one of {whole} clients, {1 / whole:.2g}, got {config.attackers:g}",
+        )
+    share = config.backprop_share
+    if isinstance(share, float) and clients is not None and 0 < share < 1 and round(share * clients) in (0, clients):
+        raise ParameterError(
+            "backprop_share",
+            f"must be 0, 1 or a share of at least one of {clients} clients that leaves one, got {share:g}",
         )
     if bool(config.attackers) != (algorithm.attack is not None):
         raise ParameterError(

@@ -32,6 +32,7 @@ from hiso_jax.fed.run.prepared import PreparedRun
 from hiso_jax.fed.run.traffic import Costs
 from hiso_jax.fed.task import at_precision, frozen_of
 from hiso_jax.fed.update import ServerState
+from hiso_jax.zo import Hadamard, zo_states
 
 # A round's loss is a float32. It is broadcast if the optimizer reads it.
 LOSS_BYTES = 4
@@ -50,12 +51,17 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
     (up, broadcast), pool = shapes.bytes_of(algorithm), algorithm.pool_of(server.state)
     if algorithm.has_scalars and reads_loss(algorithm, shapes, server.params):
         broadcast = replace(broadcast, fixed=broadcast.fixed + LOSS_BYTES)
+    draws = measure.directions(estimator.local_steps, estimator.num_perturbations)
+    # Other groups' directions are signed copies of the first group's, or rows of one matrix.
+    rules = [head.directions for head in zo_states(server.state)]
+    own = any(rule.block == 0 and not isinstance(rule.sampler, Hadamard) for rule in rules)
     return Costs(
         up=up,
         broadcast=broadcast,
         checkpoint=bytes_of(known),
         passes=measure.passes(estimator.local_steps, estimator.num_perturbations),
-        draws=measure.directions(estimator.local_steps, estimator.num_perturbations),
+        draws=draws,
+        replay_draws=draws * (shapes.groups if own else 1),
         grouped=shapes.groups > 1,
         pool_seeds=0 if pool is None else pool.seeds,
         probe_passes=measure.probes.passes(1, estimator.num_perturbations) if isinstance(measure, Mixed) else 0,

@@ -122,8 +122,10 @@ def find_rate(
       callback: called with (rounds done, rounds) from time to time.
 
     Raises:
-      ValueError: no rate is given, or the loss stays finite at none.
+      ValueError: no rate is given, the loss stays finite at none, or the algorithm draws noise that must stay secret.
     """
+    if as_algorithm(make(1.0)).needs_secret:
+        raise ParameterError("learning_rate", "must be a number in a private run: a search reads the clients' losses")
     few = jax.tree.map(lambda array: array[:1], task.test)
     grid = Grid(tuple(sorted(learning_rates)), (config.seed,), None, local_learning_rate)
     watch = _Watch(len(grid.learning_rates), config.rounds)

@@ -69,9 +69,14 @@ def _kept(folder: Path, new: list[int]) -> list[int]:
     return new
 
 
-def of_setting(secret: Key[Array, ""], seed_key: Key[Array, ""], *numbers: Float[Array, ""]) -> Key[Array, ""]:
-    """The secret of one setting of a sweep. With equal noise, the difference of two broadcasts would have no noise."""
-    words = (jax.lax.bitcast_convert_type(jnp.asarray(number, jnp.float32), jnp.uint32) for number in numbers)
-    for word in (jax.random.bits(seed_key), *words):
-        secret = jax.random.fold_in(secret, word)
-    return secret
+def of_setting(secret: Key[Array, ""], seed_key: Key[Array, ""], *numbers: Float[Array, "..."]) -> Key[Array, ""]:
+    """The secret of one setting of a sweep. With equal noise, the difference of two broadcasts would have no noise.
+
+    Args:
+      secret: the secret of the sweep.
+      seed_key: the seed key of the setting.
+      numbers: all numbers in which settings differ.
+    """
+    flat = jnp.concatenate([jnp.ravel(jnp.asarray(number, jnp.float32)) for number in numbers])
+    words = jnp.concatenate([jax.random.bits(seed_key, (1,)), jax.lax.bitcast_convert_type(flat, jnp.uint32)])
+    return jax.lax.scan(lambda key, word: (jax.random.fold_in(key, word), None), secret, words)[0]

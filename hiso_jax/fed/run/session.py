@@ -149,7 +149,9 @@ class Session:
         dimension = sum(leaf.size for leaf in jax.tree.leaves(carry.server.params))
         measure = prepared.estimator.measure
         measured_by = prepared.config.mu if measure.has_scalars and "mu" in measure.reads else None
-        self.health_warnings = HealthWarnings(measured_by, dimension, prepared.loss_dtype)
+        self.health_warnings = HealthWarnings(
+            measured_by, dimension, prepared.loss_dtype, prepared.probing, prepared.config.probe_scale
+        )
         self.health_warnings.begun(self._initial)
         before = time.perf_counter()
         programs = trace(prepared, costs, carry, shardings)
@@ -312,7 +314,7 @@ class Session:
         self._evaluation_seconds = time.perf_counter() - before
         metrics = summarise(prepared.task, jax.tree.map(np.asarray, outputs))
         for callback in self._callbacks:
-            metrics |= callback.metrics(self)
+            metrics |= _as_numbers(callback.metrics(self))
         if getattr(prepared.task, "metric", None) is not None:
             # Refuse a missing metric before the first round; a report would refuse it only after the last.
             metric_of(prepared.task, metrics)
@@ -391,3 +393,18 @@ class Session:
             privacy=privacy_spent(self.prepared, records),
             clipped=self._counters.clipped,
         )
+
+
+def _as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """A callback's metrics as the numbers that a ledger keeps.
+
+    Raises:
+      ParameterError: a metric is not one number.
+    """
+    found = {}
+    for name, value in metrics.items():
+        try:
+            found[name] = float(np.asarray(value, np.float64).reshape(()))
+        except (TypeError, ValueError):
+            raise ParameterError("callbacks", f"must return numbers as metrics; {name} is {value!r}") from None
+    return found

@@ -119,7 +119,9 @@ class _Bench(NamedTuple):
         )
         run_round = server_round(loss, algorithm, estimator, settings, draw_batches(config))
         train, test, frozen, secret = data
-        secret = None if secret is None else of_setting(secret, point.seed_key, point.rate, point.mu)
+        if secret is not None:
+            more = [numbers for numbers in (point.local, point.table) if numbers is not None]
+            secret = of_setting(secret, point.seed_key, point.rate, point.mu, *more)
         inputs = Inputs(point.seed_key, train, point.population, self.participation, frozen, secret)
         costs = costs_of(algorithm, estimator, carry.server, config.cohort)
         length = min(config.eval_every, config.rounds)

@@ -28,7 +28,9 @@ class Costs(NamedTuple):
       checkpoint: bytes of the entire state that a client needs, whatever it missed.
       passes: forward passes of the client.
       probe_passes: those of a client that cannot backpropagate, in a mixed cohort.
-      draws: directions that a client makes to catch up on one round; 0 for a method without directions.
+      draws: directions that a client makes for its own message; 0 for a method without directions.
+      replay_draws: directions that a client makes to catch up on one round: those of all groups, if every group draws
+        its own.
       grouped: whether an invitation names the client's group.
       pool_seeds: S of a method whose missed rounds may be sent as S sums; 0 for other methods.
     """
@@ -38,6 +40,7 @@ class Costs(NamedTuple):
     checkpoint: int
     passes: int
     draws: int = 0
+    replay_draws: int = 0
     grouped: bool = False
     pool_seeds: int = 0
     probe_passes: int = 0
@@ -79,7 +82,8 @@ def directions_made(broadcast: Any, missed: Any, costs: Costs, xp: Any = np) -> 
     If the bytes ``broadcast`` for the missed rounds exceed those of a checkpoint or of the sums, the client replays no
     round. With a checkpoint it makes no other directions; with sums it makes the entire pool.
     """
-    return costs.draws + xp.where(broadcast > _most(costs, xp), costs.pool_seeds * costs.by_sums, costs.draws * missed)
+    whole, replayed = costs.pool_seeds * costs.by_sums, costs.replay_draws * missed
+    return costs.draws + xp.where(broadcast > _most(costs, xp), whole, replayed)
 
 
 def last_synced_rounds(
