@@ -8,7 +8,7 @@ from hiso_jax.checks import ParameterError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PARAMETERS = {"method": "difference", "moved_as": "perturbed_as"}
+PARAMETERS = {"method": "difference", "moved_as": "perturbed_as", "numbers": "estimates"}
 """Options and keyword arguments of earlier releases → their names now."""
 
 IN_FILES = {"difference": "method"}
@@ -25,7 +25,10 @@ NAMES: dict[str, dict[str, str]] = {
         "secret": "hiso_jax.fed.Send(function, noise=hiso_jax.fed.Noise(...))",
         "separable": "hiso_jax.fed.Send(function, separable=True) or hiso_jax.fed.Combine(function, separable=True)",
     },
+    "hiso_jax.fed.Algorithm": {"made_of": "hiso_jax.fed.Algorithm.part_digests"},
     "hiso_jax.fed.Result": {"concerns": "hiso_jax.fed.Result.health_warnings"},
+    "hiso_jax.fed.Senders": {"numbers": "hiso_jax.fed.Senders.client_ids"},
+    "hiso_jax.fed.Simulation": {"summary": "hiso_jax.reports.Report.summary, a callback's"},
     "hiso_jax.zo": {
         "Deal": "hiso_jax.zo.GroupedDirections",
         "dealt": "hiso_jax.zo.grouped",

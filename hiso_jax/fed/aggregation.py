@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError
+from hiso_jax.renamed import successor
 from hiso_jax.zo import pin
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Senders(NamedTuple):
     honest: Bool[Array, "C"] | None = None
     groups: int = 1
     probing: Bool[Array, "C"] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of earlier releases answer with their successors."""
+        raise successor("hiso_jax.fed.Senders", name)
 
 
 class Noise(NamedTuple):

@@ -22,6 +22,7 @@ from hiso_jax.fed.codes import Coded, Relayed, are_finite
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Mixed, Probes, Projections, mixed, probes, projections
 from hiso_jax.fed.part_digests import digest
 from hiso_jax.fed.wire import FewBits, Wire, float32
+from hiso_jax.renamed import successor
 from hiso_jax.zo import Difference, DifferenceName, Pool, settled, working_dtype, zo_state
 
 __all__ = [
@@ -119,6 +120,10 @@ class Algorithm:
             )
         if not self.combine.linear and self.wire.must_relay:
             raise ParameterError("relay", "must be aggregate unless the combiner is the mean")
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of earlier releases answer with their successors."""
+        raise successor("hiso_jax.fed.Algorithm", name)
 
     @property
     def has_scalars(self) -> bool:

@@ -41,7 +41,7 @@ class Comparison(Rows):
       target: the value of the metric up to which costs are counted, or None.
       directory: the directory of all files.
       interrupted: whether the comparison was stopped; it can be continued.
-      elsewhere: names of methods that another process tunes or runs.
+      elsewhere: names of methods that are not done here: another process has them, or the comparison was interrupted.
     """
 
     settings: Compare

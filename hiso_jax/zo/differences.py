@@ -25,6 +25,7 @@ DifferenceName = Literal["forward", "central", "second"]
 Carry = TypeVar("Carry")
 
 
+@with_renamed
 @dataclass(frozen=True)
 class Difference:
     """A finite difference: the multiples of μ at which the loss is evaluated, and the estimates made of the losses.

@@ -1,6 +1,7 @@
 """A federated run: its data on the devices, and its loop."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import optax
@@ -18,6 +19,7 @@ from hiso_jax.fed.run.secret import secret_of
 from hiso_jax.fed.run.session import Callback, Session, check_callbacks
 from hiso_jax.fed.task import Task, examples_of
 from hiso_jax.fed.task_checks import check_task
+from hiso_jax.renamed import successor
 
 MEBIBYTE = 2**20
 
@@ -90,6 +92,10 @@ class Simulation:
         made = prepare(given, self.algorithm, config, placement, budget, secret)
         self._prepared = made._replace(loss_dtype=loss_dtype)
         self._stop = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of earlier releases answer with their successors."""
+        raise successor("hiso_jax.fed.Simulation", name)
 
     def stop(self) -> None:
         """Ask a running :meth:`run` to end after the dispatch in flight; the finished rounds are kept."""
