@@ -27,7 +27,7 @@ class ClientMemory(NamedTuple):
 
 
 def client_memory(task: fed.Task, batch_size: int) -> ClientMemory:
-    """The memory of a client that evaluates the loss of one batch, and of one that takes local steps.
+    """The memory of a client that evaluates the loss of one batch, and of a client that takes local steps.
 
     Both programs are compiled for the default device, for arguments that are not there. The bytes depend on the
     compiler.

@@ -17,7 +17,7 @@ def test_a_mixed_run_is_kept_resumed_replayed_and_shared(capsys, tmp_path):
     run = tmp_path / "run"
     assert call(capsys, "run", *FOUR, *MIXED, "0.5", "--out", run)[0] == 0
     passes = json.loads((run / "summary.json").read_text())["forward_passes"]
-    # P + 1 passes of a client that cannot backpropagate, and 3·K of one that can.
+    # A client that cannot backpropagate takes P + 1 passes; a client that can takes 3·K.
     assert 12 * 4 * 15 < passes < 12 * 4 * 129
     config = fed.load(run).header["config"]
     assert (config["backprop_share"], config["probe_scale"]) == (0.5, None)
@@ -35,7 +35,7 @@ def test_memory_decides_who_backpropagates(capsys, tmp_path, monkeypatch):
         assert call(capsys, "run", *FOUR, *MIXED, "memory", *words, "--out", run)[0] == 0
         found.append(json.loads((run / "summary.json").read_text())["forward_passes"])
     assert found == [12 * 4 * 129, 12 * 4 * 15]
-    # A compiler that needs other bytes resumes the run with the same clients.
+    # With a compiler that needs other amounts of memory, the run resumes with the same clients.
     monkeypatch.setattr(settings, "client_memory", lambda task, batch_size: plan.ClientMemory(1, 10**12))
     assert call(capsys, "run", "--resume", tmp_path / "1", "--rounds", "14")[0] == 0
     assert json.loads((tmp_path / "1" / "summary.json").read_text())["forward_passes"] == 14 * 4 * 15

@@ -1,4 +1,4 @@
-"""Bytes, counted by hand."""
+"""Bytes of messages, compared with counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from hiso_jax.fed.wire import BroadcastBytes, Wire
 
 
 def count(traffic, synced_to, number, cohort, attendance=None):
-    """One round, with ``synced_to`` [N] kept as a run keeps it."""
+    """Count one round, and update ``synced_to`` [N] as a run does."""
     cohort = np.array(cohort)
     attendance = np.full(len(cohort), REPORTED) if attendance is None else np.array(attendance)
     for skipped in range(len(traffic.broadcast) - 1, number):
@@ -35,10 +35,10 @@ def newcomers(clients):
 def test_bytes_of_a_small_run():
     traffic, synced_to = of_scalars(6, 10**9), newcomers(5)
     count(traffic, synced_to, 0, [0, 1])
-    # Two newcomers who have missed nothing: header and seed each.
+    # Two newcomers have missed no round: each receives a header and the seed.
     assert (traffic.bytes_down, traffic.bytes_up) == (2 * 16, 2 * (8 + 24))
     count(traffic, synced_to, 1, [1, 2])
-    # Client 1 missed round 0's aggregate (it sent scalars, but the mean is news); client 2 is new and missed it too.
+    # Client 1 missed round 0's aggregate (it sent scalars, but does not know the mean); client 2 is new, and missed it.
     assert traffic.bytes_down == 32 + (8 + 24) + (16 + 24)
     count(traffic, synced_to, 4, [0, 2])
     assert traffic.bytes_down == 104 + (8 + 4 * 24) + (8 + 3 * 24)
@@ -53,11 +53,11 @@ def test_bytes_of_a_small_run():
 def test_who_does_not_report_falls_behind_and_pays_for_it():
     traffic, synced_to = of_scalars(5, 10**9), newcomers(4)
     count(traffic, synced_to, 0, [0, 1, 2, 3], [REPORTED, ABSENT, DROPPED, LATE])
-    # The absent get nothing; who drops out has downloaded; who is late has also sent.
+    # An absent client receives nothing; a dropped client has downloaded; a late client has also sent.
     assert (traffic.bytes_down, traffic.bytes_up) == (3 * 16, 2 * 28)
     assert (traffic.participants, traffic.visits) == (3, 3)
     count(traffic, synced_to, 5, [0, 1, 2, 3])
-    # Three missed rounds 0 to 4; so did the newcomer, who also needs the seed.
+    # Three clients missed rounds 0 to 4; the newcomer missed them, too, and also needs the seed.
     assert traffic.bytes_down == 48 + 3 * (8 + 5 * 20) + (16 + 5 * 20)
     assert traffic.bytes_up == 56 + 4 * 28
     assert (traffic.participants, traffic.visits) == (4, 7)
@@ -93,7 +93,7 @@ def test_the_papers_convention_gives_the_papers_figure():
 
 
 def test_a_checkpoint_beyond_an_integer_of_the_device_is_a_number_there():
-    """Parameters and curvature above two gigabytes: what catching up costs, on the device as on the host."""
+    """With parameters and curvature above two gigabytes, device and host count the same cost of catching up."""
     costs = Costs(20, BroadcastBytes(20), 27 * 10**9, 6, draws=5)
     broadcast, missed = np.array([40.0, 6e10], np.float32), np.array([2.0, 3e9], np.float32)
     run = jax.jit(
@@ -109,7 +109,7 @@ def test_a_checkpoint_beyond_an_integer_of_the_device_is_a_number_there():
 
 
 def test_signs_along_own_directions_are_broadcast_with_a_share_for_every_group():
-    """Where a client is missing its group's share is 0 and the others' are larger: numbers that one bit cannot hold."""
+    """If a client is missing, its group's share is 0 and the others' are larger, which one bit cannot hold."""
     aggregate = jax.ShapeDtypeStruct((1, 10 * 5), jnp.float32)
     signs = Wire(up_bits=1, down_bits=1)
     assert signs.down(aggregate, 10) == BroadcastBytes(7 + 4 * 10)
@@ -130,7 +130,7 @@ def test_what_signs_along_own_directions_lead_to_is_what_was_broadcast(missing):
     record = round_of(x, algorithm.optimizer.init(x), targets, mask, jax.random.key(0))[2]
     groups = np.asarray(record.aggregate).reshape(4, 3)
     shares = 4 * np.asarray(mask) / np.asarray(mask).sum()
-    # One bit for every number, and one float for every group.
+    # Every number takes one bit, and every group one float.
     np.testing.assert_allclose(np.abs(groups), np.broadcast_to(shares[:, None], (4, 3)), rtol=1e-6)
 
 
