@@ -1,11 +1,11 @@
-"""What holds on the accelerator at hand, and how fast it is, in minutes: one command for a machine that is lent.
+"""Correctness and speed on the accelerator at hand, in minutes: one command for a machine that is lent.
 
     PYTHONPATH=. python benchmarks/accelerator.py --mnist FOLDER_WITH_IDX_FILES --out OUT
     PYTHONPATH=. python benchmarks/accelerator.py --stages replay,cross --out OUT
 
-Every stage is a script of this folder or the test suite; each in processes of its own, one after the other, with a time
-limit that ends all of them, so that one that fails takes nothing from the others. What a stage says is in
-OUT/STAGE.log, its figures in OUT/*.json, and which stages ended well in OUT/stages.json.
+Every stage is a script of this folder or the test suite. The stages run one after the other, each in its own processes
+and with a time limit, so that a stage that fails takes nothing from the others. OUT/STAGE.log holds the output of a
+stage, OUT/*.json its figures, and OUT/stages.json how every stage ended.
 """
 
 import json
@@ -28,7 +28,7 @@ PLANNED = ("--clients", "8", "--tokens", "64")
 
 @dataclass
 class Arguments:
-    """What to run.
+    """Options of the script.
 
     Attributes:
       stages: comma-separated; by default all, in the order of STAGES.
@@ -36,8 +36,8 @@ class Arguments:
       smollm2, reviews: the language model as a GGUF file, and the folder with its reviews; without them the replay of a
         language model is left out.
       workers: processes of the test suite.
-      out: folder for what comes of it.
-      worker: be one process of the stage cross.
+      out: folder for logs and figures.
+      worker: run one process of the stage cross.
     """
 
     stages: str = ""
@@ -54,7 +54,7 @@ def script(name: str, *words: str) -> list[str]:
 
 
 def tests(arguments: Arguments) -> list[list[str]]:
-    """The suite's mathematics, rounds, replays and models on the device, each test told as it ends."""
+    """The suite's mathematics, rounds, replays and models on the device; each test is reported as it ends."""
     folders = [f"tests/{name}" for name in ("zo", "algorithms", "channels", "fed", "models")]
     return [[sys.executable, "-m", "pytest", "-n", str(arguments.workers), "-v", "--tb=short", *folders]]
 
@@ -88,7 +88,7 @@ def small_model(arguments: Arguments) -> list[list[str]]:
 
 
 def families(arguments: Arguments) -> list[list[str]]:
-    """OPT-125M with the other families of directions, each as it costs least."""
+    """OPT-125M with the other families of directions, each in its cheapest mode."""
     return [
         _rounds(arguments, f"opt-125m_{sampler}", "--sampler", sampler, "--modes", mode, "--repeats", "15")
         for sampler, mode in (("low_rank", "regenerate"), ("rademacher", "keep"), ("binomial", "keep"))
@@ -144,7 +144,7 @@ def _at(arguments: Arguments, name: str, where: str, what: str) -> list[str]:
 
 
 def worker(arguments: Arguments) -> None:
-    """One run of the digits, or its replay, kept as a file."""
+    """Make one run of the digits, or replay one, and write the result to a file."""
     import jax
 
     from hiso_jax import algorithms, fed, tasks
@@ -196,7 +196,7 @@ STAGES: dict[str, tuple[Callable[[Arguments], list[list[str]]], int]] = {
 
 
 def run(words: list[str], log: Path, left: float) -> str:
-    """Run one command and say how it ended."""
+    """Run one command and return how it ended."""
     settings = dict(word.split("=", 1) for word in words[:1] if word.startswith("JAX_PLATFORMS="))
     environment = {**os.environ, **settings}
     with log.open("a") as file:
@@ -208,7 +208,7 @@ def run(words: list[str], log: Path, left: float) -> str:
         try:
             code = process.wait(left)
         except subprocess.TimeoutExpired:
-            # Its workers, too: they would disturb what is measured next.
+            # The workers are killed, too; otherwise they would disturb the next measurement.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return "out of time"
@@ -225,7 +225,7 @@ def main() -> None:
     if unknown:
         sys.exit(f"--stages must be of {', '.join(STAGES)}; got {', '.join(unknown)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    told = {}
+    ended = {}
     for name in names:
         make, limit = STAGES[name]
         begin, log = time.perf_counter(), arguments.out / f"{name}.log"
@@ -233,9 +233,9 @@ def main() -> None:
         for words in make(arguments):
             left = limit - (time.perf_counter() - begin)
             ends.append(run(words, log, left) if left > 1 else "out of time")
-        told[name] = {"seconds": round(time.perf_counter() - begin, 1), "ends": ends}
-        print(name, told[name], flush=True)
-        (arguments.out / "stages.json").write_text(json.dumps(told, indent=2) + "\n")
+        ended[name] = {"seconds": round(time.perf_counter() - begin, 1), "ends": ends}
+        print(name, ended[name], flush=True)
+        (arguments.out / "stages.json").write_text(json.dumps(ended, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ SCHEDULES = {"constant": lambda rate, rounds: rate, "cosine": optax.cosine_decay
 
 @dataclass
 class Arguments:
-    """What to compare.
+    """Options of the script.
 
     Attributes:
       task: mnist or digits.
@@ -39,7 +39,7 @@ class Arguments:
       cohort: clients per round.
       alpha: concentration of the Dirichlet partition.
       validation: training examples held out for tuning.
-      seed: of everything.
+      seed: seed of everything random.
       out: folder for the JSON and the picture.
     """
 

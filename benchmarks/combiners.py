@@ -1,9 +1,9 @@
-"""What combining costs beside the round that it belongs to, at a cohort of 10,000; and what the guard costs a run.
+"""The cost of combining beside the cost of its round, at a cohort of 10,000; and the cost of the guard in a run.
 
     python benchmarks/combiners.py --out results/combiners.json
 
-A round of the digits' model, 32 examples a client and five directions, and every combiner by itself on its messages,
-measured in turn. Then whole rounds with and without the guard where nobody is hostile, alternately.
+The script times a round of the digits' model (32 examples a client and five directions) and, by itself, every combiner
+on its messages, in turn. Then it times runs with and without the guard, alternately; no client is hostile.
 """
 
 import json
@@ -23,11 +23,11 @@ from hiso_jax import algorithms, channels, fed, tasks
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
-      cohort: clients.
-      repeats: of each measurement; medians are told.
+      cohort: number of clients.
+      repeats: number of each measurement; medians are reported.
       out: JSON to write.
     """
 
@@ -43,7 +43,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def in_turn(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Medians of measurements made alternately, after a first of each that compiles."""
+    """Medians of alternating measurements, after a first call of each function that compiles it."""
     for function in functions.values():
         jax.block_until_ready(function())
     taken = [{name: seconds(function) for name, function in functions.items()} for _ in range(repeats)]
@@ -76,7 +76,7 @@ def combining(settings: Settings) -> dict[str, float]:
 
 
 def guarding(settings: Settings) -> dict[str, float]:
-    """Rounds a second over those without the guard, of runs on the digits."""
+    """The time of runs on the digits with the guard over the time without it."""
     task = tasks.digits()
     population = fed.dirichlet(task.train["label"], 100, alpha=0.5)
     ratios = {}

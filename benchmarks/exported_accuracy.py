@@ -1,9 +1,10 @@
-"""Whether transformers gives an exported model the accuracy that it had inside its run; needs torch.
+"""Accuracy of an exported model in transformers, compared with its accuracy inside its run; needs torch.
 
     hiso-jax export runs/RUN --format hf --out FOLDER
     python benchmarks/exported_accuracy.py runs/RUN FOLDER
 
-For runs of text-classification without generation: the next token among the verbalizer's words.
+The script handles runs of text-classification without generation: the answer is the most likely of the verbalizer's
+words as the next token.
 """
 
 import json
@@ -19,7 +20,7 @@ from hiso_jax import fed
 
 @dataclass
 class Arguments:
-    """What to compare.
+    """Options of the script.
 
     Attributes:
       run: directory of the run.
@@ -48,7 +49,8 @@ def main(arguments: Arguments) -> None:
     rows = [json.loads(line) for line in lines]
     texts = [tokenizer(about["template"].format(text=row["text"]))["input_ids"] for row in rows]
     right = 0
-    # Of like length, so that little is padding; padded on the right, which causal attention does not see.
+    # Texts of a batch have similar lengths, so there is little padding. It is on the right, where causal attention does
+    # not see it.
     order = sorted(range(len(rows)), key=lambda index: len(texts[index]))
     for begin in range(0, len(rows), arguments.batch):
         chosen = order[begin : begin + arguments.batch]

@@ -5,8 +5,8 @@
 
 Rates are tuned on a validation split with a seed of their own, on a grid of factor √2 that grows until its best is
 inside; then each family runs at its best with other seeds on the whole training set, evaluated on the test split.
-Runs of one seed share initial parameters, partition, cohorts and batches. Intervals are of paired log ratios to
-gaussian, Student's t.
+Runs of one seed share initial parameters, partition, cohorts and batches. Intervals are Student's t intervals of the
+paired log ratios to gaussian.
 """
 
 import json
@@ -32,18 +32,18 @@ STEP = math.sqrt(2)
 
 @dataclass
 class Arguments:
-    """What to compare.
+    """Options of the script.
 
     Attributes:
       task: digits, or mnist, a CNN.
       data_dir: folder with MNIST's IDX files.
-      rounds: of a run.
-      clients, cohort, alpha: of the federation.
+      rounds: rounds of a run.
+      clients, cohort, alpha: the number of clients, the cohort size and the Dirichlet concentration.
       families, methods: some of them, comma-separated.
-      rate: of all families, in place of tuning; 0 tunes.
-      scale: of the guesses at rates.
-      seeds: reported.
-      tuning_seeds: of the grid.
+      rate: one rate for all families, in place of tuning; 0 tunes.
+      scale: factor on the guesses at rates.
+      seeds: number of reported seeds.
+      tuning_seeds: number of seeds for the grid.
       every: rounds between evaluations.
       out: JSON file to write.
     """

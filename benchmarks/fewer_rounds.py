@@ -1,4 +1,4 @@
-"""How many rounds, bytes and evaluations methods need, each at its own best rate and schedule: the plane of mosaic.
+"""Rounds, bytes and loss evaluations that methods need, each at its own best rate and schedule.
 
     python benchmarks/fewer_rounds.py --task digits
     python benchmarks/fewer_rounds.py --task mnist --data-dir FOLDER_WITH_IDX_FILES --cohort 8
@@ -7,8 +7,9 @@
 
 Every method and schedule is tuned on a validation split with seeds of its own, on a grid of rates that grows until its
 best is inside; then each method runs at its best with other seeds on the whole training set, and is measured on the
-test split. Methods of one seed share initial parameters, partition, cohorts and batches. One JSON a task, written after
-every method, so that a run that was ended goes on; ``--report`` makes the tables and the picture of what there is.
+test split. Methods of one seed share initial parameters, partition, cohorts and batches. A task has one JSON file,
+written after every method, so that an interrupted comparison can continue. ``--report`` makes the tables and the
+picture from the file.
 """
 
 import json
@@ -39,11 +40,11 @@ SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
     "inverse-sqrt": lambda rate, rounds: inverse_sqrt(rate),
 }
 FLEETS = {
-    # A phone on a mobile network; a machine in a data centre. Seconds, bytes a second.
+    # A phone on a mobile network, and a machine in a data centre: seconds, and bytes a second.
     "phones": fed.Fleet(fed.LogNormal(0.1, 0.5), fed.LogNormal(2.5e6, 0.5), fed.LogNormal(6e5, 0.5), 0.01),
     "data centre": fed.Fleet(fed.LogNormal(0.01, 0.1), fed.LogNormal(1e9, 0.1), fed.LogNormal(1e9, 0.1), 0.001),
 }
-# What a round costs whatever is sent: a phone is woken and answers.
+# Seconds of a round whatever is sent: a phone is woken and answers.
 LATENCY = {"phones": 2.0, "data centre": 0.001}
 
 
@@ -55,9 +56,9 @@ class Entry:
       make: learning rate or schedule → the algorithm.
       perturbations: P.
       rate: a guess at its best rate, as a multiple of DeComFL's.
-      length: of its runs, as a share of DeComFL's.
+      length: rounds of its runs, as a share of DeComFL's.
       local_steps: K.
-      batches: its batch, in units of the others'.
+      batches: its batch size, as a multiple of the others'.
     """
 
     make: Callable[[Any], fed.Algorithm]
@@ -106,29 +107,30 @@ ENTRIES: dict[str, Entry] = {
 
 @dataclass
 class Arguments:
-    """What to compare.
+    """Options of the script.
 
     Attributes:
       task: digits; mnist, a CNN of 28,938 parameters; perceptron, one of 200,350 on MNIST; or reviews, a language
         model on movie reviews.
       data_dir: folder with MNIST's IDX files (or Fashion-MNIST's of the same names).
-      name: of the results; by default the task's and the cohort's.
+      name: name of the results; by default made of the task and the cohort.
       methods: some of them, semicolon-separated; by default all.
-      schedules: to try, comma-separated.
-      clients, cohort, alpha, batch_size: of the federation.
+      schedules: schedules to try, comma-separated.
+      clients, cohort, alpha, batch_size: the number of clients, the cohort size, the Dirichlet concentration, and the
+        batch size of a client.
       width: hidden units of the perceptron.
-      model: of the reviews, a GGUF file or a folder.
-      trainable: of the reviews, lora or all.
-      rates: do not tune but take these, method=rate, semicolon-separated, with the first of the schedules.
-      rounds: of DeComFL; others run a share of it.
-      longest: of a run of a method with more than 5 directions, in rounds; 0 is any.
+      model: the language model for the reviews, a GGUF file or a folder.
+      trainable: the trained part for the reviews, lora or all.
+      rates: rates in place of tuning, method=rate, semicolon-separated, with the first of the schedules.
+      rounds: rounds of DeComFL; others run a share of them.
+      longest: most rounds of a method with more than 5 directions or a shorter run; 0 is any number.
       rate: a guess at DeComFL's best rate.
       step: ratio of neighbours in the grid of rates.
-      targets: metric values, comma-separated; the first is tuned for.
-      tuning_seeds, seeds: how many.
+      targets: metric values, comma-separated; rates are tuned for the first.
+      tuning_seeds, seeds: numbers of seeds.
       every: rounds between evaluations.
-      test_rows: of the test split that are read; 0 is all.
-      out: folder of the JSON.
+      test_rows: rows of the test split that are read; 0 is all.
+      out: folder of the JSON file.
       report: only make the tables and the picture.
     """
 
@@ -197,12 +199,12 @@ def load_reviews(arguments: Arguments) -> Any:
 
 @dataclass
 class Bench:
-    """A task and what is asked of it.
+    """A task with the options of its comparison.
 
     Attributes:
-      arguments: what is asked.
-      task: with the splits on which methods are measured.
-      tuning: with those on which they are tuned.
+      arguments: the options.
+      task: the task with the splits on which methods are measured.
+      tuning: the task with the splits on which methods are tuned.
     """
 
     arguments: Arguments
@@ -313,7 +315,7 @@ def simulation_costs(simulation: fed.Simulation, result: fed.Result) -> Any:
 
 
 def simulated(name: str, result: fed.Result, simulation: fed.Simulation, seed: int) -> np.ndarray:
-    """Seconds that each round takes a fleet: the slowest client's, and the latency."""
+    """Seconds of each round for a fleet: the slowest client's time plus the latency."""
     records, costs = result.records, simulation_costs(simulation, result)
     last_synced, _ = last_synced_rounds(
         records.round, records.cohort, records.attendance, simulation.config.cohort * 1000
@@ -338,7 +340,7 @@ def worst_tenth(task: Any, params: Any, population: Any) -> float:
 
 
 def offset(scalars: Any) -> float | None:
-    """|mean| / standard deviation of the scalars, what all directions have in common, over all rounds and clients."""
+    """The offset that all directions share: |mean| / standard deviation of the scalars, over all rounds and clients."""
     if scalars is None:
         return None
     numbers = np.asarray(jax.jit(jax.vmap(fed.codes.decoded))(scalars), np.float64)

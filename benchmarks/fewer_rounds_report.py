@@ -14,7 +14,7 @@ BASE = "decomfl"
 
 
 def paired(ours: list[float], base: list[float]) -> tuple[float, float, float] | None:
-    """The geometric mean of the ratios of paired figures and, from five on, its 95 % t interval."""
+    """The geometric mean of the ratios of paired figures and, from five seeds on, its 95 % t interval."""
     logs = np.log(np.array(ours, float) / np.array(base, float))
     mean = logs.mean()
     if len(logs) < FROM_SEEDS:
@@ -24,7 +24,7 @@ def paired(ours: list[float], base: list[float]) -> tuple[float, float, float] |
 
 
 def figures(done: dict[str, Any], method: str, target: str, figure: str) -> list[float] | None:
-    """Of every seed, or None if not every one reached the target."""
+    """The figure of every seed, or None if one of them missed the target."""
     found = [run["at"][target] for run in done["methods"][method]["runs"]]
     return None if any(each is None for each in found) else [each[figure] for each in found]
 
@@ -43,7 +43,7 @@ def _ratio(done: dict[str, Any], method: str, target: str, figure: str) -> str:
 
 
 def table(done: dict[str, Any], target: str, name: str) -> Table:
-    """One row a method."""
+    """A table with one row for each method."""
     view = Table(
         title=f"{name}, to accuracy {target}: means over the seeds; ratios to DeComFL",
         title_justify="left",

@@ -1,16 +1,16 @@
-"""Does a language model train at 20 bytes a round as FedAvg trains it? SmolLM2-135M with LoRA on movie reviews.
+"""Training of a language model at 20 bytes a round, beside FedAvg: SmolLM2-135M with LoRA on movie reviews.
 
     python benchmarks/llm_projections.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data-dir FOLDER --cohort 2
 
-FOLDER holds train.jsonl and validation.jsonl with the columns text and label. Six clients (balanced Dirichlet, α = 1).
-Every entry has its own rates, found by coordinate search: the rate of the server, and of the clients if they take
-several steps, in factors of three until the best is inside the grid; every setting runs ``--tune-rounds`` rounds and is
-scored by the loss on training examples held out from the clients, with a seed apart from the reported ones. Then every
-seed runs ``--rounds`` rounds on the validation split. Cohorts, batches and initial parameters are paired. A gradient
-counts as three forward passes. What is done is written after every run, and a run that is in the file is not made
-again, so the script can be stopped and called again.
+FOLDER holds train.jsonl and validation.jsonl with the columns text and label. There are six clients (balanced
+Dirichlet, α = 1). Every entry has its own rates, found by coordinate search: the rate of the server, and of the clients
+if they take several steps, in factors of three until the best is inside the grid. Every setting runs ``--tune-rounds``
+rounds, and its score is the loss on training examples held out from the clients, with a seed apart from the reported
+ones. Then every seed runs ``--rounds`` rounds on the validation split. Cohorts, batches and initial parameters are
+paired. A gradient counts as three forward passes. Results are written after every run, and a run that is in the file is
+not made again, so the script can be stopped and called again.
 
-``--diagnose`` instead measures what limits projections where training begins, see :func:`diagnose`.
+``--diagnose`` instead measures the limits of projections where training begins, see :func:`diagnose`.
 """
 
 import json
@@ -34,7 +34,7 @@ from hiso_jax.tasks.text import text_task
 
 CLIENTS = 6
 GAIN = {1: 2 / math.pi, 32: 1.0}
-"""The energy of a normal number that its code keeps, by bits."""
+"""The share of a normal number's energy that its code keeps, by bits."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Entry:
 
 
 def projected(rate: float, _: float) -> fed.Algorithm:
-    """Progress projected on 128 own directions of one bit."""
+    """Progress projected on clients' own directions, with one bit for each scalar."""
     algorithm = algorithms.mosaic(rate, scalar_bits=1, sampler="hadamard")
     return replace(algorithm, measure=fed.projections())
 
@@ -80,23 +80,23 @@ ENTRIES = {
 
 @dataclass
 class Arguments:
-    """What to run.
+    """Options of the script.
 
     Attributes:
       model: SmolLM2-135M as a GGUF file, or any other language model.
       data_dir: folder with train.jsonl and validation.jsonl.
       entries: the beginnings of their names, separated by semicolons; all by default.
       cohort: clients a round.
-      rounds: of the reported runs.
+      rounds: rounds of the reported runs.
       eval_every: rounds between evaluations of reported runs.
-      tune_rounds: of each setting of the search.
+      tune_rounds: rounds of each setting of the search.
       held_out: training examples that score the search.
       test: validation examples that score the reported runs.
-      seeds: reported, from 0.
-      tuning_seed: of the search.
+      seeds: number of reported seeds, from 0.
+      tuning_seed: seed of the search.
       batch_size: examples of a client's local step.
       lora_rank: rank of the trained products.
-      warm_rate: the clients' rate of the rounds before the second diagnosis.
+      warm_rate: the clients' rate in the rounds before the second diagnosis.
       diagnose: measure κ and the curvature in place of training.
       out: JSON file to write, and to continue.
     """
@@ -191,7 +191,7 @@ class Bench:
         return math.inf if found["diverged_at"] is not None else found["loss"][-1]
 
     def along(self, score: Callable[[float], float], first: float) -> float:
-        """The best rate on a line, in factors of three, inside its grid."""
+        """The best rate of a grid in factors of three, which grows until the best is inside."""
         tried = {step: score(first * 3.0**step) for step in (-1, 0, 1)}
         while True:
             best = min(tried, key=lambda step: tried[step])
@@ -201,7 +201,7 @@ class Bench:
             tried[step] = score(first * 3.0**step)
 
     def tuned(self, name: str) -> tuple[float, float | None]:
-        """The best rates: of the clients at the server's first guess, then of the server."""
+        """The best rates: first the clients' rate at the server's first guess, then the server's."""
         entry = ENTRIES[name]
         local, server = entry.local, entry.server
         if local is not None:
@@ -211,12 +211,12 @@ class Bench:
         return server, local
 
     def diagnose(self) -> None:
-        """What limits a round of projections, at the initial parameters and after FedAvg's tuning rounds.
+        """Measure the limits of a round of projections, at the initial parameters and after FedAvg's tuning rounds.
 
         With own directions Δ = mean m + noise; E|noise|² / |mean m|² = (d / P·C) · κ / gain, where κ = mean |m_i|² /
         |mean m_i|². A step η along Δ changes the loss by −η |ḡ|² + η²/2 · (ḡᵀHḡ + E[noiseᵀ H noise]). Isotropic noise
-        costs tr(H) / d for each unit of its energy, so the effective dimension D = tr(H) |ḡ|² / ḡᵀHḡ stands in the
-        place of d, and 1 + D · κ / (P·C·gain) is how many times as many rounds projections need as vectors.
+        costs tr(H) / d for each unit of its energy, so the effective dimension D = tr(H) |ḡ|² / ḡᵀHḡ takes the place
+        of d. The rounds that projections need are 1 + D · κ / (P·C·gain) times those that vectors need.
         """
         own, task = self.arguments, self.task
         bound = fed.task.bind(task.loss, jax.tree.map(jnp.asarray, fed.task.frozen_of(task)))
@@ -278,7 +278,7 @@ class Bench:
             for steps, batch, rate in ((1, 8, 0.0), (1, 32, 0.0), (4, 8, 0.03), (4, 8, 0.1), (4, 8, 0.3)):
                 each = [progress(params, client, steps, batch, rate) for client in range(CLIENTS)]
                 average = jax.tree.map(lambda *leaves: sum(leaves) / CLIENTS, *each)
-                # For a cohort of two: the mean over all pairs.
+                # For a cohort of two, κ is the mean over all pairs.
                 kappas = {}
                 for cohort in (2, 6):
                     groups = [(a, b) for a in range(6) for b in range(a)] if cohort == 2 else [tuple(range(6))]

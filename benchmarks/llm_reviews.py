@@ -4,7 +4,7 @@
 
 FOLDER holds train.jsonl and validation.jsonl with the columns text and label. Every method is tuned on the same grid
 of rates: ``--tune-rounds`` rounds each, scored by the loss on training examples held out from the clients. At its
-best rate it then runs ``--rounds`` rounds, evaluated on the validation split. What is done is written after every
+best rate it then runs ``--rounds`` rounds, evaluated on the validation split. Results are written after every
 evaluation, and a run that is in the file already is not made again, so the script can be stopped and called again.
 """
 
@@ -29,7 +29,7 @@ GRIDS = {"all": (1e-5, 5e-5, 2e-4), "lora": (1e-3, 3e-3, 1e-2)}
 
 @dataclass
 class Arguments:
-    """What to run.
+    """Options of the script.
 
     Attributes:
       model: SmolLM2-135M as a GGUF file, or any other language model.
@@ -41,8 +41,8 @@ class Arguments:
       rates: with --tune-rounds 0, method:trainable=rate, comma-separated.
       methods: hiso, decomfl, comma-separated.
       trainable: all, lora, comma-separated.
-      dtype: in which the model computes.
-      seed: of everything random.
+      dtype: dtype in which the model computes.
+      seed: seed of everything random.
       out: JSON file to write, and to continue.
     """
 

@@ -1,4 +1,4 @@
-"""Seconds a round, floor ratio and peak memory of fine-tuning a language model, and what the time goes to.
+"""Seconds a round, the parts of this time, floor ratio and peak memory of fine-tuning a language model.
 
     python benchmarks/llm_round.py                                              # OPT-125M's shape, float32
     python benchmarks/llm_round.py --shape opt-1.3b --dtype bfloat16            # on a GPU
@@ -52,13 +52,13 @@ MODES: tuple[zo.DirectionsMode, ...] = ("keep", "regenerate")
 
 @dataclass
 class Arguments:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
       shape: tiny, or an architecture of hiso_jax.models.lm.SHAPES.
-      dtype: in which the model computes.
-      param_dtype: in which its parameters are kept; by default as it computes.
-      curvature_dtype: in which the curvature is kept.
+      dtype: dtype in which the model computes.
+      param_dtype: dtype of its parameters; by default the one in which it computes.
+      curvature_dtype: dtype of the curvature.
       clients: clients in the cohort.
       batch: examples per client and local step.
       tokens: tokens per example.
@@ -67,7 +67,7 @@ class Arguments:
       repeats: timed rounds per mode.
       modes: keep, regenerate, comma-separated.
       sampler: family of directions.
-      groups: of the cohort, each with directions of its own; above 1 the cohort in one group is timed beside it.
+      groups: groups of the cohort, each with directions of its own; above 1 the cohort in one group is timed beside it.
       out: JSON file to write; by default named after the shape.
       worker: measure in this process: "time", or "memory" and a mode.
     """
@@ -157,7 +157,7 @@ def measure_time(arguments):
     forward = jax.jit(lambda params, batch: task.loss(params, batch).mean())
 
     def generate(params, curvature, key):
-        # Written somewhere, as a use of it would; one direction at a time.
+        # The program writes the direction to memory, as one that uses it does; one direction at a time.
         directions = zo.as_directions(arguments.sampler)
         made = zo.grouped_directions(directions, key, 0, params, curvature, 1, arguments.perturbations)
         return made.at(0).of(0)
@@ -253,9 +253,9 @@ def main(arguments: Arguments) -> None:
             result |= memory
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "worker")}
     report = {"settings": settings, **timed}
-    told = arguments.sampler + (f"_g{arguments.groups}" if arguments.groups > 1 else "")
-    told += f"_p{arguments.perturbations}" if arguments.perturbations != 5 else ""
-    out = arguments.out or Path(f"benchmarks/results/llm_round_{arguments.shape}_k{arguments.local_steps}_{told}.json")
+    kind = arguments.sampler + (f"_g{arguments.groups}" if arguments.groups > 1 else "")
+    kind += f"_p{arguments.perturbations}" if arguments.perturbations != 5 else ""
+    out = arguments.out or Path(f"benchmarks/results/llm_round_{arguments.shape}_k{arguments.local_steps}_{kind}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
     table = Table(title=f"{arguments.shape}: {timed['parameters'] / 1e6:.0f} million parameters on {timed['device']}")

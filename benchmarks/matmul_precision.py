@@ -1,11 +1,11 @@
-"""What rounding the operands of matrix products, as accelerators do by default, does to scalars and to runs.
+"""The effect on scalars and on runs of rounding the operands of matrix products, as accelerators do by default.
 
     python benchmarks/matmul_precision.py --data-dir FOLDER_WITH_IDX_FILES
 
 On TPU a product of float32 rounds its operands to bfloat16 by default, on GPUs to TF32 (10 bits of mantissa); sums are
 float32 in both. Here both are emulated: the model is evaluated with every operand of every product and convolution
-rounded so. Measured: how far the scalars of a round move, from the same parameters, against those in float32, in rms of
-the scalars; and the accuracy of whole runs, paired by seed.
+rounded so. The script measures the change of a round's scalars from those in float32, with the same parameters and in
+rms of the scalars. It also measures the accuracy of whole runs, paired by seed.
 """
 
 import json
@@ -63,12 +63,12 @@ def _evaluate(closed: ClosedJaxpr, mantissa: int, *arguments: Any) -> list[Any]:
 
 @dataclass
 class Arguments:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
       data_dir: folder with MNIST's IDX files.
-      rounds: of every run.
-      seeds: how many.
+      rounds: rounds of every run.
+      seeds: number of seeds.
       rate: learning rate.
       out: JSON file to write.
     """

@@ -29,7 +29,7 @@ MU, RATE, WORDS = 1e-3, 1e-6, (205, 372)
 
 @dataclass
 class Arguments:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
       batch: examples a step.
@@ -77,7 +77,7 @@ def of_jax(arguments, sampler):
     }
     step = zo.step(lambda p, b: task.loss(p, b).mean(), tx, **settings)
     run = jax.jit(step, donate_argnums=(0, 1))
-    # Leaf by leaf, so that making the weights takes no more memory than they do.
+    # The weights are made leaf by leaf, so that making them takes no more memory than they do.
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), model.trained)
     state = tx.init(params)
@@ -94,7 +94,7 @@ def of_torch(arguments):
     from transformers import OPTConfig, OPTModel
 
     torch.manual_seed(0)
-    # TF32 where there is a GPU, as JAX multiplies there by default.
+    # On a GPU products are in TF32, as JAX's are by default.
     torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = OPTModel(OPTConfig()).eval().to(device)
@@ -131,7 +131,7 @@ def of_torch(arguments):
 
 def worker(arguments):
     times, loss, peak = of_torch(arguments) if arguments.worker == "torch" else of_jax(arguments, arguments.worker)
-    # Of the device, where it has memory of its own.
+    # The peak is the device's, if the device has memory of its own.
     peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"times": times, "loss": loss, "peak_bytes": peak}
 

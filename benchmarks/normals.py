@@ -3,7 +3,7 @@
     python benchmarks/normals.py
 
 Flat is one leaf; layered is the same number in twelve layers, each with its own key, added to the weights that they
-perturb. Timed in turn in one process.
+perturb. The draws are timed in turn in one process.
 """
 
 import json
@@ -25,7 +25,7 @@ LAYERS = 12
 
 @dataclass
 class Arguments:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
       millions: how many million normals to draw.

@@ -32,7 +32,7 @@ from hiso_jax.cli.progress import ConsoleWatcher
 SCALAR_ONLY = [name for name in algorithms.NAMES if algorithms.load(name).has_scalars]
 ALL = ["decomfl", *(name for name in SCALAR_ONLY if name != "decomfl")]
 CHIEF = ["decomfl", "hiso", "mosaic", "hiso_isotropic", "zo_adam", "fed_avg"]
-# The papers': 8 of 64 clients on OPT-125M, 2 of 6 on larger ones; rates of DeComFL and HiSo as they are there.
+# The papers' settings: 8 of 64 clients on OPT-125M, 2 of 6 on larger models, and their rates of DeComFL and HiSo.
 OPT = {"125m": (64, 8, 1000, 5e-6, 5e-5), "350m": (6, 2, 2000, 5e-6, 1e-5)}
 OPT |= {size: (6, 2, 3000, 5e-6, 1e-5) for size in ("1.3b", "2.7b")}
 
@@ -43,8 +43,8 @@ class Preset:
 
     Attributes:
       algorithms: names of the methods.
-      options: of `tune.compare`.
-      needs: which folder or file must be given.
+      options: options of `tune.compare`.
+      needs: the folder or file that must be given.
       says: its description.
     """
 
@@ -135,16 +135,16 @@ PRESETS: dict[str, Preset] = {
 
 @dataclass
 class Arguments:
-    """What to run.
+    """Run the papers' tables, and ours, as presets of `hiso-jax compare`.
 
     Attributes:
-      presets: comma-separated; see --list.
-      list: only list them.
+      presets: names of presets, comma-separated; see --list.
+      list: only list the presets.
       mnist, fashion_mnist: folders with IDX files.
       reviews: folder with train and validation files of movie reviews.
-      smollm2: the language model for them.
+      smollm2: the language model for the reviews.
       out: folder of the comparisons.
-      seeds, tries, rounds: in place of a preset's.
+      seeds, tries, rounds: values in place of a preset's.
     """
 
     presets: str = "digits"
@@ -165,7 +165,7 @@ def options_of(preset: Preset, arguments: Arguments) -> dict[str, Any]:
     Raises:
       ValueError: a folder that the preset needs is not given.
     """
-    # The methods are those of their papers: the server clips no message that they do not clip.
+    # The methods are those of their papers: the server clips a message only if the method does.
     options = {**preset.options, "guard": False}
     options |= {name: given for name in ("seeds", "tries", "rounds") if (given := getattr(arguments, name)) is not None}
     if preset.needs is not None:
@@ -181,7 +181,7 @@ def options_of(preset: Preset, arguments: Arguments) -> dict[str, Any]:
 
 
 def _value(value: float | None, sign: int) -> float:
-    """A value of the metric, larger is better; what is not finite, null in the file, is the worst."""
+    """A value of the metric, larger is better; a value that is not finite, null in the file, is the worst."""
     return -math.inf if value is None else sign * value
 
 

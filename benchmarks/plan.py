@@ -1,9 +1,9 @@
-"""What rounds would take on accelerators that are not here, by ``hiso-jax plan``, as one table.
+"""Plans of rounds on accelerators that are not here, by ``hiso-jax plan``, as one table.
 
     pip install -e '.[tpu]' && python benchmarks/plan.py --targets v5p:1x1x1 v5e:2x4 v5p:4x8x8
     pip install -e '.[cuda]' && python benchmarks/plan.py --targets h100:1x1x1 h100:1x1x8
 
-Only compilers are needed. Targets whose compiler is not installed are left out, with what the command says.
+Only compilers are needed. Targets whose compiler is not installed are left out, and the command's error is printed.
 """
 
 import json
@@ -18,7 +18,8 @@ from rich.table import Table
 
 TEXT = "--task sst2 --trainable all --clients 600 --batch-size 16 --max-length 64"
 BFLOAT16 = "--dtype bfloat16 --param-dtype bfloat16 --curvature-dtype bfloat16 --directions regenerate"
-# By how many devices the parameters are split: what the model needs where there are so few chips, or a choice.
+# Options, layers, and the number of devices over which a target splits the parameters: as many as the model needs on so
+# few chips, or a choice.
 MODELS = {
     "MNIST's CNN": ("--task mnist --clients 5000 --cohort 1024", 1, {}),
     "OPT-125M": (f"{TEXT} --model opt-125m --cohort 8", 12, {"v5e:2x4": 2, "h100:1x1x8": 2}),
@@ -31,11 +32,11 @@ TARGETS = ("h100:1x1x1", "h100:1x1x8", "v5p:1x1x1", "v5e:2x4", "v5p:4x8x8")
 
 @dataclass
 class Arguments:
-    """What to plan.
+    """Options of the script.
 
     Attributes:
       targets: devices, as hiso-jax plan takes them.
-      out: JSON file to write; what it holds of other targets stays.
+      out: JSON file to write; its entries of other targets stay.
     """
 
     targets: tuple[str, ...] = TARGETS

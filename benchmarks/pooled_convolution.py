@@ -1,4 +1,4 @@
-"""What the first layer's layout is worth: rounds with PooledConv beside rounds with plain convolutions, in turn.
+"""The gain of the first layer's layout: rounds with PooledConv beside rounds with plain convolutions, in turn.
 
     python benchmarks/pooled_convolution.py
 

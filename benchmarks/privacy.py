@@ -1,12 +1,12 @@
-"""What a budget of differential privacy costs: the accuracy of a private mean against ε.
+"""The cost of a budget of differential privacy: the accuracy of a private mean against ε.
 
     python benchmarks/privacy.py --out results/privacy_digits.json
     python benchmarks/privacy.py --task mnist --data-dir FOLDER --epsilons 1 4 8 0 --rounds 200 --batch-size 8 \
         --rates 0.001 0.003 0.01 0.03 --tuning-seeds 1 --seeds 2 --out mnist.json
 
 For every method, federation and ε the rounds, the directions and the rate are tuned on held-out examples with seeds of
-their own, all with the same grid; the table shows other seeds on the test split. Messages are clipped to S = 1, shorter
-than almost all of them, so that S is but a factor of the rate. δ is 1e-5, cohorts are secret.
+their own, all with the same grid; the table shows other seeds on the test split. Messages are clipped to S = 1. Almost
+all of them are longer, so that S only scales the rate. δ is 1e-5, and cohorts are secret.
 """
 
 import json
@@ -30,18 +30,18 @@ CLIP_NORM = 1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run.
+    """Options of the script.
 
     Attributes:
       task: digits or mnist.
       data_dir: folder of MNIST's four IDX files.
-      methods: each as on the command line.
+      methods: names as on the command line.
       epsilons: budgets; 0 stands for no noise, with the same clipping.
       batch_size: examples of a client's batch.
       federations: clients and cohort, as N:C; above the number of examples clients are virtual.
-      rounds, perturbations, rates: the grid that every method is tuned on.
-      tuning_seeds, seeds: how many.
-      out: where the results are kept.
+      rounds, perturbations, rates: the grid on which every method is tuned.
+      tuning_seeds, seeds: numbers of seeds.
+      out: JSON file of the results.
     """
 
     task: Literal["digits", "mnist"] = "digits"
@@ -66,7 +66,7 @@ class Case:
       method: its name.
       clients: N.
       cohort: C.
-      epsilon: of the budget, 0 for no noise.
+      epsilon: ε of the budget, 0 for no noise.
     """
 
     method: str
@@ -77,7 +77,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Trial:
-    """How a case is tried.
+    """The settings with which a case is tried.
 
     Attributes:
       rounds: R.

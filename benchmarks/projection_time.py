@@ -3,8 +3,8 @@
     python benchmarks/projection_time.py
     python benchmarks/projection_time.py --shapes mnist,opt-125m-lora,opt-125m --counts 64,128
 
-One client with directions of its own, as a client's machine would compute them; the gradient is not included. Families
-are timed in turn in one process; medians. Weights are zeros: time does not depend on them.
+One client has directions of its own, as a client's machine would compute them; the gradient is not included. Families
+are timed in turn in one process, and medians are reported. Weights are zeros: time does not depend on them.
 """
 
 import json
@@ -27,10 +27,10 @@ from hiso_jax.models import lm
 
 @dataclass
 class Arguments:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
-      shapes: of mnist, opt-125m-lora, opt-125m; comma-separated.
+      shapes: any of mnist, opt-125m-lora, opt-125m; comma-separated.
       counts: values of P, comma-separated.
       samplers: families, comma-separated.
       repeats: timed calls of each.
@@ -57,7 +57,7 @@ def shapes_of(name: str) -> Any:
 
 
 def programs(params: Any, count: int, directions: zo.Directions) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """(key, vectors) → scalars, and (key, scalars) → Δ."""
+    """The functions (key, vectors) → scalars and (key, scalars) → Δ."""
 
     def project(key: Any, vector: Any) -> Any:
         made = zo.grouped_directions(directions, key, 0, params, None, 1, count)
@@ -67,7 +67,7 @@ def programs(params: Any, count: int, directions: zo.Directions) -> tuple[Callab
 
 
 def seconds(call: Callable[[], Any], arguments: Arguments) -> float:
-    """The median time of a call that was compiled before."""
+    """The median time of a call of a compiled function."""
     jax.block_until_ready(call())
     times: list[float] = []
     while len(times) < arguments.repeats:

@@ -26,10 +26,10 @@ from scipy import stats
 from hiso_jax import algorithms, fed, tasks
 from hiso_jax.algorithms._local import gradients, local_sgd
 
-# Ratio of neighbouring rates of the server: 5 × 3 pairs, or 15 rates for an entry without local steps, to begin with.
+# Ratios of neighbouring rates of the server. A search begins with 5 × 3 pairs, or with 15 rates without local steps.
 STEP, FINE = 1.5, 1.2
 
-# Phones and workstations: the defaults of the command line, and a direction in a hundredth of a forward pass.
+# Phones and workstations: the command line's defaults, with a direction in a hundredth of the time of a forward pass.
 FLEET = fed.Fleet(fed.LogNormal(0.1, 0.5), fed.LogNormal(2.5e6, 0.5), fed.LogNormal(6.25e5, 0.5), 1e-3)
 
 
@@ -55,9 +55,9 @@ class Entry:
       server: the first guess of the server's rate.
       local: the first guess of the clients' rate; None for one local step.
       steps: K.
-      rounds: to run, at most.
+      rounds: most rounds to run.
       every: rounds between evaluations.
-      share: of the clients, those that can backpropagate; None is all.
+      share: share of the clients that can backpropagate; None is all.
     """
 
     make: Callable[[Any, float], fed.Algorithm]
@@ -94,20 +94,20 @@ ENTRIES = {
 
 @dataclass
 class Arguments:
-    """The settings.
+    """Options of the script.
 
     Attributes:
       task: digits, mnist or fashion-mnist.
       data_dir: folder of IDX files.
       entries: some of the entries, the beginnings of their names, separated by semicolons; all by default.
       clients, cohort, alpha: the population and its cohorts.
-      seeds: reported.
-      tuning_seeds: for tuning, apart from the others.
+      seeds: number of reported seeds.
+      tuning_seeds: number of seeds for tuning, apart from the others.
       target: test accuracy.
       scale: factor on all first guesses.
       batch_size: examples of a client and local step.
-      rounds: of entries with local steps; by default their own.
-      out: file of the results.
+      rounds: rounds of entries with local steps; by default their own.
+      out: JSON file of the results.
     """
 
     task: str = "digits"
@@ -188,7 +188,7 @@ class Bench:
             wanted_servers, wanted_locals = more_servers, more_locals
 
     def row(self, name: str, entry: Entry) -> dict[str, Any]:
-        """An entry tuned, and run with every seed."""
+        """Tune an entry, and run it with every seed."""
         server, local, count = self.tuned(entry)
         found = self.sweep(entry, self.task, [server], local, range(self.arguments.seeds))
         algorithm = entry.make(server, local or 0.0)

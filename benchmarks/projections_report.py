@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from scipy import stats
 
-# The entries of the picture: their names there.
+# The entries of the picture → their names in it.
 SHOWN = {
     "FedAvg K = 5": "FedAvg, 5 local steps (vectors)",
     "hadamard K = 5, 128 × 1 bit": "local_mosaic, 5 local steps",
@@ -25,12 +25,12 @@ SHOWN = {
 
 @dataclass
 class Arguments:
-    """What to report.
+    """Options of the script.
 
     Attributes:
       results: JSON files of one task.
       picture: PNG to write.
-      targets: accuracies, comma-separated; the first attains it as the mean of three evaluations.
+      targets: accuracies, comma-separated; a target is attained by the mean of three evaluations.
     """
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]

@@ -1,10 +1,10 @@
-"""How long replaying a run takes beside running it, and what appending to the ledger costs.
+"""The time of replaying a run beside the time of running it, and the cost of appending to the ledger.
 
     python benchmarks/replay.py --data-dir FOLDER_WITH_IDX_FILES
 
-MNIST's CNN, 64 clients, 8 a round, K = 1, P = 5, and the digits by default; both in one process, compiled before they
-are timed. The language model is that of ``llm_reviews.py``, if ``--model`` names one: a few rounds, since its replay
-makes the same directions as its rounds.
+The tasks are MNIST's CNN (64 clients, 8 a round, K = 1, P = 5) and the digits by default. Runs and replays are in one
+process, compiled before they are timed. The language model is that of ``llm_reviews.py``, if ``--model`` names one. It
+has a few rounds, since its replay makes the same directions as its rounds.
 """
 
 import json
@@ -29,15 +29,15 @@ from hiso_jax.fed.ledger.reading import LEDGER, load
 
 @dataclass
 class Arguments:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
       data_dir: folder with MNIST's IDX files; without it MNIST is left out.
       model: SmolLM2-135M as a GGUF file, with --reviews; without it the language model is left out.
       reviews: folder with train.jsonl and validation.jsonl.
-      rounds: of MNIST and of the digits.
-      model_rounds: of the language model.
-      repeats: timed replays.
+      rounds: rounds of MNIST and of the digits.
+      model_rounds: rounds of the language model.
+      repeats: number of timed replays.
       out: JSON file to write.
     """
 
@@ -79,7 +79,7 @@ def measure(name, task, tx, population, config, repeats):
         "name": name,
         "rounds": config.rounds,
         "run_seconds": median(seconds),
-        # The first compiles.
+        # The first replay compiles.
         "replay_seconds": median(replays[1:]),
         "ratio": median(replays[1:]) / median(seconds),
         "exact": fed.fingerprint((params, state)) == fed.fingerprint((result.params, result.state)),
@@ -87,7 +87,7 @@ def measure(name, task, tx, population, config, repeats):
 
 
 def appending(task, tx, population, config, rounds_per_dispatch):
-    """Seconds a round of appending and syncing, rounds in dispatches of this many."""
+    """Seconds a round of appending and syncing, with this number of rounds in a dispatch."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
         storage = fed.Storage(Path(folder) / "run")
         records = fed.Simulation(task, tx, population, config, storage=storage).run().records

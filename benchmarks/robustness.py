@@ -1,4 +1,4 @@
-"""Which rule of combination withstands which attack, for HiSo, DeComFL and mosaic.
+"""The resistance of rules of combination to attacks, for HiSo, DeComFL and mosaic.
 
     python benchmarks/robustness.py --out results/robustness_digits.json
     python benchmarks/robustness.py --alpha 10 --methods hiso decomfl --attacks nobody "flip × 10" \
@@ -7,7 +7,7 @@
         --attacks nobody "flip × 10" --methods hiso decomfl --of population cohort --out mnist.json
 
 Every setting is one program, its seeds side by side; each method takes a rate tuned with the mean where nobody is
-hostile. A file that is there is added to: what it holds already is not run again.
+hostile. An existing file of results is extended: a cell that it holds is not run again.
 """
 
 import json
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from hiso_jax import algorithms, fed, tasks
 
-# Of a method: its name, its options, P, and its rates, tuned with the mean where nobody is hostile.
+# A method's name, its options, P, and its rates, which are tuned with the mean where nobody is hostile.
 METHODS: dict[str, tuple[str, dict[str, Any], int, dict[str, float]]] = {
     "hiso": ("hiso", {}, 16, {"digits": 0.03, "mnist": 0.003}),
     "hiso, P 5": ("hiso", {}, 5, {"digits": 0.017, "mnist": 0.001}),
@@ -39,7 +39,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], int, dict[str, float]]] = {
     ),
     "mosaic": ("mosaic", {"scalar_bits": 4, "clipping": False}, 32, {"digits": 0.3, "mnist": 0.005}),
 }
-# A combiner, behind what shortens messages; and whether the guard stands before both.
+# A combiner, with the clipping before it; and whether the guard stands before both.
 RULES: dict[str, tuple[str, bool]] = {
     "mean, no guard": ("", False),
     "mean": ("", True),
@@ -67,19 +67,19 @@ ATTACKS: dict[str, tuple[str, dict[str, float]]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run.
+    """Options of the script.
 
     Attributes:
       task: digits or mnist.
       data_dir: folder of MNIST's four IDX files.
-      rounds: of a run.
+      rounds: rounds of a run.
       batch_size: examples of a client's batch.
-      alpha: of the Dirichlet mixtures of labels; the larger, the more clients are alike.
-      seeds: how many.
-      methods, rules, attacks: which, all by default.
-      shares: of the hostile.
-      of: of the population, or of every cohort.
-      out: where the results are kept.
+      alpha: concentration of the Dirichlet mixtures of labels; the larger, the more clients are alike.
+      seeds: number of seeds.
+      methods, rules, attacks: some of them; all by default.
+      shares: shares of hostile clients.
+      of: whether a share is of the population or of every cohort.
+      out: JSON file of the results.
     """
 
     task: Literal["digits", "mnist"] = "digits"
@@ -99,7 +99,7 @@ class Settings:
 def run(
     settings: Settings, task: Any, populations: list[Any], method: str, rule: str, attack: str, share: float, of: Any
 ):
-    """The final value of every seed, or why there is none."""
+    """The final value of every seed, or the reason for a refusal."""
     name, options, perturbations, rates = METHODS[method]
     (through, guard), (hostile, scale) = RULES[rule], ATTACKS[attack]
     whole = algorithms.load("+".join(filter(None, (name, through, hostile))))
@@ -126,7 +126,7 @@ def run(
 
 
 def key_of(settings: Settings, method: str, rule: str, attack: str, share: float, of: str) -> str:
-    """What a cell's results are kept under."""
+    """The key of a cell's results in the file."""
     who = [share, of] if attack != "nobody" else []
     batch = [f"batch {settings.batch_size}"] if settings.batch_size != 32 else []
     mixture = [f"alpha {settings.alpha:g}"] if settings.alpha != 0.5 else []

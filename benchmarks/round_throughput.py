@@ -3,11 +3,11 @@
     python benchmarks/round_throughput.py --data-dir FOLDER_WITH_IDX_FILES
 
 The floor ratio is the median round time over (forward evaluations per client) × the median time of one jitted
-evaluation of the same loss over the whole cohort, in the fastest layout of one flat batch, vmap and map; for local
-steps after the first, and where every client has directions of its own (mosaic), the fastest layout with distinct
-weights per client. Rounds are whole: sampling the cohort
-and its batches, the scalars, the update, the curvature, and the divergence check. Rounds and evaluations are timed
-in turn in one process; memory is taken in another, which runs rounds only.
+evaluation of the same loss over the whole cohort, in the fastest layout of one flat batch, vmap and map. For local
+steps after the first, and where every client has directions of its own (mosaic), it is the fastest layout with
+distinct weights per client. Rounds are whole: sampling the cohort and its batches, the scalars, the update, the
+curvature, and the divergence check. Rounds and evaluations are timed in turn in one process; memory is measured in
+another, which runs rounds only.
 """
 
 import json
@@ -38,7 +38,7 @@ METHODS = {"hiso": lambda: algorithms.hiso(1e-3), "mosaic": lambda: algorithms.m
 
 @dataclass
 class Arguments:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
       data_dir: folder with MNIST's IDX files; without it random bytes of MNIST's shape take their place.
@@ -99,7 +99,7 @@ def evaluations(task, cohort):
         "map": (jax.jit(lambda p, b: jax.lax.map(lambda x: loss(*x), (p, b))), (own, batch)),
     }
     if cohort > 64:
-        # A vmap over thousands of weights, and a map over thousands of batches, are known to lose: not worth minutes.
+        # A map over thousands of batches is known to be slower, and is not worth minutes.
         del shared["map"]
     return {"shared": shared, "distinct": distinct}
 
@@ -132,7 +132,7 @@ def measure_time(arguments, steps, cohort):
     for choices in layouts.values():
         for function, inputs in choices.values():
             jax.block_until_ready(function(*inputs))
-    # Short enough to take turns with the evaluations, long enough that a dispatch's overhead is no matter.
+    # A dispatch is short enough to take turns with the evaluations, and long enough that its overhead is no matter.
     per_dispatch = max(1, math.ceil(64 / (cohort * steps)))
     rounds, last = [], [0.0]
 

@@ -1,11 +1,11 @@
-"""How the time and the memory of a round grow with the cohort and with the population.
+"""Growth of a round's time and memory with the cohort and with the population.
 
     python benchmarks/scale.py
 
-Virtual populations over the digits, K = 1, P = 5, batch 32, HiSo. Every setting runs in a process of its own, whose
-peak memory is taken; the time of a round is the median over dispatches of several rounds, after warm-up. Sampling is
-timed by itself: the cohort's permutation, the clients' own mixtures and sizes, and the draw of their batches.
-With --chunked, instead: a cohort of 10,000 clients at K = 5, all at once and 256 at a time.
+Populations are virtual, over the digits, with K = 1, P = 5, batch 32 and HiSo. Every setting runs in a process of its
+own, whose peak memory is measured; the time of a round is the median over dispatches of several rounds, after warm-up.
+Sampling is timed by itself: the cohort's permutation, the clients' own mixtures and sizes, and the draw of their
+batches. With --chunked the setting is a cohort of 10,000 clients at K = 5, all at once and 256 at a time.
 """
 
 import json
@@ -33,7 +33,7 @@ CHUNKED_COHORTS, CHUNK = (1000, 10_000), 256
 
 @dataclass
 class Arguments:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
       clients: population sizes, comma-separated.
@@ -86,7 +86,7 @@ def measure(clients: int, cohort: int, steps: int, chunk: int) -> dict[str, Any]
     )
     result = simulation.run()
     rounds = np.diff([second for second in ends[1:] if second])[1:] / per_dispatch
-    # Of everything above; what follows is small beside it.
+    # The peak is that of everything above; the code below needs little beside it.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @jax.jit

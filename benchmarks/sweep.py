@@ -34,11 +34,11 @@ SEEDS = (0, 1, 2, 3)
 
 @dataclass
 class Arguments:
-    """What to measure.
+    """Options of the script.
 
     Attributes:
-      rounds: rounds a run.
-      repeats: turns of each.
+      rounds: rounds of a run.
+      repeats: timed turns of runs and of sweeps.
       out: JSON file to write.
     """
 
@@ -48,7 +48,7 @@ class Arguments:
 
 
 def single(task: tasks.Classification, config: fed.SimulationConfig) -> tuple[Any, float]:
-    """One run, ``(rate, seed key, population) → accuracies``, compiled once; and the seconds that took."""
+    """One run, ``(rate, seed key, population) → accuracies``, compiled once; and the seconds of compilation."""
     train, test = (jax.tree.map(jnp.asarray, dict(split)) for split in (task.train, task.test))
 
     def segment(carry, rate, key, population, begin, end):
@@ -106,7 +106,7 @@ def main(arguments: Arguments) -> None:
         compiles.append(result.compile_seconds)
     ratios = [b / a for a, b in zip(one_by_one, together, strict=True)]
     with_compilation = [(b + c) / (a + single_compile) for a, b, c in zip(one_by_one, together, compiles, strict=True)]
-    # The same runs: rounding parts them late, so their curves lie close.
+    # The runs are the same; rounding separates them late, so their curves lie close.
     difference = float(np.abs(np.array(curves) - result.metrics["accuracy"][:, 0]).mean())
     row = {
         "setting": {"rates": RATES, "seeds": SEEDS, "rounds": config.rounds, "eval_every": config.eval_every},

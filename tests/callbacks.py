@@ -4,14 +4,14 @@ from hiso_jax import fed
 
 
 class StopAt(fed.Callback):
-    """Ends a run after so many rounds; None lets it go on."""
+    """A callback that ends a run after a number of rounds; None lets the run continue."""
 
     def __init__(self, rounds: int | None) -> None:
         super().__init__(lambda session, _: rounds is not None and session.round >= rounds and session.stop())
 
 
 class Dispatches(fed.Callback):
-    """Keeps the round at which a run begins, the rounds after every dispatch, and the evaluations."""
+    """A callback that records the first round of a run, the rounds after every dispatch, and the evaluations."""
 
     def __init__(self) -> None:
         self.begun = -1

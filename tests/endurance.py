@@ -1,4 +1,4 @@
-"""Whether a long run, and many runs in one process, leave memory and file descriptors as they were.
+"""Check that a long run, and many runs in one process, leak neither memory nor file descriptors.
 
 python -m tests.endurance            # 20,000 rounds; 50 simulations
 """
@@ -21,7 +21,7 @@ def resident() -> int:
 
 
 def descriptors() -> int:
-    """Files that this process holds open."""
+    """The number of files that this process holds open."""
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -39,12 +39,12 @@ def simulation(folder: Path, rounds: int, watch: list[tuple[int, int]]) -> fed.S
 
 
 def main(rounds: int = 20_000, runs: int = 50) -> None:
-    """Print how memory went, and fail if it grew by more than 2 % or a descriptor was left open."""
+    """Print the growth of memory, and fail if it is more than 2 % or a descriptor was left open."""
     with tempfile.TemporaryDirectory() as name:
         watch: list[tuple[int, int]] = []
         result = simulation(Path(name) / "long", rounds, watch).run()
         assert result.rounds == rounds
-        # What a run keeps is its log: of each round a row.
+        # A run keeps its log in memory, with one row for each round.
         row = fed.load(Path(name) / "long").layout.dtype.itemsize
         first, last = watch[len(watch) // 4], watch[-1]
         kept = (last[0] - first[0]) * row

@@ -2,8 +2,8 @@
 
     python -m tests.follow_readme CLONE --reviews FOLDER --mnist FOLDER
 
-What stands in capitals in a command is replaced by what it stands for, rounds that would take an hour by few, and what
-needs a hub of models is left out; all of it is printed. The clone must have no environment yet.
+Placeholders in capitals are replaced by real names, and runs that would take an hour by runs of few rounds. Commands
+that need a hub of models are left out. Every command is printed. The clone must have no environment yet.
 """
 
 import os
@@ -39,7 +39,7 @@ def by_region(train, clients, seed, *, regions: int = 5):
     return fed.by_column(example % regions + regions * (example % (clients // regions)))[0]
 """
 HUB = ("facebook/opt-125m",)
-# In a command → what is run.
+# A part of a command → its replacement.
 INSTEAD = {
     "--resume runs/RUN --rounds 2000": "--resume runs/RUN --rounds 32",
     "FOLDER_WITH_IDX_FILES": "mnist --rounds 20",
@@ -48,7 +48,7 @@ INSTEAD = {
 
 
 def blocks(readme: str) -> list[tuple[str, str]]:
-    """(language, code) of every block, and the commands in the text that begin a line of their own."""
+    """(language, code) of every block, and of the commands on MNIST in the text."""
     found = [(match.start(), match[1], match[2]) for match in re.finditer(r"```(sh|python)\n(.*?)```", readme, re.S)]
     inline = [(match.start(), "sh", match[1]) for match in re.finditer(r"`(hiso-jax run --task mnist[^`]*)`", readme)]
     return [(language, code) for _, language, code in sorted(found + inline)]
@@ -62,24 +62,24 @@ def commands(code: str) -> list[str]:
 
 
 def run(command: str, folder: Path, activated: bool) -> None:
-    """Run a command, and fail if it does."""
+    """Run a command, and fail if the command fails."""
     begin = time.perf_counter()
     prefix = ". .venv/bin/activate && " if activated else ""
-    # Of this program's own environment nothing may help.
+    # Variables of this program's own environment must not influence the command.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HISO", "JAX"))}
     words = ["bash", "-euo", "pipefail", "-c", prefix + command]
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     print(f"{time.perf_counter() - begin:7.1f} s  exit {done.returncode}  {command[:150]}", flush=True)
-    # What an installer warns of is not ours.
-    told = [line for line in done.stderr.splitlines() if line.strip() and "pip" not in command]
-    if told:
-        print(f"           stderr: {' / '.join(told)[:300]}", flush=True)
+    # Warnings of the installer are left out.
+    reported = [line for line in done.stderr.splitlines() if line.strip() and "pip" not in command]
+    if reported:
+        print(f"           stderr: {' / '.join(reported)[:300]}", flush=True)
     if done.returncode:
         raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
 
 
 def main(clone: Path, /, *, reviews: Path, mnist: Path, tests: bool = False) -> None:
-    """Follow the README of ``clone``; with ``tests`` also its command that runs them."""
+    """Follow the README of ``clone``; with ``tests``, also run its command for the tests."""
     clone = clone.resolve()
     shutil.copytree(reviews, clone / "reviews")
     shutil.copytree(mnist, clone / "mnist")
@@ -89,7 +89,7 @@ def main(clone: Path, /, *, reviews: Path, mnist: Path, tests: bool = False) -> 
     for language, code in blocks((clone / "README.md").read_text()):
         if language == "python":
             program.append(code)
-            # A block may go on where the one before ended.
+            # A block may continue the block before it.
             whole = "\n".join(program) if "import" not in code else code
             program = [code] if "import" in code else program
             path = clone / "block.py"

@@ -1,11 +1,12 @@
-"""Damage and forge what a stranger may hand over, and see that every command answers in one sentence.
+"""Damage and forge files that a stranger may hand over, and check that every command answers in one sentence.
 
     python -m tests.fuzz --cases 5000 --seed 1
 
-Ledgers, deltas, folders of language models, GGUF files and files of text are altered by a grammar: bytes flipped, cut
-and inserted; or, forged, any entry of their JSON replaced by what an adversary would put there and every digest made
-anew. Each case has a time limit. A case fails if a command shows a traceback, ends with an undocumented exit code, says
-more than one line, hangs, prints a control character, or loads rounds that the file did not hold.
+Ledgers, deltas, folders of language models, GGUF files and files of text are altered by a grammar. In a damaged file,
+bytes are flipped, cut or inserted. In a forged file, any entry of its JSON is replaced by an adversary's value, and
+every digest is computed again. Each case has a time limit. A case fails if a command shows a traceback, ends with an
+undocumented exit code, prints more than one line of error, hangs, prints a control character, or loads rounds that the
+file did not hold.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from tests.tasks.text.problems import data_folder, model_folder, reviews
 
 SECONDS = 60
 CODES = (0, 2, 3)
-# How a command ends that SIGINT or SIGTERM stopped.
+# Exit codes of a command that SIGINT or SIGTERM stopped.
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 # The first run and the first export compile.
 SETUP_SECONDS = 600
@@ -51,12 +52,12 @@ VALUES: list[Any] = [
 
 
 class Hangs(KeyboardInterrupt):
-    """A case took too long; what nobody may take for trouble with a file."""
+    """A case took too long; no handler may mistake this for trouble with a file."""
 
 
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[list[bool]]:
-    """Raise :class:`Hangs` after so many seconds; what it yields is not empty then."""
+    """Raise :class:`Hangs` after ``seconds``; the yielded list is not empty then."""
     rang: list[bool] = []
 
     def ring(number: int, frame: Any) -> None:
@@ -73,7 +74,7 @@ def limited(seconds: int) -> Iterator[list[bool]]:
 
 
 def call(*arguments: object, seconds: int = SECONDS) -> str | None:
-    """What is wrong with how the command answered within ``seconds``; None if nothing is."""
+    """The fault in the command's answer within ``seconds``, or None."""
     out, errors = io.StringIO(), io.StringIO()
     code: Any = None
     rang: list[bool] = []
@@ -86,24 +87,24 @@ def call(*arguments: object, seconds: int = SECONDS) -> str | None:
             if code in STOPPED and rang:
                 return f"hangs: {arguments}"
             if code in STOPPED:
-                # Somebody stopped this program: the command answers signals for it.
+                # A user stopped this program: the command handles signals for it.
                 raise
         except Hangs:
             return f"hangs: {arguments}"
         except BaseException:
             return f"{arguments}: {traceback.format_exc()}"
-    said, told = out.getvalue(), errors.getvalue()
-    lines = [line for line in told.splitlines() if line.startswith("hiso-jax: error")]
-    acting = [character for character in said + told if not character.isprintable() and character != "\n"]
-    if "Traceback" in told or code not in CODES:
-        return f"{arguments}: code {code}, {told[-2000:]}"
+    said, reported = out.getvalue(), errors.getvalue()
+    lines = [line for line in reported.splitlines() if line.startswith("hiso-jax: error")]
+    acting = [character for character in said + reported if not character.isprintable() and character != "\n"]
+    if "Traceback" in reported or code not in CODES:
+        return f"{arguments}: code {code}, {reported[-2000:]}"
     if (code == 2) != (len(lines) == 1) or acting:
-        return f"{arguments}: code {code}, control characters {acting[:5]}, {told[-2000:]}"
+        return f"{arguments}: code {code}, control characters {acting[:5]}, {reported[-2000:]}"
     return None
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The way to every entry of some JSON."""
+    """The path to every entry of a JSON value."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, item in items:
@@ -129,7 +130,7 @@ def with_entry(content: Any, chance: random.Random) -> Any:
 
 
 def as_text(content: Any, chance: random.Random) -> bytes:
-    """JSON as a file would hold it, sometimes as no writer would."""
+    """The bytes of a JSON file; now and then they are not valid JSON."""
     text = json.dumps(content)
     kind = chance.random()
     if kind < 0.03:
@@ -159,7 +160,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 
 
 def forged_ledger(content: bytes, chance: random.Random) -> bytes:
-    """A ledger with one entry or some rows of another making, every digest in order."""
+    """A ledger in which one entry or some rows are replaced, with every digest in order."""
     kept = [(frame.kind, bytes(frame.payload)) for frame in frames.read_frames(content)]
     number = chance.choice([0, 0, 0, *range(len(kept))])
     kind, payload = kept[number]
@@ -177,7 +178,7 @@ def forged_ledger(content: bytes, chance: random.Random) -> bytes:
 
 
 def forged_delta(content: bytes, chance: random.Random) -> bytes:
-    """A delta with one entry of its header, or one of its tensors, of another making."""
+    """A delta in which one entry of the header, or one tensor, is replaced, with every digest in order."""
     from safetensors.numpy import load, save
 
     length = int.from_bytes(content[:8], "little")
@@ -202,7 +203,7 @@ def forged_delta(content: bytes, chance: random.Random) -> bytes:
 
 
 class Fuzz:
-    """The files that are altered, and what is done with them."""
+    """The files that are altered, and a method for each kind of case."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder, self.chance = folder, chance
@@ -223,7 +224,7 @@ class Fuzz:
         return self.case
 
     def damaged_ledger(self) -> str | None:
-        """No round that is loaded may differ from the one that was written."""
+        """A damaged ledger: no round that is loaded may differ from the written one."""
         path = self.fresh() / LEDGER
         content = damaged(self.ledger, self.chance)
         path.write_bytes(content)
@@ -239,7 +240,7 @@ class Fuzz:
         return call("show", path)
 
     def forged_ledger(self) -> str | None:
-        """Every command that reads a run."""
+        """A forged ledger, read by every command that reads a run."""
         folder = self.fresh()
         (folder / LEDGER).write_bytes(forged_ledger(self.ledger, self.chance))
         commands = [
@@ -253,7 +254,7 @@ class Fuzz:
         return next(filter(None, (call(*command) for command in commands)), None)
 
     def forged_config(self) -> str | None:
-        """The options of a run that has not begun."""
+        """The forged options of a run that has not begun."""
         folder = self.fresh()
         content = with_entry(json.loads((self.run / "config.json").read_text()), self.chance)
         (folder / "config.json").write_bytes(as_text(content, self.chance))
@@ -306,7 +307,7 @@ class Fuzz:
         return self._text(folder, self.data)
 
     def text_file(self) -> str | None:
-        """A file of rows, damaged or of other rows."""
+        """A file of rows, damaged or with replaced rows."""
         folder = shutil.copytree(self.data, self.fresh() / "data")
         path = self.chance.choice(sorted(folder.iterdir()))
         rows = reviews(6)
@@ -321,7 +322,7 @@ class Fuzz:
         return self._text(self.model, folder)
 
     def gguf(self) -> str | None:
-        """A GGUF file that is nothing but claims."""
+        """A GGUF file whose header claims content that the file does not hold."""
         path = self.fresh() / "model.gguf"
         huge = self.chance.choice([0, 1, 2**31, 2**60, 2**64 - 1])
         content = b"GGUF" + struct.pack("<IQQ", self.chance.choice([2, 3, 99]), huge, self.chance.choice([1, 2, huge]))
@@ -333,7 +334,7 @@ class Fuzz:
 
     @property
     def kinds(self) -> list[tuple[Callable[[], str | None], int]]:
-        """What is tried, and how often for each other."""
+        """The kinds of cases, and their relative frequencies."""
         return [
             (self.damaged_ledger, 6),
             (self.forged_ledger, 5),
@@ -349,7 +350,7 @@ class Fuzz:
 def fuzz(
     cases: int, seed: int, *, stop_at: int = 20, say: Callable[[str], None] = lambda line: None
 ) -> tuple[collections.Counter, list[str]]:
-    """Run ``cases`` cases; return the number of each kind and the failures. ``say`` gets them as they come."""
+    """Run ``cases`` cases; return the number of each kind and the failures. ``say`` receives progress lines."""
     chance, failures = random.Random(seed), []
     count: collections.Counter = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -374,7 +375,7 @@ if __name__ == "__main__":
     parser.add_argument("--cases", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    # A command that is tried has its own standard output, so that lines go to the one of before.
+    # Standard output is redirected during a command, so progress goes to the original one.
     counted, wrong = fuzz(given.cases, given.seed, say=functools.partial(print, file=sys.__stdout__, flush=True))
     print(f"{sum(counted.values())} cases, {len(wrong)} wrong: {dict(counted)}")
     sys.exit(bool(wrong))

@@ -1,4 +1,4 @@
-"""Cases of parametrised tests of seconds (thorough) or minutes (slow), which the plain test command leaves out."""
+"""Marks for cases that take seconds (thorough) or minutes (slow), which the plain test command leaves out."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import pytest
 
 
 def thorough(*values: Any) -> Any:
-    """A case of seconds."""
+    """A case that takes seconds."""
     return pytest.param(*values, marks=pytest.mark.thorough)
 
 
 def slow(*values: Any) -> Any:
-    """A case of minutes."""
+    """A case that takes minutes."""
     return pytest.param(*values, marks=pytest.mark.slow)

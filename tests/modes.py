@@ -47,7 +47,7 @@ def simulate(name: str) -> None:
 
 
 def step(sampler: str) -> None:
-    """Three steps without a federation, behind members of a chain that read what they may."""
+    """Three steps without a federation, with weight decay and SGD behind the head."""
     tx = optax.chain(hiso_jax.scale_by_hiso(sampler=sampler), optax.add_decayed_weights(1e-4), optax.sgd(0.05))
     params = {"w": jnp.ones((4, 6), jnp.float32), "b": jnp.zeros(3, jnp.float32)}
     run, state = jax.jit(zo.step(lambda p, batch: sum(jnp.square(x).sum() for x in p.values()), tx)), tx.init(params)
@@ -59,7 +59,7 @@ def step(sampler: str) -> None:
 
 
 def main() -> None:
-    """Run all of it, each part by itself, and say what fails."""
+    """Run every part by itself, and print the parts that fail."""
     parts = {f"simulation of {name}": lambda name=name: simulate(name) for name in METHODS}
     parts |= {f"zo.step with {sampler}": lambda sampler=sampler: step(sampler) for sampler in SAMPLERS}
     failed = 0

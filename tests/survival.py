@@ -1,11 +1,12 @@
-"""Kill runs at random moments, resume them, and see that they end as if nothing had happened.
+"""Kill runs at random moments, resume them, and check that they end as if nothing had happened.
 
     python -m tests.survival --kills 50                       # of digits and of a small language model
     python -m tests.survival --kills 5 --small-disk FOLDER    # FOLDER a file system that is too small for a run
 
-A run is killed (SIGKILL, SIGSTOP and then SIGKILL, SIGTERM, SIGINT or SIGHUP) amid its rounds, one time in five as it
-starts, and resumed until it ends, one time in four with its lock file removed. Every ledger found on the way must be
-readable, the final parameters those of a run left alone, and an export that is killed whole or not there.
+A run is killed (SIGKILL, SIGSTOP and then SIGKILL, SIGTERM, SIGINT or SIGHUP) amid its rounds, or one time in five as
+it starts. It is resumed until it ends, one time in four with its lock file removed. Every ledger on the way must be
+readable, and the final parameters must be those of an uninterrupted run. The file of a killed export must be whole or
+absent.
 """
 
 import json
@@ -55,15 +56,15 @@ TEXT = [
 ]
 DONE, FAILED, KILLED = 0, 1, -signal.SIGKILL
 HOW = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# How long a dispatch takes, at most about.
+# About the longest duration of a dispatch.
 DISPATCH_SECONDS = 0.6
-# What a run writes beside its ledger: its options and its evaluations.
+# Bytes that a run writes beside its ledger: its options and its evaluations.
 ROOM = 32 * 1024
 
 
 @dataclass
 class Case:
-    """A run to be killed: its options; how long it takes, its ledger's size and its SHA-256 when left alone."""
+    """A run to be killed: its options, and the duration, ledger size and SHA-256 of its uninterrupted twin."""
 
     name: str
     options: list[str]
@@ -81,7 +82,7 @@ def summary(out: Path) -> dict:
 
 
 def leave_alone(case: Case, folder: Path) -> None:
-    """Run it to its end, to know what the end is and when."""
+    """Run a case to its end without interruption, and record its duration and its result."""
     begin = time.perf_counter()
     process = start([*case.options, "--out", str(folder)])
     errors = process.communicate()[1]
@@ -97,7 +98,7 @@ def size_of(run: Path) -> int:
 
 
 def await_moment(process: subprocess.Popen, case: Case, out: Path, chance: random.Random) -> bool:
-    """Wait for a moment to kill ``process`` at; whether it came before the run had ended."""
+    """Wait for a moment to kill ``process``; return whether the run had not ended before."""
     if chance.random() < 0.2:
         end, size = time.perf_counter() + chance.uniform(0, case.seconds / 2), 0
     else:
@@ -111,7 +112,7 @@ def await_moment(process: subprocess.Popen, case: Case, out: Path, chance: rando
 
 
 def strike(process: subprocess.Popen, how: signal.Signals) -> str:
-    """End a process so, and return what it said on standard error; SIGSTOP is followed by SIGKILL."""
+    """End a process with a signal, and return its standard error; SIGSTOP is followed by SIGKILL."""
     process.send_signal(how)
     if how == signal.SIGSTOP:
         time.sleep(0.1)
@@ -120,19 +121,19 @@ def strike(process: subprocess.Popen, how: signal.Signals) -> str:
 
 
 def codes_of(how: signal.Signals) -> tuple[int, ...]:
-    """How a process may end: a signal may meet the interpreter before the command, or what is behind its last round."""
+    """Allowed exit codes: a signal may come before the command has begun, or after the last round."""
     return (KILLED,) if how in (signal.SIGKILL, signal.SIGSTOP) else (128 + how, DONE, -how)
 
 
 def export_killed(case: Case, out: Path, chance: random.Random) -> dict:
-    """Kill an export; the delta is whole or not there, and the next export is as it should be."""
+    """Kill an export; the delta must be whole or absent, and the next export must be correct."""
     path, how = out / "delta.safetensors", chance.choice(HOW)
     process = subprocess.Popen(
         [*COMMAND[:-1], "export", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     time.sleep(chance.uniform(1, 4))
     errors = strike(process, how)
-    # It may have been done before.
+    # The export may have ended before the signal.
     assert process.returncode in (DONE, *codes_of(how)), (process.returncode, errors)
     there = path.exists()
     if not there:
@@ -143,7 +144,7 @@ def export_killed(case: Case, out: Path, chance: random.Random) -> dict:
 
 
 def until_done(case: Case, out: Path, chance: random.Random, most_kills: int) -> Iterator[dict]:
-    """Kill and resume a run until it has ended, at most so often; what was found after every kill."""
+    """Kill and resume a run until it has ended, at most ``most_kills`` times; yield the state after every kill."""
     kills = 0
     while True:
         if out.exists() and chance.random() < 0.25:
@@ -168,7 +169,7 @@ def until_done(case: Case, out: Path, chance: random.Random, most_kills: int) ->
 
 
 def survive(case: Case, folder: Path, kills: int, seed: int) -> list[dict]:
-    """Kill runs of ``case`` so often in all; each must end as it does when left alone."""
+    """Kill runs of ``case`` at least ``kills`` times in all; each must end as its uninterrupted twin does."""
     chance, found, number = random.Random(seed), [], 0
     while len(found) < kills:
         out = folder / f"{case.name}-{number}"
@@ -177,7 +178,7 @@ def survive(case: Case, folder: Path, kills: int, seed: int) -> list[dict]:
             print(json.dumps(found[-1]), flush=True)
         ends = summary(out)["params_sha256"], fed.load(out).seal["params_sha256"]
         if ends != (case.sha256, case.sha256):
-            # The folder of all runs is removed; this one is what there is to look at.
+            # The folder of all runs is removed at the end, so this run is copied for a look at it.
             kept = shutil.copytree(out, Path(tempfile.mkdtemp()) / out.name)
             raise AssertionError(f"{kept} ended otherwise: summary and seal have {ends}, alone {case.sha256}")
         found.append({"case": case.name, "run": number, **export_killed(case, out, chance)})
@@ -188,11 +189,11 @@ def survive(case: Case, folder: Path, kills: int, seed: int) -> list[dict]:
 
 
 def fill_up(case: Case, disk: Path, elsewhere: Path, runs: int, seed: int) -> list[dict]:
-    """Run ``case`` on a disk that is too small; moved to a larger one it must go on to its end."""
+    """Run ``case`` on a disk that is too small; once moved to a larger disk, it must continue to its end."""
     chance, found = random.Random(seed), []
     for number in range(runs):
         out, moved = disk / f"{case.name}-{number}", elsewhere / f"{case.name}-full-{number}"
-        # Another amount of room every time; by turns the snapshots and the ledger itself are what does not fit.
+        # The room differs every time; by turns the snapshots or the ledger itself do not fit.
         free, options = shutil.disk_usage(disk).free, case.options
         if number % 2:
             room = ROOM + int(chance.uniform(0, 0.8) * (case.size - ROOM))
@@ -248,7 +249,7 @@ def cases(folder: Path) -> list[Case]:
 
 
 def main(kills: int = 50, seed: int = 0, small_disk: Path | None = None, out: Path | None = None) -> None:
-    """Kill so often, half of it in each case, and write what was found to ``out`` as JSON."""
+    """Make ``kills`` kills, half of them in each case, and write the findings to ``out`` as JSON."""
     with tempfile.TemporaryDirectory() as name:
         folder, found = Path(name), []
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))

@@ -1,4 +1,4 @@
-"""The house stays as it was planned: small files and functions, each method one file that reads like the others."""
+"""The architecture stays as planned: small files and functions, and one file of the same form for each method."""
 
 import ast
 from pathlib import Path

@@ -27,7 +27,7 @@ def test_it_is_the_run_of_the_command_line(capsys, tmp_path, case):
     summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("python", "command")]
     digests = {each["params_sha256"] for each in summaries} | {fed.fingerprint(result.params)}
     assert len(digests) == 1
-    # What the command line wrote beside is of devices and of where things go.
+    # The command line records more: entries about devices and folders.
     abouts = [fed.load(tmp_path / run).header["about"] for run in ("python", "command")]
     assert abouts[0].items() <= abouts[1].items()
     code, text, _ = call(capsys, "replay", tmp_path / "python")
@@ -43,7 +43,7 @@ def test_its_parts_may_be_values(tmp_path):
     wanted = fed.Simulation(task, tx, population, config, participation=experiment.participation).run()
     assert fed.fingerprint(experiment.run(tmp_path / "run").params) == fed.fingerprint(wanted.params)
     assert repr(experiment).startswith("Experiment(task=Classification, algorithm=GradientTransformationExtraArgs, ")
-    # It goes on where it is made again.
+    # An experiment that is made again continues the run.
     assert experiment.replace(rounds=12).run(tmp_path / "run", resume=True).rounds == 12
     assert (tmp_path / "run" / LEDGER).exists()
 

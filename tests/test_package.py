@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, and that what its pages show runs."""
+"""The package as a whole: the cost of importing it, and the examples in its documentation."""
 
 import doctest
 import importlib
@@ -70,7 +70,7 @@ def test_public_names_exist():
             assert hasattr(module, public), f"hiso_jax{name}.{public}"
 
 
-# Their examples tune: tens of seconds.
+# The examples of these modules tune, which takes tens of seconds.
 TUNING = ("hiso_jax.tune.comparison", "hiso_jax.tune.sweeping")
 
 
@@ -109,7 +109,7 @@ def test_names_of_earlier_releases_answer_with_their_successors(module):
     for name, now in renamed.NAMES[module].items():
         with pytest.raises(AttributeError, match=f"no attribute '{name}'; it has been replaced by {re.escape(now)}"):
             getattr(home, name)
-        # What it names is there.
+        # The successor exists.
         path = re.match(r"[\w.]+", now)[0]
         owner, _, last = path.rpartition(".")
         # A field without a default is no attribute of its dataclass.

@@ -1,4 +1,4 @@
-"""Methods whose clients train by themselves: against plain loops, on meshes, kept and continued."""
+"""Methods whose clients take their own training steps: compared with plain loops, on meshes, stored and resumed."""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ def test_differences_may_be_combined_by_a_median(x64):
 
 @pytest.mark.parametrize("name", ["fed_adam", *(slow(name) for name in ("fed_yogi", "fed_adagrad"))])
 def test_adaptive_servers_move_by_their_rate_at_first(x64, name):
-    """In the first round Adam, Yogi and Adagrad all divide a difference by about its own size."""
+    """In the first round Adam, Yogi and Adagrad all divide a change by about its own size."""
     params, batches = problem()
     algorithm = algorithms.FACTORIES[name](0.05, server_learning_rate=0.01, adaptivity=1e-9)
     after, _, _ = one_round(algorithm, params, batches, np.ones(4))
@@ -103,7 +103,7 @@ def test_adaptive_servers_move_by_their_rate_at_first(x64, name):
 
 @pytest.mark.thorough
 def test_fed_zo_follows_the_gradient_along_directions_of_each_clients_own(x64):
-    """Its estimate is unbiased: over many clients on the same data it comes near FedAvg with one local step."""
+    """The estimate is unbiased: with many clients on the same data it is close to FedAvg with one local step."""
     params, batches = problem(1, 1)
     many = jax.tree.map(lambda a: jnp.repeat(a, 4000, 0), batches)
     settings = {"local_steps": 1, "num_perturbations": 1, "mu": 1e-6}
@@ -132,7 +132,7 @@ def test_the_rate_may_be_a_schedule_over_rounds():
 
 @pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on_from_its_snapshot(tmp_path):
-    """Its rounds cannot be made again: those behind the newest snapshot are cut from the ledger and run anew."""
+    """A replay cannot rebuild its rounds: those after the newest snapshot are cut from the ledger and run again."""
     algorithm = algorithms.fed_adam(0.1)
     whole = run(algorithm)
 
@@ -155,7 +155,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_snapshot(tmp_path):
 
 
 def test_a_damaged_snapshot_is_passed_over(tmp_path):
-    """The one before it is whole: the run goes on from there, and its ledger is cut back so far."""
+    """The snapshot before it is intact: the run resumes from there, and its ledger is cut back to that round."""
     algorithm, folder = algorithms.fed_avg(0.1), tmp_path / "run"
     stopped = run(algorithm, fed.Storage(folder), [StopAt(6)])
     assert (stopped.rounds, stopped.interrupted) == (6, True)

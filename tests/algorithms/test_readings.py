@@ -1,6 +1,7 @@
-"""Every scalar-only method beside an independent reading of its formulas in NumPy, float64; and replayed to the bit.
+"""Every scalar-only method, compared with an independent reading of its formulas and replayed to the bit.
 
-A reading knows the raw draws u and the clients' losses, and nothing else of the library.
+A reading is an implementation of the paper's formulas in NumPy, in float64. From the library it takes only the raw
+perturbations u.
 """
 
 import jax
@@ -50,7 +51,7 @@ def draw(number, index, sampler):
 
 
 class Reading:
-    """x and, where the method has them, H, moments and counts."""
+    """The state of a method: x and, where the method has them, H, moments and counts."""
 
     def __init__(self, perturbations, sampler="gaussian"):
         self.x = np.concatenate([np.linspace(-1, 1, 3), np.linspace(0.5, 2, 4)])
@@ -58,7 +59,7 @@ class Reading:
         self.perturbations, self.sampler = perturbations, sampler
 
     def measured(self, number, shape):
-        """The raw draws, and the mean forward scalars along draws divided by ``shape``."""
+        """The raw perturbations, and the clients' mean scalars along each of them divided by ``shape``."""
         u = [draw(number, p, self.sampler) for p in range(self.perturbations)]
         x = self.x
         return u, [np.mean([(f(i, x + MU * z / shape) - f(i, x)) / MU for i in range(CLIENTS)]) for z in u]
@@ -138,7 +139,7 @@ def meazo(r, number):
 
 
 def fzoo(r, number):
-    """By the losses themselves, as its paper has it: (l_i − l_0) / (N std(l_1 … l_N))."""
+    """The step from the losses themselves, as in the paper: (l_i − l_0) / (N std(l_1 … l_N))."""
     u = [draw(number, p, r.sampler) for p in range(r.perturbations)]
     losses = [np.mean([f(i, r.x + MU * z) for i in range(CLIENTS)]) for z in u]
     base = np.mean([f(i, r.x) for i in range(CLIENTS)])
@@ -157,7 +158,7 @@ def hizoo(r, number):
 
 
 def bszo(r, number):
-    """The filter in matrices, as its code has it."""
+    """The filter in matrix form, as in the authors' code."""
     u, g = r.measured(number, 1.0)
     count, scale = len(g), 1.5
     r.v = r.v or scale**2
@@ -174,7 +175,7 @@ def bszo(r, number):
 
 
 def fed_kseed(r, number):
-    """Every client's directions are of a pool of three."""
+    """Every client's directions come from a pool of three."""
     key = jax.random.fold_in(SEED, number)
     like = {"v": jnp.zeros(3), "w": jnp.zeros((2, 2))}
     total = np.zeros(D)
@@ -188,7 +189,7 @@ def fed_kseed(r, number):
 
 
 def muon(r, number):
-    """The matrix by Newton-Schulz of the momentum (Nesterov's, corrected for its start), the vector by NAdam."""
+    """The matrix takes a Newton-Schulz step on Nesterov's momentum with bias correction; the vector takes NAdam's."""
     u, g = r.measured(number, 1.0)
     d, r.t = mean_of(g, u), r.t + 1
     r.m = 0.95 * r.m + 0.05 * d
@@ -205,7 +206,10 @@ def muon(r, number):
 
 
 def in_a_line(r, number):
-    """Measured with W in a line of its outputs that is another every second round: the line, the estimates, v's."""
+    """A measurement along directions whose part in W lies on one line; every second round has a new line.
+
+    Returns the line, the estimate along it, and the estimate for v.
+    """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0x5B5B), number // 2), 1)
     q, _ = np.linalg.qr(np.asarray(jax.random.normal(key, (2, 1))))
     q = q * np.sign(q[0] * np.asarray(jax.random.normal(key, (2, 1)))[0])
@@ -221,7 +225,7 @@ def in_a_line(r, number):
 
 
 def zo_muon(r, number):
-    """By NS5 of the estimate in the subspace."""
+    """A step by five Newton-Schulz iterations on the estimate in the subspace."""
     q, estimate, v = in_a_line(r, number)
     x = estimate / (np.linalg.norm(estimate) + 1e-7)
     for _ in range(5):
@@ -231,7 +235,7 @@ def zo_muon(r, number):
 
 
 def zo_mopi(r, number):
-    """In the subspace, as its paper has it; M and the axis begin again with the subspace."""
+    """A step in the subspace, as in the paper; M and the axis are reset with every new subspace."""
     q, estimate, v = in_a_line(r, number)
     if number % 2 == 0:
         start = np.asarray(jax.random.normal(jax.random.fold_in(basis_key(AXES), 1), (2, 1)))
@@ -245,7 +249,7 @@ def zo_mopi(r, number):
 
 
 def adamezo(r, number):
-    """The first three rounds as MeZO, then by the last three."""
+    """MeZO for the first three rounds, then steps from the estimates of the last three rounds."""
     (u,), (g,) = r.measured(number, 1.0)
     r.past = [g * u, *getattr(r, "past", [])][:3]
     num = sum(0.7**age * d for age, d in enumerate(r.past))
@@ -254,13 +258,13 @@ def adamezo(r, number):
 
 
 def zo_align(r, number):
-    """The shortest vector with the measured slopes, by a least-squares solver."""
+    """The shortest vector with the measured directional derivatives, by a least-squares solver."""
     u, g = r.measured(number, 1.0)
     r.x = r.x - RATE * np.linalg.lstsq(np.stack(u), np.array(g), rcond=None)[0]
 
 
 def projected(r, number):
-    """Every client's gradient along directions of its own."""
+    """Every client's gradient, projected on directions of its own."""
     delta = np.zeros(D)
     for i in range(CLIENTS):
         gradient = A[i] * r.x + np.cos(B[i] @ r.x) * B[i]
@@ -271,7 +275,10 @@ def projected(r, number):
 
 
 def ferret(r, number):
-    """Every client's gradient along directions of one leaf each, drawn in proportion to the norm of its progress."""
+    """Every client's gradient, projected on directions of one leaf each.
+
+    A leaf is drawn in proportion to the norm of its progress.
+    """
     leaf_of, squares, delta = np.repeat([0, 1], [3, 4]), getattr(r, "squares", np.zeros(2)), np.zeros(D)
     norms = np.sqrt(squares)
     weights = np.maximum(np.floor(2**16 * norms / 2.0 ** np.frexp(norms.max())[1]), 2**12)
@@ -350,7 +357,7 @@ NEW = (
 )
 
 
-# The others take as long again, and are replayed by CI.
+# The other methods take as long again; CI replays them.
 QUICK = ("fed_kseed", "fzoo", "hizoo", "zo_align")
 
 

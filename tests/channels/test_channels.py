@@ -1,4 +1,4 @@
-"""What happens to messages, each channel by itself."""
+"""Channels, each by itself: their effect on messages."""
 
 from fractions import Fraction
 from math import floor
@@ -22,7 +22,7 @@ SENDERS = None
     share=st.floats(0, 0.49),
 )
 def test_combiners_of_those_that_count_only(values, seed, share):
-    """The others may send anything; compared with NumPy on the rest."""
+    """Messages of weight zero may hold anything; the result is that of NumPy on the other messages."""
     rng = np.random.default_rng(seed)
     weights = rng.integers(0, 3, len(values)).astype(np.float32)
     weights[rng.integers(len(values))] = 1
@@ -52,7 +52,7 @@ def test_clipping_shortens_what_is_too_long_and_nothing_else():
     messages = {"a": jnp.array([[3.0, 0.0], [0.3, 0.0], [1e25, 0.0], [0.0, 0.0]]), "b": jnp.array([4.0, 0.4, 0.0, 0.0])}
     factors = channels.clip(clip_norm=1.0).factors(messages, jnp.ones(4))
     np.testing.assert_allclose(factors, [0.2, 1, 1e-25, 1], rtol=1e-6)
-    # Of what does not count nothing is said, and nothing is spoiled.
+    # A message of weight zero has the factor 1, and its NaN does not affect the others.
     factors = channels.clip(clip_norm=1.0).factors({"a": jnp.array([jnp.nan, 5.0])}, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(factors, [1, 0.2], rtol=1e-6)
 

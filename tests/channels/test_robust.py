@@ -1,4 +1,4 @@
-"""Combiners that compare, what shortens messages, and attacks: each against NumPy on its own."""
+"""Combiners that compare messages, clipping, and attacks: each by itself, compared with NumPy."""
 
 from fractions import Fraction
 from math import ceil
@@ -30,13 +30,13 @@ def random_messages(seed, clients=9, numbers=4):
 
 
 def krum_order(messages, weights, hostile):
-    """The clients that count, by their score."""
+    """The clients with a positive weight, ordered by their Krum score."""
     kept = np.flatnonzero(weights)
     rows = messages.reshape(len(messages), -1)[kept].astype(np.float64)
     away = ((rows[:, None] - rows[None]) ** 2).sum(-1)
     nearest = max(len(kept) - ceil(Fraction(str(hostile)) * len(kept)) - 2, 1)
     scores = np.array([np.sort(np.delete(each, i))[:nearest].sum() for i, each in enumerate(away)])
-    # Two that are each other's nearest are equally good.
+    # Two clients that are each other's nearest have equal scores.
     assume(np.diff(np.sort(scores)).min() > 1e-4)
     return kept[np.argsort(scores)]
 
@@ -53,8 +53,8 @@ def test_krum_and_multi_krum_are_those_of_their_paper(seed, hostile):
 
 
 def test_shares_are_counted_as_they_are_written():
-    """In float32 0.3 · 50 is above 15, and 0.42 · 150 below 63."""
-    # Each message has an axis of its own, and the mean shows whose is in it.
+    """In float32, 0.3 · 50 is above 15, and 0.42 · 150 is below 63."""
+    # Each message has an axis of its own, so the mean shows which messages it holds.
     mean = channels.multi_krum(hostile=0.3)(jnp.eye(50), jnp.ones(50), KEY)
     assert int((mean > 0).sum()) == 35
     row = jnp.concatenate([jnp.zeros(63), jnp.ones(24), jnp.full(63, 5.0)])
@@ -105,11 +105,11 @@ def test_krum_of_a_large_cohort_compares_with_some_of_it():
     assert np.abs(combined).max() < 0.2
 
 
-# ---------------------------------------------------------------- shortening
+# ---------------------------------------------------------------- clipping
 
 
 def lengths_after(rescale, lengths, state=None, weights=None):
-    """The root mean squares of messages of these lengths after it, and its state."""
+    """The lengths of clipped messages, as root mean squares, and the state after the round."""
     messages = jnp.array(lengths, jnp.float32)[:, None, None] * jnp.ones((1, 1, 4))
     if state is None and rescale.init is not None:
         state = rescale.init(jax.eval_shape(lambda: messages))
@@ -129,10 +129,10 @@ def test_the_guard_remembers_what_messages_used_to_be():
     guard, state = channels.guard(), None
     for _ in range(40):
         _, state = lengths_after(guard, [1.0, 1.0, 1.0, 1.0], state)
-    # A cohort whose majority is hostile: they come down to half again of what was usual.
+    # The majority of this cohort is hostile: its messages are clipped to 1.5 times the usual length.
     found, after = lengths_after(guard, [1e6, 1e6, 1e6, 1.0], state)
     np.testing.assert_allclose(found, [1.5, 1.5, 1.5, 1.0], rtol=1e-6)
-    # Even for ever, they raise it by half in sixteen rounds at most.
+    # A hostile majority in every round raises the cap by half in sixteen rounds at most.
     for _ in range(16):
         found, after = lengths_after(guard, [1e6, 1e6, 1e6, 1.0], after)
     assert found.max() <= 1.5**2
@@ -191,7 +191,7 @@ def test_gaussian_noise_is_as_large_as_it_says():
 
 
 def test_the_hostile_know_their_own_group():
-    """Along directions of their own the honest say nothing of a hostile client's."""
+    """Honest clients with directions of their own give no information about a hostile client's directions."""
     numbers = np.array([1.0, 10.0, 3.0, 30.0], np.float32)
     attack = channels.inner_product(attack_scale=1.0)
     two = forged(attack, numbers, senders(4, hostile=[0, 1], groups=2))
@@ -239,7 +239,7 @@ def test_of_two_clients_neither_silences_the_other():
 
 @pytest.mark.thorough
 def test_few_that_count_of_a_large_cohort_are_compared_with_one_another():
-    """The 128 peers of a large cohort are drawn of those that count: three of a thousand were compared with nobody."""
+    """The 128 peers are drawn from clients of positive weight; once, three such clients of a thousand had no peer."""
     counting = np.array([17, 400, 812])
     messages = jnp.zeros((1000, 1, 2)).at[counting].set(jnp.array([[[1.0, 1.0]], [[1.1, 1.0]], [[9.0, 9.0]]]))
     weights = jnp.zeros(1000).at[counting].set(1.0)

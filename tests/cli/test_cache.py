@@ -22,7 +22,7 @@ print(json.dumps(folder))
 
 
 def folder_with(**variables):
-    """Where JAX keeps what it compiles in a process with these variables."""
+    """The folder of JAX's compiled programs in a process with these environment variables."""
     dropped = ("JAX_COMPILATION_CACHE_DIR", cache.VARIABLE)
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | variables
     done = subprocess.run([sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True)
@@ -57,7 +57,7 @@ def test_another_processor_has_another_folder(monkeypatch):
 
 @pytest.mark.slow
 def test_a_second_run_finds_its_programs_compiled(tmp_path):
-    """From the start of the command to its first rounds, in less than half the time."""
+    """A second command reaches its first rounds in less than half the time."""
     import time
 
     def first_rounds(name):

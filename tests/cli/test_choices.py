@@ -1,4 +1,4 @@
-"""A partition, an availability, a schedule and a task of one's own, in a file outside the package."""
+"""A user's own partition, availability, schedule and task, in a file outside the package."""
 
 import dataclasses
 import functools
@@ -97,7 +97,7 @@ def test_own_choices_run_are_killed_go_on_and_are_replayed(capsys, tmp_path, min
     assert call(capsys, "run", *options, "--out", whole)[::2] == (0, "")
     wanted = json.loads((whole / "summary.json").read_text())["params_sha256"]
     about = fed.load(whole).header["about"]
-    # The task's own defaults, and what was given: both the task and the partition have the share.
+    # The ledger has the task's own defaults and the given options; the task and the partition both have the share.
     assert (about["rounds"], about["clients"], about["regions"], about["share"]) == (12, 20, 4, 0.4)
 
     def kill(self, records, original=fed.ledger.FileLedger.append):
@@ -173,7 +173,7 @@ def test_two_choices_must_agree_on_an_option_that_both_have():
 
 
 def test_a_factory_that_wraps_another_has_its_options_and_their_help():
-    """As ``local_mosaic`` wraps ``mosaic``; its own text of an option replaces the other's."""
+    """``local_mosaic`` wraps ``mosaic`` in this way; its own text of an option replaces the original text."""
 
     @functools.wraps(algorithms.mosaic, assigned=["__annotations__"], updated=())
     def wrapping(learning_rate, **options):
@@ -238,7 +238,7 @@ def test_a_sampler_of_ones_own_runs_and_is_replayed(capsys, tmp_path):
     code, text, _ = call(capsys, "replay", run, "--sampler", mine)
     assert (code, "equal to the run's, bit for bit" in text) == (0, True)
     assert call(capsys, "run", "--resume", run, "--sampler", mine, "--rounds", "8")[::2] == (0, "")
-    # To show a run no code is run because the run names it.
+    # The command ``show`` does not execute code that a run names.
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
     assert "--spread 0.5" in call(capsys, "show", run)[1]
     assert not (tmp_path / "was_run").exists()
@@ -268,7 +268,7 @@ def test_what_is_trained_may_be_ones_own(capsys, tmp_path):
 
 
 def test_nothing_is_imported_that_does_not_look_like_a_users_code(tmp_path, monkeypatch):
-    """A name that a run recorded is loaded if it is no user's code: then no file may be run for it."""
+    """A recorded name that does not look like a user's code is loaded, so loading it must not execute a file."""
     (tmp_path / "my-module.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("my-module:x", "my module:x", "my-module.py:not a name"):

@@ -1,4 +1,4 @@
-"""The commands, as a user meets them."""
+"""The commands, called as a user calls them."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_the_ledger_of_a_run_rebuilds_its_parameters(capsys, tmp_path):
 
 
 def test_the_default_run_learns_the_digits(capsys, tmp_path):
-    """The README's main job: defaults only, 100 clients, 10 a round, Dirichlet(0.5)."""
+    """The README's main example: defaults only, with 100 clients, 10 a round, and Dirichlet(0.5)."""
     code, _, _ = call(capsys, "run", "--out", tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert code == 0
@@ -128,7 +128,7 @@ def test_who_shows_up_is_told_in_the_summary(capsys, tmp_path):
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.8, 1.0])
 def test_the_mean_availability_is_what_was_asked_for(rate):
-    """No probability leaves [0, 1], where clipping would move the mean."""
+    """No probability leaves [0, 1]; otherwise clipping would move the mean."""
     wave = availabilities.diurnal(availability_rate=rate)
     assert rate * (1 + wave.amplitude) <= 1 + 1e-9
     assert 0 <= wave.amplitude <= 1
@@ -252,7 +252,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
 )
 def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tmp_path)
-    jax.devices()  # so that --devices cannot make any
+    jax.devices()  # once JAX has its devices, --devices cannot add any
     code, text, errors = call(capsys, *arguments)
     assert (code, text) == (2, "")
     assert errors.count("\n") == 1
@@ -262,7 +262,7 @@ def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, argumen
 
 
 def test_a_command_needs_no_options():
-    """As the README's first has none."""
+    """The README's first command has no options."""
     for command in ("run", "sweep", "compare"):
         options, _ = command_of([command])
         assert options.task == "digits"
@@ -322,7 +322,7 @@ hiso_jax_command.main()
 
 
 def test_a_folder_that_is_another_ones_is_not_gone_on_with(capsys, tmp_path):
-    for content, told in [
+    for content, sentence in [
         (None, "--resume must be the directory of a run; .* has no ledger.hiso"),
         ("no JSON", "--resume must be the directory of a run whose config.json is as it was written"),
         ('{"algorithms": ["hiso"], "protocol": "cost-to-target"}', "what .* holds goes on with compare"),
@@ -332,7 +332,7 @@ def test_a_folder_that_is_another_ones_is_not_gone_on_with(capsys, tmp_path):
             (tmp_path / "config.json").write_text(content)
         code, _, errors = call(capsys, "run", "--resume", tmp_path)
         assert code == 2
-        assert re.search(told, errors), errors
+        assert re.search(sentence, errors), errors
 
 
 @pytest.mark.thorough

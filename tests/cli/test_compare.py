@@ -1,4 +1,4 @@
-"""``hiso-jax compare``: equal budgets, equal numbers of tuning runs, one table, and a comparison that goes on."""
+"""``hiso-jax compare``: equal budgets, equal numbers of tuning runs, one table, and resumption."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ TUNED += [
 ]
 
 
-# What somebody might make of a trial in an editor.
+# Entries that a user might change in a trial with an editor.
 EDITS = [
     {"learning_rate": "fast"},
     {"learning_rate": -1.0},
@@ -54,14 +54,14 @@ def test_at_given_rates_it_prints_one_table_and_goes_on_where_it_was(capsys, tmp
     assert {path.name for path in out.iterdir()} == names
     rows = [line.split()[0] for line in text.splitlines() if line.startswith((" hiso ", " decomfl "))]
     assert rows == ["hiso", "decomfl"]
-    # The same start and the same data for every method.
+    # Every method has the same start and the same data.
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     starts = {row["algorithm"]: row["accuracy"] for row in lines if row["round"] == 0}
     assert starts["hiso"] == starts["decomfl"]
 
     (out / "comparison.json").unlink()
     shutil.rmtree(out / "runs" / "1-decomfl-seed-0")
-    # A method that another process is at is left to it, and told of when it has ended.
+    # A method that another process runs is left to that process; the comparison reports it once it has ended.
     with own_method(out, 1):
         code, text, errors = call(capsys, "compare", "--resume", out)
     assert (code, errors) == (0, "")
@@ -86,7 +86,7 @@ def test_tuning_is_a_counted_search_that_is_taken_up_run_by_run(capsys, tmp_path
     assert (code, errors) == (0, "")
     trials = read(out / "tuning.json")["trials"]
     assert len({trial["learning_rate"] for trial in trials}) == len(trials) == 4
-    # Three around DeComFL's own rate on the digits.
+    # The first three rates surround DeComFL's own rate on the digits.
     assert [trial["learning_rate"] for trial in trials[:3]] == [0.01, 0.03, 0.09]
     assert "decomfl: of 4 runs best at rate" in text
     method = read(out / "comparison.json")["methods"]["decomfl"]
@@ -100,7 +100,7 @@ def test_tuning_is_a_counted_search_that_is_taken_up_run_by_run(capsys, tmp_path
     reached = min(trials, key=soonest)
     assert method["learning_rate"] == reached["learning_rate"]
 
-    # The last trial is lost: it alone is made again, and the finished run is kept.
+    # The last trial is lost: only this trial is repeated, and the finished run is kept.
     content = read(out / "tuning.json")
     other = {**trials[0], "algorithm": "hiso"}
     (out / "tuning.json").write_text(json.dumps({**content, "trials": trials[:3]}))
@@ -109,7 +109,7 @@ def test_tuning_is_a_counted_search_that_is_taken_up_run_by_run(capsys, tmp_path
 
     def counted(task, make, populations, config, grid, **more):
         made.append(list(grid.learning_rates))
-        # Meanwhile another process has tried something with another method.
+        # Meanwhile another process has recorded a trial of another method.
         (out / "tuning.json").write_text(json.dumps({**content, "trials": [*trials[:3], other]}))
         return sweep(task, make, populations, config, grid, **more)
 
@@ -196,7 +196,7 @@ def test_a_language_model_is_tuned_with_few_runs_by_default():
 
 
 def test_every_method_goes_with_every_command():
-    """No option of a method has the name of one of the commands'."""
+    """No option of a method has the name of a command's option."""
     options = parse(Compare, "compare", ["--algorithms", ",".join(algorithms.NAMES)])
     assert options.algorithms == algorithms.NAMES
 

@@ -1,4 +1,4 @@
-"""Files that strangers or accidents have been at, signals, and standard output that goes away."""
+"""Files that a stranger forged or an accident damaged, signals, and a standard output that closes."""
 
 import dataclasses
 import hashlib
@@ -27,7 +27,7 @@ TX = hiso_jax.hiso(0.02)
 
 
 def simulation(storage, *, rounds=12, task=None, at=None):
-    """``at`` = (round, what to do then)."""
+    """A simulation; ``at`` is (round, function): the function is called with the session after that round."""
     config = fed.SimulationConfig(
         rounds=rounds, cohort=4, perturbations=2, batch_size=8, eval_every=5, rounds_per_dispatch=1
     )
@@ -48,7 +48,7 @@ def test_what_strangers_hand_over_is_answered_in_a_sentence():
 
 @pytest.mark.thorough
 def test_the_ledger_itself_is_locked(tmp_path):
-    """Whoever removes ``.lock``, since it looks stale, and resumes twice, destroys nothing."""
+    """A user who removes ``.lock`` because it looks stale, and resumes twice, destroys nothing."""
 
     def resume_again(session):
         (tmp_path / "run" / ".lock").unlink()
@@ -98,7 +98,7 @@ def test_a_finished_run_is_not_compiled_again(tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_a_processor_that_begins_elsewhere_goes_on_from_a_snapshot(tmp_path):
-    """As on a cluster whose machines round initial parameters differently."""
+    """This happens on a cluster whose machines round initial parameters differently."""
 
     def init(key):
         return jax.tree.map(lambda x: x * np.float32(1.000001), linear_task().model_init(key))
@@ -143,8 +143,8 @@ def test_the_rounds_before_the_damage_are_salvaged(capsys, finished, tmp_path):
     assert 0 < len(kept.rows) < 12
     np.testing.assert_array_equal(kept.rows, fed.load(finished).rows[: len(kept.rows)])
     assert call(capsys, "run", "--resume", tmp_path / "good")[0] == 0
-    told = [json.loads((folder / "summary.json").read_text()) for folder in (finished, tmp_path / "good")]
-    assert told[0]["params_sha256"] == told[1]["params_sha256"]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (finished, tmp_path / "good")]
+    assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "curves.png", "snapshots", LEDGER, ".lock"])
@@ -229,7 +229,7 @@ def test_a_signal_before_the_first_round_is_no_traceback(capsys, tmp_path, monke
 
 
 def test_output_that_nobody_reads_does_not_end_a_run(capsys, tmp_path, monkeypatch):
-    """As in ``hiso-jax run | head -1``."""
+    """This happens in ``hiso-jax run | head -1``."""
     read, write = os.pipe()
     os.close(read)
     monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w", buffering=1))
@@ -268,7 +268,7 @@ def test_a_run_kept_from_python_has_a_report(tmp_path):
 
 
 def test_an_evaluation_without_the_metric_that_counts_is_refused(capsys, tmp_path):
-    """Forged: one entry is renamed, and every digest made anew."""
+    """The ledger is forged: one entry is renamed, and every digest is computed again."""
     out = tmp_path / "run"
     assert call(capsys, "run", *SMALL, "--out", out)[0] == 0
     kept, seen = [], 0
@@ -286,7 +286,7 @@ def test_an_evaluation_without_the_metric_that_counts_is_refused(capsys, tmp_pat
 
 
 def test_a_report_of_fewer_rounds_is_written_anew(tmp_path):
-    """A run is interrupted, which is reported, goes on, and is killed between its last round and its report."""
+    """An interrupted run has a report; the resumed run is killed between its last round and its report."""
     config = fed.SimulationConfig(
         rounds=12, cohort=4, perturbations=2, batch_size=8, eval_every=5, rounds_per_dispatch=1
     )
@@ -294,13 +294,13 @@ def test_a_report_of_fewer_rounds_is_written_anew(tmp_path):
     first = fed.Simulation(*parts, storage=fed.Storage(tmp_path / "run"), callbacks=[reports.Report(), StopAt(6)])
     assert first.run().interrupted
     again = fed.Storage(tmp_path / "run", resume=True)
-    # It writes the ledger and no report.
+    # This run writes the ledger and no report.
     result = fed.Simulation(*parts, storage=again).run()
     fed.Simulation(*parts, storage=again, callbacks=[reports.Report()]).run()
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (written["rounds"], written["interrupted"]) == (12, False)
     assert written["params_sha256"] == fed.fingerprint(result.params)
-    # Of a run that has its report nothing is written again.
+    # A run that has its report does not write it again.
     changed = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
     fed.Simulation(*parts, storage=again, callbacks=[reports.Report()]).run()
     assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == changed
@@ -317,7 +317,7 @@ def test_a_rate_is_found_and_told(capsys, tmp_path):
     assert probe["fastest"] == probe["learning_rates"][int(np.argmin([loss or np.inf for loss in probe["losses"]]))]
     assert probe["learning_rate"] == fed.load(out).header["about"]["learning_rate"]
     assert probe["learning_rate"] in (probe["fastest"], float(f"{probe['fastest'] / 3:.2g}"))
-    # Four rates, 8 rounds of 4 clients with 6 evaluations and a message of 8 + 20 bytes.
+    # Four rates have 8 rounds of 4 clients each; a client takes 6 loss evaluations and sends 8 + 20 bytes.
     assert (probe["forward_passes"], probe["bytes_up"]) == (4 * 8 * 4 * 6, 4 * 8 * 4 * 28)
     assert f"{probe['learning_rate']:g} is taken, " in text
     assert f"rate {probe['learning_rate']:g}" in text

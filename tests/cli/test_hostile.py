@@ -32,7 +32,7 @@ def test_a_run_tells_who_was_attacked_by_whom_and_what_was_clipped(capsys, tmp_p
     found = summary(tmp_path / "run")
     assert found["algorithm"] == "hiso+clip_to_median+median+sign_flip"
     assert 0.3 < found["clipped"] < 1
-    # The name says all: it is replayed, and gone on with, like any.
+    # The name holds every part, so the run is replayed and resumed like any other.
     assert call(capsys, "replay", tmp_path / "run")[0] == 0
     code, text, _ = call(capsys, "run", "--resume", tmp_path / "run", "--rounds", "12")
     assert code == 0
@@ -51,7 +51,7 @@ def test_a_private_run_finds_its_noise_and_says_what_was_spent(capsys, tmp_path,
     code, _, errors = call(capsys, "run", "--resume", tmp_path / "run", "--rounds", "12")
     assert code == 2
     assert "--rounds must be the run's, 8: its noise was found for them" in errors
-    # What was applied is what was noised: nobody needs the accountant to rebuild the model.
+    # The ledger has the noised aggregates, so the model is rebuilt without the accountant.
     assert call(capsys, "export", tmp_path / "run", "--out", tmp_path / "delta.safetensors")[0] == 0
     with monkeypatch.context() as without:
         without.setattr("hiso_jax.experiment.budget.is_installed", lambda: False)
@@ -125,7 +125,7 @@ def test_a_diagnosis_is_told_and_written(capsys, tmp_path):
     assert "bottleneck" in text
     rounds = json.loads((tmp_path / "run" / "diagnosis.json").read_text())["rounds"]
     assert [each["round"] for each in rounds] == [0, 8]
-    # At the beginning H is 1 everywhere, and orders nothing.
+    # At the beginning H is 1 everywhere, so it has no correlation with the Hessian.
     assert rounds[0]["hessian"] is None
     assert -1 < rounds[1]["hessian"] < 1
     assert rounds[0]["whitening_rank"] == pytest.approx(rounds[0]["trace"], rel=1e-4)
@@ -141,7 +141,7 @@ def test_a_diagnosis_of_what_is_not_there_is_refused(capsys, tmp_path):
     assert (code, "--samples must be" in errors) == (2, True)
     code, _, errors = call(capsys, "diagnose", tmp_path / "nothing")
     assert code == 2
-    # Without a curvature there is the rest.
+    # Without a curvature the other figures are still reported.
     code, text, _ = call(
         capsys, "diagnose", tmp_path / "run", "--at", "8", "--exact-up-to", "0", "--samples", "2", *CHEAP
     )
@@ -151,7 +151,7 @@ def test_a_diagnosis_of_what_is_not_there_is_refused(capsys, tmp_path):
 
 @pytest.mark.thorough
 def test_the_noise_of_a_sweep_meets_the_budget_with_every_seed():
-    """Without secret cohorts a seed decides how often a client comes: the most decides the noise of all."""
+    """Without secret cohorts a seed sets how often a client comes; the most frequent client sets the noise of all."""
     from hiso_jax import algorithms
     from hiso_jax.experiment import build_algorithm
     from hiso_jax.experiment.budget import noise_for_budget

@@ -48,7 +48,7 @@ def test_a_run_tells_the_accuracy_before_and_after(capsys, tmp_path, model, data
 
 
 def films(tmp_path):
-    """Reviews of three films, each row saying which."""
+    """Reviews of three films; each row names its film."""
     folder = tmp_path / "films"
     folder.mkdir(exist_ok=True)
     rows = [{"text": f"a {'good' if i % 2 else 'bad'} film", "label": i % 2, "film": "abc"[i % 3]} for i in range(30)]
@@ -121,7 +121,7 @@ def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, model, 
         write_rows(tmp_path / "squad", [row] * 4, split)
     named = {"MODEL": str(model), "SQUAD": str(tmp_path / "squad")}
     code, text, errors = call(capsys, "run", *SMALL, *(named.get(word, word) for word in arguments))
-    # Before the model is loaded, which would be told.
+    # The command refuses before it loads the model; loading would be reported.
     assert (code, text) == (2, "")
     assert errors.count("\n") == 1
     assert sentence in errors

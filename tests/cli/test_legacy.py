@@ -1,12 +1,13 @@
-"""Run directories and deltas that an earlier release wrote, before a method was a value, lead to the same bits.
+"""Run directories and deltas of earlier releases lead to the same bits.
 
-``legacy/finished`` is a run of decomfl with momentum and decay, ``legacy/interrupted`` one of hiso that was stopped
-after 6 of 12 rounds, behind a snapshot after 4; ``legacy/finished.safetensors`` is the delta of the first.
+``legacy/finished`` is a run of decomfl with momentum and decay. ``legacy/interrupted`` is a run of hiso that was
+stopped after 6 of 12 rounds, with a snapshot after 4. ``legacy/finished.safetensors`` is the delta of the first. Their
+release did not yet have methods as values.
 
-``legacy/0.2`` has runs of release 0.2, which wrote every option whatever was chosen. Each was killed after 6 of 12
-rounds; the delta beside it is of its twin that was left alone. All have 2 rounds a dispatch and an evaluation every 6
-rounds. ``mosaic`` (``--perturbations 64 --scalar-bits 2``, with its snapshots), ``constant``, ``cosine`` (hiso with
-these schedules) and ``inverse-sqrt`` (decomfl) have 4 of 20 clients, batches of 8 and, but for mosaic, 2 perturbations;
+``legacy/0.2`` has runs of release 0.2, which wrote every option, chosen or not. Each was killed after 6 of 12 rounds;
+the delta beside it is of its uninterrupted twin. All have 2 rounds a dispatch and an evaluation every 6 rounds.
+``mosaic`` (``--perturbations 64 --scalar-bits 2``, with its snapshots), ``constant``, ``cosine`` (hiso with these
+schedules) and ``inverse-sqrt`` (decomfl) have 4 of 20 clients, batches of 8 and, except for mosaic, 2 perturbations.
 ``lora`` is hiso on the small language model of the tests (2 of 4 clients, batches of 4, 2 perturbations, rate 1e-2).
 """
 
@@ -25,7 +26,7 @@ from tests.tasks.text.problems import data_folder, model_folder
 
 LEGACY = Path(__file__).parent.parent / "legacy"
 WHOLE = "7bf7fb983c02916d952cbdf52be459a2a3edff11ddb3f8cbf1762f5858fcce09"
-"""SHA-256 of the parameters of the interrupted run's twin that was left alone, as that release wrote it."""
+"""SHA-256 of the parameters of the interrupted run's uninterrupted twin, as that release wrote it."""
 
 
 @pytest.mark.thorough
@@ -64,7 +65,7 @@ def test_a_delta_is_written_and_applied_as_before(capsys, tmp_path):
 
 
 def test_options_that_there_are_no_more_are_dropped(capsys, tmp_path):
-    """Of a run of decomfl, that release wrote down the curvature's options, too."""
+    """That release recorded the curvature's options even for a run of decomfl."""
     about = fed.load(LEGACY / "finished").header["about"]
     assert about["algorithm"] == "decomfl"
     assert about["curvature_decay"] == 0.95
@@ -78,7 +79,7 @@ RUNS = {
     "inverse-sqrt": "47fea13651b8fae04aea86c7527727700ce3400e724ee689af68a608e531f642",
     "lora": "c7a44db0e9aa3eb49f34d04684145eba944fa97bdb63f4c00b56611249e83404",
 }
-"""SHA-256 of the parameters of every run's twin that was left alone, as release 0.2 wrote it."""
+"""SHA-256 of the parameters of every run's uninterrupted twin, as release 0.2 wrote it."""
 
 
 @pytest.mark.thorough

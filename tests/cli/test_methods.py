@@ -1,4 +1,4 @@
-"""A method of one's own, in a file outside the package, with the same rights as those in it."""
+"""A user's own method, in a file outside the package, with the same rights as the package's methods."""
 
 import hashlib
 import json
@@ -110,7 +110,7 @@ def test_it_is_compared_and_tuned(capsys, tmp_path, mine, rates):
     code, text, errors = call(capsys, "compare", *options, "--out", tmp_path / "comparison")
     assert (code, errors) == (0, "")
     rows = [line.split()[0] for line in text.splitlines() if line.startswith((" decomfl", " meazo", " +"))]
-    # What a method goes through is on lines of its own.
+    # The channels of a method are on lines of their own.
     assert rows[-4:] == ["decomfl", "meazo", "decomfl", "+median"]
     methods = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["methods"]
     runs = {name: each["runs"] for name, each in methods.items()}
@@ -258,7 +258,7 @@ def test_methods_that_share_an_option_have_their_own_defaults(tmp_path):
         options = parse(Compare, "compare", ["--algorithms", ",".join(names), *words])
         return [given_to(algorithms.load(name), options) for name in names]
 
-    # What is not handed on, a factory has its own default of.
+    # A factory uses its own default for an option that is not passed on.
     assert given() == [{"guard": True}] * 2
     assert given("--beta", "0.5") == [{"beta": 0.5, "guard": True}] * 2
 
@@ -304,7 +304,7 @@ def test_files_with_dataclasses_and_folders_with_a_plus_are_fine(tmp_path):
     method = algorithms.load(f"{folder / 'file.py'}:f+median+clip")
     assert method.channels == ("median", "clip")
     assert list(method.options)[:2] == ["beta", "clip_norm"]
-    # The guard, and the clipping.
+    # The two are the guard and the clipping.
     assert len(method.build(0.1, {}).rescale) == 2
 
 
@@ -388,7 +388,7 @@ def defended(learning_rate):
 
 @pytest.mark.slow
 def test_a_median_withstands_what_wrecks_a_mean(capsys, tmp_path):
-    """Digits, defaults: within six points of no attack, where the mean diverges."""
+    """On the digits with defaults, the median stays within six points of no attack; the mean diverges."""
     (tmp_path / "attack.py").write_text(ATTACKED)
     names = ["decomfl", f"{tmp_path / 'attack.py'}:attacked", f"{tmp_path / 'attack.py'}:defended"]
     options = ["--algorithms", ",".join(names), "--learning-rate", "0.03", "--seeds", "2"]

@@ -1,4 +1,4 @@
-"""Directions of one's own and few bits on the command line."""
+"""Clients' own directions and few bits on the command line."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Several processes are one run: started here, two of them with two devices each, over gloo."""
+"""Several processes form one run: here two processes with two devices each, connected by gloo."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_two_processes_of_two_devices_are_one_run(tmp_path):
     texts = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
 
-    # Only the first writes; the other has the same parameters, and says so.
+    # Only the first process writes; the other has the same parameters, and prints their SHA-256.
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     summary = json.loads((out / "summary.json").read_text())
     assert summary["rounds"] == 8

@@ -1,4 +1,4 @@
-"""Runs that were ended and go on, and what is shared of them, from the command line."""
+"""Runs that are interrupted and resumed, and their deltas and exports, from the command line."""
 
 import importlib.util
 import json
@@ -36,7 +36,10 @@ def copy(finished, tmp_path):
 
 
 def cut(directory, frame):
-    """What a kill would have left after so many frames of rounds, in the middle of the next; how many rounds it is."""
+    """Cut a run as a kill does in the middle of the frame of rounds after ``frame``.
+
+    Returns the number of rounds that remain.
+    """
     path = directory / LEDGER
     content = path.read_bytes()
     ends = [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"]
@@ -193,7 +196,7 @@ def test_a_full_disk_ends_a_run_that_can_go_on(capsys, monkeypatch, finished, tm
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """A language model fine-tuned by the command, and its base."""
+    """The folder of a language model fine-tuned by the command, and of its base."""
     from rich.console import Console
 
     from hiso_jax.cli.arguments import parse

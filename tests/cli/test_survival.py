@@ -1,4 +1,4 @@
-"""A kill of a run of digits; fifty and more, of language models too: ``python -m tests.survival``."""
+"""One kill of a run of digits; ``python -m tests.survival`` makes more kills, of language models too."""
 
 import pytest
 

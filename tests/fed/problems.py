@@ -49,7 +49,7 @@ def digits_population(clients=12):
 
 
 def optimizers(rate=0.02):
-    """Servers that stress the arithmetic in different ways."""
+    """Server optimizers that stress the arithmetic in different ways."""
     schedule = optax.cosine_decay_schedule(rate, 20)
     return {
         "hiso": hiso_jax.hiso(rate),
@@ -71,7 +71,7 @@ def optimizers(rate=0.02):
 
 
 def assert_trees_identical(one, other):
-    """Same structure, same dtypes, same bits (NaN included)."""
+    """Check that two trees have the same structure, the same dtypes and the same bits (NaN included)."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
         a, b = np.asarray(a), np.asarray(b)

@@ -1,4 +1,4 @@
-"""An algorithm's parts: what is measured, what happens to messages, how they are combined, and what is kept."""
+"""An algorithm's parts: the measure, the channels of the message path, the combiner, and its memory."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def run(algorithm, storage=None, callbacks=(), **settings):
 
 
 def noisy(messages, senders, key):
-    """Every client's own noise."""
+    """The messages, each with its client's own noise."""
     keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(senders.client_ids)
     return jax.tree.map(lambda m: m + 0.1 * jax.vmap(lambda k: jax.random.normal(k))(keys), messages)
 
@@ -95,7 +95,7 @@ def test_messages_pass_the_channels_in_order_and_are_recorded_as_they_arrive():
     algorithm = fed.Algorithm(hiso_jax.decomfl(0.1), send=(doubled, squared), rescale=(channels.clip(clip_norm=1.0),))
     sent = one_round(algorithm, BATCHES)[2]
     np.testing.assert_allclose(sent.scalars, (2 * plain.scalars) ** 2, rtol=1e-5)
-    # The server shortens what arrives.
+    # The server clips the messages that it receives.
     norms = np.linalg.norm(np.asarray(sent.scalars).reshape(4, -1), axis=1)
     assert norms.min() > 1
     np.testing.assert_allclose(sent.aggregate, (sent.scalars / norms[:, None, None]).mean(0), rtol=1e-5)
@@ -144,12 +144,12 @@ def test_numbers_one_by_one_have_keys_of_their_own():
     np.testing.assert_array_equal(later[:, 0], drawn[:, 2])
 
 
-# ---------------------------------------------------------------- a measure of one's own
+# ---------------------------------------------------------------- a user's own measure
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """The curvature along each direction, averaged: what a head makes of a second number."""
+    """A head's use of a second estimate: it adds the mean curvature along the directions to H."""
 
     def __call__(self, curvature, delta, step):
         return jax.tree.map(lambda h: h + step.aggregate["curvature"].mean(), curvature)
@@ -214,7 +214,7 @@ def test_what_a_combiner_remembers_survives_a_stop(tmp_path, snapshot_every, wei
     assert resumed.rounds == 12
     assert_trees_identical((resumed.params, resumed.state), (whole.params, whole.state))
     assert_trees_identical(resumed.records[1:], whole.records[1:])
-    # It changed what came after: a fresh memory would have led elsewhere.
+    # The memory affects later rounds: a fresh memory leads to other aggregates.
     fresh = run(fed.Algorithm(hiso_jax.hiso(0.02), combine=capped(1e9)), **settings)
     assert not np.array_equal(fresh.records.aggregate, whole.records.aggregate)
 
@@ -232,7 +232,7 @@ def test_a_round_hands_out_what_its_combiner_remembers():
 
 
 def running(decay=0.9):
-    """The root mean square of past aggregates, by arithmetic that is pinned nowhere."""
+    """A combiner that divides by the root mean square of past aggregates, in arithmetic without pins."""
 
     def combine(messages, weights, key, state):
         aggregate = fed.mean(messages, weights)

@@ -1,4 +1,4 @@
-"""Clients by a column of the data, what a model does for each, a part that is trained, and deltas from Python."""
+"""Clients by a column of the data, metrics of each client, a part that is trained, and deltas from Python."""
 
 import jax
 import numpy as np
@@ -74,7 +74,7 @@ def test_a_delta_of_a_run_from_python_is_applied(capsys, tmp_path):
     with pytest.raises(ValueError, match="tx must be the run's optimizer"):
         fed.apply_delta(delta, result.initial_params, hiso_jax.hiso(0.03))
     assert fed.apply_delta(delta, result.initial_params, hiso_jax.hiso(0.03), accept_difference=True)
-    # The same from the command line, by the file that holds the optimizer.
+    # The command line does the same with the file that holds the optimizer.
     (tmp_path / "mine.py").write_text("import hiso_jax\n\ntx = hiso_jax.hiso(0.02)\n")
     save_file({name: np.asarray(leaf) for name, leaf in result.initial_params.items()}, base)
     mine = ["--algorithm", f"{tmp_path / 'mine.py'}:tx"]

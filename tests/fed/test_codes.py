@@ -1,4 +1,4 @@
-"""Numbers in few bits: what arrives, what is packed, and what is refused."""
+"""Codes of few bits: decoded numbers, packed bytes, and refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_a_number_lies_within_half_a_step_where_it_is_not_clamped(bits, numbers)
     inside = (numbers >= -(2.0 ** (bits - 1)) * step) & (numbers <= 2.0 ** (bits - 1) * step)
     error = np.abs((codes + 0.5) * step - numbers)
     assert (error <= step * (0.5 + 1e-5))[inside].all()
-    # Of 4 bits and more nothing is clamped, unless the step underflows.
+    # With 4 bits or more no number is clamped, unless the step underflows.
     assert bits < 4 or (inside | (step < 1e-37)).all()
 
 
@@ -57,7 +57,7 @@ def test_rounding_shrinks_gaussian_scalars_by_one_gain(bits, gain):
 
 @pytest.mark.parametrize("bits", FEW)
 def test_what_cannot_be_sent_is_not_a_number_and_what_underflows_is_zero(bits):
-    # The mean of two of float32's largest numbers is too large a step for a bit; the others round to finite ones.
+    # Two of the largest float32 numbers need a step that overflows for one bit; the other steps are finite.
     rows = [[jnp.nan, 1.0], [jnp.inf, 1.0], [3.4e38, 3.4e38], [0.0, 0.0], [1e-45, 0.0], [1.0, 2.0]]
     coded = quantise(jnp.array(rows, jnp.float32)[:, None], bits)
     finite = np.asarray(are_finite(coded))
@@ -73,7 +73,7 @@ def test_a_received_step_must_be_finite_and_not_negative():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "sentence"),
     [
         ({}, "scalar_bits must be given, or `bytes_up`"),
         ({"scalar_bits": 2, "bytes_up": 20}, "scalar_bits must not be given beside `bytes_up`"),
@@ -85,8 +85,8 @@ def test_a_received_step_must_be_finite_and_not_negative():
         ({"scalar_bits": 32, "relay": "messages"}, "relay must be aggregate for scalars of 32 bits"),
     ],
 )
-def test_bits_that_cannot_be_are_refused(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_bits_that_cannot_be_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
         fed.FewBits(**options)
 
 
@@ -98,21 +98,21 @@ def test_a_message_that_does_not_fit_is_refused():
 
 
 def test_messages_are_told_of_a_mean_only():
-    told = fed.FewBits(scalar_bits=2, relay="messages")
-    assert fed.Algorithm(hiso_jax.decomfl(0.1), wire=told).wire is told
+    wire = fed.FewBits(scalar_bits=2, relay="messages")
+    assert fed.Algorithm(hiso_jax.decomfl(0.1), wire=wire).wire is wire
     with pytest.raises(ValueError, match="relay must be aggregate unless the combiner is the mean"):
-        fed.Algorithm(hiso_jax.decomfl(0.1), wire=told, combine=channels.median())
+        fed.Algorithm(hiso_jax.decomfl(0.1), wire=wire, combine=channels.median())
 
 
 def test_a_message_of_several_numbers_a_direction_fits_as_a_whole():
-    """HiZOO sends a slope and a curvature: each took all of the bytes."""
+    """HiZOO sends a directional derivative and a curvature; once, each of the two took all of the bytes."""
     wire = fed.FewBits(bytes_up=20)
     messages = {"slope": jnp.ones((3, 1, 5)), "curvature": jnp.ones((3, 1, 5))}
     coded = wire.encode(messages)
     assert {part.bits for part in coded.values()} == {8}
     shapes = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], coded))
     assert wire.up(shapes) == 2 * (4 + 5) <= 20
-    # Of 128 scalars not even one bit each, and two steps, fit.
+    # One bit for each of 128 scalars, and two steps, do not fit.
     with pytest.raises(ValueError, match="bytes_up must be at least 24 for 128 scalars a message, got 20"):
         wire.bits_of([64, 64])
     assert wire.bits_of([32, 32]) == 1

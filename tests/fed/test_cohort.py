@@ -11,7 +11,7 @@ from hiso_jax import fed
 
 
 def chi_square(counts):
-    """The statistic of ``counts`` against uniform, as standard deviations above its mean."""
+    """The chi-square statistic of ``counts`` against uniform, in standard deviations above its mean."""
     counts = np.asarray(counts, float)
     freedom = counts.size - 1
     statistic = ((counts - counts.mean()) ** 2).sum() / counts.mean()

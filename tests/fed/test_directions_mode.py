@@ -1,4 +1,4 @@
-"""Directions kept and directions made again: the same bits; and parameters that are not trained."""
+"""Kept directions and directions that are made again give the same bits; frozen parameters reach the loss only."""
 
 import dataclasses
 import itertools
@@ -41,7 +41,7 @@ def test_both_modes_and_the_replay_are_the_same_to_the_bit(name, perturbations):
 
 @pytest.mark.thorough
 def test_groups_that_share_one_block_are_replayed_to_the_bit():
-    """A leaf within one block has one weight, of which XLA took the last product of the mean into the sum of groups."""
+    """A leaf within one block has one weight; XLA once fused the mean's last product into the sum over groups."""
     tx = hiso_jax.decomfl(0.02, sampler=zo.Directions(groups=2, block=64))
     kept = run(tx=tx, task=digits_task(), perturbations=2, directions="keep")
     assert_trees_identical((kept.params, kept.state), fed.replay(kept.initial_params, tx, kept.records))
@@ -98,10 +98,10 @@ def batches():
 @pytest.mark.thorough
 @pytest.mark.parametrize("mask", [None, [True, False, True, True]])
 def test_a_client_that_turns_out_invalid_leaves_the_kept_sum(mask):
-    """Its scalars are non-finite only for some perturbations: Δ must be made again from the aggregate without it."""
+    """Only some of its scalars are non-finite, so Δ must be made again from the aggregate without the client."""
 
     def sometimes_infinite(params, batch):
-        # One example in client 2 overflows where its loss is above the unperturbed one.
+        # One example of client 2 has an infinite loss whenever its loss is above the unperturbed one.
         bad = batch["x"][:, 0] > 100
         value = quadratic(params, {"x": jnp.where(bad[:, None], 1.0, batch["x"])})
         return jnp.where(bad & (value > threshold), jnp.inf, value)
@@ -223,7 +223,7 @@ MORE_BEFORE = [case for case in itertools.product(CHAINS, (3, 260_000), (1, 5)) 
     [*BEFORE, *(slow(*case) for case in MORE_BEFORE)],
 )
 def test_what_stands_before_the_head_is_heeded_in_every_mode(name, width, perturbations):
-    """Below a million parameters directions are made again by default, above they are kept."""
+    """By default, directions are made again below a million parameters and kept above."""
     tx, key = CHAINS[name](), jax.random.key(3)
     params = {"w": jnp.linspace(-1, 1, 4 * width).reshape(4, width)}
     state, mask = tx.init(params), jnp.ones(CLIENTS, bool)

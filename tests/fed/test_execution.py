@@ -1,4 +1,4 @@
-"""How many clients are in memory at a time: the choice, the pieces, and that it changes nothing else."""
+"""The number of clients in memory at a time: its choice, the pieces of a cohort, and unchanged results."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_pieces_are_the_whole(rows, size):
 
 @pytest.mark.parametrize("model", ["mlp", slow("cnn")])
 def test_the_estimate_of_memory_is_safe_and_not_wild(model):
-    """At least what XLA allocates for 256 examples more, and less than eight times that."""
+    """The estimate is between XLA's allocation for 256 more examples and eight times that."""
     task = tasks.digits(model)
     params, train = task.init(jax.random.key(0)), dict(task.train)
 
@@ -98,7 +98,7 @@ def scalars(steps, clients=23, **settings):
 def test_a_cohort_in_pieces_measures_the_same(steps, settings):
     whole, pieces = scalars(steps, client_chunk=23), scalars(steps, **settings)
     tolerance = 8 * 2**-23 * float(whole.loss) / 1e-3
-    # Later steps start where the first led, so that they part a little more.
+    # Later steps start at the results of the first, so they differ a little more.
     np.testing.assert_allclose(pieces.scalars[:, 0], whole.scalars[:, 0], atol=tolerance)
     np.testing.assert_allclose(pieces.scalars, whole.scalars, atol=4 * tolerance)
     assert np.abs(whole.scalars).mean() > 20 * tolerance
@@ -106,7 +106,7 @@ def test_a_cohort_in_pieces_measures_the_same(steps, settings):
 
 @pytest.mark.slow
 def test_ten_thousand_diverged_clients_in_bounded_memory():
-    """What XLA allocates for a cohort of 10,000 in chunks of 256, beside that of 1,000: the scalars, and no more."""
+    """XLA's memory for a cohort of 10,000 in chunks of 256 exceeds that for 1,000 by the scalars only."""
 
     def allocated(clients):
         task, tx = linear_task(), hiso_jax.hiso(0.01)
@@ -127,5 +127,5 @@ def test_ten_thousand_diverged_clients_in_bounded_memory():
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     grown = allocated(10_000) - allocated(1000)
-    # Per client 3·2 scalars, twice, and small change. Its parameters would take 2·2,600 bytes, its examples 24,576.
+    # A client needs 3·2 scalars, twice, and little more. Its parameters would take 2·2,600 bytes, its examples 24,576.
     assert grown < 9000 * 300

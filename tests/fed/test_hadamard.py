@@ -52,7 +52,7 @@ def test_a_pool_has_no_such_directions():
 
 
 def test_own_directions_of_clients_differ():
-    """With shared ones the run ends elsewhere."""
+    """With shared directions the run has another result."""
     own = algorithm("mosaic")
     shared = algorithms.load("mosaic").build(0.05, {"sampler": "hadamard", "direction_groups": "shared"})
     first, second = (run(each).params for each in (own, shared))

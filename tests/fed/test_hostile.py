@@ -1,4 +1,4 @@
-"""Runs with hostile clients: who they are, what they cost, and that all of it is replayed and resumed to the bit."""
+"""Runs with hostile clients: their choice, their effect, and replays and resumptions to the bit."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def same(a, b):
 
 @pytest.mark.thorough
 def test_a_share_of_the_population_is_the_same_clients_in_every_round():
-    """Exactly a quarter of them ever sends what was forged: all their numbers are 1e6 times the others'."""
+    """Exactly a quarter of the clients ever send forged messages: all their scalars are 1e6 times the others'."""
     algorithm = build("decomfl+scaled", 1e-9, guard=False, attack_scale=1e6)
     result = run(algorithm, attackers=0.25, rounds=30, eval_every=30)
     sizes = np.abs(result.records.scalars).max((2, 3))
@@ -55,10 +55,10 @@ def test_a_share_of_every_cohort():
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["hiso", *(pytest.param(name, marks=THOROUGH) for name in ("decomfl", "mosaic"))])
 def test_the_guard_keeps_one_hostile_client_of_a_cohort_from_deciding(name):
-    """At any size, and without it the same run is lost."""
+    """The guard works at any scale of the attack; without it the same run fails."""
     rate, settings = {"hiso": 0.1, "decomfl": 0.1, "mosaic": 0.6}[name], {"attackers": 1 / 6, "attackers_of": "cohort"}
     settings |= {"rounds": 120, "eval_every": 120, "perturbations": 16}
-    # Mosaic's own clipping would do what the guard does.
+    # Mosaic's own clipping would do the guard's work.
     own = {"clipping": False, "scalar_bits": 4} if name == "mosaic" else {}
 
     def final(through, **options):
@@ -99,7 +99,7 @@ def test_where_nobody_is_out_of_proportion_the_guard_changes_no_bit():
     ],
 )
 def test_modes_agree_replay_rebuilds_and_a_killed_run_goes_on(name, tmp_path):
-    """What is remembered, and what is forged, is the same however a run is computed and wherever it was ended."""
+    """Memory and forged messages depend neither on how a run is computed nor on where it was interrupted."""
     algorithm, hostile = build(name, 0.1), {"attackers": 1 / 3, "rounds": 24, "eval_every": 8}
     whole = run(algorithm, **hostile)
     assert whole.clipped is not None
@@ -107,7 +107,7 @@ def test_modes_agree_replay_rebuilds_and_a_killed_run_goes_on(name, tmp_path):
     assert fed.fingerprint(replayed) == fed.fingerprint(whole.params)
     assert same(whole, run(algorithm, directions="regenerate", **hostile))
     assert same(whole, run(algorithm, rounds_per_dispatch=5, **hostile))
-    # Ended after 16 rounds, from a snapshot after 8, and gone on with: the caps come back from the ledger.
+    # The run stops after 16 rounds and resumes from a snapshot after 8: the caps come back from the ledger.
     first = fed.Storage(tmp_path / "run", snapshot_every=8)
     stopping = fed.Simulation(linear_task(), algorithm, digits_population(CLIENTS), config(**hostile), storage=first)
     stopping.callbacks = (StopAt(16),)
@@ -165,7 +165,7 @@ def test_what_does_not_go_together_is_refused():
 
 @pytest.mark.thorough
 def test_a_forged_message_is_forged_once_whatever_the_honest_do_to_theirs():
-    """Two signs on the way, and a flip that is flipped back by neither; noise of the honest is not the attacker's."""
+    """Two sign channels do not flip a forged sign back, and the honest clients' noise is not added to a forgery."""
     flipped = run(build("sign+signs+sign_flip", 1e-6), attackers=0.34, attackers_of="cohort", rounds=4, eval_every=4)
     plain = run(build("sign+signs", 1e-6), rounds=4, eval_every=4)
     np.testing.assert_array_equal(flipped.records.scalars[0, :2], -plain.records.scalars[0, :2])

@@ -1,4 +1,4 @@
-"""The ledger's file: what is written is read, what is damaged is named, what was cut short is told."""
+"""The ledger's file: written rounds are read, damage is named, and a file that was cut short is reported."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ FORWARD, LINK = fed.LogNormal(0.01, 0.5), fed.LogNormal(1e5, 1.0)
 def simulation(
     storage=None, *, stop_at=None, participation=None, rounds=ROUNDS, tx=TX, rounds_per_dispatch=1, mesh=None, **numbers
 ):
-    # One dispatch a round, so that a run can be stopped at any of them.
+    # Each round is one dispatch, so that a run can be stopped after any round.
     config = fed.SimulationConfig(
         rounds=rounds,
         cohort=4,
@@ -81,7 +81,7 @@ def test_what_is_written_is_read(folder):
 
 
 def test_the_format_is_what_its_document_says(folder, repository, monkeypatch):
-    """The reader in docs/formats.md, to the letter, needs the standard library and NumPy alone."""
+    """The reader in docs/formats.md runs as printed, and needs only the standard library and NumPy."""
     document = (repository / "docs" / "formats.md").read_text()
     reader = document.split("```python\n")[1].split("```")[0]
     assert "hiso_jax" not in reader
@@ -149,7 +149,7 @@ def test_what_a_kill_leaves_of_a_frame_is_dropped(folder, caplog):
         path.write_bytes(content[: ends[6]] + torn)
         ledger = fed.load(path, unfinished=True)
         assert (len(ledger.rows), ledger.torn, ledger.seal) == (7, len(torn), None)
-    # A run that goes on says so.
+    # A resumed run reports the dropped bytes.
     shutil.rmtree(folder / "snapshots")
     same(simulation(fed.Storage(folder, resume=True)).run(), finished()[0])
     assert "500 bytes behind its 7 rounds, of a frame that was not written to its end, are dropped" in caplog.text
@@ -213,13 +213,13 @@ def test_a_run_stopped_or_extended_between_evaluations_has_the_history_of_one_le
         assert simulation(storage, **first).run().metrics[-1].round in (7, 13)
         resume = fed.Storage(tmp_path / name, resume=True)
         same(simulation(resume).run(), finished()[0])
-        # Also where it is read once more, having ended.
+        # The same holds when the ended run is read once more.
         same(simulation(resume).run(), finished()[0])
 
 
 @pytest.mark.thorough
 def test_clients_are_remembered_over_a_resumption(tmp_path):
-    """Absence, dropout and the clock: all of it follows from the ledger."""
+    """Absence, dropout and the clock all follow from the ledger."""
     rules = fed.Participation(availability=fed.Bernoulli(0.5), dropout=0.2, fleet=fed.Fleet(FORWARD, LINK, LINK))
     whole = simulation(participation=rules).run()
     simulation(fed.Storage(tmp_path / "run"), stop_at=9, participation=rules).run()
@@ -242,13 +242,13 @@ def test_a_run_that_had_not_begun_begins(tmp_path):
 def test_a_diverged_run_resumes_to_its_end(tmp_path):
     diverged = simulation(fed.Storage(tmp_path / "run"), tx=hiso_jax.hiso(1e6)).run()
     assert diverged.diverged_at is not None
-    # As if killed between the last round and the seal.
+    # The file is cut as by a kill between the last round and the seal.
     path = tmp_path / "run" / LEDGER
     content = path.read_bytes()
     path.write_bytes(content[: [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"][-1]])
     again = simulation(fed.Storage(tmp_path / "run", resume=True), tx=hiso_jax.hiso(1e6)).run()
     assert (again.diverged_at, again.rounds) == (diverged.diverged_at, diverged.rounds)
-    # Its delta is JSON that every reader knows, whatever the loss was.
+    # The delta holds standard JSON without NaN, whatever the loss was.
     save_delta(delta_of(fed.load(path)), tmp_path / "delta.safetensors")
     assert b"NaN" not in (tmp_path / "delta.safetensors").read_bytes()
     assert fed.load(path).seal["diverged_at"] == diverged.diverged_at
@@ -304,7 +304,7 @@ def test_a_run_has_one_writer(folder):
     finally:
         other.kill()
         other.wait()
-    lock(folder).release()  # it went with its process
+    lock(folder).release()  # the lock ended with its process
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_run_has_one_writer(folder):
     ],
 )
 def test_trouble_while_appending_loses_nothing(tmp_path, monkeypatch, function, trouble, done):
-    """A full or failing disk, or an interrupt, when ``done`` of a frame has been written."""
+    """A disk is full or fails, or an interrupt arrives, when the share ``done`` of a frame has been written."""
     calls, original = [], getattr(os, function)
 
     def troubled(*given):
@@ -355,13 +355,13 @@ def stopped(directory, **options):
 @pytest.mark.thorough
 def test_another_optimizer_is_noticed_by_what_it_leads_to(tmp_path, monkeypatch, caplog):
     storage = stopped(tmp_path / "run")
-    # With another optax its parts need not be the same ones, and are not compared.
+    # Another version of optax may have other parts, so the digests are not compared.
     here = environment()
     other = {**here, "versions": {**here["versions"], "optax": "0.1"}}
     monkeypatch.setattr("hiso_jax.fed.ledger.same.environment", lambda: other)
     with pytest.raises(ValueError, match="its first 13 rounds lead to other parameters here; its optimizer"):
         simulation(storage, tx=hiso_jax.hiso(0.05)).run()
-    # Elsewhere it may be rounding: the run goes on, and says so.
+    # In another environment the reason may be rounding: the run continues and logs a warning.
     monkeypatch.setattr(run_store, "differences", lambda there: ["jaxlib '0.1' there, '0.2' here"])
     assert simulation(storage, tx=hiso_jax.hiso(0.05)).run().rounds == ROUNDS
     assert "goes on, but its first 13 rounds lead to other parameters here: jaxlib '0.1' there" in caplog.text
@@ -423,7 +423,7 @@ def test_time_goes_on_where_it_was(tmp_path):
     after = simulation(fed.Storage(directory, resume=True), stop_at=14).run()
     assert after.run_seconds > before.run_seconds > 0
     assert after.timed_rounds == after.rounds == 14
-    # Killed after round 14: what followed the evaluation after 13 was not timed.
+    # The file is cut after round 14: the time after the evaluation of round 13 was not recorded.
     path = directory / LEDGER
     content = path.read_bytes()
     path.write_bytes(content[: [frame.end for frame in frames.read_frames(content) if frame.kind == b"RNDS"][13]])
@@ -470,7 +470,7 @@ def test_a_parameter_of_no_elements_is_kept_in_snapshots(tmp_path):
     )
 
     def run(storage, stop_at=None):
-        # Momentum is of the parameters' shapes, too.
+        # Momentum has the parameters' shapes, too.
         tx = optax.chain(hiso_jax.scale_by_hiso(), optax.trace(0.9), optax.scale(-0.01))
         made = fed.Simulation(task, tx, digits_population(), config, storage=storage)
         if stop_at is not None:

@@ -59,7 +59,7 @@ def test_kept_made_again_and_replayed_they_give_the_same_bits(form, groups, pert
 @pytest.mark.thorough
 @pytest.mark.parametrize("steps", [1, pytest.param(3, marks=SLOW)])
 def test_a_task_that_says_nothing_measures_the_same(steps):
-    """Its moved weights are made whole: the same scalars up to rounding."""
+    """Its perturbed weights are made dense, and the scalars are the same up to rounding."""
     tx, settings = hiso_jax.hiso(0.02, sampler="low_rank"), {"rounds": 1, "local_steps": steps, "perturbations": 2}
     own, plain = run(tx, **settings), run(tx, dataclasses.replace(digits_task(), perturbed_as=None), **settings)
     tolerance = 16 * 2**-23 * float(own.records.loss[0]) / 1e-3
@@ -67,7 +67,7 @@ def test_a_task_that_says_nothing_measures_the_same(steps):
 
 
 def products(jaxpr, size):
-    """The products with a weight of ``size`` numbers in a program, and how many rows they have altogether."""
+    """The number of rows of each product with a weight of ``size`` numbers in a program."""
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general" and equation.invars[1].aval.size == size:
@@ -92,7 +92,7 @@ def test_groups_share_one_product_with_every_weight():
         arguments = params, tx.init(params), inputs, jnp.ones(clients, bool), jax.random.key(1)
         return products(jax.make_jaxpr(round_)(*arguments).jaxpr, 64 * 32)
 
-    # One for the unmoved losses and one in the loop over directions, of the whole cohort's examples.
+    # One product is for the unperturbed losses, one is in the loop over directions; each has the cohort's examples.
     assert rows(1) == rows(6) == [clients * batch, clients * batch]
 
 

@@ -1,4 +1,4 @@
-"""A method is told from another by its functions and their numbers, and no run goes on with another's."""
+"""A method is identified by its functions and their numbers, and no run continues with another method's."""
 
 import functools
 import subprocess
@@ -100,7 +100,7 @@ def trimmed(share):
     ],
 )
 def test_no_run_goes_on_with_another_ones_numbers(tmp_path, one, other, part):
-    """A snapshot at the end of what there is leaves nothing to check them by."""
+    """A snapshot at the last round of the ledger leaves no round to replay as a check."""
     trained_by(one, fed.Storage(tmp_path / "run", snapshot_every=2), stop_at=4)
     again = fed.Storage(tmp_path / "run", snapshot_every=2, resume=True)
     with pytest.raises(ValueError, match=f"cannot be continued: its ({part}) is made of other functions or numbers"):

@@ -1,4 +1,4 @@
-"""What goes between clients and server: to the byte what is counted, and enough to rebuild the server, to the bit."""
+"""Messages between clients and server: they have the counted bytes, and rebuild the server to the bit."""
 
 import jax
 import numpy as np
@@ -48,9 +48,9 @@ SLOW = ["hiso-all", "few bits both ways", "momentum", "one bit in two groups", "
     ["own", *(slow(name) for name in SLOW)],
 )
 def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
-    """Every visit of the run: the client replays what it missed from the bytes it is sent, and is where the server is.
+    """At every visit the client replays the rounds that it missed from the bytes it receives, and equals the server.
 
-    Rounds in which nobody came are among what they miss: nothing was applied then.
+    The missed rounds include rounds without clients, in which nothing was applied.
     """
     method = methods()[name]
     tx, grouped = (
@@ -62,7 +62,7 @@ def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
     assert not updates.applied.all()
     server = {0: (result.initial_params, tx.init(result.initial_params))}
     for number in range(ROUNDS):
-        # One round after the other, as the server made them.
+        # The rounds are replayed one by one, as the server computed them.
         params, state = server[number]
         server[number + 1] = fed.replay(params, tx, updates.between(number, number + 1), state=state)
     assert_trees_identical(server[ROUNDS], (result.params, result.state))
@@ -99,7 +99,7 @@ def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
 @pytest.mark.thorough
 @pytest.mark.parametrize("groups", ["own", thorough("shared")])
 def test_rounds_along_a_pool_are_told_as_a_sum_a_seed_where_that_is_least(groups):
-    """Every visit of the run again; sums leave a client where the server is but for rounding."""
+    """At every visit the client equals the server up to rounding, also if it receives a sum for each seed."""
     schedule = optax.linear_schedule(0.05, 0.01, ROUNDS)
     method = algorithms.load("fed_kseed").build(schedule, {"pool_seeds": 7, "direction_groups": groups, "guard": False})
     result = played(method, local_steps=2)
@@ -123,7 +123,7 @@ def test_rounds_along_a_pool_are_told_as_a_sum_a_seed_where_that_is_least(groups
         kinds.append(int.from_bytes(message[4:8], "little"))
         down += len(message)
     assert down == result.traffic["bytes_down"]
-    # Both kinds were sent.
+    # Messages of both kinds were sent.
     assert 0 < kinds.count(2**32 - 2) < len(kinds)
 
 

@@ -31,7 +31,7 @@ def lower_median(values):
 @pytest.mark.parametrize(("steps", "scale"), [(5, None), slow(1, None), slow(5, 0.3)])
 @pytest.mark.parametrize(("bits", "groups", "sampler"), [(1, CLIENTS, "gaussian"), slow(32, 1, "hadamard")])
 def test_a_round_is_the_formulas(steps, scale, bits, groups, sampler, x64):
-    """In double precision, to 1e-9."""
+    """A round in double precision agrees with the formulas to 1e-9."""
     rng, count, mu = np.random.default_rng(steps), 6, 1e-3
     targets = rng.normal(size=(CLIENTS, steps, 3, 9)) * rng.uniform(0.5, 3, (CLIENTS, 1, 1, 1))
     start, key, weights = rng.normal(size=9), jax.random.key(7), rng.uniform(0.5, 2, CLIENTS)
@@ -78,12 +78,12 @@ def test_a_round_is_the_formulas(steps, scale, bits, groups, sampler, x64):
         for p in range(count)
     )
     np.testing.assert_allclose(found, start - 0.1 * delta, atol=1e-9)
-    # The scale of the two kinds is a weight, and is not counted as clipping.
+    # The factor γ on finite differences is a weight, and is not counted as clipping.
     assert int(record.clipped) == (factor < 1 - 1e-12).sum()
 
 
 def test_a_short_message_does_not_lengthen_the_others_of_its_kind():
-    """γ is at most 1: else one tiny message of two would make the other decide the round."""
+    """γ is at most 1; otherwise one tiny message of two would let the other one decide the round."""
     algorithm = hiso_jax.mosaic(0.1, scalar_bits=32, direction_groups="shared", clipping=False)
     algorithm = dataclasses.replace(algorithm, measure=fed.mixed())
     estimator = fed.measure.Estimator(algorithm.measure, 3, 4, 1e-3, 0.1)
@@ -113,7 +113,7 @@ def test_a_run_is_replayed_resumed_and_shared_to_the_bit(tmp_path, name):
     save_delta(delta_of(fed.load(tmp_path / "run")), tmp_path / "run.safetensors")
     applied = fed.apply_delta(load_delta(tmp_path / "run.safetensors"), result.initial_params, algorithm)
     assert_trees_identical(applied, result.params)
-    # Every visit costs 3·K passes or P + 1, and the resumed run counts as the whole one.
+    # Every visit costs 3·K or P + 1 passes, and the resumed run counts as many as the uninterrupted run.
     assert result.forward_passes == whole.forward_passes
     able = (whole.forward_passes - 6 * CLIENTS * 7) / (9 - 7)
     assert able == int(able)
@@ -152,7 +152,7 @@ def test_memory_decides_and_every_client_has_its_own_time():
 
     result = simulation(fleet).run()
     times = np.round(result.records.seconds)
-    # Nine passes of a second where somebody backpropagates, else seven.
+    # A pass takes a second: a round takes nine passes if a client backpropagates, and seven otherwise.
     assert set(times.tolist()) <= {7.0, 9.0}
     assert 8 * CLIENTS * 7 < result.forward_passes < 8 * CLIENTS * 9
     rich = simulation(dataclasses.replace(fleet, training_bytes=1.0)).run()

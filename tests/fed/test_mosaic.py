@@ -1,4 +1,4 @@
-"""Mosaic and its parts in whole rounds: against NumPy, against DeComFL, and replayed from what was sent."""
+"""Mosaic and its parts in whole rounds: compared with NumPy and DeComFL, and replayed from the sent messages."""
 
 import dataclasses
 import itertools
@@ -34,11 +34,11 @@ def with_loss(task, loss):
     return SimpleNamespace(init=task.init, loss=loss, metrics=task.metrics, train=task.train, test=task.test)
 
 
-# ---------------------------------------------------------------- an independent reading
+# ---------------------------------------------------------------- an independent implementation
 
 
 def coded(g, bits):
-    """One client's numbers after the wire."""
+    """One client's scalars, decoded after the wire."""
     if bits == 32:
         return g
     step = {
@@ -51,7 +51,7 @@ def coded(g, bits):
 
 
 def read(losses, x, direction, *, steps, perturbations, groups, bits, rate, local_rate, weights):
-    """One round by the formulas: losses(i, k, x), direction(k, g·P + p) → x after it."""
+    """One round by the formulas, from losses(i, k, x) and direction(k, g·P + p); returns x after the round."""
     g = np.zeros((len(weights), steps, perturbations))
     for i in range(len(weights)):
         own = x.copy()
@@ -81,7 +81,7 @@ def light(cases, few):
 @pytest.mark.thorough
 @pytest.mark.parametrize(("bits", "groups", "steps"), light(CASES, LIGHT))
 def test_a_round_is_the_formulas(bits, groups, steps, x64):
-    """In double precision, to 1e-9."""
+    """A round in double precision agrees with the formulas to 1e-9."""
     rng, size, perturbations = np.random.default_rng(bits * 100 + groups), 40, 4
     targets = jnp.asarray(rng.normal(size=(CLIENTS, steps, 3, size)) * rng.uniform(0.5, 3, (CLIENTS, 1, 1, 1)))
     weights = jnp.asarray(rng.uniform(0.5, 2, CLIENTS))
@@ -136,18 +136,18 @@ def test_one_group_of_floats_without_clipping_is_decomfl_to_the_bit(settings):
 
 
 def rules():
-    """Absent clients, dropouts and late ones."""
+    """Rules of participation with absent, dropped and late clients."""
     fleet = fed.Fleet(fed.LogNormal(0.1, 0.5), fed.LogNormal(1e6), fed.LogNormal(1e6))
     return fed.Participation(fed.Bernoulli(0.8), dropout=0.1, fleet=fleet, deadline=1.5)
 
 
 @pytest.mark.parametrize(("bits", "groups", "steps"), light(CASES, [(2, CLIENTS, 1)]))
 def test_what_was_sent_replays_the_run_to_the_bit(bits, groups, steps):
-    """Also if directions are kept, with absent, late and invalid clients."""
+    """The replay is exact with kept directions, too, and with absent, late and invalid clients."""
     base = linear_task()
 
     def loss(params, batch):
-        # Whoever has an example of the class 3 in the batch has an infinite loss.
+        # A client that has an example of the class 3 in its batch has an infinite loss.
         return jnp.where(batch["label"] == 3, jnp.inf, base.loss(params, batch))
 
     task = with_loss(base, loss)
@@ -197,7 +197,7 @@ def test_every_method_with_scalars_can_have_groups_and_few_bits(method):
     light(list(itertools.product((2, 3), ("messages", "aggregate"))), [(3, "messages")]),
 )
 def test_delta_is_the_weighted_mean_of_the_clients_own(groups, relay):
-    """With groups of other sizes, and one without a valid client."""
+    """The groups have different sizes, and one has no valid client."""
     x, key, weights = jnp.zeros(50), jax.random.key(3), jnp.array([1.0, 0.0, 2.0, 0.5, 0.0])
     targets = jax.random.normal(jax.random.key(4), (CLIENTS, 1, 2, 50))
     method = hiso_jax.mosaic(1.0, scalar_bits=4, clipping=False, direction_groups=groups, relay=relay)
@@ -219,7 +219,7 @@ def test_clipping_is_to_the_lower_median_of_those_that_count():
     weights = jnp.array([1.0, 0.1, 1.0, 1.0, 0.0])
     np.testing.assert_allclose(clipping_factors(messages, weights)[:4], [1, 1, 0.5, 0.25], rtol=1e-6)
     np.testing.assert_allclose(clipping_factors(messages, jnp.zeros(5)), 1)
-    # Of trees like the parameters all numbers of a message count.
+    # In trees like the parameters, all numbers of a message count.
     tree = {"b": messages[:, 0, 0], "w": messages[:, 0]}
     np.testing.assert_allclose(clipping_factors(tree, weights)[:4], [1, 1, 0.5, 0.25], rtol=1e-6)
 
@@ -232,7 +232,7 @@ def test_vectors_are_clipped_to_their_median_length_too():
 
 @pytest.mark.thorough
 def test_a_directions_draws_are_counted():
-    """P a round where they are kept, 2·P where they are made again, however many groups."""
+    """A round has P draws if directions are kept and 2·P if they are made again, however many groups there are."""
     count = []
 
     def sampler(key, shape, dtype):
@@ -257,7 +257,7 @@ def test_a_directions_draws_are_counted():
         assert len(count) == draws
 
 
-# ---------------------------------------------------------------- what is refused, and told
+# ---------------------------------------------------------------- refusals and warnings
 
 
 def test_what_cannot_be_is_refused_before_the_run():
@@ -298,13 +298,13 @@ def test_at_a_usual_radius_digits_have_none():
     assert abs(run(algorithms.decomfl(1e-9), perturbations=40).offset) < 0.3
 
 
-# ---------------------------------------------------------------- kept
+# ---------------------------------------------------------------- storage
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("options", [{}, slow({"relay": "aggregate", "aggregate_bits": 4})])
 def test_a_run_that_is_kept_goes_on_and_becomes_a_delta(options, tmp_path):
-    """Its codes are packed on disk, a run that was stopped ends in the same bits, and its delta leads there, too."""
+    """Codes are packed on disk; a stopped run ends in the same bits, and its delta leads to them, too."""
     method = hiso_jax.mosaic(0.05, scalar_bits=2, **options)
     config = fed.SimulationConfig(
         rounds=6, cohort=CLIENTS, perturbations=7, batch_size=8, eval_every=3, rounds_per_dispatch=3

@@ -1,4 +1,4 @@
-"""Who shows up, how long it takes, and what a run makes of it."""
+"""Attendance, the time of clients, and the effect of both on a run."""
 
 import dataclasses
 
@@ -55,7 +55,7 @@ def test_clients_have_their_own_rates():
     assert np.corrcoef(mean_presence(fed.ClientRates(rates)), rates)[0, 1] > 0.95
     own = mean_presence(fed.UniformRates(0.2, 0.8))
     assert own.mean() == pytest.approx(0.5, abs=0.02)
-    # The variance over clients of uniform rates, and of 60 coin tosses.
+    # The variance over clients is that of uniform rates plus that of 60 coin tosses.
     assert own.var() == pytest.approx(0.6**2 / 12 + (0.25 - 0.03) / 60, rel=0.15)
 
 
@@ -63,7 +63,7 @@ def test_the_time_of_day():
     day = [statuses(fed.Participation(fed.Diurnal(0.5, period=24.0)), CLIENTS[:2000], r)[0] for r in range(48)]
     present = np.array(day) == REPORTED
     assert present.mean() == pytest.approx(0.5, abs=0.02)
-    # A client's presence follows a wave of one day: it correlates with itself a day later, against half a day later.
+    # A client's presence follows a wave of one day: it correlates more with a day later than with half a day later.
     later, opposite = ((present[:24] == np.roll(present, -shift, 0)[:24]).mean() for shift in (24, 12))
     assert later - opposite > 0.2
 
@@ -149,7 +149,7 @@ def test_dropping_out_of_a_round():
     status, seconds = statuses(fed.Participation(fed.Bernoulli(0.5), dropout=0.2, fleet=fleet(), deadline=9.0))
     assert share(status, ABSENT) == pytest.approx(0.5, abs=0.02)
     assert share(status, DROPPED) == pytest.approx(0.1, abs=0.02)
-    # The server does not know that they are gone, and waits.
+    # The server does not know that clients dropped out, and waits.
     assert seconds == 9.0
 
 
@@ -179,7 +179,7 @@ def test_rates_must_be_one_for_each_client():
 
 
 def run(rate, rounds):
-    """The rules enter the program as data: another rate is the same program."""
+    """A run in which the rules enter the program as data: another rate needs no other program."""
     rules = fed.Participation(fed.Bernoulli(rate), dropout=0.2, fleet=fleet(spread=0.5), deadline=0.3)
     config = fed.SimulationConfig(
         rounds=rounds, cohort=6, perturbations=2, batch_size=8, eval_every=15, weighting="examples"
@@ -200,7 +200,7 @@ def test_a_run_counts_who_reported_and_charges_the_rest():
         name: int((attendance == status).sum()) for status, name in enumerate(("absent", "dropped", "late", "reported"))
     }
 
-    # Weighted by how many examples a client holds, over those who reported.
+    # The aggregate is a mean over the clients that reported, weighted by their numbers of examples.
     weights = np.where(records.valid, np.asarray(population.sizes)[records.cohort], 0).astype(np.float64)
     some = weights.sum(1) > 0
     expected = (records.scalars * weights[..., None, None])[some].sum(1) / weights[some].sum(1)[:, None, None]

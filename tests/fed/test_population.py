@@ -70,7 +70,7 @@ def test_iid_shares_differ_by_at_most_one():
 
 
 def label_distance(population, labels):
-    """Mean total variation between the clients' label mixtures and the whole's."""
+    """Mean total variation between the clients' label mixtures and the population's."""
     whole = np.bincount(labels, minlength=10) / len(labels)
     parts = np.split(np.asarray(population.indices), np.asarray(population.offsets)[1:-1])
     return np.mean([0.5 * np.abs(np.bincount(labels[p], minlength=10) / len(p) - whole).sum() for p in parts])
@@ -168,6 +168,6 @@ def test_labels_that_are_none_are_refused(deal, labels, sentence):
 
 
 def test_a_seed_of_more_than_32_bits_is_refused():
-    """It would be the seed without its upper bits."""
+    """Such a seed would lose its upper bits."""
     with pytest.raises(ValueError, match="seed must be below 4294967296"):
         fed.virtual(np.arange(4), 2, seed=2**32)

@@ -1,4 +1,4 @@
-"""Private runs: the accountant, the noise, the secret, and what is told of them."""
+"""Private runs: the accountant, the noise, the secret, and the information that they reveal."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def build(name="decomfl+private_mean", rate=0.1, **options):
 
 
 def test_epsilon_is_that_of_the_right_event_and_sensitivity():
-    """σ = 2S, N 100, C 10, T 100, δ 1e-5: a replaced client moves the sum by 2S."""
+    """The case is σ = 2S, N = 100, C = 10, T = 100, δ = 1e-5; a replaced client moves the sum by 2S."""
     import dp_accounting as dp
     from dp_accounting.rdp import RdpAccountant
 
@@ -64,7 +64,7 @@ def test_the_noise_for_a_budget_meets_it_and_hardly_more():
 
 @pytest.mark.parametrize(("clients", "cohort", "noise"), [(10, 9, 2.0), (10, 5, 1.0), (50, 20, 1.0), (100, 1, 0.5)])
 def test_secrecy_costs_no_privacy(clients, cohort, noise):
-    """That every client is in every round is a bound of what secret cohorts tell, too."""
+    """Cohorts with every client in every round bound the information that secret cohorts reveal, too."""
     secret, every = Sampling(clients, cohort, 20), Sampling(clients, cohort, 20, visits=20)
     assert privacy.epsilon(noise, secret) <= privacy.epsilon(noise, every)
 
@@ -122,7 +122,7 @@ def test_the_denominator_is_the_whole_cohort_and_an_invalid_client_counts_as_zer
 @pytest.mark.thorough
 @pytest.mark.parametrize("groups", [1, 3])
 def test_noise_has_the_variance_that_was_promised(groups):
-    """On the sum σS, so on the mean σS/C; with G groups every group's sum has it, and counts G times."""
+    """The noise is σS on the sum, so σS/C on the mean; with G groups every group's sum has it, and counts G times."""
     algorithm = build(clip_norm=0.5, noise_multiplier=3.0, direction_groups=groups)
     targets = jnp.full((6, 1, 2, 8), jnp.nan)
     made = [one_round(algorithm, targets, jnp.ones(6, bool), secret)[2] for secret in range(150)]
@@ -130,7 +130,7 @@ def test_noise_has_the_variance_that_was_promised(groups):
     assert noise.shape == (150, 1, 5 * groups)
     assert noise.std() == pytest.approx(groups * 3.0 * 0.5 / 6, rel=0.06)
     assert abs(noise.mean()) < 4 * noise.std() / noise.size**0.5
-    # Also where nobody counts it is applied: that nobody did is not told.
+    # The aggregate is applied even if no client counts, so that this is not revealed.
     assert all(bool(record.applied) for record in made)
 
 
@@ -145,7 +145,7 @@ def test_local_noise_is_each_client_s_own():
 
 @pytest.mark.thorough
 def test_what_is_forged_from_noised_messages_tells_no_more_than_they_do():
-    """Hostile clients know the noised messages of the others, and not the ones before the noise."""
+    """Hostile clients know the noised messages of the others, and not the messages before the noise."""
     algorithm = build("decomfl+local_noise+inner_product", clip_norm=0.5, noise_multiplier=2.0, guard=False)
     targets = jnp.asarray(np.random.default_rng(0).normal(size=(8, 1, 2, 8)), jnp.float32)
     hostile = jnp.arange(8) < 2
@@ -164,7 +164,7 @@ def test_forged_messages_count_among_what_a_client_moves():
         algorithm = algorithms.load(name).build(0.1, {})
         return sensitivity(algorithm, config(attackers=0.2, **settings), 100)
 
-    # One message of its own, and those that two of ten, or up to nine of a cohort, forge from it.
+    # A client moves its own message and those forged from it: by two of ten clients, or by up to nine of a cohort.
     assert of("decomfl+private_mean+colluding", cohort=10, attackers_of="cohort") == 3
     assert of("decomfl+private_mean+colluding", cohort=10) == 10
     assert of("decomfl+private_mean+sign_flip", cohort=10) == 1
@@ -173,7 +173,7 @@ def test_forged_messages_count_among_what_a_client_moves():
 
 @pytest.mark.thorough
 def test_the_noise_is_not_made_of_what_everyone_knows():
-    """Two runs of one seed and two secrets part; without a secret a round is refused."""
+    """Two rounds with one seed and two secrets differ; without a secret a round is refused."""
     algorithm = build(noise_multiplier=1.0)
     targets = jnp.ones((6, 1, 2, 8))
     first, second = (one_round(algorithm, targets, jnp.ones(6, bool), secret)[2].aggregate for secret in (1, 2))
@@ -200,7 +200,7 @@ def test_a_private_run_replays_goes_on_and_keeps_its_secret(tmp_path):
     secret = (folder / "server.secret").read_text().strip()
     assert stat.S_IMODE(os.stat(folder / "server.secret").st_mode) == 0o600
     result = run(algorithm, storage=fed.Storage(folder, resume=True))
-    # The cohorts and the noise went on from the same secret: the whole run again, with it, is the same to the bit.
+    # Cohorts and noise continue from the same secret: an uninterrupted run with it is the same to the bit.
     fresh = tmp_path / "again"
     fresh.mkdir()
     (fresh / "server.secret").write_text(secret + "\n")
@@ -210,7 +210,7 @@ def test_a_private_run_replays_goes_on_and_keeps_its_secret(tmp_path):
     replayed, _ = fed.replay(result.initial_params, algorithm, result.records)
     assert fed.fingerprint(replayed) == fed.fingerprint(result.params)
     assert result.privacy.epsilon == privacy.epsilon(0.3, Sampling(CLIENTS, 6, 12))
-    # It is in nothing that is kept of the run or given away.
+    # Neither the ledger nor the delta contains the secret.
     ledger = fed.load(folder)
     fed.save_delta(fed.delta_of(ledger), tmp_path / "delta.safetensors")
     raw = bytes.fromhex(secret)
@@ -218,7 +218,7 @@ def test_a_private_run_replays_goes_on_and_keeps_its_secret(tmp_path):
     for path in (folder / LEDGER, tmp_path / "delta.safetensors"):
         content = path.read_bytes()
         assert not any(form in content for form in (secret.encode(), raw, raw[::-1], words))
-    # Nor is any client's row, loss or validity in what is given away.
+    # The delta contains no client's row, loss or validity either.
     given = fed.load_delta(tmp_path / "delta.safetensors")
     assert set(given.updates._fields) == {"seed_key", "round", "aggregate", "applied", "clients", "loss"}
     assert given.updates.loss is None
@@ -261,7 +261,7 @@ def test_first_order_methods_are_private_too():
 
 @pytest.mark.thorough
 def test_a_private_run_does_not_end_by_losses_that_nobody_noised():
-    """At a rate at which the same run without noise is stopped for its losses."""
+    """The rate is one at which a run that is not private is stopped for its losses."""
     steep = {"rate": 1e4, "noise_multiplier": 0.0}
     assert run(build(**steep)).diverged_at is None
     assert run(build("decomfl+local_noise", **steep, guard=False)).diverged_at is None

@@ -32,13 +32,13 @@ def projected(algorithm, optimizer=None):
     return dataclasses.replace(algorithm, measure=fed.projections(optimizer))
 
 
-# ---------------------------------------------------------------- an independent reading
+# ---------------------------------------------------------------- an independent implementation
 
 
 def read(gradient, x, direction, *, steps, perturbations, groups, bits, rate, weights, decay=0.0):
-    """One round by the formulas: gradient(i, k, x), direction(g·P + p) → x after it.
+    """One round by the formulas, from gradient(i, k, x) and direction(g·P + p); returns x after the round.
 
-    ``decay`` is that of heavy-ball momentum in the clients' own steps.
+    ``decay`` is the decay of heavy-ball momentum in the clients' own steps.
     """
     sent = np.zeros((len(weights), perturbations))
     for i in range(len(weights)):
@@ -66,7 +66,7 @@ LIGHT = [(1, CLIENTS, 5), (32, 2, 1)]
 @pytest.mark.parametrize("sampler", ["gaussian", slow("hadamard"), slow("low_rank")])
 @pytest.mark.parametrize("shaped", [True, slow(False)])
 def test_a_round_is_the_formulas(bits, groups, steps, sampler, shaped, x64):
-    """In double precision, to 1e-9, whether the curvature shapes the directions or not."""
+    """A round in double precision agrees with the formulas to 1e-9, with and without a curvature."""
     rng, perturbations = np.random.default_rng(bits * 100 + groups), 4
     shape = (8, 5)
     targets = jnp.asarray(rng.normal(size=(CLIENTS, steps, 3, *shape)) * rng.uniform(0.5, 3, (CLIENTS, 1, 1, 1, 1)))
@@ -85,7 +85,7 @@ def test_a_round_is_the_formulas(bits, groups, steps, sampler, shaped, x64):
     )
     state = algorithm.optimizer.init(start)
     if shaped:
-        # A curvature that is not one.
+        # The curvature is not 1 everywhere.
         h = zo.zo_state(state).curvature
         other = jax.tree.map(lambda leaf: leaf * jnp.asarray(rng.uniform(0.5, 2, leaf.shape)), h)
         state = optax.tree.set(state, curvature=other)
@@ -174,7 +174,7 @@ def test_a_run_is_replayed_to_the_bit_and_shared_as_a_delta(tmp_path, name, step
     algorithm = projected(algorithms.load(name).build(0.05, {}))
     result = run(algorithm, storage=fed.Storage(tmp_path / "run"), local_steps=steps)
     assert result.records.scalars is not None
-    # A gradient costs three evaluations, and a message is one vector whatever K is.
+    # A gradient costs three forward passes, and a message is one vector whatever K is.
     assert result.forward_passes == 6 * CLIENTS * 3 * steps
     assert jax.tree.leaves(result.records.valid)[0].all()
     rebuilt = fed.replay(result.initial_params, algorithm, result.records)
@@ -194,7 +194,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
 
 @pytest.mark.thorough
 def test_a_network_learns_with_local_steps():
-    """Its loss falls further in 30 rounds than with one gradient of each client."""
+    """Its loss falls further in 20 rounds than with one gradient of each client."""
     losses = []
     for steps in (1, 5):
         algorithm = projected(hiso_jax.mosaic(1.0, scalar_bits=1))
@@ -231,7 +231,7 @@ def test_what_does_not_suit_is_refused():
 
 
 def test_a_sweep_takes_the_clients_rate_of_the_configuration():
-    """And not the server's, which is ten times as large."""
+    """The sweep does not take the server's rate, which is more than ten times as large."""
     config = fed.SimulationConfig(
         rounds=4, cohort=CLIENTS, perturbations=8, batch_size=8, eval_every=4, local_learning_rate=0.03
     )
@@ -242,7 +242,7 @@ def test_a_sweep_takes_the_clients_rate_of_the_configuration():
 
 
 def test_mu_is_no_concern_of_projections():
-    """Their scalars are no differences of losses: a small μ is not warned of."""
+    """Projections are no differences of losses, so a small μ causes no warning."""
     assert run(algorithms.local_mosaic(0.1), mu=1e-9, local_steps=1).health_warnings == ()
 
 

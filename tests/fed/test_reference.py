@@ -17,7 +17,7 @@ TOLERANCE = 1e-9
 
 
 def injected(table_keys, table_values):
-    """A sampler that looks the reference's perturbation up by the key it is asked for."""
+    """A sampler that looks up the reference's perturbation by its key."""
 
     def sampler(key, shape, dtype):
         match = (table_keys == jax.random.key_data(key)).all(-1)

@@ -1,4 +1,4 @@
-"""Parameters of the library that cannot be are refused by their names."""
+"""Invalid parameters of the library are refused by their names."""
 
 import dataclasses
 import pickle

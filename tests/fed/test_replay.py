@@ -37,7 +37,7 @@ def run(tx, *, steps, perturbations, per_dispatch, task=None):
 def check(tx, *, steps, **settings):
     result = run(tx, steps=steps, **settings)
     assert result.rounds == ROUNDS
-    # Fewer rounds than a block, several blocks with the last filled up, and one by one.
+    # The replay has fewer rounds than a block, several blocks with a padded last one, or one round at a time.
     for replay_dispatch in (None, 7, 1) if steps == 1 else (None, 1):
         rebuilt = fed.replay(result.initial_params, tx, result.records, rounds_per_dispatch=replay_dispatch)
         assert_trees_identical((result.params, result.state), rebuilt)
@@ -64,7 +64,7 @@ def test_replay_of_a_run_dispatched_round_by_round_is_exact(steps, perturbations
     check(optimizers()["hiso"], steps=steps, perturbations=perturbations, per_dispatch=1)
 
 
-# Without the pins of zo, and the conditional around the server's update, momentum at P = 1 parts.
+# Without the pins of zo and the conditional around the server's update, momentum at P = 1 would differ.
 @pytest.mark.parametrize(
     ("name", "steps", "perturbations"),
     [
@@ -100,7 +100,7 @@ def test_a_replay_in_two_parts_is_one():
 
 @pytest.mark.thorough
 def test_rademacher_directions_with_decomfl_replay_alike_anywhere():
-    """NumPy stands for another backend: it knows nothing of XLA's fusions and contractions."""
+    """NumPy stands for another backend: it has none of XLA's fusions and contractions."""
     rate, tx = np.float32(0.02), hiso_jax.decomfl(0.02, sampler=zo.rademacher)
     result = run(tx, steps=3, perturbations=5, per_dispatch=None)
     ours = {name: np.array(leaf) for name, leaf in result.initial_params.items()}

@@ -43,7 +43,7 @@ def one_round(steps=1, perturbations=3, tx=None, mask=None, batches=None, task_l
 
 @pytest.mark.parametrize("method", ["forward", slow("central")])
 def test_a_round_is_its_clients_one_by_one(method, x64):
-    """K = 3 local steps against a plain loop over clients, each with its own parameters."""
+    """K = 3 local steps are compared with a plain loop over clients, each with its own parameters."""
     steps, perturbations, rate, mu = 3, 2, 0.05, 1e-3
     tx = hiso_jax.hiso(0.1)
     params, state, (after, _, record) = one_round(
@@ -126,7 +126,7 @@ def test_a_round_without_a_valid_client_changes_nothing():
 @pytest.mark.thorough
 def test_ways_of_running_diverged_clients_agree(x64):
     _, _, (_, _, one_by_one) = one_round(2, execution=fed.ExecutionSettings(client_chunk=1))
-    # In pieces of three and one, filled up to two of two.
+    # Pieces of three clients and one become two pieces of two.
     _, _, (_, _, record) = one_round(2, execution=fed.ExecutionSettings(client_chunk=3))
     np.testing.assert_allclose(record.scalars, one_by_one.scalars, rtol=1e-7)
 
@@ -166,14 +166,14 @@ def test_whole_numbers_are_not_trained():
 
 
 def test_a_chain_begun_in_bfloat16_stays_so_and_can_be_scanned():
-    """As optax keeps it; ``Algorithm.optimizer`` begins it in float32."""
+    """optax keeps the state in bfloat16; ``Algorithm.optimizer`` begins it in float32."""
     tx = optax.chain(hiso_jax.scale_by_hiso(), optax.trace(0.9), optax.scale_by_learning_rate(0.01))
     params, (inputs, targets) = jax.tree.map(lambda x: x.astype(jnp.bfloat16), problem(1))
     step = zo.step(lambda p, b: loss(p, b).mean(), tx, mu=1e-2)
 
     def turn(carry, number):
-        *carry, told = step(*carry, (inputs[0, 0], targets[0, 0]), jax.random.fold_in(KEY, number))
-        return tuple(carry), told
+        *carry, reported = step(*carry, (inputs[0, 0], targets[0, 0]), jax.random.fold_in(KEY, number))
+        return tuple(carry), reported
 
     (after, state), losses = jax.lax.scan(turn, (params, tx.init(params)), jnp.arange(3))
     assert np.isfinite(losses).all()

@@ -1,4 +1,4 @@
-"""Wrong data are refused before a run, and what goes wrong in one is told while it goes."""
+"""Wrong data are refused before a run, and problems in a run are reported while it goes on."""
 
 import dataclasses
 import logging
@@ -18,7 +18,7 @@ ROWS = np.zeros((4, 3), np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Bare:
-    """A task of one's own, with the data and the loss that are given."""
+    """A user's own task, with the given data and the given loss."""
 
     train: object
     test: object = dataclasses.field(default_factory=lambda: {"x": ROWS})
@@ -77,7 +77,7 @@ def test_a_dataset_of_the_hub_is_no_pytree_of_arrays():
 
 @pytest.mark.thorough
 def test_reports_that_are_left_out_are_told(caplog):
-    """Example 5 makes a loss that is no number, and its client's reports are not counted."""
+    """Example 5 has a loss that is not a number, and its client's reports are not counted."""
     whole = linear_task()
     position = np.arange(len(whole.train["label"]), dtype=np.float32)
 
@@ -106,7 +106,7 @@ def test_reports_that_are_left_out_are_told(caplog):
     first = result.records.round[np.argwhere(invalid)[0][0]]
     assert f"{invalid.sum()} of 120 reports held a number that is not finite and were left out" in sentence
     assert f"client {owner}'s in round {first} first" in sentence
-    # When it is first seen, and at most once between two evaluations.
+    # The warning comes when the problem is first seen, and at most once between two evaluations.
     assert 1 <= len(caplog.messages) <= 3
 
 
@@ -126,7 +126,7 @@ def test_a_mu_that_rounding_eats_is_told(method, caplog):
 
 
 def test_a_suggested_mu_sees_the_gradient():
-    """On a quadratic with tr ∇²f = 1, as it takes it to be, both errors are small beside the scalar."""
+    """On a quadratic with tr ∇²f = 1, which the suggestion assumes, both errors are small beside the scalar."""
     import jax
 
     dimension = 1000
@@ -144,7 +144,7 @@ def test_a_suggested_mu_sees_the_gradient():
 
 
 class Loose(Bare):
-    """The same without checks of its own."""
+    """The same task, as a class whose members are replaced one by one."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Equal budgets: of runs to tune with, and of what rounds cost."""
+"""Equal budgets: the numbers of tuning runs, and the cost of rounds."""
 
 import math
 from fractions import Fraction
@@ -17,7 +17,7 @@ GUESS = 0.01
 
 
 def searched(best: float, tries: int) -> dict[float, float]:
-    """Rates and their scores where the score grows with the distance from ``best``."""
+    """Tried rates and their scores; the score grows with the distance from ``best``."""
     tried: dict[float, float] = {}
     while len(tried) < tries:
         for rate in fed.next_rates(tried, GUESS)[: tries - len(tried)]:
@@ -28,7 +28,7 @@ def searched(best: float, tries: int) -> dict[float, float]:
 
 @given(st.floats(1e-4, 1.0))
 def test_the_best_of_few_rates_is_near_and_inside(best):
-    """From a guess up to a hundred times off, nine rates find it within a third."""
+    """From a guess up to a hundred times off, nine rates find the best within a factor of about √3."""
     tried = searched(best, 9)
     found = min(tried, key=tried.get)
     assert min(tried) < found < max(tried)
@@ -37,7 +37,7 @@ def test_the_best_of_few_rates_is_near_and_inside(best):
 
 @pytest.mark.parametrize("best", [0.0021, 0.0173, 1.0, 1e-300, 1e300])
 def test_a_search_of_any_number_of_tries_ends(best):
-    """Three digits do not tell the middle of a narrow gap from its ends."""
+    """Three digits cannot separate the middle of a narrow gap from its ends."""
     tried: dict[float, float] = {}
     for _ in range(700):
         wanted = fed.next_rates(tried, GUESS)
@@ -47,7 +47,7 @@ def test_a_search_of_any_number_of_tries_ends(best):
         if not wanted:
             break
     assert len(tried) > 30
-    # At the ends of what floating point holds a middle may be beyond them.
+    # Near the limits of floating point, the middle of a gap may be out of range.
     assert min(tried.values()) < (0.02 if 1e-100 < best < 1e100 else 1)
 
 
@@ -57,7 +57,7 @@ def test_a_good_guess_is_refined():
 
 @given(st.lists(st.integers(0, 360), min_size=3, max_size=8), st.integers(1, 360))
 def test_a_target_is_reached_where_the_exact_mean_of_three_evaluations_is(counts, target):
-    """Of shares of 360 examples, as fractions."""
+    """The values are shares of 360 examples, and the means are computed as fractions."""
     means = [Fraction(sum(counts[i : i + 3]), 3) for i in range(len(counts) - 2)]
     expected = next((place for place, mean in enumerate(means) if mean >= target), None)
     found = fed.first_at_target([count / 360 for count in counts], target / 360)
@@ -104,7 +104,7 @@ def test_a_round_costs_what_a_run_counts(name, passes):
     assert cost.passes == 4 * passes == result.forward_passes / result.rounds
     assert cost.bytes == result.traffic["bytes_up"] / result.rounds
     if name == "decomfl":
-        # Twelve clients have their own speeds: the mean over many cohorts is that of the run, but for its own draws.
+        # Twelve clients have their own speeds: the mean over many cohorts is the run's, except for the run's own draws.
         np.testing.assert_allclose(cost.seconds, result.simulated_seconds / result.rounds, rtol=0.1)
 
 

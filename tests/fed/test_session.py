@@ -1,4 +1,4 @@
-"""A session whose dispatch comes from outside: a server that has the messages and no clients."""
+"""A session whose dispatch comes from outside: a server that receives messages and simulates no clients."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def simulation(algorithm):
 
 
 def from_messages(prepared, records):
-    """A dispatch that settles the recorded messages of a run, as a server does with those that it receives."""
+    """A dispatch that settles the recorded messages of a run, as a server settles the messages that it receives."""
     settle = jax.jit(rounds.server_settle(prepared.algorithm, prepared.estimator, prepared.settings))
 
     def dispatch(carry, begin, end, inputs):
@@ -69,7 +69,7 @@ def test_a_server_with_the_messages_makes_the_same_run(monkeypatch, name):
 
 
 def test_a_dispatch_from_outside_replaces_the_simulated_one():
-    """What it returns is what happened: a session that is given other messages is another run."""
+    """A session takes the rounds that its dispatch returns: with other messages it is another run."""
     algorithm = fed.Algorithm(hiso_jax.hiso(0.01))
     expected = simulation(algorithm).run()
     altered = expected.records._replace(scalars=-expected.records.scalars)

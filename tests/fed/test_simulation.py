@@ -38,7 +38,7 @@ def test_history_records_and_accounting():
     seed_key = jax.random.key(0)
     for r in (0, 24):
         np.testing.assert_array_equal(result.records.cohort[r], fed.sample_cohort(fed.cohort_key(seed_key, r), 12, 4))
-    # C·K·(P + 1) a round.
+    # A round costs C·K·(P + 1) passes.
     assert result.forward_passes == 25 * 4 * 2 * 3
     assert result.traffic["bytes_up"] == 25 * 4 * (8 + 16)
     assert result.traffic["bytes_paper_convention"] == 25 * 8 * 4
@@ -104,7 +104,7 @@ def test_a_rate_far_too_high_diverges_and_the_state_stays_as_it_was_then(per_dis
 
 
 def test_loss_above_its_ceiling_for_three_rounds_in_a_row_is_divergence():
-    """Nothing here is ever non-finite; max(10 · 2, 2 + 10) = 20 is the ceiling."""
+    """All numbers here are finite; the ceiling is max(10 · 2, 2 + 10) = 20."""
     mask, params = jnp.ones(2, bool), jnp.ones(3)
     state = hiso_jax.hiso(0.1).init(params)
     monitor = monitoring.start()
@@ -170,7 +170,7 @@ def test_settings_that_cannot_be_are_refused(settings, sentence):
 
 
 def test_processes_of_unequal_memory_are_planned_alike(monkeypatch):
-    """What process 0 can spare decides for all: otherwise their programs would differ."""
+    """The memory of process 0 decides for all processes; otherwise their programs would differ."""
     monkeypatch.setattr(simulations, "agree", lambda mesh, *numbers: (7,))
     budgets = [each._prepared.settings.memory_budget for each in (simulation(), simulation(memory_budget=123))]
     assert budgets == [7 * 2**20, 123]
@@ -183,7 +183,7 @@ def test_a_population_of_other_data_is_refused():
 
 @pytest.mark.thorough
 def test_a_far_evaluation_does_not_lengthen_a_dispatch():
-    """Nor does the time of idle steps shorten the next: after a few dispatches each holds many rounds."""
+    """The time of idle steps does not shorten the next dispatch: after a few dispatches each holds many rounds."""
     dispatches = Dispatches()
     running = simulation(rounds=2_000_000, eval_every=2_000_000)
     running.callbacks = (dispatches, StopAt(300))
@@ -196,7 +196,7 @@ def test_a_far_evaluation_does_not_lengthen_a_dispatch():
 
 @pytest.mark.parametrize("precision", ["default", "high", "highest"])
 def test_products_are_made_in_the_precision_asked_for(precision):
-    """What is asked for stands at every product of the dispatch; without asking nothing does."""
+    """Every product of the dispatch has the precision that was asked for; by default no product names one."""
     task, population = linear_task(), digits_population()
     config = fed.SimulationConfig(rounds=1, cohort=2, matmul_precision=precision)
     given = fed.RunSpec(task, jax.eval_shape(task.init, jax.random.key(0)), population, fed.Participation())
@@ -216,14 +216,14 @@ def test_a_precision_that_is_none_is_refused():
 def test_how_long_a_run_takes_is_foretold_by_what_took_a_while():
     config = fed.SimulationConfig(rounds=100, cohort=10, batch_size=32, eval_every=50)
     prepared = types.SimpleNamespace(config=config, test={"label": np.zeros(1000)})
-    # 10 x 32 examples, six times a round, at 0.5 ms each; and two evaluations.
+    # A round evaluates 10 x 32 examples six times, at 0.5 ms each; there are two evaluations of the model.
     assert expected_seconds(prepared, RoundTimes(None, 0.5, 6), 0) == pytest.approx(100 * 1920 * 0.0005 + 2 * 0.5)
     assert expected_seconds(prepared, RoundTimes(None, 0.01, 6), 0) is None
     assert expected_seconds(prepared, RoundTimes(0.002, 0.01, 6), 60) == pytest.approx(40 * 0.002 + 0.01)
 
 
 def test_a_session_takes_its_dispatch_from_outside():
-    """A server whose rounds are run elsewhere keeps, evaluates and reports them as its own."""
+    """A server whose rounds are computed elsewhere stores, evaluates and reports them as its own."""
     run = simulation(rounds=6, eval_every=3)
     prepared, alone, bounds = run._prepared, run.run(), []
     costs = costs_of(prepared.algorithm, prepared.estimator, first_state(prepared, alone.initial_params)[0].server, 4)

@@ -1,4 +1,4 @@
-"""A grid of runs as one program is the same runs, and its best is the shared-target metric's."""
+"""A grid of runs as one program equals the separate runs, and the shared-target metric chooses its best."""
 
 import dataclasses
 import math
@@ -31,9 +31,9 @@ def run(task, budget, **settings):
 
 @pytest.mark.thorough
 def test_every_setting_is_the_run_it_stands_for(x64):
-    task, told = double_task(), []
-    side_by_side = run(task, 2**40, callback=lambda done, rounds: told.append((done, rounds)))
-    assert told == [(0, 24), (10, 24), (20, 24), (24, 24)]
+    task, notified = double_task(), []
+    side_by_side = run(task, 2**40, callback=lambda done, rounds: notified.append((done, rounds)))
+    assert notified == [(0, 24), (10, 24), (20, 24), (24, 24)]
     assert not side_by_side.interrupted
     np.testing.assert_array_equal(side_by_side.rounds, [0, 10, 20, 24])
     assert side_by_side.metrics["loss"].shape == (2, 2, 3, 4)
@@ -83,7 +83,7 @@ def test_the_best_reaches_the_target_soonest_with_every_seed():
     best = result.best(0.85)
     assert (best.learning_rate, best.rounds_to_target, best.at_edge) == (0.2, 10, False)
     assert best.final == pytest.approx(0.9)
-    # A setting that misses it with one seed, or diverges, does not count.
+    # A setting that misses the target with one seed, or diverges, does not count.
     result = made_up([[slow, fast, high], [slow, slow[:2] * 2 + [0.2], high]])
     assert result.best(0.85).learning_rate == 0.3
     result = made_up([[slow, fast, high]], diverged=[[-1, 30, 30]])

@@ -1,4 +1,4 @@
-"""What the federation asks of a task, and what it does where the task does not say."""
+"""The members that the federation needs of a task, and its defaults for the other members."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ from tests.marks import slow
 
 @dataclasses.dataclass(frozen=True)
 class Bare:
-    """Five members and no more: no name, no metric that counts, no target, no way to hold out examples."""
+    """A task of five members: it has no name, no metric that counts, no target, and no way to hold out examples."""
 
     train: dict
     test: dict
@@ -103,7 +103,7 @@ def test_it_goes_through_every_command(capsys, tmp_path, monkeypatch, command):
 
 
 class Watcher(fed.Callback):
-    """A callback with a metric of its own that ends a run where it likes."""
+    """A callback that has a metric of its own and ends the run."""
 
     def __init__(self):
         self.seen, self.ended = [], None

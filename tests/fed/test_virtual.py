@@ -1,4 +1,4 @@
-"""Clients that exist as a key."""
+"""Virtual clients, which exist as a key."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def test_a_client_is_the_same_in_every_round_and_place():
     one, again, other = (drawn(population, [9_999_999, 5], key=key) for key in (0, 1, 0))
     np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(drawn(population, [5, 77])[0], one[1])
-    # Other draws, of the same few examples.
+    # The draws differ; they are of the same few examples.
     assert (one != again).any()
     assert set(one[0]) == set(again[0])
     sizes = np.asarray(population.sizes_of(jnp.array([9_999_999, 5])))

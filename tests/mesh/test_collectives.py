@@ -71,17 +71,17 @@ def test_only_scalars_cross_the_clients(mesh, method):
     found = list(collectives(read(compiled(mesh, method)), mesh))
     crossing = [c for c in found if "clients" in c.axes]
     padded = COHORT + -COHORT % clients
-    # The scalars [C, K, P] and the losses [C], once a round, whatever operation a backend chooses.
+    # The scalars [C, K, P] and the losses [C] cross once a round, whatever operation a backend chooses.
     expected = ROUNDS * 4 * padded * (STEPS * PERTURBATIONS + 1)
     assert sum(c.times * c.bytes for c in crossing) == expected
-    # Along model sums of activations: neither directions nor the signs of their groups are moved.
+    # Only sums of activations cross the axis model: neither directions nor the signs of their groups do.
     between = [c for c in found if c not in crossing]
     assert all(c.bytes < 4 * 64 * WIDTH // model // 2 for c in between)
 
 
 @pytest.mark.parametrize("mesh", ["8"], indirect=True)
 def test_of_projections_only_scalars_cross_the_clients(mesh):
-    """One vector of P scalars a round and a loss of each client, whatever K is."""
+    """Each client sends one vector of P scalars and one loss a round, whatever K is."""
     found = list(collectives(read(compiled(mesh, algorithms.local_mosaic(0.01))), mesh))
     padded = COHORT + -COHORT % mesh.shape["clients"]
     assert sum(c.times * c.bytes for c in found) == ROUNDS * 4 * padded * (PERTURBATIONS + 1)
@@ -89,7 +89,7 @@ def test_of_projections_only_scalars_cross_the_clients(mesh):
 
 @pytest.mark.parametrize("mesh", ["8"], indirect=True)
 def test_of_vectors_only_their_sum_crosses_the_clients(mesh):
-    """A first-order round: one sum as large as the model, the weights, and who was valid with which loss."""
+    """A first-order round sends one sum as large as the model, the weights, and each client's validity and loss."""
     found = collectives(read(compiled(mesh, algorithms.fed_avg(0.01))), mesh)
     parameters = 4 * (64 * WIDTH + WIDTH * 10)
     padded = COHORT + -COHORT % mesh.shape["clients"]
@@ -104,13 +104,13 @@ def test_a_direction_is_made_in_parts(mesh):
     assert max(np.prod(shape) for shape in shapes) == 64 * WIDTH // model
     between = [c for c in collectives(read(text), mesh) if c.axes == ("model",)]
     assert bool(between) == (model > 1)
-    # Along model, sums of activations only: nothing as large as a part of a parameter.
+    # Only sums of activations cross the axis model: nothing is as large as a part of a parameter.
     assert all(c.bytes < 4 * 64 * WIDTH // model // 2 for c in between)
 
 
 @pytest.mark.parametrize("mesh", ["2x4"], indirect=True)
 def test_a_layer_of_a_language_model_takes_two_sums_across_the_devices(mesh):
-    """Megatron's layout, all parameters trained and perturbed: nothing else of a layer is sent."""
+    """In Megatron's layout, with all parameters trained and perturbed, a layer sends nothing else."""
     layers, tokens, batch = 2, 8, 4
     shape = replace(
         lm.SHAPES["opt-125m"], vocab_size=64, hidden_size=32, embedding_size=32, layers=layers, heads=4, kv_heads=4,
@@ -134,7 +134,7 @@ def test_a_layer_of_a_language_model_takes_two_sums_across_the_devices(mesh):
     activations = (2 * batch, 1, 32), (2 * batch, tokens, 32)
     found = [c for c in collectives(program, mesh) if c.axes == ("model",)]
     sums = [c for c in found if any(shape.dims in activations for shape in c.shapes)]
-    # Two a layer, and one for the rows of the embedding, which are split, too.
+    # Each layer takes two sums, and the embedding takes one, because its rows are split, too.
     assert sum(c.times for c in sums) == ROUNDS * (PERTURBATIONS + 1) * (2 * layers + 1)
     others = [c for c in found if c not in sums and math.prod(c.shapes[0].dims) > 2 * batch * 2]
     assert not others, [(c.kind, c.shapes, c.scope) for c in others]
@@ -149,5 +149,5 @@ def test_meshes_that_cannot_be_are_refused(mesh):
     other = jax.make_mesh((8,), ("data",))
     with pytest.raises(ValueError, match=r"mesh must have an axis 'clients' .* got axes \('data',\)"):
         check_mesh(other)
-    # JAX's own default of explicit axes is taken, too.
+    # Explicit axes, JAX's own default, are accepted, too.
     assert check_mesh(jax.make_mesh((8,), ("clients",))).axis_types == (jax.sharding.AxisType.Auto,)

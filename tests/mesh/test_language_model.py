@@ -43,8 +43,8 @@ def run(mesh, trainable):
 @pytest.mark.parametrize("trainable", ["lora", slow("all")])
 def test_a_sharded_run_of_a_language_model(mesh, trainable):
     result, alone = run(mesh, trainable), run(None, trainable)
-    # On clients alone every device runs the unsharded program. Split along the model, the sums inside attention and
-    # norms are taken in another order besides those of the loss.
+    # If only clients are split, every device runs the unsharded program. If the model is split, the sums inside
+    # attention and norms are taken in another order, as are those of the loss.
     ulps = 16 if mesh.shape["model"] > 1 else 8
     tolerance = ulps * 2**-23 * abs(float(alone.records.loss[0])) / 1e-3
     np.testing.assert_allclose(result.records.scalars[0], alone.records.scalars[0], atol=tolerance)

@@ -14,7 +14,7 @@ from tests.fed.problems import assert_trees_identical, digits_population, digits
 from tests.marks import slow
 
 MU = 1e-3
-# Five clients: no mesh but the smallest divides them.
+# Only the smallest mesh divides five clients.
 SETTINGS = {"rounds": 12, "cohort": 5, "local_steps": 2, "perturbations": 3, "batch_size": 8, "mu": MU}
 
 
@@ -39,7 +39,7 @@ def test_a_sharded_run(mesh, monkeypatch):
     monkeypatch.setattr(fed.devices.placement, "to_host", lambda tree: on_devices.append(tree) or gather(tree))
     result, alone = run(mesh), unsharded()
 
-    # From the same state, and so in the first round, the clients measure the same, up to rounding.
+    # In the first round the state is the same, so the clients measure the same up to rounding.
     tolerance = 8 * 2**-23 * abs(float(alone.records.loss[0])) / MU
     np.testing.assert_allclose(result.records.scalars[0, :, 0], alone.records.scalars[0, :, 0], atol=tolerance)
     np.testing.assert_array_equal(result.records.cohort, alone.records.cohort)
@@ -47,11 +47,11 @@ def test_a_sharded_run(mesh, monkeypatch):
     assert result.records.valid.all()
     np.testing.assert_allclose(result.metrics[0].metrics["loss"], alone.metrics[0].metrics["loss"], rtol=1e-5)
 
-    # One device rebuilds it from the ledger, bit for bit.
+    # One device rebuilds the run from the ledger, bit for bit.
     rebuilt = fed.replay(result.initial_params, hiso_jax.hiso(0.02), result.records)
     assert_trees_identical((result.params, result.state), rebuilt)
 
-    # Every device holds the same.
+    # Every device holds the same copies.
     for leaf in jax.tree.leaves(on_devices):
         copies = {}
         for shard in leaf.addressable_shards:
@@ -63,7 +63,7 @@ def test_a_sharded_run(mesh, monkeypatch):
 
 @pytest.mark.parametrize("mesh", ["2x4", slow("8")], indirect=True)
 def test_a_sharded_run_that_was_stopped_goes_on(mesh, tmp_path):
-    """From a snapshot after round 6 and the ledger, to the last bit."""
+    """The run resumes from a snapshot after round 6 and the ledger, to the last bit."""
     stopped = run(mesh, fed.Storage(tmp_path / "run", snapshot_every=6), stop_at=9, dispatch=3)
     assert (stopped.rounds, stopped.interrupted) == (9, True)
     assert [path.name for path in (tmp_path / "run" / "snapshots").iterdir()] == ["6"]
@@ -94,7 +94,7 @@ def test_spheres_are_not_split(mesh):
 @pytest.mark.parametrize("mesh", ["2x4"], indirect=True)
 @pytest.mark.parametrize("tx", [slow(hiso_jax.scale_by_zo()), hiso_jax.scale_by_hiso()])
 def test_a_heads_init_and_update_keep_the_parameters_sharding(mesh, tx):
-    """As optax asks of its members: what is like the parameters lives where they live, and its numbers are the same."""
+    """optax requires that arrays like the parameters live where the parameters live; their numbers stay the same."""
     params = {"w": jax.numpy.ones((16, 64)), "b": jax.numpy.ones(64)}
     where = fed.devices.param_shardings(mesh, params)
     scalars, key = jax.numpy.ones((2, 3)), jax.random.key(0)
@@ -114,7 +114,7 @@ def test_a_heads_init_and_update_keep_the_parameters_sharding(mesh, tx):
 @pytest.mark.parametrize("mesh", ["8", slow("2x4")], indirect=True)
 @pytest.mark.parametrize("make", [algorithms.fed_avg, slow(algorithms.fed_adam)])
 def test_first_order_clients_on_a_mesh(mesh, make):
-    """Local sums and one sum over the devices: the same up to rounding, and the copies on the devices agree."""
+    """Clients are summed on each device, then over the devices; the result is the same up to rounding."""
 
     def run_on(mesh):
         config = fed.SimulationConfig(**(SETTINGS | {"rounds": 6}), eval_every=6)
@@ -137,7 +137,7 @@ LIGHT = [("8", 2, 5, 1, "regenerate")]
     indirect=["mesh"],
 )
 def test_clients_with_directions_of_their_own_on_a_mesh(mesh, bits, groups, steps, directions):
-    """One device rebuilds the run from what was sent, and in its first round measures the same up to rounding."""
+    """One device rebuilds the run from the sent messages; its first round measures the same up to rounding."""
     method = hiso_jax.mosaic(0.05, scalar_bits=bits, direction_groups=groups)
 
     def run_on(mesh):
@@ -155,7 +155,7 @@ def test_clients_with_directions_of_their_own_on_a_mesh(mesh, bits, groups, step
 
 @pytest.mark.parametrize("name", ["local_mosaic", slow("fed_scalar")])
 def test_projections_on_a_mesh(mesh, name):
-    """One device rebuilds the run from its scalars, and in its first round measures the same up to rounding."""
+    """One device rebuilds the run from its scalars; its first round measures the same up to rounding."""
     method = getattr(algorithms, name)(0.5, sampler="gaussian")
 
     def run_on(mesh):
@@ -190,7 +190,7 @@ def test_hadamard_directions_on_a_mesh(mesh, name):
 
 @pytest.mark.parametrize("groups", [None, slow(1)])
 def test_directions_of_low_rank_on_a_mesh(mesh, groups):
-    """Replayed by one device to the bit; a factored curvature is not split."""
+    """One device replays the run to the bit; a factored curvature is not split."""
     sampler = zo.Directions(zo.LowRank(), groups=groups)
     form = "factored" if mesh.shape["model"] == 1 else "diagonal"
     tx = hiso_jax.hiso(0.02, curvature_form=form, sampler=sampler)
@@ -209,7 +209,7 @@ def test_directions_of_low_rank_on_a_mesh(mesh, groups):
 @pytest.mark.parametrize("mesh", ["2x4"], indirect=True)
 @pytest.mark.parametrize("name", ["hiso+multi_krum+sign_flip", "mosaic+private_mean"])
 def test_attacked_and_private_runs_are_sharded_and_go_on(mesh, name, tmp_path):
-    """Who is hostile is the same, what the guard remembers comes back, and one device rebuilds the run to the bit."""
+    """The hostile clients are the same, the guard's memory comes back, and one device rebuilds the run to the bit."""
     algorithm = algorithms.load(name).build(0.02, {})
     hostile = {"attackers": 0.25} if algorithm.attack else {}
     settings = {**SETTINGS, "local_steps": 1, "perturbations": 4, **hostile}

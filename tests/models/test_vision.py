@@ -64,7 +64,7 @@ print(len(jax.jit(moved).lower(params, images, jax.random.key(1)).compile().as_t
 
 
 def test_signs_compile_beside_a_pooled_convolution():
-    """A slice of the words' bits, read by the first layer's product, kept XLA busy for ever: hence a process."""
+    """XLA once never finished this program, in which a product reads a slice of random bits: hence a process."""
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 1000

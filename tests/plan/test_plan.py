@@ -1,4 +1,4 @@
-"""What a round would take: on the devices at hand, and, where the compiler is installed, on others."""
+"""The plan of a round: on the devices at hand and, where the compiler is installed, on others."""
 
 import json
 import math
@@ -75,9 +75,9 @@ def test_the_command_refuses_what_is_no_target(capsys):
         with pytest.raises(SystemExit) as ended:
             main(["plan", *words])
         assert ended.value.code == 2
-        told = capsys.readouterr().err
-        assert said in told
-        assert told.count("\n") == 1
+        reported = capsys.readouterr().err
+        assert said in reported
+        assert reported.count("\n") == 1
 
 
 def test_the_command_says_which_compiler_is_missing(capsys, monkeypatch):
@@ -100,7 +100,7 @@ def printed(capsys, *words):
 
 @pytest.mark.slow
 def test_a_language_model_on_a_slice_of_tpus(capsys):
-    """OPT-125M, clients and model split: the FLOPs of its forward passes, all walls, only scalars across clients."""
+    """OPT-125M split over clients and model: FLOPs of forward passes, all pins, and only scalars across clients."""
     pytest.importorskip("libtpu")
     words = ["--task", "sst2", "--model", "opt-125m", "--trainable", "all", "--clients", "600", "--cohort", "8"]
     words += ["--batch-size", "16", "--max-length", "64", "--target", "v5e:2x4", "--model-shards", "2"]
@@ -111,5 +111,5 @@ def test_a_language_model_on_a_slice_of_tpus(capsys):
     scalars = sum(own["bytes"] for own in made["messages"] if own["axes"] == "clients")
     assert scalars == 4 * 8 * (5 + 1)
     sums = sum(own["count"] for own in made["messages"] if own["axes"] == "model" and own["kind"] == "all-reduce")
-    # Two a layer and evaluation, the rows of the embedding, and whether all is finite.
+    # An evaluation has two sums for each layer and one for the embedding's rows; two more sums check finiteness.
     assert sums <= 6 * (2 * 12 + 1) + 2

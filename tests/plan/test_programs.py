@@ -51,7 +51,7 @@ def test_of_a_conditional_the_branch_with_products_counts():
 
 
 def test_a_slice_of_a_stack_is_read_and_not_the_stack():
-    """Bytes: a scan over 64 rows reads each once."""
+    """The bytes of a scan over 64 rows are those of reading each row once."""
     rows = jnp.zeros((64, 1024))
     moved = work_of(compiled(lambda a: lax.scan(lambda c, row: (c + row, None), a[0], a)[0], rows)).bytes
     assert 64 * 3 * 4096 <= moved <= 64 * 5 * 4096
@@ -80,7 +80,7 @@ def test_every_notation_of_groups(text, groups):
 
 
 def test_a_collective_in_a_loop_of_unknown_length_is_refused():
-    """Its count could not be told; in a loop that is said to turn once it could."""
+    """The number of its calls is unknown; in a loop that is marked to turn once, it is known."""
     text = """
 cond (p: (f32[8])) -> pred[] {
   %p = (f32[8]{0}) parameter(0)

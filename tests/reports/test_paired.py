@@ -1,4 +1,4 @@
-"""Ratios of paired runs: intervals, runs that never reach the target, and the table that tells them."""
+"""Ratios of paired runs: intervals, runs that never reach the target, and the table that shows them."""
 
 import io
 import math
@@ -24,7 +24,7 @@ from hiso_jax.reports import (
 
 
 def ran(seed, rounds, accuracy=0.9, diverged=None, planned=1000):
-    """A run as its summary tells it, at 20 bytes, 6 evaluations and half a second a round."""
+    """A run as its summary reports it, with 20 bytes, 6 loss evaluations and half a second a round."""
     unit = {"rounds": 1, "bytes_up": 20, "bytes": 30, "forward_passes": 6, "simulated_seconds": 0.5}
     reached = {f"{name}_to_target": None if rounds is None else each * rounds for name, each in unit.items()}
     totals = {
@@ -71,14 +71,14 @@ def test_a_run_that_never_got_there_took_at_least_all_that_was_planned():
 
 def test_a_run_that_began_at_the_target_took_less_than_a_round():
     there = paired_ratio([ran(0, 0), ran(1, 100)], [ran(0, 100), ran(1, 100)])
-    # 5 bytes up in one of 500 rounds of 20 each, against 100 rounds.
+    # The run is counted with one round of 20 bytes, and compared with 100 rounds.
     assert (there.bound, there.pairs) == ("most", 2)
     assert there.value == pytest.approx(math.sqrt(1 / 100 * 1))
     assert paired_ratio([ran(0, 100)], [ran(0, 0)], "bytes_up").bound == "least"
     assert paired_ratio([ran(0, 100)], [ran(0, 0)], "bytes_up").value == pytest.approx(100)
-    # Nothing of nothing is no ratio.
+    # The ratio of zero rounds to zero rounds is not defined.
     assert paired_ratio([ran(0, 0)], [ran(0, 0)]) is None
-    # It took less, and never got there: nothing is known of the two together.
+    # One run took less and one never reached the target: their mean ratio has no bound.
     assert paired_ratio([ran(0, 0), ran(1, None)], [ran(0, 100), ran(1, 100)]) is None
     both = paired_ratio([ran(0, None)], [ran(0, 0)])
     assert (both.bound, both.value) == ("least", pytest.approx(1000))
@@ -101,7 +101,7 @@ def test_counts_too():
 
 @pytest.mark.parametrize("centre", [0.0, -1.0])
 def test_the_interval_covers_what_it_should(centre):
-    """95 of a hundred such intervals hold the truth; 400 samples of five, so within five standard errors."""
+    """95 of a hundred intervals hold the truth, here within five standard errors for 400 samples of five."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(400):

@@ -67,7 +67,7 @@ def test_inputs_may_be_several_arrays_and_come_from_other_libraries():
     frame = pandas.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0], "label": [1.0, 0.0]})
 
     class Tensor:
-        """As a tensor of torch: NumPy makes an array of it, or it raises."""
+        """An object like a tensor of torch: NumPy makes an array of it, or it raises."""
 
         def __init__(self, fails=False):
             self.fails = fails

@@ -49,7 +49,7 @@ def test_a_sweep_tries_the_clients_rates_with_every_rate(tmp_path, monkeypatch):
     best = swept.best()["local_mosaic"]
     assert best.final == max(row["final_accuracy"] for row in rows)
     assert best.local_rate in (0.1, 0.3)
-    # One pair is the run with these rates.
+    # One pair of rates has the result of a sweep with these rates alone.
     alone = tune.sweep(["local_mosaic"], learning_rate=[2.0], local_learning_rate=0.3, **asked).rows()
     np.testing.assert_allclose(alone[0]["final_accuracy"], rows[3]["final_accuracy"], atol=0.02)
     monkeypatch.setattr(fed, "sweep", None)
@@ -103,7 +103,7 @@ def test_one_program_tunes_a_method(tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_both_rates_of_projections_are_tuned_within_the_same_budget(tmp_path):
-    """As many runs as a method with schedules has; and the clients' rate that was best is the run's."""
+    """The method has as many tuning runs as one with schedules; its run has the clients' rate that was best."""
     asked = {"seeds": 1, "tries": 3, "tuning_seeds": 1, "schedules": ["constant", "cosine"], **NUMBERS}
     found = tune.compare(["decomfl", "local_mosaic"], out=tmp_path / "out", **asked)
     trials = json.loads((tmp_path / "out" / "tuning.json").read_text())["trials"]
@@ -133,7 +133,7 @@ def test_rates_as_arrays_lead_where_the_schedule_leads(schedule):
     table = held.search(settings, method, [Candidate(schedule, None, 0.05)], tune.Watcher(), fed.Programs())
     for name in ("accuracy", "loss"):
         np.testing.assert_allclose(table.metrics[name], plain.metrics[name], atol=3e-3)
-    # The rates are heeded: others lead elsewhere.
+    # The rates have an effect: other rates lead to other losses.
     other = held.search(settings, method, [Candidate(schedule, None, 0.2)], tune.Watcher(), fed.Programs())
     assert np.abs(other.metrics["loss"] - table.metrics["loss"]).max() > 0.02
 

@@ -1,4 +1,4 @@
-"""Members of optax around a head: they read the loss, see the scalars first, or are refused by their name."""
+"""Members of optax around a head: they read the loss, receive the scalars first, or are refused by their name."""
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,9 @@ def trained(tx, steps=12):
 
 
 def test_what_reads_the_loss_is_given_it():
-    """reduce_on_plateau by its own rule in NumPy: after two losses in a row that are no better, half the rate."""
+    """reduce_on_plateau agrees with its rule in NumPy: two losses in a row without an improvement halve the rate."""
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=2, rtol=0.0, atol=1e-12)
-    # So small a rate that the loss wanders.
+    # At this rate the loss wanders.
     state, losses = trained(optax.chain(hiso_jax.scale_by_zo(), optax.scale(-3.0), plateau), steps=30)
     best, worse, scale = np.inf, 0, 1.0
     for value in losses:
@@ -46,7 +46,7 @@ def test_zero_nans_before_the_head_sees_the_scalars():
     plain, expected = trained(hiso_jax.decomfl(0.01))
     np.testing.assert_array_equal(losses, expected)
     assert jax.tree.leaves(state[0])[0].shape == ()
-    # A scalar that is not a number is a zero.
+    # A scalar that is not a number becomes zero.
     first = zo.settled(optax.with_extra_args_support(tx), tx.init(PARAMS), PARAMS)
     updates, _ = tx.update(jnp.array([[jnp.nan, 1.0]]), first, PARAMS, key=jax.random.key(0))
     alone, _ = hiso_jax.decomfl(0.01).update(jnp.array([[0.0, 1.0]]), plain, PARAMS, key=jax.random.key(0))

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 def quadratic(seed=0):
-    """½ xᵀAx + bᵀx, with its A."""
+    """The function ½ xᵀAx + bᵀx, its A, and a point x."""
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(SIZE, SIZE))
     matrix = root @ root.T / SIZE - 0.3 * np.eye(SIZE)
@@ -118,7 +118,7 @@ def test_the_parts_of_the_scalars_variance():
 
 
 def test_advice_is_what_a_simulation_of_the_error_says():
-    """The squared error of Δ per unit of what one exact direction leaves, by drawing it."""
+    """The mean squared error of Δ is simulated by drawing Δ many times."""
     rng = np.random.default_rng(0)
     size, cohort, directions, noise = 400, 8, 2, 3.0
     gradient = rng.normal(size=size) / size**0.5
@@ -146,7 +146,7 @@ def test_advice_is_what_a_simulation_of_the_error_says():
 
 
 def test_the_squared_gradient_is_that_of_all_examples_and_not_of_a_sample():
-    """Gradients whose mean is small: a sample's squared mean is mostly noise, and is told without it."""
+    """The gradients' mean is small: a sample's squared mean is mostly noise, which the estimate subtracts."""
     rng = np.random.default_rng(0)
     gradients = 0.03 + rng.normal(size=(5000, SIZE))
     curvature = jnp.asarray(rng.uniform(0.5, 2, SIZE))
@@ -163,7 +163,7 @@ def test_the_squared_gradient_is_that_of_all_examples_and_not_of_a_sample():
 
 @pytest.mark.parametrize("values", [np.ones(40), np.repeat([1.0, 3.0], 20), np.eye(1, 40)[0] * 2, np.zeros(40)])
 def test_a_spectrum_of_few_eigenvalues_ends_where_its_krylov_space_does(values):
-    """Beyond, Lanczos' next vector is rounding noise: the identity was found to have a norm of 246."""
+    """Beyond it Lanczos' next vector is rounding noise; once, the identity had a reported norm of 246."""
     for dtype in (jnp.float32, jnp.float64):
         diagonal = jnp.asarray(values, dtype)
         found = diagnostics.spectrum(

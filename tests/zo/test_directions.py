@@ -113,7 +113,7 @@ def test_binomial_numbers_are_of_sixteen_coins():
 
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "binomial"])
 def test_neighbours_and_keys_do_not_correlate(name):
-    """Neighbours along a row and a column, halves of one word, and the draws of neighbouring keys."""
+    """The pairs are neighbours in a row and a column, halves of one word, and draws of neighbouring keys."""
     size = 2**18
     keys = [jax.random.fold_in(jax.random.key(1), number) for number in range(2)]
     u, other = (np.asarray(SAMPLERS[name](key, (512, 512), jnp.float32)) for key in keys)

@@ -47,7 +47,7 @@ def test_every_layer_of_a_stack_has_the_signs_that_it_would_have_alone():
 
 
 def test_what_is_split_over_devices_has_the_same_signs(monkeypatch):
-    """The layout of a partitioned program, on one device."""
+    """One device draws with the layout of a partitioned program."""
     expected = deal(5).at(0).of(3)
     monkeypatch.setattr("hiso_jax.zo.signs.is_partitioned", lambda: True)
     np.testing.assert_array_equal(flat(deal(5).at(0).of(3)), flat(expected))

@@ -31,7 +31,7 @@ def made(params, *, groups=1, count=8, family=SMALL, curvature=None):
 
 
 def dense(directions, count, groups=1):
-    """[G, P, d]."""
+    """The directions as an array [G, P, d]."""
     each = jax.jit(jax.vmap(directions.of))(jnp.arange(groups * count))
     return flat(each).reshape(groups, count, -1)
 
@@ -42,7 +42,7 @@ def vectors(params, clients, seed=0):
 
 
 def flat(tree):
-    """[c, d]."""
+    """A tree of leaves [c, …] as an array [c, d]."""
     return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)], 1)
 
 
@@ -95,7 +95,7 @@ def test_a_leaf_without_padding_has_orthogonal_directions_and_a_padded_one_nearl
     np.testing.assert_array_equal(z @ z.T, 512 * np.eye(64))
     z = dense(made({"w": jnp.zeros(500)}, count=64), 64)[0]
     off = (z @ z.T)[~np.eye(64, dtype=bool)]
-    # Independent signs would have inner products of about √500 = 22; of 12 missing coordinates they are at most 12.
+    # Independent signs would have inner products of about √500 = 22; with 12 missing coordinates they are at most 12.
     assert abs(off).max() <= 12
 
 

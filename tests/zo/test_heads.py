@@ -232,7 +232,7 @@ def test_every_kind_of_rate_is_taken(rate):
 
 @pytest.mark.parametrize("rate", [np.float32(0.1), np.array(0.1)])
 def test_rates_of_numpy_are_no_misuse(rate):
-    """Though optax's annotation does not name them."""
+    """NumPy's numbers are accepted, though optax's annotation does not name them."""
     assert hiso_jax.hiso(rate).init({"w": jnp.ones(2)})
 
 

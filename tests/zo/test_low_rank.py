@@ -67,7 +67,7 @@ PARAMS = {"bias": jnp.zeros(6), "layers": Stacked({"w": jnp.zeros((3, 8, 6)), "b
 @pytest.mark.parametrize(("perturbations", "rank"), [(1, 1), (5, 1), (3, 2), (9, 2)])
 @pytest.mark.usefixtures("x64")
 def test_the_step_is_the_sum_of_its_directions(perturbations, rank):
-    """Also of more terms than are added in one pass."""
+    """The sum is right for more terms than are added in one pass, too."""
     params = jax.tree.map(lambda x: x.astype(jnp.float64), PARAMS)
     sampler, scalars = zo.LowRank(rank), jax.random.normal(KEY, (perturbations,), jnp.float64)
     delta = zo.accumulate(KEY, scalars, params, sampler=sampler)
@@ -81,7 +81,7 @@ def test_the_step_is_the_sum_of_its_directions(perturbations, rank):
 @pytest.mark.thorough
 @pytest.mark.parametrize("groups", [3, 40])
 def test_groups_flip_rows_and_stay_of_low_rank(groups):
-    """Every group's direction has the rank, |z|, and correlates with no other group's."""
+    """Every group's direction has the same rank and the same |z|, and correlates with no other group's."""
     perturbations, params = 2, {"w": jnp.zeros((64, 5)), "b": jnp.zeros(64)}
     deal = zo.GroupedDirections(
         zo.Directions(zo.LowRank(), groups=groups, block=2), KEY, 0, params, None, groups, perturbations
@@ -103,7 +103,7 @@ def test_groups_flip_rows_and_stay_of_low_rank(groups):
 
 @pytest.mark.thorough
 def test_factored_curvature_is_what_its_formula_says(x64):
-    """An independent reading in NumPy: r, c ← EMAs of the means of Δ² + ε over columns and rows, H = r cᵀ / mean(r)."""
+    """The formula: r, c ← EMAs of the means of Δ² + ε over columns and rows, and H = r cᵀ / mean(r); here in NumPy."""
     decay, eps, rounds, perturbations = 0.9, 1e-3, 4, 3
     params = {"w": jnp.zeros((4, 3, 5), jnp.float64), "b": jnp.zeros(5, jnp.float64)}
     tx = zo.scale_by_hiso(decay=decay, eps=eps, sampler=zo.LowRank())
@@ -150,7 +150,7 @@ def test_another_form_of_curvature_is_refused():
 
 @pytest.mark.thorough
 def test_one_device_trains_with_them_and_keeps_or_makes_them_again():
-    """The use as an optimizer, on a least-squares problem whose model reads a moved weight."""
+    """The optimizer solves a least-squares problem whose model reads a perturbed weight."""
     inputs = jax.random.normal(KEY, (64, 12))
     answers = inputs @ jax.random.normal(jax.random.fold_in(KEY, 1), (12, 4))
 

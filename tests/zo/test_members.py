@@ -1,4 +1,4 @@
-"""What optax asks of its members, of every head: jit, vmap, chain, inject_hyperparams, dtypes."""
+"""The requirements of optax on its members, for every head: jit, vmap, chain, inject_hyperparams, dtypes."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_jitted_it_is_the_same(make, sampler):
     state = jax.jit(tx.init)(params)
     assert_trees_identical(state, tx.init(params))
     plain, jitted = (update(SCALARS, state, params, key=KEY) for update in (tx.update, jax.jit(tx.update)))
-    # Operation by operation nothing is contracted, so that the last bit may part.
+    # Without jit no operations are contracted, so the last bit may differ.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), plain, jitted)
     assert jax.tree.structure(plain[0]) == jax.tree.structure(params)
 
@@ -134,7 +134,7 @@ def test_a_difference_counts_its_evaluations_and_is_exact_on_a_quadratic(x64):
 
 
 def test_a_key_rule_of_ones_own_reaches_measurement_and_update():
-    """Directions of a pool of four, whatever the round."""
+    """The directions come from a pool of four, whatever the round."""
 
     def of_pool(round_key, step, index):
         chosen = jax.random.randint(zo.perturbation_key(round_key, step, index), (), 0, 4)

@@ -1,4 +1,4 @@
-"""A loss in half precision trains as one in float32 does, or says that it cannot."""
+"""A loss in half precision trains as a loss in float32 does, or a warning says that it cannot."""
 
 import logging
 
@@ -39,7 +39,7 @@ def trained(loss, dtype, steps=400):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_loss_in_half_precision_trains(dtype, caplog):
-    """Rounded, the loss stands still: the distance stays above that of the beginning."""
+    """Differences of a rounded loss would not train: the distance would stay above that of the beginning."""
     begun = float(np.square(TARGET).sum())
     with caplog.at_level(logging.WARNING, logger="hiso_jax"):
         assert trained(LOSSES["sum"], dtype) < 0.02 * begun
@@ -51,7 +51,7 @@ def test_the_last_rounding_is_taken_off_and_nothing_else(name):
     params = {"w": jnp.linspace(-1, 1, 50)}
     found = jax.jit(zo.in_float32(lambda p: LOSSES[name](residual(p, jnp.bfloat16))))(params)
     assert found.dtype == jnp.float32
-    # The same residuals, rounded entry by entry, and a sum in double precision.
+    # The expected value sums the same rounded residuals in double precision.
     entries = np.asarray(residual(params, jnp.bfloat16), np.float64)
     squares = np.asarray(jnp.asarray(residual(params, jnp.bfloat16)) ** 2, np.float64)
     expected = {

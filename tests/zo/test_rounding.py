@@ -1,4 +1,4 @@
-"""Low-precision storage keeps what updates sum up to."""
+"""Low-precision storage keeps the sum of many updates."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_what_bfloat16_holds_and_what_is_not_finite_stay():
 
 
 def drift(update, steps=200):
-    """How far weights near 0.04 have moved after many updates of 5e-6, in the mean."""
+    """The mean change of weights near 0.04 after many updates of 5e-6."""
     params = jnp.full(4096, 0.04, jnp.bfloat16)
 
     def step(params, key):

@@ -1,4 +1,4 @@
-"""Directions in subspaces that a head holds: orthonormal bases, alike scanned or not, and held as long as is said."""
+"""Directions in subspaces: orthonormal bases, the same for scanned layers, which a head holds for some rounds."""
 
 import itertools
 
@@ -83,7 +83,7 @@ def test_a_subspace_is_held_and_then_another(name):
         all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
         for pair in itertools.pairwise(held)
     ]
-    # After rounds 3 and 6 there are new ones.
+    # New bases follow after rounds 3 and 6.
     assert same == [True, False, True, True, False, True]
     result = fed.Simulation(linear_task(), method, digits_population(), config).run()
     assert_trees_identical((result.params, result.state), fed.replay(result.initial_params, method, result.records))

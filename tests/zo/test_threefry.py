@@ -21,7 +21,7 @@ def test_the_bits_are_jax_s_own(seed, fold, size):
 
 def test_it_is_taken_on_cpu_for_threefry_keys_and_no_others():
     def loops(draw):
-        # JAX's own draw has a loop over the hash's rounds on CPU; written out there is none.
+        # JAX's own draw has a loop over the hash's rounds on CPU; the fused generator has none.
         return "stablehlo.while" in jax.jit(draw).lower(jax.random.key(0)).as_text()
 
     on_cpu = jax.default_backend() == "cpu"

@@ -39,7 +39,7 @@ LENGTHS, WIDTH = (12, 9, 5), 12
 
 
 def tensor_shapes(config):
-    """What a Hugging Face checkpoint of ``config`` holds, written down apart from the library under test."""
+    """The shapes in a Hugging Face checkpoint of ``config``, written down apart from the library under test."""
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     if config["model_type"] == "opt":
         embed, ffn = config["word_embed_proj_dim"], config["ffn_dim"]
@@ -123,7 +123,7 @@ def write(folder: Path, config, tensors=None, shards=1):
 
 
 def inputs(side):
-    """Token numbers [3, 12] of three lengths, padded on one side, and which of them are real."""
+    """Token ids [3, 12] of three lengths, padded on one side, and the mask of the real ones."""
     tokens = np.random.default_rng(1).integers(0, COMMON["vocab_size"], (len(LENGTHS), WIDTH))
     places = np.arange(WIDTH)
     mask = np.stack([places >= WIDTH - n if side == "left" else places < n for n in LENGTHS])
@@ -139,7 +139,7 @@ def torch_logits(folder, side):
     tokens, mask = inputs(side)
     known = {"attention_mask": torch.tensor(mask.astype(np.int64))}
     if AutoConfig.from_pretrained(folder).model_type != "opt":
-        # OPT finds them itself; the others are given them by generate().
+        # OPT finds the positions itself; the other models receive them from generate().
         known["position_ids"] = torch.tensor(np.maximum(mask.cumsum(1) - 1, 0))
     with torch.no_grad():
         return model(torch.tensor(tokens.astype(np.int64)), **known).logits.numpy()
@@ -179,6 +179,6 @@ if __name__ == "__main__":
             write(Path(folder), config)
             for side in ("left", "right"):
                 logits = torch_logits(folder, side)
-                # The scores of a few tokens at every real position say as much as all of them.
+                # The scores of a few tokens at every real position are as good a check as all scores.
                 golden[f"{name} {side}"] = logits[inputs(side)[1]][:, ::7].astype(np.float32)
     np.savez_compressed(Path(__file__).with_name("golden_logits.npz"), **golden)

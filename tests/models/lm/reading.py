@@ -1,4 +1,4 @@
-"""An independent reading of the Llama family in NumPy, float64: what a checkpoint computes, from its tensors' names."""
+"""An independent implementation of the Llama family in NumPy, in float64, from a checkpoint's named tensors."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ def plain_angles(width, theta=10_000.0):
 
 
 def yarn_angles(width, factor, original, theta=10_000.0, fast=32.0, slow=1.0, truncate=True):
-    """Those of YaRN (arXiv 2309.00071, section 3.2): short wavelengths stay, long ones are divided by the factor."""
+    """YaRN's angles (arXiv 2309.00071, section 3.2): short wavelengths stay, long ones are stretched by the factor."""
     turned = original * plain_angles(width, theta) / (2 * np.pi)
-    # A pair's place on the logarithmic axis of wavelengths, and those of the two ends of the ramp.
+    # Each pair has a place on the logarithmic axis of wavelengths; ``low`` and ``high`` are the ends of the ramp.
     place = -np.log(turned / (original / (2 * np.pi))) / np.log(theta) * width / 2
 
     def end(rotations):
@@ -28,7 +28,7 @@ def yarn_angles(width, factor, original, theta=10_000.0, fast=32.0, slow=1.0, tr
 def logits(tensors, config, tokens, *, windows=None, angles=None, scale=1.0):
     """The logits [T, V] of one text.
 
-    ``windows`` says of each layer how far it sees, ``angles`` how far a position turns each pair, and ``scale``
+    ``windows`` holds each layer's attention window, and ``angles`` each pair's rotation for one position; ``scale``
     multiplies rotated queries and keys.
     """
     heads, groups, width = config["num_attention_heads"], config["num_key_value_heads"], head_width(config)

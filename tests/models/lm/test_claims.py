@@ -1,4 +1,4 @@
-"""Checkpoints of somebody's: bounded before they are read, and nothing of theirs is passed on that would run."""
+"""Checkpoints of strangers: they are bounded before they are read, and none of their code is passed on."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_an_absurd_configuration_allocates_nothing(change, sentence, tmp_path):
     begin = time.perf_counter()
     with pytest.raises(ValueError, match=sentence):
         read_safetensors(folder, read_config(folder))
-    # transformers took 90 s and 16 GB for the layers.
+    # transformers took 90 s and 16 GB to build the layers.
     assert time.perf_counter() - begin < 10
 
 
@@ -112,7 +112,7 @@ def test_an_export_does_not_say_whose_code_to_run(tmp_path):
 
 
 def test_a_pattern_that_never_ends_is_refused(tmp_path):
-    """As a delta of somebody's may name it; of names as long as this one a backtracking search takes years."""
+    """A stranger's delta may name such a pattern; on long names a backtracking search takes years."""
     folder = write(tmp_path / "a", LLAMA)
     write_tokenizer(folder)
     loaded = lm.load(folder)

@@ -1,4 +1,4 @@
-"""Cached decoding, what is trained, layers scanned or not, and one bucket or another."""
+"""Cached decoding, trained parts, scanned and separate layers, and buckets of lengths."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def pretrained(name="llama"):
 
 
 def plain_greedy(model, tokens, mask, count):
-    """Every token from a run over the whole sequence so far, without a cache."""
+    """The next tokens, each from a run over the whole sequence so far, without a cache."""
     run = jax.jit(lambda p, t, m: model.decoder.logits(p, model.decoder.hidden(p, t, m)[:, -1]).argmax(-1))
     for _ in range(count):
         following = run(model.params, tokens, mask)
@@ -99,7 +99,7 @@ def test_a_prefix_begins_as_tokens_before_the_text(name):
     tuned = tune(model, "prefix", prefix_tokens=3, seed=5)
     numbers = jax.random.randint(jax.random.key(5), (1, 3), 0, 61)
     run = jax.jit(lambda trained, frozen: tuned.decoder.hidden(tuned.whole(trained, frozen), tokens, mask))
-    # The same tokens before each text, inside its padding.
+    # The same tokens stand before each text, inside its padding.
     width = tokens.shape[1] + 3
     longer, real = np.zeros((3, width), np.int32), np.zeros((3, width), bool)
     for row, length in enumerate(mask.sum(1)):
@@ -173,7 +173,7 @@ def test_scanned_or_not_the_same_seed_gives_the_same_scalars():
 
 
 def test_a_deep_model_compiles_as_fast_as_a_shallow_one():
-    """Its program is no longer: layers are one scan."""
+    """A deep model has a program of the same length, because its layers are one scan."""
     lines = {}
     for depth in (2, 32):
         decoder = Decoder(from_transformers({**LLAMA, "num_hidden_layers": depth}), adapters=Adapters())
@@ -186,7 +186,7 @@ def test_a_deep_model_compiles_as_fast_as_a_shallow_one():
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("last", [1, 3])
 def test_the_last_positions_alone_are_those_of_all(name, last):
-    """Where the last layer computes no other position, on every architecture, padded."""
+    """The last layer computes only these positions, on every architecture, with padding."""
     model = pretrained(name)
     tokens, mask = inputs("left")
     whole = jax.jit(model.decoder.hidden)(model.params, tokens, mask)
@@ -199,10 +199,10 @@ def test_what_is_tuned_is_described_alike(trainable):
     model = pretrained()
     adapters = {"lora": Adapters(3, 6.0, ("q_proj",)), "prefix": Adapters(prefix=2)}.get(trainable, Adapters())
     made = tune(model, trainable, lora_rank=3, lora_alpha=6.0, lora_targets=("q_proj",), prefix_tokens=2)
-    told = tuned_shapes(Decoder(model.decoder.config), trainable, adapters=adapters)
-    assert told.decoder.config == made.decoder.config
-    assert told.decoder.adapters == made.decoder.adapters
-    for shapes, arrays in ((told.trained, made.trained), (told.frozen, made.frozen)):
+    described = tuned_shapes(Decoder(model.decoder.config), trainable, adapters=adapters)
+    assert described.decoder.config == made.decoder.config
+    assert described.decoder.adapters == made.decoder.adapters
+    for shapes, arrays in ((described.trained, made.trained), (described.frozen, made.frozen)):
         assert jax.tree.structure(shapes) == jax.tree.structure(arrays)
         assert [x.shape for x in jax.tree.leaves(shapes)] == [x.shape for x in jax.tree.leaves(arrays)]
 
@@ -231,7 +231,7 @@ def test_published_architectures_have_their_published_sizes():
 @pytest.mark.parametrize("name", ["opt-350m", "llama"])
 @pytest.mark.usefixtures("x64")
 def test_a_model_moved_along_factors_is_the_one_that_is_made_whole(name):
-    """Every kernel and table, read beside its factors: the same scores in double precision."""
+    """Every kernel and table is read beside its factors; in double precision the scores are the dense ones."""
     model = pretrained(name)
     decoder = dataclasses.replace(model.decoder, dtype=jnp.float64)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), model.params)
@@ -253,7 +253,7 @@ def test_a_model_moved_along_factors_is_the_one_that_is_made_whole(name):
 @pytest.mark.parametrize("name", ["opt", "llama"])
 @pytest.mark.usefixtures("x64")
 def test_gradients_go_through_the_layer_that_is_read_at_its_last_position(name):
-    """First-order methods and diagnoses differentiate what directions only evaluate: against central differences."""
+    """First-order methods and diagnoses need derivatives, which are compared with central differences."""
     model, tokens = pretrained(name), jnp.arange(14).reshape(2, 7)
     decoder = dataclasses.replace(model.decoder, dtype=jnp.float64)
     x, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), model.params))

@@ -1,4 +1,4 @@
-"""What is exported is what was loaded, in every architecture, from every format."""
+"""Exported models equal the loaded models, in every architecture and from every format."""
 
 import json
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_a_gguf_file_is_exported_with_a_configuration_of_its_own(kind, tmp_path)
     again = lm.load(tmp_path / "b")
     identical(again.params, first.params)
     ours, theirs = again.decoder.config, first.decoder.config
-    # Where nothing is stretched the pre-trained length has no meaning.
+    # Without a stretch of positions, the pre-trained length has no meaning.
     rope = replace(ours.rope, original=theirs.rope.original)
     assert replace(ours, rope=rope) == theirs
     assert kind == "plain" or ours.rope.original == theirs.rope.original

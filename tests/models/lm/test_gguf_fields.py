@@ -116,11 +116,11 @@ def test_a_model_in_parts_is_read_from_its_first(tmp_path):
 
 
 def test_a_token_longer_than_any_piece_is_refused_before_it_is_split():
-    """Every split of every token is tried: a token of a million characters would take minutes."""
+    """The conversion tries every split of every token: a token of a million characters would take minutes."""
     fields = {"tokenizer.ggml.scores": [0.0, -1.0, -2.0]}
     with pytest.raises(ValueError, match="its longest has 1,000,001"):
         gguf_files._sentencepiece(fields, ["<unk>", "a", "b" + "a" * 1_000_000])
-    # Of many tokens that are just short enough.
+    # The total length is bounded, too: here many tokens are just short enough.
     many = [f"{number:05}" + "a" * 1000 for number in range(300)]
     with pytest.raises(ValueError, match="all of them together have"):
         gguf_files._sentencepiece({"tokenizer.ggml.scores": [0.0] * 300}, many)

@@ -53,7 +53,7 @@ def test_layers_slide_as_layer_types_says(config, slides, tmp_path):
     ("given", "angles", "scale"),
     [
         ({"factor": 4.0, "original_max_position_embeddings": 16}, {"factor": 4, "original": 16}, None),
-        # 64 positions of 16.
+        # The factor is 64 positions over 16.
         ({"factor": None, "original_max_position_embeddings": 16}, {"factor": 4, "original": 16}, None),
         ({"factor": 4.0, "truncate": None}, {"factor": 4, "original": 64, "truncate": False}, None),
         (
@@ -79,7 +79,7 @@ def test_the_model_s_original_context_goes_before_that_of_its_embeddings(tmp_pat
 
 
 def test_biases_are_those_that_the_family_has(tmp_path):
-    """A Mistral has no biases, whatever its configuration says; one with them is another model."""
+    """A Mistral model has no biases; a configuration that asks for them is refused."""
     with pytest.raises(ValueError, match="an entry attention_bias of True"):
         read_config(write(tmp_path / "a", {**MISTRAL, "attention_bias": True}))
     assert not read_config(write(tmp_path / "b", {**MISTRAL, "attention_bias": False})).qkv_bias

@@ -1,4 +1,4 @@
-"""Loading is honest: what cannot be read is one clear sentence, what can is the same from every format."""
+"""Loading: a file that cannot be read is refused in one clear sentence, and every format gives the same model."""
 
 import json
 
@@ -107,7 +107,7 @@ def test_a_name_that_is_nowhere_is_one_sentence(monkeypatch):
 
 
 def test_safetensors_of_the_hub_s_converter_are_found(tmp_path, monkeypatch):
-    """An old checkpoint has pickles on its main branch, which are never read."""
+    """An old checkpoint has pickles on its main branch; pickles are never read."""
     import huggingface_hub
 
     main, converted, asked = tmp_path / "snapshots" / "main", write(tmp_path / "converted", LLAMA), []
@@ -131,7 +131,7 @@ def test_safetensors_of_the_hub_s_converter_are_found(tmp_path, monkeypatch):
     assert asked == [("someone/old", None), ("someone/old", "refs/pr/4")]
     identical(loaded.params, read_safetensors(converted, read_config(converted)))
     assert loaded.tokenizer("the film was good")["input_ids"] == [0, 7, 8, 4, 5]
-    # Once it is in the cache beside the main branch, nobody is asked for it.
+    # Once the converted revision is in the cache beside the main branch, the hub is not asked for it.
     write_tokenizer(write(tmp_path / "snapshots" / "converted", LLAMA))
     monkeypatch.delattr(huggingface_hub.HfApi, "get_repo_discussions")
     identical(lm.load("someone/old", revision="converted").params, loaded.params)

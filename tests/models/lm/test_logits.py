@@ -1,4 +1,4 @@
-"""Logits against transformers' torch models: kept ones always, live ones where torch is installed."""
+"""Logits, compared with transformers' torch models: always with stored ones, and with live ones if torch is there."""
 
 import importlib.util
 from pathlib import Path

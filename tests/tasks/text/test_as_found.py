@@ -1,4 +1,4 @@
-"""Text, labels and tokenizers as people have them: what can be read is read right, the rest is one sentence."""
+"""Text, labels and tokenizers as users have them: they are read correctly, or refused in one sentence."""
 
 import gzip
 import json
@@ -191,7 +191,7 @@ def test_a_word_is_read_by_the_token_that_it_has_behind_its_prompt():
 
     assert [name(token) for token in last_tokens(tokenizer, ("No", "Yes"), ["good\n"])] == ["No", "Yes"]
     assert [name(token) for token in last_tokens(tokenizer, (" No", " Yes"), ["good"])] == ["▁No", "▁Yes"]
-    # What a text ends in, tokenised whole, is what is read.
+    # The token that is read is the last one of the whole text.
     for prompt, word in (("good\n", "Yes"), ("good", " Yes")):
         whole = tokenizer(prompt + word)["input_ids"][-1]
         assert last_tokens(tokenizer, (word, word.replace("Yes", "No")), [prompt])[0] == whole
@@ -215,7 +215,7 @@ def test_the_end_that_a_tokenizer_puts_behind_a_text_is_left_out():
 
 
 def test_what_fills_an_answer_up_is_no_part_of_it():
-    """A tokenizer that names neither padding nor an end fills with token 0, a word."""
+    """A tokenizer that names neither a padding nor an end token fills with token 0, which is a word."""
     words = ["of", "paris", "is", "\n"]
     decoded = types.SimpleNamespace(
         batch_decode=lambda rows, skip_special_tokens: [" ".join(words[token] for token in row) for row in rows]
@@ -233,7 +233,7 @@ def test_the_planned_width_of_generation_is_that_of_a_run():
     model = lm.tuned_shapes(lm.Decoder(config), "all")
     for given, width in (({"max_length": 64, "max_new_tokens": 32}, 64), ({}, config.max_positions)):
         assert text_shapes("squad", model, **given).train["tokens"].shape[1] == width
-    # What a run refuses, a plan does, too.
+    # A plan refuses the same lengths as a run.
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1 and below `max_length`, 32, got 32"):
         text_shapes("squad", model, max_length=32)
     with pytest.raises(ValueError, match="max_length must be between 1 and the model's 2048 positions, got 4096"):

@@ -1,4 +1,4 @@
-"""The exact prompts and answer words of the authors, and what reads them."""
+"""The exact prompts and answer words of the authors, and the functions that read them."""
 
 import pytest
 

@@ -88,7 +88,7 @@ def test_buckets_and_groups_change_nothing(task):
     one = dataclasses.replace(task, buckets=task.buckets[-1:])
     params = task.init(None)
     np.testing.assert_allclose(jax.jit(task.loss)(params, batch), jax.jit(one.loss)(params, batch), atol=1e-5)
-    # Clients with parameters of their own: the choice of a length stays a choice.
+    # With one batch for each client, too, the choice of a length stays a branch of the program.
     clients = jax.tree.map(lambda a: a.reshape(2, 8, *a.shape[1:]), batch)
     apart = jax.jit(jax.vmap(task.loss, (None, 0)))(params, clients)
     np.testing.assert_allclose(apart.reshape(-1), jax.jit(task.loss)(params, batch), atol=1e-5)
@@ -205,7 +205,7 @@ def test_label_names_are_numbered_alike_in_all_splits(pretrained, tmp_path):
 
 
 def test_labels_say_which_word_stands_for_which(pretrained):
-    """From rows in memory: ' good, bad' with the alphabet's order would train the inverse."""
+    """Rows in memory have labels in alphabetical order: with ' good, bad' this would train the inverse."""
     rows = [{"text": "film", "label": name} for name in ("pos", "neg")]
     rows = {"train": rows, "test": rows}
     words = {"template": "{text} It was", "verbalizer": (" good", " bad")}
