@@ -68,6 +68,28 @@ def test_the_choice_follows_backend_model_budget_and_the_user():
     assert one_by_one.stream > 1000
 
 
+def test_clients_that_backpropagate_are_fewer_together():
+    """A backward pass keeps the activations of every layer."""
+    layers = jnp.zeros((30, 64, 64))
+
+    def loss(params, batch):
+        hidden, _ = jax.lax.scan(lambda x, layer: (jnp.tanh(x @ (layer + params)), None), batch["x"], layers)
+        return (hidden**2).sum(-1)
+
+    params, examples = jnp.zeros(64), {"x": jnp.zeros((64, 64))}
+
+    def together(backward):
+        return execution_for(loss, params, examples, 32, platform="gpu", budget=2**26, backward=backward).vmapped
+
+    def allocated(clients):
+        rows = {"x": jax.ShapeDtypeStruct((clients, 32, 64), jnp.float32)}
+        gradients = jax.vmap(jax.grad(lambda params, batch: loss(params, batch).mean()), (None, 0))
+        return jax.jit(gradients).lower(params, rows).compile().memory_analysis().temp_size_in_bytes
+
+    assert allocated(together(False)) > 2**26
+    assert 2**23 < allocated(together(True)) < 2**26
+
+
 def scalars(steps, clients=23, **settings):
     task, tx = linear_task(), hiso_jax.hiso(0.01)
     params = task.init(jax.random.key(0))

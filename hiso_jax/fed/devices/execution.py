@@ -129,6 +129,26 @@ def evaluation_bytes(loss: Callable[[PyTree, PyTree], Any], params: PyTree, exam
     return 2 * max(largest(2 * rows) - largest(rows), 1)
 
 
+def gradient_bytes(loss: Callable[[PyTree, PyTree], Any], params: PyTree, examples: PyTree, rows: int) -> int:
+    """An estimate of the bytes that ``rows`` more examples add to one backward pass of ``loss``.
+
+    The outputs of all operations, since a backward pass keeps them: those for 2·rows examples minus those for rows. It
+    is too much where an operation keeps nothing.
+    """
+
+    def kept(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            inner = sum(map(kept, inner_jaxprs(equation)))
+            total += equation.params.get("length", 1) * inner if inner else _bytes(equation.outvars)
+        return total
+
+    def of(count: int) -> int:
+        return kept(jax.make_jaxpr(loss)(params, _shapes(examples, count)).jaxpr)
+
+    return max(of(2 * rows) - of(rows), 1)
+
+
 def has_convolution(loss: Callable[[PyTree, PyTree], Any], params: PyTree, examples: PyTree) -> bool:
     """Whether a forward pass of ``loss`` contains a convolution."""
     jaxpr = jax.make_jaxpr(loss)(params, _shapes(examples, 2)).jaxpr
@@ -172,6 +192,7 @@ def execution_for(
     client_chunk: int | None = None,
     budget: int | None = None,
     model_shards: int = 1,
+    backward: bool = False,
 ) -> Execution:
     """The execution for a model and a machine.
 
@@ -185,6 +206,7 @@ def execution_for(
         whose batches and own parameters exist at the same time. None chooses by platform, model and budget.
       budget: bytes that the cohort may take; None means :func:`memory_budget`.
       model_shards: devices that the parameters are split over.
+      backward: whether clients compute gradients.
     """
     budget = memory_budget() if budget is None else budget
     cpu = platform == "cpu"
@@ -196,7 +218,11 @@ def execution_for(
     if cpu:
         flat = max(1, min(flat, CPU_FLAT_EXAMPLES // batch_size))
     # A diverged client has its parameters and their next update; a client under evaluation also has a perturbed copy.
-    stream, vmapped = max(1, budget // 2 // (2 * own + batch)), max(1, budget // 2 // (own + batch))
+    copies = 1
+    if backward:
+        # Its parameters, their gradient, and the sum of its updates.
+        copies, batch = 3, rows + gradient_bytes(loss, params, examples, batch_size)
+    stream, vmapped = max(1, budget // 2 // (2 * own + batch)), max(1, budget // 2 // (copies * own + batch))
     if client_chunk is None:
         if cpu:
             vmapped = 1 if has_convolution(loss, params, examples) else min(vmapped, CPU_TOGETHER)

@@ -54,6 +54,7 @@ class Local:
     cost: Callable[[int, int], int]
     reads: tuple[str, ...] = ()
     has_scalars: ClassVar[bool] = False
+    backpropagates: ClassVar[bool] = True
 
     @property
     def description(self) -> str:

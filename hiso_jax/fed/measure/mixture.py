@@ -39,6 +39,7 @@ class Mixed:
     probes: Probes = field(default_factory=lambda: Probes(as_difference("forward")))
     scale: float | None = None
     has_scalars: ClassVar[bool] = True
+    backpropagates: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("perturbations", "mu", "difference", "local_learning_rate")
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ class Projections:
 
     optimizer: Callable[[Any], optax.GradientTransformation] | None = None
     has_scalars: ClassVar[bool] = True
+    backpropagates: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("perturbations", "local_learning_rate")
 
     @property

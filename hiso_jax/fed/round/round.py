@@ -184,6 +184,7 @@ def _execution(context: RoundContext) -> Execution:
         client_chunk=settings.client_chunk,
         budget=settings.memory_budget,
         model_shards=1 if settings.mesh is None else settings.mesh.shape.get(MODEL, 1),
+        backward=getattr(context.estimator.measure, "backpropagates", False),
     )
 
 
