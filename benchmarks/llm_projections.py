@@ -6,7 +6,7 @@ FOLDER holds train.jsonl and validation.jsonl with the columns text and label. T
 Dirichlet, α = 1). Every entry has its own rates, found by coordinate search: the rate of the server, and of the clients
 if they take several steps, in factors of three until the best is inside the grid. Every setting runs ``--tune-rounds``
 rounds, and its score is the loss on training examples held out from the clients, with a seed apart from the reported
-ones. Then every seed runs ``--rounds`` rounds on the validation split. Cohorts, batches and initial parameters are
+ones. Then every seed runs its rounds on the validation split. Cohorts, batches and initial parameters are
 paired. A gradient counts as three forward passes. Results are written after every run, and a run that is in the file is
 not made again, so the script can be stopped and called again.
 
@@ -48,6 +48,7 @@ class Entry:
       steps: K.
       local: the first guess of the clients' rate; None for one local step.
       fixed: whether the server's rate is not tuned.
+      rounds: rounds of the reported runs, with an evaluation at every third of them.
     """
 
     make: Callable[[float, float], fed.Algorithm]
@@ -56,6 +57,7 @@ class Entry:
     steps: int = 1
     local: float | None = None
     fixed: bool = False
+    rounds: int = 24
 
 
 def projected(rate: float, _: float) -> fed.Algorithm:
@@ -70,11 +72,11 @@ def averaged(rate: float, local: float) -> fed.Algorithm:
 
 
 ENTRIES = {
-    "FedAvg K = 4": Entry(averaged, 1.0, steps=4, local=0.1, fixed=True),
-    "progress K = 4, 128 × 1 bit": Entry(projected, 1.0, 128, 4, 0.1),
-    "gradient, 128 × 1 bit": Entry(projected, 0.3, 128),
-    "decomfl": Entry(lambda rate, _: fed.Algorithm(algorithms.decomfl(rate).tx), 0.01, 5),
-    "mosaic, 64 × 2 bits": Entry(lambda rate, _: algorithms.mosaic(rate, sampler="hadamard"), 0.3, 64),
+    "FedAvg K = 4": Entry(averaged, 1.0, steps=4, local=0.1, fixed=True, rounds=9),
+    "progress K = 4, 128 × 1 bit": Entry(projected, 1.0, 128, 4, 0.1, rounds=12),
+    "gradient, 128 × 1 bit": Entry(projected, 1.0, 128),
+    "decomfl": Entry(lambda rate, _: fed.Algorithm(algorithms.decomfl(rate).tx), 0.03, 5),
+    "mosaic, 64 × 2 bits": Entry(lambda rate, _: algorithms.mosaic(rate, sampler="hadamard"), 0.3, 64, rounds=9),
 }
 
 
@@ -87,8 +89,6 @@ class Arguments:
       data_dir: folder with train.jsonl and validation.jsonl.
       entries: the beginnings of their names, separated by semicolons; all by default.
       cohort: clients a round.
-      rounds: rounds of the reported runs.
-      eval_every: rounds between evaluations of reported runs.
       tune_rounds: rounds of each setting of the search.
       held_out: training examples that score the search.
       test: validation examples that score the reported runs.
@@ -105,11 +105,9 @@ class Arguments:
     data_dir: Path
     entries: str = ""
     cohort: int = 2
-    rounds: int = 24
-    eval_every: int = 8
-    tune_rounds: int = 8
-    held_out: int = 256
-    test: int = 500
+    tune_rounds: int = 5
+    held_out: int = 128
+    test: int = 300
     seeds: int = 3
     tuning_seed: int = 1000
     batch_size: int = 8
@@ -144,7 +142,7 @@ class Bench:
     def run(self, name: str, rates: tuple[float, float | None], seed: int, *, tuning: bool) -> dict[str, Any]:
         """One run, or its record if it is in the file."""
         own, entry = self.arguments, ENTRIES[name]
-        rounds = own.tune_rounds if tuning else own.rounds
+        rounds = own.tune_rounds if tuning else entry.rounds
         label = f"{name} | cohort {own.cohort} | rank {own.lora_rank} | rates {rates[0]:.3g}"
         label += ("" if rates[1] is None else f", {rates[1]:.3g}") + f" | seed {seed} | {rounds} rounds"
         if label in self.report["runs"]:
@@ -158,7 +156,7 @@ class Bench:
             perturbations=entry.perturbations,
             local_learning_rate=rates[1],
             batch_size=own.batch_size,
-            eval_every=rounds if tuning else own.eval_every,
+            eval_every=rounds if tuning else rounds // 3,
             seed=seed,
         )
         begin = time.perf_counter()
