@@ -28,7 +28,7 @@ NAMES: dict[str, dict[str, str]] = {
     "hiso_jax.fed.Algorithm": {"made_of": "hiso_jax.fed.Algorithm.part_digests"},
     "hiso_jax.fed.Result": {"concerns": "hiso_jax.fed.Result.health_warnings"},
     "hiso_jax.fed.Senders": {"numbers": "hiso_jax.fed.Senders.client_ids"},
-    "hiso_jax.fed.Simulation": {"summary": "hiso_jax.reports.Report.summary, a callback's"},
+    "hiso_jax.fed.Simulation": {"summary": "hiso_jax.reports.Report, a callback that has the summary"},
     "hiso_jax.zo": {
         "Deal": "hiso_jax.zo.GroupedDirections",
         "dealt": "hiso_jax.zo.grouped",
