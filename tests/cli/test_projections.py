@@ -55,6 +55,7 @@ def test_a_comparison_mixes_the_cohorts_of_the_methods_that_project(capsys, tmp_
     ("words", "sentence"),
     [
         (["--backprop-share", "0.5"], "--backprop-share is read by methods whose clients project"),
+        ([*MIXED, "1", "--mu", "0.1"], "--mu is read by methods that measure finite differences"),
         ([*MIXED, "1.5"], "--backprop-share must be between 0 and 1, got 1.5"),
         ([*MIXED, "memory"], "--memory-gb must be given with --backprop-share memory, and only then"),
         (["--memory-gb", "4"], "--memory-gb must be given with --backprop-share memory, and only then"),

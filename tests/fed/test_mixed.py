@@ -19,7 +19,7 @@ from tests.fed.problems import assert_trees_identical, digits_population, linear
 from tests.fed.test_mosaic import coded
 from tests.fed.test_projections import CLIENTS, LOCAL
 from tests.fed.test_projections import run as run_projections
-from tests.marks import slow
+from tests.marks import slow, thorough
 
 PROBING = np.array([True, False, True, False, False])
 
@@ -118,6 +118,17 @@ def test_a_run_is_replayed_resumed_and_shared_to_the_bit(tmp_path, name):
     able = (whole.forward_passes - 6 * CLIENTS * 7) / (9 - 7)
     assert able == int(able)
     assert 0 < able < 6 * CLIENTS
+
+
+@pytest.mark.parametrize("channel", [thorough("median"), slow("multi_krum"), slow("trimmed_mean")])
+def test_hostile_clients_of_a_mixed_cohort_are_replayed_to_the_bit(channel):
+    algorithm = algorithms.load(f"local_mosaic+{channel}+sign_flip").build(
+        0.05, {"scalar_bits": 8, "direction_groups": "shared"}
+    )
+    result = run(algorithm, attackers=0.25)
+    assert result.diverged_at is None
+    rebuilt = fed.replay(result.initial_params, algorithm, result.records)
+    assert_trees_identical((result.params, result.state), rebuilt)
 
 
 def test_shares_of_one_and_of_nothing():

@@ -153,14 +153,15 @@ def test_clients_with_directions_of_their_own_on_a_mesh(mesh, bits, groups, step
         np.testing.assert_allclose(result.records.scalars[0, :, 0], alone.records.scalars[0, :, 0], atol=tolerance)
 
 
+@pytest.mark.parametrize("share", [0.5, slow(None)])
 @pytest.mark.parametrize("name", ["local_mosaic", slow("fed_scalar")])
-def test_projections_on_a_mesh(mesh, name):
+def test_projections_on_a_mesh(mesh, name, share):
     """One device rebuilds the run from its scalars; its first round measures the same up to rounding."""
     method = getattr(algorithms, name)(0.5, sampler="gaussian")
 
     def run_on(mesh):
         settings = SETTINGS | {"rounds": 4, "local_steps": 3}
-        config = fed.SimulationConfig(**settings, eval_every=4, local_learning_rate=0.05)
+        config = fed.SimulationConfig(**settings, eval_every=4, local_learning_rate=0.05, backprop_share=share)
         return fed.Simulation(linear_task(), method, digits_population(), config, mesh=mesh).run()
 
     result, alone = run_on(mesh), run_on(None)
