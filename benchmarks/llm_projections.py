@@ -72,8 +72,8 @@ def averaged(rate: float, local: float) -> fed.Algorithm:
 
 
 ENTRIES = {
-    "FedAvg K = 4": Entry(averaged, 1.0, steps=4, local=0.1, fixed=True, rounds=9),
-    "progress K = 4, 128 × 1 bit": Entry(projected, 1.0, 128, 4, 0.1, rounds=12),
+    "FedAvg K = 4": Entry(averaged, 1.0, steps=4, local=1 / 30, fixed=True, rounds=6),
+    "progress K = 4, 128 × 1 bit": Entry(projected, 1.0, 128, 4, 1 / 30, rounds=12),
     "gradient, 128 × 1 bit": Entry(projected, 1.0, 128),
     "decomfl": Entry(lambda rate, _: fed.Algorithm(algorithms.decomfl(rate).tx), 0.03, 5),
     "mosaic, 64 × 2 bits": Entry(lambda rate, _: algorithms.mosaic(rate, sampler="hadamard"), 0.3, 64, rounds=9),

@@ -34,11 +34,12 @@ def test_combiners_of_those_that_count_only(values, seed, share):
         channels.mean(): np.average(kept, weights=counted),
         channels.median(): np.median(kept),
         channels.trimmed_mean(trim=share): inner.mean(),
-        channels.majority(): 1 if np.average(kept, weights=counted) >= 0 else -1,
     }
+    average = np.average(kept, weights=counted)
+    if abs(average) >= 1e-3:
+        # Closer to zero the sign depends on rounding, and XLA takes subnormal numbers for zero.
+        wanted[channels.majority()] = 1 if average >= 0 else -1
     for combine, value in wanted.items():
-        if combine is channels.majority() and abs(np.average(kept, weights=counted)) < 1e-3:
-            continue
         np.testing.assert_allclose(combine(jnp.array(messages), jnp.array(weights), KEY), value, rtol=2e-4, atol=2e-4)
 
 
