@@ -97,16 +97,14 @@ def simulate(seed: int, rate: float, past: int, rounds: int) -> Run:
 def main(arguments: Arguments) -> None:
     shares = simulate(0, 6.0, 0, arguments.rounds).shares
     size = ravel_pytree(tasks.digits().init(jax.random.key(0)))[0].size
-    print(
-        f"the last 20 updates hold {np.nanmean(shares):.3f} of a round's mean progress; 20 random vectors {20 / size:.3f}"
-    )
+    held = f"the last 20 updates hold {np.nanmean(shares):.3f} of a round's mean progress"
+    print(f"{held}; 20 random vectors would hold {20 / size:.3f}")
     for past in (0, 1, 5, 20):
         means = {}
         for rate in RATES:
             runs = [simulate(seed, rate, past, arguments.rounds).accuracy for seed in range(arguments.seeds)]
-            means[rate] = np.mean(
-                [int(np.argmax(run >= TARGET)) + 1 if run.max() >= TARGET else np.inf for run in runs]
-            )
+            reached = [int(np.argmax(run >= TARGET)) + 1 if run.max() >= TARGET else np.inf for run in runs]
+            means[rate] = np.mean(reached)
         best = min(means, key=lambda rate: means[rate])
         print(f"{past:2} past updates: {means[best]:.1f} rounds to {TARGET:g}, at rate {best:g}", flush=True)
 

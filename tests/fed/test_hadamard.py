@@ -8,7 +8,7 @@ from hiso_jax.fed.ledger import delta_of, load_delta, save_delta
 from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical
 from tests.fed.test_projections import projected, run
-from tests.marks import slow
+from tests.marks import slow, thorough
 
 
 def algorithm(name, *, backprop=False):
@@ -20,7 +20,7 @@ def algorithm(name, *, backprop=False):
     ("name", "backprop", "steps"),
     [
         ("mosaic", False, 1),
-        ("mosaic", True, 2),
+        thorough("mosaic", True, 2),
         slow("hiso", False, 2),
         slow("decomfl", True, 1),
         slow("fed_mpdd", False, 1),

@@ -45,7 +45,7 @@ SLOW = ["hiso-all", "few bits both ways", "momentum", "one bit in two groups", "
 
 @pytest.mark.parametrize(
     "name",
-    ["own", *(slow(name) for name in SLOW)],
+    [thorough("own"), *(slow(name) for name in SLOW)],
 )
 def test_clients_that_join_at_random_rounds_catch_up_to_the_last_bit(name):
     """At every visit the client replays the rounds that it missed from the bytes it receives, and equals the server.

@@ -131,6 +131,7 @@ def test_hostile_clients_of_a_mixed_cohort_are_replayed_to_the_bit(channel):
     assert_trees_identical((result.params, result.state), rebuilt)
 
 
+@pytest.mark.thorough
 def test_shares_of_one_and_of_nothing():
     everyone, projections = run(backprop_share=1.0), run(backprop_share=None)
     assert_trees_identical(everyone.params, projections.params)
@@ -141,6 +142,7 @@ def test_shares_of_one_and_of_nothing():
     assert nobody.forward_passes == 6 * CLIENTS * 7
 
 
+@pytest.mark.thorough
 def test_memory_decides_and_every_client_has_its_own_time():
     memory = fed.LogNormal(4e9, 1.0)
     fleet = fed.Fleet(fed.LogNormal(1.0), fed.LogNormal(1e9), fed.LogNormal(1e9), memory=memory, training_bytes=4e9)

@@ -230,6 +230,7 @@ def test_what_does_not_suit_is_refused():
         fed.Algorithm(hiso_jax.decomfl(0.1), send=(channels.sign_flip(),))
 
 
+@pytest.mark.thorough
 def test_a_sweep_takes_the_clients_rate_of_the_configuration():
     """The sweep does not take the server's rate, which is more than ten times as large."""
     config = fed.SimulationConfig(
@@ -241,6 +242,7 @@ def test_a_sweep_takes_the_clients_rate_of_the_configuration():
     np.testing.assert_allclose(swept.metrics["loss"][0, 0, 0, -1], alone.metrics[-1].metrics["loss"], rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_mu_is_no_concern_of_projections():
     """Projections are no differences of losses, so a small μ causes no warning."""
     assert run(algorithms.local_mosaic(0.1), mu=1e-9, local_steps=1).health_warnings == ()

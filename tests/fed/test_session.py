@@ -14,6 +14,7 @@ from hiso_jax.fed.measure import Cohort, Keys
 from hiso_jax.fed.run import monitor, programs
 from hiso_jax.fed.run.dispatch import RoundLog, RunState
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
+from tests.marks import thorough
 
 LENGTH = 4
 
@@ -49,7 +50,7 @@ def from_messages(prepared, records):
     return dispatch
 
 
-@pytest.mark.parametrize("name", ["hiso", "mosaic"])
+@pytest.mark.parametrize("name", [thorough("hiso"), "mosaic"])
 def test_a_server_with_the_messages_makes_the_same_run(monkeypatch, name):
     algorithm = algorithms.load(name).build(0.01, {})
     expected = simulation(algorithm).run()

@@ -12,6 +12,7 @@ import hiso_jax
 from hiso_jax import zo
 from hiso_jax.stacked import Stacked
 from hiso_jax.zo.hadamard import _Leaf, transform
+from tests.marks import thorough
 
 SMALL = zo.Hadamard(block=64)
 
@@ -72,8 +73,7 @@ def test_the_rows_of_one_d_are_distinct(seed, power):
     assert len(np.unique(leaf.row(rule, jnp.arange(2**power)))) == 2**power
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("count", [8, 100])
+@pytest.mark.parametrize(("count", "groups"), [(100, 3), thorough(100, 1), thorough(8, 1), thorough(8, 3)])
 def test_inner_products_and_sums_are_those_of_the_directions(groups, count, x64):
     params = jax.tree.map(lambda x: x.astype(jnp.float64), parameters())
     curvature = jax.tree.map(lambda x: 1 + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) / x.size, params)
