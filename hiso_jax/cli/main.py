@@ -15,7 +15,6 @@ from rich.console import Console
 from hiso_jax.checks import first_line
 from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import PROGRAM, as_typed, is_positional, parse
-from hiso_jax.cli.cache import keep_compiled
 from hiso_jax.cli.diagnose import Diagnose, diagnose_run
 from hiso_jax.cli.interrupt import exit_code, heeding
 from hiso_jax.cli.options import Run
@@ -27,6 +26,7 @@ from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
 from hiso_jax.cli.studies import compare, sweep
 from hiso_jax.experiment import KINDS, NESTED, own_options
+from hiso_jax.program_cache import keep_compiled
 from hiso_jax.reports import plain
 from hiso_jax.tune import Compare, Sweep
 from hiso_jax.version import VERSION

@@ -18,6 +18,7 @@ from hiso_jax.fed.devices import on_all_devices, owned
 from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.ledger.records import Records, Updates
 from hiso_jax.fed.update import AtHand, server_update
+from hiso_jax.program_cache import keep_compiled
 
 # One program serves every number of rounds: entries past the end are padding that changes nothing.
 ROUNDS_PER_DISPATCH = 64
@@ -85,6 +86,7 @@ def replay(
       ValueError: ``rounds_per_dispatch`` < 1, ``tx`` has no zeroth-order head, the records are of a method without
         scalars, or the optimizer reads the loss and the rounds do not hold it.
     """
+    keep_compiled()
     if records is None:
         raise ParameterError("records", "must be of a run with at least one round, got None")
     if rounds_per_dispatch is not None and rounds_per_dispatch < 1:

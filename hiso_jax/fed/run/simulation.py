@@ -19,6 +19,7 @@ from hiso_jax.fed.run.secret import secret_of
 from hiso_jax.fed.run.session import Callback, Session, check_callbacks
 from hiso_jax.fed.task import Task, examples_of
 from hiso_jax.fed.task_checks import check_task
+from hiso_jax.program_cache import keep_compiled
 from hiso_jax.renamed import successor
 
 MEBIBYTE = 2**20
@@ -71,6 +72,7 @@ class Simulation:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """Check the run and place its data on the devices; :meth:`run` compiles its programs."""
+        keep_compiled()
         check_callbacks(callbacks)
         loss_dtype = check_task(task)
         if config.cohort > population.num_clients:

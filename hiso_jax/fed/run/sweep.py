@@ -33,6 +33,7 @@ from hiso_jax.fed.run.secret import as_key, fresh, of_setting
 from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, perturbed_as_of, summarise
 from hiso_jax.fed.task_checks import check_initial, check_task
 from hiso_jax.fed.update import ServerState
+from hiso_jax.program_cache import keep_compiled
 
 MakeAlgorithm = Callable[[Any], Algorithm | optax.GradientTransformation]
 """Learning rate, a traced scalar → the method with that rate."""
@@ -243,6 +244,7 @@ def sweep(
     Raises:
       ValueError: the number of populations is not the number of seeds.
     """
+    keep_compiled()
     if len(populations) != len(grid.seeds):
         raise ParameterError(
             "populations", f"must be one for each of the {len(grid.seeds)} seeds, got {len(populations)}"

@@ -1,7 +1,8 @@
-"""The cache of compiled programs between runs, since compiling takes most of a first run.
+"""The cache of compiled programs between processes, since compiling takes most of a first run.
 
-``HISO_JAX_CACHE`` names another folder for the cache; empty or ``off`` disables it. JAX's own variable,
-``JAX_COMPILATION_CACHE_DIR``, takes precedence.
+Commands, simulations, sweeps and replays use it. ``HISO_JAX_CACHE`` names another folder for the cache; empty or
+``off`` disables it. JAX's own settings take precedence: a program or its environment that names a folder, or turns
+JAX's cache off, is not overruled.
 """
 
 import contextlib
@@ -19,6 +20,12 @@ VARIABLE = "HISO_JAX_CACHE"
 # Above this size, the programs that were not used for the longest time are dropped.
 MOST_BYTES = 2 * 2**30
 LEAST_SECONDS = 0.2
+# JAX's limits of its cache: their defaults there, and here. Other values are the user's own.
+LIMITS: dict[str, tuple[float, float]] = {
+    "jax_persistent_cache_min_compile_time_secs": (1.0, LEAST_SECONDS),
+    "jax_persistent_cache_min_entry_size_bytes": (0, -1),
+    "jax_compilation_cache_max_size": (-1, MOST_BYTES),
+}
 
 
 def processor() -> str:
@@ -43,9 +50,16 @@ def cache_folder() -> Path | None:
 
 
 def keep_compiled() -> None:
-    """Make JAX keep compiled programs in a folder that only its owner can read or write, if it can be created."""
+    """Make JAX keep compiled programs in a folder that only its owner can read or write, if it can be created.
+
+    A second call has no effect, and neither has one after the user's own choice of a folder.
+    """
     folder = cache_folder()
-    if folder is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if (
+        folder is None
+        or jax.config.jax_compilation_cache_dir is not None
+        or not jax.config.jax_enable_compilation_cache
+    ):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -58,6 +72,6 @@ def keep_compiled() -> None:
     except OSError:
         return  # the home directory cannot be written: everything works, and is compiled again
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    for name, (default, own) in LIMITS.items():
+        if getattr(jax.config, name) == default:
+            jax.config.update(name, own)

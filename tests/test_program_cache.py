@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hiso_jax.cli import cache
+from hiso_jax import program_cache as cache
 
 SHOW = """
 import json, jax
-from hiso_jax.cli import cache
+from hiso_jax import program_cache as cache
 cache.keep_compiled()
 folder = jax.config.jax_compilation_cache_dir
 jax.jit(lambda x: (x @ x).sum() + 1, compiler_options={})(jax.numpy.ones((3, 3))).block_until_ready()
@@ -42,6 +42,34 @@ def test_it_may_be_moved_or_turned_off(tmp_path):
     assert Path(folder_with(HISO_JAX_CACHE=str(tmp_path / "here"))).parent == tmp_path / "here"
     assert folder_with(HISO_JAX_CACHE="off") is None
     assert folder_with(JAX_COMPILATION_CACHE_DIR=str(tmp_path), HISO_JAX_CACHE="x") == str(tmp_path)
+
+
+LIBRARY = """
+import jax
+from hiso_jax import fed, hiso, tasks
+jax.jit(lambda x: x + 1)(1.0)
+{own}
+task = tasks.digits()
+population = fed.dirichlet(task.train["label"], 20, alpha=0.5)
+fed.Simulation(task, hiso(0.01), population, fed.SimulationConfig(rounds=2, cohort=2, perturbations=1, eval_every=2)).run()
+"""
+
+
+@pytest.mark.thorough
+def test_simulations_of_a_program_are_kept_unless_it_has_a_cache_of_its_own(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment["HISO_JAX_CACHE"] = str(tmp_path / "ours")
+
+    def run(own):
+        subprocess.run([sys.executable, "-c", LIBRARY.format(own=own)], env=environment, check=True)
+
+    run("jax.config.update('jax_enable_compilation_cache', False)")
+    assert not (tmp_path / "ours").exists()
+    run(f"jax.config.update('jax_compilation_cache_dir', {str(tmp_path / 'own')!r})")
+    assert not (tmp_path / "ours").exists()
+    run("")
+    # Also in a program that had compiled something before.
+    assert list((tmp_path / "ours").rglob("*-cache"))
 
 
 def test_a_home_that_cannot_be_written_is_no_trouble(tmp_path):
