@@ -54,12 +54,10 @@ def keep_compiled() -> None:
 
     A second call has no effect, and neither has one after the user's own choice of a folder.
     """
-    folder = cache_folder()
-    if (
-        folder is None
-        or jax.config.jax_compilation_cache_dir is not None
-        or not jax.config.jax_enable_compilation_cache
-    ):
+    folder, settings = cache_folder(), jax.config.values
+    if folder is None or settings["jax_compilation_cache_dir"] is not None:
+        return
+    if not settings["jax_enable_compilation_cache"]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -73,5 +71,5 @@ def keep_compiled() -> None:
         return  # the home directory cannot be written: everything works, and is compiled again
     jax.config.update("jax_compilation_cache_dir", str(folder))
     for name, (default, own) in LIMITS.items():
-        if getattr(jax.config, name) == default:
+        if settings[name] == default:
             jax.config.update(name, own)

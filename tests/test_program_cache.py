@@ -51,7 +51,8 @@ jax.jit(lambda x: x + 1)(1.0)
 {own}
 task = tasks.digits()
 population = fed.dirichlet(task.train["label"], 20, alpha=0.5)
-fed.Simulation(task, hiso(0.01), population, fed.SimulationConfig(rounds=2, cohort=2, perturbations=1, eval_every=2)).run()
+config = fed.SimulationConfig(rounds=2, cohort=2, perturbations=1, eval_every=2)
+fed.Simulation(task, hiso(0.01), population, config).run()
 """
 
 
