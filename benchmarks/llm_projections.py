@@ -73,9 +73,9 @@ def averaged(rate: float, local: float) -> fed.Algorithm:
 
 ENTRIES = {
     "FedAvg K = 4": Entry(averaged, 1.0, steps=4, local=1 / 30, fixed=True, rounds=6),
-    "progress K = 4, 128 × 1 bit": Entry(projected, 1.0, 128, 4, 1 / 30, rounds=12),
-    "gradient, 128 × 1 bit": Entry(projected, 1.0, 128),
-    "decomfl": Entry(lambda rate, _: fed.Algorithm(algorithms.decomfl(rate).tx), 0.03, 5),
+    "gradient, 128 × 1 bit": Entry(projected, 0.1, 128),
+    "decomfl": Entry(lambda rate, _: fed.Algorithm(algorithms.decomfl(rate).tx), 0.01, 5),
+    "progress K = 4, 128 × 1 bit": Entry(projected, 0.1, 128, 4, 1 / 30, rounds=12),
     "mosaic, 64 × 2 bits": Entry(lambda rate, _: algorithms.mosaic(rate, sampler="hadamard"), 0.3, 64, rounds=9),
 }
 
@@ -199,13 +199,13 @@ class Bench:
             tried[step] = score(first * 3.0**step)
 
     def tuned(self, name: str) -> tuple[float, float | None]:
-        """The best rates: first the clients' rate at the server's first guess, then the server's."""
+        """The best rates: of the server at the clients' first guess, then of the clients."""
         entry = ENTRIES[name]
         local, server = entry.local, entry.server
-        if local is not None:
-            local = self.along(lambda rate: self.score(name, (server, rate)), local)
         if not entry.fixed:
             server = self.along(lambda rate: self.score(name, (rate, local)), server)
+        if local is not None:
+            local = self.along(lambda rate: self.score(name, (server, rate)), local)
         return server, local
 
     def diagnose(self) -> None:
