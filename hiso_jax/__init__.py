@@ -13,6 +13,7 @@ from hiso_jax.zo import LowRank, binomial, decomfl, gaussian, hiso, rademacher, 
 if TYPE_CHECKING:
     from hiso_jax import tune
     from hiso_jax.experiment import Experiment
+    from hiso_jax.reports import Progress as progress
 
 __all__ = [
     "Algorithm",
@@ -33,6 +34,7 @@ __all__ = [
     "hiso",
     "make_round",
     "mosaic",
+    "progress",
     "rademacher",
     "replay",
     "scale_by_hiso",
@@ -44,7 +46,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``Experiment`` and ``tune`` at their first use, because they import models, tables and pictures."""
+    """Import what imports models, tables and pictures at its first use."""
+    if name == "progress":
+        return import_module("hiso_jax.reports").Progress
     if name == "tune":
         return import_module("hiso_jax.tune")
     if name == "Experiment":

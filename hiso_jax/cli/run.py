@@ -1,10 +1,9 @@
 """``hiso-jax run``: run one method and write one run directory."""
 
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import jax
 import numpy as np
@@ -15,13 +14,13 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.cli import errors
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.options import Run
-from hiso_jax.cli.progress import Display, load_task, working
+from hiso_jax.cli.progress import load_task, working
 from hiso_jax.cli.restore import continuing, resumed
 from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
 from hiso_jax.experiment import Experiment, choice_of, notes, tried_rates
 from hiso_jax.fed.devices import in_all_processes
 from hiso_jax.fed.ledger import Lost, lock
-from hiso_jax.reports import Report, create_directory, human_bytes, human_count, loggers
+from hiso_jax.reports import Progress, Report, create_directory, human_bytes, human_count, loggers
 
 
 def run(options: Run, console: Console) -> int:
@@ -105,27 +104,21 @@ def _run(
     rate = f"{experiment.learning_rate:g}"
     asked = f"rate {rate}, {options.schedule}" if options.schedule != "constant" else f"rate {rate}"
     title = f"{options.task} {experiment.method.name}"
-    display = Display(console, title, simulation.task, asked) if primary else nullcontext()
     if primary:
         for note in notes(simulation.task, simulation.population):
             console.print(note, soft_wrap=True, highlight=False)
         taking_up = [_TakingUp(console)] if options.resume is not None else []
         with errors.refusing():
             also = loggers(options.log, directory, experiment.about)
-        simulation.callbacks = (report, *taking_up, cast(Display, display), *also)
-    with display, stop_on_interrupt(simulation.stop), errors.refusing():
+        simulation.callbacks = (report, *taking_up, Progress(title, console, asked), *also)
+    with stop_on_interrupt(simulation.stop), errors.refusing():
         result = simulation.run()
     if not primary:
         own = f"process {jax.process_index()} of {jax.process_count()}"
         print(f"{own}: after {result.rounds} rounds the parameters have SHA-256 {fed.fingerprint(result.params)}")
         return _exit_code(result)
     print_summary(console, report.summary, directory)
-    if result.diverged_at is not None:
-        console.print(
-            f"diverged at round {result.diverged_at}: the learning rate {rate} is probably too high",
-            soft_wrap=True,
-        )
-    elif result.interrupted:
+    if result.interrupted:
         again = continuing("run", options, directory)
         console.print(f"interrupted after {result.rounds} rounds; go on with: {again}", soft_wrap=True)
     hint(experiment.learning_rate, result, console)

@@ -13,6 +13,7 @@ from hiso_jax.reports.directory import (
 from hiso_jax.reports.loggers import TensorBoard, WandB, loggers
 from hiso_jax.reports.paired import Ratio, check_figures, interval, paired_ratio
 from hiso_jax.reports.pictures import comparison_picture, curves, rates_picture
+from hiso_jax.reports.progress import Progress
 from hiso_jax.reports.report import Report
 from hiso_jax.reports.summary import Asked, run_summary
 from hiso_jax.reports.text import as_text, human_bytes, human_count, human_seconds, plain, print_rows
@@ -21,6 +22,7 @@ from hiso_jax.reports.tuning import sweep_as_dict, sweep_from_dict, sweep_table,
 __all__ = [
     "Asked",
     "Compared",
+    "Progress",
     "Ratio",
     "Report",
     "TensorBoard",

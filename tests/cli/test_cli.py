@@ -147,10 +147,11 @@ def test_more_clients_than_examples_are_virtual_and_it_says_so(capsys, tmp_path)
 
 def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
     out = tmp_path / "run"
-    code, text, _ = call(capsys, "run", *SMALL, "--learning-rate", "1e6", "--out", out)
+    code, _, errors = call(capsys, "run", *SMALL, "--learning-rate", "1e6", "--out", out)
     summary = json.loads((out / "summary.json").read_text())
     assert code == 3
-    assert f"diverged at round {summary['diverged_at_round']}" in text
+    assert errors.startswith(f"hiso-jax: diverged at round {summary['diverged_at_round']}: ")
+    assert summary["concerns"][0] in errors
     assert summary["rounds"] == summary["diverged_at_round"] + 1
 
 

@@ -1,6 +1,7 @@
 """The loop around the rounds."""
 
 import dataclasses
+import signal
 import types
 
 import jax
@@ -238,3 +239,55 @@ def test_a_session_takes_its_dispatch_from_outside():
     assert (bounds[0][0], bounds[-1][1]) == (0, 6)
     assert_trees_identical((result.params, result.records[1:]), (alone.params, alone.records[1:]))
     assert [row.round for row in result.metrics] == [0, 3, 6]
+
+
+SMALL = {"rounds": 4, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 2}
+
+
+def test_a_result_and_populations_are_shown_in_lines_and_tables(tmp_path, caplog):
+    """Also: a path is a storage, the pair of ``by_column`` is a population, and a divergence is no secret."""
+    population = fed.by_column(np.arange(1437) % 12)
+    config = fed.SimulationConfig(**SMALL)
+    result = fed.Simulation(
+        linear_task(), hiso_jax.decomfl(0.01), population, config, storage=str(tmp_path / "run")
+    ).run()
+    assert fed.load(tmp_path / "run").rows[-1]["round"] == 3
+    text = repr(result)
+    assert text.startswith("Result of 4 rounds\n  round 4: ")
+    assert len(text.splitlines()) <= 10
+    assert repr(population[0]) == "Population of 12 clients with 119 to 120 examples, 1,437 in all"
+    virtual = fed.virtual(np.arange(1437) % 10, 5000, alpha=0.5)
+    assert repr(virtual) == "VirtualPopulation of 5,000 clients that draw from 1,437 examples"
+    table = result.to_pandas()
+    assert table["round"].tolist() == [0, 2, 4]
+    assert table["loss"].tolist() == [row.metrics["loss"] for row in result.metrics]
+    diverged = fed.Simulation(linear_task(), hiso_jax.decomfl(1e9), population, config).run()
+    assert diverged.health_warnings[0].startswith(f"diverged at round {diverged.diverged_at}: ")
+    assert f"warning: {diverged.health_warnings[0]}" in repr(diverged)
+    assert diverged.health_warnings[0] in caplog.text
+    with pytest.raises(hiso_jax.ParameterError, match=r"population must be a population, .*; got a list"):
+        fed.Simulation(linear_task(), hiso_jax.decomfl(0.01), [1, 2], config)
+
+
+def test_the_first_interrupt_ends_a_run_and_keeps_what_was_done():
+    class Interrupt(fed.Callback):
+        opened = closed = 0
+
+        def open(self):
+            self.opened += 1
+
+        def close(self):
+            self.closed += 1
+
+        def after(self, session, evaluation):
+            if session.round == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    before, interrupt = signal.getsignal(signal.SIGINT), Interrupt()
+    config = fed.SimulationConfig(**SMALL, rounds_per_dispatch=1)
+    result = fed.Simulation(
+        linear_task(), hiso_jax.decomfl(0.01), digits_population(), config, callbacks=[interrupt]
+    ).run()
+    assert (result.interrupted, result.rounds) == (True, 2)
+    assert (interrupt.opened, interrupt.closed) == (1, 1)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -30,7 +30,7 @@ class AnyPopulation(Protocol):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Population:
     """A partition of a task's training examples among clients.
 
@@ -41,6 +41,14 @@ class Population:
 
     indices: Any
     offsets: Any
+
+    def __repr__(self) -> str:
+        """The number of clients, and how many examples they hold."""
+        if not isinstance(self.offsets, np.ndarray | jax.Array) or isinstance(self.offsets, jax.core.Tracer):
+            return "Population"
+        sizes = np.asarray(self.sizes)
+        held = f"{sizes.min():,} to {sizes.max():,} examples, {sizes.sum():,} in all"
+        return f"Population of {len(sizes):,} clients with {held}"
 
     @property
     def num_clients(self) -> int:

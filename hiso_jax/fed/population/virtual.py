@@ -16,7 +16,7 @@ _MIXTURE, _SIZE, _EXAMPLES = range(3)
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VirtualPopulation:
     """A population of N clients that are not stored: the data of client i is a function of its key, fold_in(key, i).
 
@@ -39,6 +39,10 @@ class VirtualPopulation:
     concentration: Any
     sizes: Any
     num_clients: int = field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        """The number of clients, and the size of the pool."""
+        return f"VirtualPopulation of {self.num_clients:,} clients that draw from {self.pool.shape[0]:,} examples"
 
     def check(self, examples: int) -> None:
         """Refuse a population that does not fit ``examples`` training examples.

@@ -31,6 +31,7 @@ class HealthWarnings:
       first_invalid: the round and the client of the first such report, or None.
       is_rounding: whether most of the first scalars were only rounding error; None until enough are seen.
       about_rounding: the warning that scalars are only rounding error; empty if they are not.
+      about_divergence: the warning that the run diverged; empty if it did not.
       about_parameters: the warning that μ does not change parameters in half precision; empty if it does.
     """
 
@@ -52,7 +53,7 @@ class HealthWarnings:
           scale: factor on the scalars of these clients; None is 1.
         """
         self._probing, self._scale = probing, 1.0 if scale is None else scale
-        self.about_parameters, self._dtype = "", dtype
+        self.about_parameters, self.about_divergence, self._dtype = "", "", dtype
         self.invalid, self.reports = 0, 0
         self.first_invalid: tuple[int, int] | None = None
         self.is_rounding: bool | None = None
@@ -92,10 +93,20 @@ class HealthWarnings:
         """Allow the warning about reports again; it is logged at most once between evaluations."""
         self._said = False
 
+    def diverged(self, number: int, *, silent: bool = False) -> None:
+        """Note that the run ended at round ``number``; ``silent`` is for a resumed run, whose end was logged before."""
+        self.about_divergence = (
+            f"diverged at round {number}: parameters or losses are not finite, or the losses are a multiple of "
+            "the first; the learning rate is probably too high"
+        )
+        if not silent:
+            _warn(self.about_divergence)
+
     @property
     def sentences(self) -> tuple[str, ...]:
         """All warnings, a sentence each."""
-        return tuple(filter(None, (self.about_invalid, self.about_parameters, self.about_rounding)))
+        found = (self.about_divergence, self.about_invalid, self.about_parameters, self.about_rounding)
+        return tuple(filter(None, found))
 
     @property
     def about_invalid(self) -> str:

@@ -1,8 +1,9 @@
 """The result of a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import jax
 import optax
 from jaxtyping import PyTree
 
@@ -10,8 +11,11 @@ from hiso_jax.fed.ledger import Evaluation, Records
 from hiso_jax.fed.privacy import PrivacySpent
 from hiso_jax.renamed import successor
 
+# Metrics, and warnings, that ``repr`` shows at most.
+SHOWN = 4
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """The result of a run.
 
@@ -62,6 +66,38 @@ class Result:
     mesh_shape: dict[str, int]
     privacy: PrivacySpent | None = None
     clipped: float | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each evaluation: its round, its metrics by name, the training loss, and the costs so far."""
+        each = [{field.name: getattr(row, field.name) for field in fields(row)} for row in self.metrics]
+        return [{"round": row.pop("round"), **row.pop("metrics"), **row} for row in each]
+
+    def to_pandas(self) -> Any:
+        """:meth:`rows` as a ``pandas.DataFrame``.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def __repr__(self) -> str:
+        """The figures of the run in a few lines; parameters and records are too long."""
+        ends = "" if self.diverged_at is None else f", diverged at round {self.diverged_at}"
+        lines = [f"Result of {self.rounds:,} rounds{ends}{', interrupted' if self.interrupted else ''}"]
+        if self.metrics:
+            last = self.metrics[-1]
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in list(last.metrics.items())[:SHOWN])
+            lines.append(f"round {last.round:,}: {shown}")
+        leaves = jax.tree.leaves(self.params)
+        lines += [
+            f"{self.traffic['bytes_up_per_client']:,.0f} bytes up per client, {self.forward_passes:,} forward passes",
+            f"{self.run_seconds:.3g} s in rounds, {self.compile_seconds:.3g} s compiling",
+            f"params: {sum(leaf.size for leaf in leaves):,} numbers in {len(leaves):,} arrays",
+            *(f"warning: {sentence}" for sentence in self.health_warnings[:SHOWN]),
+        ]
+        return "\n  ".join(lines)
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of earlier releases answer with their successors."""

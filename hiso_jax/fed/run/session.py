@@ -48,6 +48,12 @@ class Callback:
         """See the class."""
         self._function = function
 
+    def open(self) -> None:
+        """Called once, before the programs of the run are compiled."""
+
+    def close(self) -> None:
+        """Called once, when the run is over, also if it failed."""
+
     def begin(self, session: "Session") -> None:
         """Called once, before the first round; the programs are compiled and a resumed run is restored by then."""
 
@@ -255,6 +261,8 @@ class Session:
         self._counters.restore(store.ledger.records, self.prepared.clients, last)
         self.health_warnings.note(store.ledger.records, silent=True)
         self._note_divergence(carry)
+        if self.diverged_at is not None:
+            self.health_warnings.diverged(self.diverged_at, silent=True)
         return carry
 
     def _note_divergence(self, carry: RunState) -> None:
@@ -288,6 +296,7 @@ class Session:
         self._note_divergence(self._carry)
         if self.diverged_at is not None:
             end = self.diverged_at + 1
+            self.health_warnings.diverged(self.diverged_at)
         numbers = np.arange(self.round, end, dtype=np.int32)
         log = jax.tree.map(lambda column: column[: len(numbers)], log.on_host())
         records = self._counters.add(jax.random.key(prepared.config.seed), numbers, log)

@@ -1,6 +1,12 @@
 """A federated run: its data on the devices, and its loop."""
 
-from collections.abc import Sequence
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
@@ -23,6 +29,27 @@ from hiso_jax.program_cache import keep_compiled
 from hiso_jax.renamed import successor
 
 MEBIBYTE = 2**20
+logger = logging.getLogger("hiso_jax")
+
+
+@contextmanager
+def _stopped_by_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Call ``stop`` at the first Ctrl-C, unless the program or another thread handles it; the second has its effect."""
+    alone = threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logger.warning("interrupted: the run ends after the rounds in flight; Ctrl-C again ends at once")
+        stop()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Simulation:
@@ -32,12 +59,14 @@ class Simulation:
       task: the model, its loss and its data, see :class:`hiso_jax.fed.Task`.
       tx: an :class:`hiso_jax.fed.Algorithm`; or an optax transformation headed by ``scale_by_hiso`` or ``scale_by_zo``,
         which takes the mean scalars.
-      population: the clients and the training examples that each holds, a ``Population`` or a ``VirtualPopulation``.
+      population: the clients and the training examples that each holds, a ``Population`` or a ``VirtualPopulation``; or
+        the pair that ``fed.by_column`` returns.
       config: the run's configuration.
       mesh: devices; the axis ``clients`` splits the cohort and the axis ``model`` splits the parameters, see
         :func:`hiso_jax.fed.make_mesh`. It may span processes. None is one device.
       participation: which invited clients come, and how fast they are; None means all, without a simulated clock.
-      storage: the directory that keeps the run, so that it survives its process; None keeps it in memory.
+      storage: the directory that keeps the run, so that it survives its process, as a :class:`Storage` or a path to a
+        new one; None keeps it in memory.
       callbacks: called when the run begins, after every dispatch, and when it ends, see :class:`Callback`; for example
         :class:`hiso_jax.reports.Report`, which writes ``summary.json`` and ``curves.png``.
 
@@ -68,12 +97,19 @@ class Simulation:
         *,
         mesh: Mesh | None = None,
         participation: Participation | None = None,
-        storage: Storage | None = None,
+        storage: Storage | Path | str | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """Check the run and place its data on the devices; :meth:`run` compiles its programs."""
         keep_compiled()
         check_callbacks(callbacks)
+        if isinstance(population, tuple) and len(population) == 2 and isinstance(population[0], AnyPopulation):
+            # ``fed.by_column`` also returns the names of the clients.
+            population = population[0]
+        if not isinstance(population, AnyPopulation):
+            raise ParameterError(
+                "population", f"must be a population, such as fed.dirichlet returns; got a {type(population).__name__}"
+            )
         loss_dtype = check_task(task)
         if config.cohort > population.num_clients:
             raise ParameterError(
@@ -82,6 +118,7 @@ class Simulation:
         population.check(examples_of(task.train))
         participation = Participation() if participation is None else participation
         participation.check(population.num_clients)
+        storage = Storage(storage) if isinstance(storage, Path | str) else storage
         self.task, self.config, self.callbacks, self.storage = task, config, tuple(callbacks), storage
         self.population = population
         self.algorithm, self.mesh = as_algorithm(tx), None if mesh is None else check_mesh(mesh)
@@ -106,13 +143,23 @@ class Simulation:
     def run(self) -> Result:
         """Run to the last round, to divergence, or until :meth:`stop`; a storage with ``resume`` continues its run.
 
+        In a program that does not handle Ctrl-C itself, the first Ctrl-C acts as :meth:`stop`, and the second ends the
+        program.
+
         Raises:
           ValueError: the storage's directory holds another run, an altered run, or a run that is being written.
           OSError: the directory cannot be written; the rounds written before are kept and can be resumed.
         """
+        opened: list[Callback] = []
         try:
-            with Session.begin(self._prepared, self.storage, self.callbacks, lambda: self._stop) as session:
-                return session.run()
+            with _stopped_by_interrupt(self.stop):
+                for callback in self.callbacks:
+                    callback.open()
+                    opened.append(callback)
+                with Session.begin(self._prepared, self.storage, self.callbacks, lambda: self._stop) as session:
+                    return session.run()
         finally:
+            for callback in opened:
+                callback.close()
             # Reset here and not when a run begins, because ``stop`` may be called before the first round.
             self._stop = False
