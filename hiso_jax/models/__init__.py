@@ -1,7 +1,18 @@
-"""Models as pure functions; no training code."""
+"""Models as pure functions; no training code. ``models.lm``, language models, is imported at its first use."""
+
+from importlib import import_module
+from types import ModuleType
 
 from hiso_jax.models.convolution import convolution
 from hiso_jax.models.functional import Model, functional
 from hiso_jax.models.vision import cnn, mlp
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import ``lm`` at its first use, because it imports readers of checkpoints."""
+    if name == "lm":
+        return import_module("hiso_jax.models.lm")
+    raise AttributeError(f"{__name__} has no attribute {name!r}")
+
 
 __all__ = ["Model", "cnn", "convolution", "functional", "mlp"]
