@@ -128,3 +128,17 @@ def test_parameters_of_earlier_releases_answer_with_their_successors():
         hiso_jax.Experiment(method="central")
     with pytest.raises(hiso_jax.ParameterError, match="numbers is called `estimates` now"):
         zo.Difference(offsets=(0.0, 1.0), numbers=lambda losses, mu: losses)
+
+
+@pytest.mark.thorough
+def test_the_command_is_also_a_module():
+    command = [sys.executable, "-m", "hiso_jax", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"hiso-jax {hiso_jax.version.VERSION}\n"
+
+
+def test_rooms_with_heavy_imports_are_attributes():
+    assert hiso_jax.tasks.text.text_task.__name__ == "text_task"
+    assert hiso_jax.models.lm.load.__name__ == "load"
+    with pytest.raises(AttributeError, match="has no attribute 'vision_task'"):
+        _ = hiso_jax.tasks.vision_task

@@ -1,6 +1,7 @@
 """The command ``hiso-jax``: parse the options, run the command, and answer an error with one line and an exit code."""
 
 import contextlib
+import difflib
 import logging
 import os
 import re
@@ -142,7 +143,9 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
         print(f"{PROGRAM} {VERSION}")
         raise SystemExit(errors.DONE)
     if words[0] not in COMMANDS:
-        _fail(f"{words[0]} is no command; the commands are {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        _fail(f"{words[0]} is no command; the commands are {', '.join(COMMANDS)}{hint}")
     kind, carry_out = COMMANDS[words[0]]
     try:
         with errors.refusing():

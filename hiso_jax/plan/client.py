@@ -3,11 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from hiso_jax import fed
+from hiso_jax.fed.measure import in_working_dtype, progress_of
 from hiso_jax.fed.task import bind, frozen_of
-from hiso_jax.zo import in_float32, working_dtype
+from hiso_jax.zo import in_float32
 
 # More steps need no more memory than two.
 STEPS = 2
@@ -34,15 +34,10 @@ def training_bytes(task: fed.Task, batch_size: int) -> int:
         return in_float32(bind(task.loss, frozen))(params, batch).mean()
 
     def train(params: Any, batches: Any, frozen: Any) -> Any:
-        # The local steps of ``fed.Projections``.
-        start = jax.tree.map(lambda x: x.astype(working_dtype(x)), params)
+        def of_batch(params: Any, batch: Any) -> jax.Array:
+            return loss(params, batch, frozen)
 
-        def step(carry: tuple[Any, Any], batch: Any) -> tuple[tuple[Any, Any], None]:
-            gradient = jax.grad(loss)(carry[0], batch, frozen)
-            moved = jax.tree.map(lambda x, g: x - 0.1 * g, carry[0], gradient)
-            return (moved, jax.tree.map(jnp.add, carry[1], gradient)), None
-
-        return jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, start)), batches)[0][1]
+        return progress_of(of_batch, in_working_dtype(params), batches, 0.1)[0]
 
     found: Any = jax.jit(train).lower(params, batches, shapes).compile().memory_analysis()
     return found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes

@@ -248,6 +248,8 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         ),
         (["compare", "--learning-rate", "1,x"], "--learning-rate must be numbers, comma-separated, got 'x'"),
         (["compare", "--learning-rate", "0.1,nan"], "--learning-rate must be a positive finite number, got nan"),
+        (["comapre"], "comapre is no command; the commands are run, sweep,"),
+        (["comapre"], "did you mean compare?"),
         (["train"], "train is no command; the commands are run, sweep, compare, plan, replay, export, apply, show"),
     ],
 )

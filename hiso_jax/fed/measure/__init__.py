@@ -4,7 +4,7 @@ from hiso_jax.fed.measure.context import Cohort, Draw, Estimator, Keys, Measure,
 from hiso_jax.fed.measure.local import Local, LocalClient
 from hiso_jax.fed.measure.mixture import Mixed, mixed
 from hiso_jax.fed.measure.probes import Probes, probes
-from hiso_jax.fed.measure.projections import Projections, projections
+from hiso_jax.fed.measure.projections import Projections, in_working_dtype, progress_of, projections
 
 __all__ = [
     "Cohort",
@@ -19,7 +19,9 @@ __all__ = [
     "Probes",
     "Projections",
     "RoundContext",
+    "in_working_dtype",
     "mixed",
     "probes",
+    "progress_of",
     "projections",
 ]

@@ -96,41 +96,62 @@ class Projections:
         """m_i of some clients, [c, ...] in float32 or wider, and their losses where the round began."""
         eta = context.estimator.rate_at(zo_state(context.server.state).rounds)
         tx = None if self.optimizer is None else self.optimizer(eta)
-        steps = context.estimator.local_steps
-        # In float32: in bfloat16 small steps would be lost.
-        start = jax.tree.map(lambda x: x.astype(working_dtype(x)), context.params)
+        start = in_working_dtype(context.params)
 
         def loss(params: PyTree, batch: Any) -> Float[Array, ""]:
             return context.mean_losses(params, context.fetch(batch))[0]
 
         def one(batches: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-            first = jax.tree.map(lambda a: a[0], batches)
-            if steps == 1 and tx is None:
-                value, gradient = jax.value_and_grad(loss)(start, first)
-                return gradient, value
-
-            def step(carry: tuple[PyTree, Any, PyTree], batch: PyTree) -> tuple[tuple[PyTree, Any, PyTree], Array]:
-                local, state, total = carry
-                value, gradient = jax.value_and_grad(loss)(local, batch)
-                if tx is None:
-                    # The mean gradient, without a product with η_l and a division by it.
-                    local = jax.tree.map(lambda x, g: x - eta * g, local, gradient)
-                    return (local, state, jax.tree.map(jnp.add, total, gradient)), value
-                updates, state = tx.update(gradient, state, local)
-                return (optax.apply_updates(local, updates), state, jax.tree.map(jnp.subtract, total, updates)), value
-
-            zero = jax.tree.map(jnp.zeros_like, start)
-            begin = start, () if tx is None else tx.init(start), zero
-            (_, _, total), values = lax.scan(step, begin, batches)
-            # At a rate of 0 another optimizer makes no progress, and the sum of its updates is 0.
-            unit = steps if tx is None else jnp.where(eta == 0, 1, steps * eta)
-            return jax.tree.map(lambda x: x / unit, total), values[0]
+            return progress_of(loss, start, batches, eta, tx)
 
         batches = context.batches(given)
         # Not a vmap of one where one client is asked for: even that makes convolutions grouped.
         if context.execution.vmapped == 1:
             return lax.map(one, batches)
         return in_pieces(jax.vmap(one), batches, context.execution.vmapped)
+
+
+def in_working_dtype(params: PyTree) -> PyTree:
+    """Parameters in float32 or wider: in bfloat16 small steps would be lost."""
+    return jax.tree.map(lambda x: x.astype(working_dtype(x)), params)
+
+
+def progress_of(
+    loss: Callable[[PyTree, Any], Float[Array, ""]],
+    start: PyTree,
+    batches: PyTree,
+    eta: Any,
+    tx: optax.GradientTransformation | None = None,
+) -> tuple[PyTree, Float[Array, ""]]:
+    """The progress (x_r − x_K) / (η_l K) of local steps on ``batches`` [K, ...], and the first loss.
+
+    Args:
+      loss: (parameters, batch) → mean loss.
+      start: x_r, in float32 or wider.
+      batches: a batch for each step.
+      eta: η_l.
+      tx: the local optimizer at η_l; None is plain SGD.
+    """
+    steps = jax.tree.leaves(batches)[0].shape[0]
+    if steps == 1 and tx is None:
+        value, gradient = jax.value_and_grad(loss)(start, jax.tree.map(lambda a: a[0], batches))
+        return gradient, value
+
+    def step(carry: tuple[PyTree, Any, PyTree], batch: PyTree) -> tuple[tuple[PyTree, Any, PyTree], Array]:
+        local, state, total = carry
+        value, gradient = jax.value_and_grad(loss)(local, batch)
+        if tx is None:
+            # The mean gradient, without a product with η_l and a division by it.
+            local = jax.tree.map(lambda x, g: x - eta * g, local, gradient)
+            return (local, state, jax.tree.map(jnp.add, total, gradient)), value
+        updates, state = tx.update(gradient, state, local)
+        return (optax.apply_updates(local, updates), state, jax.tree.map(jnp.subtract, total, updates)), value
+
+    begin = start, () if tx is None else tx.init(start), jax.tree.map(jnp.zeros_like, start)
+    (_, _, total), values = lax.scan(step, begin, batches)
+    # At a rate of 0 another optimizer makes no progress, and the sum of its updates is 0.
+    unit = steps if tx is None else jnp.where(eta == 0, 1, steps * eta)
+    return jax.tree.map(lambda x: x / unit, total), values[0]
 
 
 def projections(optimizer: Callable[[Any], optax.GradientTransformation] | None = None) -> Projections:
