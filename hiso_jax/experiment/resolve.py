@@ -118,6 +118,22 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
 
 # Options that decide which other options exist.
 DECIDING = (*KINDS, *NESTED, "algorithm", "algorithms", "schedules", "combine", "attack")
+# Options of sweeps and comparisons alone, for which a task may declare defaults, too.
+OF_STUDIES = (
+    "algorithms",
+    "baseline",
+    "budget",
+    "local_learning_rates",
+    "mus",
+    "out",
+    "protocol",
+    "resume",
+    "schedules",
+    "seeds",
+    "tries",
+    "tuning_seeds",
+    "validation",
+)
 # An error lists at most this many owners of an option.
 NAMED = 4
 
@@ -313,7 +329,7 @@ def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
             flat[name] = replace(flat[name], default=value)
             continue
         near = difflib.get_close_matches(name, flat, 1, 0.8)
-        if near:
+        if near and name not in OF_STUDIES:
             raise ParameterError(
                 "task", f"{choices[0].name} declares a default of {name}, which is no option; did you mean {near[0]}?"
             )

@@ -26,7 +26,8 @@ class Progress(fed.Callback):
       >>> population = fed.dirichlet(task.train["label"], 20, alpha=0.5)
       >>> config = fed.SimulationConfig(rounds=10, cohort=4, eval_every=5)
       >>> callbacks = [hiso_jax.progress()]
-      >>> result = fed.Simulation(task, hiso_jax.hiso(1e-2), population, config, callbacks=callbacks).run()
+      >>> simulation = fed.Simulation(task, hiso_jax.hiso(1e-2), population, config, callbacks=callbacks)
+      >>> result = simulation.run()  # doctest: +ELLIPSIS
       run: compiling …
       ...
     """

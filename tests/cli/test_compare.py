@@ -174,7 +174,10 @@ def test_robustness_is_measured_against_the_same_runs_in_calm(capsys, tmp_path):
         (["--schedules", "linear,linear"], "--schedules must not repeat, got linear,linear"),
         (["--tries", "2"], "--tries must be at least 3, got 2"),
         (["--tuning-seeds", "0"], "--tuning-seeds must be at least 1, got 0"),
-        (["--protocol", "robustness"], "--protocol robustness must be given with what is withstood: --availability"),
+        (
+            ["--protocol", "robustness"],
+            "--protocol robustness needs absent clients: give --availability, --dropout or --deadline",
+        ),
         (["--learning-rate", "decomfl=1:step,hiso=1"], "--learning-rate must name one of the schedules constant"),
         (["--schedule", "cosine"], "--schedule is no option of compare; did you mean --schedules?"),
     ],

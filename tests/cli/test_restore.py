@@ -12,7 +12,8 @@ from hiso_jax.cli.main import main
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.restore import options_of, resumed
 from hiso_jax.cli.share import _without_places
-from hiso_jax.experiment import as_written
+from hiso_jax.experiment import as_written, own_options
+from hiso_jax.experiment.resolve import OF_STUDIES
 from hiso_jax.reports import as_json
 
 USERS = """
@@ -185,3 +186,9 @@ def test_an_option_that_does_not_exist_is_no_option_of_the_run(users, capsys):
     assert "--roundz is no option of run; did you mean --rounds?" in refusal(
         capsys, "run", "--resume", str(run), "--roundz", "5"
     )
+
+
+def test_the_options_of_studies_are_known():
+    """A task may declare defaults for them, which the other commands leave alone."""
+    of_runs = own_options(Run).keys()
+    assert {*OF_STUDIES} == {*own_options(tune.Sweep), *own_options(tune.Compare)} - of_runs | {"out", "resume"}

@@ -283,6 +283,8 @@ def test_the_first_interrupt_ends_a_run_and_keeps_what_was_done():
             if session.round == 2:
                 signal.raise_signal(signal.SIGINT)
 
+    # A process that was started in the background may ignore the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before, interrupt = signal.getsignal(signal.SIGINT), Interrupt()
     config = fed.SimulationConfig(**SMALL, rounds_per_dispatch=1)
     result = fed.Simulation(
