@@ -12,7 +12,7 @@ from hiso_jax.algorithms._server import descent
 from hiso_jax.fed.algorithm import Algorithm, default_rates, projections
 
 
-@default_rates(digits=0.03)
+@default_rates(digits=0.04)
 def fed_scalar(
     learning_rate: optax.ScalarOrSchedule, *, sampler: zo.SamplerName = "rademacher", guard: bool = False
 ) -> Algorithm:

@@ -21,7 +21,7 @@ from hiso_jax.checks import between
 from hiso_jax.fed.algorithm import Algorithm, default_rates, projections
 
 
-@default_rates(perturbations=128, digits=0.6)
+@default_rates(perturbations=128, digits=4.0)
 def ferret(
     learning_rate: optax.ScalarOrSchedule, *, norm_decay: float = 0.9, sampler: zo.SamplerName = "uniform"
 ) -> Algorithm:
