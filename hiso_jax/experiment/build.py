@@ -79,8 +79,8 @@ def build_population(options: Settings, task: AnyTask, seed: int) -> AnyPopulati
 
 
 def build_schedule(options: Settings, rate: Any) -> optax.ScalarOrSchedule:
-    """The learning rate over the rounds; ``rate`` may be traced, or already be a schedule."""
-    if callable(rate):
+    """The learning rate over the rounds; ``rate`` may be traced, or be a schedule, or be None for a method without."""
+    if callable(rate) or rate is None:
         return rate
     schedule = choice_of("schedule", options)
     return schedule.build(given_to(schedule, options), rate, options.rounds)
