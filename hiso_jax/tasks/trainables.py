@@ -89,6 +89,6 @@ TRAINABLES = Kind(
     "trainable",
     {"all": everything, "lora": lora, "prefix": prefix, "head": head},
     returns="Trainable",
-    is_valid=lambda made: isinstance(made, Trainable),
+    is_valid=callable,
     otherwise=_named,
 )
