@@ -80,7 +80,7 @@ def check_read(options: Any, methods: Sequence[Method], given: Collection[str]) 
         measure = algorithm.measure
         own = {*(fed.Probes.reads if measure is None else measure.reads)}
         if options.backprop_share is not None and isinstance(measure, fed.Projections):
-            own |= {"backprop_share"} | ({*()} if options.backprop_share == 1 else {"mu", "difference"})
+            own |= {"backprop_share", *(() if options.backprop_share == 1 else ("mu", "difference"))}
         elif measure is not None:
             # The measure has its own difference, or none.
             own -= {"difference"}
