@@ -101,8 +101,8 @@ def parquet(path, rows):
 @pytest.mark.parametrize(
     ("train", "test", "content"),
     [
-        ("train.jsonl.gz", "validation.jsonl.gz", gzip.compress(LINES.encode())),
-        ("train.csv.gz", "dev.csv.gz", gzip.compress(CSV.encode())),
+        ("train.jsonl.gz", "validation.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
+        ("train.csv.gz", "dev.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("train.tsv", "test.tsv", CSV.replace(",", "\t").encode()),
         ("Train.CSV", "Valid.csv", CSV.encode()),
         ("data/train.jsonl", "data/val.jsonl", LINES.encode()),
