@@ -135,6 +135,10 @@ class Settings(SimulationConfig, Clock):
             raise ParameterError(
                 "memory_gb", "must be given with `backprop_share` memory, and only then: it decides who backpropagates"
             )
+        self._check_target()
+
+    def _check_target(self) -> None:
+        # A plan has another target.
         if self.target is not None:
             finite("target", self.target, float("-inf"))
 
