@@ -132,7 +132,7 @@ class Kind:
             ``package.module:name``, in which case the code of the file or module is run.
 
         Raises:
-          ParameterError: the name is unknown, its code cannot be loaded, or it names no function.
+          ParameterError: the name is unknown, or its code cannot be loaded.
         """
         if not isinstance(name, str):
             raise ParameterError(self.name, f"must be a name, or FILE:NAME; got a value, a {type(name).__name__}")
@@ -164,9 +164,6 @@ class Kind:
         found = getattr(module, attribute, None)
         if found is None:
             raise ParameterError(self.name, f"{name} names a function that {source} does not have")
-        if not callable(found):
-            form = f"({', '.join([*self.inputs, '*', 'option=default', '…'])}) → {self.returns}"
-            raise ParameterError(self.name, f"{name} must be a function {form}, got a {type(found).__name__}")
         return Choice(self, name, found, sha256)
 
     def _of_file(self, path: Path) -> tuple[Any, str]:
@@ -246,6 +243,11 @@ class Choice:
 
     @cached_property
     def _parameters(self) -> list[inspect.Parameter]:
+        if not callable(self.factory):
+            form = f"({', '.join([*self.kind.inputs, '*', 'option=default', '…'])}) → {self.kind.returns}"
+            raise ParameterError(
+                self.kind.name, f"{self.name} must be a function {form}, got a {type(self.factory).__name__}"
+            )
         return list(inspect.signature(self.factory).parameters.values())
 
     @cached_property
