@@ -11,12 +11,11 @@ from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from hiso_jax.algorithms import ALGORITHMS
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Listed, Option, is_foreign
 from hiso_jax.cli.errors import UsageError
 from hiso_jax.cli.options import GROUPS, MOVABLE, MOVED
-from hiso_jax.experiment import DECIDING, KINDS, NESTED, Resolved, Settings, own_options, resolve, unknown
+from hiso_jax.experiment import DECIDING, KINDS, NESTED, Resolved, Settings, every_option, own_options, resolve, unknown
 
 # Maximum width of the help, and of a list of choices that is shown beside its option's name.
 WIDTH, BESIDE = 100, 40
@@ -257,8 +256,7 @@ def _resumed(kind: Any, command: str, words: Sequence[str]) -> Any:
     flat = {name: option for name, option in own.items() if name in movable or name in again} | moved
     given, rest = read(f"{PROGRAM} {command}", "", {"options": list(flat.values())}, words)
     for name in [_name_of(command, word) for word in rest[:1]]:
-        kinds = (ALGORITHMS, *KINDS.values(), *NESTED.values())
-        known = {*own, *NESTED}.union(*(each.every_option() for each in kinds))
+        known = {*own, *NESTED} | every_option()
         if name not in known:
             raise _as_typed(unknown(name, command, dict.fromkeys(known), ADVICE))
 

@@ -26,7 +26,7 @@ from hiso_jax.cli.run import run
 from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
 from hiso_jax.cli.studies import compare, sweep
-from hiso_jax.experiment import KINDS, NESTED, own_options
+from hiso_jax.experiment import every_option, own_options
 from hiso_jax.program_cache import keep_compiled
 from hiso_jax.reports import plain
 from hiso_jax.tune import Compare, Sweep
@@ -151,18 +151,7 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
         with errors.refusing():
             return parse(kind, words[0], words[1:]), carry_out
     except errors.UsageError as error:
-        from hiso_jax.algorithms import NAMES, load
-        from hiso_jax.channels import FACTORIES
-
-        own = {name for method in NAMES for name in load(method).options}
-        own |= {name for channel in FACTORIES for name in load(f"decomfl+{channel}").options}
-        own |= {
-            name
-            for each in (*KINDS.values(), *NESTED.values())
-            for chosen in each.factories
-            for name in each.load(chosen).options
-        }
-        _fail(sentence(error, _options_of(kind) | own))
+        _fail(sentence(error, _options_of(kind) | every_option()))
 
 
 def _is_of_backends(error: BaseException) -> bool:

@@ -38,7 +38,7 @@ from hiso_jax.experiment.rates import (
     tried_rates,
     wanted_rate,
 )
-from hiso_jax.experiment.resolve import DECIDING, Resolved, resolve, unknown
+from hiso_jax.experiment.resolve import DECIDING, Resolved, every_option, resolve, unknown
 from hiso_jax.experiment.settings import Clock, Settings, Single, participation_of, with_training_gb
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "check_methods",
     "choice_of",
     "default_rate",
+    "every_option",
     "first_guess",
     "given_to",
     "is_language_model",

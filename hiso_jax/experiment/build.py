@@ -220,7 +220,4 @@ def _digests(options: Settings) -> dict[str, Any]:
     for several, load in loaders.items():
         each = {name: load(name).sha256 for name in getattr(options, several, ())}
         found[several] = {name: sha256 for name, sha256 in each.items() if sha256 is not None} or None
-    algorithm = getattr(options, "algorithm", None)
-    if isinstance(algorithm, str):
-        found["algorithm"] = load_method(algorithm).sha256
     return {f"{name}_sha256": sha256 for name, sha256 in found.items() if sha256 is not None}

@@ -125,9 +125,7 @@ OF_STUDIES = (
     "budget",
     "local_learning_rates",
     "mus",
-    "out",
     "protocol",
-    "resume",
     "schedules",
     "seeds",
     "tries",
@@ -211,6 +209,14 @@ class Resolved:
                 name, f"is an option of {', '.join(owners)}; it would have no effect on {', '.join(asked)}"
             )
         raise unknown(name, where, self.options, advice)
+
+
+def every_option() -> set[str]:
+    """The names of the options of all methods, channels and other choices of this package."""
+    methods = [algorithms.load(name) for name in algorithms.NAMES]
+    methods += [algorithms.load(f"decomfl+{channel}") for channel in channels.NAMES]
+    own = {name for method in methods for name in method.options}
+    return own.union(*(kind.every_option() for kind in (*KINDS.values(), *NESTED.values())))
 
 
 def unknown(name: str, where: str, known: Mapping[str, Any], advice: str = "") -> ParameterError:

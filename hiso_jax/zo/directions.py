@@ -145,7 +145,7 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
         if curvature is None:
             raise ParameterError("sampler", "must not be Blocks without a head that keeps the norms of the leaves")
         scales = family.scales(key, leaves_of(curvature))
-        z = [_scaled(u, scale) for u, scale in zip(z, scales, strict=True)]
+        z = [pin(dense(u) * scale) for u, scale in zip(z, scales, strict=True)]
     elif curvature is not None:
         by = _in_subspace if isinstance(family, Subspace) else shaped
         z = [by(u, h) for u, h in zip(z, leaves_of(curvature), strict=True)]
@@ -155,13 +155,6 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
 def _in_subspace(u: Array | Factors, basis: Array) -> Array | Factors:
     """B Qᵀ as factors; a leaf that is not a matrix stays unchanged."""
     return Factors(u.rows, basis, u.own) if isinstance(u, Factors) else u
-
-
-def _scaled(u: Array | Factors, scale: Array) -> Array | Factors:
-    """A leaf times a number."""
-    if isinstance(u, Factors):
-        return Factors(pin(u.rows * scale.astype(u.rows.dtype)), u.columns, u.own)
-    return pin(u * scale.astype(u.dtype))
 
 
 def subspaces(key: Key[Array, ""], params: PyTree[Shaped[Array, "..."]], rank: int) -> PyTree[Float[Array, "..."]]:

@@ -1,4 +1,4 @@
-"""Options restored from a directory: what a run recorded, what may be given again, and what is refused."""
+"""Options restored from a directory: the recorded ones, those given again, and refusals."""
 
 import json
 
@@ -186,9 +186,12 @@ def test_an_option_that_does_not_exist_is_no_option_of_the_run(users, capsys):
     assert "--roundz is no option of run; did you mean --rounds?" in refusal(
         capsys, "run", "--resume", str(run), "--roundz", "5"
     )
+    # Options of channels exist, although the run's method has none.
+    sentence = refusal(capsys, "run", "--resume", str(run), "--noise-multiplier", "1")
+    assert "--noise-multiplier cannot be given with --resume: the run has its own" in sentence
 
 
 def test_the_options_of_studies_are_known():
     """A task may declare defaults for them, which the other commands leave alone."""
     of_runs = own_options(Run).keys()
-    assert {*OF_STUDIES} == {*own_options(tune.Sweep), *own_options(tune.Compare)} - of_runs | {"out", "resume"}
+    assert {*OF_STUDIES} == {*own_options(tune.Sweep), *own_options(tune.Compare)} - of_runs

@@ -196,7 +196,9 @@ def test_refusals():
 
 
 def test_what_does_not_suit_a_mixed_round_is_refused():
-    loss = lambda x, t: 0.5 * ((x - t) ** 2).sum(-1)  # noqa: E731
+    def loss(x, t):
+        return 0.5 * ((x - t) ** 2).sum(-1)
+
     numbers = dict(local_steps=3, num_perturbations=4, mu=1e-3, local_learning_rate=LOCAL)
     private = channels.private_mean().into(dataclasses.replace(fed.Algorithm(zo.scale_by_zo()), measure=fed.mixed()))
     with pytest.raises(ParameterError, match="probe_scale must be given for a mixed cohort in a private run"):

@@ -11,5 +11,6 @@ def test_local_steps_need_copies_and_the_activations_of_a_batch():
     small, large = plan.training_bytes(task, 4), plan.training_bytes(task, 64)
     # The server's parameters, the client's own, and the sum of its gradients.
     assert small > 3 * parameters
-    # A backward pass keeps the activations of every example, besides the example: 64 pixels, 32 hidden, 10 classes.
-    assert large - small > 60 * 4 * (64 + 32 + 10)
+    # 60 more examples, 64 pixels and a label each, in two batches; a backward pass also keeps 32 hidden values and 10
+    # logits of each.
+    assert large - small > 60 * 4 * (2 * (64 + 1) + 32 + 10)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
@@ -97,3 +98,18 @@ def first_at_target(values: Sequence[float], target: float) -> int | None:
         if total >= 3 * target - ROUNDING * max(1.0, abs(target)):
             return i
     return None
+
+
+def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """A callback's metrics as the numbers that a ledger keeps.
+
+    Raises:
+      ParameterError: a metric is not one number.
+    """
+    found = {}
+    for name, value in metrics.items():
+        try:
+            found[name] = float(np.asarray(value, np.float64).reshape(()))
+        except (TypeError, ValueError):
+            raise ParameterError("callbacks", f"must return numbers as metrics; {name} is {value!r}") from None
+    return found

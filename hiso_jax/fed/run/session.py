@@ -17,6 +17,7 @@ from hiso_jax.fed.ledger import Evaluation, RunStore, Storage, fingerprint, run_
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.counters import Counters
 from hiso_jax.fed.run.dispatch import Dispatch, RunState
+from hiso_jax.fed.run.evaluation import as_numbers
 from hiso_jax.fed.run.health_warnings import HealthWarnings
 from hiso_jax.fed.run.prepared import PreparedRun
 from hiso_jax.fed.run.privacy_spent import privacy_spent
@@ -323,7 +324,7 @@ class Session:
         self._evaluation_seconds = time.perf_counter() - before
         metrics = summarise(prepared.task, jax.tree.map(np.asarray, outputs))
         for callback in self._callbacks:
-            metrics |= _as_numbers(callback.metrics(self))
+            metrics |= as_numbers(callback.metrics(self))
         if getattr(prepared.task, "metric", None) is not None:
             # Refuse a missing metric before the first round; a report would refuse it only after the last.
             metric_of(prepared.task, metrics)
@@ -402,18 +403,3 @@ class Session:
             privacy=privacy_spent(self.prepared, records),
             clipped=self._counters.clipped,
         )
-
-
-def _as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """A callback's metrics as the numbers that a ledger keeps.
-
-    Raises:
-      ParameterError: a metric is not one number.
-    """
-    found = {}
-    for name, value in metrics.items():
-        try:
-            found[name] = float(np.asarray(value, np.float64).reshape(()))
-        except (TypeError, ValueError):
-            raise ParameterError("callbacks", f"must return numbers as metrics; {name} is {value!r}") from None
-    return found
