@@ -10,7 +10,7 @@ ones. Then every seed runs its rounds on the validation split. Cohorts, batches 
 paired. A gradient counts as three forward passes. Results are written after every run, and a run that is in the file is
 not made again, so the script can be stopped and called again.
 
-``--diagnose`` instead measures the limits of projections where training begins, see :func:`diagnose`.
+``--diagnose`` instead measures the limits of projections where training begins, see :meth:`Bench.diagnose`.
 """
 
 import json
@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.flatten_util import ravel_pytree
 
 from hiso_jax import algorithms, fed
 from hiso_jax.algorithms._local import gradients, local_sgd
@@ -33,8 +35,10 @@ from hiso_jax.models import lm
 from hiso_jax.tasks.text import text_task
 
 CLIENTS = 6
-GAIN = {1: 2 / math.pi, 32: 1.0}
-"""The share of a normal number's energy that its code keeps, by bits."""
+GAIN = 2 / math.pi
+"""The share of a normal number's energy that its sign keeps."""
+# Random signs along which a trace is estimated.
+SIGNS = 4
 
 
 @dataclass(frozen=True)
@@ -216,43 +220,31 @@ class Bench:
         costs tr(H) / d for each unit of its energy, so the effective dimension D = tr(H) |ḡ|² / ḡᵀHḡ takes the place
         of d. The rounds that projections need are 1 + D · κ / (P·C·gain) times those that vectors need.
         """
-        own, task = self.arguments, self.task
-        bound = fed.task.bind(task.loss, jax.tree.map(jnp.asarray, fed.task.frozen_of(task)))
-        train = jax.tree.map(jnp.asarray, task.train)
+        task, own = self.task, self.arguments
+        frozen, train = (jax.tree.map(jnp.asarray, tree) for tree in (fed.task.frozen_of(task), task.train))
         population = fed.dirichlet_balanced(task.train["label"], CLIENTS, alpha=1.0, seed=0)
+        initial, unravel = ravel_pytree(task.init(jax.random.key(0)))
+        size = len(initial)
 
         @jax.jit
-        def gradient(params: Any, rows: Any) -> Any:
-            return jax.grad(lambda x: bound(x, jax.tree.map(lambda leaf: leaf[rows], train)).mean())(params)
+        def progress(x: jax.Array, rows: jax.Array, rate: float, train: Any, frozen: Any) -> jax.Array:
+            def loss(params: Any, batch: Any) -> jax.Array:
+                return fed.task.bind(task.loss, frozen)(params, batch).mean()
 
-        def mean_gradient(params: Any, rows: Any) -> Any:
-            """Eight examples at a time, since the activations of all would not fit."""
-            each = [gradient(params, own) for own in rows]
-            return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *each)
+            batches = jax.tree.map(lambda leaf: leaf[rows], train)
+            return ravel_pytree(fed.measure.progress_of(loss, unravel(x), batches, rate)[0])[0]
 
-        def curvature(params: Any, vector: Any, length: float, rows: Any) -> float:
-            """vᵀHv / vᵀv, from gradients at a distance of ``length`` to both sides."""
-            step = length / math.sqrt(dot(vector, vector))
-            ends = [
-                dot(vector, mean_gradient(jax.tree.map(lambda x, v, by=by: x + by * v, params, vector), rows))
-                for by in (step, -step)
-            ]
-            return (ends[0] - ends[1]) / (2 * step) / dot(vector, vector)
+        def of_clients(x: Any, steps: int = 1, batch: int = 8, rate: float = 0.0) -> np.ndarray:
+            """m_i of every client, [6, d]; for one step the gradients."""
+            rows = population.sample(jax.random.key(7), jnp.arange(CLIENTS), (steps, batch))
+            return np.stack([progress(jnp.asarray(x), each, rate, train, frozen) for each in rows])
 
-        def dot(a: Any, b: Any) -> float:
-            return float(sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
+        def curvature(x: np.ndarray, direction: np.ndarray, length: float) -> float:
+            """vᵀHv for v = ``direction`` at length 1, from gradients at a distance of ``length`` to both sides."""
+            v = direction / np.linalg.norm(direction)
+            ends = [of_clients(x + by * v).mean(0) @ v for by in (length, -length)]
+            return float(ends[0] - ends[1]) / (2 * length)
 
-        def progress(params: Any, client: int, steps: int, batch: int, rate: float) -> Any:
-            rows = population.sample(jax.random.key(7), jnp.arange(CLIENTS), (steps, batch))[client]
-            local, total = params, jax.tree.map(jnp.zeros_like, params)
-            for step in range(steps):
-                found = mean_gradient(local, rows[step].reshape(-1, 8))
-                total = jax.tree.map(jnp.add, total, found)
-                local = jax.tree.map(lambda x, g: x - rate * g, local, found)
-            return jax.tree.map(lambda x: x / steps, total)
-
-        initial = jax.tree.map(jnp.asarray, task.init(jax.random.key(0)))
-        size = sum(leaf.size for leaf in jax.tree.leaves(initial))
         config = fed.SimulationConfig(
             rounds=own.tune_rounds,
             cohort=2,
@@ -262,40 +254,37 @@ class Bench:
             eval_every=own.tune_rounds,
         )
         warm = fed.Simulation(task, averaged(1.0, own.warm_rate), population, config).run().params
-        found = self.report.setdefault("diagnosis", {"parameters": size})
-        for name, params in (("initial", initial), ("after FedAvg", jax.tree.map(jnp.asarray, warm))):
-            rows = population.sample(jax.random.key(8), jnp.arange(CLIENTS), (8,))
-            mean = mean_gradient(params, rows)
-            keys = jax.random.split(jax.random.key(9), 4)
-            signs = [jax.tree.map(lambda x, k=k: jax.random.rademacher(k, x.shape, x.dtype), params) for k in keys]
-            trace = [size * curvature(params, z, 0.5, rows) for z in signs]
-            bend = curvature(params, mean, 0.1, rows)
-            dimension = float(np.mean(trace)) / bend
-            here: dict[str, Any] = {"trace": trace, "curvature_along_gradient": bend, "effective_dimension": dimension}
-            here["gradient_norm"] = math.sqrt(dot(mean, mean))
-            for steps, batch, rate in ((1, 8, 0.0), (1, 32, 0.0), (4, 8, 0.03), (4, 8, 0.1), (4, 8, 0.3)):
-                each = [progress(params, client, steps, batch, rate) for client in range(CLIENTS)]
-                average = jax.tree.map(lambda *leaves: sum(leaves) / CLIENTS, *each)
-                # For a cohort of two, κ is the mean over all pairs.
-                kappas = {}
-                for cohort in (2, 6):
-                    groups = [(a, b) for a in range(6) for b in range(a)] if cohort == 2 else [tuple(range(6))]
-                    energy, common = 0.0, 0.0
-                    for group in groups:
-                        of = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *(each[i] for i in group))
-                        energy += float(np.mean([dot(each[i], each[i]) for i in group]))
-                        common += dot(of, of)
-                    kappas[cohort] = energy / common
+        found = self.report.setdefault("diagnosis", {"parameters": size, "warm_rate": own.warm_rate})
+        for name, params in (("initial", initial), ("after FedAvg", ravel_pytree(warm)[0])):
+            x = np.asarray(params)
+            gradient = of_clients(x).mean(0)
+            signs = np.random.default_rng(9).choice(np.array([-1, 1], np.float32), size=(SIGNS, size))
+            traces = [size * curvature(x, z, 0.5) for z in signs]
+            bend = curvature(x, gradient, 0.1)
+            dimension = float(np.mean(traces)) / bend
+            here: dict[str, Any] = {
+                "traces": traces,
+                "curvature_along_gradient": bend,
+                "effective_dimension": dimension,
+            }
+            for steps, batch, rate in ((1, 8, 0.0), (1, 32, 0.0), (4, 8, 0.033), (4, 8, 0.1)):
+                each = of_clients(x, steps, batch, rate)
+                kappas = {cohort: kappa(each, cohort) for cohort in (2, CLIENTS)}
                 here[f"K = {steps}, batch {batch}" + (f", rate {rate:g}" if rate else "")] = {
                     "kappa": kappas,
-                    "noise": {c: size / (128 * c) * k / GAIN[1] for c, k in kappas.items()},
-                    "slowdown": {c: 1 + dimension * k / (128 * c * GAIN[1]) for c, k in kappas.items()},
-                    "cosine_to_gradient": dot(average, mean) / math.sqrt(dot(average, average) * dot(mean, mean)),
+                    "noise": {c: size / (128 * c) * k / GAIN for c, k in kappas.items()},
+                    "slowdown": {c: 1 + dimension * k / (128 * c * GAIN) for c, k in kappas.items()},
                 }
-                print(name, steps, batch, rate, json.dumps(here[list(here)[-1]]), flush=True)
             found[name] = here
-            print(name, json.dumps({k: v for k, v in here.items() if not isinstance(v, dict)}), flush=True)
+            print(name, json.dumps(here), flush=True)
             self.save()
+
+
+def kappa(each: np.ndarray, cohort: int) -> float:
+    """κ = mean |m_i|² / |mean m_i|² of cohorts of the clients' progress [6, d], over all cohorts of a size."""
+    cohorts = [each[list(chosen)] for chosen in combinations(range(len(each)), cohort)]
+    energy = np.mean([(own**2).sum(1).mean() for own in cohorts])
+    return float(energy / np.mean([(own.mean(0) ** 2).sum() for own in cohorts]))
 
 
 def main(arguments: Arguments) -> None:
