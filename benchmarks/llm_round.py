@@ -28,7 +28,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from hiso_jax import fed, hiso, zo
+from hiso_jax import algorithms, fed, hiso, zo
 from hiso_jax.models import lm
 from hiso_jax.models.lm import Decoder, Tuned
 from hiso_jax.tasks.text import TextChoice
@@ -66,6 +66,7 @@ class Arguments:
       local_steps: K; above 1 only regenerate exists.
       repeats: timed rounds per mode.
       modes: keep, regenerate, comma-separated.
+      algorithm: hiso, or decomfl, whose directions are not shaped by a curvature.
       sampler: family of directions.
       groups: groups of the cohort, each with directions of its own; above 1 the cohort in one group is timed beside it.
       out: JSON file to write; by default named after the shape.
@@ -83,6 +84,7 @@ class Arguments:
     local_steps: int = 1
     repeats: int = 5
     modes: str = "keep,regenerate"
+    algorithm: Literal["hiso", "decomfl"] = "hiso"
     sampler: Literal["gaussian", "rademacher", "binomial", "hadamard", "low_rank", "low_rank_4"] = "gaussian"
     groups: int = 1
     out: Path | None = None
@@ -140,6 +142,8 @@ def make_round(arguments, task, mode, groups):
 
 
 def zo_optimizer(arguments):
+    if arguments.algorithm == "decomfl":
+        return algorithms.decomfl(1e-6, sampler=arguments.sampler).tx
     return hiso(1e-6, curvature_dtype=jnp.dtype(arguments.curvature_dtype), sampler=arguments.sampler)
 
 
@@ -227,7 +231,7 @@ def worker(arguments, task):
     settings = [
         item
         for name in ("shape", "dtype", "param_dtype", "curvature_dtype", "clients", "batch", "tokens", "perturbations",
-                     "local_steps", "repeats", "modes", "sampler", "groups")
+                     "local_steps", "repeats", "modes", "algorithm", "sampler", "groups")
         if (value := getattr(arguments, name)) is not None
         for item in (f"--{name.replace('_', '-')}", str(value))
     ]  # fmt: skip
@@ -253,7 +257,8 @@ def main(arguments: Arguments) -> None:
             result |= memory
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "worker")}
     report = {"settings": settings, **timed}
-    kind = arguments.sampler + (f"_g{arguments.groups}" if arguments.groups > 1 else "")
+    kind = f"{arguments.algorithm}_" if arguments.algorithm != "hiso" else ""
+    kind += arguments.sampler + (f"_g{arguments.groups}" if arguments.groups > 1 else "")
     kind += f"_p{arguments.perturbations}" if arguments.perturbations != 5 else ""
     out = arguments.out or Path(f"benchmarks/results/llm_round_{arguments.shape}_k{arguments.local_steps}_{kind}.json")
     out.parent.mkdir(parents=True, exist_ok=True)

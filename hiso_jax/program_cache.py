@@ -1,8 +1,9 @@
-"""The cache of compiled programs between processes, since compiling takes most of a first run.
+"""The caches of compiled programs, between processes and within one, since compiling takes most of a first run.
 
-Commands, simulations, sweeps and replays use it. ``HISO_JAX_CACHE`` names another folder for the cache; empty or
-``off`` disables it. JAX's own settings take precedence: a program or its environment that names a folder, or turns
-JAX's cache off, is not overruled.
+Commands, simulations, sweeps and replays use the cache between processes. ``HISO_JAX_CACHE`` names another folder for
+it; empty or ``off`` disables it. JAX's own settings take precedence: a program or its environment that names a folder,
+or turns JAX's cache off, is not overruled. Runs of one process whose programs are equal, of other seeds, populations
+or learning rates, say, share them in memory.
 """
 
 import contextlib
@@ -11,15 +12,21 @@ import os
 import platform
 import re
 import stat
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import jax
 import platformdirs
+from jax.stages import Compiled, Lowered
 
 VARIABLE = "HISO_JAX_CACHE"
 # Above this size, the programs that were not used for the longest time are dropped.
 MOST_BYTES = 2 * 2**30
 LEAST_SECONDS = 0.2
+# The programs that a process keeps: rounds and evaluations of a few methods.
+KEPT = 16
+_kept: OrderedDict[tuple[Any, ...], Compiled] = OrderedDict()
 # JAX's limits of its cache: their defaults there, and here. Other values are the user's own.
 LIMITS: dict[str, tuple[float, float]] = {
     "jax_persistent_cache_min_compile_time_secs": (1.0, LEAST_SECONDS),
@@ -73,3 +80,20 @@ def keep_compiled() -> None:
     for name, (default, own) in LIMITS.items():
         if settings[name] == default:
             jax.config.update(name, own)
+
+
+def compiled(lowered: Lowered, devices: Any) -> Compiled:
+    """The compiled program: one that this process compiled before, if it has the same code and the same arguments.
+
+    Args:
+      lowered: the program; equal text is equal code, with all constants in it.
+      devices: the devices, or the mesh, that it is for.
+    """
+    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    key = text, lowered.in_tree, lowered.out_tree, devices, jax.config.values["jax_default_device"]
+    program = _kept.get(key) or lowered.compile()
+    _kept[key] = program
+    _kept.move_to_end(key)
+    if len(_kept) > KEPT:
+        _kept.popitem(last=False)
+    return program

@@ -8,7 +8,7 @@ A method is a factory with the name of its file, ``name(learning_rate, *, option
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial, wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,24 @@ from hiso_jax.algorithms._guarded import guarded
 from hiso_jax.algorithms._wire_options import DEFAULT_LOCAL_RATE, LOCAL_RATES, grouped, in_few_bits, measured
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice, Kind, Option, shared_options
-from hiso_jax.fed.algorithm import Algorithm, Factory, as_algorithm
+from hiso_jax.fed.algorithm import Algorithm, Factory, as_algorithm, made_at
 
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-FACTORIES: dict[str, Factory] = {name: getattr(import_module(f"{__name__}.{name}"), name) for name in NAMES}
+
+
+def _with_recipe(factory: Factory) -> Factory:
+    """A factory whose algorithms know how they are made, so that runs at several rates share a program."""
+
+    @wraps(factory)
+    def make(learning_rate: Any, **options: Any) -> Algorithm:
+        return made_at(lambda rate: factory(rate, **options), learning_rate)
+
+    return make
+
+
+FACTORIES: dict[str, Factory] = {
+    name: _with_recipe(getattr(import_module(f"{__name__}.{name}"), name)) for name in NAMES
+}
 globals().update(FACTORIES)
 if TYPE_CHECKING:
 
@@ -136,6 +150,12 @@ class Method:
         Raises:
           ParameterError: an option is out of range, or the factory returns a value of another type.
         """
+        # A user's function may read the digits of its rate, so it never gets a traced one from a run.
+        own = FACTORIES.get(self.choice.name) is self.factory
+        make = partial(self._build, options=options)
+        return made_at(make, learning_rate) if own else make(learning_rate)
+
+    def _build(self, learning_rate: Any, options: Mapping[str, Any]) -> Algorithm:
         if self.is_private and self.has_scalars:
             # The sums of every group get their own noise, so one group is the default.
             options = {"direction_groups": "shared", **options}

@@ -7,16 +7,16 @@ Messages and aggregates are trees of arrays. Methods that measure along directio
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, is_real
 from hiso_jax.fed.aggregation import Attack, Clip, Combine, Noise, Part, Send, Senders, by_scalar, mean
 from hiso_jax.fed.codes import Coded, Relayed, are_finite
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Mixed, Probes, Projections, mixed, probes, projections
@@ -77,6 +77,7 @@ class Algorithm:
       local_share: the default rate of the clients' own steps as a share of the server's.
       pooled_rate: η, if ``tx`` is only plain descent along directions of a :class:`hiso_jax.zo.Pool`: a client that
         missed rounds can then be sent one sum for each seed (``fed/ledger/seed_sums.py``).
+      recipe: how it is made from a learning rate that is a number, or None; see :meth:`at`.
 
     Raises:
       ValueError: the wire uses few bits for messages that are not scalars, or relays messages although the mean is
@@ -95,6 +96,7 @@ class Algorithm:
     fewest_perturbations: int = 1
     local_share: float = 1.0
     pooled_rate: optax.ScalarOrSchedule | None = None
+    recipe: "Recipe | None" = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the types of the parts and that they are compatible."""
@@ -124,6 +126,19 @@ class Algorithm:
     def __getattr__(self, name: str) -> Any:
         """Attributes of earlier releases answer with their successors."""
         raise successor("hiso_jax.fed.Algorithm", name)
+
+    def at(self, learning_rate: Any) -> "Algorithm":
+        """The same method at another learning rate, which may be traced; parts that were replaced since are kept.
+
+        Programs take the rate as an argument through this method, so that runs at several rates share one program.
+        Without a :attr:`recipe` the algorithm is returned as it is.
+        """
+        if self.recipe is None:
+            return self
+        first, again = self.recipe.made, self.recipe.make(learning_rate)
+        names = [each.name for each in fields(self) if each.name != "recipe"]
+        own = {name: getattr(again, name) for name in names if getattr(self, name) is getattr(first, name)}
+        return replace(self, recipe=None, **own)
 
     @property
     def has_scalars(self) -> bool:
@@ -185,7 +200,7 @@ class Algorithm:
     @property
     def part_digests(self) -> dict[str, str]:
         """Digests of its parts with all option values in them, see :func:`hiso_jax.fed.part_digests.digest`."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "recipe"}
         return {"optimizer" if name == "tx" else name: digest(part) for name, part in parts.items()}
 
     @property
@@ -196,6 +211,31 @@ class Algorithm:
         """
         tx = optax.with_extra_args_support(self.tx)
         return optax.GradientTransformationExtraArgs(partial(_first_state, tx, self.has_scalars), tx.update)
+
+
+class Recipe(NamedTuple):
+    """How an algorithm is made from its learning rate.
+
+    Attributes:
+      make: learning rate, which may be traced → the algorithm.
+      learning_rate: the rate that it was made with.
+      made: the algorithm at this rate.
+    """
+
+    make: Callable[[Any], Algorithm]
+    learning_rate: float
+    made: Algorithm
+
+
+def made_at(make: Callable[[Any], Algorithm], learning_rate: Any) -> Algorithm:
+    """``make(learning_rate)``, with its recipe if the rate is a number.
+
+    Args:
+      make: a function of this package, which computes with the rate as with an array and reads no digit of it.
+      learning_rate: a number, a traced scalar or a schedule.
+    """
+    made = make(learning_rate)
+    return replace(made, recipe=Recipe(make, float(learning_rate), made)) if is_real(learning_rate) else made
 
 
 Factory = Callable[..., Algorithm]

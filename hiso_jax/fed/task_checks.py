@@ -70,7 +70,12 @@ def check_initial(params: PyTree) -> None:
 def _is_finite(array: Any) -> bool:
     if isinstance(array, np.ndarray):
         return _first_not_finite(array.reshape(-1)) is None
-    return bool(jax.jit(lambda x: jax.numpy.isfinite(x).all())(array))
+    return bool(_all_finite(array))
+
+
+@jax.jit
+def _all_finite(array: Any) -> Any:
+    return jax.numpy.isfinite(array).all()
 
 
 def check_examples(split: str, data: PyTree) -> None:

@@ -32,6 +32,18 @@ from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, directions_made, downloa
 from hiso_jax.fed.update import ServerState
 
 
+class Rates(NamedTuple):
+    """The learning rates that are numbers: arguments of a program, so that runs at other rates share it.
+
+    Attributes:
+      server: the rate of the algorithm; None if the algorithm holds it itself.
+      local: the rate of the clients' own steps; None if there is none, or a schedule.
+    """
+
+    server: float | None = None
+    local: float | None = None
+
+
 class Inputs(NamedTuple):
     """The inputs that a program reads and does not change.
 
@@ -43,6 +55,7 @@ class Inputs(NamedTuple):
       frozen: the parameters that the model needs beside its trained ones, or None.
       secret: the server's secret key, for cohorts and noise that only the server may know; None for a run without
         secrets.
+      rates: the learning rates that are numbers.
     """
 
     seed_key: Key[Array, ""]
@@ -51,6 +64,7 @@ class Inputs(NamedTuple):
     participation: Participation
     frozen: PyTree | None = None
     secret: Key[Array, ""] | None = None
+    rates: Rates = Rates()
 
 
 class RunState(NamedTuple):

@@ -1,5 +1,6 @@
 """A run before it begins: its specification, checked, and its data on the devices."""
 
+import numbers
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from hiso_jax.fed.measure import Estimator, Measure, Mixed, Projections, mixed
 from hiso_jax.fed.population import AnyPopulation, Participation, Trace
 from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import Inputs, Probing, probing_clients
+from hiso_jax.fed.run.dispatch import Inputs, Probing, Rates, probing_clients
 from hiso_jax.fed.task import Task, frozen_of, perturbed_as_of
 from hiso_jax.zo import Hadamard, check_regenerated, sphere, zo_states
 
@@ -134,11 +135,17 @@ def prepare(
         estimator=estimator,
         settings=settings,
         placement=placement,
-        inputs=inputs._replace(frozen=placement.parameters(frozen_of(task))),
+        # Rates stay numbers of Python, which take the dtype of the array that they multiply.
+        inputs=inputs._replace(frozen=placement.parameters(frozen_of(task)), rates=_rates(algorithm, config)),
         test=placement.replicate(task.test),
         given=data,
         length=min(longest, config.rounds),
     )
+
+
+def _rates(algorithm: Algorithm, config: SimulationConfig) -> Rates:
+    given = (None if algorithm.recipe is None else algorithm.recipe.learning_rate), config.local_learning_rate
+    return Rates(*(float(rate) if isinstance(rate, numbers.Real) else None for rate in given))
 
 
 def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> None:

@@ -26,12 +26,13 @@ from hiso_jax.fed.part_digests import digest
 from hiso_jax.fed.round import first_memory, reads_loss, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import config_of
-from hiso_jax.fed.run.dispatch import Dispatch, RoundLog, RunState, draw_batches, make_dispatch, newcomers
+from hiso_jax.fed.run.dispatch import Dispatch, Inputs, RoundLog, RunState, draw_batches, make_dispatch, newcomers
 from hiso_jax.fed.run.evaluation import make_evaluate
-from hiso_jax.fed.run.prepared import PreparedRun
+from hiso_jax.fed.run.prepared import PreparedRun, estimator_of
 from hiso_jax.fed.run.traffic import Costs
 from hiso_jax.fed.task import at_precision, frozen_of
 from hiso_jax.fed.update import ServerState
+from hiso_jax.program_cache import compiled
 from hiso_jax.zo import Hadamard, zo_states
 
 # A round's loss is a float32. It is broadcast if the optimizer reads it.
@@ -159,21 +160,27 @@ class Programs(NamedTuple):
             return given or self.functions[0], self.functions[1]
         with prepared.on_mesh():
             if given is not None:
-                return given, self.evaluate.lower().compile()
+                return given, compiled(self.evaluate.lower(), prepared.mesh)
             dispatch, evaluate = self.dispatch.lower(), self.evaluate.lower()
         with ThreadPoolExecutor(1) as other:
             # Much of XLA's work runs in one thread, so two compilations run side by side.
-            compiled = other.submit(evaluate.compile)
-            return dispatch.compile(), compiled.result()
+            evaluation = other.submit(compiled, evaluate, prepared.mesh)
+            return compiled(dispatch, prepared.mesh), evaluation.result()
 
 
 def build_dispatch(prepared: PreparedRun, costs: Costs) -> Dispatch:
-    """The dispatch of a run, as a function."""
-    loss = at_precision(prepared.task.loss, prepared.config.matmul_precision)
-    run_round = server_round(
-        loss, prepared.algorithm, prepared.estimator, prepared.settings, draw_batches(prepared.config)
-    )
-    return make_dispatch(run_round, prepared.config, costs, prepared.length, prepared.mesh)
+    """The dispatch of a run, as a function; it takes the learning rates from its inputs."""
+    config, loss = prepared.config, at_precision(prepared.task.loss, prepared.config.matmul_precision)
+
+    def dispatch(carry: RunState, begin: Any, end: Any, inputs: Inputs) -> tuple[RunState, RoundLog]:
+        server, local = inputs.rates
+        algorithm = prepared.algorithm if server is None else prepared.algorithm.at(server)
+        estimator = estimator_of(algorithm, config)
+        estimator = estimator if local is None else estimator._replace(local_learning_rate=local)
+        run_round = server_round(loss, algorithm, estimator, prepared.settings, draw_batches(config))
+        return make_dispatch(run_round, config, costs, prepared.length, prepared.mesh)(carry, begin, end, inputs)
+
+    return dispatch
 
 
 def trace_dispatch(prepared: PreparedRun, run: Dispatch, carry: RunState, shardings: Any) -> Traced:
