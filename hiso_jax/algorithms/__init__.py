@@ -16,7 +16,7 @@ from optax import GradientTransformation
 
 from hiso_jax import channels
 from hiso_jax.algorithms._guarded import guarded
-from hiso_jax.algorithms._wire_options import DEFAULT_LOCAL_RATE, LOCAL_RATES, grouped, in_few_bits, measured
+from hiso_jax.algorithms._wire_options import grouped, in_few_bits, measured
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice, Kind, Option, shared_options
 from hiso_jax.fed.algorithm import Algorithm, Factory, as_algorithm, made_at
@@ -53,9 +53,7 @@ SHARED = [
 
 __all__ = [
     "ALGORITHMS",
-    "DEFAULT_LOCAL_RATE",
     "FACTORIES",
-    "LOCAL_RATES",
     "NAMES",
     "Method",
     "available",

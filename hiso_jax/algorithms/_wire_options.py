@@ -11,11 +11,6 @@ from hiso_jax.fed.wire import DEFAULT_BYTES_UP, Relay
 Groups = int | str | None
 
 
-DEFAULT_LOCAL_RATE = 0.1
-# η_l of projections by task, or by kind of language model, where none is given.
-LOCAL_RATES = {"digits": 0.6, "mnist": 0.02, "fashion-mnist": 0.02, "adapters": 0.003, "full": 1e-3}
-
-
 def measured(algorithm: Algorithm, *, measure: Literal["probes", "projections"] | None = None) -> Algorithm:
     """The algorithm with another measure of its clients.
 

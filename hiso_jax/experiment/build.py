@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from hiso_jax import fed
-from hiso_jax.algorithms import DEFAULT_LOCAL_RATE, LOCAL_RATES, Method
+from hiso_jax.algorithms import Method
 from hiso_jax.algorithms import load as load_method
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice
@@ -16,7 +16,7 @@ from hiso_jax.experiment.budget import noise_for_budget
 from hiso_jax.experiment.composed import KINDS, NESTED, choice_of, given_to
 from hiso_jax.experiment.settings import Settings
 from hiso_jax.fed.population import AnyPopulation, VirtualPopulation
-from hiso_jax.fed.run import check_messages, sensitivity
+from hiso_jax.fed.run import check_messages, local_rate_of_projections, sensitivity
 from hiso_jax.renamed import IN_FILES
 
 AnyTask = Any
@@ -164,7 +164,7 @@ def own_local_rate(options: Settings, algorithm: fed.Algorithm) -> float | None:
     if not isinstance(algorithm.measure, fed.Projections) or steps == 1:
         return None
     task = choice_of("task", options)
-    return LOCAL_RATES.get(kind_of_model(options) if is_language_model(task) else task.name, DEFAULT_LOCAL_RATE)
+    return local_rate_of_projections(kind_of_model(options) if is_language_model(task) else task.name)
 
 
 def local_rates(options: Settings, algorithm: fed.Algorithm) -> Callable[[Any], Any]:

@@ -77,7 +77,7 @@ class Algorithm:
       local_share: the default rate of the clients' own steps as a share of the server's.
       pooled_rate: η, if ``tx`` is only plain descent along directions of a :class:`hiso_jax.zo.Pool`: a client that
         missed rounds can then be sent one sum for each seed (``fed/ledger/seed_sums.py``).
-      recipe: how it is made from a learning rate that is a number, or None; see :meth:`at`.
+      recipe: how it is made from its learning rate, see :meth:`at`; None for a user's own method.
 
     Raises:
       ValueError: the wire uses few bits for messages that are not scalars, or relays messages although the mean is
@@ -218,24 +218,25 @@ class Recipe(NamedTuple):
 
     Attributes:
       make: learning rate, which may be traced → the algorithm.
-      learning_rate: the rate that it was made with.
+      learning_rate: the rate that it was made with, a number or a schedule.
       made: the algorithm at this rate.
     """
 
     make: Callable[[Any], Algorithm]
-    learning_rate: float
+    learning_rate: optax.ScalarOrSchedule
     made: Algorithm
 
 
 def made_at(make: Callable[[Any], Algorithm], learning_rate: Any) -> Algorithm:
-    """``make(learning_rate)``, with its recipe if the rate is a number.
+    """``make(learning_rate)``, with its recipe unless the rate is traced.
 
     Args:
       make: a function of this package, which computes with the rate as with an array and reads no digit of it.
       learning_rate: a number, a traced scalar or a schedule.
     """
     made = make(learning_rate)
-    return replace(made, recipe=Recipe(make, float(learning_rate), made)) if is_real(learning_rate) else made
+    known = is_real(learning_rate) or callable(learning_rate)
+    return replace(made, recipe=Recipe(make, learning_rate, made)) if known else made
 
 
 Factory = Callable[..., Algorithm]

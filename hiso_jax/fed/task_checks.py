@@ -127,9 +127,46 @@ def _first_not_finite(array: Any) -> int | None:
     return None
 
 
+def _shapes_of_parameters(task: Task) -> PyTree:
+    """The shapes of the initial parameters.
+
+    Raises:
+      ParameterError: a leaf is no array, an activation function say.
+    """
+    found: list[PyTree] = []
+
+    def arrays_of(key: Any) -> PyTree:
+        found.append(task.init(key))
+        return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, found[-1])
+
+    shapes = jax.eval_shape(arrays_of, jax.random.key(0))
+    check_leaves("init", found[-1])
+    return shapes
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int | complex)
+
+
+def check_leaves(name: str, params: PyTree) -> None:
+    """Refuse parameters with a leaf that is no array.
+
+    Raises:
+      ParameterError: a leaf is no array; the error names it.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not _is_array(leaf):
+            raise ParameterError(
+                name,
+                f"must make parameters of arrays only, got a {type(leaf).__name__} at "
+                f"{jax.tree_util.keystr(path) or 'the root'}: keep functions and settings out of them, by "
+                "flax.nnx.split or equinox.partition, say",
+            )
+
+
 def _check_loss(task: Task) -> np.dtype:
     count = 2
-    params = jax.eval_shape(task.init, jax.random.key(0))
+    params = _shapes_of_parameters(task)
 
     def shape_of(a: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))

@@ -41,6 +41,51 @@ def _as_arrays(name: str, value: Any) -> Any:
         ) from error
 
 
+def _columns_of(split: str, data: Any) -> dict[str, Any]:
+    """The entries "input" and "label" of a split, given as a dict, a DataFrame or a ``datasets.Dataset``.
+
+    Raises:
+      ValueError: the split has no column "label", or a column of its inputs does not hold one number for each example.
+    """
+    names = getattr(data, "column_names", None)
+    if isinstance(names, Mapping):
+        raise ParameterError(split, f"must be one split of the datasets.DatasetDict, data[{next(iter(names))!r}] say")
+    if isinstance(data, Mapping):
+        columns = dict(data)
+    elif isinstance(names, list):
+        columns = {name: list(data[name]) for name in names}
+    elif hasattr(data, "columns"):
+        columns = {name: data[name] for name in data.columns}
+    else:
+        raise ParameterError(
+            split,
+            'must be a dict with the entries "input" and "label", a DataFrame or a datasets.Dataset; '
+            f"got a {type(data).__name__}",
+        )
+    if "label" not in columns or len(columns) < 2 or ("input" in columns and len(columns) > 2):
+        raise ParameterError(
+            split,
+            'must have the entries "input" and "label", or columns of numbers and one called "label"; '
+            f"got {', '.join(map(repr, columns)) or 'nothing'}",
+        )
+    if "input" in columns:
+        return columns
+    # A table: every other column is a feature.
+    features = {name: _as_arrays(f"{split}[{name!r}]", each) for name, each in columns.items() if name != "label"}
+    for name, each in features.items():
+        if getattr(each, "ndim", 0) != 1 or each.dtype.kind not in "biuf":
+            kind = f"{each.dtype} of shape {each.shape}" if hasattr(each, "dtype") else type(each).__name__
+            raise ParameterError(
+                f"{split}[{name!r}]",
+                f"must be one number for each example, got {kind}: leave the column out or encode it, by "
+                "pandas.get_dummies say",
+            )
+    lengths = {name: len(each) for name, each in features.items()}
+    if len(set(lengths.values())) > 1:
+        raise ParameterError(split, f"must have columns of one length, got {lengths}")
+    return {"input": np.stack(list(features.values()), axis=1).astype(np.float32), "label": columns["label"]}
+
+
 def _as_numbers(labels: Any) -> Any:
     """Labels as integers if they are floats without fractions, as in a column that once had a gap."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "f" and labels.ndim == 1 and (labels % 1 == 0).all():
@@ -77,7 +122,9 @@ class Classification:
       model_init: key → parameters.
       model_apply: (parameters, inputs [B, ...]) → logits [B, classes].
       train: {"input": [n, ...], "label": int [n]}; inputs may also be a dict or a tuple of arrays, which the model
-        receives unchanged. Torch tensors, pandas columns and lists become NumPy arrays.
+        receives unchanged. Torch tensors, pandas columns and lists become NumPy arrays. A DataFrame, a
+        ``datasets.Dataset`` or a dict of columns may have columns of numbers in the place of "input": they become
+        float32 [n, columns], in their order.
       test: the same for the test split.
       name: the name in reports.
       target: the accuracy at which methods are compared, or None.
@@ -88,8 +135,8 @@ class Classification:
 
     model_init: Callable[[Key[Array, ""]], PyTree]
     model_apply: Callable[[PyTree, Any], Float[Array, "B classes"]]
-    train: Mapping[str, Any]
-    test: Mapping[str, Any]
+    train: Any
+    test: Any
     name: str = "classification"
     target: float | None = None
     metric: str = "accuracy"
@@ -103,9 +150,7 @@ class Classification:
             not integers 0, 1, … of the model's classes; or the model does not return [B, classes] logits.
         """
         for split in ("train", "test"):
-            data = getattr(self, split)
-            if set(data) != {"input", "label"}:
-                raise ParameterError(split, f'must have the entries "input" and "label", got {sorted(data)}')
+            data = _columns_of(split, getattr(self, split))
             data = {entry: _as_arrays(f'{split}["{entry}"]', data[entry]) for entry in ("input", "label")}
             data["label"] = _as_numbers(data["label"])
             object.__setattr__(self, split, data)

@@ -42,6 +42,12 @@ def _check_params(params: PyTree) -> None:
             "train a part of the parameters by passing that part alone, and close over the rest"
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int):
+            raise ParameterError(
+                "params",
+                f"must hold arrays only, got a {type(leaf).__name__} at {jax.tree_util.keystr(path) or 'the root'}: "
+                "keep functions and settings out of them, by flax.nnx.split or equinox.partition, say",
+            )
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
                 f"parameter {jax.tree_util.keystr(path) or '(the root)'} has dtype {jnp.result_type(leaf)}; "

@@ -228,3 +228,45 @@ def test_rounds_to_which_nobody_comes_change_nothing_and_are_no_divergence():
     assert (result.rounds, result.diverged_at) == (15, None)
     assert result.traffic["bytes_up"] == result.traffic["bytes_down"] == result.forward_passes == 0
     assert_trees_identical(result.params, result.initial_params)
+
+
+def _odd_rounds(key, traits_key, clients, round_number):
+    return (clients + round_number) % 2 == 1
+
+
+def test_a_function_is_an_availability(tmp_path):
+    population, config = digits_population(), fed.SimulationConfig(rounds=4, cohort=6, eval_every=2)
+
+    def run(rule, rounds=4, resume=False):
+        return fed.Simulation(
+            linear_task(),
+            hiso_jax.decomfl(0.1),
+            population,
+            dataclasses.replace(config, rounds=rounds),
+            participation=fed.Participation(rule),
+            storage=fed.Storage(tmp_path, resume=resume),
+        ).run()
+
+    records = run(_odd_rounds).records
+    came = np.asarray(records.attendance) != ABSENT
+    np.testing.assert_array_equal(came, (np.asarray(records.cohort) + np.arange(4)[:, None]) % 2 == 1)
+    assert run(_odd_rounds, rounds=6, resume=True).rounds == 6
+    # The function is part of the run.
+    with pytest.raises(ValueError, match="availability"):
+        run(lambda key, traits_key, clients, number: clients % 3 == 1, rounds=8, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        (0.5, r"availability must be a rule like fed.Bernoulli\(0.8\), or a function\(key"),
+        (fed.Bernoulli, r"availability must be a rule like"),
+        (lambda number: True, r"availability must be a function\(key, .* takes 1 positional argument but 4"),
+        (lambda *given: 0.5, "for 3 clients it returns float"),
+        (lambda key, traits, clients, number: jnp.ones(2, bool), r"for 3 clients it returns bool of shape \(2,\)"),
+        (lambda key, traits, clients, number: clients > 1 if number > 1 else clients > 2, "that JAX can compile"),
+    ],
+)
+def test_what_is_no_availability_is_refused(rule, sentence):
+    with pytest.raises(hiso_jax.ParameterError, match=sentence):
+        fed.Participation(rule)

@@ -33,10 +33,11 @@ def test_what_cannot_be_is_refused(make, sentence):
         make()
 
 
-def test_a_function_is_no_callback_until_it_is_made_one():
+@pytest.mark.parametrize("given", [3, "print", fed.Callback, [hiso_jax.progress]])
+def test_only_callbacks_and_functions_are_called(given):
     config = fed.SimulationConfig(cohort=2)
-    with pytest.raises(hiso_jax.ParameterError, match=r"callbacks must be of fed.Callback, like fed.Callback\("):
-        fed.Simulation(linear_task(), hiso_jax.hiso(0.1), digits_population(), config, callbacks=[print])
+    with pytest.raises(hiso_jax.ParameterError, match=r"callbacks must be of fed\.Callback, or functions of a session"):
+        fed.Simulation(linear_task(), hiso_jax.hiso(0.1), digits_population(), config, callbacks=given)
 
 
 def test_what_is_no_part_of_the_message_path_is_refused_with_what_is():

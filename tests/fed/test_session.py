@@ -110,3 +110,25 @@ def test_metrics_of_callbacks_are_kept_as_numbers(tmp_path):
             linear_task(), algorithms.decomfl(0.1), digits_population(), config,
             callbacks=[WithMetrics(lambda session: {"extra": "much"})],
         ).run()  # fmt: skip
+
+
+def test_functions_and_one_callback_alone_are_called(capsys):
+    config = fed.SimulationConfig(rounds=4, cohort=2, eval_every=2)
+    seen = []
+
+    class Alone(fed.Callback):
+        def end(self, session, result):
+            seen.append(result.rounds)
+
+    def run(callbacks):
+        return fed.Simulation(
+            linear_task(), hiso_jax.decomfl(0.1), digits_population(), config, callbacks=callbacks
+        ).run()
+
+    run(Alone())
+    assert seen == [4]
+    run(print)
+    run([print, Alone()])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert lines[1].startswith("Session(round 2 of 4) Evaluation(round=2")

@@ -7,10 +7,11 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import hiso_jax
-from hiso_jax import fed
+from hiso_jax import fed, tasks
 from hiso_jax.fed.run import describe
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run import simulation as simulations
@@ -155,7 +156,7 @@ def test_stop_ends_the_run_and_keeps_what_was_done():
             {"local_learning_rate": float("nan")},
             "local_learning_rate must be a finite number ≥ 0 or a schedule over rounds, got nan",
         ),
-        ({"local_steps": 2}, "need `local_learning_rate`"),
+        ({"local_steps": 2}, "local_learning_rate must be given for"),
         ({"rounds_per_dispatch": 0}, "rounds_per_dispatch must be at least 1"),
         ({"rounds": 6.5}, "rounds must be an integer, got 6.5"),
         ({"rounds": True}, "rounds must be an integer, got True"),
@@ -293,3 +294,53 @@ def test_the_first_interrupt_ends_a_run_and_keeps_what_was_done():
     assert (result.interrupted, result.rounds) == (True, 2)
     assert (interrupt.opened, interrupt.closed) == (1, 1)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "task_name", "expected"),
+    [
+        (hiso_jax.algorithms.decomfl(0.2), "mine", 0.2),
+        (hiso_jax.algorithms.local_mosaic(0.2), "mine", 0.1),
+        (hiso_jax.algorithms.local_mosaic(0.2), "digits", 0.6),
+    ],
+)
+def test_local_steps_have_a_rate_by_default(algorithm, task_name, expected):
+    """It is that of the command line: the task's for projections, else the server's."""
+    task = dataclasses.replace(tasks.digits(), name=task_name)
+    population = fed.iid(len(task.train["label"]), 10)
+
+    def run(rate):
+        config = fed.SimulationConfig(
+            rounds=2, cohort=2, eval_every=2, local_steps=2, perturbations=64, local_learning_rate=rate
+        )
+        return fed.Simulation(task, algorithm, population, config).run()
+
+    assert_trees_identical(run(None).params, run(expected).params)
+
+
+def test_a_schedule_is_also_the_default_of_local_steps():
+    schedule = optax.exponential_decay(0.2, 1, 0.5)
+    task = tasks.digits()
+    population = fed.iid(len(task.train["label"]), 10)
+
+    def run(**given):
+        config = fed.SimulationConfig(rounds=2, cohort=2, eval_every=2, local_steps=2, **given)
+        return fed.Simulation(task, hiso_jax.algorithms.decomfl(schedule), population, config).run()
+
+    assert_trees_identical(run().params, run(local_learning_rate=schedule).params)
+
+
+def test_the_rate_of_local_steps_is_asked_for_where_it_cannot_be_known():
+    config = fed.SimulationConfig(rounds=2, cohort=2, local_steps=2)
+    with pytest.raises(hiso_jax.ParameterError, match="local_learning_rate must be given for 2 local steps: the rate"):
+        fed.Simulation(linear_task(), hiso_jax.decomfl(0.2), digits_population(), config)
+
+
+def test_parameters_that_are_no_arrays_are_refused():
+    params = {"w": jnp.zeros(3), "act": jax.nn.relu}
+    task = dataclasses.replace(linear_task(), model_apply=lambda params, x: x.reshape(len(x), -1)[:, :10])
+    object.__setattr__(task, "model_init", lambda key: params)
+    with pytest.raises(hiso_jax.ParameterError, match=r"init must make parameters of arrays only, got .* at \['act'\]"):
+        fed.Simulation(task, hiso_jax.decomfl(0.2), digits_population(), fed.SimulationConfig(rounds=2, cohort=2))
+    with pytest.raises(hiso_jax.ParameterError, match=r"params must hold arrays only, got a .* at \['act'\]"):
+        hiso_jax.decomfl(0.2).init(params)

@@ -1,9 +1,12 @@
 """Tasks from arrays."""
 
+import datasets
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
+import hiso_jax
 from hiso_jax import tasks
 
 
@@ -34,6 +37,49 @@ def split(inputs, labels):
 def test_malformed_splits_are_refused(train, test, sentence):
     with pytest.raises(ValueError, match=sentence):
         make(train, test)
+
+
+TABLE = {"a": [1, 2, 3, 4], "b": [0.5, 1.5, 2.5, 3.5], "c": [True, False, True, False], "label": [0, 1, 2, 1]}
+
+
+def _dataset(columns):
+    return datasets.Dataset.from_dict(columns)
+
+
+@pytest.mark.parametrize("of", [dict, pd.DataFrame, _dataset])
+def test_columns_of_a_table_are_the_inputs(of):
+    task = make(of(TABLE), of(TABLE))
+    np.testing.assert_array_equal(task.train["input"], [[1, 0.5, 1], [2, 1.5, 0], [3, 2.5, 1], [4, 3.5, 0]])
+    assert task.train["input"].dtype == np.float32
+    np.testing.assert_array_equal(task.train["label"], TABLE["label"])
+
+
+@pytest.mark.parametrize("of", [dict, pd.DataFrame, _dataset])
+def test_a_column_of_vectors_is_the_input(of):
+    data = of({"input": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "label": [0, 1]})
+    np.testing.assert_array_equal(make(data, data).train["input"], [[1, 2, 3], [4, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (
+            pd.DataFrame({"a": [1], "city": ["Bern"], "label": [0]}),
+            r"train\['city'\] must be one number .*get_dummies",
+        ),
+        (pd.DataFrame({"a": [1], "b": [2]}), "train must have .* one called \"label\"; got 'a', 'b'"),
+        (pd.DataFrame({"input": [1], "b": [2], "label": [0]}), "train must have .* got 'input', 'b', 'label'"),
+        (
+            datasets.DatasetDict({"train": _dataset(TABLE)}),
+            r"one split of the .*DatasetDict, data\['train'\] say",
+        ),
+        ([1, 2], "train must be a dict .*, a DataFrame or a datasets.Dataset; got a list"),
+        ({"a": [1, 2], "b": [1], "label": [0, 1]}, "train must have columns of one length"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(data, sentence):
+    with pytest.raises(hiso_jax.ParameterError, match=sentence):
+        make(data, split(2, 2))
 
 
 def test_hold_out_moves_training_examples_and_leaves_the_test_split_alone():

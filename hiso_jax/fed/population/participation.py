@@ -1,7 +1,10 @@
 """Participation: availability of clients, dropout in mid-round, and a deadline for stragglers."""
 
+import dataclasses
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -167,13 +170,53 @@ def load_trace(path: Path | str) -> Trace:
         ) from error
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["function"])
+@dataclass(frozen=True)
+class ByFunction:
+    """Availability by a plain function of the four arguments of :class:`Availability`."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
+        """See :class:`Availability`."""
+        return self.function(key, traits_key, clients, round_number)
+
+
+SIGNATURE = "function(key, traits_key, clients [C], round_number) → bool [C]"
+
+
+def _as_rule(given: Any) -> Any:
+    """An availability as a pytree; a plain function is wrapped.
+
+    Raises:
+      ParameterError: it is neither a rule nor a function of four arguments that returns a truth value for each client.
+    """
+    if is_plain(given) or isinstance(given, type):
+        raise ParameterError("availability", f"must be a rule like fed.Bernoulli(0.8), or a {SIGNATURE}; got {given!r}")
+    # A rule is a pytree. JAX puts its own objects, which cannot be called, in the place of one.
+    if not callable(given) or dataclasses.is_dataclass(given) or not jax.tree_util.all_leaves([given]):
+        return given
+    given = ByFunction(given)
+    try:
+        shapes = jax.eval_shape(given, jax.random.key(0), jax.random.key(0), jnp.arange(3), jnp.int32(0))
+    except Exception as error:
+        raise ParameterError(
+            "availability", f"must be a {SIGNATURE} that JAX can compile; it fails with: {first_line(error)}"
+        ) from error
+    if getattr(shapes, "shape", None) != (3,) or shapes.dtype != jnp.bool_:
+        got = f"{shapes.dtype} of shape {shapes.shape}" if hasattr(shapes, "dtype") else type(shapes).__name__
+        raise ParameterError("availability", f"must be a {SIGNATURE}; for 3 clients it returns {got}")
+    return given
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Participation:
     """The rules that decide the attendance of the invited clients.
 
     Attributes:
-      availability: rule that says which invited clients come; None means all.
+      availability: rule that says which invited clients come, or a function ``(key, traits_key, clients [C],
+        round_number) → bool [C]``; None means all.
       dropout: probability that a client leaves in mid-round, after its download and before its upload; None means
         never.
       fleet: speeds of the clients; None means that time is not simulated.
@@ -192,6 +235,7 @@ class Participation:
           ValueError: ``dropout`` is outside [0, 1], ``deadline`` is not positive, or there is a deadline without a
             fleet.
         """
+        object.__setattr__(self, "availability", _as_rule(self.availability))
         _check_rate("dropout", self.dropout)
         if self.deadline is not None:
             if self.fleet is None:

@@ -6,6 +6,7 @@ from hiso_jax.fed.run.clients import client_metrics
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.evaluation import first_at_target, make_evaluate
 from hiso_jax.fed.run.grid import Best, Grid, SweepResult
+from hiso_jax.fed.run.local_rate import local_rate_of_projections
 from hiso_jax.fed.run.prepared import RunSpec, check_messages
 from hiso_jax.fed.run.privacy_spent import sensitivity
 from hiso_jax.fed.run.rate import RateProbe, find_rate
@@ -37,6 +38,7 @@ __all__ = [
     "describe",
     "find_rate",
     "first_at_target",
+    "local_rate_of_projections",
     "make_evaluate",
     "next_rates",
     "round_costs",

@@ -28,7 +28,9 @@ class SimulationConfig:
       batch_size: examples per local step, drawn with replacement from the client's own.
       seed: seed of everything random in the run, 0 ≤ seed < 2³¹.
       eval_every: rounds between evaluations.
-      local_learning_rate: η of the clients' own steps, a number or a schedule over rounds; required when K > 1.
+      local_learning_rate: η of the clients' own steps, a number or a schedule over rounds; by default the task's for
+        projections, else the server's, or the method's share of it. The rate inside an optimizer of optax is not
+        known, and K > 1 then requires this one.
       rounds_per_dispatch: rounds run by one call to the device; None adapts the number to about half a second, never
         beyond the next evaluation. One program runs any number, so the result does not depend on it.
       weighting: weight of a client in the mean of its cohort, uniform or by the number of examples that it holds.

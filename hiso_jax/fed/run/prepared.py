@@ -17,6 +17,7 @@ from hiso_jax.fed.population import AnyPopulation, Participation, Trace
 from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, Probing, Rates, probing_clients
+from hiso_jax.fed.run.local_rate import with_local_rate
 from hiso_jax.fed.task import Task, frozen_of, perturbed_as_of
 from hiso_jax.zo import Hadamard, check_regenerated, sphere, zo_states
 
@@ -116,7 +117,7 @@ def prepare(
     task, params, population, participation = given
     # Refuses a fleet without memory.
     probing_clients(config, participation, jax.random.key(config.seed), population.num_clients)
-    config = with_defaults(algorithm, config)
+    config = with_local_rate(algorithm, with_defaults(algorithm, config), task)
     estimator = estimator_of(algorithm, config)
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, perturbed_as_of(task))
     check_round(algorithm, estimator, settings)

@@ -23,6 +23,7 @@ from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
 from hiso_jax.fed.measure import Estimator, Mixed
 from hiso_jax.fed.part_digests import digest
+from hiso_jax.fed.population import ByFunction
 from hiso_jax.fed.round import first_memory, reads_loss, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import config_of
@@ -204,6 +205,12 @@ def trace(prepared: PreparedRun, costs: Costs, carry: RunState, shardings: Any) 
         return Programs(dispatch, traced, (run, evaluate))
 
 
+def _rules_of(prepared: PreparedRun) -> dict[str, str]:
+    """The digests of the user's own functions that decide who takes part."""
+    rule = prepared.inputs.participation.availability
+    return {"availability": digest(rule.function)} if isinstance(rule, ByFunction) else {}
+
+
 def header_for(
     prepared: PreparedRun, log: RoundLog, server: ServerState, initial: PyTree, about: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -228,6 +235,7 @@ def header_for(
         "made_of": {
             **prepared.algorithm.part_digests,
             "local learning rate": digest(prepared.config.local_learning_rate),
+            **_rules_of(prepared),
         },
         "about": dict(about),
     }

@@ -71,19 +71,28 @@ class Callback:
         return {}
 
 
-def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Refuse an object that is not a callback.
+Callbacks = Sequence[Callback | Callable[["Session", Evaluation], Any]] | Callback | Callable[..., Any]
+"""Callbacks of a run: a list, or one alone. A function is called with the session and each evaluation."""
+
+
+def as_callbacks(given: Callbacks) -> tuple[Callback, ...]:
+    """The callbacks of a run as objects.
 
     Raises:
-      ParameterError: an object is not a :class:`Callback`.
+      ParameterError: an object is neither a :class:`Callback` nor a function.
     """
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise ParameterError(
-                "callbacks",
-                "must be of fed.Callback, like fed.Callback(lambda session, evaluation: print(session.round)); "
-                f"got {callback!r}",
-            )
+    listed = given if isinstance(given, list | tuple) else [given]
+    return tuple(each if isinstance(each, Callback) else _of_function(each) for each in listed)
+
+
+def _of_function(function: Any) -> Callback:
+    if isinstance(function, type) or not callable(function):
+        hint = f"{function.__name__}() with parentheses" if isinstance(function, type) else "a function"
+        raise ParameterError(
+            "callbacks",
+            f"must be of fed.Callback, or functions of a session and an evaluation; got {function!r}: {hint}?",
+        )
+    return Callback(lambda session, evaluation: None if evaluation is None else function(session, evaluation))
 
 
 class Session:
@@ -173,6 +182,10 @@ class Session:
             self._dispatch, self._evaluate = programs.compile(prepared, dispatch)
         self.compile_seconds = time.perf_counter() - before
         self._carry = self._take_up(carry)
+
+    def __repr__(self) -> str:
+        """How far the run is."""
+        return f"Session(round {self.round:,} of {self.rounds:,})"
 
     def __enter__(self) -> "Session":
         """The session; its files are closed on exit."""

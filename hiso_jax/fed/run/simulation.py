@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.prepared import RunSpec, prepare
 from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.secret import secret_of
-from hiso_jax.fed.run.session import Callback, Session, check_callbacks
+from hiso_jax.fed.run.session import Callback, Callbacks, Session, as_callbacks
 from hiso_jax.fed.task import Task, examples_of
 from hiso_jax.fed.task_checks import check_task
 from hiso_jax.program_cache import keep_compiled
@@ -68,11 +68,12 @@ class Simulation:
       storage: the directory that keeps the run, so that it survives its process, as a :class:`Storage` or a path to a
         new one; None keeps it in memory.
       callbacks: called when the run begins, after every dispatch, and when it ends, see :class:`Callback`; for example
-        :class:`hiso_jax.reports.Report`, which writes ``summary.json`` and ``curves.png``.
+        :class:`hiso_jax.reports.Report`, which writes ``summary.json`` and ``curves.png``. A function, as ``print``,
+        is called after every evaluation.
 
     Raises:
       ValueError: data or a loss that no run can use, see :func:`hiso_jax.fed.check_task`; a cohort
-        larger than the population, an index outside the training data, K > 1 without
+        larger than the population, an index outside the training data, K > 1 with an optimizer of optax and without
         ``local_learning_rate``, more groups of directions than clients in a round, fewer bytes than a message takes, a
         ``difference`` for an algorithm that has its own measure, availability rates for another number of clients, a
         mesh without an axis ``clients``, or parameters split over ``model`` with the sampler ``sphere``.
@@ -98,11 +99,11 @@ class Simulation:
         mesh: Mesh | None = None,
         participation: Participation | None = None,
         storage: Storage | Path | str | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Callbacks = (),
     ) -> None:
         """Check the run and place its data on the devices; :meth:`run` compiles its programs."""
         keep_compiled()
-        check_callbacks(callbacks)
+        listed = as_callbacks(callbacks)
         if isinstance(population, tuple) and len(population) == 2 and isinstance(population[0], AnyPopulation):
             # ``fed.by_column`` also returns the names of the clients.
             population = population[0]
@@ -119,7 +120,7 @@ class Simulation:
         participation = Participation() if participation is None else participation
         participation.check(population.num_clients)
         storage = Storage(storage) if isinstance(storage, Path | str) else storage
-        self.task, self.config, self.callbacks, self.storage = task, config, tuple(callbacks), storage
+        self.task, self.config, self.callbacks, self.storage = task, config, listed, storage
         self.population = population
         self.algorithm, self.mesh = as_algorithm(tx), None if mesh is None else check_mesh(mesh)
         # All processes use the same budget, so that their programs are the same.

@@ -38,6 +38,12 @@ class Tuned:
     trained: PyTree
     frozen: PyTree | None
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether what is trained are low-rank products or a prefix."""
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.trained)]
+        return all("lora_" in name or "prefix_" in name for name in paths)
+
     def whole(self, trained: PyTree, frozen: PyTree | None) -> PyTree:
         """All parameters, as ``decoder`` takes them; the arguments may be perturbed, or on a device."""
         return trained if frozen is None else merge(trained, frozen)

@@ -25,6 +25,11 @@ class PretrainedTask:
         return self.model.frozen
 
     @property
+    def kind(self) -> str:
+        """The kind of model by which default rates are chosen: adapters, or full."""
+        return "adapters" if self.model.has_adapters else "full"
+
+    @property
     def layout(self) -> Callable[[str, tuple[int, ...], int], int | None]:
         """How the parameters are split over devices."""
         return layout_of(self.model.decoder.config)
