@@ -177,7 +177,7 @@ def read(
     Args:
       program: name of the command.
       about: one sentence about the command.
-      groups: the command's options, by the headings under which --help shows them.
+      groups: the command's options, by the headings under which --help-all shows them.
       words: the words after the command.
 
     Raises:
@@ -188,6 +188,7 @@ def read(
         program, f"{program} [OPTIONS]", about, allow_abbrev=False, argument_default=argparse.SUPPRESS,
         exit_on_error=False, formatter_class=_Formatter,
     )  # fmt: skip
+    parser.add_argument("--help-all", action="help", help=argparse.SUPPRESS)
     for title, options in groups.items():
         group = parser.add_argument_group(title)
         for option in options:
@@ -204,11 +205,11 @@ def read(
 
 
 PROGRAM = "hiso-jax"
-ADVICE = " (see --help for the options)"
+ADVICE = " (see --help-all for the options)"
 
 
 def _grouped(own: Collection[str], flat: Mapping[str, Option], resolved: Resolved) -> dict[str, Any]:
-    """The options by the headings of --help; ``own`` are the names of the command's own options."""
+    """The options by the headings of --help-all; ``own`` are the names of the command's own options."""
     groups: dict[str, list[Option]] = {}
     for place, (title, names) in enumerate(GROUPS.items()):
         groups[f"{title} options"] = [flat[name] for name in names if name in own and name in flat]
@@ -272,7 +273,7 @@ def _resumed(kind: Any, command: str, words: Sequence[str]) -> Any:
 
 
 def _with_other_defaults(option: Option) -> Option:
-    """An option whose --help also gives its default for text tasks, if they have one."""
+    """An option whose --help-all also gives its default for text tasks, if they have one."""
     tasks = map(KINDS["task"].load, KINDS["task"].factories)
     others = {str(each.defaults[option.name]) for each in tasks if option.name in each.defaults}
     if len(others) != 1:

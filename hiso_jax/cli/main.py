@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from hiso_jax.checks import first_line
-from hiso_jax.cli import errors
+from hiso_jax.cli import errors, short_help
 from hiso_jax.cli.arguments import PROGRAM, as_typed, is_positional, parse
 from hiso_jax.cli.diagnose import Diagnose, diagnose_run
 from hiso_jax.cli.interrupt import exit_code, heeding
@@ -129,7 +129,7 @@ def overview() -> str:
             "",
             *lines,
             "",
-            f"{PROGRAM} COMMAND --help lists the options of a command, {PROGRAM} --version the release.",
+            f"{PROGRAM} COMMAND --help explains a command, {PROGRAM} --version prints the release.",
         ]
     )
 
@@ -147,6 +147,9 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
         hint = f"; did you mean {near[0]}?" if near else ""
         _fail(f"{words[0]} is no command; the commands are {', '.join(COMMANDS)}{hint}")
     kind, carry_out = COMMANDS[words[0]]
+    if words[0] in short_help.OPTIONS and {"-h", "--help"} & {*words[1:]}:
+        print(short_help.short_help(words[0], (kind.__doc__ or "").split("\n\n")[0]))
+        raise SystemExit(errors.DONE)
     try:
         with errors.refusing():
             return parse(kind, words[0], words[1:]), carry_out

@@ -10,7 +10,7 @@ from hiso_jax.cli.devices import Devices
 from hiso_jax.experiment import Clock, Single
 from hiso_jax.fed.ledger import EXECUTION
 
-# The headings of --help and the options under each; the options of chosen factories follow the first heading.
+# The headings of --help-all and the options under each; the options of chosen factories follow the first heading.
 GROUPS: dict[str, tuple[str, ...]] = {
     "experiment": (
         "task",

@@ -1,5 +1,6 @@
 """The figures of a run that has ended, and advice if it has learned nothing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,15 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         "target": f"{words} {summary['target']:g} {at_target}" if summary["target"] is not None else "none",
         "method": f"{summary['algorithm']}, rate {summary['learning_rate']:g}, seed {summary['seed']}",
         "rounds": f"{summary['rounds']} ({summary['rounds_per_second']:.3g} rounds/s)",
-        "seconds": f"{summary['wall_seconds']:.1f}, of which compiling {summary['compile_seconds']:.1f}",
+        "seconds": f"{summary['wall_seconds']:.1f}: "
+        + ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds_spent"].items()),
         "bytes a client": f"up {human_bytes(summary['bytes_up_per_client'])}, "
         f"down {human_bytes(summary['bytes_down_per_client'])} "
         f"(paper's convention: {human_bytes(summary['bytes_paper_convention'])})",
         "forward passes": f"{human_count(summary['forward_passes'])} by all clients",
         "attendance": f"{attendance['reported']} reports, {missing}",
         "attacked by": summary["attacked_by"] or "",
-        "clipped": "" if summary["clipped"] is None else f"{100 * summary['clipped']:.1f} % of the messages",
+        "clipped": "" if summary["clipped"] is None else _clipped(summary["clipped"], summary["clipped_by"]),
         "privacy": _privacy(summary["privacy"]),
         "simulated time": human_seconds(summary["simulated_seconds"]),
         "devices": f"{summary['device_count']} {summary['device']}: {per_device}{split}",
@@ -67,6 +69,14 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
     print_rows(console, rows)
     for concern in summary["concerns"]:
         console.print(f"warning: {concern}", soft_wrap=True, highlight=False)
+
+
+def _clipped(share: float, steps: Sequence[str]) -> str:
+    """The share of the messages that the server clipped, and what clipped them."""
+    if list(steps) == ["guard"]:
+        return f"{100 * share:.1f} % of the messages, by the guard (--no-guard turns it off)"
+    by = " and ".join(step.replace("_", " ") for step in steps)
+    return f"{100 * share:.1f} % of the messages{f', by {by}' if by else ''}"
 
 
 def _privacy(spent: dict | None) -> str:

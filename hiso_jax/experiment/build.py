@@ -20,6 +20,8 @@ from hiso_jax.fed.run import check_messages, local_rate_of_projections, sensitiv
 from hiso_jax.renamed import IN_FILES
 
 AnyTask = Any
+# Metrics that lie between 0 and 1.
+SHARES = ("accuracy", "exact_match", "f1", "rougeL")
 
 
 def is_language_model(task: Choice) -> bool:
@@ -38,8 +40,18 @@ def build_task(options: Settings) -> AnyTask:
 
 
 def target_of(options: Settings, task: AnyTask) -> float | None:
-    """The value of the task's metric at which methods are compared: the given one, or the task's own."""
-    return getattr(task, "target", None) if options.target is None else options.target
+    """The value of the task's metric at which methods are compared: the given one, or the task's own.
+
+    Raises:
+      ParameterError: a share above 1 is given.
+    """
+    if options.target is None:
+        return getattr(task, "target", None)
+    metric = getattr(task, "metric", None)
+    if metric in SHARES and options.target > 1:
+        hint = f"; perhaps {options.target / 100:g} is meant" if options.target <= 100 else ""
+        raise ParameterError("target", f"must be at most 1 for {metric}, a share; got {options.target:g}{hint}")
+    return options.target
 
 
 def virtual_note(population: AnyPopulation) -> list[str]:

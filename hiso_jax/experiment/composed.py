@@ -17,8 +17,8 @@ from hiso_jax.schedules import SCHEDULES
 from hiso_jax.tasks.named import TASKS
 from hiso_jax.tasks.trainables import TRAINABLES
 
-# Names of --help, and names that options have in files, under which no other option can be kept.
-RESERVED = ("help", "h", *IN_FILES.values())
+# Names of --help and --help-all, and names that options have in files, under which no other option can be kept.
+RESERVED = ("help", "help_all", "h", *IN_FILES.values())
 # The option of the same name chooses each kind; algorithms are chosen separately, see ``Method``.
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (TASKS, PARTITIONS, AVAILABILITIES, SCHEDULES)}
 # An option of a method or a task chooses each of these kinds.

@@ -1,6 +1,6 @@
 """One experiment: a task, a population, an algorithm, a configuration and a participation, built once and run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -260,7 +260,7 @@ class Experiment:
         *,
         mesh: Mesh | None = None,
         storage: fed.Storage | None = None,
-        callbacks: Sequence[fed.Callback] = (),
+        callbacks: fed.Callbacks = (),
     ) -> fed.Simulation:
         """The simulation of this experiment, see :class:`hiso_jax.fed.Simulation`."""
         return fed.Simulation(
@@ -280,7 +280,7 @@ class Experiment:
         *,
         resume: bool = False,
         mesh: Mesh | None = None,
-        callbacks: Sequence[fed.Callback] = (),
+        callbacks: fed.Callbacks = (),
     ) -> fed.Result:
         """Run the experiment.
 
@@ -296,5 +296,5 @@ class Experiment:
         """
         storage = None if out is None else fed.Storage(Path(out), self.about, resume=resume)
         if storage is not None:
-            callbacks = (Report(), *callbacks)
+            callbacks = (Report(), *fed.as_callbacks(callbacks))
         return self.simulation(mesh=mesh, storage=storage, callbacks=callbacks).run()

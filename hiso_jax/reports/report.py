@@ -76,9 +76,9 @@ class Report(fed.Callback):
         metric = fed.metric_of(task, result.metrics[0].metrics)
         target = about.get("target", getattr(task, "target", None))
         algorithm = str(about.get("algorithm", "a method of its own"))
-        asked = Asked(
-            name, algorithm, about.get("learning_rate"), prepared.config.seed, metric, target, _hostile(session)
-        )
+        clips = prepared.algorithm.description.get("rescale", [])
+        rate, seed = about.get("learning_rate"), prepared.config.seed
+        asked = Asked(name, algorithm, rate, seed, metric, target, _hostile(session), clips)
         self.summary = run_summary(asked, result, time.perf_counter() - self._began)
         folder = _folder(session)
         # If a finished run is resumed, its first report is kept, because its times are those of the run. A report of

@@ -1,6 +1,7 @@
 """The figures of a finished run."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,7 @@ class Asked(NamedTuple):
       metric: the metric that counts.
       target: the value of the metric at which methods are compared, or None.
       attacked_by: a description of the hostile clients, or None.
+      clipped_by: the names of the server's steps that clip messages.
     """
 
     task: str
@@ -50,6 +52,7 @@ class Asked(NamedTuple):
     metric: fed.Metric
     target: float | None
     attacked_by: str | None = None
+    clipped_by: Sequence[str] = ()
 
 
 def run_summary(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]:
@@ -74,6 +77,8 @@ def run_summary(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]
         "rounds_per_second": result.timed_rounds / result.run_seconds if result.run_seconds else 0.0,
         "compile_seconds": result.compile_seconds,
         "wall_seconds": wall,
+        # Data, models, files and pictures are the rest.
+        "seconds_spent": {**result.spent, "the rest": max(0.0, wall - sum(result.spent.values()))},
         **result.traffic,
         "forward_passes": result.forward_passes,
         "simulated_seconds": result.simulated_seconds,

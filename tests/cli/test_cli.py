@@ -300,12 +300,29 @@ def test_missing_and_truncated_mnist_are_one_line(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_help_lists_every_option(capsys):
+def test_all_help_lists_every_option(capsys):
     for command, option in (("run", "--algorithm"), ("compare", "--algorithms")):
-        code, text, _ = call(capsys, command, "--help")
+        code, text, _ = call(capsys, command, "--help-all")
         assert code == 0
         for name in (option, "--task", "--clients", "--schedule", "--curvature-decay", "--out"):
             assert name in text
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "compare"])
+def test_help_is_one_screen_of_options_that_exist(command, capsys):
+    code, text, _ = call(capsys, command, "--help")
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= 30
+    _, everything, _ = call(capsys, command, "--task", "text-classification", "--help-all")
+    options = re.findall(r"^  (--[\w-]+)", text, re.M)
+    assert len(options) == 15
+    for option in options:
+        assert re.search(rf"^  {option}\b", everything, re.M)
+    # Its examples are commands.
+    for words in re.findall(rf"^  hiso-jax {command} (.*?)  ", text, re.M):
+        for option in re.findall(r"--[\w-]+", words):
+            assert re.search(rf"^  {option}\b", everything, re.M)
 
 
 def test_an_interrupt_while_jax_is_imported_is_one_line():
@@ -380,7 +397,7 @@ def test_interrupt_saves_what_was_done(tmp_path):
         (["--rounds", "5", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--learning-rate", "fast"], "--learning-rate must be a number or auto, got 'fast'"),
         (["--client-examples", "3,x"], "--client-examples must be integers, comma-separated, got '3,x'"),
-        (["5"], "'5' is no option of run (see --help for the options)"),
+        (["5"], "'5' is no option of run (see --help-all for the options)"),
         (["--scalar-bits", "4", "--bytes-up", "9"], "--scalar-bits must not be given beside --bytes-up"),
     ],
 )
@@ -390,3 +407,26 @@ def test_a_word_that_cannot_be_read_is_one_sentence(capsys, tmp_path, monkeypatc
     assert (code, text) == (2, "")
     assert errors.startswith(f"hiso-jax: error: {sentence}")
     assert errors.count("\n") == 1
+
+
+def test_a_target_of_ninety_for_a_share_is_questioned(capsys, tmp_path):
+    code, _, errors = call(capsys, "run", "--target", "90", "--out", tmp_path / "run")
+    assert code == 2
+    assert errors == (
+        "hiso-jax: error: --target must be at most 1 for accuracy, a share; got 90; perhaps 0.9 is meant\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_seconds_of_a_summary_add_up_and_the_guard_is_named(capsys, tmp_path):
+    numbers = ("--rounds", "4", "--eval-every", "2", "--clients", "8", "--cohort", "4")
+    _, text, _ = call(capsys, "run", *numbers, "--out", tmp_path / "run")
+    total, each = re.search(r"  seconds +([\d.]+): (.*)", text).groups()
+    parts = [float(part) for part in re.findall(r"[\d.]+", each)]
+    assert len(parts) == 4
+    assert sum(parts) == pytest.approx(float(total), abs=0.21)
+    assert re.search(r"  clipped +[\d.]+ % of the messages, by the guard \(--no-guard turns it off\)", text)
+    _, text, _ = call(
+        capsys, "run", *numbers, "--no-guard", "--algorithm", "decomfl+clip_to_median", "--out", tmp_path / "other"
+    )
+    assert re.search(r"  clipped +[\d.]+ % of the messages, by clip to median\n", text)

@@ -130,7 +130,7 @@ def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, model, 
 
 def test_the_help_of_a_text_task_has_its_options(capsys):
     with pytest.raises(SystemExit):
-        main(["run", "--task", "sst2", "--help"])
+        main(["run", "--task", "sst2", "--help-all"])
     text = capsys.readouterr().out
     for option in ("--trainable", "--verbalizer", "--curvature-dtype", "--directions", "text-classification"):
         assert option in text

@@ -227,12 +227,12 @@ def test_an_option_that_would_have_no_effect_is_refused(capsys, tmp_path, monkey
 
 
 def test_help_is_grouped_and_shows_a_methods_own_options(capsys):
-    _, text, _ = call(capsys, "run", "--help")
+    _, text, _ = call(capsys, "run", "--help-all")
     places = [text.index(f"  --{name} ") for name in ("task", "algorithm", "rounds", "learning-rate", "model", "alpha")]
     assert places == sorted(places)
     assert text.index("--learning-rate") < text.index("hiso options") < text.index("--curvature-decay")
     assert text.index("partition dirichlet options") < text.index("--alpha")
-    _, text, _ = call(capsys, "run", "--algorithm", "fed_prox", "--help")
+    _, text, _ = call(capsys, "run", "--algorithm", "fed_prox", "--help-all")
     assert "--proximal" in text
     assert "--curvature-decay" not in text
 

@@ -12,7 +12,7 @@ from hiso_jax.fed.run.privacy_spent import sensitivity
 from hiso_jax.fed.run.rate import RateProbe, find_rate
 from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.search import FEWEST_TRIES, next_rates
-from hiso_jax.fed.run.session import Callback, Session
+from hiso_jax.fed.run.session import Callback, Callbacks, Session, as_callbacks
 from hiso_jax.fed.run.simulation import Simulation
 from hiso_jax.fed.run.sweep import Programs, sweep
 from hiso_jax.fed.run.traffic import Traffic
@@ -21,6 +21,7 @@ __all__ = [
     "FEWEST_TRIES",
     "Best",
     "Callback",
+    "Callbacks",
     "DescribedRun",
     "Grid",
     "Programs",
@@ -33,6 +34,7 @@ __all__ = [
     "SimulationConfig",
     "SweepResult",
     "Traffic",
+    "as_callbacks",
     "check_messages",
     "client_metrics",
     "describe",

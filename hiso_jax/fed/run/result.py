@@ -1,6 +1,7 @@
 """The result of a run."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -43,6 +44,8 @@ class Result:
       mesh_shape: devices along each axis of the mesh; empty without one.
       privacy: the (ε, δ) that the run has spent; None if the method adds no noise.
       clipped: the share of the valid messages that the server clipped; None for a method that clips none.
+      spent: seconds of this process on ``compiling``, ``rounds`` and ``evaluations``; a resumed run's earlier processes
+        are not in it.
     """
 
     records: Records | None
@@ -66,10 +69,11 @@ class Result:
     mesh_shape: dict[str, int]
     privacy: PrivacySpent | None = None
     clipped: float | None = None
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each evaluation: its round, its metrics by name, the training loss, and the costs so far."""
-        each = [{field.name: getattr(row, field.name) for field in fields(row)} for row in self.metrics]
+        each = [{one.name: getattr(row, one.name) for one in fields(row)} for row in self.metrics]
         return [{"round": row.pop("round"), **row.pop("metrics"), **row} for row in each]
 
     def to_pandas(self) -> Any:

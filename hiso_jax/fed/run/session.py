@@ -154,6 +154,7 @@ class Session:
         self.prepared, self.storage, self._store, self._callbacks = prepared, storage, store, tuple(callbacks)
         self._should_stop, self._stopping = should_stop, False
         self.seconds, self._evaluation_seconds = 0.0, 0.0
+        self._spent = {"rounds": 0.0, "evaluations": 0.0}
         self.history: list[Evaluation] = []
         self.diverged_at: int | None = None
         self._length = prepared.length if prepared.config.rounds_per_dispatch else 1
@@ -307,6 +308,7 @@ class Session:
         self._carry, log = jax.block_until_ready(self._dispatch(self._carry, *bounds, prepared.inputs))
         elapsed = time.perf_counter() - before
         self.seconds += elapsed
+        self._spent["rounds"] += elapsed
         self._note_divergence(self._carry)
         if self.diverged_at is not None:
             end = self.diverged_at + 1
@@ -335,6 +337,7 @@ class Session:
         before = time.perf_counter()
         outputs = jax.block_until_ready(self._evaluate(self.params, prepared.test, prepared.inputs.frozen))
         self._evaluation_seconds = time.perf_counter() - before
+        self._spent["evaluations"] += self._evaluation_seconds
         metrics = summarise(prepared.task, jax.tree.map(np.asarray, outputs))
         for callback in self._callbacks:
             metrics |= as_numbers(callback.metrics(self))
@@ -407,6 +410,7 @@ class Session:
             forward_passes=traffic.forward_passes,
             compile_seconds=self.compile_seconds,
             run_seconds=self.seconds,
+            spent={"compiling": self.compile_seconds, **self._spent},
             simulated_seconds=self._simulated_seconds,
             attendance=self._counters.attendance,
             invalid=self.health_warnings.invalid,
