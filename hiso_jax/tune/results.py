@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hiso_jax import fed
+from hiso_jax.extras import of_datasets
 from hiso_jax.reports import Compared, as_text, comparison_table, sweep_table, verdict
 from hiso_jax.tune.settings import Compare
 
@@ -22,10 +23,9 @@ class Rows:
         """:meth:`rows` as a ``pandas.DataFrame``.
 
         Raises:
-          ImportError: pandas is not installed.
+          ParameterError: pandas is not installed.
         """
-        import pandas as pd
-
+        pd = of_datasets("pandas", "to_pandas", "cannot be called")
         return pd.DataFrame(self.rows())
 
 

@@ -8,6 +8,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from hiso_jax.extras import of_datasets
 from hiso_jax.fed.ledger import Evaluation, Records
 from hiso_jax.fed.privacy import PrivacySpent
 from hiso_jax.renamed import successor
@@ -80,10 +81,9 @@ class Result:
         """:meth:`rows` as a ``pandas.DataFrame``.
 
         Raises:
-          ImportError: pandas is not installed.
+          ParameterError: pandas is not installed.
         """
-        import pandas as pd
-
+        pd = of_datasets("pandas", "to_pandas", "cannot be called")
         return pd.DataFrame(self.rows())
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from hiso_jax.checks import ParameterError
+from hiso_jax.extras import of_datasets
 from hiso_jax.tasks.text.files import read_rows, split_files
 from hiso_jax.tasks.text.prompts import Row, Source
 
@@ -85,8 +86,7 @@ def _from_files(folder: Path) -> dict[str, list[Row]]:
 
 
 def _from_hub(source: Source) -> dict[str, list[Row]]:
-    import datasets
-
+    datasets = of_datasets("datasets", "data_dir", "must name a folder with train and validation files")
     datasets.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:

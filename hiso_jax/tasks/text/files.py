@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso_jax.checks import ParameterError
+from hiso_jax.extras import of_datasets
 from hiso_jax.tasks.text.prompts import Row
 
 
@@ -90,12 +91,10 @@ def _cells(text: str, **form: Any) -> list[Row]:
 
 
 def _parquet(path: Path) -> list[Row]:
-    # Imported here because it is large.
-    import pyarrow.parquet
-
+    parquet = of_datasets("pyarrow.parquet", "data_dir", "must hold .jsonl, .csv or .tsv files")
     # Given a path, pyarrow would make columns of folders named "column=value"; an open file has no folders.
     with path.open("rb") as file:
-        return pyarrow.parquet.ParquetFile(file).read().to_pylist()
+        return parquet.ParquetFile(file).read().to_pylist()
 
 
 READERS: dict[str, Callable[[Path], list[Row]]] = {
