@@ -6,7 +6,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import extras, tasks, tune
-from hiso_jax.tasks.text import data
+from hiso_jax.tasks.text.tasks import text_data
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +27,11 @@ def test_hubs_and_parquet_and_pandas_name_the_extra(tmp_path):
     for use, sentence in (
         (tasks.mnist, "data_dir must name a folder with the four IDX files of mnist without datasets"),
         (
-            lambda: data.text_data("sst2"),
+            lambda: text_data("sst2"),
             "data_dir must name a folder with train and validation files without datasets",
         ),
         (
-            lambda: data.text_data("sst2", data_dir=tmp_path),
+            lambda: text_data("sst2", data_dir=tmp_path),
             "data_dir must hold .jsonl, .csv or .tsv files without pyarrow",
         ),
         (results.to_pandas, "to_pandas cannot be called without pandas"),
