@@ -165,6 +165,8 @@ def read_rows(path: Path) -> list[Row]:
         raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read: it is not UTF-8 text (byte {error.start})") from error
+    except ParameterError:
+        raise
     except (ValueError, csv.Error) as error:
         # Arrow's errors are ValueErrors, too.
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
