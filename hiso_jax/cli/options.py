@@ -37,7 +37,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "hostile clients": ("combine", "attack", "attackers", "attackers_of"),
     "privacy": ("epsilon", "delta", "public_cohorts"),
     "measurement": ("perturbations", "mu", "difference", "backprop_share", "probe_scale", "matmul_precision"),
-    "participation": ("availability", *(field.name for field in fields(Clock))),
+    "participation": ("select", "availability", *(field.name for field in fields(Clock))),
     "devices and memory": (
         *(field.name for field in fields(Devices)),
         "directions",

@@ -14,13 +14,14 @@ from hiso_jax.partitions import PARTITIONS
 from hiso_jax.renamed import IN_FILES
 from hiso_jax.samplers import SAMPLERS
 from hiso_jax.schedules import SCHEDULES
+from hiso_jax.selections import SELECTIONS
 from hiso_jax.tasks.named import TASKS
 from hiso_jax.tasks.trainables import TRAINABLES
 
 # Names of --help and --help-all, and names that options have in files, under which no other option can be kept.
 RESERVED = ("help", "help_all", "h", *IN_FILES.values())
 # The option of the same name chooses each kind; algorithms are chosen separately, see ``Method``.
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (TASKS, PARTITIONS, AVAILABILITIES, SCHEDULES)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (TASKS, PARTITIONS, SELECTIONS, AVAILABILITIES, SCHEDULES)}
 # An option of a method or a task chooses each of these kinds.
 NESTED: dict[str, Kind] = {kind.name: kind for kind in (SAMPLERS, TRAINABLES)}
 

@@ -89,6 +89,8 @@ class Settings(SimulationConfig, Clock):
       partition: how the training examples are assigned to the clients: Dirichlet over labels (dirichlet; with clients
         of equal size, dirichlet-balanced), iid, label shards (shards), natural clients (by-column), or your own as
         path/to/file.py:name.
+      select: how a cohort is chosen: uniformly (uniform), the highest losses of a larger draw (highest-loss), or your
+        own as path/to/file.py:name.
       availability: which invited clients come: all (always); each with the same probability (bernoulli); each with
         its own (per-client); by the time of day (diurnal); as recorded (trace); or your own as path/to/file.py:name.
       combine: combiner of the server, in place of the method's own: mean, median, trimmed_mean, krum, multi_krum,
@@ -110,6 +112,7 @@ class Settings(SimulationConfig, Clock):
     task: str = "digits"
     clients: int = 100
     partition: str = "dirichlet"
+    select: str = "uniform"
     availability: str = "always"
     combine: str | None = None
     attack: str | None = None
@@ -163,8 +166,9 @@ def participation_of(settings: Settings) -> fed.Participation:
     Raises:
       ParameterError: an option of the availability is out of range, or its file cannot be read.
     """
-    availability = choice_of("availability", settings)
-    return settings.participation(availability.build(given_to(availability, settings)))
+    availability, select = choice_of("availability", settings), choice_of("select", settings)
+    participation = settings.participation(availability.build(given_to(availability, settings)))
+    return replace(participation, select=select.build(given_to(select, settings)))
 
 
 @dataclass(frozen=True, kw_only=True)

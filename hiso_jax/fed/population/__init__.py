@@ -21,6 +21,14 @@ from hiso_jax.fed.population.participation import (
 )
 from hiso_jax.fed.population.partitions import by_column, dirichlet, dirichlet_balanced, iid, shards
 from hiso_jax.fed.population.population import AnyPopulation, Population
+from hiso_jax.fed.population.selection import (
+    Select,
+    SelectionState,
+    check_rule,
+    check_selected,
+    no_records,
+    state_of,
+)
 from hiso_jax.fed.population.virtual import VirtualPopulation, virtual
 
 __all__ = [
@@ -39,18 +47,24 @@ __all__ = [
     "LogNormal",
     "Participation",
     "Population",
+    "Select",
+    "SelectionState",
     "Trace",
     "UniformRates",
     "VirtualPopulation",
     "Work",
     "attend",
     "by_column",
+    "check_rule",
+    "check_selected",
     "dirichlet",
     "dirichlet_balanced",
     "iid",
     "load_trace",
+    "no_records",
     "permute",
     "sample_cohort",
     "shards",
+    "state_of",
     "virtual",
 ]

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
 from hiso_jax.checks import ParameterError, between, first_line, is_plain, positive
 from hiso_jax.fed.population.fleet import Fleet, Work
+from hiso_jax.fed.population.selection import Select
 
 ABSENT, DROPPED, LATE, REPORTED = range(4)
 """The attendance of an invited client: it never came, left in mid-round, reported too late, or counted."""
@@ -209,10 +210,14 @@ def _as_rule(given: Any) -> Any:
     return given
 
 
-@jax.tree_util.register_dataclass
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["availability", "dropout", "fleet", "deadline"],
+    meta_fields=["select"],
+)
 @dataclass(frozen=True)
 class Participation:
-    """The rules that decide the attendance of the invited clients.
+    """The rules that decide which clients are invited, and the attendance of the invited clients.
 
     Attributes:
       availability: rule that says which invited clients come, or a function ``(key, traits_key, clients [C],
@@ -221,12 +226,15 @@ class Participation:
         never.
       fleet: speeds of the clients; None means that time is not simulated.
       deadline: seconds after which the server no longer waits; later messages do not count. None means no deadline.
+      select: rule that chooses the cohort, ``(key, round_number, state) → int [C]``, see :data:`Select`; None draws it
+        uniformly.
     """
 
     availability: Any = None
     dropout: Any = None
     fleet: Fleet | None = None
     deadline: Any = None
+    select: Select | None = None
 
     def __post_init__(self) -> None:
         """Check the options that are plain numbers.

@@ -24,7 +24,18 @@ from hiso_jax.fed.keys import (
 )
 from hiso_jax.fed.ledger import Records, RoundRecord
 from hiso_jax.fed.measure import Cohort, Keys
-from hiso_jax.fed.population import ABSENT, REPORTED, AnyPopulation, Participation, Work, attend, permute, sample_cohort
+from hiso_jax.fed.population import (
+    ABSENT,
+    REPORTED,
+    AnyPopulation,
+    Participation,
+    SelectionState,
+    Work,
+    attend,
+    no_records,
+    permute,
+    sample_cohort,
+)
 from hiso_jax.fed.round import Round, RoundInputs
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
@@ -75,11 +86,13 @@ class RunState(NamedTuple):
       monitor: the divergence check.
       synced_to: the round at which each client was last synced, int32 [N]. A population costs only these four bytes
         per client. None if bytes are not counted; no client then counts as having missed a round.
+      selection: what a rule that selects cohorts reads; None for uniform cohorts.
     """
 
     server: ServerState
     monitor: monitoring.Monitor
     synced_to: Int[Array, "N"] | None
+    selection: SelectionState | None = None
 
 
 class RoundLog(NamedTuple):
@@ -123,6 +136,11 @@ def newcomers(clients: int) -> Int[Array, "N"]:
     return jnp.full(clients, NEVER_CAME, jnp.int32)
 
 
+def first_selection(participation: Participation, clients: int, cohort: int) -> SelectionState | None:
+    """``selection`` before the first round."""
+    return None if participation.select is None else no_records(clients, cohort)
+
+
 def draw_batches(config: SimulationConfig) -> Callable[[tuple[AnyPopulation, Key[Array, ""]], Int[Array, "C"]], Array]:
     """The function that draws the batches of a round: ``((population, data key), clients) → int32 [C, K, B]``."""
     return lambda source, clients: source[0].sample(source[1], clients, (config.local_steps or 1, config.batch_size))
@@ -144,11 +162,22 @@ class Invited(NamedTuple):
     seconds: Float[Array, ""]
 
 
-def _invite(config: SimulationConfig, costs: Costs, synced_to: Array | None, number: Array, inputs: Inputs) -> Invited:
+def _invite(
+    config: SimulationConfig,
+    costs: Costs,
+    synced_to: Array | None,
+    selection: SelectionState | None,
+    number: Array,
+    inputs: Inputs,
+) -> Invited:
     seed_key = inputs.seed_key
     # Public cohorts follow from the seed, which every client knows.
     drawn_from = seed_key if inputs.secret is None or config.public_cohorts else inputs.secret
-    clients = sample_cohort(cohort_key(drawn_from, number), inputs.population.num_clients, config.cohort)
+    key, rule = cohort_key(drawn_from, number), inputs.participation.select
+    if rule is None or selection is None:
+        clients = sample_cohort(key, inputs.population.num_clients, config.cohort)
+    else:
+        clients = rule(key, number, selection).astype(jnp.int32)
     last_synced = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
     missed = (number - jnp.maximum(last_synced, 0)).astype(jnp.float32)
     # The clock does not store how many clients of each round were valid, so it assumes that all were.
@@ -266,7 +295,7 @@ def make_dispatch(
             # This conditional is separate from that of the round, and ``end`` is separate from divergence. In a sweep,
             # settings diverge one by one, so a conditional on divergence becomes a selection; the end is the same
             # for all settings.
-            asked = carry.synced_to, number, inputs
+            asked = carry.synced_to, carry.selection, number, inputs
             invited = lax.cond(number < end, inviting, lambda *a: blank(inviting, *a), *asked)
             came = (number < end) & (invited.status != ABSENT)
             synced_to = carry.synced_to
@@ -283,8 +312,11 @@ def make_dispatch(
 
             run = (carry.server, carry.monitor), number, invited, inputs
             (server, monitor), record = lax.cond(number < end, unless_diverged, idle, *run)
+            selection = carry.selection
+            if selection is not None:
+                selection = selection.after(number, invited.clients, record.valid, record.loss)
             log = RoundLog(invited.clients, invited.status, invited.last_synced, invited.seconds, record)
-            return RunState(server, monitor, synced_to), log
+            return RunState(server, monitor, synced_to, selection), log
 
         return lax.scan(step, carry, begin + jnp.arange(length, dtype=jnp.int32))
 

@@ -27,7 +27,16 @@ from hiso_jax.fed.population import ByFunction
 from hiso_jax.fed.round import first_memory, reads_loss, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import config_of
-from hiso_jax.fed.run.dispatch import Dispatch, Inputs, RoundLog, RunState, draw_batches, make_dispatch, newcomers
+from hiso_jax.fed.run.dispatch import (
+    Dispatch,
+    Inputs,
+    RoundLog,
+    RunState,
+    draw_batches,
+    first_selection,
+    make_dispatch,
+    newcomers,
+)
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.prepared import PreparedRun, estimator_of
 from hiso_jax.fed.run.traffic import Costs
@@ -96,12 +105,10 @@ def shapes_of_state(prepared: PreparedRun, params: PyTree) -> tuple[RunState, Ru
     """
     state = jax.eval_shape(prepared.algorithm.optimizer.init, params)
     sent = shapes_of(prepared.algorithm, prepared.estimator, params, prepared.config.cohort).sent
-    memory, monitor, synced_to = jax.eval_shape(
-        lambda: (first_memory(prepared.algorithm, sent), monitoring.start(), newcomers(prepared.clients))
-    )
-    shapes = RunState(ServerState(params, state, memory), monitor, synced_to)
+    memory, *others = jax.eval_shape(lambda: _beside(prepared, sent))
+    shapes = RunState(ServerState(params, state, memory), *others)
     assert prepared.mesh is not None
-    rest = replicated_shardings(prepared.mesh, (memory, monitor, synced_to))
+    rest = replicated_shardings(prepared.mesh, (memory, *others))
     own = prepared.placement.parameter_shardings(params), prepared.placement.state_shardings(params, state)
     return shapes, RunState(ServerState(*own, rest[0]), *rest[1:])
 
@@ -110,17 +117,23 @@ def first_state(prepared: PreparedRun, initial: PyTree) -> tuple[RunState, Any]:
     """The state of a run before its first round, and its shardings (None on one device)."""
     tx, mesh = prepared.algorithm.optimizer, prepared.mesh
     sent = shapes_of(prepared.algorithm, prepared.estimator, initial, prepared.config.cohort).sent
-    rest = first_memory(prepared.algorithm, sent), monitoring.start(), newcomers(prepared.clients)
+    memory, *others = _beside(prepared, sent)
     if mesh is None:
         # Copies: each dispatch takes the carry by donation, but the result keeps the parameters, an optimizer its keys.
-        memory, monitor, synced_to = rest
-        return RunState(ServerState(owned(initial), owned(tx.init(initial)), owned(memory)), monitor, synced_to), None
+        return RunState(ServerState(owned(initial), owned(tx.init(initial)), owned(memory)), *others), None
     where = shapes_of_state(prepared, initial)[1]
     params = put(initial, where.server.params)
     # Made with its shardings, because a curvature is as large as the parameters.
     state = jax.jit(tx.init, out_shardings=where.server.state)(params)
-    memory, monitor, synced_to = prepared.placement.replicate(rest)
-    return RunState(ServerState(params, state, memory), monitor, synced_to), where
+    memory, *others = prepared.placement.replicate((memory, *others))
+    return RunState(ServerState(params, state, memory), *others), where
+
+
+def _beside(prepared: PreparedRun, sent: PyTree) -> tuple[Any, ...]:
+    """The state before the first round, but for parameters and optimizer: memory, monitor, synced_to and selection."""
+    participation, clients = prepared.inputs.participation, prepared.clients
+    selection = first_selection(participation, clients, prepared.config.cohort)
+    return first_memory(prepared.algorithm, sent), monitoring.start(), newcomers(clients), selection
 
 
 # JAX makes this attribute of its configuration at import, so type checkers do not know it.
@@ -207,8 +220,10 @@ def trace(prepared: PreparedRun, costs: Costs, carry: RunState, shardings: Any) 
 
 def _rules_of(prepared: PreparedRun) -> dict[str, str]:
     """The digests of the user's own functions that decide who takes part."""
-    rule = prepared.inputs.participation.availability
-    return {"availability": digest(rule.function)} if isinstance(rule, ByFunction) else {}
+    rules = prepared.inputs.participation
+    found = {"availability": rules.availability.function} if isinstance(rules.availability, ByFunction) else {}
+    found |= {} if rules.select is None else {"select": rules.select}
+    return {name: digest(rule) for name, rule in found.items()}
 
 
 def header_for(

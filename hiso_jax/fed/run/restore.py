@@ -12,6 +12,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Senders
 from hiso_jax.fed.keys import channel_key
 from hiso_jax.fed.ledger import Evaluation, Records, RunStore, fingerprint, replay
+from hiso_jax.fed.population import state_of
 from hiso_jax.fed.round import Channel, groups_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.dispatch import RunState
@@ -82,6 +83,9 @@ def restored(prepared: PreparedRun, store: RunStore, carry: RunState) -> RunStat
     rest = (
         monitoring.rebuilt(records, server.params, server.state, prepared.algorithm.needs_secret),
         last_synced_rounds(records.round, records.cohort, records.attendance, prepared.clients)[1],
+        None
+        if carry.selection is None
+        else state_of(records.round, records.cohort, records.valid, records.loss, prepared.clients),
     )
     return RunState(server, *prepared.placement.replicate(rest))
 

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.devices import agree, in_all_processes
 from hiso_jax.fed.ledger import Evaluation, RunStore, Storage, fingerprint, run_store_of, sample
+from hiso_jax.fed.population import check_selected
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.counters import Counters
 from hiso_jax.fed.run.dispatch import Dispatch, RunState
@@ -315,6 +316,8 @@ class Session:
             self.health_warnings.diverged(self.diverged_at)
         numbers = np.arange(self.round, end, dtype=np.int32)
         log = jax.tree.map(lambda column: column[: len(numbers)], log.on_host())
+        if prepared.inputs.participation.select is not None:
+            check_selected(numbers, log.cohort, prepared.clients)
         records = self._counters.add(jax.random.key(prepared.config.seed), numbers, log)
         in_all_processes(lambda: self._store.ledger.append(records))
         self.health_warnings.note(records)

@@ -24,7 +24,7 @@ from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.round import first_memory, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, make_dispatch
+from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, first_selection, make_dispatch
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.prepared import check_channel, estimator_of, with_defaults
@@ -104,7 +104,8 @@ class _Bench(NamedTuple):
         algorithm = as_algorithm(self.make(_over_rounds(point)))
         sent = shapes_of(algorithm, self.estimator(algorithm, point), initial, self.config.cohort).sent
         server = ServerState(initial, algorithm.optimizer.init(initial), first_memory(algorithm, sent))
-        return RunState(server, monitoring.start(), None)
+        selection = first_selection(self.participation, point.population.num_clients, self.config.cohort)
+        return RunState(server, monitoring.start(), None, selection)
 
     def segment(
         self, carry: RunState, point: Point, bounds: tuple[Array, Array], data: PyTree
