@@ -48,6 +48,7 @@ class Pretrained:
       tokenizer: the tokenizer, from transformers.
       name: the argument ``model`` of :func:`load`; for a GGUF file, the file's name.
       hf_config: the contents of its config.json; None for a GGUF file.
+      generation_config: the contents of its generation_config.json, or None.
     """
 
     decoder: Decoder
@@ -55,6 +56,7 @@ class Pretrained:
     tokenizer: Any
     name: str
     hf_config: Mapping[str, Any] | None = None
+    generation_config: Mapping[str, Any] | None = None
 
 
 def load(
@@ -92,8 +94,10 @@ def load(
         config = read_config(folder)
         content = read_json(folder / "config.json")
         tokenizer = read_tokenizer(folder)
+        generation = folder / "generation_config.json"
+        generating = read_json(generation) if generation.is_file() else None
         params = read_safetensors(folder, config, param_dtype)
-    return Pretrained(Decoder(config, dtype), params, tokenizer, str(model), content)
+    return Pretrained(Decoder(config, dtype), params, tokenizer, str(model), content, generating)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Export of parameters to a folder that transformers loads: config.json, tokenizer and sharded safetensors."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,10 @@ from hiso_jax.models.lm.rope import frequencies
 from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.stacked import Stacked, merge
 
+logger = logging.getLogger("hiso_jax")
 SHARD_BYTES = 5 * 10**9
+# Share of an addition that may be lost to the rounding of its kernel.
+MOST_ROUNDED_AWAY = 0.05
 # Entries of the base's configuration that are dropped: dtypes, which are written anew, and code of its repository.
 DROPPED = ("dtype", "torch_dtype", "auto_map", "custom_pipelines")
 ARCHITECTURES = {
@@ -56,11 +60,26 @@ def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folde
         )
     whole = trained if tuned.frozen is None else merge_arrays(trained, tuned.frozen)
     if decoder.adapters.rank:
-        whole = multiplied_out(whole, decoder.adapters.alpha / decoder.adapters.rank)
+        scale = decoder.adapters.alpha / decoder.adapters.rank
+        lost = rounded_away(whole, scale)
+        if lost > MOST_ROUNDED_AWAY:
+            logger.warning(
+                "the weights are written in float32, because the base's dtype would round away %.0f %% of the change "
+                "that training made",
+                100 * lost,
+            )
+            whole = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), whole)
+        whole = multiplied_out(whole, scale)
     plain = Decoder(decoder.config)
-    config = transformers_config(pretrained, decoder.config)
+    dtype = str(np.asarray(jax.tree.leaves(whole)[0]).dtype)
+    config = transformers_config(pretrained, decoder.config, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generating = pretrained.generation_config
+    if generating is None:
+        roles = {name: getattr(pretrained.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        generating = {f"{name}_token_id": number for name, number in roles.items() if number is not None}
+    (folder / "generation_config.json").write_text(json.dumps(generating, indent=2) + "\n")
     with needing("safetensors", "huggingface_hub"):
         files = _write_weights(dict(_tensors(whole, plain)), folder)
     for file in files:
@@ -80,6 +99,30 @@ def merge_arrays(trained: PyTree, frozen: PyTree) -> PyTree:
         both = {name: merge_arrays(trained[name], frozen[name]) for name in trained.keys() & frozen.keys()}
         return {**trained, **frozen, **both}
     return merge(trained, frozen)
+
+
+def rounded_away(node: Any, scale: float) -> float:
+    """The share of a low-rank addition that the kernels' dtype would round away, by its Euclidean length; 0 to 1.
+
+    An addition is much smaller than its kernel W, and bfloat16 keeps 8 bits: what is below W/256 is lost.
+    """
+    lengths = _lengths(node, scale)
+    return float(np.sqrt(lengths[0] / lengths[1])) if lengths[1] else 0.0
+
+
+def _lengths(node: Any, scale: float) -> np.ndarray:
+    """The squared lengths of what rounding changes, and of the addition."""
+    if isinstance(node, Stacked):
+        return _lengths(node.layers, scale)
+    if not isinstance(node, Mapping):
+        return np.zeros(2)
+    if "lora_a" not in node:
+        return sum((_lengths(child, scale) for child in node.values()), np.zeros(2))
+    kernel = np.asarray(node["kernel"])
+    added = np.float32(scale) * (np.asarray(node["lora_a"], np.float32) @ np.asarray(node["lora_b"], np.float32))
+    whole = kernel.astype(np.float32) + added
+    lost = whole.astype(kernel.dtype).astype(np.float32) - whole
+    return np.array([np.sum(lost**2, dtype=np.float64), np.sum(added**2, dtype=np.float64)])
 
 
 def multiplied_out(node: Any, scale: float) -> Any:
@@ -127,13 +170,17 @@ def _write_weights(tensors: Mapping[str, np.ndarray], folder: Path) -> list[Path
     return files
 
 
-def transformers_config(pretrained: Pretrained, config: LMConfig) -> dict[str, Any]:
+def transformers_config(pretrained: Pretrained, config: LMConfig, dtype: str = "float32") -> dict[str, Any]:
     """The contents of config.json for a model of the architecture ``config``, fine-tuned from ``pretrained``.
+
+    Args:
+      pretrained: the model before fine-tuning.
+      config: the architecture.
+      dtype: the dtype of the written weights.
 
     Raises:
       ValueError: transformers cannot express the rotary embeddings.
     """
-    dtype = str(np.asarray(jax.tree.leaves(pretrained.params)[0]).dtype)
     # Ministral is Mistral here; the base's configuration says which of the two transformers must build.
     theirs = (pretrained.hf_config or {}).get("model_type", config.family)
     common = {

@@ -237,6 +237,9 @@ def _tokenizer(fields: Fields, path: Path) -> Any:
         eos_token=eos,
         unk_token=token("unknown"),
         pad_token=token("padding") or eos,
+        additional_special_tokens=[text for text, role in roles if role == CONTROL and text not in (bos, eos)],
+        model_max_length=fields.get(f"{fields.get('general.architecture')}.context_length"),
+        chat_template=fields.get("tokenizer.chat_template"),
     )
 
 

@@ -113,6 +113,56 @@ def test_parts_that_were_trained_are_in_the_whole(trainable, tmp_path):
     assert np.abs(ours - logits(first.decoder, first.params)).max() > 1e-2
 
 
+def test_what_makes_a_model_itself_is_kept(tmp_path):
+    from transformers import AutoTokenizer, GenerationConfig
+
+    folder = folder_of(tmp_path / "a", LLAMA)
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template, tokenizer.model_max_length = template, 48
+    tokenizer.add_special_tokens({"additional_special_tokens": ["great"]})
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": [1, 2]}))
+    first = lm.load(folder)
+    lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")
+    again = AutoTokenizer.from_pretrained(tmp_path / "b")
+    assert (again.chat_template, again.model_max_length) == (template, 48)
+    assert "great" in again.all_special_tokens
+    generating = GenerationConfig.from_pretrained(tmp_path / "b")
+    assert (generating.temperature, generating.eos_token_id) == (0.6, [1, 2])
+
+
+def test_a_gguf_file_keeps_its_chat_template_and_its_length(tmp_path):
+    from transformers import AutoTokenizer, GenerationConfig
+
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    first = lm.load(write_gguf(tmp_path / "m.gguf", config=WIDE, fields=[("tokenizer.chat_template", template)]))
+    lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")
+    again = AutoTokenizer.from_pretrained(tmp_path / "b")
+    assert again.chat_template == template
+    assert again.model_max_length == WIDE["max_position_embeddings"]
+    assert GenerationConfig.from_pretrained(tmp_path / "b").eos_token_id == 1
+
+
+@pytest.mark.parametrize(("size", "kept"), [(3e-3, "float32"), (1.0, "bfloat16")])
+def test_a_change_below_bfloat16_is_written_in_float32(size, kept, tmp_path, caplog):
+    first = lm.load(folder_of(tmp_path / "a", LLAMA), param_dtype="bfloat16")
+    tuned = tune(first, "lora")
+    trained = jax.tree.map(lambda x: size * np.ones_like(np.asarray(x, np.float32)), tuned.trained)
+    lm.save_pretrained(first, tuned, trained, tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["torch_dtype"] == kept
+    assert ("round away" in caplog.text) == (kept == "float32")
+    again = lm.load(tmp_path / "b")
+
+    def kernel(params):
+        found = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if "q_proj" in str(path)]
+        return np.asarray(found[0], np.float32)
+
+    # A·B·α/r of ones, times size².
+    changed = kernel(again.params) - kernel(first.params)
+    np.testing.assert_allclose(changed, 16.0 * size**2, rtol=0.05 if kept == "float32" else 0.1)
+
+
 def test_a_learned_prefix_has_no_place_in_transformers(tmp_path):
     first = lm.load(folder_of(tmp_path / "a", LLAMA))
     tuned = tune(first, "prefix")
