@@ -233,7 +233,7 @@ def main(arguments: Arguments) -> None:
             console.print(
                 json.dumps({key: value for key, value in rows[-1].items() if key != "accuracy"}), soft_wrap=True
             )
-            settings = {key: str(value) for key, value in vars(arguments).items()}
+            settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("data_dir", "out")}
             out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     title = f"{arguments.task}, {arguments.cohort} of {arguments.clients} clients: to accuracy {arguments.target:g}"
     view = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
