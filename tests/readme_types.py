@@ -1,4 +1,4 @@
-"""Check the types of README's Python, as a user's mypy or pyright would.
+"""Check the types of README's Python and of the examples, as a user's mypy or pyright would.
 
 python -m tests.readme_types [mypy | pyright]
 """
@@ -25,7 +25,7 @@ def main() -> int:
             "mypy": ["--no-incremental", "--config-file", "", "--ignore-missing-imports", "--follow-imports", "silent"],
             "pyright": [],
         }[checker]
-        command = [sys.executable, "-m", checker, *options, folder]
+        command = [sys.executable, "-m", checker, *options, folder, str(root / "examples")]
         return subprocess.run(command, env={**os.environ, "MYPYPATH": str(root)}, cwd=folder).returncode
 
 

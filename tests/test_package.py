@@ -8,11 +8,12 @@ import pydoc
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import hiso_jax
-from hiso_jax import renamed, zo
+from hiso_jax import algorithms, renamed, zo
 from hiso_jax.fed.ledger import storage
 from hiso_jax.version import VERSION
 from tests.marks import thorough
@@ -142,3 +143,10 @@ def test_rooms_with_heavy_imports_are_attributes():
     assert hiso_jax.models.lm.load.__name__ == "load"
     with pytest.raises(AttributeError, match="has no attribute 'vision_task'"):
         _ = hiso_jax.tasks.vision_task
+
+
+def test_type_checkers_know_every_method():
+    """Without its import, a type checker takes ``algorithms.hiso`` for the module."""
+    text = (Path(algorithms.__file__)).read_text()
+    for name in algorithms.NAMES:
+        assert f"    from hiso_jax.algorithms.{name} import {name} as {name}\n" in text

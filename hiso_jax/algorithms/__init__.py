@@ -39,9 +39,39 @@ FACTORIES: dict[str, Factory] = {
 }
 globals().update(FACTORIES)
 if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Factory:
-        """The factory of a method, by the name of its file."""
+    # A type checker would take each of these names for the module.
+    from hiso_jax.algorithms.adamezo import adamezo as adamezo
+    from hiso_jax.algorithms.bszo import bszo as bszo
+    from hiso_jax.algorithms.decomfl import decomfl as decomfl
+    from hiso_jax.algorithms.fed_adagrad import fed_adagrad as fed_adagrad
+    from hiso_jax.algorithms.fed_adam import fed_adam as fed_adam
+    from hiso_jax.algorithms.fed_avg import fed_avg as fed_avg
+    from hiso_jax.algorithms.fed_kseed import fed_kseed as fed_kseed
+    from hiso_jax.algorithms.fed_mpdd import fed_mpdd as fed_mpdd
+    from hiso_jax.algorithms.fed_prox import fed_prox as fed_prox
+    from hiso_jax.algorithms.fed_scalar import fed_scalar as fed_scalar
+    from hiso_jax.algorithms.fed_yogi import fed_yogi as fed_yogi
+    from hiso_jax.algorithms.fed_zo import fed_zo as fed_zo
+    from hiso_jax.algorithms.ferret import ferret as ferret
+    from hiso_jax.algorithms.fzoo import fzoo as fzoo
+    from hiso_jax.algorithms.hiso import hiso as hiso
+    from hiso_jax.algorithms.hiso_by_direction import hiso_by_direction as hiso_by_direction
+    from hiso_jax.algorithms.hiso_frozen import hiso_frozen as hiso_frozen
+    from hiso_jax.algorithms.hiso_isotropic import hiso_isotropic as hiso_isotropic
+    from hiso_jax.algorithms.hiso_one_number import hiso_one_number as hiso_one_number
+    from hiso_jax.algorithms.hizoo import hizoo as hizoo
+    from hiso_jax.algorithms.just_one_byte import just_one_byte as just_one_byte
+    from hiso_jax.algorithms.local_mosaic import local_mosaic as local_mosaic
+    from hiso_jax.algorithms.meazo import meazo as meazo
+    from hiso_jax.algorithms.mosaic import mosaic as mosaic
+    from hiso_jax.algorithms.muon import muon as muon
+    from hiso_jax.algorithms.r_adazo import r_adazo as r_adazo
+    from hiso_jax.algorithms.sign import sign as sign
+    from hiso_jax.algorithms.zo_adam import zo_adam as zo_adam
+    from hiso_jax.algorithms.zo_align import zo_align as zo_align
+    from hiso_jax.algorithms.zo_momentum import zo_momentum as zo_momentum
+    from hiso_jax.algorithms.zo_mopi import zo_mopi as zo_mopi
+    from hiso_jax.algorithms.zo_muon import zo_muon as zo_muon
 
 
 ALGORITHMS = Kind("algorithm", FACTORIES, ("learning_rate",), "Algorithm")

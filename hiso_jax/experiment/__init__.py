@@ -21,6 +21,7 @@ from hiso_jax.experiment.build import (
 from hiso_jax.experiment.composed import (
     KINDS,
     NESTED,
+    as_choice,
     choice_of,
     given_to,
     methods_of,
@@ -51,6 +52,7 @@ __all__ = [
     "Settings",
     "Single",
     "about_of",
+    "as_choice",
     "as_written",
     "build_algorithm",
     "build_population",

@@ -134,6 +134,13 @@ def choice_of(kind: str, options: Any) -> Choice:
     return chosen if isinstance(chosen, Choice) else KINDS[kind].load(chosen)
 
 
+def as_choice(task: Any) -> Any:
+    """A task that is given as a value, as a choice; a name stays a name."""
+    if task is None or isinstance(task, str | Choice):
+        return task
+    return Choice(KINDS["task"], str(getattr(task, "name", type(task).__name__)), lambda: task)
+
+
 def given_to(chosen: Method | Choice, options: Any) -> dict[str, Any]:
     """The entries of ``options`` that a choice has and that are not None; its defaults replace the others."""
     given = {name: getattr(options, name, None) for name in chosen.options}

@@ -24,7 +24,7 @@ from hiso_jax.experiment.build import (
     simulation_config,
     target_of,
 )
-from hiso_jax.experiment.composed import KINDS
+from hiso_jax.experiment.composed import KINDS, as_choice
 from hiso_jax.experiment.rates import probe_rate, wanted_rate
 from hiso_jax.experiment.resolve import DECIDING, resolve
 from hiso_jax.experiment.settings import Settings, Single, participation_of, with_training_gb
@@ -123,7 +123,7 @@ class Experiment:
         names: dict[str, Any] = {name: value for name, value in options.items() if name in DECIDING}
         names |= {"task": task, "algorithm": algorithm}
         if _is_value(task):
-            names["task"] = Choice(KINDS["task"], getattr(task, "name", type(task).__name__), lambda: task)
+            names["task"] = as_choice(task)
         if _is_value(algorithm):
             if learning_rate is not None:
                 raise ParameterError("learning_rate", "must not be given beside an algorithm that has its own")

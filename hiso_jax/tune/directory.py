@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.experiment import DECIDING, as_written, resolve
+from hiso_jax.experiment import DECIDING, as_choice, as_written, resolve
 from hiso_jax.fed.ledger import exists, read_regular
 from hiso_jax.renamed import IN_FILES
 from hiso_jax.reports import create_directory
@@ -36,6 +36,8 @@ def asked(kind: type[Study], where: str, algorithms: Sequence[str], options: Map
     if "resume" in options:
         raise ParameterError("resume", "must be given as `out`: a directory with the same settings goes on")
     given = {**options, "algorithms": algorithms}
+    if "task" in given:
+        given["task"] = as_choice(given["task"])
     for name in (*WORDS, *NUMBERS):
         several = given.get(name)
         if isinstance(several, str):
@@ -56,6 +58,11 @@ def directory_for(settings: Study, out: Path | str | None) -> Iterator[Callable[
       out: a new directory, or the directory of an earlier study with the same settings. None is a temporary directory.
     """
     if out is not None:
+        if not isinstance(settings.task, str):
+            raise ParameterError(
+                "out",
+                'cannot be given with a task that is a value, which files cannot name: give the task as "FILE:NAME"',
+            )
         folder = Path(out)
         yield lambda: _going_on(folder, settings)
         return

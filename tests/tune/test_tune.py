@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hiso_jax
-from hiso_jax import fed, tune
+from hiso_jax import fed, tasks, tune
 from hiso_jax.cli.main import main
 from hiso_jax.experiment import build_task, methods_of, resolve
 from hiso_jax.tune.search import Candidate, Held
@@ -152,3 +152,15 @@ def test_what_cannot_be_tuned_is_one_sentence(capsys):
     with pytest.raises(SystemExit):
         main(["compare", "--schedules", "step"])
     assert capsys.readouterr().err.startswith("hiso-jax: error: --schedules must be one of constant, cosine")
+
+
+def test_a_study_takes_a_task_as_a_value(tmp_path):
+    task = tasks.digits()
+    numbers = dict(rounds=4, clients=10, cohort=2, perturbations=1, batch_size=4, eval_every=2, seeds=1)
+    by_value = tune.sweep(["decomfl"], task=task, learning_rate=[0.01], **numbers).rows()
+    by_name = tune.sweep(["decomfl"], task="digits", learning_rate=[0.01], **numbers).rows()
+    assert by_value == by_name
+    found = tune.compare(["decomfl"], task=task, learning_rate=[0.01], **numbers)
+    assert found.rows()[0]["rounds"] == 4
+    with pytest.raises(hiso_jax.ParameterError, match="out cannot be given with a task that is a value"):
+        tune.compare(["decomfl"], task=task, learning_rate=[0.01], out=tmp_path / "study", **numbers)
