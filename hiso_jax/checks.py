@@ -5,11 +5,15 @@ traced. No library does this: libraries accept an integral float as an integer, 
 support tracing.
 """
 
+import inspect
 import numbers
 from typing import Any
 
 import jax
 import numpy as np
+
+# Longest repr of a value in an error.
+LONG = 80
 
 
 class ParameterError(ValueError):
@@ -38,7 +42,95 @@ class ParameterError(ValueError):
 
 
 def _is_traceable(value: Any) -> bool:
-    return isinstance(value, jax.Array)
+    """Whether ``value`` is an array of JAX whose number is not known: traced, or of several numbers."""
+    return isinstance(value, jax.core.Tracer) or (isinstance(value, jax.Array) and value.ndim > 0)
+
+
+def shown(value: Any) -> str:
+    """A value in an error: its ``repr`` if that is short, else its type."""
+    text = repr(value)
+    return text if len(text) < LONG and "\n" not in text else f"a {type(value).__name__}"
+
+
+def of_kind(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """Refuse a value of another type.
+
+    Args:
+      name: the parameter.
+      value: its value.
+      kinds: the valid types.
+      wanted: the valid values, in words.
+
+    Raises:
+      ParameterError: ``value`` is of another type, or a class in the place of its instance.
+    """
+    if isinstance(value, kinds):
+        return
+    classes = kinds if isinstance(kinds, tuple) else (kinds,)
+    if isinstance(value, type):
+        hint = f": {value.__name__}(…) with parentheses" if issubclass(value, classes) else ""
+        raise ParameterError(name, f"must be {wanted}, got the class {value.__name__}{hint}")
+    raise ParameterError(name, f"must be {wanted}, got a {type(value).__name__}")
+
+
+def arrays(name: str, value: Any) -> None:
+    """Refuse a value that is no tree of arrays: a result or a task in the place of its parameters, say.
+
+    Raises:
+      ParameterError: a leaf is neither an array nor a number.
+    """
+    for where, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) and not is_real(leaf):
+            place = jax.tree_util.keystr(where)
+            hint = ": its initial_params?" if hasattr(leaf, "initial_params") else ""
+            raise ParameterError(
+                name, f"must be a tree of arrays, got a {type(leaf).__name__}{f' at {place}' if place else ''}{hint}"
+            )
+    if value is None:
+        raise ParameterError(name, "must be a tree of arrays, got None")
+
+
+def transformation(name: str, value: Any) -> None:
+    """Refuse a value that is no transformation of optax, a factory without its call for example.
+
+    Raises:
+      ParameterError: it is none.
+    """
+    if isinstance(value, type) or not (hasattr(value, "init") and hasattr(value, "update")):
+        kind = "a function" if callable(value) else f"a {type(value).__name__}"
+        call = getattr(value, "__name__", "")
+        hint = f": {call}(0.01), say?" if callable(value) and call.isidentifier() else ""
+        raise ParameterError(
+            name, f"must be an optax transformation or a fed.Algorithm, like hiso_jax.hiso(0.01); got {kind}{hint}"
+        )
+
+
+def takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with ``count`` positional arguments; True if its signature is not known."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def function(name: str, value: Any, arguments: str) -> None:
+    """Refuse a value that cannot be called with positional arguments.
+
+    Args:
+      name: the parameter.
+      value: its value.
+      arguments: the names of the arguments, comma-separated.
+
+    Raises:
+      ParameterError: it is not a function of these arguments.
+    """
+    if not callable(value):
+        raise ParameterError(name, f"must be a function of ({arguments}), got a {type(value).__name__}")
+    if not takes(value, len(arguments.split(","))):
+        raise ParameterError(name, f"must be a function of ({arguments}), got one of {inspect.signature(value)}")
 
 
 def is_plain(value: Any) -> bool:
@@ -48,6 +140,8 @@ def is_plain(value: Any) -> bool:
 
 def is_real(value: Any) -> bool:
     """Whether ``value`` is one real number of Python or NumPy, and not a bool."""
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.ndim == 0:
+        value = np.asarray(value)
     value = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
@@ -64,7 +158,7 @@ def integer(name: str, value: Any, minimum: int | None = None, below: int | None
       ParameterError: ``value`` is not such an integer.
     """
     if not is_integer(value):
-        raise ParameterError(name, f"must be an integer, got {value!r}")
+        raise ParameterError(name, f"must be an integer, got {shown(value)}")
     if minimum is not None and value < minimum:
         raise ParameterError(name, f"must be at least {minimum}, got {value}")
     if below is not None and value >= below:
@@ -77,8 +171,8 @@ def positive(name: str, value: Any) -> None:
     Raises:
       ParameterError: ``value`` is not such a number.
     """
-    if not (_is_traceable(value) or (is_real(value) and np.isfinite(value) and value > 0)):
-        raise ParameterError(name, f"must be a positive finite number, got {value!r}")
+    if not (_is_traceable(value) or (is_real(value) and np.isfinite(np.asarray(value)) and np.asarray(value) > 0)):
+        raise ParameterError(name, f"must be a positive finite number, got {shown(value)}")
 
 
 def between(name: str, value: Any, low: float, high: float) -> None:
@@ -87,7 +181,7 @@ def between(name: str, value: Any, low: float, high: float) -> None:
     Raises:
       ParameterError: ``value`` is not such a number.
     """
-    if not (_is_traceable(value) or (is_real(value) and low <= value <= high)):
+    if not (_is_traceable(value) or (is_real(value) and low <= np.asarray(value) <= high)):
         raise ParameterError(name, f"must be between {low:g} and {high:g}, got {value!r}")
 
 
@@ -97,7 +191,7 @@ def fraction(name: str, value: Any, below: float = 1.0) -> None:
     Raises:
       ParameterError: ``value`` is not such a number.
     """
-    if not (_is_traceable(value) or (is_real(value) and 0 <= value < below)):
+    if not (_is_traceable(value) or (is_real(value) and 0 <= np.asarray(value) < below)):
         raise ParameterError(name, f"must be at least 0 and below {below:g}, got {value!r}")
 
 
@@ -107,7 +201,7 @@ def finite(name: str, value: Any, low: float = 0.0) -> None:
     Raises:
       ParameterError: ``value`` is not such a number.
     """
-    if not (_is_traceable(value) or (is_real(value) and np.isfinite(value) and value >= low)):
+    if not (_is_traceable(value) or (is_real(value) and np.isfinite(np.asarray(value)) and np.asarray(value) >= low)):
         raise ParameterError(name, f"must be a finite number{f' ≥ {low:g}' if low > -np.inf else ''}, got {value!r}")
 
 
@@ -117,8 +211,10 @@ def rate(name: str, value: Any) -> None:
     Raises:
       ParameterError: ``value`` is neither.
     """
-    if not (callable(value) or _is_traceable(value) or (is_real(value) and np.isfinite(value) and value >= 0)):
-        raise ParameterError(name, f"must be a finite number ≥ 0 or a schedule over rounds, got {value!r}")
+    if callable(value):
+        function(name, value, "round")
+    elif not (_is_traceable(value) or (is_real(value) and np.isfinite(np.asarray(value)) and np.asarray(value) >= 0)):
+        raise ParameterError(name, f"must be a finite number ≥ 0 or a schedule over rounds, got {shown(value)}")
 
 
 def first_line(error: BaseException) -> str:

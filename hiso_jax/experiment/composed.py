@@ -10,6 +10,7 @@ from hiso_jax.algorithms import Method
 from hiso_jax.availabilities import AVAILABILITIES
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice, Kind, Option, shared_options, texts_of
+from hiso_jax.fed.task_checks import check_given
 from hiso_jax.partitions import PARTITIONS
 from hiso_jax.renamed import IN_FILES
 from hiso_jax.samplers import SAMPLERS
@@ -136,8 +137,9 @@ def choice_of(kind: str, options: Any) -> Choice:
 
 def as_choice(task: Any) -> Any:
     """A task that is given as a value, as a choice; a name stays a name."""
-    if task is None or isinstance(task, str | Choice):
+    if isinstance(task, str | Choice):
         return task
+    check_given(task)
     return Choice(KINDS["task"], str(getattr(task, "name", type(task).__name__)), lambda: task)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from hiso_jax import fed
 from hiso_jax.algorithms import ALGORITHMS, Method
 from hiso_jax.algorithms import load as load_method
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, of_kind, transformation
 from hiso_jax.choices import Choice
 from hiso_jax.experiment.build import (
     about_of,
@@ -127,12 +127,18 @@ class Experiment:
         if _is_value(algorithm):
             if learning_rate is not None:
                 raise ParameterError("learning_rate", "must not be given beside an algorithm that has its own")
+            if not isinstance(algorithm, fed.Algorithm):
+                transformation("algorithm", algorithm)
             own = Choice(ALGORITHMS, "a method of its own", lambda learning_rate: algorithm)
             names["algorithm"] = _Value(own.name, own, value=algorithm)
             for name in options:
                 if name in (*names["algorithm"].options, "combine", "attack"):
                     raise ParameterError(name, "must be a part of the algorithm that is given as a value")
+        if isinstance(population, tuple) and len(population) == 2:
+            # ``fed.by_column`` also returns the names of the clients.
+            population = population[0]
         if population is not None:
+            of_kind("population", population, AnyPopulation, "a population, such as fed.dirichlet returns")
             if "partition" in options or "clients" in options:
                 raise ParameterError("population", "must not be given beside `partition` or `clients`")
             names["partition"] = Choice(KINDS["partition"], "population", lambda train: population)

@@ -50,8 +50,9 @@ def learning_rate(options: Settings, method: Method, given: float | None) -> flo
     """
     rate = default_rate(options, method) if given is None else given
     if rate is None:
+        task = choice_of("task", options).name
         raise ParameterError(
-            "learning_rate", f"must be given, or be auto: {method.name} has none of its own for `task` {options.task}"
+            "learning_rate", f"must be given, or be auto: {method.name} has none of its own for `task` {task}"
         )
     return rate
 

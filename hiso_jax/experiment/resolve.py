@@ -7,7 +7,7 @@ from typing import Any
 
 from hiso_jax import algorithms, channels, fed
 from hiso_jax.algorithms import Method
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, of_kind
 from hiso_jax.choices import Choice, Option
 from hiso_jax.experiment.budget import check_private
 from hiso_jax.experiment.composed import (
@@ -166,6 +166,8 @@ class Resolved:
         """
         for name in given:
             self.check_known(name, where)
+            if self.options[name].kind is bool:
+                of_kind(name, given[name], bool, "True or False")
         values = {name: option.default for name, option in self.options.items()} | dict(given)
         made = self.whole(**(_through(values, self.typed, self.added) if self.added else values))
         check_read(made, self.methods, given)

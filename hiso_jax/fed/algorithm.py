@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from hiso_jax.checks import ParameterError, is_real
+from hiso_jax.checks import ParameterError, integer, is_real, of_kind, transformation
 from hiso_jax.fed.aggregation import Attack, Clip, Combine, Noise, Part, Send, Senders, by_scalar, mean
 from hiso_jax.fed.codes import Coded, Relayed, are_finite
 from hiso_jax.fed.measure import Local, LocalClient, Measure, Mixed, Probes, Projections, mixed, probes, projections
@@ -100,6 +100,12 @@ class Algorithm:
 
     def __post_init__(self) -> None:
         """Check the types of the parts and that they are compatible."""
+        transformation("tx", self.tx)
+        if self.measure is not None:
+            of_kind("measure", self.measure, Measure, "a measure, like fed.probes() or fed.projections()")
+        for name, number in (("perturbations", self.perturbations), ("local_steps", self.local_steps)):
+            if number is not None:
+                integer(name, number, 1)
         attack = () if self.attack is None else (self.attack,)
         for name, kind, values in (
             ("send", Send, self.send),
@@ -264,7 +270,11 @@ def default_rates(perturbations: int | None = None, **rates: float) -> Callable[
 
 def _first_state(tx: optax.GradientTransformationExtraArgs, has_scalars: bool, params: PyTree) -> optax.OptState:
     state = _init_precisely(tx.init, params)
-    return settled(tx, state, params) if has_scalars else state
+    if not has_scalars:
+        return state
+    # Raises if there is no head; other optimizers would take the scalars for gradients.
+    zo_state(state)
+    return settled(tx, state, params)
 
 
 def _init_precisely(init: Callable[[Any], Any], params: PyTree) -> optax.OptState:
@@ -292,14 +302,11 @@ def as_algorithm(method: Algorithm | optax.GradientTransformation) -> Algorithm:
     """The algorithm itself, or an optimizer wrapped as an algorithm: finite differences and the mean of the scalars.
 
     Raises:
-      TypeError: ``method`` is neither an algorithm nor an optimizer.
+      ParameterError: ``method`` is neither an algorithm nor an optimizer.
     """
     if isinstance(method, Algorithm):
         return method
-    if not (hasattr(method, "init") and hasattr(method, "update")):
-        raise TypeError(
-            f"tx must be an optax transformation or a fed.Algorithm, like hiso_jax.hiso(0.01); got {method!r}"
-        )
+    transformation("tx", method)
     return Algorithm(method)
 
 

@@ -30,6 +30,7 @@ def check_task(task: Task) -> np.dtype:
         not finite (the message names the entry and the example); or the loss is not one number for each example. The
         outputs of ``metrics`` are checked when an evaluation is compiled.
     """
+    check_given(task)
     check_generator(jax.random.key(0))
     for name in ("train", "test", "init", "loss", "metrics"):
         if not hasattr(task, name):
@@ -48,6 +49,20 @@ def check_task(task: Task) -> np.dtype:
     for split in ("train", "test"):
         check_examples(split, getattr(task, split))
     return _check_loss(task)
+
+
+def check_given(task: Any) -> None:
+    """Refuse a name, a factory or a class in the place of a task.
+
+    Raises:
+      ParameterError: it is none.
+    """
+    if isinstance(task, type | str) or (callable(task) and not hasattr(task, "init")):
+        name = task if isinstance(task, str) else getattr(task, "__name__", type(task).__name__)
+        hint = "hiso_jax.Experiment takes names" if isinstance(task, str) else f"{name}(…) with parentheses?"
+        raise ParameterError(
+            "task", f"must be a task, an object with init, loss, metrics, train and test; got {name}: {hint}"
+        )
 
 
 def check_initial(params: PyTree) -> None:

@@ -86,6 +86,12 @@ def _columns_of(split: str, data: Any) -> dict[str, Any]:
     return {"input": np.stack(list(features.values()), axis=1).astype(np.float32), "label": columns["label"]}
 
 
+def _features_of(data: Any) -> list[str] | None:
+    """The names of a table's columns but the label, in their order; None for data with an entry "input"."""
+    names = getattr(data, "column_names", getattr(data, "columns", data if isinstance(data, Mapping) else ["input"]))
+    return None if "input" in names else [str(name) for name in names if str(name) != "label"]
+
+
 def _as_numbers(labels: Any) -> Any:
     """Labels as integers if they are floats without fractions, as in a column that once had a gap."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "f" and labels.ndim == 1 and (labels % 1 == 0).all():
@@ -149,6 +155,11 @@ class Classification:
           ValueError: a split has other entries than "input" and "label", is empty, or has unequal lengths; labels are
             not integers 0, 1, … of the model's classes; or the model does not return [B, classes] logits.
         """
+        features = [_features_of(getattr(self, split)) for split in ("train", "test")]
+        if None not in features and features[0] != features[1]:
+            raise ParameterError(
+                "test", f"must have the columns of train in their order, {features[0]}; got {features[1]}"
+            )
         for split in ("train", "test"):
             data = _columns_of(split, getattr(self, split))
             data = {entry: _as_arrays(f'{split}["{entry}"]', data[entry]) for entry in ("input", "label")}
@@ -179,7 +190,14 @@ class Classification:
         row = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), inputs
         )
-        given = jax.eval_shape(logits, jax.random.key(0), row)
+        try:
+            given = jax.eval_shape(logits, jax.random.key(0), row)
+        except TypeError as error:
+            shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(row))
+            raise ParameterError(
+                "model_apply",
+                f"must take the task's inputs, of shape {shapes} for one example; it fails: {first_line(error)}",
+            ) from error
         if getattr(given, "ndim", None) != 2 or given.shape[0] != 1:
             got = getattr(given, "shape", f"a {type(given).__name__}")
             raise ParameterError("model_apply", f"must give logits of shape [B, classes], here (1, classes); got {got}")

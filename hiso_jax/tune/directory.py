@@ -40,8 +40,12 @@ def asked(kind: type[Study], where: str, algorithms: Sequence[str], options: Map
         given["task"] = as_choice(given["task"])
     for name in (*WORDS, *NUMBERS):
         several = given.get(name)
+        if several is None and name == "algorithms":
+            raise ParameterError(name, "must be names of methods, got None")
         if isinstance(several, str):
             several = several.split(",")
+        if several is not None and isinstance(several, Sequence) and not several:
+            raise ParameterError(name, "must have at least one entry, got none")
         if several is not None:
             several = tuple(several) if isinstance(several, Iterable) else (several,)
             given[name] = tuple(map(str, several)) if name in WORDS else several

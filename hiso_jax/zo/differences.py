@@ -137,7 +137,10 @@ def scalar_loss(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Arra
                 "loss_fn",
                 f"must return one number, got an array of shape {jnp.shape(loss)}: take the mean over the batch",
             )
-        return jnp.asarray(loss)
+        value = jnp.asarray(loss)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ParameterError("loss_fn", f"must return a floating-point number, got {value.dtype}")
+        return value
 
     return checked
 

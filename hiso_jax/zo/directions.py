@@ -134,7 +134,13 @@ def _direction(key: Key[Array, ""], params: PyTree, curvature: PyTree | None, fa
                 return family(leaf_key, shape, dtype)
             return family.factors(leaf_key, shape, dtype)
         # Pinned: in some programs XLA would move the constant factors of a draw into later products.
-        return pin(family(leaf_key, shape, dtype).astype(dtype))
+        drawn = family(leaf_key, shape, dtype)
+        if getattr(drawn, "shape", None) != tuple(shape):
+            got = getattr(drawn, "shape", type(drawn).__name__)
+            raise ParameterError(
+                "sampler", f"must return an array of the shape it is asked for, {tuple(shape)}; got {got}"
+            )
+        return pin(jnp.asarray(drawn).astype(dtype))
 
     if curvature is not None:
         # Tied to the key: in a loop over keys XLA would compute every square root before the loop and keep them all.

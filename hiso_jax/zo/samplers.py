@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, UInt32
 
-from hiso_jax.checks import ParameterError, between, integer
+from hiso_jax.checks import ParameterError, between, function, integer
 from hiso_jax.exact import pin
 from hiso_jax.factored import Factors
 from hiso_jax.zo.partitioned import is_partitioned
@@ -275,6 +275,18 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+def _check_sampler(sampler: Any) -> None:
+    """Refuse a value that cannot be called with a key, a shape and a dtype.
+
+    Raises:
+      ParameterError: it cannot.
+    """
+    if isinstance(sampler, type):
+        raise ParameterError("sampler", f"must be a name or a function, got the class {sampler.__name__}")
+    if not isinstance(sampler, LowRank | Subspace | Blocks):
+        function("sampler", sampler, "key, shape, dtype")
+
+
 def as_sampler(sampler: Sampler | str | None) -> Sampler:
     """A family of raw perturbations, given as a function or by name; None means gaussian.
 
@@ -284,6 +296,7 @@ def as_sampler(sampler: Sampler | str | None) -> Sampler:
     if sampler is None:
         return gaussian
     if not isinstance(sampler, str):
+        _check_sampler(sampler)
         return sampler
     if sampler not in SAMPLERS:
         raise ParameterError("sampler", f"must be one of {', '.join(SAMPLERS)}, or a function; got {sampler!r}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from hiso_jax.checks import ParameterError, is_real
+from hiso_jax.checks import ParameterError, arrays, function, is_real, shown, transformation
 from hiso_jax.factored import PerturbedAs
 from hiso_jax.renamed import with_renamed
 from hiso_jax.zo.accumulate import Ascent
@@ -28,7 +28,7 @@ from hiso_jax.zo.groups import Direction, GroupedDirections
 from hiso_jax.zo.hadamard import check_regenerated
 from hiso_jax.zo.precision import is_half, warn_of_parameters
 from hiso_jax.zo.rounding import apply_updates, like_before
-from hiso_jax.zo.state import zo_state
+from hiso_jax.zo.state import zo_state, zo_states
 
 DirectionsMode = Literal["keep", "regenerate"]
 
@@ -81,6 +81,10 @@ def step(
       >>> for i in range(3):
       ...     params, state, loss = train_step(params, state, jnp.zeros(3), jax.random.fold_in(key, i))
     """
+    function("loss_fn", loss_fn, "params, batch")
+    transformation("tx", tx)
+    if perturbed_as is not None:
+        function("perturbed_as", perturbed_as, "name")
     check_estimator(num_perturbations, mu)
     chosen = as_difference(difference)
     check_directions(directions)
@@ -91,6 +95,7 @@ def step(
     def run(
         params: PyTree, state: optax.OptState, batch: PyTree, round_key: Any
     ) -> tuple[PyTree, optax.OptState, Float[Array, ""]]:
+        _check_call(params, state, round_key)
         for dtype in {leaf.dtype for leaf in jax.tree.leaves(params)}:
             if is_half(dtype) and is_real(mu):
                 warn_of_parameters(str(dtype), float(mu), float(jnp.finfo(dtype).eps))
@@ -128,6 +133,24 @@ def step(
         return apply_updates(params, updates, round_key), like_before(after, state), loss
 
     return run
+
+
+def _check_call(params: PyTree, state: Any, round_key: Any) -> None:
+    """Refuse arguments in another order, and a number in the place of a key.
+
+    Raises:
+      ParameterError: an argument is not what it should be.
+    """
+    arrays("params", params)
+    if len(zo_states(state)) != 1:
+        raise ParameterError(
+            "state",
+            "must be tx.init(params) of an optimizer with exactly one of scale_by_hiso or scale_by_zo, at its head; the "
+            "arguments are params, state, batch, round_key",
+        )
+    typed = hasattr(round_key, "dtype") and jax.dtypes.issubdtype(round_key.dtype, jax.dtypes.prng_key)
+    if round_key.ndim != 0 if typed else getattr(round_key, "shape", None) != (2,):
+        raise ParameterError("round_key", f"must be one key, jax.random.key(seed) say; got {shown(round_key)}")
 
 
 def check_directions(directions: str) -> None:

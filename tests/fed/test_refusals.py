@@ -54,7 +54,7 @@ def test_what_is_no_part_of_the_message_path_is_refused_with_what_is():
 
 def test_what_is_no_method_is_told_what_one_is():
     config = fed.SimulationConfig(rounds=1, cohort=2)
-    with pytest.raises(TypeError, match=r"tx must be an optax transformation or a fed.Algorithm, .* got 'hiso'"):
+    with pytest.raises(ValueError, match=r"tx must be an optax transformation or a fed.Algorithm, .* got a str"):
         hiso_jax.Simulation(linear_task(), "hiso", digits_population(), config)
 
 

@@ -51,6 +51,8 @@ def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, model_shards
                 "devices", f"must be at most {processes * min(map(len, own))}, as many of each process"
             )
         devices = [device for devices in own for device in devices[: count // processes]]
+    if not len(devices):
+        raise ParameterError("devices", "must be at least one device, got none")
     if model_shards < 1 or len(devices) % model_shards:
         raise ParameterError("model_shards", f"must divide the number of devices, {len(devices)}, got {model_shards}")
     grid = np.array(devices).reshape(len(devices) // model_shards, model_shards)

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, of_kind
+from hiso_jax.checks import arrays as check_arrays
 from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.codes import pack, packed_size, unpack
 from hiso_jax.fed.ledger.files import read_regular, write_file
@@ -23,6 +24,7 @@ from hiso_jax.fed.ledger.reading import LedgerFile, seed_key_of
 from hiso_jax.fed.ledger.records import Codes, Updates, named, unnamed
 from hiso_jax.fed.ledger.replay import replay
 from hiso_jax.fed.ledger.schema import DeltaHeader, DeltaMetadata, check_key, read_json, shown
+from hiso_jax.paths import as_path
 
 FORMAT = 1
 KEY = "hiso_jax"
@@ -53,6 +55,7 @@ def delta_of(ledger: LedgerFile, about: Mapping[str, Any] | None = None) -> Delt
       ledger: the run's ledger.
       about: a description of the run that replaces the ledger's ``about``.
     """
+    of_kind("ledger", ledger, LedgerFile, 'a ledger, as fed.load("runs/mine") returns')
     last = ledger.evaluations[-1] if ledger.evaluations else None
     header = {name: ledger.header[name] for name in FROM_HEADER}
     header["about"] = ledger.header["about"] if about is None else dict(about)
@@ -97,12 +100,13 @@ def save_delta(delta: Delta, path: Path | str) -> int:
     """
     from safetensors.numpy import save
 
+    of_kind("delta", delta, Delta, "a delta, as fed.delta_of(ledger) returns")
     tensors, coded = _tensors_of(delta.updates)
     own = {"format": FORMAT, **delta.header, **({"coded": coded} if coded else {})}
     header = {**own, "sha256": {name: _digest(array) for name, array in tensors.items()}}
     text = json_bytes(header).decode()
     content = save(tensors, metadata={KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
-    write_file(Path(path), content)
+    write_file(as_path("path", path), content)
     return len(content)
 
 
@@ -123,7 +127,9 @@ def load_delta(path: Path | str, *, expect_sha256: str | None = None) -> Delta:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    path = Path(path)
+    path = as_path("path", path)
+    if expect_sha256 is not None:
+        of_kind("expect_sha256", expect_sha256, str, "64 hexadecimal digits")
     content = read_regular(path)
     own = hashlib.sha256(content).hexdigest()
     if expect_sha256 is not None and own != expect_sha256.strip().lower():
@@ -234,6 +240,8 @@ def apply_delta(
       >>> fed.fingerprint(params) == fed.fingerprint(result.params)
       True
     """
+    of_kind("delta", delta, Delta, "a delta, as fed.load_delta(path) returns")
+    check_arrays("params", params)
     if base_fingerprints(params, frozen) != dict(delta.header["base"]):
         raise ParameterError(
             "params", "must be those that the run began with; their fingerprint differs from the delta's"

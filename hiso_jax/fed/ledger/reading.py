@@ -25,6 +25,7 @@ from hiso_jax.fed.ledger.schema import (
     read_json,
 )
 from hiso_jax.fed.population import REPORTED
+from hiso_jax.paths import as_path
 
 LEDGER = "ledger.hiso"
 HEADER, ROUNDS, EVALUATION, SEAL = b"HEAD", b"RNDS", b"EVAL", b"SEAL"
@@ -148,7 +149,7 @@ def load(path: Path | str, *, unfinished: bool = False, salvage: bool = False) -
       ValueError: there is no ledger, it was altered (the round is named), it has no seal and ``unfinished`` is not
         set, or its header does not describe a valid run.
     """
-    path = Path(path)
+    path = as_path("path", path)
     path = path / LEDGER if is_folder(path) else path
     content = read_regular(path)
     reader = _Reader(length=len(content))

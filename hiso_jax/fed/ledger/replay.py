@@ -12,7 +12,8 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, of_kind
+from hiso_jax.checks import arrays as check_arrays
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import on_all_devices, owned
 from hiso_jax.fed.keys import round_key
@@ -89,6 +90,8 @@ def replay(
     keep_compiled()
     if records is None:
         raise ParameterError("records", "must be of a run with at least one round, got None")
+    of_kind("records", records, (Records, Updates), "the `records` of a result or the `updates` of a delta")
+    check_arrays("params", params)
     if rounds_per_dispatch is not None and rounds_per_dispatch < 1:
         raise ParameterError("rounds_per_dispatch", f"must be at least 1, got {rounds_per_dispatch}")
     updates = records.updates_with_losses if isinstance(records, Records) else records

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from hiso_jax.checks import ParameterError, integer
+from hiso_jax.checks import ParameterError, integer, of_kind
+from hiso_jax.paths import as_path
 from hiso_jax.version import VERSION
 
 LOCK = ".lock"
@@ -46,7 +47,9 @@ class Storage:
         Raises:
           ValueError: ``snapshot_every`` is negative, or ``from_snapshot`` is set without ``resume``.
         """
-        object.__setattr__(self, "directory", Path(self.directory))
+        object.__setattr__(self, "directory", as_path("directory", self.directory))
+        of_kind("resume", self.resume, bool, "True or False")
+        of_kind("about", self.about, Mapping, "a dict of JSON values")
         if self.snapshot_every is not None:
             integer("snapshot_every", self.snapshot_every, 0)
         if self.from_snapshot and not self.resume:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, first_line, shown
 
 KINDS = {"integers": "iu", "numbers": "f", "text": "US", "truth values": "b"}
 
@@ -22,7 +22,12 @@ def column_of(name: str, values: Sequence[Any] | np.ndarray, *kinds: str) -> Sha
     Raises:
       ValueError: the column has another shape or kind, mixes kinds, or has a number that is not finite.
     """
-    column = np.asarray(values)
+    try:
+        column = np.asarray(values)
+    except Exception as error:
+        raise ParameterError(name, f"must be one value for each example ({first_line(error)})") from error
+    if not column.ndim:
+        raise ParameterError(name, f"must be one value for each example, got {shown(values)}")
     if column.dtype.kind == "O":
         values = column.tolist()
         column = np.asarray(values)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
-from hiso_jax.checks import ParameterError, between, first_line, is_plain, positive
-from hiso_jax.fed.population.fleet import Fleet, Work
+from hiso_jax.checks import ParameterError, between, first_line, is_plain, is_real, of_kind, positive
+from hiso_jax.fed.population.fleet import Fleet, LogNormal, Work
 from hiso_jax.fed.population.selection import Select
 
 ABSENT, DROPPED, LATE, REPORTED = range(4)
@@ -251,16 +251,51 @@ class Participation:
             if is_plain(self.deadline):
                 positive("deadline", self.deadline)
 
+    def _check_numbers(self) -> None:
+        """Refuse values that are no numbers; not at the start, because JAX puts its own objects in their place."""
+        if isinstance(self.availability, Bernoulli | UniformRates | Diurnal | ClientRates | Trace):
+            _check_rule(self.availability)
+        if self.fleet is not None:
+            of_kind("fleet", self.fleet, Fleet, "a fed.Fleet")
+            for name in ("forward_seconds", "downlink", "uplink", "memory"):
+                value = getattr(self.fleet, name)
+                if value is not None or name != "memory":
+                    of_kind(name, value, LogNormal, "a fed.LogNormal of a median and a spread")
+                    _check_rule(value)
+        for name in ("dropout", "deadline"):
+            value = getattr(self, name)
+            if value is not None and not _is_number(value):
+                raise ParameterError(name, f"must be a number or None, got {value!r}")
+
     def check(self, clients: int) -> None:
         """Refuse rules that do not fit a population of ``clients`` clients.
 
         Raises:
           ValueError: the availability has rates, but not one for each client.
         """
+        self._check_numbers()
         if isinstance(self.availability, ClientRates) and len(self.availability.rates) != clients:
             raise ParameterError(
                 "rates", f"must be one for each of {clients} clients, got {len(self.availability.rates)}"
             )
+
+
+def _check_rule(rule: Any) -> None:
+    """Refuse a rule whose fields are not the numbers, or the array, that it needs."""
+    for field in dataclasses.fields(rule):
+        value = getattr(rule, field.name)
+        if isinstance(rule, ClientRates | Trace):
+            wanted = "one number for each client" if isinstance(rule, ClientRates) else "an array, rounds × clients"
+            ndim = 1 if isinstance(rule, ClientRates) else 2
+            if getattr(value, "ndim", None) != ndim:
+                hint = "; fed.load_trace reads a file" if isinstance(value, str) else ""
+                raise ParameterError(field.name, f"must be {wanted}, got {value!r}{hint}")
+        elif not _is_number(value):
+            raise ParameterError(field.name, f"must be a number, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return is_real(value) or getattr(value, "ndim", None) == 0
 
 
 class Attendance(NamedTuple):

@@ -13,8 +13,10 @@ from hiso_jax.fed.population.columns import KINDS, column_of
 from hiso_jax.fed.population.population import Population
 
 
-def _check(examples: int, clients: int) -> None:
+def _check(examples: int, clients: int, seed: Any = 0) -> None:
+    integer("examples", examples, 1)
     integer("clients", clients, 1)
+    integer("seed", seed, 0)
     if clients > examples:
         raise ParameterError(
             "clients",
@@ -56,7 +58,7 @@ def iid(examples: int, clients: int, *, seed: int = 0) -> Population:
     Raises:
       ValueError: N < 1 or N > n.
     """
-    _check(examples, clients)
+    _check(examples, clients, seed)
     owners = np.empty(examples, np.int64)
     owners[np.random.default_rng(seed).permutation(examples)] = np.arange(examples) % clients
     return _from_owners(owners, clients)
@@ -75,7 +77,7 @@ def dirichlet(labels: Int[np.ndarray, "n"], clients: int, *, alpha: float, seed:
       ValueError: ``labels`` is not one value for each example, N < 1, N > n, or α is not positive and finite.
     """
     labels = column_of("labels", labels, *KINDS)
-    _check(len(labels), clients)
+    _check(len(labels), clients, seed)
     positive("alpha", alpha)
     rng = np.random.default_rng(seed)
     owners = np.empty(len(labels), np.int64)
@@ -126,7 +128,7 @@ def shards(labels: Int[np.ndarray, "n"], clients: int, *, shards_per_client: int
       ValueError: ``labels`` is not one value for each example, N < 1, N > n, or ``shards_per_client`` < 1.
     """
     labels = column_of("labels", labels, *KINDS)
-    _check(len(labels), clients)
+    _check(len(labels), clients, seed)
     integer("shards_per_client", shards_per_client, 1)
     rng = np.random.default_rng(seed)
     count = clients * shards_per_client

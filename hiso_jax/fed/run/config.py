@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import optax
 
-from hiso_jax.checks import ParameterError, between, fraction, integer, positive, rate
+from hiso_jax.checks import ParameterError, between, fraction, integer, of_kind, positive, rate
 from hiso_jax.renamed import IN_FILES, with_renamed
 from hiso_jax.zo import DirectionsMode, check_directions
 
@@ -94,6 +94,7 @@ class SimulationConfig:
             check_directions(self.directions)
         if self.directions == "keep" and (self.local_steps or 1) > 1:
             raise ParameterError("directions", "must be regenerate for several local steps, got keep")
+        of_kind("public_cohorts", self.public_cohorts, bool, "True or False")
         positive("mu", self.mu)
         if self.difference not in (None, "forward", "central"):
             raise ParameterError("difference", f"must be forward or central, got {self.difference}")

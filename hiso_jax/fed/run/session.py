@@ -12,6 +12,7 @@ import optax
 from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
+from hiso_jax.checks import function as check_function
 from hiso_jax.fed.devices import agree, in_all_processes
 from hiso_jax.fed.ledger import Evaluation, RunStore, Storage, fingerprint, run_store_of, sample
 from hiso_jax.fed.population import check_selected
@@ -48,6 +49,8 @@ class Callback:
 
     def __init__(self, function: Callable[["Session", Evaluation | None], Any] | None = None) -> None:
         """See the class."""
+        if function is not None:
+            check_function("function", function, "session, evaluation")
         self._function = function
 
     def open(self) -> None:
@@ -93,6 +96,7 @@ def _of_function(function: Any) -> Callback:
             "callbacks",
             f"must be of fed.Callback, or functions of a session and an evaluation; got {function!r}: {hint}?",
         )
+    check_function("callbacks", function, "session, evaluation")
     return Callback(lambda session, evaluation: None if evaluation is None else function(session, evaluation))
 
 

@@ -13,7 +13,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, of_kind
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import Placement, agree, check_mesh, longest_axis, memory_budget
 from hiso_jax.fed.ledger import Storage
@@ -111,6 +111,13 @@ class Simulation:
             raise ParameterError(
                 "population", f"must be a population, such as fed.dirichlet returns; got a {type(population).__name__}"
             )
+        of_kind("config", config, SimulationConfig, "a fed.SimulationConfig")
+        if storage is not None:
+            of_kind("storage", storage, (Storage, Path, str), "a path or a fed.Storage")
+        if mesh is not None:
+            of_kind("mesh", mesh, Mesh, "a mesh, like fed.make_mesh()")
+        if participation is not None:
+            of_kind("participation", participation, Participation, "a fed.Participation")
         loss_dtype = check_task(task)
         if config.cohort > population.num_clients:
             raise ParameterError(

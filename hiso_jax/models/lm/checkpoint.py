@@ -78,6 +78,8 @@ def load(
     Raises:
       ValueError: the model cannot be found or read, or its architecture, a tensor type or a shape is not supported.
     """
+    check_dtype("dtype", dtype)
+    check_dtype("param_dtype", param_dtype)
     path = Path(model)
     if path.suffix == ".gguf":
         from hiso_jax.models.lm.gguf import open_gguf
@@ -98,6 +100,20 @@ def load(
         generating = read_json(generation) if generation.is_file() else None
         params = read_safetensors(folder, config, param_dtype)
     return Pretrained(Decoder(config, dtype), params, tokenizer, str(model), content, generating)
+
+
+def check_dtype(name: str, dtype: DTypeLike) -> None:
+    """Refuse what is no floating-point dtype.
+
+    Raises:
+      ParameterError: it is none.
+    """
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ParameterError(name, f"must be a floating-point dtype, float32 or bfloat16 say; got {dtype!r}")
 
 
 @contextmanager

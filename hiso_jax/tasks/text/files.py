@@ -165,8 +165,11 @@ def read_rows(path: Path) -> list[Row]:
         raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read: it is not UTF-8 text (byte {error.start})") from error
-    except ParameterError:
-        raise
+    except ParameterError as error:
+        # Of a missing extra; others name a line or an entry of the file.
+        if error.parameter == "data_dir":
+            raise
+        raise ValueError(f"{path} cannot be read: {error}") from error
     except (ValueError, csv.Error) as error:
         # Arrow's errors are ValueErrors, too.
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from hiso_jax.checks import ParameterError, integer
+from hiso_jax.checks import ParameterError, integer, of_kind
 from hiso_jax.models.lm import Pretrained, Tuned
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.data import (
@@ -185,6 +185,8 @@ def text_task(
     Raises:
       ValueError: as in :func:`text_data`, or the tokens of the data do not fit the model.
     """
+    of_kind("model", model, Tuned, "the result of models.lm.tune")
+    of_kind("pretrained", pretrained, Pretrained, "the result of models.lm.load")
     if isinstance(data, str):
         data = text_data(data, **given)
     elif given:
