@@ -145,8 +145,8 @@ def _check_call(params: PyTree, state: Any, round_key: Any) -> None:
     if len(zo_states(state)) != 1:
         raise ParameterError(
             "state",
-            "must be tx.init(params) of an optimizer with exactly one of scale_by_hiso or scale_by_zo, at its head; the "
-            "arguments are params, state, batch, round_key",
+            "must be tx.init(params) of an optimizer with exactly one of scale_by_hiso or scale_by_zo, at its head; "
+            "the arguments are params, state, batch, round_key",
         )
     typed = hasattr(round_key, "dtype") and jax.dtypes.issubdtype(round_key.dtype, jax.dtypes.prng_key)
     if round_key.ndim != 0 if typed else getattr(round_key, "shape", None) != (2,):
