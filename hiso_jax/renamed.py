@@ -1,6 +1,7 @@
 """Replaced names: an error names the successor, and files keep the old names."""
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -49,7 +50,8 @@ def successor(module: str, name: str) -> AttributeError:
     """The error of a module or class that has no ``name``; it gives the replacement, if any."""
     now = NAMES.get(module, {}).get(name)
     replaced = f"; it has been replaced by {now}" if now else ""
-    return AttributeError(f"{module} has no attribute {name!r}{replaced}")
+    # With the module, Python adds the closest of its names.
+    return AttributeError(f"{module} has no attribute {name!r}{replaced}", name=name, obj=sys.modules.get(module))
 
 
 def refuse_renamed(names: Mapping[str, Any]) -> None:

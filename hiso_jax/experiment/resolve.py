@@ -213,6 +213,17 @@ class Resolved:
         raise unknown(name, where, self.options, advice)
 
 
+_OF_RUN = "it is an argument of .run()"
+# Names that users of ``fed.Simulation`` give an experiment.
+ELSEWHERE = {
+    **dict.fromkeys(("out", "resume", "mesh", "callbacks"), _OF_RUN),
+    "storage": "give the directory to .run()",
+    "tx": "it is called `algorithm`",
+    "config": "its numbers are options of their own, `rounds` and `cohort` for example",
+    "participation": "it is made of `availability`, `dropout`, `deadline` and others",
+}
+
+
 def every_option() -> set[str]:
     """The names of the options of all methods, channels and other choices of this package."""
     methods = [algorithms.load(name) for name in algorithms.NAMES]
@@ -225,6 +236,8 @@ def unknown(name: str, where: str, known: Mapping[str, Any], advice: str = "") -
     """The error for a name that is no option of ``where``, with the closest known name, or else with ``advice``."""
     if PARAMETERS.get(name) in known:
         return ParameterError(name, f"is called `{PARAMETERS[name]}` now")
+    if where == "an experiment" and name in ELSEWHERE:
+        return ParameterError(name, f"is no option of {where}: {ELSEWHERE[name]}")
     near = difflib.get_close_matches(name, known, 1)
     return ParameterError(name, f"is no option of {where}" + (f"; did you mean `{near[0]}`?" if near else advice))
 

@@ -63,8 +63,16 @@ def test_a_resumed_run_selects_the_same(tmp_path):
     resumed = run(reading, rounds=8, directory=tmp_path, resume=True)
     np.testing.assert_array_equal(resumed.records.cohort, whole.records.cohort)
     assert_trees_identical(resumed.params, whole.params)
-    with pytest.raises(ValueError, match="select"):
-        run(in_turn, rounds=9, directory=tmp_path, resume=True)
+    for other in (in_turn, None):
+        with pytest.raises(ValueError, match="its select is made of other functions"):
+            run(other, rounds=9, directory=tmp_path, resume=True)
+
+
+def test_a_run_without_a_rule_goes_on_without_one(tmp_path):
+    run(None, rounds=3, directory=tmp_path)
+    with pytest.raises(ValueError, match="its select is made of other functions"):
+        run(in_turn, rounds=8, directory=tmp_path, resume=True)
+    assert run(None, rounds=8, directory=tmp_path, resume=True).rounds == 8
 
 
 def test_the_highest_losses_of_a_larger_draw():

@@ -19,6 +19,8 @@ from hiso_jax.fed.ledger.records import Records, layout
 from hiso_jax.fed.ledger.storage import differences, environment
 
 # The values of options that earlier releases did not have: how their runs behaved.
+# The user's own functions that decide who takes part; recorded only if there are any.
+RULES = ("availability", "select")
 UNASKED = {
     "attackers": 0.0,
     "attackers_of": "population",
@@ -116,8 +118,10 @@ def check_same(found: LedgerFile, header: Mapping[str, Any], *, from_snapshot: b
         raise ValueError(f"{refused}{meaning} differ from the run's")
     # Other package versions may build the same method from other parts, so digests are compared only if versions agree.
     alike = before["environment"]["versions"] == now["environment"]["versions"]
-    for name, digest in before.get("made_of", {}).items() if alike else ():
-        if now["made_of"].get(name) != digest:
+    made_of = before.get("made_of", {})
+    # A rule of the user's that the run did not have is another run, too.
+    for name in {**made_of, **{name: None for name in RULES if made_of}} if alike else ():
+        if now["made_of"].get(name) != made_of.get(name):
             raise ValueError(f"{refused}its {name} is made of other functions or numbers than the run's")
     return elsewhere
 
