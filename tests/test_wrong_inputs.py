@@ -128,6 +128,14 @@ CASES = {
     "no devices": (lambda: fed.make_mesh([]), "devices must be at least one device, got none"),
     # Tasks
     "text as labels": (lambda: classify({"input": X, "label": list("abcabc")}), "names, numbers = numpy.unique"),
+    "one-hot labels": (lambda: classify({"input": X, "label": np.eye(3)[Y]}), r"labels.argmax\(1\) makes numbers"),
+    "labels in a column": (lambda: classify({"input": X, "label": Y[:, None]}), r"labels\[:, 0\] has one for each"),
+    "a label missing": (lambda: classify({"input": X, "label": [0, 1, np.nan, 0, 1, 2]}), "example 2 has no label"),
+    "text as inputs": (lambda: classify({"input": X.astype(str), "label": Y}), r'train\["input"\] must hold numbers'),
+    "no parameters": (
+        lambda: sim(task=dataclasses.replace(linear_task(), model_init=lambda key: {}, model_apply=lambda p, x: x[:, 0, :, 0] @ jnp.ones((8, 10)))),
+        "init must make at least one parameter",
+    ),
     "labels without an example": (lambda: classify({"input": X, "label": Y[:3]}), "as many inputs as labels"),
     "a class too many": (lambda: classify({"input": X, "label": Y + 1}), "must be at least 0 and below 3"),
     "an entry of another name": (lambda: classify({"x": X, "label": Y, "y": Y}), r"\['x'\] must be one number"),

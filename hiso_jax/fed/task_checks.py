@@ -156,6 +156,8 @@ def _shapes_of_parameters(task: Task) -> PyTree:
 
     shapes = jax.eval_shape(arrays_of, jax.random.key(0))
     check_leaves("init", found[-1])
+    if not jax.tree.leaves(found[-1]):
+        raise ParameterError("init", "must make at least one parameter, got none")
     return shapes
 
 

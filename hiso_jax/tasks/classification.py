@@ -99,6 +99,29 @@ def _as_numbers(labels: Any) -> Any:
     return labels
 
 
+def _advice(labels: np.ndarray, classes: int) -> str:
+    """How to make numbers of labels that are none."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return "labels[:, 0] has one for each example"
+    if labels.ndim == 2 and labels.shape[1] == classes and labels.dtype.kind in "biuf":
+        return "labels.argmax(1) makes numbers of one-hot rows"
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        return f"example {int(np.argmax(np.isnan(labels)))} has no label"
+    return "names, numbers = numpy.unique(labels, return_inverse=True) numbers label names"
+
+
+def _check_inputs(name: str, inputs: Any) -> None:
+    """Refuse inputs that are text or objects.
+
+    Raises:
+      ParameterError: an array of them is.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "USOMm":
+            place = f"{name}{jax.tree_util.keystr(path)}"
+            raise ParameterError(place, f"must hold numbers, got {leaf.dtype}: encode text and dates as numbers first")
+
+
 def _check_labels(name: str, labels: Any, classes: int) -> None:
     if isinstance(labels, jax.ShapeDtypeStruct):  # of a task with shapes instead of data
         return
@@ -108,7 +131,7 @@ def _check_labels(name: str, labels: Any, classes: int) -> None:
         raise ParameterError(
             name,
             f"must be one whole number for each example, got {labels.dtype} of shape {labels.shape}, {first} "
-            "first: names, numbers = numpy.unique(labels, return_inverse=True) numbers label names",
+            f"first: {_advice(labels, classes)}",
         )
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
@@ -165,6 +188,7 @@ class Classification:
             data = {entry: _as_arrays(f'{split}["{entry}"]', data[entry]) for entry in ("input", "label")}
             data["label"] = _as_numbers(data["label"])
             object.__setattr__(self, split, data)
+            _check_inputs(f'{split}["input"]', data["input"])
             counts = {array.shape[0] if array.ndim else 0 for array in jax.tree.leaves(data["input"])}
             labels = data["label"].shape[0] if getattr(data["label"], "ndim", 0) else 0
             if counts != {labels} or not labels:
