@@ -46,10 +46,16 @@ def _is_traceable(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer) or (isinstance(value, jax.Array) and value.ndim > 0)
 
 
+def kind_of(value: Any) -> str:
+    """The type of a value in an error, with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
+
+
 def shown(value: Any) -> str:
     """A value in an error: its ``repr`` if that is short, else its type."""
     text = repr(value)
-    return text if len(text) < LONG and "\n" not in text else f"a {type(value).__name__}"
+    return text if len(text) < LONG and "\n" not in text else kind_of(value)
 
 
 def of_kind(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
@@ -70,7 +76,7 @@ def of_kind(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) 
     if isinstance(value, type):
         hint = f": {value.__name__}(…) with parentheses" if issubclass(value, classes) else ""
         raise ParameterError(name, f"must be {wanted}, got the class {value.__name__}{hint}")
-    raise ParameterError(name, f"must be {wanted}, got a {type(value).__name__}")
+    raise ParameterError(name, f"must be {wanted}, got {kind_of(value)}")
 
 
 def arrays(name: str, value: Any) -> None:
@@ -84,7 +90,7 @@ def arrays(name: str, value: Any) -> None:
             place = jax.tree_util.keystr(where)
             hint = ": its initial_params?" if hasattr(leaf, "initial_params") else ""
             raise ParameterError(
-                name, f"must be a tree of arrays, got a {type(leaf).__name__}{f' at {place}' if place else ''}{hint}"
+                name, f"must be a tree of arrays, got {kind_of(leaf)}{f' at {place}' if place else ''}{hint}"
             )
     if value is None:
         raise ParameterError(name, "must be a tree of arrays, got None")
@@ -97,7 +103,7 @@ def transformation(name: str, value: Any) -> None:
       ParameterError: it is none.
     """
     if isinstance(value, type) or not (hasattr(value, "init") and hasattr(value, "update")):
-        kind = "a function" if callable(value) else f"a {type(value).__name__}"
+        kind = "a function" if callable(value) else kind_of(value)
         call = getattr(value, "__name__", "")
         hint = f": {call}(0.01), say?" if callable(value) and call.isidentifier() else ""
         raise ParameterError(
@@ -128,7 +134,7 @@ def function(name: str, value: Any, arguments: str) -> None:
       ParameterError: it is not a function of these arguments.
     """
     if not callable(value):
-        raise ParameterError(name, f"must be a function of ({arguments}), got a {type(value).__name__}")
+        raise ParameterError(name, f"must be a function of ({arguments}), got {kind_of(value)}")
     if not takes(value, len(arguments.split(","))):
         raise ParameterError(name, f"must be a function of ({arguments}), got one of {inspect.signature(value)}")
 

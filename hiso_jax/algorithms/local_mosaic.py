@@ -20,7 +20,7 @@ from hiso_jax.fed.algorithm import Algorithm, default_rates, projections
 SAMPLER = "hadamard"
 
 
-@default_rates(perturbations=128, digits=6.0, mnist=0.2)
+@default_rates(perturbations=128, digits=6.0, mnist=0.2, adapters=0.3)
 # The options of ``mosaic`` are its options, with another default of the sampler.
 @wraps(mosaic, assigned=["__annotations__"], updated=())
 def local_mosaic(learning_rate: optax.ScalarOrSchedule, **options: Any) -> Algorithm:

@@ -171,3 +171,9 @@ def test_a_seed_of_more_than_32_bits_is_refused():
     """Such a seed would lose its upper bits."""
     with pytest.raises(ValueError, match="seed must be below 4294967296"):
         fed.virtual(np.arange(4), 2, seed=2**32)
+
+
+def test_lists_are_a_population_too():
+    population = fed.Population([0, 1, 2, 3], [0, 1, 4])
+    assert (population.num_clients, population.sizes.tolist()) == (2, [1, 3])
+    population.check(4)

@@ -42,6 +42,13 @@ class Population:
     indices: Any
     offsets: Any
 
+    def __post_init__(self) -> None:
+        """Lists become arrays; JAX may put its own objects in the place of arrays."""
+        for name in ("indices", "offsets"):
+            given = getattr(self, name)
+            if isinstance(given, list) and all(isinstance(each, int | np.integer) for each in given):
+                object.__setattr__(self, name, np.asarray(given, np.int32))
+
     def __repr__(self) -> str:
         """The number of clients, and how many examples they hold."""
         if not isinstance(self.offsets, np.ndarray | jax.Array) or isinstance(self.offsets, jax.core.Tracer):

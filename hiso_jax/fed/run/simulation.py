@@ -17,7 +17,7 @@ from hiso_jax.checks import ParameterError, of_kind
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import Placement, agree, check_mesh, longest_axis, memory_budget
 from hiso_jax.fed.ledger import Storage
-from hiso_jax.fed.population import AnyPopulation, Participation
+from hiso_jax.fed.population import AnyPopulation, Participation, Population
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.prepared import RunSpec, prepare
 from hiso_jax.fed.run.result import Result
@@ -107,10 +107,7 @@ class Simulation:
         if isinstance(population, tuple) and len(population) == 2 and isinstance(population[0], AnyPopulation):
             # ``fed.by_column`` also returns the names of the clients.
             population = population[0]
-        if not isinstance(population, AnyPopulation):
-            raise ParameterError(
-                "population", f"must be a population, such as fed.dirichlet returns; got a {type(population).__name__}"
-            )
+        of_kind("population", population, (Population, AnyPopulation), "a population, such as fed.dirichlet returns")
         of_kind("config", config, SimulationConfig, "a fed.SimulationConfig")
         if storage is not None:
             of_kind("storage", storage, (Storage, Path, str), "a path or a fed.Storage")
