@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, kind_of
 from hiso_jax.extras import of_datasets
 from hiso_jax.tasks.text.files import read_rows, split_files
 from hiso_jax.tasks.text.prompts import Row, Source
@@ -129,7 +129,7 @@ def given_rows(rows: Mapping[str, Iterable[Row]], columns: Sequence[str]) -> dic
                 'must be {"train": rows, "test": rows}, of lists of dicts or datasets of the datasets library; '
                 f"there is no {split}",
             )
-        taken[split] = list(rows[name])
+        taken[split] = _rows_of(rows[name], name)
         for number, row in enumerate(taken[split], 1):
             if not isinstance(row, Mapping):
                 raise ParameterError(
@@ -137,6 +137,24 @@ def given_rows(rows: Mapping[str, Iterable[Row]], columns: Sequence[str]) -> dic
                 )
     _check_columns(taken, columns, "rows")
     return taken
+
+
+def _rows_of(given: Any, name: str) -> list[Row]:
+    """The rows of a list, a ``datasets.Dataset``, a DataFrame or a dict of columns.
+
+    Raises:
+      ParameterError: it is none of these, or its columns differ in length.
+    """
+    if hasattr(given, "to_dict") and hasattr(given, "columns"):
+        return given.to_dict("records")
+    if isinstance(given, Mapping):
+        columns = {column: list(values) for column, values in given.items()}
+        if len({len(values) for values in columns.values()}) > 1:
+            raise ParameterError("rows", f"must have columns of one length; those of {name} differ")
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ParameterError("rows", f"must be dicts of columns for each split; {name} is {kind_of(given)}")
+    return list(given)
 
 
 def with_text(rows: Mapping[str, Sequence[Row]], columns: Sequence[str]) -> dict[str, list[Row]]:

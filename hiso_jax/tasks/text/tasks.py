@@ -85,7 +85,8 @@ def text_data(
 
     Args:
       name: one of ``TEXT_TASKS``.
-      rows: {"train": rows, "test": rows}, each a list of dicts of the task's columns or a ``datasets.Dataset``.
+      rows: {"train": rows, "test": rows}, each a list of dicts of the task's columns, a DataFrame, a dict of
+        columns or a ``datasets.Dataset``.
       data_dir: instead of ``rows``, a folder with train and validation files of these columns; without either, the data
         comes from the datasets hub.
       prompts: the prompt set, which gives prompts and answer words.

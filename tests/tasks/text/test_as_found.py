@@ -5,8 +5,10 @@ import json
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
 
+import hiso_jax
 from hiso_jax.tasks.text import text_data
 from hiso_jax.tasks.text.encode import last_tokens, tokenize
 from hiso_jax.tasks.text.generation import TextGeneration
@@ -245,3 +247,18 @@ def test_a_row_may_name_its_client_by_a_number_of_numpy():
     data = data_of(rows, client_column="who")
     assert data.clients.tolist() == [0, 0, 1, 1]
     assert json.dumps(data.clients.tolist())
+
+
+@pytest.mark.parametrize("of", [pd.DataFrame, lambda rows: pd.DataFrame(rows).to_dict("list")])
+def test_rows_are_also_tables_and_columns(of):
+    rows = {"train": [{"text": "a", "label": 0}, {"text": "b", "label": 1}], "test": [{"text": "c", "label": 1}]}
+    expected = text_data("text-classification", rows=rows, **WORDS).rows
+    assert (
+        text_data("text-classification", rows={name: of(each) for name, each in rows.items()}, **WORDS).rows == expected
+    )
+
+
+@pytest.mark.parametrize("given", [5, "text", {"text": ["a"], "label": [0, 1]}, [1, 2]])
+def test_what_is_no_table_of_rows_is_refused(given):
+    with pytest.raises(hiso_jax.ParameterError, match="rows must"):
+        text_data("text-classification", rows={"train": given, "test": given}, **WORDS)
