@@ -6,6 +6,7 @@ own factory works the same way: from a file (``path/to/file.py:name``), from a m
 the entry-point group of its kind.
 """
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
@@ -189,11 +190,17 @@ def _run(path: Path, sha256: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and type hints look for the module there.
     sys.modules[spec.name] = module
+    # As for a script, the files beside it can be imported.
+    beside = str(path.parent)
+    sys.path.insert(0, beside)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[spec.name]
         raise
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(beside)
     return module
 
 

@@ -31,6 +31,7 @@ from hiso_jax.experiment.settings import Settings, Single, participation_of, wit
 from hiso_jax.fed.algorithm import as_algorithm
 from hiso_jax.fed.population import AnyPopulation
 from hiso_jax.fed.run import check_messages
+from hiso_jax.paths import as_path
 from hiso_jax.reports import Report, as_json
 
 # Parts that may be given as values; values are too long for ``repr``.
@@ -300,7 +301,9 @@ class Experiment:
           ValueError: the directory holds another run, or a run that is being written or was altered.
           OSError: the directory cannot be written; the rounds done so far are kept and can be resumed.
         """
-        storage = None if out is None else fed.Storage(Path(out), self.about, resume=resume)
+        if out is None and resume:
+            raise ParameterError("resume", "must be given with `out`, the directory of the run")
+        storage = None if out is None else fed.Storage(as_path("out", out), self.about, resume=resume)
         if storage is not None:
             callbacks = (Report(), *fed.as_callbacks(callbacks))
         return self.simulation(mesh=mesh, storage=storage, callbacks=callbacks).run()

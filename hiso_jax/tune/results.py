@@ -81,11 +81,22 @@ class Comparison(Rows):
             "protocol": f"{settings.protocol.replace('-', ' ')}; {budget_in_words(settings)}",
             "tuned": f"{counted} runs each, other seeds, validation examples" if any(trials) else "no: rates as given",
             "seeds": f"{settings.seeds}, paired" + ("" if settings.seeds > 4 else "; intervals need 5"),
+            **self._rounds_planned(),
+            **({"interrupted": f"not done: {', '.join(self.elsewhere) or 'some runs'}"} if self.interrupted else {}),
         }
 
+    def _rounds_planned(self) -> dict[str, str]:
+        """How many rounds the budget gives each method, if it gives them different numbers."""
+        planned = {name: max(run["rounds_planned"] for run in done.runs) for name, done in self.compared.items()}
+        if len(set(planned.values())) < 2:
+            return {}
+        return {"rounds": ", ".join(f"{name} {rounds:,}" for name, rounds in planned.items())}
+
     def __repr__(self) -> str:
-        """The table, as text."""
-        return as_text(self.table()) if self.metric is not None else f"Comparison({self.directory}: no finished run)"
+        """The table and the facts below it, as text."""
+        if self.metric is None:
+            return f"Comparison({self.directory}: no finished run)"
+        return "\n".join([as_text(self.table()), *(f"  {name}: {said}" for name, said in self.facts().items())])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

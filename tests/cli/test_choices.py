@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+import hiso_jax
 from hiso_jax import algorithms, choices, fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.cli.main import main
@@ -279,3 +281,14 @@ def test_nothing_is_imported_that_does_not_look_like_a_users_code(tmp_path, monk
                 kind.load(name)
         assert NESTED["trainable"].load(name).build({}).name == name
     assert not (tmp_path / "was_run").exists()
+
+
+def test_a_users_file_imports_the_files_beside_it(tmp_path):
+    (tmp_path / "beside_it.py").write_text("CLIENTS = 7\n")
+    (tmp_path / "own.py").write_text(
+        "from beside_it import CLIENTS\nfrom hiso_jax import fed\n"
+        "def mine(train, clients, seed):\n    return fed.iid(len(train['label']), CLIENTS)\n"
+    )
+    experiment = hiso_jax.Experiment(partition=f"{tmp_path}/own.py:mine", rounds=1, cohort=2)
+    assert experiment.population.num_clients == 7
+    assert str(tmp_path) not in sys.path

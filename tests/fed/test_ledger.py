@@ -262,7 +262,7 @@ def test_another_run_is_not_continued(folder):
     rules = fed.Participation(dropout=0.5)
     with pytest.raises(ValueError, match="the training data, their partition or who shows up"):
         simulation(fed.Storage(folder, resume=True), participation=rules).run()
-    with pytest.raises(ValueError, match="has a ledger already; resume it"):
+    with pytest.raises(ValueError, match="has a ledger already: `resume` continues it"):
         simulation(fed.Storage(folder)).run()
 
 

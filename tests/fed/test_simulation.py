@@ -266,11 +266,11 @@ def test_a_result_and_populations_are_shown_in_lines_and_tables(tmp_path, caplog
     assert diverged.health_warnings[0].startswith(f"diverged at round {diverged.diverged_at}: ")
     assert f"warning: {diverged.health_warnings[0]}" in repr(diverged)
     assert diverged.health_warnings[0] in caplog.text
-    with pytest.raises(hiso_jax.ParameterError, match=r"population must be a population, .*; got a list"):
+    with pytest.raises(hiso_jax.ParameterError, match=r"population must be a population, .*, got a list"):
         fed.Simulation(linear_task(), hiso_jax.decomfl(0.01), [1, 2], config)
 
 
-def test_the_first_interrupt_ends_a_run_and_keeps_what_was_done():
+def test_the_first_interrupt_ends_a_run_and_keeps_what_was_done(monkeypatch):
     class Interrupt(fed.Callback):
         opened = closed = 0
 
@@ -287,12 +287,17 @@ def test_the_first_interrupt_ends_a_run_and_keeps_what_was_done():
     # A process that was started in the background may ignore the signal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before, interrupt = signal.getsignal(signal.SIGINT), Interrupt()
+    monkeypatch.setattr(simulations, "_interrupted_at", -simulations.AGAIN_SECONDS)
     config = fed.SimulationConfig(**SMALL, rounds_per_dispatch=1)
     result = fed.Simulation(
         linear_task(), hiso_jax.decomfl(0.01), digits_population(), config, callbacks=[interrupt]
     ).run()
     assert (result.interrupted, result.rounds) == (True, 2)
     assert (interrupt.opened, interrupt.closed) == (1, 1)
+    assert signal.getsignal(signal.SIGINT) is before
+    # Soon after, in the next run of a loop, it ends the program.
+    with pytest.raises(KeyboardInterrupt):
+        fed.Simulation(linear_task(), hiso_jax.decomfl(0.01), digits_population(), config, callbacks=[interrupt]).run()
     assert signal.getsignal(signal.SIGINT) is before
 
 

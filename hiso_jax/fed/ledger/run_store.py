@@ -88,7 +88,9 @@ class FileRunStore(RunStore):
         try:
             if path.exists():
                 if not storage.resume:
-                    raise ValueError(f"{storage.folder} has a ledger already; resume it, or name another directory")
+                    raise ValueError(
+                        f"{storage.folder} has a ledger already: `resume` continues it, or name another directory"
+                    )
                 self.found = load(path, unfinished=True)
                 self.rounds = len(self.found.rows)
                 self._check_snapshots(self.found)

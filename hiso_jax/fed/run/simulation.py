@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,17 +33,32 @@ MEBIBYTE = 2**20
 logger = logging.getLogger("hiso_jax")
 
 
+# A Ctrl-C within so many seconds of another ends the program, also if the other was in an earlier run of a loop.
+AGAIN_SECONDS = 5.0
+_interrupted_at = -AGAIN_SECONDS
+
+
 @contextmanager
 def _stopped_by_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` at the first Ctrl-C, unless the program or another thread handles it; the second has its effect."""
+    """Call ``stop`` at the first Ctrl-C, unless the program or another thread handles it; the second ends the program.
+
+    A loop of runs goes on with the next one after the first, so the second may come in another run.
+    """
     alone = threading.current_thread() is threading.main_thread()
     if not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
+        global _interrupted_at
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        logger.warning("interrupted: the run ends after the rounds in flight; Ctrl-C again ends at once")
+        before, _interrupted_at = _interrupted_at, time.monotonic()
+        if _interrupted_at - before < AGAIN_SECONDS:
+            raise KeyboardInterrupt
+        logger.warning(
+            "interrupted: the run ends after the rounds in flight; Ctrl-C again within %g seconds ends the program",
+            AGAIN_SECONDS,
+        )
         stop()
 
     signal.signal(signal.SIGINT, handle)

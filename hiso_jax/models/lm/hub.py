@@ -6,7 +6,10 @@ from typing import Any
 
 from hiso_jax.checks import ParameterError
 
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "vocab*", "merges*", "special*"]
+PATTERNS = [
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*"),
+    *("merges*", "special*", "chat_template*"),
+]
 CONVERTER, CONVERTED = "SFconvertbot", "converted"
 # The longest wait for the hub's answer before the cache is used.
 HUB_SECONDS = 5.0

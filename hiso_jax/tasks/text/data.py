@@ -227,19 +227,42 @@ def _in_order(texts: Iterable[str]) -> list[str]:
         return listed
 
 
-def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence[str] | None = None) -> tuple[str, ...]:
+def _by_words(texts: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
+    """Text labels in the order of the answer words: by their names if words are names, else alphabetically.
+
+    Raises:
+      ParameterError: some words are the names of labels that they would not stand for.
+    """
+    named = {text.casefold(): text for text in texts}
+    plain = [word.strip().casefold() for word in words]
+    if sorted(plain) == sorted(named):
+        return tuple(named[word] for word in plain)
+    for text, word in zip(texts, plain, strict=True):
+        if word in named and named[word] != text:
+            raise ParameterError(
+                "labels",
+                f"must be given, one for each word of the verbalizer: in alphabetical order {text!r} would be answered "
+                f"by {word!r}, which is the name of another label",
+            )
+    return tuple(texts)
+
+
+def label_names(
+    rows: Mapping[str, Sequence[Row]], words: Sequence[str], given: Sequence[str] | None = None
+) -> tuple[str, ...]:
     """The label of each answer word, in the order of the words.
 
     Args:
       rows: the rows of every split.
-      classes: the number of answer words.
-      given: the labels in that order; without it, text labels are in alphabetical order, numbers in quotes in numerical
-        order, and numbers are 0, 1, …
+      words: the answer words.
+      given: the labels in that order; without it, text labels are those that the words name, else in alphabetical
+        order, numbers in quotes in numerical order, and numbers are 0, 1, …
 
     Raises:
       ValueError: there are more or fewer labels than words, ``given`` repeats a label, or the labels of the rows are
         not all text or all numbers.
     """
+    classes = len(words)
     if given is not None:
         if len(given) != classes or len(set(given)) != classes:
             raise ParameterError(
@@ -261,7 +284,7 @@ def label_names(rows: Mapping[str, Sequence[Row]], classes: int, given: Sequence
             "verbalizer",
             f"must have one word for each of the {len(texts)} labels {', '.join(texts[:8])}, not {classes}",
         )
-    return tuple(texts) or tuple(map(str, range(classes)))
+    return _by_words(texts, words) if texts else tuple(map(str, range(classes)))
 
 
 def number_labels(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> dict[str, list[Row]]:

@@ -92,8 +92,8 @@ def text_data(
       prompts: the prompt set, which gives prompts and answer words.
       template: the prompt of text-classification, or a prompt that replaces the task's.
       verbalizer: the answer words, instead of the task's; or label → word, which also gives the labels.
-      labels: the label of each answer word, in the order of the words; by default the numbers 0, 1, …, text labels in
-        alphabetical order, and numbers in quotes in numerical order.
+      labels: the label of each answer word, in the order of the words; by default the numbers 0, 1, …, text labels that
+        the words name, other text labels in alphabetical order, and numbers in quotes in numerical order.
       train_rows, test_rows: the numbers of random rows to use; None means all, for generation 1,000 and 100.
       client_column: the column that names the client of each training row; the task's training data then has
         ``client``, the client ids, for :func:`hiso_jax.fed.by_column`.
@@ -129,7 +129,7 @@ def text_data(
     names: tuple[str, ...] = ()
     if name in CLASSIFICATION:
         found = with_labels(found)
-        names = label_names(found, len(prompt.words), labels)
+        names = label_names(found, prompt.words, labels)
         found = number_labels(found, names)
     else:
         train_rows, test_rows = train_rows or GENERATION_ROWS[0], test_rows or GENERATION_ROWS[1]

@@ -262,3 +262,19 @@ def test_rows_are_also_tables_and_columns(of):
 def test_what_is_no_table_of_rows_is_refused(given):
     with pytest.raises(hiso_jax.ParameterError, match="rows must"):
         text_data("text-classification", rows={"train": given, "test": given}, **WORDS)
+
+
+def test_words_that_are_names_stand_for_their_labels():
+    """In alphabetical order, each would stand for another label."""
+    rows = [{"text": name, "label": name} for name in ("shipping", "billing", "Praise")]
+    words = {"template": "{text} is", "verbalizer": (" billing", " shipping", " praise")}
+    data = text_data("text-classification", rows={"train": rows, "test": rows}, **words)
+    assert data.labels == ("billing", "shipping", "Praise")
+    assert [row["label"] for row in data.rows["train"]] == [1, 0, 2]
+    with pytest.raises(hiso_jax.ParameterError, match=r"labels must be given, .* 'billing' would .* 'shipping'"):
+        text_data(
+            "text-classification",
+            rows={"train": rows, "test": rows},
+            template="{text} is",
+            verbalizer=(" thanks", " shipping", " money"),
+        )
