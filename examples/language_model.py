@@ -12,9 +12,6 @@ import argparse
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
-
 from hiso_jax import Experiment, models, progress
 
 TOPICS = ("weather", "sport", "food", "music")
@@ -95,14 +92,11 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(given.out)
     print(f"chat template: {'kept' if tokenizer.chat_template else 'the base has none'}")
-    again = models.lm.load(given.out)
-    words = [tokenizer(f" {topic}", add_special_tokens=False)["input_ids"][0] for topic in TOPICS]
-    for line in (data_dir / "validation.jsonl").read_text().splitlines()[:8]:
-        row = json.loads(line)
-        tokens = jnp.array(tokenizer(f"{row['text']} This is about")["input_ids"])[None]
-        hidden = again.decoder.hidden(again.params, tokens, jnp.ones(tokens.shape, bool))
-        logits = np.asarray(again.decoder.logits(again.params, hidden))[0, -1]
-        print(f"{row['text']}  →  {TOPICS[int(np.argmax(logits[words]))]} (is {TOPICS[row['label']]})")
+    rows = [json.loads(line) for line in (data_dir / "validation.jsonl").read_text().splitlines()[:8]]
+    prompts = [f"{row['text']} This is about" for row in rows]
+    found = models.lm.answers(models.lm.load(given.out), prompts, [f" {topic}" for topic in TOPICS])
+    for row, word in zip(rows, found, strict=True):
+        print(f"{row['text']}  → {word} (is {TOPICS[row['label']]})")
     print(f"written to {given.out}: AutoModelForCausalLM.from_pretrained({str(given.out)!r}) loads it")
 
 

@@ -64,4 +64,4 @@ def test_a_language_model_learns_four_labels(name, tmp_path):
     assert "chat template: kept" in text
     lines = [line for line in text.splitlines() if "→" in line]
     assert len(lines) == 8
-    assert sum(line.partition("→  ")[2].split()[0] in line.partition("(is ")[2] for line in lines) >= 6
+    assert sum(line.partition("→")[2].split()[0] in line.partition("(is ")[2] for line in lines) >= 6

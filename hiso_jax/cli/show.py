@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,9 @@ def _common(header: Mapping[str, Any]) -> dict[str, str]:
     shown += tuple(unread - {*defaults})
     changed = {name: value for name, value in about.items() if name not in shown and value != defaults.get(name)}
     settings = " ".join(
-        f"--{name.replace('_', '-')} {_shown(value)}" for name, value in changed.items() if value is not None
+        f"--{name.replace('_', '-')} {shlex.quote(_shown(value))}"
+        for name, value in changed.items()
+        if value is not None
     )
     rows = {
         "task": f"{_shown(about.get('task', 'a program of its own'))}, {_shown(about.get('algorithm', ''))}".rstrip(
