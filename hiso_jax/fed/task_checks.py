@@ -148,15 +148,22 @@ def _shapes_of_parameters(task: Task) -> PyTree:
     Raises:
       ParameterError: a leaf is no array, an activation function say.
     """
-    found: list[PyTree] = []
+    wrong: list[ParameterError] = []
 
     def arrays_of(key: Any) -> PyTree:
-        found.append(task.init(key))
-        return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, found[-1])
+        made = task.init(key)
+        try:
+            check_leaves("init", made)
+        except ParameterError as error:
+            # Raised outside, where JAX appends no note. Tracers must not leave this function.
+            wrong.append(ParameterError(error.parameter, error.message))
+            return None
+        return made
 
     shapes = jax.eval_shape(arrays_of, jax.random.key(0))
-    check_leaves("init", found[-1])
-    if not jax.tree.leaves(found[-1]):
+    if wrong:
+        raise wrong[0]
+    if not jax.tree.leaves(shapes):
         raise ParameterError("init", "must make at least one parameter, got none")
     return shapes
 
