@@ -79,21 +79,24 @@ def of_kind(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) 
     raise ParameterError(name, f"must be {wanted}, got {kind_of(value)}")
 
 
-def arrays(name: str, value: Any) -> None:
-    """Refuse a value that is no tree of arrays: a result or a task in the place of its parameters, say.
+def arrays(name: str, tree: Any) -> None:
+    """Refuse a tree with a leaf that is neither an array nor a number: a function among parameters, say.
+
+    Args:
+      name: the parameter.
+      tree: its value.
 
     Raises:
-      ParameterError: a leaf is neither an array nor a number.
+      ParameterError: there is such a leaf, or the tree is None; the error names the leaf.
     """
-    for where, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) and not is_real(leaf):
-            place = jax.tree_util.keystr(where)
-            hint = ": its initial_params?" if hasattr(leaf, "initial_params") else ""
-            raise ParameterError(
-                name, f"must be a tree of arrays, got {kind_of(leaf)}{f' at {place}' if place else ''}{hint}"
-            )
-    if value is None:
-        raise ParameterError(name, "must be a tree of arrays, got None")
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is None and node is tree)
+    for path, leaf in leaves:
+        if is_real(leaf) or (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+            continue
+        place = f" at {jax.tree_util.keystr(path)}" if path else ""
+        hint = "keep functions and settings out of it, by flax.nnx.split or equinox.partition, say"
+        hint = "its initial_params?" if hasattr(leaf, "initial_params") else hint
+        raise ParameterError(name, f"must be a tree of arrays, got {kind_of(leaf)}{place}: {hint}")
 
 
 def transformation(name: str, value: Any) -> None:

@@ -50,8 +50,11 @@ def successor(module: str, name: str) -> AttributeError:
     """The error of a module or class that has no ``name``; it gives the replacement, if any."""
     now = NAMES.get(module, {}).get(name)
     replaced = f"; it has been replaced by {now}" if now else ""
-    # With the module, Python adds the closest of its names.
-    return AttributeError(f"{module} has no attribute {name!r}{replaced}", name=name, obj=sys.modules.get(module))
+    error = AttributeError(f"{module} has no attribute {name!r}{replaced}")
+    if module in sys.modules:
+        # With the module, Python adds the closest of its names.
+        error.name, error.obj = name, sys.modules[module]
+    return error
 
 
 def refuse_renamed(names: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""What users of Python get wrong: types, shapes, names and the order of arguments are one sentence each.
+"""Wrong types, shapes, names and orders of arguments from Python.
 
-Every case raises an error of this package, in one line, before anything long begins.
+Each case raises an error of this package, one sentence in one line, before a long computation begins.
 """
 
 import dataclasses
@@ -145,7 +145,7 @@ CASES = {
     ),
     "another number of features": (lambda: classify(TABLE.drop(columns="a")), "model_apply must take the task's inputs"),
     "one number as logits": (lambda: classify(apply=lambda params, x: x.sum()), "model_apply must give logits of shape"),
-    "functions among parameters": (lambda: TX.init({"w": jnp.ones(3), "act": jax.nn.relu}), "params must hold arrays"),
+    "functions among parameters": (lambda: TX.init({"w": jnp.ones(3), "act": jax.nn.relu}), "params must be a tree of arrays"),
     "integers among parameters": (lambda: TX.init({"w": jnp.ones(3, int)}), "must be floating point"),
     "a model in the place of the trained": (
         lambda: tasks.text.text_task("sst2", "opt", "opt"), "model must be the result of models.lm.tune"

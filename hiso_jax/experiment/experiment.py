@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from hiso_jax import fed
 from hiso_jax.algorithms import ALGORITHMS, Method
 from hiso_jax.algorithms import load as load_method
-from hiso_jax.checks import ParameterError, of_kind, transformation
+from hiso_jax.checks import ParameterError, transformation
 from hiso_jax.choices import Choice
 from hiso_jax.experiment.build import (
     about_of,
@@ -29,7 +29,7 @@ from hiso_jax.experiment.rates import probe_rate, wanted_rate
 from hiso_jax.experiment.resolve import DECIDING, resolve
 from hiso_jax.experiment.settings import Settings, Single, participation_of, with_training_gb
 from hiso_jax.fed.algorithm import as_algorithm
-from hiso_jax.fed.population import AnyPopulation
+from hiso_jax.fed.population import AnyPopulation, as_population
 from hiso_jax.fed.run import check_messages
 from hiso_jax.paths import as_path
 from hiso_jax.reports import Report, as_json
@@ -135,11 +135,8 @@ class Experiment:
             for name in options:
                 if name in (*names["algorithm"].options, "combine", "attack"):
                     raise ParameterError(name, "must be a part of the algorithm that is given as a value")
-        if isinstance(population, tuple) and len(population) == 2:
-            # ``fed.by_column`` also returns the names of the clients.
-            population = population[0]
         if population is not None:
-            of_kind("population", population, AnyPopulation, "a population, such as fed.dirichlet returns")
+            population = as_population(population)
             if "partition" in options or "clients" in options:
                 raise ParameterError("population", "must not be given beside `partition` or `clients`")
             names["partition"] = Choice(KINDS["partition"], "population", lambda train: population)

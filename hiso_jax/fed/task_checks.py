@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from hiso_jax.checks import ParameterError, is_real
+from hiso_jax.checks import ParameterError, arrays, is_real
 from hiso_jax.fed.task import Task, frozen_of
 from hiso_jax.zo import check_generator, in_float32
 
@@ -153,7 +153,7 @@ def _shapes_of_parameters(task: Task) -> PyTree:
     def arrays_of(key: Any) -> PyTree:
         made = task.init(key)
         try:
-            check_leaves("init", made)
+            arrays("init", made)
         except ParameterError as error:
             # Raised outside, where JAX appends no note. Tracers must not leave this function.
             wrong.append(ParameterError(error.parameter, error.message))
@@ -166,26 +166,6 @@ def _shapes_of_parameters(task: Task) -> PyTree:
     if not jax.tree.leaves(shapes):
         raise ParameterError("init", "must make at least one parameter, got none")
     return shapes
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int | complex)
-
-
-def check_leaves(name: str, params: PyTree) -> None:
-    """Refuse parameters with a leaf that is no array.
-
-    Raises:
-      ParameterError: a leaf is no array; the error names it.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not _is_array(leaf):
-            raise ParameterError(
-                name,
-                f"must make parameters of arrays only, got a {type(leaf).__name__} at "
-                f"{jax.tree_util.keystr(path) or 'the root'}: keep functions and settings out of them, by "
-                "flax.nnx.split or equinox.partition, say",
-            )
 
 
 def _check_loss(task: Task) -> np.dtype:

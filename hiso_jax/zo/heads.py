@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from hiso_jax.checks import ParameterError, rate
+from hiso_jax.checks import ParameterError, arrays, rate
 from hiso_jax.exact import pin
 from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
 from hiso_jax.zo.chain import PROBE, SKIP, Reached
@@ -41,13 +41,8 @@ def _check_params(params: PyTree) -> None:
             "scale_by_hiso and scale_by_zo take scalars, which optax.masked and optax.multi_transform would mask: "
             "train a part of the parameters by passing that part alone, and close over the rest"
         )
+    arrays("params", params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int):
-            raise ParameterError(
-                "params",
-                f"must hold arrays only, got a {type(leaf).__name__} at {jax.tree_util.keystr(path) or 'the root'}: "
-                "keep functions and settings out of them, by flax.nnx.split or equinox.partition, say",
-            )
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
                 f"parameter {jax.tree_util.keystr(path) or '(the root)'} has dtype {jnp.result_type(leaf)}; "

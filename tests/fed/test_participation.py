@@ -264,7 +264,7 @@ def test_a_function_is_an_availability(tmp_path):
         (lambda number: True, r"availability must be a function\(key, .* takes 1 positional argument but 4"),
         (lambda *given: 0.5, "for 3 clients it returns float"),
         (lambda key, traits, clients, number: jnp.ones(2, bool), r"for 3 clients it returns bool of shape \(2,\)"),
-        (lambda key, traits, clients, number: clients > 1 if number > 1 else clients > 2, "that JAX can compile"),
+        (lambda key, traits, clients, number: clients > 1 if number > 1 else clients > 2, "which JAX can compile"),
     ],
 )
 def test_what_is_no_availability_is_refused(rule, sentence):

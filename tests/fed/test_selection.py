@@ -1,4 +1,4 @@
-"""Cohorts that a rule selects: what it reads, resume, and what is refused."""
+"""A rule selects the cohorts: it reads the losses of the ledger, and a resumed run continues it."""
 
 import dataclasses
 
@@ -91,8 +91,8 @@ def test_the_highest_losses_of_a_larger_draw():
     [
         (3, r"select must be a function\(key, round_number, state\) → int \[C\], .*; got 3"),
         (lambda key: 0, "which JAX can compile; it fails with: .* takes 1 positional argument but 3"),
-        (lambda key, number, state: jnp.arange(3), r"for a cohort of 4 it returns int32 of shape \(3,\)"),
-        (lambda key, number, state: state.loss[:4], r"for a cohort of 4 it returns float32 of shape \(4,\)"),
+        (lambda key, number, state: jnp.arange(3), r"for 4 clients it returns int32 of shape \(3,\)"),
+        (lambda key, number, state: state.loss[:4], r"for 4 clients it returns float32 of shape \(4,\)"),
         (lambda key, number, state: jnp.zeros(4, int), "select must return distinct clients; for round 0 .* 0 twice"),
         (
             lambda key, number, state: jnp.arange(4) + 17,

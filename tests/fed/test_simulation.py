@@ -345,7 +345,7 @@ def test_parameters_that_are_no_arrays_are_refused():
     params = {"w": jnp.zeros(3), "act": jax.nn.relu}
     task = dataclasses.replace(linear_task(), model_apply=lambda params, x: x.reshape(len(x), -1)[:, :10])
     object.__setattr__(task, "model_init", lambda key: params)
-    with pytest.raises(hiso_jax.ParameterError, match=r"init must make parameters of arrays only, got .* at \['act'\]"):
+    with pytest.raises(hiso_jax.ParameterError, match=r"init must be a tree of arrays, got .* at \['act'\]"):
         fed.Simulation(task, hiso_jax.decomfl(0.2), digits_population(), fed.SimulationConfig(rounds=2, cohort=2))
-    with pytest.raises(hiso_jax.ParameterError, match=r"params must hold arrays only, got a .* at \['act'\]"):
+    with pytest.raises(hiso_jax.ParameterError, match=r"params must be a tree of arrays, got a .* at \['act'\]"):
         hiso_jax.decomfl(0.2).init(params)

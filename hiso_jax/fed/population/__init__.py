@@ -10,7 +10,6 @@ from hiso_jax.fed.population.participation import (
     STATUS_NAMES,
     Availability,
     Bernoulli,
-    ByFunction,
     ClientRates,
     Diurnal,
     Participation,
@@ -20,11 +19,11 @@ from hiso_jax.fed.population.participation import (
     load_trace,
 )
 from hiso_jax.fed.population.partitions import by_column, dirichlet, dirichlet_balanced, iid, shards
-from hiso_jax.fed.population.population import AnyPopulation, Population
+from hiso_jax.fed.population.population import AnyPopulation, Population, as_population
 from hiso_jax.fed.population.selection import (
     Select,
     SelectionState,
-    check_rule,
+    check_select,
     check_selected,
     no_records,
     state_of,
@@ -40,7 +39,6 @@ __all__ = [
     "AnyPopulation",
     "Availability",
     "Bernoulli",
-    "ByFunction",
     "ClientRates",
     "Diurnal",
     "Fleet",
@@ -53,9 +51,10 @@ __all__ = [
     "UniformRates",
     "VirtualPopulation",
     "Work",
+    "as_population",
     "attend",
     "by_column",
-    "check_rule",
+    "check_select",
     "check_selected",
     "dirichlet",
     "dirichlet_balanced",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
 from hiso_jax.checks import ParameterError, between, first_line, is_plain, is_real, of_kind, positive
 from hiso_jax.fed.population.fleet import Fleet, LogNormal, Work
+from hiso_jax.fed.population.rules import check_rule
 from hiso_jax.fed.population.selection import Select
 
 ABSENT, DROPPED, LATE, REPORTED = range(4)
@@ -171,19 +171,11 @@ def load_trace(path: Path | str) -> Trace:
         ) from error
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["function"])
-@dataclass(frozen=True)
-class ByFunction:
-    """Availability by a plain function of the four arguments of :class:`Availability`."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, key: Any, traits_key: Any, clients: Int[Array, "C"], round_number: Any) -> Bool[Array, "C"]:
-        """See :class:`Availability`."""
-        return self.function(key, traits_key, clients, round_number)
-
-
 SIGNATURE = "function(key, traits_key, clients [C], round_number) → bool [C]"
+
+
+# The number of clients for which a function is checked.
+TRIED = 3
 
 
 def _as_rule(given: Any) -> Any:
@@ -195,19 +187,13 @@ def _as_rule(given: Any) -> Any:
     if is_plain(given) or isinstance(given, type):
         raise ParameterError("availability", f"must be a rule like fed.Bernoulli(0.8), or a {SIGNATURE}; got {given!r}")
     # A rule is a pytree. JAX puts its own objects, which cannot be called, in the place of one.
-    if not callable(given) or dataclasses.is_dataclass(given) or not jax.tree_util.all_leaves([given]):
+    if not callable(given) or not jax.tree_util.all_leaves([given]):
         return given
-    given = ByFunction(given)
-    try:
-        shapes = jax.eval_shape(given, jax.random.key(0), jax.random.key(0), jnp.arange(3), jnp.int32(0))
-    except Exception as error:
-        raise ParameterError(
-            "availability", f"must be a {SIGNATURE} that JAX can compile; it fails with: {first_line(error)}"
-        ) from error
-    if getattr(shapes, "shape", None) != (3,) or shapes.dtype != jnp.bool_:
-        got = f"{shapes.dtype} of shape {shapes.shape}" if hasattr(shapes, "dtype") else type(shapes).__name__
-        raise ParameterError("availability", f"must be a {SIGNATURE}; for 3 clients it returns {got}")
-    return given
+    key, clients = jax.random.key(0), jnp.arange(TRIED)
+    check_rule(
+        "availability", SIGNATURE, given, lambda rule: rule(key, key, clients, jnp.int32(0)), (TRIED,), jnp.bool_
+    )
+    return jax.tree_util.Partial(given)
 
 
 @partial(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, of_kind
 
 
 @runtime_checkable
@@ -115,3 +115,15 @@ class Population:
             return indices[own]
 
         return jax.vmap(draw)(clients)
+
+
+def as_population(given: Any) -> Any:
+    """A population that a user gives: the value itself, or the pair that ``fed.by_column`` returns.
+
+    Raises:
+      ParameterError: it is neither.
+    """
+    # The second member of the pair is the names of the clients.
+    population = given[0] if isinstance(given, tuple) and len(given) == 2 else given
+    of_kind("population", population, (Population, AnyPopulation), "a population, such as fed.dirichlet returns")
+    return population

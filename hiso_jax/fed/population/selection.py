@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hiso_jax.checks import ParameterError, first_line
+from hiso_jax.checks import ParameterError
+from hiso_jax.fed.population.rules import check_rule
 
 NEVER = -1
 SIGNATURE = "function(key, round_number, state) → int [C], the ids of state.cohort distinct clients"
@@ -19,9 +20,9 @@ SIGNATURE = "function(key, round_number, state) → int [C], the ids of state.co
 @partial(jax.tree_util.register_dataclass, data_fields=["loss", "last_round"], meta_fields=["cohort"])
 @dataclass(frozen=True)
 class SelectionState:
-    """What the server knows of each client: the records of the rounds in which its message counted.
+    """The server's record of each client, from the last round in which the client's message counted.
 
-    It is made of the ledger alone, so that a resumed run has the same.
+    The ledger holds all of it, so a resumed run has the same state.
 
     Attributes:
       loss: the mean loss of the cohort in the last such round, float32 [N]; NaN before the first.
@@ -68,25 +69,20 @@ def state_of(
     return SelectionState(jnp.asarray(loss), jnp.asarray(last), cohorts.shape[1])
 
 
-def check_rule(rule: Any, clients: int, cohort: int) -> None:
+def check_select(rule: Any, clients: int, cohort: int) -> None:
     """Refuse a rule that does not return integers of shape [C].
 
     Raises:
       ParameterError: it does not.
     """
-    if not callable(rule) or isinstance(rule, type):
-        raise ParameterError("select", f"must be a {SIGNATURE}; got {rule!r}")
-    try:
-        shapes = jax.eval_shape(
-            lambda key, number: rule(key, number, no_records(clients, cohort)), jax.random.key(0), jnp.int32(0)
-        )
-    except Exception as error:
-        raise ParameterError(
-            "select", f"must be a {SIGNATURE}, which JAX can compile; it fails with: {first_line(error)}"
-        ) from error
-    if getattr(shapes, "shape", None) != (cohort,) or not jnp.issubdtype(shapes.dtype, jnp.integer):
-        got = f"{shapes.dtype} of shape {shapes.shape}" if hasattr(shapes, "dtype") else f"a {type(shapes).__name__}"
-        raise ParameterError("select", f"must be a {SIGNATURE}; for a cohort of {cohort} it returns {got}")
+    check_rule(
+        "select",
+        SIGNATURE,
+        rule,
+        lambda rule: rule(jax.random.key(0), jnp.int32(0), no_records(clients, cohort)),
+        (cohort,),
+        jnp.integer,
+    )
 
 
 def check_selected(rounds: Int[np.ndarray, "R"], cohorts: Int[np.ndarray, "R C"], clients: int) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Float, PyTree
 
 from hiso_jax.checks import arrays as check_arrays
 from hiso_jax.checks import integer, of_kind
-from hiso_jax.fed.population import Population
+from hiso_jax.fed.population import Population, as_population
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.task import Task, frozen_of, summarise
 
@@ -39,9 +39,7 @@ def client_metrics(
       >>> fed.client_metrics(task, result.params, population)["loss"].shape
       (20,)
     """
-    if isinstance(population, tuple) and len(population) == 2:
-        # ``fed.by_column`` also returns the names of the clients.
-        population = population[0]
+    population = as_population(population)
     of_kind("population", population, Population, "a population of stored indices, such as fed.dirichlet returns")
     of_kind("task", task, Task, "a task")
     check_arrays("params", params)

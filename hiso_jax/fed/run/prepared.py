@@ -13,7 +13,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
 from hiso_jax.fed.measure import Estimator, Measure, Mixed, Projections, mixed
-from hiso_jax.fed.population import AnyPopulation, Participation, Trace, check_rule
+from hiso_jax.fed.population import AnyPopulation, Participation, Trace, check_select
 from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, Probing, Rates, probing_clients
@@ -222,7 +222,7 @@ def check_channel(
                 "select", "must not be given in a private run: a rule that reads losses reveals the clients they are of"
             )
         if clients is not None:
-            check_rule(participation.select, clients, config.cohort)
+            check_select(participation.select, clients, config.cohort)
     if isinstance(participation.availability, Trace) and algorithm.needs_secret:
         raise ParameterError(
             "participation", "must not follow a trace in a private run: the trace reveals when each client came"

@@ -23,7 +23,6 @@ from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
 from hiso_jax.fed.measure import Estimator, Mixed
 from hiso_jax.fed.part_digests import digest
-from hiso_jax.fed.population import ByFunction
 from hiso_jax.fed.round import first_memory, reads_loss, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import config_of
@@ -221,9 +220,12 @@ def trace(prepared: PreparedRun, costs: Costs, carry: RunState, shardings: Any) 
 def _rules_of(prepared: PreparedRun) -> dict[str, str]:
     """The digests of the user's own functions that decide who takes part."""
     rules = prepared.inputs.participation
-    found = {"availability": rules.availability.function} if isinstance(rules.availability, ByFunction) else {}
-    found |= {} if rules.select is None else {"select": rules.select}
-    return {name: digest(rule) for name, rule in found.items()}
+    # A function as availability is wrapped, see ``Participation``.
+    own: dict[str, Any] = (
+        {"availability": rules.availability} if isinstance(rules.availability, jax.tree_util.Partial) else {}
+    )
+    own |= {} if rules.select is None else {"select": rules.select}
+    return {name: digest(rule) for name, rule in own.items()}
 
 
 def header_for(

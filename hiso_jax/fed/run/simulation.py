@@ -18,7 +18,7 @@ from hiso_jax.checks import ParameterError, of_kind
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import Placement, agree, check_mesh, longest_axis, memory_budget
 from hiso_jax.fed.ledger import Storage
-from hiso_jax.fed.population import AnyPopulation, Participation, Population
+from hiso_jax.fed.population import AnyPopulation, Participation, as_population
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.prepared import RunSpec, prepare
 from hiso_jax.fed.run.result import Result
@@ -120,10 +120,7 @@ class Simulation:
         """Check the run and place its data on the devices; :meth:`run` compiles its programs."""
         keep_compiled()
         listed = as_callbacks(callbacks)
-        if isinstance(population, tuple) and len(population) == 2 and isinstance(population[0], AnyPopulation):
-            # ``fed.by_column`` also returns the names of the clients.
-            population = population[0]
-        of_kind("population", population, (Population, AnyPopulation), "a population, such as fed.dirichlet returns")
+        population = as_population(population)
         of_kind("config", config, SimulationConfig, "a fed.SimulationConfig")
         if storage is not None:
             of_kind("storage", storage, (Storage, Path, str), "a path or a fed.Storage")

@@ -119,6 +119,8 @@ def _lengths(node: Any, scale: float) -> np.ndarray:
     if "lora_a" not in node:
         return sum((_lengths(child, scale) for child in node.values()), np.zeros(2))
     kernel = np.asarray(node["kernel"])
+    if kernel.dtype.itemsize >= np.dtype(np.float32).itemsize:
+        return np.zeros(2)
     added = np.float32(scale) * (np.asarray(node["lora_a"], np.float32) @ np.asarray(node["lora_b"], np.float32))
     whole = kernel.astype(np.float32) + added
     lost = whole.astype(kernel.dtype).astype(np.float32) - whole

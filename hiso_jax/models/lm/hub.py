@@ -7,8 +7,15 @@ from typing import Any
 from hiso_jax.checks import ParameterError
 
 PATTERNS = [
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*"),
-    *("merges*", "special*", "chat_template*"),
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special*",
+    "chat_template*",
 ]
 CONVERTER, CONVERTED = "SFconvertbot", "converted"
 # The longest wait for the hub's answer before the cache is used.
