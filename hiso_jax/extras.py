@@ -6,7 +6,7 @@ from typing import Any
 from hiso_jax.checks import ParameterError
 
 
-def of_datasets(module: str, parameter: str, sentence: str) -> Any:
+def import_extra(module: str, parameter: str, sentence: str) -> Any:
     """A module of the extra ``datasets``, imported at its first use.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from hiso_jax.checks import ParameterError, first_line
+from hiso_jax.checks import ParameterError, first_line, kind_of
 from hiso_jax.factored import PerturbedAs
 from hiso_jax.tasks.splits import held_out
 
@@ -42,10 +42,10 @@ def _as_arrays(name: str, value: Any) -> Any:
 
 
 def _columns_of(split: str, data: Any) -> dict[str, Any]:
-    """The entries "input" and "label" of a split, given as a dict, a DataFrame or a ``datasets.Dataset``.
+    """The columns of a split by name: of a dict, a DataFrame or a ``datasets.Dataset``.
 
     Raises:
-      ValueError: the split has no column "label", or a column of its inputs does not hold one number for each example.
+      ValueError: it is none of these, or has no column "label" beside inputs.
     """
     names = getattr(data, "column_names", None)
     if isinstance(names, Mapping):
@@ -60,7 +60,7 @@ def _columns_of(split: str, data: Any) -> dict[str, Any]:
         raise ParameterError(
             split,
             'must be a dict with the entries "input" and "label", a DataFrame or a datasets.Dataset; '
-            f"got a {type(data).__name__}",
+            f"got {kind_of(data)}",
         )
     if "label" not in columns or len(columns) < 2 or ("input" in columns and len(columns) > 2):
         raise ParameterError(
@@ -68,13 +68,19 @@ def _columns_of(split: str, data: Any) -> dict[str, Any]:
             'must have the entries "input" and "label", or columns of numbers and one called "label"; '
             f"got {', '.join(map(repr, columns)) or 'nothing'}",
         )
-    if "input" in columns:
-        return columns
-    # A table: every other column is a feature.
+    return columns
+
+
+def _features(split: str, columns: Mapping[str, Any]) -> Float[np.ndarray, "n columns"]:
+    """The columns of a table but its label, side by side.
+
+    Raises:
+      ValueError: a column does not hold one number for each example.
+    """
     features = {name: _as_arrays(f"{split}[{name!r}]", each) for name, each in columns.items() if name != "label"}
     for name, each in features.items():
         if getattr(each, "ndim", 0) != 1 or each.dtype.kind not in "biuf":
-            kind = f"{each.dtype} of shape {each.shape}" if hasattr(each, "dtype") else type(each).__name__
+            kind = f"{each.dtype} of shape {each.shape}" if hasattr(each, "dtype") else kind_of(each)
             raise ParameterError(
                 f"{split}[{name!r}]",
                 f"must be one number for each example, got {kind}: leave the column out or encode it, by "
@@ -83,13 +89,7 @@ def _columns_of(split: str, data: Any) -> dict[str, Any]:
     lengths = {name: len(each) for name, each in features.items()}
     if len(set(lengths.values())) > 1:
         raise ParameterError(split, f"must have columns of one length, got {lengths}")
-    return {"input": np.stack(list(features.values()), axis=1).astype(np.float32), "label": columns["label"]}
-
-
-def _features_of(data: Any) -> list[str] | None:
-    """The names of a table's columns but the label, in their order; None for data with an entry "input"."""
-    names = getattr(data, "column_names", getattr(data, "columns", data if isinstance(data, Mapping) else ["input"]))
-    return None if "input" in names else [str(name) for name in names if str(name) != "label"]
+    return np.stack(list(features.values()), axis=1).astype(np.float32)
 
 
 def _as_numbers(labels: Any) -> Any:
@@ -178,14 +178,15 @@ class Classification:
           ValueError: a split has other entries than "input" and "label", is empty, or has unequal lengths; labels are
             not integers 0, 1, … of the model's classes; or the model does not return [B, classes] logits.
         """
-        features = [_features_of(getattr(self, split)) for split in ("train", "test")]
-        if None not in features and features[0] != features[1]:
-            raise ParameterError(
-                "test", f"must have the columns of train in their order, {features[0]}; got {features[1]}"
-            )
+        tables: list[list[str]] = []
         for split in ("train", "test"):
-            data = _columns_of(split, getattr(self, split))
-            data = {entry: _as_arrays(f'{split}["{entry}"]', data[entry]) for entry in ("input", "label")}
+            columns = _columns_of(split, getattr(self, split))
+            data = {"input": columns.get("input"), "label": columns["label"]}
+            if "input" not in columns:
+                # A table: every column but the label is a feature.
+                tables.append([name for name in columns if name != "label"])
+                data["input"] = _features(split, columns)
+            data = {entry: _as_arrays(f'{split}["{entry}"]', data[entry]) for entry in data}
             data["label"] = _as_numbers(data["label"])
             object.__setattr__(self, split, data)
             _check_inputs(f'{split}["input"]', data["input"])
@@ -196,6 +197,8 @@ class Classification:
                 raise ParameterError(
                     split, f"must have as many inputs as labels and at least one, got {got} and {labels}"
                 )
+        if len(tables) == 2 and tables[0] != tables[1]:
+            raise ParameterError("test", f"must have the columns of train in their order, {tables[0]}; got {tables[1]}")
         classes = self._classes()
         for split in ("train", "test"):
             _check_labels(f'{split}["label"]', getattr(self, split)["label"], classes)

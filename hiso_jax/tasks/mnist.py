@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.extras import of_datasets
+from hiso_jax.extras import import_extra
 from hiso_jax.models import Model, cnn, mlp
 from hiso_jax.tasks.classification import Classification
 
@@ -92,7 +92,7 @@ def _from_files(folder: Path, images_of: Images) -> dict[str, dict[str, np.ndarr
 
 
 def _from_hub(images_of: Images) -> dict[str, dict[str, np.ndarray]]:
-    datasets = of_datasets("datasets", "data_dir", f"must name a folder with the four IDX files of {images_of.name}")
+    datasets = import_extra("datasets", "data_dir", f"must name a folder with the four IDX files of {images_of.name}")
     # The client logs each retry; the error below is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hiso_jax import fed
-from hiso_jax.extras import of_datasets
+from hiso_jax.extras import import_extra
 from hiso_jax.reports import Compared, as_text, comparison_table, sweep_table, verdict
 from hiso_jax.tune.settings import Compare
 
@@ -25,7 +25,7 @@ class Rows:
         Raises:
           ParameterError: pandas is not installed.
         """
-        pd = of_datasets("pandas", "to_pandas", "cannot be called")
+        pd = import_extra("pandas", "to_pandas", "cannot be called")
         return pd.DataFrame(self.rows())
 
 

@@ -2,6 +2,7 @@
 
 from hiso_jax.fed.run.abstract import DescribedRun, describe
 from hiso_jax.fed.run.budget import RoundCosts, round_costs
+from hiso_jax.fed.run.callbacks import Callbacks, as_callbacks
 from hiso_jax.fed.run.clients import client_metrics
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.evaluation import first_at_target, make_evaluate
@@ -12,7 +13,7 @@ from hiso_jax.fed.run.privacy_spent import sensitivity
 from hiso_jax.fed.run.rate import RateProbe, find_rate
 from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.search import FEWEST_TRIES, next_rates
-from hiso_jax.fed.run.session import Callback, Callbacks, Session, as_callbacks
+from hiso_jax.fed.run.session import Callback, Session
 from hiso_jax.fed.run.simulation import Simulation
 from hiso_jax.fed.run.sweep import Programs, sweep
 from hiso_jax.fed.run.traffic import Traffic

@@ -8,7 +8,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from hiso_jax.extras import of_datasets
+from hiso_jax.extras import import_extra
 from hiso_jax.fed.ledger import Evaluation, Records
 from hiso_jax.fed.privacy import PrivacySpent
 from hiso_jax.renamed import successor
@@ -83,7 +83,7 @@ class Result:
         Raises:
           ParameterError: pandas is not installed.
         """
-        pd = of_datasets("pandas", "to_pandas", "cannot be called")
+        pd = import_extra("pandas", "to_pandas", "cannot be called")
         return pd.DataFrame(self.rows())
 
     def __repr__(self) -> str:

@@ -19,11 +19,12 @@ from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import Placement, agree, check_mesh, longest_axis, memory_budget
 from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.population import AnyPopulation, Participation, as_population
+from hiso_jax.fed.run.callbacks import Callbacks, as_callbacks
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.prepared import RunSpec, prepare
 from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.secret import secret_of
-from hiso_jax.fed.run.session import Callback, Callbacks, Session, as_callbacks
+from hiso_jax.fed.run.session import Callback, Session
 from hiso_jax.fed.task import Task, examples_of
 from hiso_jax.fed.task_checks import check_task
 from hiso_jax.program_cache import keep_compiled

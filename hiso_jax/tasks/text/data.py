@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from hiso_jax.checks import ParameterError, kind_of
-from hiso_jax.extras import of_datasets
+from hiso_jax.extras import import_extra
 from hiso_jax.tasks.text.files import read_rows, split_files
 from hiso_jax.tasks.text.prompts import Row, Source
 
@@ -86,7 +86,7 @@ def _from_files(folder: Path) -> dict[str, list[Row]]:
 
 
 def _from_hub(source: Source) -> dict[str, list[Row]]:
-    datasets = of_datasets("datasets", "data_dir", "must name a folder with train and validation files")
+    datasets = import_extra("datasets", "data_dir", "must name a folder with train and validation files")
     datasets.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.extras import of_datasets
+from hiso_jax.extras import import_extra
 from hiso_jax.tasks.text.prompts import Row
 
 
@@ -91,7 +91,7 @@ def _cells(text: str, **form: Any) -> list[Row]:
 
 
 def _parquet(path: Path) -> list[Row]:
-    parquet = of_datasets("pyarrow.parquet", "data_dir", "must hold .jsonl, .csv or .tsv files")
+    parquet = import_extra("pyarrow.parquet", "data_dir", "must hold .jsonl, .csv or .tsv files")
     # Given a path, pyarrow would make columns of folders named "column=value"; an open file has no folders.
     with path.open("rb") as file:
         return parquet.ParquetFile(file).read().to_pylist()
