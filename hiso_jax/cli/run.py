@@ -15,7 +15,7 @@ from hiso_jax.cli import errors
 from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import load_task, working
-from hiso_jax.cli.restore import continuing, resumed
+from hiso_jax.cli.resume import continuing, resumed
 from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
 from hiso_jax.experiment import Experiment, choice_of, notes, tried_rates
 from hiso_jax.fed.devices import in_all_processes

@@ -5,7 +5,7 @@ from rich.console import Console
 from hiso_jax.cli import errors
 from hiso_jax.cli.interrupt import exit_code
 from hiso_jax.cli.progress import ConsoleWatcher, load_task
-from hiso_jax.cli.restore import continuing, resumed_study
+from hiso_jax.cli.resume import continuing, resumed_study
 from hiso_jax.experiment import choice_of
 from hiso_jax.reports import create_directory, print_rows
 from hiso_jax.tune import Compare, Sweep, run_comparison, run_sweep

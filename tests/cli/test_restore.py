@@ -10,7 +10,8 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.cli.arguments import parse
 from hiso_jax.cli.main import main
 from hiso_jax.cli.options import Run
-from hiso_jax.cli.restore import options_of, resumed
+from hiso_jax.cli.restore import options_of
+from hiso_jax.cli.resume import resumed
 from hiso_jax.cli.share import _without_places
 from hiso_jax.experiment import as_written, own_options
 from hiso_jax.experiment.resolve import OF_STUDIES

@@ -254,14 +254,14 @@ class Session:
         last = self.history[-1].round if self.history else 0
         self._counters.restore(store.ledger.records, self.prepared.clients, last)
         self.health_warnings.note(store.ledger.records, silent=True)
-        self._note_divergence(carry)
-        if self.diverged_at is not None:
-            self.health_warnings.diverged(self.diverged_at, silent=True)
+        self._note_divergence(carry, silent=True)
         return carry
 
-    def _note_divergence(self, carry: RunState) -> None:
+    def _note_divergence(self, carry: RunState, *, silent: bool = False) -> None:
         flag = int(carry.monitor.diverged_at)
         self.diverged_at = None if flag == monitoring.NEVER else flag
+        if self.diverged_at is not None:
+            self.health_warnings.diverged(self.diverged_at, silent=silent)
 
     @property
     def _next_evaluation(self) -> int:
@@ -289,9 +289,7 @@ class Session:
         self.seconds += elapsed
         self._spent["rounds"] += elapsed
         self._note_divergence(self._carry)
-        if self.diverged_at is not None:
-            end = self.diverged_at + 1
-            self.health_warnings.diverged(self.diverged_at)
+        end = end if self.diverged_at is None else self.diverged_at + 1
         numbers = np.arange(self.round, end, dtype=np.int32)
         log = jax.tree.map(lambda column: column[: len(numbers)], log.on_host())
         if prepared.inputs.participation.select is not None:
