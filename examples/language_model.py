@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from hiso_jax import Experiment, models, progress
+from hiso_jax import Experiment, models, progress, tasks
 
 TOPICS = ("weather", "sport", "food", "music")
 SENTENCES = {
@@ -94,7 +94,7 @@ def main() -> None:
     print(f"chat template: {'kept' if tokenizer.chat_template else 'the base has none'}")
     rows = [json.loads(line) for line in (data_dir / "validation.jsonl").read_text().splitlines()[:8]]
     prompts = [f"{row['text']} This is about" for row in rows]
-    found = models.lm.answers(models.lm.load(given.out), prompts, [f" {topic}" for topic in TOPICS])
+    found = tasks.text.answers(models.lm.load(given.out), prompts, [f" {topic}" for topic in TOPICS])
     for row, word in zip(rows, found, strict=True):
         print(f"{row['text']}  → {word} (is {TOPICS[row['label']]})")
     print(f"written to {given.out}: AutoModelForCausalLM.from_pretrained({str(given.out)!r}) loads it")

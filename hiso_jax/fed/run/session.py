@@ -132,8 +132,7 @@ class Session:
         """See :meth:`begin`."""
         self.prepared, self.storage, self._store, self._callbacks = prepared, storage, store, tuple(callbacks)
         self._should_stop, self._stopping = should_stop, False
-        self.seconds, self._evaluation_seconds = 0.0, 0.0
-        self._spent = {"rounds": 0.0, "evaluations": 0.0}
+        self.seconds, self._evaluation_seconds, self._spent = 0.0, 0.0, {"rounds": 0.0, "evaluations": 0.0}
         self.history: list[Evaluation] = []
         self.diverged_at: int | None = None
         self._length = prepared.length if prepared.config.rounds_per_dispatch else 1

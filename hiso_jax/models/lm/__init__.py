@@ -1,6 +1,5 @@
 """Decoder-only language models (OPT and the Llama family) and their checkpoints; no training code."""
 
-from hiso_jax.models.lm.answers import answers
 from hiso_jax.models.lm.architecture import read_architecture
 from hiso_jax.models.lm.checkpoint import Pretrained, load
 from hiso_jax.models.lm.config import LMConfig, Rope, from_transformers
@@ -19,7 +18,6 @@ __all__ = [
     "Pretrained",
     "Rope",
     "Tuned",
-    "answers",
     "from_transformers",
     "greedy",
     "layout_of",

@@ -1,5 +1,6 @@
 """Text tasks for a language model: classification by answer words, and generation."""
 
+from hiso_jax.tasks.text.answers import answers
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation
 from hiso_jax.tasks.text.prompts import PROMPTS, SOURCES, Prompt, PromptSet, user_prompt
@@ -17,6 +18,7 @@ __all__ = [
     "TextChoice",
     "TextData",
     "TextGeneration",
+    "answers",
     "text_choice",
     "text_data",
     "text_generation",

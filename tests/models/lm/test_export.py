@@ -169,17 +169,3 @@ def test_a_learned_prefix_has_no_place_in_transformers(tmp_path):
     with pytest.raises(ValueError, match="format must be delta for --trainable prefix"):
         lm.save_pretrained(first, tuned, tuned.trained, tmp_path / "b")
     assert not (tmp_path / "b").exists()
-
-
-def test_answers_are_the_most_probable_words(tmp_path):
-    model = lm.load(folder_of(tmp_path / "a", LLAMA))
-    words, prompts = [" great", " movie", " a"], ["it was a great movie", "a movie", *["great"] * 9]
-    tuned = tune(model, "lora")
-    for found in (lm.answers(model, prompts, words), lm.answers(model, prompts, words, tuned=(tuned, tuned.trained))):
-        for prompt, word in zip(prompts, found, strict=True):
-            tokens = np.array(model.tokenizer(prompt)["input_ids"], np.int32)[None]
-            logits = np.asarray(model.decoder.logits(model.params, model.decoder.hidden(model.params, tokens)))[0, -1]
-            columns = [model.tokenizer(each, add_special_tokens=False)["input_ids"][-1] for each in words]
-            assert word == words[int(np.argmax(logits[columns]))]
-    with pytest.raises(ValueError, match="words must end in different tokens"):
-        lm.answers(model, prompts, [" great", " great"])

@@ -13,8 +13,8 @@ import hiso_jax
 from hiso_jax import fed
 from hiso_jax.models import lm
 from hiso_jax.models.lm.trainable import tune
-from hiso_jax.tasks.text import text_data, text_task
-from hiso_jax.tasks.text.encode import buckets_for, truncate
+from hiso_jax.tasks.text import answers, text_data, text_task
+from hiso_jax.tasks.text.encode import buckets_for, tokenize, truncate
 from hiso_jax.tasks.text.scores import exact_match, macro_f1, rouge, token_f1
 from tests.marks import slow
 from tests.models.lm.checkpoints import WORDS
@@ -303,3 +303,34 @@ def test_hub_data_is_loaded_by_name(pretrained, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", out_of_reach)
     with pytest.raises(ValueError, match=r"data_dir must name a folder .* loading nyu-mll/glue gave ConnectionError"):
         text_task("sst2", tune(pretrained), pretrained)
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_answers_are_those_that_the_task_scores(pretrained, trainable, tmp_path):
+    task, words = classification(pretrained, data_folder(tmp_path), trainable), [" bad", " good"]
+    prompts = [f"{row['text']} It was" for row in reviews(20)]
+    params = jax.tree.map(lambda x: jnp.asarray(x) + 0.01, task.init(jax.random.key(0)))
+    found = answers(pretrained, prompts, words, tuned=(task.model, params))
+    frozen = jax.tree.map(jnp.asarray, task.frozen)
+    best = np.asarray(task.logits(params, jax.tree.map(jnp.asarray, task.test), frozen)).argmax(1)
+    # A split has its own order of rows.
+    rows = zip(task.test["tokens"], task.test["length"], best, strict=True)
+    scored = {tuple(tokens[-length:].tolist()): words[number] for tokens, length, number in rows}
+    assert found == [scored[tuple(ids)] for ids in tokenize(pretrained.tokenizer, prompts)]
+    assert len(set(found)) == 2
+    # Any number of prompts, one by one too.
+    assert answers(pretrained, prompts[:3], words) == [answers(pretrained, [each], words)[0] for each in prompts[:3]]
+    assert answers(pretrained, [], words) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words", "sentence"),
+    [
+        ("a film It was", [" bad"], "prompts must be a list of texts"),
+        (["a film It was"], [], "words must be at least one"),
+        (["a film It was"], [" bad", " bad"], "words that end in different tokens"),
+    ],
+)
+def test_what_has_no_answer_is_refused(pretrained, prompts, words, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        answers(pretrained, prompts, words)
