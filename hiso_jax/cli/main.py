@@ -148,7 +148,7 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
         _fail(f"{words[0]} is no command; the commands are {', '.join(COMMANDS)}{hint}")
     kind, carry_out = COMMANDS[words[0]]
     if words[0] in short_help.OPTIONS and {"-h", "--help"} & {*words[1:]}:
-        print(short_help.short_help(words[0], (kind.__doc__ or "").split("\n\n")[0]))
+        print(short_help.short_help(words[0], kind))
         raise SystemExit(errors.DONE)
     try:
         with errors.refusing():

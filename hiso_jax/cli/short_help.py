@@ -3,6 +3,7 @@
 import textwrap
 
 from hiso_jax.cli.arguments import PROGRAM, as_typed
+from hiso_jax.experiment import KINDS, own_options
 
 WIDTH = 80
 # A line for each option, shorter than the full text.
@@ -16,17 +17,17 @@ LINES = {
     "learning_rates": "rates η, comma-separated; by default around the tuned one",
     "schedule": "rate over the rounds: constant, cosine, linear, inverse-sqrt",
     "schedules": "schedules that are tried with every method",
-    "rounds": "number of rounds (1500; for text 24)",
+    "rounds": "number of rounds",
     "target": "value of the metric at which costs are compared, 0.9 say",
-    "tries": "learning rates that are tried for each method (5)",
+    "tries": "learning rates that are tried for each method",
     "budget": "what methods spend alike: passes, rounds, bytes or seconds",
-    "clients": "number of clients (100; for text 6)",
-    "cohort": "clients a round (10; for text 2)",
-    "alpha": "similarity of the clients, Dirichlet's α (0.5; for text 1)",
+    "clients": "number of clients",
+    "cohort": "clients a round",
+    "alpha": "similarity of the clients, Dirichlet's α",
     "perturbations": "directions of a round, P; by default the method's own",
     "local_steps": "local steps of a round, K; by default the method's own",
-    "eval_every": "rounds between evaluations (50)",
-    "seed": "seed of everything random (0)",
+    "eval_every": "rounds between evaluations",
+    "seed": "seed of everything random",
     "seeds": "number of seeds",
     "out": "directory to write; by default a new one under runs/",
     "resume": "continue what this directory holds",
@@ -68,13 +69,27 @@ EXAMPLES = {
 ALL = "--help-all"
 
 
-def short_help(command: str, about: str) -> str:
+def _defaults(kind: type, name: str) -> str:
+    """The default of an option, and that of text tasks if it differs, in parentheses; empty if it is no number."""
+    task = KINDS["task"].load("text-classification")
+    choices = (KINDS[each].load(own_options(kind)[each].default) for each in ("task", "partition"))
+    own = next(
+        (found[name].default for found in (own_options(kind), *(c.options for c in choices)) if name in found), None
+    )
+    if not isinstance(own, int | float) or isinstance(own, bool):
+        return ""
+    other = task.defaults.get(name, own)
+    return f" ({own:g})" if other == own else f" ({own:g}; for text {other:g})"
+
+
+def short_help(command: str, kind: type) -> str:
     """The text of ``hiso-jax COMMAND --help``.
 
     Args:
       command: one of ``OPTIONS``.
-      about: one sentence about the command.
+      kind: the dataclass of the command's options.
     """
+    about = (kind.__doc__ or "").split("\n\n")[0]
     names = {name: as_typed(name) for name in OPTIONS[command]}
     several = {"learning_rate": "learning_rates"} if command != "run" else {}
     width = max(map(len, names.values()))
@@ -86,7 +101,10 @@ def short_help(command: str, about: str) -> str:
             "",
             *textwrap.wrap(about, WIDTH),
             "",
-            *(f"  {typed:<{width}}  {LINES[several.get(name, name)]}" for name, typed in names.items()),
+            *(
+                f"  {typed:<{width}}  {LINES[several.get(name, name)]}{_defaults(kind, name)}"
+                for name, typed in names.items()
+            ),
             "",
             *(f"  {example:<{wide}}  {why}" for example, why in examples),
             "",

@@ -10,6 +10,8 @@ import pytest
 
 import hiso_jax
 from hiso_jax import algorithms, fed, program_cache, tasks
+from tests.fed.problems import assert_trees_identical, linear_task
+from tests.marks import thorough
 
 LOCAL = dict(local_steps=2, local_learning_rate=0.1)
 
@@ -22,8 +24,8 @@ def programs(monkeypatch):
     return kept
 
 
-def run(algorithm, seed=0, alpha=0.5, **options):
-    task = tasks.digits()
+def run(algorithm, seed=0, alpha=0.5, task=None, **options):
+    task = task or tasks.digits()
     population = fed.dirichlet(task.train["label"], 20, alpha=alpha, seed=seed)
     config = fed.SimulationConfig(rounds=4, cohort=4, eval_every=2, seed=seed, **options)
     return fed.Simulation(task, algorithm, population, config).run()
@@ -91,3 +93,16 @@ def test_a_method_of_the_user_never_gets_a_traced_rate(tmp_path):
     method = algorithms.load(f"{tmp_path}/mine.py:mine")
     low, high = (run(method.build(rate, {})).params for rate in (0.01, 0.5))
     jax.tree.map(np.testing.assert_array_equal, low, high)
+
+
+FAST = ("decomfl", "hiso", "fed_avg")
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else thorough(name) for name in algorithms.NAMES])
+def test_a_rate_as_an_argument_gives_the_bits_of_a_constant(name):
+    """Without its recipe, the rate of a method is a constant of the program."""
+    method = algorithms.load(name)
+    algorithm = method.build(method.rate("digits") or 0.01, {})
+    both = [run(each, task=linear_task()) for each in (algorithm, replace(algorithm, recipe=None))]
+    assert_trees_identical(both[0].params, both[1].params)
+    assert_trees_identical(both[0].state, both[1].state)
