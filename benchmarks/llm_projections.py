@@ -79,7 +79,7 @@ ENTRIES = {
     "FedAvg K = 4": Entry(averaged, 1.0, steps=4, local=1 / 30, fixed=True, rounds=6),
     "gradient, 128 × 1 bit": Entry(projected, 0.1, 128),
     "decomfl": Entry(lambda rate, _: fed.Algorithm(algorithms.decomfl(rate).tx), 0.01, 5),
-    "progress K = 4, 128 × 1 bit": Entry(projected, 0.1, 128, 4, 1 / 30, rounds=6),
+    "progress K = 4, 128 × 1 bit": Entry(projected, 0.3, 128, 4, 1 / 30, rounds=6),
     "mosaic, 64 × 2 bits": Entry(lambda rate, _: algorithms.mosaic(rate, sampler="hadamard"), 0.3, 64, rounds=9),
 }
 

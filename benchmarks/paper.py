@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hiso_jax import ParameterError, algorithms, tune
-from hiso_jax.cli.progress import ConsoleWatcher
+from hiso_jax.cli.progress import StudyProgress
 
 SCALAR_ONLY = [name for name in algorithms.NAMES if algorithms.load(name).has_scalars]
 ALL = ["decomfl", *(name for name in SCALAR_ONLY if name != "decomfl")]
@@ -229,7 +229,7 @@ def main() -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             options = options_of(preset, arguments)
-            found = tune.compare(preset.algorithms, out=folder, watcher=ConsoleWatcher(console), **options)
+            found = tune.compare(preset.algorithms, out=folder, watcher=StudyProgress(console), **options)
         except (ParameterError, ValueError) as error:
             sys.exit(f"{name}: {error}")
         console.print(str(found), highlight=False)

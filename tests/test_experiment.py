@@ -30,6 +30,10 @@ def test_it_is_the_run_of_the_command_line(capsys, tmp_path, case):
     # The command line records more: entries about devices and folders.
     abouts = [fed.load(tmp_path / run).header["about"] for run in ("python", "command")]
     assert abouts[0].items() <= abouts[1].items()
+    names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("python", "command")]
+    assert names[0] == names[1]
+    config = json.loads((tmp_path / "python" / "config.json").read_text())
+    assert config == abouts[0] | {"out": str(tmp_path / "python")}
     code, text, _ = call(capsys, "replay", tmp_path / "python")
     assert (code, "equal to the run's, bit for bit" in text) == (0, True)
 

@@ -7,13 +7,13 @@ from threading import Timer
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from hiso_jax import tune
 from hiso_jax.cli.interrupt import stop_on_interrupt
 from hiso_jax.experiment import Settings, build_task
-from hiso_jax.reports import Progress, plain
-from hiso_jax.tune import Step, Watcher
+from hiso_jax.reports import plain
 
 # Seconds; a shorter step needs no line.
 SOON = 1.0
@@ -41,39 +41,20 @@ def working(console: Console, what: str) -> Iterator[None]:
         console.print(f"{plain(what)}: {seconds:.0f} s", soft_wrap=True, highlight=False)
 
 
-class ConsoleWatcher(Watcher):
-    """Shows a study on a console; the first signal ends it after the evaluation or the dispatch in flight."""
-
-    def __init__(self, console: Console) -> None:
-        """``console`` is where the study is shown."""
-        self.console = console
-
-    def say(self, sentence: str) -> None:
-        """Print a line."""
-        self.console.print(sentence, soft_wrap=True, highlight=False)
+class StudyProgress(tune.Progress):
+    """Shows a study; the first signal ends it after the evaluation or the dispatch in flight."""
 
     @contextmanager
-    def searching(self, title: str, rounds: int) -> Iterator[Step]:
-        """Show a bar, or a line where there is no terminal."""
+    def searching(self, title: str, rounds: int) -> Iterator[tune.Step]:
+        """See :class:`tune.Progress`."""
         stopped: list[bool] = []
-
-        def step(done: int, total: int) -> bool:
-            bar.update(row, completed=done, total=total)
-            return bool(stopped)
-
-        if not self.console.is_terminal:
-            self.say(f"{plain(title)}: compiling …")
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
-        bars = Bar(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
-        with stop_on_interrupt(lambda: stopped.append(True)), bars as bar:
-            row = bar.add_task(plain(title), total=rounds)
-            yield step
+        with stop_on_interrupt(lambda: stopped.append(True)), super().searching(title, rounds) as step:
+            yield lambda done, total: step(done, total) or bool(stopped)
 
     @contextmanager
     def running(self, title: str, simulation: Any, asked: str) -> Iterator[None]:
-        """Show the progress of one run of many."""
-        simulation.callbacks = (*simulation.callbacks, Progress(title, self.console, asked, terse=True))
-        with stop_on_interrupt(simulation.stop):
+        """See :class:`tune.Progress`."""
+        with stop_on_interrupt(simulation.stop), super().running(title, simulation, asked):
             yield
 
 

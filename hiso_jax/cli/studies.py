@@ -4,7 +4,7 @@ from rich.console import Console
 
 from hiso_jax.cli import errors
 from hiso_jax.cli.interrupt import exit_code
-from hiso_jax.cli.progress import ConsoleWatcher, load_task
+from hiso_jax.cli.progress import StudyProgress, load_task
 from hiso_jax.cli.resume import continuing, resumed_study
 from hiso_jax.experiment import choice_of
 from hiso_jax.reports import create_directory, print_rows
@@ -21,7 +21,7 @@ def compare(options: Compare, console: Console) -> int:
         options = options if options.resume is None else resumed_study(options)
         task, name = load_task(options, console), f"{choice_of('task', options).title}-compare"
         found = run_comparison(
-            options, task, lambda: options.resume or create_directory(options.out, name), ConsoleWatcher(console)
+            options, task, lambda: options.resume or create_directory(options.out, name), StudyProgress(console)
         )
     if found.metric is not None:
         console.print(found.table())
@@ -47,7 +47,7 @@ def sweep(options: Sweep, console: Console) -> int:
         options = options if options.resume is None else resumed_study(options)
         task, name = load_task(options, console), f"{choice_of('task', options).title}-sweep"
         swept = run_sweep(
-            options, task, lambda: options.resume or create_directory(options.out, name), ConsoleWatcher(console)
+            options, task, lambda: options.resume or create_directory(options.out, name), StudyProgress(console)
         )
     console.print(swept.table())
     for sentence in swept.verdicts():

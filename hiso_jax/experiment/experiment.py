@@ -29,10 +29,11 @@ from hiso_jax.experiment.rates import probe_rate, wanted_rate
 from hiso_jax.experiment.resolve import DECIDING, resolve
 from hiso_jax.experiment.settings import Settings, Single, participation_of, with_training_gb
 from hiso_jax.fed.algorithm import as_algorithm
+from hiso_jax.fed.ledger import exists
 from hiso_jax.fed.population import AnyPopulation, as_population
 from hiso_jax.fed.run import check_messages
 from hiso_jax.paths import as_path
-from hiso_jax.reports import Report, as_json
+from hiso_jax.reports import Report, as_json, create_directory
 
 # Parts that may be given as values; values are too long for ``repr``.
 _PARTS = ("task", "algorithm", "population")
@@ -300,7 +301,11 @@ class Experiment:
         """
         if out is None and resume:
             raise ParameterError("resume", "must be given with `out`, the directory of the run")
-        storage = None if out is None else fed.Storage(as_path("out", out), self.about, resume=resume)
-        if storage is not None:
+        storage = None
+        if out is not None:
+            folder = as_path("out", out)
+            if not resume and not exists(folder, "out"):
+                create_directory(folder, "", self.about)
+            storage = fed.Storage(folder, self.about, resume=resume)
             callbacks = (Report(), *fed.as_callbacks(callbacks))
         return self.simulation(mesh=mesh, storage=storage, callbacks=callbacks).run()

@@ -5,12 +5,13 @@ from hiso_jax.tune.directory import CONFIG
 from hiso_jax.tune.results import Comparison, Swept
 from hiso_jax.tune.settings import Compare, Study, Sweep
 from hiso_jax.tune.sweeping import find_rate, run_sweep, sweep
-from hiso_jax.tune.watcher import Step, Watcher
+from hiso_jax.tune.watcher import Progress, Step, Watcher
 
 __all__ = [
     "CONFIG",
     "Compare",
     "Comparison",
+    "Progress",
     "Step",
     "Study",
     "Sweep",

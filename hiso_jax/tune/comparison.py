@@ -114,7 +114,7 @@ def compare(
       algorithms: names of methods.
       out: directory to write; a comparison with the same options in it is continued. None is a temporary directory,
         which is removed.
-      watcher: is notified of the progress, see :class:`Watcher`.
+      watcher: is notified of the progress; ``tune.Progress()`` shows it.
       options: the options of the comparison.
 
     Raises:

@@ -72,7 +72,9 @@ class Held:
             pairs = [(rate, each) for each in own for rate in rates]
             grid = fed.Grid([rate for rate, _ in pairs], self.seeds, mus, local_rates=[each for _, each in pairs])
         count = len(self.seeds) * len(mus or (0,)) * len(grid.learning_rates)
-        title = f"{settings.task} {method.name}: {count} settings of {settings.rounds} rounds, {settings.schedule} rate"
+        title = (
+            f"{settings.task} {method.name}: {_settings(count)} of {settings.rounds} rounds, {settings.schedule} rate"
+        )
         return self._run(settings, method, grid, title, watcher)
 
     def search(
@@ -87,7 +89,7 @@ class Held:
         own = None if rates[0].local is None else [each.local or 0.0 for each in rates]
         grid = fed.Grid(numbers, self.seeds, None, local, table, own)
         count = len(self.seeds) * len(rates)
-        title = f"{settings.task} {method.name}: {count} settings of {settings.rounds} rounds"
+        title = f"{settings.task} {method.name}: {_settings(count)} of {settings.rounds} rounds"
         return self._run(settings, method, grid, title, watcher, programs)
 
     def _run(
@@ -105,6 +107,10 @@ class Held:
                 callback=step,
                 programs=programs,
             )
+
+
+def _settings(count: int) -> str:
+    return f"{count} setting{'' if count == 1 else 's'}"
 
 
 def _over_rounds(settings: Study, rate: float) -> Float[np.ndarray, "R"]:

@@ -104,7 +104,7 @@ def sweep(
       algorithms: names of methods.
       out: directory to write; a sweep with the same options in it is continued. None is a temporary directory, which
         is removed.
-      watcher: is notified of the progress, see :class:`Watcher`.
+      watcher: is notified of the progress; ``tune.Progress()`` shows it.
       options: the options of the sweep: ``learning_rate`` (a list of rates), ``seeds``, ``task``, ``rounds`` and all
         others.
 

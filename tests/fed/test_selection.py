@@ -14,7 +14,7 @@ from tests.fed.problems import assert_trees_identical, digits_population, linear
 CLIENTS = 20
 
 
-def run(rule, rounds=8, algorithm=None, mesh=None, **storage):
+def run(rule, rounds=8, algorithm=None, **storage):
     config = fed.SimulationConfig(rounds=rounds, cohort=4, eval_every=2, batch_size=4)
     return fed.Simulation(
         linear_task(),
@@ -23,7 +23,6 @@ def run(rule, rounds=8, algorithm=None, mesh=None, **storage):
         config,
         participation=fed.Participation(fed.Bernoulli(0.7), select=rule),
         storage=fed.Storage(**storage) if storage else None,
-        mesh=mesh,
     ).run()
 
 
@@ -137,3 +136,16 @@ def test_names_select_too(tmp_path):
     named = hiso_jax.Experiment(select="highest-loss", candidates=1.0, **numbers).run()
     uniform = hiso_jax.Experiment(**numbers).run()
     np.testing.assert_array_equal(np.sort(named.records.cohort), np.sort(uniform.records.cohort))
+
+
+def test_a_sweep_checks_what_a_rule_selects():
+    def twice(key, round_number, state):
+        return jnp.where(round_number == 3, 7, jnp.arange(state.cohort))
+
+    config = fed.SimulationConfig(rounds=6, cohort=4, eval_every=2, batch_size=4)
+    grid = fed.Grid([0.01, 0.02], [0])
+    participation = fed.Participation(select=twice)
+    with pytest.raises(hiso_jax.ParameterError, match="for round 3 it returned client 7 twice"):
+        fed.sweep(
+            linear_task(), hiso_jax.decomfl, [digits_population(CLIENTS)], config, grid, participation=participation
+        )

@@ -13,6 +13,7 @@ import pytest
 import hiso_jax
 from hiso_jax import fed, tasks
 from hiso_jax.fed.run import describe
+from hiso_jax.fed.run import interrupt as interrupts
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run import simulation as simulations
 from hiso_jax.fed.run.programs import build_dispatch, costs_of, first_state
@@ -287,7 +288,7 @@ def test_the_first_interrupt_ends_a_run_and_keeps_what_was_done(monkeypatch):
     # A process that was started in the background may ignore the signal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before, interrupt = signal.getsignal(signal.SIGINT), Interrupt()
-    monkeypatch.setattr(simulations, "_interrupted_at", -simulations.AGAIN_SECONDS)
+    monkeypatch.setattr(interrupts, "_interrupted_at", -interrupts.AGAIN_SECONDS)
     config = fed.SimulationConfig(**SMALL, rounds_per_dispatch=1)
     result = fed.Simulation(
         linear_task(), hiso_jax.decomfl(0.01), digits_population(), config, callbacks=[interrupt]

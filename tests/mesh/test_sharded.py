@@ -11,6 +11,7 @@ import hiso_jax
 from hiso_jax import algorithms, fed, zo
 from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, digits_task, linear_task
+from tests.fed.test_selection import by_hand, reading
 from tests.marks import slow
 
 MU = 1e-3
@@ -70,6 +71,21 @@ def test_a_sharded_run_that_was_stopped_goes_on(mesh, tmp_path):
     resumed, whole = run(mesh, fed.Storage(tmp_path / "run", resume=True), dispatch=3), run(mesh)
     assert_trees_identical((resumed.params, resumed.state), (whole.params, whole.state))
     assert resumed.traffic == whole.traffic
+
+
+@pytest.mark.parametrize("mesh", ["2x4", slow("8")], indirect=True)
+def test_a_rule_selects_by_the_losses_of_the_ledger(mesh):
+    config = fed.SimulationConfig(**{**SETTINGS, "cohort": 4, "local_steps": 1}, eval_every=12)
+    participation = fed.Participation(fed.Bernoulli(0.7), select=reading)
+    records = (
+        fed.Simulation(
+            linear_task(), hiso_jax.hiso(0.02), digits_population(), config, mesh=mesh, participation=participation
+        )
+        .run()
+        .records
+    )
+    assert not records.valid.all()
+    np.testing.assert_array_equal(records.cohort, by_hand(records, digits_population().num_clients))
 
 
 def test_large_parameters_are_split_over_model(mesh):

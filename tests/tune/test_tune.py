@@ -1,15 +1,20 @@
 """Sweeps and comparisons from Python are those of the command line; one program tunes a method."""
 
+import io
 import json
+import signal
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import hiso_jax
 from hiso_jax import fed, tasks, tune
 from hiso_jax.cli.main import main
 from hiso_jax.experiment import build_task, methods_of, resolve
+from hiso_jax.fed.run import interrupt as interrupts
 from hiso_jax.tune.search import Candidate, Held
 from tests.cli.test_cli import call
 from tests.marks import thorough
@@ -81,6 +86,33 @@ def test_a_comparison_is_that_of_the_command_line_and_goes_on(capsys, tmp_path):
     assert [row["params_sha256"] for row in again.rows()] == digests
     with pytest.raises(hiso_jax.ParameterError, match="out must be new, or of a study with the same settings"):
         tune.compare(["decomfl"], out=tmp_path / "python", **asked)
+
+
+def test_the_first_interrupt_ends_a_study_and_keeps_what_was_done(monkeypatch, tmp_path):
+    """It comes while a method is tuned; the comparison says so, and goes on later."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(interrupts, "_interrupted_at", -interrupts.AGAIN_SECONDS)
+
+    class Interrupts(tune.Watcher):
+        @contextmanager
+        def searching(self, title, rounds):
+            yield lambda done, total: signal.raise_signal(signal.SIGINT) if done == 0 else False
+
+    asked = {"seeds": 1, "tries": 3, "tuning_seeds": 1, "schedules": ["constant"], **NUMBERS}
+    stopped = tune.compare(["decomfl"], out=tmp_path / "out", watcher=Interrupts(), **asked)
+    assert stopped.interrupted
+    assert not stopped.rows()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    shown = io.StringIO()
+    watcher = tune.Progress(Console(file=shown, width=200))
+    assert not tune.compare(["decomfl"], out=tmp_path / "out", watcher=watcher, **asked).interrupted
+    lines = shown.getvalue().splitlines()
+    for expected in (
+        "digits decomfl: 1 setting of 8 rounds",
+        "decomfl: of 3 runs best at rate",
+        "decomfl seed 0: round 8/8",
+    ):
+        assert any(line.startswith(expected) for line in lines), (expected, lines)
 
 
 @pytest.mark.thorough

@@ -1,13 +1,6 @@
 """A federated run: its data on the devices, and its loop."""
 
-import logging
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -21,6 +14,7 @@ from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.population import AnyPopulation, Participation, as_population
 from hiso_jax.fed.run.callbacks import Callbacks, as_callbacks
 from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.interrupt import stopped_by_interrupt
 from hiso_jax.fed.run.prepared import RunSpec, prepare
 from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.secret import secret_of
@@ -31,42 +25,6 @@ from hiso_jax.program_cache import keep_compiled
 from hiso_jax.renamed import successor
 
 MEBIBYTE = 2**20
-logger = logging.getLogger("hiso_jax")
-
-
-# A Ctrl-C within so many seconds of another ends the program, also if the other was in an earlier run of a loop.
-AGAIN_SECONDS = 5.0
-_interrupted_at = -AGAIN_SECONDS
-
-
-@contextmanager
-def _stopped_by_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` at the first Ctrl-C, unless the program or another thread handles it; the second ends the program.
-
-    A loop of runs goes on with the next one after the first, so the second may come in another run.
-    """
-    alone = threading.current_thread() is threading.main_thread()
-    if not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        global _interrupted_at
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        before, _interrupted_at = _interrupted_at, time.monotonic()
-        if _interrupted_at - before < AGAIN_SECONDS:
-            raise KeyboardInterrupt
-        logger.warning(
-            "interrupted: the run ends after the rounds in flight; Ctrl-C again within %g seconds ends the program",
-            AGAIN_SECONDS,
-        )
-        stop()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Simulation:
@@ -171,7 +129,7 @@ class Simulation:
         """
         opened: list[Callback] = []
         try:
-            with _stopped_by_interrupt(self.stop):
+            with stopped_by_interrupt("the run ends after the rounds in flight", self.stop):
                 for callback in self.callbacks:
                     callback.open()
                     opened.append(callback)

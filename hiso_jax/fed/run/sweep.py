@@ -20,13 +20,14 @@ from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import ExecutionSettings, a_device, evaluation_bytes, has_convolution, memory_budget
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.measure import Estimator, Projections
-from hiso_jax.fed.population import AnyPopulation, Participation
+from hiso_jax.fed.population import AnyPopulation, Participation, check_selected
 from hiso_jax.fed.round import first_memory, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, first_selection, make_dispatch
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
+from hiso_jax.fed.run.interrupt import stopped_by_interrupt
 from hiso_jax.fed.run.prepared import check_channel, estimator_of, with_defaults
 from hiso_jax.fed.run.programs import bytes_of, costs_of, without_jit
 from hiso_jax.fed.run.secret import as_key, fresh, of_setting
@@ -90,6 +91,11 @@ class _Bench(NamedTuple):
     side_by_side: int
     watch: Watch | None
 
+    @property
+    def keeps_log(self) -> bool:
+        """Whether the log of the rounds is read: by a watch, or to check the cohorts that a rule selects."""
+        return self.watch is not None or self.participation.select is not None
+
     def estimator(self, algorithm: Algorithm, point: Point) -> Estimator:
         rate = point.local
         if rate is None and self.grid.local_learning_rate is not None:
@@ -110,7 +116,7 @@ class _Bench(NamedTuple):
     def segment(
         self, carry: RunState, point: Point, bounds: tuple[Array, Array], data: PyTree
     ) -> tuple[RunState, dict[str, Array], RoundLog | None]:
-        """Run the rounds to the next evaluation, and evaluate; the log is None without a ``watch``."""
+        """Run the rounds to the next evaluation, and evaluate; the log is None if nobody reads it."""
         algorithm, config = as_algorithm(self.make(_over_rounds(point))), self.config
         estimator, budget = self.estimator(algorithm, point), max(1, self.budget // self.side_by_side)
         # Side by side, both branches of a conditional run, so a kept Δ would be computed again anyway.
@@ -129,7 +135,7 @@ class _Bench(NamedTuple):
         length = min(config.eval_every, config.rounds)
         carry, log = make_dispatch(run_round, config, costs, length)(carry, *bounds, inputs)
         outputs = make_evaluate(metrics, budget=budget)(carry.server.params, test, frozen)
-        return carry, outputs, None if self.watch is None else log
+        return carry, outputs, log if self.keeps_log else None
 
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
@@ -229,6 +235,8 @@ def sweep(
     The settings run side by side (vmapped) if they fit the memory budget and the model suits it: all settings, or else
     the rates of one seed and μ. Otherwise one program runs them in turn, with one setting in memory at a time.
     A sweep keeps no ledger and counts no bytes; under a deadline, its clients never have missed rounds to catch up on.
+    In a program that does not handle Ctrl-C itself, the first Ctrl-C ends the sweep after its next evaluation, and the
+    result says so; the second ends the program.
 
     Args:
       task: the task, with the tuning split as its test split.
@@ -243,7 +251,8 @@ def sweep(
         shapes of their grids; new programs are added.
 
     Raises:
-      ValueError: the number of populations is not the number of seeds.
+      ValueError: the number of populations is not the number of seeds; or a rule selects a client twice, or one that
+        does not exist.
     """
     keep_compiled()
     if len(populations) != len(grid.seeds):
@@ -272,10 +281,16 @@ def sweep(
     local = None if grid.local_rates is None else jnp.asarray(grid.local_rates, jnp.float32)
     groups = _Groups(initials, Point(all_rates, tables, local, radii, seed_keys, list(populations)), axes)
     bench = _Bench(task, make, config, grid, participation, budget, side_by_side, watch)
-    return _run(bench, groups, callback, {} if programs is None else programs)
+    stopped: list[bool] = []
+
+    def stops(done: int, rounds: int) -> bool:
+        return (callback(done, rounds) is True) or bool(stopped)
+
+    with stopped_by_interrupt("the sweep ends after its next evaluation", lambda: stopped.append(True)):
+        return _run(bench, groups, stops, {} if programs is None else programs)
 
 
-def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any], programs: Programs) -> SweepResult:
+def _run(bench: _Bench, groups: _Groups, stops: Callable[[int, int], bool], programs: Programs) -> SweepResult:
     task, config, shape = bench.task, bench.config, groups.shape
     length = min(config.eval_every, config.rounds)
     # Side by side, rounds that a dispatch skips are computed anyway, so a watch skips the evaluation before round 0.
@@ -311,15 +326,20 @@ def _run(bench: _Bench, groups: _Groups, callback: Callable[[int, int], Any], pr
             bounds = jnp.int32(done), jnp.int32(end)
             carry, outputs, log = jax.block_until_ready(program(carry, point, bounds, data))
             run_seconds += time.perf_counter() - before
-            if bench.watch is not None and end > done:
+            if bench.keeps_log and end > done:
                 kept = (slice(None),) * (3 - len(group)) + (slice(0, end - done),)
                 rounds = np.arange(done, end, dtype=np.int32)
-                bench.watch(group, rounds, jax.tree.map(lambda column, kept=kept: column[kept], log.on_host()))
+                rows = jax.tree.map(lambda column, kept=kept: column[kept], log.on_host())
+                if bench.participation.select is not None:
+                    for cohorts in rows.cohort.reshape(-1, *rows.cohort.shape[-2:]):
+                        check_selected(rounds, cohorts, groups.points.population[0].num_clients)
+                if bench.watch is not None:
+                    bench.watch(group, rounds, rows)
             done, reached = end, max(reached, place + 1)
             where: tuple[Any, ...] = (*group, ..., place)
             for name, column in _reported(task, outputs, shape[len(group) :]).items():
                 metrics.setdefault(name, np.full((*shape, len(ends)), np.nan))[where] = column
-            interrupted = callback((number * config.rounds + done) // len(listed), config.rounds) is True
+            interrupted = stops((number * config.rounds + done) // len(listed), config.rounds)
             if interrupted:
                 break
         diverged_at[group] = np.asarray(carry.monitor.diverged_at)
