@@ -20,7 +20,7 @@ from rich.table import Table
 
 import hiso_jax
 from hiso_jax import fed, tasks
-from hiso_jax.reports import curves
+from hiso_jax.reports import Compared, Subject, save_picture
 
 METHODS: dict[str, Callable] = {"hiso": hiso_jax.hiso, "decomfl": hiso_jax.decomfl}
 SCHEDULES = {"constant": lambda rate, rounds: rate, "cosine": optax.cosine_decay_schedule}
@@ -113,13 +113,10 @@ def main(arguments: Arguments) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"best_rates_{arguments.task}"
     path.with_suffix(".json").write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
-    curves(
-        histories,
-        path.with_suffix(".png"),
-        title=f"{arguments.task}: {arguments.clients} clients, {arguments.cohort} a round, each at its best rate",
-        metric=fed.metric_of(task, next(iter(histories.values()))[0][0].metrics),
-        target=task.target,
-    )
+    title = f"{arguments.task}: {arguments.clients} clients, {arguments.cohort} a round, each at its best rate"
+    metric = fed.metric_of(task, next(iter(histories.values()))[0][0].metrics)
+    compared = {name: Compared({}, [{"seed": 0}], runs) for name, runs in histories.items()}
+    save_picture(Subject(title, compared, metric, task.target, None), path.with_suffix(".png"), title)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,9 @@ class _Value(argparse.Action):
         Raises:
           ParameterError: the word is not a valid value of the option.
         """
-        setattr(namespace, self.dest, read_word(self.option, values))
+        several = isinstance(values, list)
+        read = tuple(map(Path, values)) if several else read_word(self.option, values)
+        setattr(namespace, self.dest, read)
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -150,7 +152,9 @@ def _help(option: Option) -> str:
 def _add(parser: Any, option: Option) -> None:
     names = dict.fromkeys([as_typed(option.name), f"--{option.name}"])
     if is_positional(option):
-        parser.add_argument(option.name, action=_Value, option=option, metavar=option.name.upper(), help=_help(option))
+        several = "+" if tuple in {get_origin(kind) for kind in _members(option.kind)} else None
+        name = option.name.upper()
+        parser.add_argument(option.name, action=_Value, nargs=several, option=option, metavar=name, help=_help(option))
     elif _is_flag(option):
         flag = argparse.BooleanOptionalAction
         parser.add_argument(*names, dest=option.name, action=flag, help=_help(option))

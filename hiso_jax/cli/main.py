@@ -22,6 +22,7 @@ from hiso_jax.cli.options import Run
 from hiso_jax.cli.output import forgiving
 from hiso_jax.cli.plan import Plan, plan_round
 from hiso_jax.cli.replay import Replay, replay
+from hiso_jax.cli.report import Plot, ReportOptions, plot, report
 from hiso_jax.cli.run import run
 from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
@@ -37,6 +38,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
     "run": (Run, run),
     "sweep": (Sweep, sweep),
     "compare": (Compare, compare),
+    "report": (ReportOptions, report),
+    "plot": (Plot, plot),
     "plan": (Plan, plan_round),
     "replay": (Replay, replay),
     "export": (Export, export),

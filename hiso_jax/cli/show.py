@@ -1,8 +1,6 @@
 """``hiso-jax show``: the contents of a run or a delta, and its integrity."""
 
-import contextlib
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +9,15 @@ from typing import Annotated, Any
 import numpy as np
 from rich.console import Console
 
-from hiso_jax import algorithms, fed
+from hiso_jax import fed
 from hiso_jax.checks import ParameterError
-from hiso_jax.choices import is_foreign
 from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.options import Run
-from hiso_jax.experiment import KINDS, NESTED, nested_choices, options_with, own_options
+from hiso_jax.experiment import as_words, changed_options
 from hiso_jax.fed.ledger import LEDGER, LedgerFile, exists, load_delta, salvage
 from hiso_jax.fed.population import ABSENT
-from hiso_jax.renamed import IN_FILES
-from hiso_jax.reports import as_json, human_bytes, print_rows
+from hiso_jax.reports import human_bytes, print_rows
 
 # Most characters shown of a value.
 LONGEST = 120
@@ -115,24 +111,6 @@ def _metrics(evaluation: Mapping[str, Any]) -> str:
     return f"after round {int(rounds or 0):,}: {', '.join(named)}"
 
 
-def _defaults(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The default options of a run; only those of the command if the method's code is not available."""
-    methods, choices = [], []
-    for kind in ("algorithm", *KINDS):
-        name = about.get(kind)
-        if isinstance(name, str) and not is_foreign(name):
-            with contextlib.suppress(ValueError):
-                if kind == "algorithm":
-                    methods.append(algorithms.load(name))
-                else:
-                    choices.append(KINDS[kind].load(name))
-    with contextlib.suppress(ValueError):
-        named = {kind: name for kind in NESTED if isinstance(name := about.get(kind), str) and not is_foreign(name)}
-        choices += nested_choices(methods, choices, named)
-    known = own_options(options_with(Run, methods, choices))
-    return {IN_FILES.get(name, name): option.default for name, option in known.items()}
-
-
 def _shown(value: Any) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
@@ -145,17 +123,8 @@ def _common(header: Mapping[str, Any]) -> dict[str, str]:
     bits = [kind.removeprefix("int") for name, kind, _ in header.get("columns", []) if name == "scalars.codes"]
     messages += f", {bits[0]} bits a scalar" if bits else ""
     trained = sum(int(np.prod(shape)) for _, shape, _ in header["params"])
-    defaults = as_json(_defaults(about))
-    shown: tuple[str, ...] = ("task", "algorithm", "algorithm_sha256", "model", "out", "resume")
-    # Releases before 0.3 also wrote the options of factories that were not chosen.
-    unread = set().union(*(kind.every_option() for kind in (*KINDS.values(), *NESTED.values())))
-    shown += tuple(unread - {*defaults})
-    changed = {name: value for name, value in about.items() if name not in shown and value != defaults.get(name)}
-    settings = " ".join(
-        f"--{name.replace('_', '-')} {shlex.quote(_shown(value))}"
-        for name, value in changed.items()
-        if value is not None
-    )
+    changed = changed_options(about, Run)
+    settings = " ".join(as_words({name: _shown(value) for name, value in changed.items()}))
     rows = {
         "task": f"{_shown(about.get('task', 'a program of its own'))}, {_shown(about.get('algorithm', ''))}".rstrip(
             ", "

@@ -39,6 +39,7 @@ from hiso_jax.experiment.rates import (
     tried_rates,
     wanted_rate,
 )
+from hiso_jax.experiment.recorded import as_words, changed_options, command_of
 from hiso_jax.experiment.resolve import DECIDING, Resolved, every_option, resolve, unknown
 from hiso_jax.experiment.settings import Clock, Settings, Single, participation_of, with_training_gb
 
@@ -53,13 +54,16 @@ __all__ = [
     "Single",
     "about_of",
     "as_choice",
+    "as_words",
     "as_written",
     "build_algorithm",
     "build_population",
     "build_schedule",
     "build_task",
+    "changed_options",
     "check_methods",
     "choice_of",
+    "command_of",
     "default_rate",
     "every_option",
     "first_guess",

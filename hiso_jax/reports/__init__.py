@@ -10,11 +10,14 @@ from hiso_jax.reports.directory import (
     write_json,
     write_metrics,
 )
+from hiso_jax.reports.figures import figure_of_subjects, save_picture
 from hiso_jax.reports.loggers import TensorBoard, WandB, loggers
-from hiso_jax.reports.paired import Ratio, check_figures, interval, paired_ratio
-from hiso_jax.reports.pictures import comparison_picture, curves, rates_picture
+from hiso_jax.reports.page import as_fragment, as_page
+from hiso_jax.reports.paired import Ratio, baseline_of, check_figures, interval, paired_ratio
+from hiso_jax.reports.pictures import rates_picture
 from hiso_jax.reports.progress import Progress
 from hiso_jax.reports.report import Report
+from hiso_jax.reports.subject import Subject, caveats, read_subject, side_by_side
 from hiso_jax.reports.summary import Asked, run_summary
 from hiso_jax.reports.text import as_text, human_bytes, human_count, human_seconds, plain, print_rows
 from hiso_jax.reports.tuning import sweep_as_dict, sweep_from_dict, sweep_table, verdict
@@ -25,20 +28,24 @@ __all__ = [
     "Progress",
     "Ratio",
     "Report",
+    "Subject",
     "TensorBoard",
     "WandB",
     "append_evaluation",
+    "as_fragment",
     "as_json",
+    "as_page",
     "as_results",
     "as_text",
+    "baseline_of",
+    "caveats",
     "check_figures",
-    "comparison_picture",
     "comparison_table",
     "create_directory",
-    "curves",
     "diagnosis_picture",
     "diagnosis_table",
     "evaluation_line",
+    "figure_of_subjects",
     "human_bytes",
     "human_count",
     "human_seconds",
@@ -48,7 +55,10 @@ __all__ = [
     "plain",
     "print_rows",
     "rates_picture",
+    "read_subject",
     "run_summary",
+    "save_picture",
+    "side_by_side",
     "sweep_as_dict",
     "sweep_from_dict",
     "sweep_table",

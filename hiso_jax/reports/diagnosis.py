@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hiso_jax.fed.diagnosis import Diagnosis, Vectors
-from hiso_jax.reports.pictures import figure_of
+from hiso_jax.reports.pictures import empty_figure
 
 # Rows: title, entry of the diagnosis, number format.
 ROWS = (
@@ -48,7 +48,7 @@ def diagnosis_table(found: Sequence[Diagnosis]) -> Table:
 
 def diagnosis_picture(found: Sequence[Diagnosis], last: Vectors, path: Path, *, title: str) -> None:
     """Draw correlations and noise over the rounds; for the last round draw the spectrum, and H against the Hessian."""
-    figure = figure_of(11.0, 7.6)
+    figure = empty_figure(11.0, 7.6)
     axes = figure.subplots(2, 2)
     rounds = [each.round for each in found]
     lines = (("hessian", "the Hessian", "-"), ("fisher", "the empirical Fisher", "--"), ("shuffled", "chance", ":"))

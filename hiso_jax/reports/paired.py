@@ -42,6 +42,13 @@ class Ratio:
     bound: str | None = None
 
 
+def baseline_of(algorithms: Sequence[str], named: str | None) -> str:
+    """The method whose costs are 1: the named one; else decomfl with any channels, or else the first method."""
+    plain = [name for name in algorithms if name.partition("+")[0] == "decomfl"]
+    # Of several, the shortest name.
+    return named or min(plain, key=len, default=algorithms[0])
+
+
 def check_figures(run: Any) -> None:
     """Refuse figures of a run that a comparison cannot read, for example from an edited file.
 

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 
 from hiso_jax import fed
+from hiso_jax.reports.comparison import Compared
 from hiso_jax.reports.directory import append_evaluation, write_json, write_metrics
-from hiso_jax.reports.pictures import curves
+from hiso_jax.reports.figures import save_picture
+from hiso_jax.reports.subject import Subject
 from hiso_jax.reports.summary import Asked, run_summary
 
 
@@ -88,7 +90,8 @@ class Report(fed.Callback):
         write_json(folder / "summary.json", self.summary)
         write_metrics(folder, result.metrics)
         title = f"{name}, {algorithm}: {prepared.clients:,} clients, {prepared.config.cohort} a round"
-        curves({algorithm: [result.metrics]}, folder / "curves.png", title=title, metric=metric, target=target)
+        done = Compared({"learning_rate": rate}, [self.summary], [list(result.metrics)])
+        save_picture(Subject(title, {algorithm: done}, metric, target, None), folder / "curves.png", title)
 
 
 def _folder(session: fed.Session) -> Path | None:

@@ -30,10 +30,11 @@ from hiso_jax.fed.ledger import exists, read_regular, write_file
 from hiso_jax.reports import (
     Compared,
     Report,
+    as_page,
     as_results,
     check_figures,
-    comparison_picture,
     evaluation_line,
+    save_picture,
     write_json,
 )
 from hiso_jax.tune.directory import CONFIG, asked, directory_for, own_method
@@ -227,23 +228,25 @@ class _Runs:
             result = simulation.run()
         if result.interrupted:
             return None
-        worst = None if virtual_note(experiment.population) else self._worst_tenth(result.params, experiment.population)
-        figures = {**report.summary, "rounds_planned": settings.rounds, "worst_tenth": worst}
+        of_clients = self._of_clients(result.params, experiment.population)
+        figures = {**report.summary, "rounds_planned": settings.rounds, **of_clients}
         write_json(folder / FIGURES, {"figures": figures, "evaluations": [asdict(row) for row in result.metrics]})
         return figures, result.metrics
 
-    def _worst_tenth(self, params: Any, population: Any) -> float | None:
-        """The mean metric of the worst tenth of the clients, each on its own training examples.
+    def _of_clients(self, params: Any, population: Any) -> dict[str, Any]:
+        """The metric of the clients, each on its own training examples: its deciles, and the mean of the worst tenth.
 
-        None for generation, because its training examples have no answers to score.
+        Nothing is known for generation, because its training examples have no answers to score.
         """
         train, test = self.task.train, self.task.test
-        if isinstance(train, Mapping) and not {*test} <= {*train}:
-            return None
+        if virtual_note(population) or (isinstance(train, Mapping) and not {*test} <= {*train}):
+            return {"worst_tenth": None}
         each = fed.client_metrics(self.task, params, population, most=READ_OF_A_CLIENT)
         metric = fed.metric_of(self.task, each)
         ordered = np.sort(metric.sign * each[metric.name])
-        return float(metric.sign * ordered[: max(1, len(ordered) // 10)].mean())
+        worst = float(metric.sign * ordered[: max(1, len(ordered) // 10)].mean())
+        deciles = np.quantile(each[metric.name], np.linspace(0, 1, 11)).tolist()
+        return {"worst_tenth": worst, "client_deciles": deciles if np.isfinite(deciles).all() else None}
 
     def _kept(self, folder: Path) -> tuple[dict[str, Any], list[fed.Evaluation]] | None:
         if not exists(folder / FIGURES, "resume"):
@@ -279,11 +282,12 @@ class _Runs:
         metric = None
         if finished:
             metric = fed.metric_of(self.task, next(iter(finished.values())).histories[0][0].metrics)
+        found = Comparison(settings, results, finished, metric, self.target, self.directory, interrupted, elsewhere)
+        if finished:
             title = f"{settings.task}: {self.clients:,} clients, {settings.cohort} a round, {budget_in_words(settings)}"
-            comparison_picture(
-                finished, results, self.directory / "curves.png", title=title, metric=metric, target=self.target
-            )
-        return Comparison(settings, results, finished, metric, self.target, self.directory, interrupted, elsewhere)
+            save_picture(found.subject(), self.directory / "curves.png", title)
+            write_file(self.directory / "report.html", as_page([found.subject()]).encode())
+        return found
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from hiso_jax import fed
+from hiso_jax.checks import ParameterError
+from hiso_jax.experiment import as_written, command_of
 from hiso_jax.extras import import_extra
-from hiso_jax.reports import Compared, as_text, comparison_table, sweep_table, verdict
+from hiso_jax.reports import Compared, Subject, as_fragment, as_text, caveats, comparison_table, sweep_table, verdict
 from hiso_jax.tune.settings import Compare
 
 
@@ -84,6 +86,33 @@ class Comparison(Rows):
             **self._rounds_planned(),
             **({"interrupted": f"not done: {', '.join(self.elsewhere) or 'some runs'}"} if self.interrupted else {}),
         }
+
+    def subject(self) -> Subject:
+        """The comparison as the subject of a report.
+
+        Raises:
+          ParameterError: no run has finished.
+        """
+        if self.metric is None:
+            raise ParameterError("paths", "must have a finished run; this comparison has none")
+        settings = self.settings
+        config = {**as_written(settings), "target": self.target}
+        runs = next(iter(self.compared.values())).runs
+        return Subject(
+            f"{config['task']}: {', '.join(self.compared)}",
+            self.compared,
+            self.metric,
+            self.target,
+            settings.reference,
+            config,
+            {"jax": runs[0]["jax_version"], "device": runs[0]["device"]},
+            caveats(self.compared, self.elsewhere),
+            self.directory if self.directory.exists() else None,
+            command_of(config, "compare", Compare) if isinstance(settings.task, str) else "",
+        )
+
+    def _repr_html_(self) -> str | None:
+        return None if self.metric is None else as_fragment(self.subject())
 
     def _rounds_planned(self) -> dict[str, str]:
         """How many rounds the budget gives each method, if it gives them different numbers."""

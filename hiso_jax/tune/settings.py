@@ -8,6 +8,7 @@ from hiso_jax.checks import ParameterError, integer, positive
 from hiso_jax.choices import Listed
 from hiso_jax.experiment import Settings
 from hiso_jax.fed.run import FEWEST_TRIES
+from hiso_jax.reports import baseline_of
 from hiso_jax.schedules import SCHEDULES
 
 ALGORITHMS = ("hiso", "decomfl")
@@ -164,9 +165,7 @@ class Compare(Study):
     @property
     def reference(self) -> str:
         """The name of the baseline."""
-        # decomfl with any channels; of several, the shortest name.
-        plain = [name for name in self.algorithms if name.partition("+")[0] == "decomfl"]
-        return self.baseline or min(plain, key=len, default=self.algorithms[0])
+        return baseline_of(self.algorithms, self.baseline)
 
     def _check_rates(self) -> None:
         own = self.own_rates
