@@ -1,6 +1,6 @@
-"""The picture and the tables of ``benchmarks/projections.py``, from its JSON files.
+"""The tables of ``benchmarks/projections.py``, from its JSON files.
 
-python benchmarks/projections_report.py benchmarks/results/projections_digits.json --picture docs/projections.png
+python benchmarks/projections_report.py benchmarks/results/projections_digits.json
 """
 
 import json
@@ -9,18 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from scipy import stats
-
-# The entries of the picture → their names in it.
-SHOWN = {
-    "FedAvg K = 5": "FedAvg, 5 local steps (vectors)",
-    "hadamard K = 5, 128 × 1 bit": "local_mosaic, 5 local steps",
-    "mosaic, 64 × 2 bits": "mosaic, forward passes only",
-    "decomfl": "DeComFL, forward passes only",
-}
 
 
 @dataclass
@@ -29,12 +20,10 @@ class Arguments:
 
     Attributes:
       results: JSON files of one task.
-      picture: PNG to write.
       targets: accuracies, comma-separated; a target is attained by the mean of three evaluations.
     """
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    picture: Path | None = None
     targets: str = "0.9"
 
 
@@ -81,33 +70,10 @@ def table(rows: dict[str, Any], targets: list[float]) -> None:
             )
 
 
-def picture(rows: dict[str, Any], path: Path) -> None:
-    """Mean accuracy against bytes up and against forward passes of a client that comes to every round."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for place, (name, label) in enumerate(SHOWN.items()):
-        row = rows[name]
-        curve = np.array(row["accuracy"])
-        mean = curve.mean(0) if curve.ndim > 1 else curve
-        rounds = np.arange(len(mean)) * row["every"]
-        for axis, cost in zip(axes, ("bytes_up", "forward_passes"), strict=True):
-            axis.plot(rounds[1:] * row[cost], mean[1:], color=f"C{place}", label=label, linewidth=1.6)
-    for axis, words in zip(axes, ("bytes up of a client", "forward passes of a client"), strict=True):
-        axis.set_xscale("log")
-        axis.set_xlabel(f"{words}, summed over the rounds")
-        axis.axhline(0.9, color="0.7", linewidth=0.8)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("test accuracy")
-    axes[0].set_ylim(0.2, 1)
-    axes[1].legend(frameon=False, fontsize=8, loc="upper left")
-    figure.savefig(path, dpi=150)
-
-
 def main(arguments: Arguments) -> None:
-    """Read the files, print the table, and draw the picture if asked."""
+    """Read the files, and print the table."""
     rows = {row["entry"]: row for path in arguments.results for row in json.loads(path.read_text())["rows"]}
     table(rows, [float(word) for word in arguments.targets.split(",")])
-    if arguments.picture is not None:
-        picture(rows, arguments.picture)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_readme_examples_run(repository, capsys, tmp_path, monkeypatch):
 
 
 def test_the_method_that_the_documentation_shows_runs(repository, tmp_path):
-    block = re.search(r"```python\n(.*?)```", (repository / "docs" / "architecture.md").read_text(), re.DOTALL)[1]
+    block = re.search(r"```python\n(.*?)```", (repository / "docs" / "explanations" / "architecture.md").read_text(), re.DOTALL)[1]
     (tmp_path / "mine.py").write_text(block)
     method = hiso_jax.algorithms.load(f"{tmp_path / 'mine.py'}:mine")
     assert next(iter(method.options)) == "sampler"

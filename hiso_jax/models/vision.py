@@ -30,7 +30,7 @@ class PooledConv(nnx.Conv):
     The maximum over a 2×2 window of k×k convolutions is the maximum over four shifted copies of the kernel, each
     (k+1)×(k+1), applied at stride 2. With few input channels this is a small matrix product over patches. The
     patches do not depend on the weights, so the P + 1 loss evaluations of a zeroth-order step share them. On MNIST's
-    first layer, on CPU, it takes a quarter of the time of the convolution and the pool (``benchmarks/README.md``).
+    first layer, on CPU, it takes a quarter of the time of the convolution and the pool (``docs/reference/benchmarks``).
     """
 
     def __call__(self, inputs: Float[Array, "B H W C"], out_sharding: Any = None) -> Float[Array, "B H/2 W/2 features"]:

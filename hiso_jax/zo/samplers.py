@@ -100,7 +100,7 @@ class LowRank:
     A leaf of two or more axes is a matrix whose columns are its last axis. Vectors, and matrices with a side of at
     most r, are drawn dense. E[u uᵀ] = I, because the entries of A and B are independent. But the fourth moments are
     larger than a normal's, and with small matrices single steps are far too long: on the digits r = 1 took 1.57 times
-    the rounds of gaussian, r = 4 1.24 times (``benchmarks/README.md``). The family is for large models.
+    the rounds of gaussian, r = 4 1.24 times (``docs/reference/benchmarks``). The family is for large models.
 
     Attributes:
       rank: r ≥ 1.

@@ -81,8 +81,8 @@ def test_what_is_written_is_read(folder):
 
 
 def test_the_format_is_what_its_document_says(folder, repository, monkeypatch):
-    """The reader in docs/formats.md runs as printed, and needs only the standard library and NumPy."""
-    document = (repository / "docs" / "formats.md").read_text()
+    """The reader in docs/reference/formats.md runs as printed, and needs only the standard library and NumPy."""
+    document = (repository / "docs" / "reference" / "formats.md").read_text()
     reader = document.split("```python\n")[1].split("```")[0]
     assert "hiso_jax" not in reader
     monkeypatch.chdir(folder)

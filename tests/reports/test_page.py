@@ -212,4 +212,4 @@ def test_a_browser_draws_every_chart(studies, tmp_path):
         )  # fmt: skip
         assert "CONSOLE" not in done.stderr, done.stderr
         assert done.stdout.count('data-drawn="yes"') == len(Page(file.read_text()).specs)
-        assert done.stdout.count("<svg") == done.stdout.count('data-drawn="yes"')
+        assert done.stdout.count('class="marks"') == done.stdout.count('data-drawn="yes"')

@@ -47,7 +47,7 @@ class LedgerFile:
 
     Attributes:
       path: the file.
-      header: the description of the run, see ``docs/formats.md``.
+      header: the description of the run, see ``docs/reference/formats.md``.
       rows: the rounds as rows of the file, [R].
       heads: the digests of the header and of every frame of rounds, by the number of rounds up to the frame's end.
       ends: the byte offset of the end of the last frame written after a number of rounds, by that number.

@@ -26,7 +26,7 @@ class AnyPopulation(Protocol):
         """The number of examples that each of ``clients`` holds, [C]."""
 
     def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
-        """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, *shape]."""
+        """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, …shape]."""
 
 
 @jax.tree_util.register_dataclass
@@ -104,7 +104,7 @@ class Population:
         return offsets[clients + 1] - offsets[clients]
 
     def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
-        """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, *shape].
+        """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, …shape].
 
         A client's draw depends only on the key and the client, not on its place in the cohort.
         """

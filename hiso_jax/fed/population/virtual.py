@@ -76,7 +76,7 @@ class VirtualPopulation:
         return jax.vmap(lambda client: self._size(jax.random.fold_in(self.key, client)))(clients)
 
     def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
-        """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, *shape].
+        """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, …shape].
 
         A client's draw depends only on the key and the client, not on its place in the cohort.
         """

@@ -18,6 +18,7 @@ from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.names import as_theirs, checkpoint_name, leaves
 from hiso_jax.models.lm.rope import frequencies
 from hiso_jax.models.lm.trainable import Tuned
+from hiso_jax.paths import as_path
 from hiso_jax.stacked import Stacked, merge
 
 logger = logging.getLogger("hiso_jax")
@@ -37,7 +38,7 @@ ARCHITECTURES = {
 LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folder: Path) -> list[Path]:
+def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folder: Path | str) -> list[Path]:
     """Write a fine-tuned model as a folder that transformers loads; low-rank additions are merged into the kernels.
 
     Args:
@@ -53,7 +54,7 @@ def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folde
       ValueError: the model has a learned prefix, or rotary embeddings that transformers cannot express.
       OSError: the folder cannot be written.
     """
-    decoder = tuned.decoder
+    folder, decoder = as_path("folder", folder), tuned.decoder
     if decoder.adapters.prefix:
         raise ParameterError(
             "format", "must be delta for --trainable prefix: transformers has no place for a learned prefix"

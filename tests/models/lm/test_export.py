@@ -28,7 +28,7 @@ FAST = ("opt-350m", "llama-biased", "llama3", "qwen2-windowed")
 @pytest.mark.parametrize("name", [n if n in FAST else slow(n) for n in CONFIGS])
 def test_a_checkpoint_is_exported_as_it_was_loaded(name, tmp_path):
     first = lm.load(folder_of(tmp_path / "a", CONFIGS[name]))
-    lm.save_pretrained(first, tune(first), first.params, tmp_path / "b")
+    lm.save_pretrained(first, tune(first), first.params, str(tmp_path / "b"))
     again = lm.load(tmp_path / "b")
     identical(again.params, first.params)
     assert again.decoder == first.decoder
