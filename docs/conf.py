@@ -25,6 +25,8 @@ html_theme = "sphinx_book_theme"
 html_title = "HiSo-JAX"
 html_theme_options = {"home_page_in_toc": True, "show_navbar_depth": 1, "show_toc_level": 2}
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -33,10 +35,16 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(Path(__file__).parent / ".jupyter_cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True
 nb_merge_streams = True
+# Warnings of shells and kernels.
+nb_output_stderr = "remove"
 # Stored with their outputs: they need a model of 93 MB.
 nb_execution_excludepatterns = ["tutorials/language_model.ipynb"]
 
+smartquotes = False
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}

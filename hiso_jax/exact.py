@@ -21,8 +21,8 @@ def pin(x: Array) -> Array:
     precision is a wall that survives all passes. XLA's pipeline for GPUs removes it at its end and simplifies again
     (``u / sqrt(h)`` became ``u · rsqrt(h)``). There the wall is the minimum of ``x`` and the largest finite number,
     which maps +∞ to that number and leaves all other values. The minimum does not hinder fusion, but a selection or a
-    barrier took a fifth or two more of a large model's memory (``docs/reference/benchmarks``). On CPU another wall would
-    give other bits than those of existing ledgers.
+    barrier took a fifth or two more of a large model's memory (``docs/reference/benchmarks``). On CPU another wall
+    would give other bits than those of existing ledgers.
 
     The code generator behind XLA still contracts a product and a sum through ``reduce_precision``, both in a run and
     in its replay.

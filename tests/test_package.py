@@ -95,8 +95,16 @@ def test_readme_examples_run(repository, capsys, tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"])
+def test_links_lead_to_files(repository, page):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (repository / page).read_text()):
+        if not link.startswith("http"):
+            assert (repository / page).parent.joinpath(link).exists(), link
+
+
 def test_the_method_that_the_documentation_shows_runs(repository, tmp_path):
-    block = re.search(r"```python\n(.*?)```", (repository / "docs" / "explanations" / "architecture.md").read_text(), re.DOTALL)[1]
+    page = (repository / "docs" / "explanations" / "architecture.md").read_text()
+    block = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     (tmp_path / "mine.py").write_text(block)
     method = hiso_jax.algorithms.load(f"{tmp_path / 'mine.py'}:mine")
     assert next(iter(method.options)) == "sampler"

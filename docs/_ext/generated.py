@@ -45,7 +45,10 @@ def command_line() -> str:
         for key, option in fresh.items():
             grouped.setdefault(headings.get(key, "other"), []).append(_entry(option))
             seen.add((key, option.text))
-        for title, entries in grouped.items():
+        for title in (*GROUPS, "other"):
+            entries = grouped.get(title, [])
+            if not entries:
+                continue
             parts += [f"### {title.capitalize()} options of `{name}`\n"] if len(grouped) > 1 else []
             parts += entries
         if shared:

@@ -34,8 +34,8 @@ def convolution(
     The value has the bits of ``lax.conv_general_dilated``; where a derivative is taken on CPU, too, it is equal up to
     rounding. On CPU, XLA computes the derivative of a convolution by plain loops when it stands inside a loop over
     clients or local steps. There this function differentiates a matrix product over patches instead: the gradients of 8
-    clients with 32 images each, of the MNIST network, take 0.12 s in place of 1.2 s (``docs/reference/benchmarks``). Other
-    platforms and other layouts keep the derivative of XLA.
+    clients with 32 images each, of the MNIST network, take 0.12 s in place of 1.2 s (``docs/reference/benchmarks``).
+    Other platforms and other layouts keep the derivative of XLA.
 
     Args:
       inputs: images.

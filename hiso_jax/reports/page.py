@@ -77,9 +77,14 @@ def verdict_of(subject: Subject) -> str:
         if measured:
             best = min(measured, key=lambda name: measured[name]["value"])
             ratio = measured[best]
-            within = "" if ratio["low"] is None else f" (95 % interval {ratio['low']:.2g} to {ratio['high']:.2g})"
+            within = ""
+            if ratio["low"] is not None:
+                shows = ", which contains 1: no difference is shown" if ratio["low"] <= 1 <= ratio["high"] else ""
+                within = f" (95 % interval {ratio['low']:.2g} to {ratio['high']:.2g}{shows})"
             most = "at most " if ratio["bound"] == "most" else ""
-            seeds = f"{ratio['pairs']} paired seed{'' if ratio['pairs'] == 1 else 's'}"
+            runs = len(subject.compared[best].runs)
+            of = "" if ratio["pairs"] == runs else f" of {runs}; in the others neither reached it"
+            seeds = f"{ratio['pairs']} paired seed{'' if ratio['pairs'] == 1 else 's'}{of}"
             return (
                 f"{short_names(list(subject.compared))[best]} needs {most}{ratio['value']:.3g} of the rounds of "
                 f"{baseline} to a test {words} of {subject.target:g}{within}, {seeds}."
@@ -155,7 +160,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def cell(text: str) -> str:
         first, *rest = str(text).split("\n")
-        return f"<td>{escape(first)}{''.join(f'<small>{escape(each)}</small>' for each in rest)}</td>"
+        # As a style of its own, because notebooks have no style sheet.
+        small = "".join(f'<small style="display:block">{escape(each)}</small>' for each in rest)
+        return f"<td>{escape(first)}{small}</td>"
 
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)

@@ -1,5 +1,6 @@
 """The picture of a sweep, and what figures share."""
 
+import io
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,18 @@ from hiso_jax.reports.text import short_names
 
 
 def empty_figure(width: float, height: float) -> Any:
-    """An empty figure, its size in inches."""
+    """An empty figure, its size in inches. A notebook shows it as a picture."""
     # Not pyplot, because it keeps global state and picks a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, format="png", dpi=150)
+            return content.getvalue()
+
+    figure = Shown(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

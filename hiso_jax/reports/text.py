@@ -79,7 +79,8 @@ def print_rows(console: Console, rows: Mapping[str, str]) -> None:
 
 def as_text(table: Any) -> str:
     """A ``rich`` table as plain text."""
-    console = Console(width=WIDEST, file=io.StringIO(), force_terminal=False)
+    # Not as a notebook's output, which would be shown in place of being returned.
+    console = Console(width=WIDEST, file=io.StringIO(), force_terminal=False, force_jupyter=False)
     with console.capture() as captured:
         console.print(table)
     return captured.get().strip("\n")

@@ -108,7 +108,7 @@ def check_estimator(num_perturbations: int, mu: ArrayLike) -> None:
 def suggested_mu(loss: float, dtype: DTypeLike, dimension: int) -> float:
     """A smoothing radius with equal rounding and curvature errors of a scalar, to one significant digit.
 
-    A difference of losses has a rounding error of about eps·log₂(d)·abs(f), which the scalar divides by μ. The curvature
+    A difference of losses has a rounding error of about eps·log₂(d)·abs(f), which the scalar divides by μ. Curvature
     adds an error of μ·uᵀ∇²f u / 2, whose mean over directions is μ·tr(∇²f) / 2. The two errors are equal at
     μ = √(2·eps·log₂(d)·abs(f) / tr ∇²f). The trace is not measured and is taken to be 1; then d enters only through its
     logarithm.

@@ -2,7 +2,8 @@
 
 On CPU JAX runs the twenty rounds of the hash in a loop, whose state goes through memory in every iteration. Unrolled,
 they fuse with the draw that follows and its consumer into one pass over the output: the same bits, nearly three times
-the speed, and no temporary as large as the draw (``docs/reference/benchmarks``). On accelerators JAX already unrolls them.
+the speed, and no temporary as large as the draw (``docs/reference/benchmarks``). On accelerators JAX already
+unrolls them.
 """
 
 import math

@@ -250,7 +250,10 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["compare", "--learning-rate", "0.1,nan"], "--learning-rate must be a positive finite number, got nan"),
         (["comapre"], "comapre is no command; the commands are run, sweep,"),
         (["comapre"], "did you mean compare?"),
-        (["train"], "train is no command; the commands are run, sweep, compare, report, plot, plan, replay, export, apply, show"),
+        (
+            ["train"],
+            "train is no command; the commands are run, sweep, compare, report, plot, plan, replay",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, arguments, sentence):

@@ -1,6 +1,7 @@
 """The execution of a cohort in memory: all clients at once, some at a time, or one by one.
 
-The results are the same up to rounding; speed and memory differ. Measured on 2 CPU cores (``docs/reference/benchmarks``):
+The results are the same up to rounding; speed and memory differ. Measured on 2 CPU cores
+(``docs/reference/benchmarks``):
 a vmap over diverged clients turns convolutions into grouped convolutions and takes two to three times as long as a map
 over the clients, while matrix products are equally fast; a flat batch of more than a few hundred images exceeds the
 cache. Accelerators use the widest execution that fits the memory.

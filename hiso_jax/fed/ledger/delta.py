@@ -1,4 +1,4 @@
-"""A fine-tuned model as a small file, its scalars and their checkpoint's fingerprint (``docs/reference/formats.md``)."""
+"""A fine-tuned model as a small file: its scalars and the fingerprint of its base (``docs/reference/formats.md``)."""
 
 import hashlib
 import json

@@ -1,4 +1,6 @@
-"""An append-only file of frames, each of which ends with a SHA-256 of every byte before it (``docs/reference/formats.md``).
+"""An append-only file of frames, each of which ends with a SHA-256 of every byte before it.
+
+The format (``docs/reference/formats.md``):
 
     magic   8 bytes: ``HiSoLog`` and the format's version
     frame   length  uint32, little-endian: bytes of payload
