@@ -1,9 +1,12 @@
 """Configuration of the documentation: ``sphinx-build -W docs docs/_build`` builds it, offline."""
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+# Pages run the command of this environment.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 from hiso_jax.version import VERSION
 

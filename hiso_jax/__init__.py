@@ -45,6 +45,10 @@ __all__ = [
 ]
 
 
+# What a notebook shows of a result.
+Result.html = staticmethod(lambda result: import_module("hiso_jax.reports").result_as_html(result))
+
+
 def __getattr__(name: str) -> Any:
     """Import what imports models, tables and pictures at its first use."""
     if name == "progress":

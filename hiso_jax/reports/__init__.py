@@ -1,4 +1,7 @@
-"""Reports of runs: summaries, tables and pictures."""
+"""Reports of runs: summaries, tables, figures and pages."""
+
+from importlib import import_module
+from typing import Any
 
 from hiso_jax.reports.comparison import Compared, as_results, comparison_table
 from hiso_jax.reports.diagnosis import diagnosis_picture, diagnosis_table
@@ -12,7 +15,7 @@ from hiso_jax.reports.directory import (
 )
 from hiso_jax.reports.figures import figure_of_subjects, save_picture
 from hiso_jax.reports.loggers import TensorBoard, WandB, loggers
-from hiso_jax.reports.page import as_fragment, as_page
+from hiso_jax.reports.page import as_fragment, as_page, result_as_html
 from hiso_jax.reports.paired import Ratio, baseline_of, check_figures, interval, paired_ratio
 from hiso_jax.reports.pictures import rates_picture
 from hiso_jax.reports.progress import Progress
@@ -56,6 +59,7 @@ __all__ = [
     "print_rows",
     "rates_picture",
     "read_subject",
+    "result_as_html",
     "run_summary",
     "save_picture",
     "side_by_side",
@@ -66,3 +70,10 @@ __all__ = [
     "write_json",
     "write_metrics",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``report`` and ``figure`` are those of :mod:`hiso_jax.tune`, which also know the commands behind a directory."""
+    if name in ("report", "figure"):
+        return getattr(import_module("hiso_jax.tune"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

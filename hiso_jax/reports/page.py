@@ -4,6 +4,8 @@ The charts are drawn by Vega-Lite, whose program is in the file (``static/vega.m
 ``javascript_bundle``; its licences are in ``static/LICENSES.txt``).
 """
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from hiso_jax import fed
 from hiso_jax.reports.charts import charts_of, colors_of
-from hiso_jax.reports.comparison import ratio_words
+from hiso_jax.reports.comparison import Compared, ratio_words
 from hiso_jax.reports.directory import as_json
-from hiso_jax.reports.subject import Subject, spread_in_words
+from hiso_jax.reports.figures import figure_of_subjects
+from hiso_jax.reports.subject import Subject, caveats, spread_in_words
 from hiso_jax.reports.text import NEVER, human_bytes, human_count, human_seconds, short_names
 from hiso_jax.version import VERSION
 
@@ -59,8 +63,35 @@ def as_page(subjects: Sequence[Subject]) -> str:
 
 
 def as_fragment(subject: Subject) -> str:
-    """The tables of a run or a comparison as HTML for a notebook, without charts."""
-    return f"<div><p>{escape(verdict_of(subject))}</p>{_results(subject)}{_caveats(subject)}</div>"
+    """A run or a comparison as HTML for a notebook: its verdict, its table and its figure."""
+    content = io.BytesIO()
+    figure_of_subjects([subject], ("round", "bytes_up", "forward_passes"), 2).savefig(content, format="png", dpi=110)
+    picture = base64.b64encode(content.getvalue()).decode()
+    return (
+        f"<div><p>{escape(verdict_of(subject))}</p>{_results(subject)}"
+        f'<img alt="{escape(subject.title)}" src="data:image/png;base64,{picture}">{_caveats(subject)}</div>'
+    )
+
+
+def result_as_html(result: fed.Result) -> str:
+    """A result of a run as a notebook shows it."""
+    names = list(result.metrics[-1].metrics)
+    metric = fed.Metric("loss", False) if "loss" in names else fed.Metric(names[0])
+    # Which metric counts is known to the task, which a result does not hold: the first that is not the loss, if any.
+    other = [name for name in names if name != "loss"]
+    metric = fed.Metric(other[0]) if other else metric
+    last = result.metrics[-1]
+    run = {
+        **last.metrics,
+        "seed": "",
+        "rounds": result.rounds,
+        "bytes_up": last.bytes_up,
+        "diverged_at_round": result.diverged_at,
+        "interrupted": result.interrupted,
+        "concerns": result.health_warnings,
+    }
+    compared = {"run": Compared({}, [run], [list(result.metrics)])}
+    return as_fragment(Subject("run", compared, metric, None, None, left_out=caveats(compared)))
 
 
 def verdict_of(subject: Subject) -> str:

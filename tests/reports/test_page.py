@@ -45,7 +45,7 @@ class Page(HTMLParser):
         self.addresses += [values[name] for name in ("src", "href") if name in values]
         if tag == "script":
             self._script = values.get("id", "")
-        if tag not in ("meta", "link", "br"):
+        if tag not in ("meta", "link", "br", "img"):
             self.stack.append(tag)
 
     def handle_endtag(self, tag):
@@ -92,6 +92,16 @@ def test_a_comparison_writes_its_report_and_a_notebook_shows_it(studies):
     Page(shown)
     assert "decomfl" in shown
     assert "<script" not in shown
+
+
+def test_a_notebook_shows_a_result(studies):
+    result = studies[2]
+    shown = result._repr_html_()
+    Page(shown)
+    assert f"Test accuracy {result.metrics[-1].metrics['accuracy']:.4g} after 4 rounds." in shown
+    assert "data:image/png;base64," in shown
+    assert dataclasses.replace(result, metrics=[])._repr_html_() is None
+    assert (reports.figure, reports.report) == (tune.figure, tune.report)
 
 
 def test_the_command_of_a_report_makes_the_same_again(studies, capsys, tmp_path):

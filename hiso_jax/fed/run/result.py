@@ -1,8 +1,8 @@
 """The result of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import optax
@@ -48,6 +48,9 @@ class Result:
       spent: seconds of this process on ``compiling``, ``rounds`` and ``evaluations``; a resumed run's earlier processes
         are not in it.
     """
+
+    # Result → the HTML that a notebook shows, or None. The package sets it, because this room knows no reports.
+    html: ClassVar[Callable[[Any], str | None]] = staticmethod(lambda result: None)
 
     records: Records | None
     metrics: list[Evaluation]
@@ -102,6 +105,9 @@ class Result:
             *(f"warning: {sentence}" for sentence in self.health_warnings[:SHOWN]),
         ]
         return "\n  ".join(lines)
+
+    def _repr_html_(self) -> str | None:
+        return type(self).html(self) if self.metrics else None
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of earlier releases answer with their successors."""
