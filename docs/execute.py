@@ -1,6 +1,6 @@
 """Execute the pages that are stored with their outputs, because they need a model of 93 MB.
 
-    SMOLLM2=SmolLM2-135M-Instruct.Q4_1.gguf python docs/execute.py
+SMOLLM2=SmolLM2-135M-Instruct.Q4_1.gguf python docs/execute.py
 """
 
 from pathlib import Path
