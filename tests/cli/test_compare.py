@@ -50,7 +50,7 @@ def test_at_given_rates_it_prints_one_table_and_goes_on_where_it_was(capsys, tmp
     settings = {name: (each["learning_rate"], each["schedule"]) for name, each in compared["methods"].items()}
     assert settings == {"hiso": (0.02, "constant"), "decomfl": (0.01, "cosine")}
     assert compared["methods"]["decomfl"]["runs"][0]["worst_tenth"] is not None
-    names = {"config.json", "comparison.json", "metrics.jsonl", "curves.png", "runs", LOCKS}
+    names = {"config.json", "comparison.json", "metrics.jsonl", "curves.png", "report.html", "runs", LOCKS}
     assert {path.name for path in out.iterdir()} == names
     rows = [line.split()[0] for line in text.splitlines() if line.startswith((" hiso ", " decomfl "))]
     assert rows == ["hiso", "decomfl"]
