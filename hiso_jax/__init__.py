@@ -53,6 +53,8 @@ def __getattr__(name: str) -> Any:
     """Import what imports models, tables and pictures at its first use."""
     if name == "progress":
         return import_module("hiso_jax.reports").Progress
+    if name in algorithms.ALGORITHMS.factories:
+        return getattr(algorithms, name)
     if name == "tune":
         return import_module("hiso_jax.tune")
     if name == "Experiment":

@@ -149,6 +149,8 @@ class Kind:
             if self.otherwise is not None and not is_foreign(name):
                 return Choice(self, name, self.otherwise(name))
             # Nothing else is imported: for names from an untrusted file, a caller that checks is_foreign first is safe.
+            if name.endswith(".py"):
+                raise ParameterError(self.name, f"must name what the file defines, as {name}:NAME; got {name!r}")
             if not is_foreign(name):
                 near = difflib.get_close_matches(name, self.factories, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""

@@ -242,7 +242,7 @@ def _name_of(command: str, word: str) -> str:
     """
     name = _named(word)
     if name is None:
-        raise UsageError(f"{word!r} is no option of {command}{ADVICE}")
+        raise UsageError(f"{word!r} is no option of {command}; a list is written with commas, A,B{ADVICE}")
     return name
 
 

@@ -63,5 +63,6 @@ def plot(options: Plot, console: Console) -> int:
     """
     with errors.refusing():
         tune.figure(*options.paths, out=options.out, against=options.against, columns=options.columns)
-    console.print(f"written to {options.out}", soft_wrap=True, highlight=False)
+    said = "; panels that would repeat the one of the rounds are left out" if len(options.against) > 1 else ""
+    console.print(f"written to {options.out}{said}", soft_wrap=True, highlight=False)
     return errors.DONE

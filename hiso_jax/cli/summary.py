@@ -76,6 +76,8 @@ def _clipped(share: float, steps: Sequence[str]) -> str:
     if list(steps) == ["guard"]:
         return f"{100 * share:.1f} % of the messages, by the guard (--no-guard turns it off)"
     by = " and ".join(step.replace("_", " ") for step in steps)
+    # It shortens every message above the median: half of them, by design.
+    by += " (half by design)" if "clip_to_median" in steps else ""
     return f"{100 * share:.1f} % of the messages{f', by {by}' if by else ''}"
 
 

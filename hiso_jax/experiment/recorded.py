@@ -82,7 +82,8 @@ def command_of(about: Mapping[str, Any], command: str, kind: type) -> str:
     if "rounds" not in about:
         return ""
     defaults = as_json(defaults_of(about, kind))
-    first = {name: about[name] for name in ("task", "algorithm", "algorithms", "model") if about.get(name) is not None}
-    first = {name: value for name, value in first.items() if value != defaults.get(name)}
+    # A run of a comparison also records the comparison's options.
+    named = [name for name in ("task", "algorithm", "algorithms", "model") if name in defaults]
+    first = {name: about[name] for name in named if about.get(name) not in (None, defaults[name])}
     known = {name: value for name, value in changed_options(about, kind).items() if name in defaults}
     return " ".join(["hiso-jax", command, *as_words({**first, **known})])

@@ -15,7 +15,7 @@ from hiso_jax.reports.directory import (
 )
 from hiso_jax.reports.figures import figure_of_subjects, save_picture
 from hiso_jax.reports.loggers import TensorBoard, WandB, loggers
-from hiso_jax.reports.page import as_fragment, as_page, result_as_html
+from hiso_jax.reports.page import as_fragment, as_page, result_as_html, subject_of_result
 from hiso_jax.reports.paired import Ratio, baseline_of, check_figures, interval, paired_ratio
 from hiso_jax.reports.pictures import rates_picture
 from hiso_jax.reports.progress import Progress
@@ -63,6 +63,7 @@ __all__ = [
     "run_summary",
     "save_picture",
     "side_by_side",
+    "subject_of_result",
     "sweep_as_dict",
     "sweep_from_dict",
     "sweep_table",
@@ -73,7 +74,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``report`` and ``figure`` are those of :mod:`hiso_jax.tune`, which also know the commands behind a directory."""
-    if name in ("report", "figure"):
-        return getattr(import_module("hiso_jax.tune"), name)
+    """``figure`` is :func:`hiso_jax.tune.figure`, which also takes comparisons."""
+    if name == "figure":
+        return import_module("hiso_jax.tune").figure
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

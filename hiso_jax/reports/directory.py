@@ -57,7 +57,8 @@ def create_directory(out: Path | None, name: str, config: Mapping[str, Any] | No
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     path = out or Path("runs") / f"{name}-{stamp}"
     if exists(path):
-        raise ParameterError("out", f"must be a directory that does not exist yet; {path} does")
+        hint = "; `resume` continues what it holds" if exists(path / "config.json") else ""
+        raise ParameterError("out", f"must be a directory that does not exist yet; {path} does{hint}")
     new = path.parent / f".{path.name}.{os.getpid()}"
     try:
         new.mkdir(parents=True)

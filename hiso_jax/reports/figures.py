@@ -45,7 +45,7 @@ def figure_of_subjects(subjects: Sequence[Subject], against: Sequence[str], colu
         raise ParameterError("columns", f"must be 1 or 2, got {columns!r}")
     unknown = [name for name in against if name not in AXES]
     if isinstance(against, str) or not against or unknown:
-        raise ParameterError("against", f"must be some of {', '.join(AXES)}, got {unknown or against!r}")
+        raise ParameterError("against", f"must be some of {', '.join(AXES)}, got {', '.join(unknown) or against!r}")
     if len({subject.metric for subject in subjects}) > 1:
         names = ", ".join(sorted({subject.metric.name for subject in subjects}))
         raise ParameterError("paths", f"must be runs and comparisons of one metric, got {names}")
@@ -141,6 +141,10 @@ def _panel(drawn: Any, subject: Subject, axis: str, metric: str, *, labelled: bo
         _leave_out_what_diverged(drawn, [line for _, line in ends])
     if subject.target is not None and metric == subject.metric.name:
         drawn.axhline(subject.target, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
+        place = (0.99, subject.target)
+        drawn.annotate(
+            "target", place, (0, 1.5), drawn.get_yaxis_transform(), "offset points", color="0.4", fontsize=6, ha="right"
+        )
     shown = [(name, line) for name, line in ends if colors[name] != GREY]
     if labelled and len(subject.compared) > 1:
         _label(drawn, [(names[name], colors[name], float(line.mean[-1])) for name, line in shown], len(ends))

@@ -75,6 +75,11 @@ def as_fragment(subject: Subject) -> str:
 
 def result_as_html(result: fed.Result) -> str:
     """A result of a run as a notebook shows it."""
+    return as_fragment(subject_of_result(result))
+
+
+def subject_of_result(result: fed.Result) -> Subject:
+    """A result of a run as the subject of a report."""
     names = list(result.metrics[-1].metrics)
     metric = fed.Metric("loss", False) if "loss" in names else fed.Metric(names[0])
     # Which metric counts is known to the task, which a result does not hold: the first that is not the loss, if any.
@@ -91,7 +96,7 @@ def result_as_html(result: fed.Result) -> str:
         "concerns": result.health_warnings,
     }
     compared = {"run": Compared({}, [run], [list(result.metrics)])}
-    return as_fragment(Subject("run", compared, metric, None, None, left_out=caveats(compared)))
+    return Subject("run", compared, metric, None, None, left_out=caveats(compared))
 
 
 def verdict_of(subject: Subject) -> str:

@@ -18,6 +18,8 @@ COMPARISON = "comparison.json"
 METRICS = "metrics.jsonl"
 # What ``comparison.json`` holds of a method's runs, beside its setting.
 OF_RUNS = ("runs", "reached", "diverged", "ratios", "cost_of_trouble")
+# A target that is reached within fewer evaluations is known too coarsely for a ratio.
+COARSE = 4
 # An axis of a chart → its title.
 AXES = {
     "round": "rounds",
@@ -115,6 +117,20 @@ def spread_in_words(runs: int) -> str:
     return f"lines: means of {runs} seeds; bands: 95 % intervals of the mean"
 
 
+def _coarse(compared: Mapping[str, Compared]) -> list[str]:
+    """Methods whose rounds to the target are hardly more than the rounds between evaluations."""
+    said = []
+    for name, done in compared.items():
+        reached = [run["rounds_to_target"] for run in done.runs if run.get("rounds_to_target") is not None]
+        rounds = [row.round for row in done.histories[0]] if done.histories else []
+        if reached and len(rounds) > 1 and float(np.mean(reached)) < COARSE * (rounds[1] - rounds[0]):
+            said.append(
+                f"{name}: it reached the target within about {float(np.mean(reached)) / (rounds[1] - rounds[0]):.0f} "
+                "evaluations, so its ratio is coarse; take a smaller eval_every, or a higher target"
+            )
+    return said
+
+
 def caveats(compared: Mapping[str, Compared], missing: Sequence[str] = ()) -> list[str]:
     """Sentences on what the figures leave out.
 
@@ -126,6 +142,8 @@ def caveats(compared: Mapping[str, Compared], missing: Sequence[str] = ()) -> li
     fewest = min((len(done.runs) for done in compared.values()), default=0)
     if len(compared) > 1 and fewest < FEWEST_PAIRS:
         said.append(f"{fewest} seeds: ratios have no intervals, which need {FEWEST_PAIRS}")
+    if len(compared) > 1:
+        said += _coarse(compared)
     for name, done in compared.items():
         diverged = [str(run["seed"]) for run in done.runs if run.get("diverged_at_round") is not None]
         if diverged:

@@ -44,6 +44,15 @@ def asked(kind: type[Study], where: str, algorithms: Sequence[str], options: Map
             raise ParameterError(name, "must be names of methods, got None")
         if isinstance(several, str):
             several = several.split(",")
+        values = [] if isinstance(several, str) or not isinstance(several, Iterable) else several
+        other = next(
+            (each for each in values if name in ("algorithms", "schedules") and not isinstance(each, str)), None
+        )
+        if other is not None:
+            raise ParameterError(
+                name,
+                f'must be names, or "FILE:NAME" for your own code: files record them; got a {type(other).__name__}',
+            )
         if several is not None and isinstance(several, Sequence) and not several:
             raise ParameterError(name, "must have at least one entry, got none")
         if several is not None:

@@ -5,11 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.experiment import Single, command_of
 from hiso_jax.fed.ledger import exists, write_file
 from hiso_jax.paths import as_path
-from hiso_jax.reports import Subject, as_page, figure_of_subjects, read_subject, side_by_side
+from hiso_jax.reports import (
+    Subject,
+    as_page,
+    figure_of_subjects,
+    read_subject,
+    side_by_side,
+    subject_of_result,
+)
 from hiso_jax.tune.results import Comparison
 from hiso_jax.tune.settings import Compare
 
@@ -18,13 +26,15 @@ FIGURES = (".pdf", ".svg", ".png")
 
 
 def subject_of(shown: Any) -> Subject:
-    """A run's or a comparison's directory, or a :class:`Comparison`, as the subject of a report.
+    """A run's or a comparison's directory, a :class:`Comparison` or a result, as the subject of a report.
 
     Raises:
       ParameterError: it is none of these, or a file of the directory was altered.
     """
     if isinstance(shown, Comparison):
         return shown.subject()
+    if isinstance(shown, fed.Result):
+        return subject_of_result(shown)
     found = read_subject(as_path("paths", shown))
     command, kind = ("run", Single) if found.baseline is None else ("compare", Compare)
     return replace(found, command=command_of(found.config, command, kind))
@@ -42,7 +52,7 @@ def report(*shown: Any, out: Path | str) -> Path:
     This is ``hiso-jax report``. Runs of the same task are shown side by side; every comparison has a part of its own.
 
     Args:
-      shown: directories of runs or comparisons, or objects that :func:`compare` returned.
+      shown: directories of runs or comparisons, results of runs, or what :func:`compare` returned.
       out: the file to write, ending in .html; an earlier report of that name is replaced.
 
     Returns:
@@ -79,7 +89,7 @@ def figure(
     This is ``hiso-jax plot``. The figure is matplotlib's, so it can be restyled before it is saved.
 
     Args:
-      shown: directories of runs or comparisons, or objects that :func:`compare` returned; all of one metric.
+      shown: directories of runs or comparisons, results of runs, or what :func:`compare` returned; all of one metric.
       out: the file to write, .pdf, .svg or .png; None writes none.
       against: the horizontal axes, a panel each: round, bytes_up, forward_passes, simulated_seconds.
       columns: the width of the figure, 1 or 2 columns of a paper (3.4 and 7 inches).

@@ -84,8 +84,17 @@ class Comparison(Rows):
             "tuned": f"{counted} runs each, other seeds, validation examples" if any(trials) else "no: rates as given",
             "seeds": f"{settings.seeds}, paired" + ("" if settings.seeds > 4 else "; intervals need 5"),
             **self._rounds_planned(),
+            **self._doubts(),
             **({"interrupted": f"not done: {', '.join(self.elsewhere) or 'some runs'}"} if self.interrupted else {}),
         }
+
+    def _doubts(self) -> dict[str, str]:
+        """What limits the ratios: nobody reached the target, or soon after the start."""
+        runs = [run for done in self.compared.values() for run in done.runs]
+        if self.target is not None and runs and all(run["rounds_to_target"] is None for run in runs):
+            return {"target": f"no run reached {self.target:g}: compare the values at the end, or give a lower target"}
+        coarse = [sentence for sentence in caveats(self.compared) if "ratio is coarse" in sentence]
+        return {"coarse": "; ".join(coarse)} if coarse else {}
 
     def subject(self) -> Subject:
         """The comparison as the subject of a report.

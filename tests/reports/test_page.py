@@ -101,7 +101,7 @@ def test_a_notebook_shows_a_result(studies):
     assert f"Test accuracy {result.metrics[-1].metrics['accuracy']:.4g} after 4 rounds." in shown
     assert "data:image/png;base64," in shown
     assert dataclasses.replace(result, metrics=[])._repr_html_() is None
-    assert (reports.figure, reports.report) == (tune.figure, tune.report)
+    assert reports.figure is tune.figure
 
 
 def test_the_command_of_a_report_makes_the_same_again(studies, capsys, tmp_path):
@@ -114,6 +114,25 @@ def test_the_command_of_a_report_makes_the_same_again(studies, capsys, tmp_path)
     for name in first:
         digests = [[run["params_sha256"] for run in each[name]["runs"]] for each in (first, again)]
         assert digests[0] == digests[1]
+
+
+def test_the_command_of_a_comparisons_run_makes_it_again(studies, capsys, tmp_path):
+    folder = next((studies[0] / "compared" / "runs").glob("*hiso*seed-1"))
+    command = tune.reporting.subject_of(folder).command.split()
+    assert call(capsys, *command[1:], "--out", tmp_path / "again")[0] == 0
+    digests = [
+        json.loads((each / "summary.json").read_text())["params_sha256"] for each in (folder, tmp_path / "again")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_ratio_of_few_evaluations_is_called_coarse(studies):
+    said = studies[1].facts()["coarse"]
+    assert "so its ratio is coarse; take a smaller eval_every, or a higher target" in said
+
+
+def test_a_result_is_drawn(studies):
+    assert [axis.get_xlabel() for axis in tune.figure(studies[2]).axes] == ["rounds", "rounds"]
 
 
 def test_a_directory_reads_as_the_comparison_it_is_of(studies):
@@ -187,7 +206,7 @@ def test_a_figure_for_a_paper(studies, capsys, tmp_path, ending):
     # hiso and decomfl send as much a round, so bytes and passes would show the same curves.
     assert panels == ["rounds", "cost to accuracy 0.12 (decomfl = 1)"]
     labels = [text.get_text() for text in figure.axes[0].texts]
-    assert sorted(labels) == ["decomfl", "hiso"]
+    assert sorted(labels) == ["decomfl", "hiso", "target"]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +217,16 @@ def test_a_figure_for_a_paper(studies, capsys, tmp_path, ending):
         (("plot", "{folder}/compared", "--out", "x.gif"), "--out must be a file that ends in .pdf, .svg, .png, got"),
         (("plot", "{folder}/compared", "--against", "time"), "--against must be some of round, bytes_up, .*'time'"),
         (("report", "{folder}/compared", "--out", "/no/where.html"), "--out cannot be written: /no/where.html"),
+        (("show", "{folder}/compared"), "holds several runs, the first is .*/compared/runs/0-decomfl-seed-0"),
+        (("run", "--out", "{folder}/run"), "--out must be .* does not exist yet; .*/run does; --resume continues what"),
+        (
+            ("run", "--algorithm", "mine.py"),
+            "--algorithm must name what the file defines, as mine.py:NAME; got 'mine.py'",
+        ),
+        (
+            ("compare", "--algorithms", "hiso", "mosaic"),
+            "'mosaic' is no option of compare; a list is written with commas",
+        ),
     ],
 )
 def test_what_cannot_be_shown_is_refused(studies, capsys, words, sentence):

@@ -115,6 +115,14 @@ def test_the_first_interrupt_ends_a_study_and_keeps_what_was_done(monkeypatch, t
         assert any(line.startswith(expected) for line in lines), (expected, lines)
 
 
+def test_methods_of_a_study_are_names():
+    with pytest.raises(
+        hiso_jax.ParameterError, match=r'^algorithms must be names, or "FILE:NAME" for your own code: files record them; got a function'
+    ):
+        tune.compare([lambda rate: None])
+    assert hiso_jax.fed_avg is hiso_jax.algorithms.fed_avg
+
+
 @pytest.mark.thorough
 def test_one_program_tunes_a_method(tmp_path, monkeypatch):
     compiled, original = [], fed.sweep

@@ -79,6 +79,10 @@ def read_regular(path: Path) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError(f"{path} cannot be read: it is not a regular file")
         return path.read_bytes()
+    except FileNotFoundError as error:
+        others = sorted(path.parent.glob(f"runs/*/{path.name}"))
+        hint = f"; {path.parent} holds several runs, the first is {others[0].parent}" if others else ""
+        raise ValueError(f"{path} cannot be read: {error.strerror}{hint}") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 

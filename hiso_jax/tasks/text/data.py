@@ -244,6 +244,11 @@ def _by_words(texts: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
                 f"must be given, one for each word of the verbalizer: in alphabetical order {text!r} would be answered "
                 f"by {word!r}, which is the name of another label",
             )
+    logging.getLogger("hiso_jax").warning(
+        "the words of the verbalizer do not name the labels, so they are matched in alphabetical order: %s; "
+        "give `labels` for another order",
+        ", ".join(f"{text} is {word!r}" for text, word in zip(texts, words, strict=True)),
+    )
     return tuple(texts)
 
 
