@@ -24,7 +24,7 @@ SHOWN = {
         (66, 0.63),
         "right",
     ),
-    "mosaic, 64 × 2 bits": ("mosaic", "20 bytes a round,\nforward passes", "#d9480f", (150, 0.31), "left"),
+    "mosaic, 64 × 2 bits": ("mosaic", "20 bytes\na round,\nforward\npasses", "#d9480f", (235, 0.4), "left"),
     "decomfl": ("DeComFL", "20 bytes a round,\nforward passes", "#7a828c", (2900, 0.53), "left"),
     "FedAvg K = 5": ("FedAvg", "9,640 bytes a round,\nbackpropagation", "#1b1f24", (40_000, 0.61), "left"),
 }
