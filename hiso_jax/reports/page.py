@@ -80,12 +80,10 @@ def result_as_html(result: fed.Result) -> str:
 
 def subject_of_result(result: fed.Result) -> Subject:
     """A result of a run as the subject of a report."""
-    names = list(result.metrics[-1].metrics)
-    metric = fed.Metric("loss", False) if "loss" in names else fed.Metric(names[0])
-    # Which metric counts is known to the task, which a result does not hold: the first that is not the loss, if any.
-    other = [name for name in names if name != "loss"]
-    metric = fed.Metric(other[0]) if other else metric
     last = result.metrics[-1]
+    # A result does not hold its task, which knows the metric that counts: the first that is not the loss, if any.
+    other = [name for name in last.metrics if name != "loss"]
+    metric = fed.Metric(other[0]) if other else fed.Metric("loss", False)
     run = {
         **last.metrics,
         "seed": "",

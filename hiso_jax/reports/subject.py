@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hiso_jax import fed
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, is_real
 from hiso_jax.fed.ledger import LEDGER, exists, read_regular
 from hiso_jax.reports.comparison import Compared, as_results
 from hiso_jax.reports.paired import FEWEST_PAIRS, baseline_of, check_figures, interval
@@ -185,6 +185,7 @@ def _comparison(path: Path) -> Subject:
             for run in method["runs"]:
                 check_figures(run)
             tuned = {key: value for key, value in method.items() if key not in OF_RUNS}
+            _check_tuned(tuned)
             compared[name] = Compared(tuned, method["runs"])
         _read_histories(path / METRICS, compared)
         runs = [run for done in compared.values() for run in done.runs]
@@ -214,6 +215,20 @@ def _comparison(path: Path) -> Subject:
     )
 
 
+def _check_tuned(tuned: Mapping[str, Any]) -> None:
+    """Refuse a method's setting that was edited.
+
+    Raises:
+      ValueError, TypeError, KeyError: a value is missing, or is none.
+    """
+    settings = [tuned, *tuned["trials"]]
+    if not all(is_real(each["learning_rate"]) and isinstance(each["schedule"], str) for each in settings):
+        raise ValueError("a setting must have a rate and a schedule")
+    finals = [end for trial in tuned["trials"] for end in trial["final"]]
+    if not all(end is None or is_real(end) for end in finals):
+        raise ValueError("the final values of trials must be numbers")
+
+
 def _read_histories(path: Path, compared: Mapping[str, Compared]) -> None:
     """Read the evaluations of a comparison's runs, in the order of its runs."""
     known = {each.name for each in fields(fed.Evaluation)}
@@ -234,6 +249,19 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
+def _check_summary(summary: Any) -> None:
+    """Refuse a run's summary that was edited.
+
+    Raises:
+      ValueError, TypeError, AttributeError: a figure is missing, or is none.
+    """
+    check_figures({"rounds_planned": summary["rounds"], "worst_tenth": None, **summary})
+    if any(not isinstance(count, int) for count in summary.get("attendance", {}).values()):
+        raise ValueError("attendance must be counts")
+    if any(not isinstance(sentence, str) for sentence in summary.get("concerns", [])):
+        raise ValueError("concerns must be sentences")
+
+
 def _run(path: Path) -> Subject:
     ledger = fed.load(path, unfinished=True)
     folder = ledger.path.parent
@@ -244,8 +272,11 @@ def _run(path: Path) -> Subject:
     if exists(folder / "summary.json"):
         try:
             summary = json.loads(read_regular(folder / "summary.json"))
-        except ValueError as error:
-            raise ParameterError("paths", f"must be runs whose summary.json is as it was written; {path}") from error
+            _check_summary(summary)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ParameterError(
+                "paths", f"must be runs whose files are as they were written; {folder / 'summary.json'} is not"
+            ) from error
     names = list(ledger.evaluations[0].metrics)
     # The task that names the metric is not loaded for an unfinished run.
     metric = summary.get("metric") or ("loss" if "loss" in names else names[0])

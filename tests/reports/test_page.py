@@ -152,6 +152,31 @@ def test_a_directory_reads_as_the_comparison_it_is_of(studies):
             ]
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [{"attendance": [1]}, {"concerns": 3}, {"metric": None}, {"rounds": "x"}, {"bytes_up": "many"}, {"accuracy": {}}],
+)
+def test_an_edited_summary_is_refused(studies, capsys, tmp_path, edit):
+    shutil.copytree(studies[0] / "run", tmp_path / "run")
+    file = tmp_path / "run" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | edit))
+    code, _, errors = call(capsys, "report", tmp_path / "run", "--out", tmp_path / "x.html")
+    assert code == 2
+    assert "paths must be runs whose files are as they were written; " in errors
+
+
+@pytest.mark.parametrize("edit", [{"learning_rate": "x"}, {"schedule": 3}, {"trials": [{"final": 1}]}, {"runs": [3]}])
+def test_an_edited_comparison_is_refused(studies, capsys, tmp_path, edit):
+    shutil.copytree(studies[0] / "compared", tmp_path / "compared")
+    file = tmp_path / "compared" / "comparison.json"
+    content = json.loads(file.read_text())
+    content["methods"]["hiso"] |= edit
+    file.write_text(json.dumps(content))
+    code, _, errors = call(capsys, "report", tmp_path / "compared", "--out", tmp_path / "x.html")
+    assert code == 2
+    assert errors.count("\n") == 1
+
+
 def test_text_in_a_report_is_text(studies):
     _, compared, _ = studies
     name = "<img src=x onerror=alert(1)>&'\""

@@ -117,7 +117,8 @@ def test_the_first_interrupt_ends_a_study_and_keeps_what_was_done(monkeypatch, t
 
 def test_methods_of_a_study_are_names():
     with pytest.raises(
-        hiso_jax.ParameterError, match=r'^algorithms must be names, or "FILE:NAME" for your own code: files record them; got a function'
+        hiso_jax.ParameterError,
+        match=r'^algorithms must be names, or "FILE:NAME" for your own code: files record them; got a function',
     ):
         tune.compare([lambda rate: None])
     assert hiso_jax.fed_avg is hiso_jax.algorithms.fed_avg
