@@ -1,6 +1,8 @@
 """Replaced names: an error names the successor, and files keep the old names."""
 
+import difflib
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
@@ -69,14 +71,20 @@ def refuse_renamed(names: Mapping[str, Any]) -> None:
 
 
 def with_renamed(function: F) -> F:
-    """The function or class, refusing old names of keyword arguments with an error that gives the new names."""
+    """The function or class, refusing keyword arguments that it lacks; the error gives the new or the nearest name."""
     if isinstance(function, type):
         function.__init__ = with_renamed(function.__init__)  # type: ignore[misc]
         return function
 
+    known = inspect.signature(function).parameters
+    owner = function.__qualname__.removesuffix(".__init__")
+
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         refuse_renamed(named)
+        for name in named.keys() - known.keys():
+            near = difflib.get_close_matches(name, known, 1)
+            raise ParameterError(name, f"is no parameter of {owner}{f'; did you mean `{near[0]}`?' if near else ''}")
         return function(*arguments, **named)
 
     return cast(F, call)

@@ -81,6 +81,14 @@ CASES = {
     "a number in a callback": (lambda: fed.Callback(5), r"function must be a function of \(session, evaluation\)"),
     "a cohort above the clients": (lambda: sim(config=dataclasses.replace(CONFIG, cohort=99)), "cohort must be at most"),
     # Configuration
+    "a misspelt number": (
+        lambda: fed.SimulationConfig(round=10),
+        "round is no parameter of SimulationConfig; did you mean `rounds`",
+    ),
+    "a model without a key": (
+        lambda: tasks.Classification(lambda: 0, lambda w, x: x, {"input": X, "label": Y}, {"input": X, "label": Y}),
+        "model_init must make parameters from a key; it fails: .* takes 0 positional arguments",
+    ),
     "no rounds": (lambda: fed.SimulationConfig(rounds=0), "rounds must be at least 1, got 0"),
     "half a round": (lambda: fed.SimulationConfig(rounds=2.5), "rounds must be an integer, got 2.5"),
     "text as rounds": (lambda: fed.SimulationConfig(rounds="10"), "rounds must be an integer, got '10'"),

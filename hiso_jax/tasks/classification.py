@@ -218,6 +218,12 @@ class Classification:
             lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), inputs
         )
         try:
+            jax.eval_shape(self.model_init, jax.random.key(0))
+        except TypeError as error:
+            raise ParameterError(
+                "model_init", f"must make parameters from a key; it fails: {first_line(error)}"
+            ) from error
+        try:
             given = jax.eval_shape(logits, jax.random.key(0), row)
         except TypeError as error:
             shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(row))
