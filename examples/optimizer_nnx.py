@@ -40,7 +40,7 @@ def in_bfloat16_on_eight_devices() -> None:
     # μ moves a parameter in bfloat16 only if it is not far below it.
     step = jax.jit(zo.step(loss_fn, OPTIMIZER, num_perturbations=10, mu=1e-2))
     params = jax.device_put({"w": jnp.zeros((64, 10), jnp.bfloat16), "b": jnp.zeros(10, jnp.bfloat16)}, whole)
-    state = jax.device_put(OPTIMIZER.init(params), whole)
+    state, loss = jax.device_put(OPTIMIZER.init(params), whole), jnp.inf * jnp.ones(())
     for key in jax.random.split(jax.random.key(3), STEPS):
         params, state, loss = step(params, state, jax.device_put(batch_at(key), split), key)
         # Virtual devices share the cores: sums of steps that wait for one another could starve.

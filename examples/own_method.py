@@ -17,11 +17,11 @@ from hiso_jax import fed, tune, zo
 def clip_scalars(limit: float) -> optax.GradientTransformation:
     """Clip the aggregated scalars at ``limit`` times their root mean square. Before the head, a chain sees scalars."""
 
-    def update(scalars: jax.Array, state: optax.EmptyState, params: optax.Params | None = None) -> tuple:
+    def clip(scalars: jax.Array) -> jax.Array:
         bound = limit * jnp.sqrt(jnp.mean(scalars**2))
-        return jnp.clip(scalars, -bound, bound), state
+        return jnp.clip(scalars, -bound, bound)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(lambda scalars, params: jax.tree.map(clip, scalars))
 
 
 @fed.algorithm.default_rates(digits=0.05)

@@ -30,7 +30,7 @@ def table(seed: int, *, csv: Path | None = None, hidden: int = 32) -> tasks.Clas
     """
     frame = digits_table() if csv is None else pd.read_csv(csv)
     test = frame.sample(frac=0.25, random_state=seed)
-    features, classes = frame.shape[1] - 1, int(frame["label"].nunique())
+    features, classes = frame.shape[1] - 1, len(set(frame["label"]))
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         first, second = jax.random.split(key)

@@ -20,7 +20,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for number, block in enumerate(blocks):
             (Path(folder) / f"block_{number}.py").write_text(block)
-        (Path(folder) / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(root)]}))
+        (Path(folder) / "pyrightconfig.json").write_text(
+            json.dumps({"extraPaths": [str(root), str(root / "examples")]})
+        )
         options = {
             "mypy": ["--no-incremental", "--config-file", "", "--ignore-missing-imports", "--follow-imports", "silent"],
             "pyright": [],
