@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.renamed import successor
-from hiso_jax.zo import pin
+from hiso_jax.zo import fold_in, pin
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -222,7 +222,7 @@ def by_scalar(
     def one(each: tuple[PyTree, Int[Array, ""]]) -> PyTree:
         column, place = each
         step, index = place // perturbations, first + place % perturbations
-        return function(column, jax.random.fold_in(jax.random.fold_in(key, step), index))
+        return function(column, fold_in(fold_in(key, step), index))
 
     count = steps * perturbations
     # At least two iterations: XLA would inline a loop of one into the surrounding code, and the last bit would differ.

@@ -1,9 +1,10 @@
 """The keys of a run: every round's keys of directions, data and cohort are derived from one seed key."""
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key
+
+from hiso_jax.zo import fold_in
 
 DATA_STREAM = 0xDA7A0001
 COHORT_STREAM = 0xC0480001
@@ -18,22 +19,22 @@ BACKPROP_STREAM = 0xBAC40001
 
 def round_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
     """The key of a round's directions: fold_in(seed_key, r), 0 ≤ r < 2³¹."""
-    return jax.random.fold_in(seed_key, round_number)
+    return fold_in(seed_key, round_number)
 
 
 def _stream(seed_key: Key[Array, ""], stream: int) -> Key[Array, ""]:
     # Streams are above 2³¹ and rounds below, so no stream equals a round.
-    return jax.random.fold_in(seed_key, jnp.uint32(stream))
+    return fold_in(seed_key, jnp.uint32(stream))
 
 
 def data_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
     """The key of a round's batches, different from every key of its directions."""
-    return jax.random.fold_in(_stream(seed_key, DATA_STREAM), round_number)
+    return fold_in(_stream(seed_key, DATA_STREAM), round_number)
 
 
 def cohort_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
     """The key of a round's cohort."""
-    return jax.random.fold_in(_stream(seed_key, COHORT_STREAM), round_number)
+    return fold_in(_stream(seed_key, COHORT_STREAM), round_number)
 
 
 def init_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
@@ -43,7 +44,7 @@ def init_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
 
 def presence_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
     """The key that draws which clients are present in a round and which drop out of it."""
-    return jax.random.fold_in(_stream(seed_key, PRESENCE_STREAM), round_number)
+    return fold_in(_stream(seed_key, PRESENCE_STREAM), round_number)
 
 
 def traits_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
@@ -68,19 +69,19 @@ def backprop_key(seed_key: Key[Array, ""]) -> Key[Array, ""]:
 
 def channel_key(seed_key: Key[Array, ""], round_number: ArrayLike) -> Key[Array, ""]:
     """The key of a round's client-side draws and of the channels of its messages."""
-    return jax.random.fold_in(_stream(seed_key, CHANNEL_STREAM), round_number)
+    return fold_in(_stream(seed_key, CHANNEL_STREAM), round_number)
 
 
 def send_key(channel_key: Key[Array, ""], place: int) -> Key[Array, ""]:
     """The key of the channel at ``place`` in an algorithm's ``send``."""
-    return jax.random.fold_in(jax.random.fold_in(channel_key, 0), place)
+    return fold_in(fold_in(channel_key, 0), place)
 
 
 def combine_key(channel_key: Key[Array, ""]) -> Key[Array, ""]:
     """The key of an algorithm's ``combine``."""
-    return jax.random.fold_in(channel_key, 1)
+    return fold_in(channel_key, 1)
 
 
 def client_key(channel_key: Key[Array, ""], client: ArrayLike) -> Key[Array, ""]:
     """The key of a client's own draws."""
-    return jax.random.fold_in(jax.random.fold_in(channel_key, 2), client)
+    return fold_in(fold_in(channel_key, 2), client)

@@ -57,6 +57,7 @@ from hiso_jax.zo.samplers import (
 from hiso_jax.zo.signs import block_size
 from hiso_jax.zo.state import ScaleByZoState, zo_state, zo_states
 from hiso_jax.zo.step import DirectionsMode, check_directions, step
+from hiso_jax.zo.threefry import drawn, fold_in
 
 __all__ = [
     "DIFFERENCES",
@@ -98,7 +99,9 @@ __all__ = [
     "decomfl",
     "direction",
     "directional_derivatives",
+    "drawn",
     "fold_directions",
+    "fold_in",
     "forward",
     "gaussian",
     "grouped",

@@ -23,10 +23,11 @@ from hiso_jax.factored import Factors, PerturbedAs, PerturbedParameter, added, d
 from hiso_jax.stacked import Layers, Stacked, is_stacked, path_name
 from hiso_jax.zo.partitioned import split_as
 from hiso_jax.zo.samplers import Blocks, Hadamard, LowRank, Sampler, Subspace, as_sampler, gaussian
+from hiso_jax.zo.threefry import fold_in
 
 
 def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
-    """The key of perturbation ``index`` of local step ``step``: two nested ``jax.random.fold_in``.
+    """The key of perturbation ``index`` of local step ``step``: two nested ``fold_in``.
 
     Args:
       round_key: the key of the round, a typed scalar key.
@@ -37,7 +38,7 @@ def perturbation_key(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLik
       ValueError: the key's generator is unsafe_rbg, see :func:`check_generator`.
     """
     check_generator(round_key)
-    return jax.random.fold_in(jax.random.fold_in(round_key, step), index)
+    return fold_in(fold_in(round_key, step), index)
 
 
 def check_generator(key: Key[Array, ""]) -> None:
@@ -79,7 +80,7 @@ def draw_leaves(
     # One loop of the hash makes the keys of all leaves, because every separate fold_in is another loop to compile.
     # Barriers then separate the leaves' keys: XLA for GPUs fuses operations that read one array, and would hold the
     # draws of all leaves at once.
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(sum(counts)))
+    keys = jax.vmap(fold_in, (None, 0))(key, jnp.arange(sum(counts)))
     drawn, first = [], 0
     for node, count in zip(nodes, counts, strict=True):
         if isinstance(node, Stacked):

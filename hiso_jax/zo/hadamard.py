@@ -31,6 +31,7 @@ from hiso_jax.zo.directions import Directions, draw_leaves, leaves_of, shaped, w
 from hiso_jax.zo.groups import Direction, GroupedDirections
 from hiso_jax.zo.partitioned import is_partitioned, split_as
 from hiso_jax.zo.samplers import Hadamard, random_words
+from hiso_jax.zo.threefry import fold_in
 
 # Indices of directions are below 2³¹, so no direction has this key.
 STREAM = 0x4ADA0001 | 1 << 31
@@ -203,7 +204,7 @@ class HadamardDirections:
             return random_words(leaf_key, (RULE + leaf.turns * leaf.words,))
 
         self.drawn: list[UInt32[Array, "G ..."]] = lax.map(
-            lambda group: draw_leaves(jax.random.fold_in(key, group), params, draw), jnp.arange(groups)
+            lambda group: draw_leaves(fold_in(key, group), params, draw), jnp.arange(groups)
         )
 
     def at(self, index: ArrayLike) -> Direction:

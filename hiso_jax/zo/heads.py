@@ -25,6 +25,7 @@ from hiso_jax.zo.differences import directional_derivatives
 from hiso_jax.zo.directions import Directions, as_directions, made_dense, subspaces, working_dtype
 from hiso_jax.zo.samplers import Blocks, Sampler, Subspace
 from hiso_jax.zo.state import ScaleByZoState
+from hiso_jax.zo.threefry import fold_in
 
 
 def _check_bases(held: PyTree, params: PyTree, rank: int) -> None:
@@ -153,7 +154,7 @@ def head(
         delta_of = partial(accumulate, key, params=params, curvature=shape, sampler=state.directions, groups=groups)
 
         def advance_at(shape: PyTree, delta: PyTree, step: int | Array, aggregate: PyTree) -> PyTree:
-            own, directions_of = jax.random.fold_in(key, step), directions_at(key, step, params).of
+            own, directions_of = fold_in(key, step), directions_at(key, step, params).of
             given = LocalStep(aggregate, own, state.rounds, lambda index: made_dense(directions_of(index)))
             return advance(shape, delta, given)
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Int, Key
 
 from hiso_jax.checks import integer
 from hiso_jax.zo.directions import perturbation_key
+from hiso_jax.zo.threefry import fold_in
 
 # The seed of the pool, the same in every run.
 POOL = 0x5EED
@@ -15,7 +16,7 @@ POOL = 0x5EED
 
 def in_order(round_key: Key[Array, ""], step: ArrayLike, index: ArrayLike) -> Key[Array, ""]:
     """The key rule that visits a pool in order: the key of direction s = ``index``, in every round."""
-    return jax.random.fold_in(jax.random.key(POOL), index)
+    return fold_in(jax.random.key(POOL), index)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from hiso_jax.exact import rounded
 from hiso_jax.factored import Factors, is_factors
 from hiso_jax.zo.directions import draw_leaves, leaves_of
 from hiso_jax.zo.samplers import random_words
+from hiso_jax.zo.threefry import fold_in
 
 # Local steps are below 2³¹, so no direction of the round has these keys.
 PARAMETERS_STREAM = 0x80D30001
@@ -46,7 +47,7 @@ def store(
     """
     if all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(like)):
         return jax.tree.map(lambda x, kept: x.astype(kept.dtype), tree, like)
-    key = jax.random.fold_in(round_key, jnp.uint32(stream))
+    key = fold_in(round_key, jnp.uint32(stream))
     words = draw_leaves(key, like, lambda leaf_key, shape, leaf: random_words(leaf_key, shape))
 
     def one(x: Array | Factors, kept: Array | Factors, noise: Array) -> Array | Factors:

@@ -15,7 +15,7 @@ from hiso_jax.checks import ParameterError, between, function, integer
 from hiso_jax.exact import pin
 from hiso_jax.factored import Factors
 from hiso_jax.zo.partitioned import is_partitioned
-from hiso_jax.zo.threefry import drawn
+from hiso_jax.zo.threefry import drawn, fold_in
 
 # No index of a leaf is so large, and neither a leaf nor the signs of groups have this key.
 BLOCK_STREAM = 0xB10C0002
@@ -221,9 +221,7 @@ class Blocks:
     def scales(self, key: Key[Array, ""], squared_norms: Sequence[Array]) -> list[Array]:
         """The factor on each leaf of the direction with this key: 1 / √π_l on the leaf that it draws, 0 on others."""
         weights, shares = self.weights(squared_norms), self.shares(squared_norms)
-        drawn = jax.random.randint(
-            jax.random.fold_in(key, BLOCK_STREAM), (), 0, weights.sum().astype(jnp.int32), jnp.int32
-        )
+        drawn = jax.random.randint(fold_in(key, BLOCK_STREAM), (), 0, weights.sum().astype(jnp.int32), jnp.int32)
         chosen = (jnp.cumsum(weights) <= drawn.astype(jnp.uint32)).sum()
         return list(jnp.where(jnp.arange(len(weights)) == chosen, pin(1 / pin(jnp.sqrt(shares))), 0))
 

@@ -19,6 +19,7 @@ from hiso_jax.factored import Factors
 from hiso_jax.zo.directions import draw_leaves, leaves_of
 from hiso_jax.zo.partitioned import is_partitioned
 from hiso_jax.zo.samplers import random_words
+from hiso_jax.zo.threefry import fold_in
 
 # Leaf indices are below 2³¹, so no leaf's draw has this key.
 SIGN_STREAM = 0xB10C0001
@@ -84,7 +85,7 @@ class Signs(NamedTuple):
           word: the index of the 32 groups.
           of_words: an elementwise function.
         """
-        key = jax.random.fold_in(jax.random.fold_in(self.key, jnp.uint32(SIGN_STREAM)), word)
+        key = fold_in(fold_in(self.key, jnp.uint32(SIGN_STREAM)), word)
 
         def leaf(leaf_key: Any, shape: Sequence[int], like: Array | Factors) -> Array:
             seeds = random_words(leaf_key, (2,))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import define_prng_impl, threefry_prng_impl
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, ArrayLike, Int, Key, UInt32
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
@@ -24,6 +24,8 @@ def _rotate(x: UInt32[Array, "..."], distance: int) -> UInt32[Array, "..."]:
     return (x << jnp.uint32(distance)) | (x >> jnp.uint32(32 - distance))
 
 
+# Jitted, so that it is traced once for each shape.
+@jax.jit
 def _hash(
     key: UInt32[Array, "2"], high: UInt32[Array, "..."], low: UInt32[Array, "..."]
 ) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
@@ -39,6 +41,15 @@ def _hash(
     return x, y
 
 
+def _fold_in(key: UInt32[Array, "2"], data: Any) -> UInt32[Array, "2"]:
+    return jnp.stack(_hash(key, jnp.uint32(0), data))
+
+
+def _split(key: UInt32[Array, "2"], shape: Sequence[int]) -> UInt32[Array, "... 2"]:
+    low = lax.iota(jnp.uint32, math.prod(shape))
+    return jnp.stack(_hash(key, jnp.zeros_like(low), low), axis=-1).reshape(*shape, 2)
+
+
 def _random_bits(key: UInt32[Array, "2"], bit_width: int, shape: Sequence[int]) -> Array:
     size = math.prod(shape)
     if bit_width != 32 or size >= 2**32:
@@ -51,9 +62,9 @@ def _random_bits(key: UInt32[Array, "2"], bit_width: int, shape: Sequence[int]) 
 _FUSED = define_prng_impl(
     key_shape=threefry_prng_impl.key_shape,
     seed=threefry_prng_impl.seed,
-    split=threefry_prng_impl.split,
+    split=_split,
     random_bits=_random_bits,
-    fold_in=threefry_prng_impl.fold_in,
+    fold_in=_fold_in,
     name="threefry2x32_fused",
     tag="f3",
 )
@@ -82,3 +93,20 @@ def drawn(draw: Callable[[Any, Sequence[int]], Array], key: Key[Array, ""], shap
         tpu=lambda words: draw(jax.random.wrap_key_data(words, impl=threefry_prng_impl), shape),
         default=lambda words: draw(jax.random.wrap_key_data(words, impl=threefry_prng_impl), (size,)).reshape(shape),
     )
+
+
+def fold_in(key: Key[Array, ""], data: Int[ArrayLike, ""]) -> Key[Array, ""]:
+    """``jax.random.fold_in(key, data)``, the same key, with the hash unrolled.
+
+    A loop of five steps is some ten small programs to compile and to start. A round derives a key for every client,
+    local step, direction and parameter. On the digits this compiled a round in 0.85 to 0.93 of the time and ran 1.05
+    to 1.2 times the rounds a second (``docs/reference/benchmarks``).
+
+    Args:
+      key: a key of any generator; one of another generator than threefry is folded by JAX.
+      data: an integer, or a traced one.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or str(jax.random.key_impl(key)) != "threefry2x32":
+        return jax.random.fold_in(key, data)
+    words = _fold_in(jax.random.key_data(key), jnp.asarray(data).astype(jnp.uint32))
+    return jax.random.wrap_key_data(words, impl="threefry2x32")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from hiso_jax.checks import finite, is_plain, positive
+from hiso_jax.zo import fold_in
 
 
 @jax.tree_util.register_dataclass
@@ -88,12 +89,12 @@ class Fleet:
         """Whether each client has the memory to backpropagate, [C]."""
         if self.memory is None or self.training_bytes is None:
             return jnp.ones(clients.shape, bool)
-        normals = jax.vmap(lambda client: jax.random.normal(jax.random.fold_in(traits_key, client)))(clients)
+        normals = jax.vmap(lambda client: jax.random.normal(fold_in(traits_key, client)))(clients)
         return self.memory.median * jnp.exp(self.memory.spread * normals) >= self.training_bytes
 
     def seconds(self, traits_key: Key[Array, ""], clients: Int[Array, "C"], work: Work) -> Float[Array, "C"]:
         """The seconds that each client takes to download, compute and upload, [C]."""
-        normals = jax.vmap(lambda client: jax.random.normal(jax.random.fold_in(traits_key, client), (3,)))(clients)
+        normals = jax.vmap(lambda client: jax.random.normal(fold_in(traits_key, client), (3,)))(clients)
         work = jax.tree.map(lambda each: jnp.asarray(each, normals.dtype), work)
 
         def own(quantity: LogNormal, index: int) -> Float[Array, "C"]:

@@ -16,6 +16,7 @@ from hiso_jax.checks import ParameterError, between, first_line, is_plain, is_re
 from hiso_jax.fed.population.fleet import Fleet, LogNormal, Work
 from hiso_jax.fed.population.rules import check_rule
 from hiso_jax.fed.population.selection import Select
+from hiso_jax.zo import fold_in
 
 ABSENT, DROPPED, LATE, REPORTED = range(4)
 """The attendance of an invited client: it never came, left in mid-round, reported too late, or counted."""
@@ -34,7 +35,7 @@ class Availability(Protocol):
 
 def _uniform(key: Key[Array, ""], clients: Int[Array, "C"]) -> Float[Array, "C"]:
     """A uniform value in [0, 1) for each client, independent of its place in the cohort, [C]."""
-    return jax.vmap(lambda client: jax.random.uniform(jax.random.fold_in(key, client)))(clients)
+    return jax.vmap(lambda client: jax.random.uniform(fold_in(key, client)))(clients)
 
 
 def _check_rate(option: str, value: Any) -> None:
@@ -317,7 +318,6 @@ def attend(
       round_number: r.
       work: the work of each client.
     """
-    fold_in = jax.random.fold_in
     available, dropped = jnp.ones(clients.shape, bool), jnp.zeros(clients.shape, bool)
     late, each = dropped, jnp.zeros(clients.shape, jnp.float32)
     if participation.availability is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from hiso_jax.checks import ParameterError, of_kind
+from hiso_jax.zo import drawn, fold_in
 
 
 @runtime_checkable
@@ -111,7 +112,8 @@ class Population:
         indices, offsets = jnp.asarray(self.indices), jnp.asarray(self.offsets)
 
         def draw(client: Int[Array, ""]) -> Int[Array, "..."]:
-            own = jax.random.randint(jax.random.fold_in(key, client), shape, offsets[client], offsets[client + 1])
+            first, end = offsets[client], offsets[client + 1]
+            own = drawn(lambda key, shape: jax.random.randint(key, shape, first, end), fold_in(key, client), shape)
             return indices[own]
 
         return jax.vmap(draw)(clients)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from hiso_jax.checks import ParameterError, integer, is_integer, positive
 from hiso_jax.fed.keys import population_key
 from hiso_jax.fed.population.columns import KINDS, column_of
+from hiso_jax.zo import fold_in
 
 _MIXTURE, _SIZE, _EXAMPLES = range(3)
 
@@ -56,7 +57,7 @@ class VirtualPopulation:
 
     def _size(self, client_key: Key[Array, ""]) -> Int[Array, ""]:
         low, high = jnp.log(jnp.asarray(self.sizes, jnp.float32) + jnp.array([0.0, 1.0]))
-        drawn = jnp.exp(jax.random.uniform(jax.random.fold_in(client_key, _SIZE), minval=low, maxval=high))
+        drawn = jnp.exp(jax.random.uniform(fold_in(client_key, _SIZE), minval=low, maxval=high))
         return jnp.clip(drawn.astype(jnp.int32), self.sizes[0], self.sizes[1])
 
     def _label_bounds(self, client_key: Key[Array, ""]) -> Float[Array, "L"]:
@@ -66,14 +67,14 @@ class VirtualPopulation:
             mixture = counts
         else:
             # A Dirichlet draw as normalised gamma draws, in logarithms: at small α every gamma draw may underflow.
-            logs = jax.random.loggamma(jax.random.fold_in(client_key, _MIXTURE), jnp.asarray(self.concentration))
+            logs = jax.random.loggamma(fold_in(client_key, _MIXTURE), jnp.asarray(self.concentration))
             mixture = jnp.where(counts > 0, jnp.exp(logs - logs.max()), 0)
         bounds = jnp.cumsum(mixture)
         return bounds / bounds[-1]
 
     def sizes_of(self, clients: Int[Array, "C"]) -> Int[Array, "C"]:
         """The number of examples that each of ``clients`` holds, [C]."""
-        return jax.vmap(lambda client: self._size(jax.random.fold_in(self.key, client)))(clients)
+        return jax.vmap(lambda client: self._size(fold_in(self.key, client)))(clients)
 
     def sample(self, key: Key[Array, ""], clients: Int[Array, "C"], shape: tuple[int, ...]) -> Int[Array, "C ..."]:
         """Example indices drawn uniformly with replacement from each client's own examples, int32 [C, …shape].
@@ -83,17 +84,17 @@ class VirtualPopulation:
         offsets = jnp.asarray(self.offsets)
 
         def draw(client: Int[Array, ""]) -> Int[Array, "..."]:
-            own = jax.random.fold_in(self.key, client)
-            bounds, examples_key = self._label_bounds(own), jax.random.fold_in(own, _EXAMPLES)
+            own = fold_in(self.key, client)
+            bounds, examples_key = self._label_bounds(own), fold_in(own, _EXAMPLES)
 
             def example(slot: Int[Array, ""]) -> Int[Array, ""]:
-                which, where = jax.random.uniform(jax.random.fold_in(examples_key, slot), (2,))
+                which, where = jax.random.uniform(fold_in(examples_key, slot), (2,))
                 label = jnp.minimum(jnp.sum(which >= bounds), len(bounds) - 1)
                 begin, count = offsets[label], offsets[label + 1] - offsets[label]
                 # where · count may round up to the count itself.
                 return jnp.asarray(self.pool)[begin + jnp.minimum((where * count).astype(jnp.int32), count - 1)]
 
-            slots = jax.random.randint(jax.random.fold_in(key, client), shape, 0, self._size(own))
+            slots = jax.random.randint(fold_in(key, client), shape, 0, self._size(own))
             return jax.vmap(example)(slots.reshape(-1)).reshape(shape)
 
         return jax.vmap(draw)(clients)

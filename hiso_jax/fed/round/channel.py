@@ -12,7 +12,7 @@ from hiso_jax.fed.algorithm import Algorithm, Clip, Combine, Send, Senders, by_s
 from hiso_jax.fed.codes import Coded, Relayed, decoded, received
 from hiso_jax.fed.keys import combine_key, send_key
 from hiso_jax.fed.norms import lengths, middle, shortening
-from hiso_jax.zo import pin
+from hiso_jax.zo import fold_in, pin
 
 
 class Combined(NamedTuple):
@@ -199,7 +199,7 @@ class Channel(NamedTuple):
         if groups == 1:
             return self._combined(combine, values, weights, key, first)
         rows, own = jax.tree.map(self._rows, values), self._rows(weights)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(groups))
+        keys = jax.vmap(fold_in, (None, 0))(key, jnp.arange(groups))
         combined = jax.vmap(lambda v, w, k: self._combined(combine, v, w, k, first), (1, 1, 0))(rows, own, keys)
         total = weights.sum()
         share = pin(groups * own.sum(0) / jnp.where(total > 0, total, 1))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -19,7 +18,7 @@ from hiso_jax.fed.round.channel import first_memory
 from hiso_jax.fed.round.round import Loss, RoundInputs, server_round
 from hiso_jax.fed.update import ServerState
 from hiso_jax.renamed import with_renamed
-from hiso_jax.zo import Difference, DifferenceName
+from hiso_jax.zo import Difference, DifferenceName, fold_in
 
 DEFAULT = ExecutionSettings()
 
@@ -105,7 +104,7 @@ def make_round(
         own, memory = state if has_memory else (state, first_memory(algorithm, ()))
         weights = mask.astype(jnp.float32) if mask.dtype == bool else jnp.where(mask > 0, mask, 0)
         cohort = Cohort(jnp.arange(len(mask)), weights, batches, aside.hostile, aside.probing)
-        channel = jax.random.fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
+        channel = fold_in(round_key, jnp.uint32(CHANNEL_STREAM))
         keys = Keys(round_key, channel, jnp.asarray(round_number, jnp.int32), aside.secret)
         server, record = core(ServerState(params, own, memory), cohort, keys, RoundInputs(frozen=frozen))
         record = record._replace(loss=jnp.where(record.valid.any(), record.loss, jnp.nan))

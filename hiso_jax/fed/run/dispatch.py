@@ -41,6 +41,7 @@ from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, directions_made, download_bytes, upload_bytes
 from hiso_jax.fed.update import ServerState
+from hiso_jax.zo import fold_in
 
 
 class Rates(NamedTuple):
@@ -229,7 +230,7 @@ def probing_clients(
     if share == "memory":
         if fleet is None or fleet.memory is None or fleet.training_bytes is None:
             raise ParameterError("backprop_share", "is memory, which needs a fleet with `memory` and `training_bytes`")
-        return lambda clients: ~fleet.can_train(jax.random.fold_in(traits_key(seed_key), 2), clients)
+        return lambda clients: ~fleet.can_train(fold_in(traits_key(seed_key), 2), clients)
     able = round(share * total)
     return lambda clients: permute(backprop_key(seed_key), clients, total) >= able
 
