@@ -108,5 +108,5 @@ def fold_in(key: Key[Array, ""], data: Int[ArrayLike, ""]) -> Key[Array, ""]:
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.fold_in(key, data)
-    words = _fold_in(jax.random.key_data(key), jnp.asarray(data).astype(jnp.uint32))
+    words = _fold_in(jax.random.key_data(key), jnp.asarray(data, jnp.uint32))
     return jax.random.wrap_key_data(words, impl="threefry2x32")

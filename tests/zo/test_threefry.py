@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiso_jax import zo
-from hiso_jax.zo.threefry import drawn
+from hiso_jax.zo.threefry import drawn, fold_in
 
 
 @pytest.mark.thorough
@@ -45,3 +45,27 @@ def test_a_draw_is_one_pass_without_temporaries():
     program = jax.jit(lambda key, x: x + 1e-3 * zo.gaussian(key, (size,), jnp.float32))
     stats = program.lower(jax.random.key(0), jax.ShapeDtypeStruct((size,), jnp.float32)).compile().memory_analysis()
     assert stats.temp_size_in_bytes < size
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("data", [0, 7, 2**32 - 1, np.int32(-3), jnp.int32(5), jnp.uint32(2**31 + 1)])
+def test_keys_are_folded_as_jax_folds_them(impl, data):
+    key = jax.random.key(3, impl=impl)
+    for fold in (fold_in, jax.jit(fold_in, static_argnums=1) if isinstance(data, int) else jax.jit(fold_in)):
+        assert (
+            jax.random.key_data(fold(key, data)).tolist() == jax.random.key_data(jax.random.fold_in(key, data)).tolist()
+        )
+
+
+def test_several_keys_are_folded_as_jax_folds_them():
+    keys, data = jax.random.split(jax.random.key(0), 4), jnp.arange(4)
+    ours, theirs = (jax.vmap(fold, (0, 0))(keys, data) for fold in (fold_in, jax.random.fold_in))
+    assert (jax.random.key_data(ours) == jax.random.key_data(theirs)).all()
+
+
+def test_batches_are_drawn_as_jax_draws_them():
+    def draw(key, shape):
+        return jax.random.randint(key, shape, 3, 20)
+
+    key = jax.random.key(1)
+    assert (drawn(draw, key, (4, 5)) == draw(key, (4, 5))).all()
