@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import define_prng_impl, threefry_prng_impl
-from jaxtyping import Array, ArrayLike, Int, Key, UInt32
+from jaxtyping import Array, ArrayLike, Integer, Key, UInt32
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
@@ -95,7 +95,7 @@ def drawn(draw: Callable[[Any, Sequence[int]], Array], key: Key[Array, ""], shap
     )
 
 
-def fold_in(key: Key[Array, ""], data: Int[ArrayLike, ""]) -> Key[Array, ""]:
+def fold_in(key: Key[Array, ""], data: Integer[ArrayLike, ""]) -> Key[Array, ""]:
     """``jax.random.fold_in(key, data)``, the same key, with the hash unrolled.
 
     A loop of five steps is some ten small programs to compile and to start. A round derives a key for every client,
