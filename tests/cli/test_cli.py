@@ -21,6 +21,8 @@ SMALL = ["--rounds", "12", "--clients", "20", "--cohort", "4", "--perturbations"
 
 def call(capsys, *arguments):
     """(exit code, stdout, stderr) of the command."""
+    # What the test itself printed before, such as a library's advice at its import, is not the command's.
+    capsys.readouterr()
     with pytest.raises(SystemExit) as ending:
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
