@@ -43,6 +43,11 @@ def is_positional(option: Option) -> bool:
     return get_origin(option.kind) is Annotated and Positional in get_args(option.kind)
 
 
+def _item(kind: Any) -> Any:
+    """The type of each word of an argument that takes several; any other type is its own."""
+    return get_args(kind)[0] if get_origin(kind) is tuple else kind
+
+
 def _is_flag(option: Option) -> bool:
     return {*_members(option.kind)} - {type(None)} == {bool}
 
@@ -59,7 +64,7 @@ def read_word(option: Option, word: str) -> Any:
     Raises:
       ParameterError: the word is not a valid value of the option.
     """
-    kinds = [kind for kind in _members(option.kind) if kind is not type(None)]
+    kinds = [_item(kind) for kind in _members(option.kind) if kind is not type(None)]
     if word == "None" and len(kinds) < len(_members(option.kind)):
         return None
     for kind in kinds:
@@ -92,7 +97,7 @@ class _Value(argparse.Action):
           ParameterError: the word is not a valid value of the option.
         """
         several = isinstance(values, list)
-        read = tuple(map(Path, values)) if several else read_word(self.option, values)
+        read = tuple(read_word(self.option, word) for word in values) if several else read_word(self.option, values)
         setattr(namespace, self.dest, read)
 
 

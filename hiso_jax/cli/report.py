@@ -10,7 +10,7 @@ from hiso_jax import tune
 from hiso_jax.choices import Listed
 from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.reports import human_bytes
+from hiso_jax.reports import AXES, human_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,11 @@ def plot(options: Plot, console: Console) -> int:
       UsageError: a path holds neither a run nor a comparison, or the file cannot be written.
     """
     with errors.refusing():
-        tune.figure(*options.paths, out=options.out, against=options.against, columns=options.columns)
-    said = "; panels that would repeat the one of the rounds are left out" if len(options.against) > 1 else ""
-    console.print(f"written to {options.out}{said}", soft_wrap=True, highlight=False)
+        drawn = tune.figure(*options.paths, out=options.out, against=options.against, columns=options.columns)
+    shown = {axis.get_xlabel() for axis in drawn.axes}
+    left_out = [name for name in options.against if AXES[name] not in shown]
+    if left_out:
+        why = "the curves are those of the rounds, or were not recorded"
+        console.print(f"no panel for {', '.join(left_out)}: {why}", soft_wrap=True, highlight=False)
+    console.print(f"written to {options.out}", soft_wrap=True, highlight=False)
     return errors.DONE

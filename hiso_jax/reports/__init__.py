@@ -20,12 +20,13 @@ from hiso_jax.reports.paired import Ratio, baseline_of, check_figures, interval,
 from hiso_jax.reports.pictures import rates_picture
 from hiso_jax.reports.progress import Progress
 from hiso_jax.reports.report import Report
-from hiso_jax.reports.subject import Subject, caveats, read_subject, side_by_side
+from hiso_jax.reports.subject import AXES, Subject, caveats, read_subject, side_by_side
 from hiso_jax.reports.summary import Asked, run_summary
 from hiso_jax.reports.text import as_text, human_bytes, human_count, human_seconds, plain, print_rows
 from hiso_jax.reports.tuning import sweep_as_dict, sweep_from_dict, sweep_table, verdict
 
 __all__ = [
+    "AXES",
     "Asked",
     "Compared",
     "Progress",

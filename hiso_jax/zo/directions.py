@@ -77,7 +77,7 @@ def draw_leaves(
     """
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: is_stacked(node) or is_factors(node))
     counts = [len(leaves_of(node)) * (node.depth if isinstance(node, Stacked) else 1) for node in nodes]
-    # One loop of the hash makes the keys of all leaves, because every separate fold_in is another loop to compile.
+    # One hash makes the keys of all leaves, because every separate fold_in is another program to compile.
     # Barriers then separate the leaves' keys: XLA for GPUs fuses operations that read one array, and would hold the
     # draws of all leaves at once.
     keys = jax.vmap(fold_in, (None, 0))(key, jnp.arange(sum(counts)))

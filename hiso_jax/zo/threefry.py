@@ -98,13 +98,19 @@ def drawn(draw: Callable[[Any, Sequence[int]], Array], key: Key[Array, ""], shap
 def fold_in(key: Key[Array, ""], data: Integer[ArrayLike, ""]) -> Key[Array, ""]:
     """``jax.random.fold_in(key, data)``, the same key, with the hash unrolled.
 
-    A loop of five steps is some ten small programs to compile and to start. A round derives a key for every client,
-    local step, direction and parameter. On the digits this compiled a round in 0.85 to 0.93 of the time and ran 1.05
-    to 1.2 times the rounds a second (``docs/reference/benchmarks``).
+    On CPU JAX's hash is a loop whose steps are small programs, and a round derives a key for every client, local step,
+    direction and parameter. On the digits rounds a second were 1.05 to 1.22 times as many without the loop, by method
+    (``docs/reference/benchmarks/speed.md``).
 
     Args:
-      key: a key of any generator; one of another generator than threefry is folded by JAX.
-      data: an integer, or a traced one.
+      key: a scalar key; one of another generator than threefry is folded by JAX.
+      data: an integer of 32 bits; a traced one may be signed.
+
+    Returns:
+      The scalar key that ``jax.random.fold_in`` gives, bit for bit.
+
+    Raises:
+      OverflowError: ``data`` is a Python integer outside 0 ≤ data < 2³².
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.fold_in(key, data)
