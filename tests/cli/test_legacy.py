@@ -15,7 +15,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from hiso_jax import fed
@@ -73,20 +72,24 @@ def test_options_that_there_are_no_more_are_dropped(capsys, tmp_path):
     assert about["sampler"] == "rademacher"
 
 
+# Last bits of matrix products and of square roots are a processor's own. Release 0.2 itself goes on with these runs to
+# the first digest on a Xeon with AVX-512, where they were recorded, and to the last on an AMD EPYC.
 RUNS = {
-    "mosaic": "047a3da232952fe968113c42d17a94b0b04f24eb0466ef498e176f9c4be662fe",
-    "constant": "20ae34838ed4908a2c6c6d853fd42437674853e15d6ce87c229028137394b02c",
-    "cosine": "bd24ccfa4a1a115d7da9eb9a2b11b09c6606b1ac37a59a686fd529379fd8f620",
-    "inverse-sqrt": "47fea13651b8fae04aea86c7527727700ce3400e724ee689af68a608e531f642",
-    "lora": "c7a44db0e9aa3eb49f34d04684145eba944fa97bdb63f4c00b56611249e83404",
+    "mosaic": ("047a3da232952fe968113c42d17a94b0b04f24eb0466ef498e176f9c4be662fe",),
+    "constant": ("20ae34838ed4908a2c6c6d853fd42437674853e15d6ce87c229028137394b02c",),
+    "cosine": ("bd24ccfa4a1a115d7da9eb9a2b11b09c6606b1ac37a59a686fd529379fd8f620",),
+    "inverse-sqrt": (
+        "47fea13651b8fae04aea86c7527727700ce3400e724ee689af68a608e531f642",
+        "f50775109ed7ccebbf1fe5cdcea17bbd14bbc5b637f51059ea0feb042a7b5089",
+    ),
+    "lora": (
+        "c7a44db0e9aa3eb49f34d04684145eba944fa97bdb63f4c00b56611249e83404",
+        "313fd76e1f7f7c7d12cecb138da6994b58d5c32cce1f1b730e9f3c29819e6fa4",
+    ),
 }
-"""SHA-256 of the parameters of every run's uninterrupted twin, as release 0.2 wrote it."""
-
-
-def is_of_the_recordings():
-    """Whether this processor is like that of the recordings: last bits of matrix products are a processor's own."""
-    described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "GenuineIntel" in described and "avx512f" in described
+"""Name → SHA-256 of the parameters at the run's end, as release 0.2 makes them."""
+# The delta of inverse-sqrt's twin, recorded on the Xeon, applied by release 0.2 on the EPYC.
+ELSEWHERE = "8c9e90d1541bbf72ed6f94eb366692d110b297b88e815cce0d5de8c24f97c55b"
 
 
 @pytest.mark.thorough
@@ -100,14 +103,16 @@ def test_a_run_of_release_0_2_goes_on_is_replayed_and_exported_to_the_same_bits(
     code, text, errors = call(capsys, "run", "--resume", run, *moved)
     assert (code, errors) == (0, "")
     assert "going on after 6 rounds" in text
-    made, twin = fed.load(run), load_delta(old)
+    digest = fed.load(run).seal["params_sha256"]
+    assert digest in RUNS[name]
     assert "equal to the run's, bit for bit" in call(capsys, "replay", run, *moved[:2])[1]
     assert call(capsys, "export", run, "--out", tmp_path / "delta.safetensors")[0] == 0
-    if is_of_the_recordings():
-        assert made.seal["params_sha256"] == RUNS[name]
-        assert_trees_identical(load_delta(tmp_path / "delta.safetensors").updates[1:], twin.updates[1:])
-        code, text, _ = call(capsys, "apply", old, "--out", tmp_path / "model.out", *base)
-        assert (code, ", the run's" in text) == (0, True)
+    now, before = (load_delta(path).updates for path in (tmp_path / "delta.safetensors", old))
+    # All rounds are the twin's where the run went on as it did; else those that were recorded.
+    same = 12 if digest == RUNS[name][0] else 6
+    assert_trees_identical(now.between(0, same)[1:], before.between(0, same)[1:])
+    code, text, errors = call(capsys, "apply", old, "--out", tmp_path / "model.out", *base)
+    if name == "inverse-sqrt" and digest == RUNS[name][1]:
+        assert (code, ELSEWHERE in errors) == (2, True)
     else:
-        np.testing.assert_allclose(made.seal["sample"], twin.header["sample"], atol=1e-4)
-        assert call(capsys, "apply", old, "--out", tmp_path / "model.out", "--accept-difference", *base)[0] == 0
+        assert (code, ", the run's" in text) == (0, True)
