@@ -46,7 +46,7 @@ def curve(row: dict[str, Any], cost: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bare(axis: Any, words: str) -> None:
-    """What all panels have in common."""
+    """Set the scales, labels and lines that all panels share."""
     axis.set_xscale("log")
     axis.set_xlabel(words)
     axis.set_ylim(0.1, 1.0)

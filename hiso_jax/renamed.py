@@ -70,10 +70,10 @@ def refuse_renamed(names: Mapping[str, Any]) -> None:
             raise ParameterError(name, f"is called `{now}` now")
 
 
-def with_renamed(function: F) -> F:
+def with_known_names(function: F) -> F:
     """The function or class, refusing keyword arguments that it lacks; the error gives the new or the nearest name."""
     if isinstance(function, type):
-        function.__init__ = with_renamed(function.__init__)  # type: ignore[misc]
+        function.__init__ = with_known_names(function.__init__)  # type: ignore[misc]
         return function
 
     known = inspect.signature(function).parameters

@@ -10,6 +10,7 @@ from hiso_jax.reports.directory import (
     as_json,
     create_directory,
     evaluation_line,
+    number,
     write_json,
     write_metrics,
 )
@@ -20,7 +21,7 @@ from hiso_jax.reports.paired import Ratio, baseline_of, check_figures, interval,
 from hiso_jax.reports.pictures import rates_picture
 from hiso_jax.reports.progress import Progress
 from hiso_jax.reports.report import Report
-from hiso_jax.reports.subject import AXES, Subject, caveats, read_subject, side_by_side
+from hiso_jax.reports.subject import AXES, Subject, caveats, coarse_ratios, read_subject, side_by_side
 from hiso_jax.reports.summary import Asked, run_summary
 from hiso_jax.reports.text import as_text, human_bytes, human_count, human_seconds, plain, print_rows
 from hiso_jax.reports.tuning import sweep_as_dict, sweep_from_dict, sweep_table, verdict
@@ -44,6 +45,7 @@ __all__ = [
     "baseline_of",
     "caveats",
     "check_figures",
+    "coarse_ratios",
     "comparison_table",
     "create_directory",
     "diagnosis_picture",
@@ -55,6 +57,7 @@ __all__ = [
     "human_seconds",
     "interval",
     "loggers",
+    "number",
     "paired_ratio",
     "plain",
     "print_rows",

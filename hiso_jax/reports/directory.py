@@ -29,6 +29,11 @@ def as_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def number(value: float | None) -> float:
+    """A number of a JSON file, in which null stands for a number that is not finite."""
+    return math.nan if value is None else float(value)
+
+
 def evaluation_line(row: fed.Evaluation, **labels: Any) -> str:
     """An evaluation as a line of ``metrics.jsonl``, one flat object; the task's metrics are those of its test split."""
     flat = asdict(row)

@@ -123,7 +123,10 @@ def verdict_of(subject: Subject) -> str:
                 f"{short_names(list(subject.compared))[best]} needs {most}{ratio['value']:.3g} of the rounds of "
                 f"{baseline} to a test {words} of {subject.target:g}{within}, {seeds}."
             )
-        return f"No method but the baseline {baseline} reached a test {words} of {subject.target:g} with every seed."
+        base = subject.compared[subject.baseline].runs if subject.baseline in subject.compared else []
+        reached = bool(base) and all(run["rounds_to_target"] is not None for run in base)
+        who = f"No method but the baseline {baseline}" if reached else "No method"
+        return f"{who} reached a test {words} of {subject.target:g} with every seed."
     ends = {name: _ends(done.runs, subject.metric.name) for name, done in subject.compared.items()}
     known_ends = {name: np.mean(values) for name, values in ends.items() if values}
     if not known_ends:

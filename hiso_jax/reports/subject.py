@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hiso_jax import fed
 from hiso_jax.checks import ParameterError, is_real
 from hiso_jax.fed.ledger import LEDGER, exists, read_regular
 from hiso_jax.reports.comparison import Compared, as_results
+from hiso_jax.reports.directory import number
 from hiso_jax.reports.paired import FEWEST_PAIRS, baseline_of, check_figures, interval
 
 COMPARISON = "comparison.json"
@@ -57,7 +59,7 @@ class Subject:
     path: Path | None = None
     command: str = ""
 
-    @property
+    @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
         """By method its setting, its runs and its costs relative to the baseline; empty for a run."""
         return {} if self.baseline is None else as_results(self.compared, self.baseline)
@@ -117,8 +119,8 @@ def spread_in_words(runs: int) -> str:
     return f"lines: means of {runs} seeds; bands: 95 % intervals of the mean"
 
 
-def _coarse(compared: Mapping[str, Compared]) -> list[str]:
-    """Methods whose rounds to the target are hardly more than the rounds between evaluations."""
+def coarse_ratios(compared: Mapping[str, Compared]) -> list[str]:
+    """Sentences on methods whose rounds to the target are hardly more than the rounds between evaluations."""
     said = []
     for name, done in compared.items():
         reached = [run["rounds_to_target"] for run in done.runs if run.get("rounds_to_target") is not None]
@@ -143,7 +145,7 @@ def caveats(compared: Mapping[str, Compared], missing: Sequence[str] = ()) -> li
     if len(compared) > 1 and fewest < FEWEST_PAIRS:
         said.append(f"{fewest} seeds: ratios have no intervals, which need {FEWEST_PAIRS}")
     if len(compared) > 1:
-        said += _coarse(compared)
+        said += coarse_ratios(compared)
     for name, done in compared.items():
         diverged = [str(run["seed"]) for run in done.runs if run.get("diverged_at_round") is not None]
         if diverged:
@@ -236,17 +238,12 @@ def _read_histories(path: Path, compared: Mapping[str, Compared]) -> None:
     for text in read_regular(path).decode().splitlines():
         row = json.loads(text)
         key = row.pop("algorithm"), row.pop("seed")
-        metrics = {name: _number(value) for name, value in row.items() if name not in known}
+        metrics = {name: number(value) for name, value in row.items() if name not in known}
         costs = {name: value for name, value in row.items() if name in known}
-        costs["train_loss"] = _number(costs["train_loss"])
+        costs["train_loss"] = number(costs["train_loss"])
         found.setdefault(key, []).append(fed.Evaluation(**costs, metrics=metrics))
     for name, done in compared.items():
         done.histories.extend(found[name, run["seed"]] for run in done.runs)
-
-
-def _number(value: float | None) -> float:
-    """A number of a file, in which null stands for a number that is not finite."""
-    return float("nan") if value is None else float(value)
 
 
 def _check_summary(summary: Any) -> None:

@@ -34,6 +34,7 @@ from hiso_jax.reports import (
     as_results,
     check_figures,
     evaluation_line,
+    number,
     save_picture,
     write_json,
 )
@@ -255,7 +256,7 @@ class _Runs:
 
         try:
             content = json.loads(read_regular(folder / FIGURES))
-            rows = TypeAdapter(list[fed.Evaluation]).validate_python(list(map(_finite, content["evaluations"])))
+            rows = TypeAdapter(list[fed.Evaluation]).validate_python(list(map(_read_back, content["evaluations"])))
             check_figures(content["figures"])
             return {**content["figures"]}, rows
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -285,13 +286,13 @@ class _Runs:
         found = Comparison(settings, results, finished, metric, self.target, self.directory, interrupted, elsewhere)
         if finished:
             title = f"{settings.task}: {self.clients:,} clients, {settings.cohort} a round, {budget_in_words(settings)}"
-            save_picture(found.subject(), self.directory / "curves.png", title)
-            write_file(self.directory / "report.html", as_page([found.subject()]).encode())
+            subject = found.subject()
+            save_picture(subject, self.directory / "curves.png", title)
+            write_file(self.directory / "report.html", as_page([subject]).encode())
         return found
 
 
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation read from JSON, where null stands for a non-finite number: NaN replaces it."""
-    nan = float("nan")
-    metrics = {name: nan if value is None else value for name, value in row["metrics"].items()}
-    return {**row, "train_loss": nan if row["train_loss"] is None else row["train_loss"], "metrics": metrics}
+def _read_back(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation read from JSON, with the numbers that are not finite."""
+    metrics = {name: number(value) for name, value in row["metrics"].items()}
+    return {**row, "train_loss": number(row["train_loss"]), "metrics": metrics}

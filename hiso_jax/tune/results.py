@@ -10,7 +10,17 @@ from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.experiment import as_written, command_of
 from hiso_jax.extras import import_extra
-from hiso_jax.reports import Compared, Subject, as_fragment, as_text, caveats, comparison_table, sweep_table, verdict
+from hiso_jax.reports import (
+    Compared,
+    Subject,
+    as_fragment,
+    as_text,
+    caveats,
+    coarse_ratios,
+    comparison_table,
+    sweep_table,
+    verdict,
+)
 from hiso_jax.tune.settings import Compare
 
 
@@ -93,7 +103,7 @@ class Comparison(Rows):
         runs = [run for done in self.compared.values() for run in done.runs]
         if self.target is not None and runs and all(run["rounds_to_target"] is None for run in runs):
             return {"target": f"no run reached {self.target:g}: compare the values at the end, or give a lower target"}
-        coarse = [sentence for sentence in caveats(self.compared) if "ratio is coarse" in sentence]
+        coarse = coarse_ratios(self.compared) if len(self.compared) > 1 else []
         return {"coarse": "; ".join(coarse)} if coarse else {}
 
     def subject(self) -> Subject:

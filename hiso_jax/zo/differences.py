@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError, integer, positive
 from hiso_jax.factored import PerturbedAs
-from hiso_jax.renamed import with_renamed
+from hiso_jax.renamed import with_known_names
 from hiso_jax.zo.directions import Directions, as_directions, perturb
 from hiso_jax.zo.hadamard import grouped_directions
 from hiso_jax.zo.precision import in_float32
@@ -25,7 +25,7 @@ DifferenceName = Literal["forward", "central", "second"]
 Carry = TypeVar("Carry")
 
 
-@with_renamed
+@with_known_names
 @dataclass(frozen=True)
 class Difference:
     """A finite difference: the multiples of μ at which the loss is evaluated, and the estimates made of the losses.
@@ -192,7 +192,7 @@ def probe(
     return carry, base[0] if base else middles.mean(0), outputs
 
 
-@with_renamed
+@with_known_names
 def scalars(
     loss_fn: Callable[[Any, Any], Array],
     params: PyTree[Shaped[Array, "..."]],

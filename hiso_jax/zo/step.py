@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from hiso_jax.checks import ParameterError, arrays, function, is_real, shown, transformation
 from hiso_jax.factored import PerturbedAs
-from hiso_jax.renamed import with_renamed
+from hiso_jax.renamed import with_known_names
 from hiso_jax.zo.accumulate import Ascent
 from hiso_jax.zo.chain import check_chain, settled, update_with
 from hiso_jax.zo.delta_sum import Total
@@ -35,7 +35,7 @@ DirectionsMode = Literal["keep", "regenerate"]
 Step = Callable[[PyTree, optax.OptState, PyTree, Any], tuple[PyTree, optax.OptState, Float[Array, ""]]]
 
 
-@with_renamed
+@with_known_names
 def step(
     loss_fn: Callable[[Any, Any], Array],
     tx: optax.GradientTransformation,

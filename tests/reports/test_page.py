@@ -13,6 +13,8 @@ import pytest
 import hiso_jax
 from hiso_jax import fed, reports, tune
 from hiso_jax.reports import charts
+from hiso_jax.reports.page import verdict_of
+from hiso_jax.reports.paired import FIGURES
 from hiso_jax.reports.subject import line_of, read_subject
 from tests.cli.test_cli import call
 
@@ -129,6 +131,24 @@ def test_the_command_of_a_comparisons_run_makes_it_again(studies, capsys, tmp_pa
 def test_a_ratio_of_few_evaluations_is_called_coarse(studies):
     said = studies[1].facts()["coarse"]
     assert "so its ratio is coarse; take a smaller eval_every, or a higher target" in said
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "sentence"),
+    [
+        (None, None, "No method reached a test accuracy of 0.9 with every seed."),
+        (40, None, "No method but the baseline decomfl reached a test accuracy of 0.9 with every seed."),
+        (40, 20, "hiso needs 0.5 of the rounds of decomfl to a test accuracy of 0.9, 1 paired seed."),
+    ],
+)
+def test_the_verdict_of_a_comparison(base, own, sentence):
+    def run(reached):
+        costs = {"bytes_up": 80, "bytes_down": 80, "forward_passes": 80, "simulated_seconds": 80.0}
+        to_target = {f"{name}_to_target": reached for name in (*FIGURES,)}
+        return {"seed": 0, "rounds": 100, "accuracy": 0.5, **costs, **to_target}
+
+    compared = {name: reports.Compared({}, [run(reached)]) for name, reached in (("decomfl", base), ("hiso", own))}
+    assert verdict_of(reports.Subject("", compared, fed.Metric("accuracy"), 0.9, "decomfl")) == sentence
 
 
 def test_a_result_is_drawn(studies):

@@ -17,7 +17,7 @@ from hiso_jax.fed.measure import Cohort, Estimator, Keys, Mixed
 from hiso_jax.fed.round.channel import first_memory
 from hiso_jax.fed.round.round import Loss, RoundInputs, server_round
 from hiso_jax.fed.update import ServerState
-from hiso_jax.renamed import with_renamed
+from hiso_jax.renamed import with_known_names
 from hiso_jax.zo import Difference, DifferenceName, fold_in
 
 DEFAULT = ExecutionSettings()
@@ -40,7 +40,7 @@ class Aside(NamedTuple):
 NOTHING = Aside()
 
 
-@with_renamed
+@with_known_names
 def make_round(
     task_loss: Loss,
     tx: Algorithm | optax.GradientTransformation,

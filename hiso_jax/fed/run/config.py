@@ -6,13 +6,13 @@ from typing import Any, Literal, get_args
 import optax
 
 from hiso_jax.checks import ParameterError, between, fraction, integer, of_kind, positive, rate
-from hiso_jax.renamed import IN_FILES, with_renamed
+from hiso_jax.renamed import IN_FILES, with_known_names
 from hiso_jax.zo import DirectionsMode, check_directions
 
 MatmulPrecision = Literal["default", "high", "highest"]
 
 
-@with_renamed
+@with_known_names
 @dataclass(frozen=True, kw_only=True)
 class SimulationConfig:
     """The configuration of a :class:`hiso_jax.fed.Simulation`.
