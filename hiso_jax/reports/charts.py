@@ -80,7 +80,7 @@ def curve(subject: Subject, axis: str, metric: str) -> Spec | None:
         keep = np.unique(np.linspace(0, len(line.at) - 1, min(len(line.at), MOST_POINTS)).astype(int))
         for place in keep[np.isfinite(line.mean[keep])]:
             row = {"method": names[name], "at": line.at[place], "mean": line.mean[place], "seeds": line.runs}
-            rows.append({**row, "low": line.low[place], "high": line.high[place]})
+            rows.append({**row, "low": line.low[place], "high": line.high[place], "few": len(line.at) <= FEW})
         ends.append(line.at[-1])
     if not rows:
         return None
@@ -134,8 +134,8 @@ def curve(subject: Subject, axis: str, metric: str) -> Spec | None:
                 "y": y,
                 "tooltip": told,
                 "opacity": {
-                    "condition": {"param": "near", "empty": False, "value": 1},
-                    "value": 0.9 if len(rows) <= FEW * len(ends) else 0,
+                    "condition": [{"param": "near", "empty": False, "value": 1}, {"test": "datum.few", "value": 0.9}],
+                    "value": 0,
                 },
             },
         },

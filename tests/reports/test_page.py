@@ -145,7 +145,7 @@ def test_the_verdict_of_a_comparison(base, own, sentence):
     def run(reached):
         costs = {"bytes_up": 80, "bytes_down": 80, "forward_passes": 80, "simulated_seconds": 80.0}
         to_target = {f"{name}_to_target": reached for name in (*FIGURES,)}
-        return {"seed": 0, "rounds": 100, "accuracy": 0.5, **costs, **to_target}
+        return {"seed": 0, "rounds": 100, "accuracy": 0.5, "diverged_at_round": None, **costs, **to_target}
 
     compared = {name: reports.Compared({}, [run(reached)]) for name, reached in (("decomfl", base), ("hiso", own))}
     assert verdict_of(reports.Subject("", compared, fed.Metric("accuracy"), 0.9, "decomfl")) == sentence
