@@ -5,8 +5,10 @@ traced. No library does this: libraries accept an integral float as an integer, 
 support tracing.
 """
 
+import difflib
 import inspect
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -39,6 +41,42 @@ class ParameterError(ValueError):
     def __str__(self) -> str:
         """The complete sentence, as users of Python read it."""
         return f"{self.parameter} {self.message}"
+
+
+SYNONYMS = {
+    "batch": "batch_size",
+    "cohort_size": "cohort",
+    "data": "task",
+    "dataset": "task",
+    "dirichlet": "alpha",
+    "epochs": "local_steps",
+    "epsilon_zo": "mu",
+    "iterations": "rounds",
+    "lr": "learning_rate",
+    "method": "algorithm",
+    "num_devices": "devices",
+    "optimizer": "algorithm",
+    "steps": "rounds",
+}
+"""Words that other software uses for a parameter → the name here."""
+
+
+def did_you_mean(word: str, known: Iterable[str], *, quote: str = "", cutoff: float = 0.6) -> str:
+    """The end of an error about an unknown ``word``: the known name that is meant, or nothing if none is close.
+
+    A name that begins with the word, or with its synonym, goes before the name with the most similar spelling.
+
+    Args:
+      word: the unknown word.
+      known: the valid names.
+      quote: character around the name; parameters have backticks, so that the command line names their options.
+      cutoff: least similarity of spelling, 0 to 1, as of ``difflib.get_close_matches``.
+    """
+    names = list(known)
+    meant = SYNONYMS.get(word, word)
+    near = [name for name in names if len(meant) > 2 and name.startswith(meant)]
+    near = near or difflib.get_close_matches(word, names, 1, cutoff)
+    return f"; did you mean {quote}{near[0]}{quote}?" if near else ""
 
 
 def _is_traceable(value: Any) -> bool:

@@ -7,7 +7,6 @@ the entry-point group of its kind.
 """
 
 import contextlib
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -24,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import docstring_parser
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, did_you_mean
 
 Factory = Callable[..., Any]
 AnyFactory = TypeVar("AnyFactory", bound=Factory)
@@ -152,8 +151,7 @@ class Kind:
             if name.endswith(".py"):
                 raise ParameterError(self.name, f"must name what the file defines, as {name}:NAME; got {name!r}")
             if not is_foreign(name):
-                near = difflib.get_close_matches(name, self.factories, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(name, self.factories)
                 raise ParameterError(
                     self.name, f"must be one of {', '.join(self.available())}, or file.py:name; got {name!r}{hint}"
                 )

@@ -1,13 +1,12 @@
 """Replaced names: an error names the successor, and files keep the old names."""
 
-import difflib
 import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,8 +82,7 @@ def with_known_names(function: F) -> F:
     def call(*arguments: Any, **named: Any) -> Any:
         refuse_renamed(named)
         for name in named.keys() - known.keys():
-            near = difflib.get_close_matches(name, known, 1)
-            raise ParameterError(name, f"is no parameter of {owner}{f'; did you mean `{near[0]}`?' if near else ''}")
+            raise ParameterError(name, f"is no parameter of {owner}{did_you_mean(name, known, quote='`')}")
         return function(*arguments, **named)
 
     return cast(F, call)

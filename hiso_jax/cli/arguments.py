@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import difflib
 import shutil
 import textwrap
 import types
@@ -11,7 +10,7 @@ from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from hiso_jax.checks import ParameterError
+from hiso_jax.checks import ParameterError, did_you_mean
 from hiso_jax.choices import Listed, Option, is_foreign
 from hiso_jax.cli.errors import UsageError
 from hiso_jax.cli.options import GROUPS, MOVABLE, MOVED
@@ -78,9 +77,7 @@ def read_word(option: Option, word: str) -> Any:
         f"{NUMBERS[kind.convert].partition(' ')[2]}s, comma-separated" for kind in kinds if isinstance(kind, Listed)
     ]
     valid += [f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]] if choices else []
-    near = difflib.get_close_matches(word, choices, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ParameterError(option.name, f"must be {' or '.join(valid)}, got {word!r}{hint}")
+    raise ParameterError(option.name, f"must be {' or '.join(valid)}, got {word!r}{did_you_mean(word, choices)}")
 
 
 class _Value(argparse.Action):

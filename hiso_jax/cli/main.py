@@ -1,7 +1,6 @@
 """The command ``hiso-jax``: parse the options, run the command, and answer an error with one line and an exit code."""
 
 import contextlib
-import difflib
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from hiso_jax.checks import first_line
+from hiso_jax.checks import did_you_mean, first_line
 from hiso_jax.cli import errors, short_help
 from hiso_jax.cli.arguments import PROGRAM, as_typed, is_positional, parse
 from hiso_jax.cli.diagnose import Diagnose, diagnose_run
@@ -146,9 +145,7 @@ def command_of(words: Sequence[str]) -> tuple[Any, Callable[[Any, Console], int]
         print(f"{PROGRAM} {VERSION}")
         raise SystemExit(errors.DONE)
     if words[0] not in COMMANDS:
-        near = difflib.get_close_matches(words[0], COMMANDS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        _fail(f"{words[0]} is no command; the commands are {', '.join(COMMANDS)}{hint}")
+        _fail(f"{words[0]} is no command; the commands are {', '.join(COMMANDS)}{did_you_mean(words[0], COMMANDS)}")
     kind, carry_out = COMMANDS[words[0]]
     if words[0] in short_help.OPTIONS and {"-h", "--help"} & {*words[1:]}:
         print(short_help.short_help(words[0], kind))

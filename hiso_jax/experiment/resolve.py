@@ -1,13 +1,12 @@
 """The resolution of names and options to settings: the choices decide which options exist."""
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hiso_jax import algorithms, channels, fed
 from hiso_jax.algorithms import Method
-from hiso_jax.checks import ParameterError, of_kind
+from hiso_jax.checks import SYNONYMS, ParameterError, did_you_mean, of_kind
 from hiso_jax.choices import Choice, Option
 from hiso_jax.experiment.budget import check_private
 from hiso_jax.experiment.composed import (
@@ -234,12 +233,12 @@ def every_option() -> set[str]:
 
 def unknown(name: str, where: str, known: Mapping[str, Any], advice: str = "") -> ParameterError:
     """The error for a name that is no option of ``where``, with the closest known name, or else with ``advice``."""
+    hint = did_you_mean(name, known, quote="`")
     if PARAMETERS.get(name) in known:
-        return ParameterError(name, f"is called `{PARAMETERS[name]}` now")
+        return ParameterError(name, f"is called `{PARAMETERS[name]}` now{hint if name in SYNONYMS else ''}")
     if where == "an experiment" and name in ELSEWHERE:
         return ParameterError(name, f"is no option of {where}: {ELSEWHERE[name]}")
-    near = difflib.get_close_matches(name, known, 1)
-    return ParameterError(name, f"is no option of {where}" + (f"; did you mean `{near[0]}`?" if near else advice))
+    return ParameterError(name, f"is no option of {where}{hint or advice}")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -349,9 +348,7 @@ def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
         if name in flat:
             flat[name] = replace(flat[name], default=value)
             continue
-        near = difflib.get_close_matches(name, flat, 1, 0.8)
-        if near and name not in OF_STUDIES:
-            raise ParameterError(
-                "task", f"{choices[0].name} declares a default of {name}, which is no option; did you mean {near[0]}?"
-            )
+        hint = did_you_mean(name, flat, cutoff=0.8)
+        if hint and name not in OF_STUDIES:
+            raise ParameterError("task", f"{choices[0].name} declares a default of {name}, which is no option{hint}")
     return Resolved(kind, tuple(map(str, typed)), added, tuple(methods), tuple(choices), flat, whole)

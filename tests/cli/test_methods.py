@@ -214,6 +214,9 @@ def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine)
         (["--resume", "x", "--algorithm", "hiso"], "--algorithm cannot be given with --resume: the run has its own"),
         (["--resume", "x", "--curvature-decay", "0.95"], "--curvature-decay cannot be given with --resume"),
         (["--learnig-rate", "3"], "--learnig-rate is no option of run; did you mean --learning-rate?"),
+        (["--lr", "3"], "--lr is no option of run; did you mean --learning-rate?"),
+        (["--data", "digits"], "--data is no option of run; did you mean --task?"),
+        (["--method", "mosaic"], "--method is called --difference now; did you mean --algorithm?"),
         (["--curvature_decay", "3"], "--curvature-decay must be between 0 and 1, got 3.0"),
     ],
 )
