@@ -21,6 +21,4 @@ def import_extra(module: str, parameter: str, sentence: str) -> Any:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ParameterError(
-            parameter, f"{sentence} without {package}, which pip install 'hiso-jax[datasets]' installs"
-        ) from error
+        raise ParameterError(parameter, f"{sentence} without {package}; pip install {package} installs it") from error

@@ -59,6 +59,10 @@ CASES = {
     "a name as task": (lambda: sim(task="digits"), "task must be a task, .* hiso_jax.Experiment takes names"),
     "a factory as task": (lambda: sim(task=tasks.digits), r"task must be a task, .* digits\(…\) with parentheses"),
     "a class as task": (lambda: sim(task=tasks.Classification), r"task must be .* Classification\(…\) with parenth"),
+    "tests of another shape": (
+        lambda: sim(task=classify(test={"input": X[:, :3], "label": Y})),
+        r"test\['input'\] must have examples of the shape of train\['input'\]",
+    ),
     "a name as tx": (lambda: sim(tx="hiso"), "tx must be an optax transformation or a fed.Algorithm, .* got a str"),
     "a factory as tx": (lambda: sim(tx=algorithms.mosaic), r"tx must be .* got a function: mosaic\(0.01\), say"),
     "an optimizer without a head": (lambda: sim(tx=optax.sgd(0.1)), "exactly one of scale_by_hiso or scale_by_zo"),

@@ -63,7 +63,7 @@ def diagnose_run(options: Diagnose, console: Console) -> int:
     """
     with errors.refusing():
         if find_spec("matfree") is None:
-            raise ValueError("diagnose needs matfree: pip install 'hiso-jax[diagnostics]'")
+            raise ValueError("diagnose needs matfree: pip install '.[diagnostics]'")
         ledger = recorded(options.run, unfinished=options.unfinished)
         rounds = _rounds(options, len(ledger.rows))
         moved = {"model": options.model, "data_dir": None if options.data_dir is None else str(options.data_dir)}

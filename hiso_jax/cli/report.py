@@ -66,7 +66,7 @@ def plot(options: Plot, console: Console) -> int:
     shown = {axis.get_xlabel() for axis in drawn.axes}
     left_out = [name for name in options.against if AXES[name] not in shown]
     if left_out:
-        why = "the curves are those of the rounds, or were not recorded"
-        console.print(f"no panel for {', '.join(left_out)}: {why}", soft_wrap=True, highlight=False)
+        why = "proportional to the rounds for every method, so the panel would repeat theirs, or not recorded"
+        console.print(f"left out: {', '.join(left_out)} ({why})", soft_wrap=True, highlight=False)
     console.print(f"written to {options.out}", soft_wrap=True, highlight=False)
     return errors.DONE

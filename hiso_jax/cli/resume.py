@@ -48,7 +48,7 @@ def resumed(options: Any) -> Run:
             raise ParameterError(name, "cannot be given with --resume: the run has its own")
     if exists(directory / LEDGER, "resume"):
         ledger = fed.load(directory, unfinished=True)
-        about, found = ledger.header["about"] | {"rounds": ledger.planned}, len(ledger.rows)
+        about, found = ledger.about, len(ledger.rows)
     else:
         about, found = _config(directory, "run"), 0
         if "algorithms" in about:

@@ -79,7 +79,7 @@ def _of_ledger(ledger: LedgerFile) -> dict[str, str]:
         integrity = f"every byte verified, sealed by {seal['head'][:16]}…"
     ended = "" if seal is None or seal["diverged_at"] is None else f", diverged at round {seal['diverged_at']}"
     return {
-        **_common(ledger.header),
+        **_common(ledger.header, ledger.about),
         "rounds": f"{len(ledger.rows):,} of {ledger.planned:,}{ended}",
         "clients": f"{distinct:,} took part, {len(came):,} times",
         "bytes": f"up {human_bytes(up)}, down {human_bytes(down)}",
@@ -93,7 +93,7 @@ def _of_delta(path: Path) -> dict[str, str]:
     delta = load_delta(path)
     evaluation, digest = delta.header["evaluation"], delta.header["params_sha256"]
     return {
-        **_common(delta.header),
+        **_common(delta.header, delta.header["about"]),
         "rounds": f"{delta.header['rounds']:,}",
         "evaluated": "never" if evaluation is None else _metrics(evaluation),
         "base": f"SHA-256 {delta.header['base']['trained']}",
@@ -116,8 +116,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def _common(header: Mapping[str, Any]) -> dict[str, str]:
-    about, config, made = header["about"], header["config"], header["environment"]
+def _common(header: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
+    config, made = header["config"], header["environment"]
     scalars = any(name.split(".")[0] == "scalars" for name, *_ in header.get("columns", [["scalars"]]))
     messages = f"P = {config['perturbations']}" if scalars else "messages as large as the model, not kept"
     bits = [kind.removeprefix("int") for name, kind, _ in header.get("columns", []) if name == "scalars.codes"]

@@ -18,8 +18,8 @@ UNMOVED = 0.01
 def print_summary(console: Console, summary: dict, directory: Path) -> None:
     """Print the figures of a run that has ended."""
     reached = summary["rounds_to_target"]
-    held = "mean of this evaluation and the next two"
-    at_target = f"at round {reached}, {held}" if reached is not None else "not reached"
+    held = "the mean of that evaluation and the next two"
+    at_target = f"from round {reached} on: {held}" if reached is not None else "not reached"
     attendance = summary["attendance"]
     missing = ", ".join(f"{attendance[name]} {name}" for name in ("absent", "dropped", "late", "invalid"))
     per_device = f"{summary['cohort_per_device']} clients a round each"
@@ -42,7 +42,7 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         + ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds_spent"].items()),
         "bytes a client": f"up {human_bytes(summary['bytes_up_per_client'])}, "
         f"down {human_bytes(summary['bytes_down_per_client'])} "
-        f"(paper's convention: {human_bytes(summary['bytes_paper_convention'])})",
+        f"({human_bytes(summary['bytes_paper_convention'])} as the paper counts)",
         "forward passes": f"{human_count(summary['forward_passes'])} by all clients",
         "attendance": f"{attendance['reported']} reports, {missing}",
         "attacked by": summary["attacked_by"] or "",
@@ -85,9 +85,7 @@ def _privacy(spent: dict | None) -> str:
     """The privacy budget that a run has spent, in words; empty if the run is not private."""
     if spent is None:
         return ""
-    epsilon = (
-        "ε not computed (pip install 'hiso-jax[privacy]')" if spent["epsilon"] is None else f"ε {spent['epsilon']:.3g}"
-    )
+    epsilon = "ε not computed (pip install '.[privacy]')" if spent["epsilon"] is None else f"ε {spent['epsilon']:.3g}"
     whose = "each client's own noise" if spent["local"] else "the server's noise"
     how = "secret cohorts" if spent["visits"] is None else f"{spent['visits']} visits of one client"
     noise = f"{spent['noise_multiplier']:.4g} × {spent['clip_norm']:g}"

@@ -26,7 +26,7 @@ def noise_for_budget(options: Settings, private: bool, seeds: Sequence[int], sen
       ValueError: the accountant is not installed, or no noise meets the budget.
     """
     if not is_installed():
-        raise ParameterError("epsilon", "needs dp-accounting to find the noise: pip install 'hiso-jax[privacy]'")
+        raise ParameterError("epsilon", "needs dp-accounting to find the noise: pip install '.[privacy]'")
     assert options.epsilon is not None
     clients, cohort, rounds = options.clients, options.cohort, options.rounds
     visits = None

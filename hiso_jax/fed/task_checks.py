@@ -48,6 +48,7 @@ def check_task(task: Task) -> np.dtype:
         raise ParameterError("metric", f"of a task must be the name of one of its metrics or None, got {metric!r}")
     for split in ("train", "test"):
         check_examples(split, getattr(task, split))
+    _check_alike(task.train, task.test)
     return _check_loss(task)
 
 
@@ -124,6 +125,20 @@ def check_examples(split: str, data: PyTree) -> None:
         raise ParameterError(split, f"must have as many entries in each array as there are examples, got {found}")
     if not next(iter(lengths.values())):
         raise ParameterError(split, "must hold at least one example, and is empty")
+
+
+def _check_alike(train: PyTree, test: PyTree) -> None:
+    """Refuse test examples whose arrays are shaped otherwise than the training examples'."""
+    shapes = {
+        split: {
+            f"{jax.tree_util.keystr(path)}": leaf.shape[1:] for path, leaf in jax.tree_util.tree_leaves_with_path(data)
+        }
+        for split, data in (("train", train), ("test", test))
+    }
+    for place, shape in shapes["train"].items():
+        own = shapes["test"].get(place, shape)
+        if own != shape:
+            raise ParameterError(f"test{place}", f"must have examples of the shape of train{place}, {shape}, got {own}")
 
 
 def _first_not_finite(array: Any) -> int | None:

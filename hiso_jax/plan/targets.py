@@ -136,7 +136,7 @@ def target(name: str) -> Target:
         reason = " ".join(str(error).split())[:200]
         raise ParameterError(
             "target",
-            f"{name} cannot be compiled for: it needs the compiler of pip install 'hiso-jax[{extra}]', and a "
+            f"{name} cannot be compiled for: it needs the compiler of pip install '.[{extra}]', and a "
             f"shape that exists; {reason or type(error).__name__}",
         ) from error
     return Target(name, chip, found.devices)

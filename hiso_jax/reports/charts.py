@@ -1,5 +1,6 @@
 """Charts of a report, as Vega-Lite specifications: https://vega.github.io/vega-lite."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,13 @@ def _base(title: str, height: int) -> Spec:
     }
 
 
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """1, 2 and 5 times powers of ten inside the range of the values; the powers alone if these are enough."""
+    decades = range(int(np.floor(np.log10(min(values)))), int(np.ceil(np.log10(max(values)))) + 1)
+    steps = (1,) if len(decades) > 4 else (1, 2, 5)
+    return [step * 10.0**decade for decade in decades for step in steps]
+
+
 def curve(subject: Subject, axis: str, metric: str) -> Spec | None:
     """A metric against rounds, bytes, passes or seconds, a line for each method; None if nothing was recorded."""
     names, rows, ends = short_names(list(subject.compared)), [], []
@@ -92,9 +100,15 @@ def curve(subject: Subject, axis: str, metric: str) -> Spec | None:
     x = {
         "field": "at",
         "type": "quantitative",
-        "title": AXES[axis],
+        "title": f"{AXES[axis]}, logarithmic" if is_log else AXES[axis],
         "scale": {"type": "log"} if is_log else {"zero": False},
-        "axis": {"grid": False, "labelExpr": "format(datum.value, '.3~s')", "tickCount": 5, "labelOverlap": True},
+        "axis": {
+            "grid": False,
+            "labelExpr": "format(datum.value, '.3~s')",
+            "tickCount": 5,
+            "labelOverlap": True,
+            **({"values": _log_ticks([row["at"] for row in rows])} if is_log else {}),
+        },
     }
     y = {
         "field": "mean",

@@ -141,10 +141,10 @@ def _panel(drawn: Any, subject: Subject, axis: str, metric: str, *, labelled: bo
         _leave_out_what_diverged(drawn, [line for _, line in ends])
     if subject.target is not None and metric == subject.metric.name:
         drawn.axhline(subject.target, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
-        place = (0.99, subject.target)
-        drawn.annotate(
-            "target", place, (0, 1.5), drawn.get_yaxis_transform(), "offset points", color="0.4", fontsize=6, ha="right"
-        )
+        # Curves are far below the target where they begin.
+        place, text = (0.01, subject.target), f"target {subject.target:g}"
+        up = (0, 1.5 if subject.metric.sign > 0 else -6)
+        drawn.annotate(text, place, up, drawn.get_yaxis_transform(), "offset points", color="0.4", fontsize=6)
     shown = [(name, line) for name, line in ends if colors[name] != GREY]
     if labelled and len(subject.compared) > 1:
         _label(drawn, [(names[name], colors[name], float(line.mean[-1])) for name, line in shown], len(ends))
@@ -228,6 +228,9 @@ def _forest(drawn: Any, subject: Subject, *, is_wide: bool) -> None:
         drawn.plot([], [], mark, color="0.4", markersize=3.5, label=words)
     drawn.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
     plain_log_axis(drawn)
+    # 1 and a number to each side that has data can be read.
+    low, high = drawn.get_xlim()
+    drawn.set_xlim(min(low, 0.48), max(high, 2.1))
     drawn.set_yticks(range(len(ratios)), [names[name] for name in ratios])
     drawn.set_ylim(-0.6, len(ratios) - 0.4)
     drawn.invert_yaxis()

@@ -30,7 +30,7 @@ class TensorBoard(fed.Callback):
             from tensorboardX import SummaryWriter
         except ModuleNotFoundError as error:
             raise ParameterError(
-                "log", "tensorboard needs the extra tensorboard: pip install 'hiso-jax[tensorboard]'"
+                "log", "tensorboard needs the extra tensorboard: pip install '.[tensorboard]'"
             ) from error
         self._writer = SummaryWriter(str(folder))
 
@@ -58,7 +58,7 @@ class WandB(fed.Callback):
         try:
             import wandb
         except ModuleNotFoundError as error:
-            raise ParameterError("log", "wandb needs the extra wandb: pip install 'hiso-jax[wandb]'") from error
+            raise ParameterError("log", "wandb needs the extra wandb: pip install '.[wandb]'") from error
         self._run = wandb.init(config=config, **settings)
 
     def after(self, session: fed.Session, evaluation: fed.Evaluation | None) -> None:

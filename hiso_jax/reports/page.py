@@ -219,8 +219,8 @@ def _results(subject: Subject) -> str:
     if has_target:
         head += [f"rounds to {subject.target:g}"]
         head += [f"of {names[subject.baseline]}"] if subject.baseline in names and results else []
-        head += ["bytes up", "forward passes", "simulated time"]
-    head += [f"{words} at the end", "worst tenth of clients", "rounds", "bytes up, total"]
+        head += ["bytes up", "bytes up and down", "forward passes", "simulated time"]
+    head += [f"{words} at the end", "worst tenth of clients", "rounds", "bytes up, whole run"]
     rows = []
     for name, done in subject.compared.items():
         runs, tuned = done.runs, done.tuned
@@ -241,6 +241,7 @@ def _results(subject: Subject) -> str:
                 row.append(NEVER if ratio is None else ratio_words(ratio))
             for figure, show in (
                 ("bytes_up", human_bytes),
+                ("bytes", human_bytes),
                 ("forward_passes", human_count),
                 ("simulated_seconds", human_seconds),
             ):

@@ -90,7 +90,12 @@ class Progress(fed.Callback):
         speed = session.round / session.seconds if session.seconds else 0.0
         known = [self._metric]
         if session.round:
-            known = [f"loss {self._loss:.3f}", *known, f"{speed:.3g} rounds/s", human_bytes(session.bytes_total)]
+            known = [
+                f"loss {self._loss:.3f}",
+                *known,
+                f"{speed:.3g} rounds/s",
+                f"{human_bytes(session.bytes_total)} sent",
+            ]
             known.append(f"ETA {human_seconds(session.expected_seconds or 0.0)}")
         figures = "  ".join(known)
         self._bar.update(self._row, completed=session.round, total=session.rounds, figures=figures)

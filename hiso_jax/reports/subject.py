@@ -22,6 +22,10 @@ METRICS = "metrics.jsonl"
 OF_RUNS = ("runs", "reached", "diverged", "ratios", "cost_of_trouble")
 # A target that is reached within fewer evaluations is known too coarsely for a ratio.
 COARSE = 4
+# Options that tell no runs apart, options that do whatever the methods are, and most of them in a label.
+UNTOLD = ("out", "resume", "algorithm", "algorithm_sha256", "log", "target")
+OF_ALL = ("alpha", "clients", "cohort", "partition", "rounds", "seed", "model", "attack", "attackers", "availability")
+FEW_TOLD = 2
 # An axis of a chart → its title.
 AXES = {
     "round": "rounds",
@@ -264,7 +268,7 @@ def _run(path: Path) -> Subject:
     folder = ledger.path.parent
     if not ledger.evaluations:
         raise ParameterError("paths", f"must be runs with an evaluation; {path} has none yet")
-    about, header = ledger.header["about"], ledger.header
+    about, header = ledger.about, ledger.header
     summary: dict[str, Any] = {}
     if exists(folder / "summary.json"):
         try:
@@ -317,9 +321,10 @@ def side_by_side(subjects: Sequence[Subject]) -> list[Subject]:
 
 def _together(runs: Sequence[Subject]) -> Subject:
     compared: dict[str, Compared] = {}
-    for run in runs:
-        ((name, done),) = run.compared.items()
-        label = f"{name}, {run.path.name if run.path else 'run'}"
+    labels = _labels(runs)
+    for place, run in enumerate(runs):
+        ((_, done),) = run.compared.items()
+        label = labels[place]
         while label in compared:
             label += "'"
         compared[label] = done
@@ -333,11 +338,28 @@ def _together(runs: Sequence[Subject]) -> Subject:
         compared=compared,
         target=targets.pop() if len(targets) == 1 else None,
         config=_shared([run.config for run in runs]),
-        made_with=made_with,
+        made_with=made_with | {label: str(run.path) for label, run in zip(compared, runs, strict=True) if run.path},
         left_out=[sentence for run in runs for sentence in run.left_out],
         path=None,
         command="\n".join(run.command for run in runs if run.command),
     )
+
+
+def _labels(runs: Sequence[Subject]) -> list[str]:
+    """The method of each run with the options in which the runs differ; its directory's name if that is no label."""
+    methods = [next(iter(run.compared)) for run in runs]
+    configs = [run.config for run in runs]
+    known = [name for name in configs[0] if name not in UNTOLD and all(name in config for config in configs)]
+    differ = [name for name in known if any(config[name] != configs[0][name] for config in configs)]
+    labels = []
+    for method, run in zip(methods, runs, strict=True):
+        # Methods differ in defaults of their own, which their names stand for.
+        own = [name for name in differ if name in OF_ALL or methods.count(method) > 1]
+        labels.append(", ".join([method, *(f"{name.replace('_', ' ')} {run.config[name]}" for name in own[:FEW_TOLD])]))
+    return [
+        label if labels.count(label) == 1 else f"{method}, {run.path.name if run.path else 'run'}"
+        for label, method, run in zip(labels, methods, runs, strict=True)
+    ]
 
 
 def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

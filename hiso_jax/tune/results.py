@@ -23,6 +23,9 @@ from hiso_jax.reports import (
 )
 from hiso_jax.tune.settings import Compare
 
+# Evaluations whose mean has to attain the target, see ``fed.first_at_target``.
+HELD = 3
+
 
 class Rows:
     """A result with a row for each run."""
@@ -102,7 +105,10 @@ class Comparison(Rows):
         """What limits the ratios: nobody reached the target, or soon after the start."""
         runs = [run for done in self.compared.values() for run in done.runs]
         if self.target is not None and runs and all(run["rounds_to_target"] is None for run in runs):
-            return {"target": f"no run reached {self.target:g}: compare the values at the end, or give a lower target"}
+            most = max(len(history) for done in self.compared.values() for history in done.histories) - 1
+            few = f"; only {most} evaluations were made, take a smaller eval_every" if most < HELD else ""
+            words = f"no run held {self.target:g} for three evaluations{few}"
+            return {"target": f"{words}: compare the values at the end, or give a lower target"}
         coarse = coarse_ratios(self.compared) if len(self.compared) > 1 else []
         return {"coarse": "; ".join(coarse)} if coarse else {}
 

@@ -88,7 +88,7 @@ def test_the_command_says_which_compiler_is_missing(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main(["plan", "--target", "v5e:2x4"])
     assert ended.value.code == 2
-    assert "pip install 'hiso-jax[tpu]'" in capsys.readouterr().err
+    assert "pip install '.[tpu]'" in capsys.readouterr().err
 
 
 def printed(capsys, *words):

@@ -118,6 +118,26 @@ def test_the_command_of_a_report_makes_the_same_again(studies, capsys, tmp_path)
         assert digests[0] == digests[1]
 
 
+def test_the_command_of_a_resumed_run_has_the_rounds_that_it_has_now(capsys, tmp_path):
+    words = ("--cohort", 2, "--batch-size", 4, "--eval-every", 2)
+    assert call(capsys, "run", *words, "--rounds", 2, "--out", tmp_path / "run")[0] == 0
+    assert call(capsys, "run", "--resume", tmp_path / "run", "--rounds", 4)[0] == 0
+    command = tune.reporting.subject_of(tmp_path / "run").command.split()
+    assert call(capsys, *command[1:], "--out", tmp_path / "again")[0] == 0
+    first, again = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "again"))
+    assert (first["rounds"], first["params_sha256"]) == (again["rounds"], again["params_sha256"])
+    assert "--rounds 4" in call(capsys, "show", tmp_path / "run")[1]
+
+
+def test_runs_side_by_side_are_named_by_the_options_in_which_they_differ(capsys, tmp_path):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, alpha, method in zip(folders, (0.5, 0.1, 0.1), ("hiso", "hiso", "decomfl"), strict=True):
+        words = ("--cohort", 2, "--batch-size", 4, "--rounds", 1, "--alpha", alpha, "--algorithm", method)
+        assert call(capsys, "run", *words, "--out", folder)[0] == 0
+    labels = {text.get_text() for text in tune.figure(*folders).axes[0].texts}
+    assert labels >= {"hiso, alpha 0.5", "hiso, alpha 0.1", "decomfl, alpha 0.1"}
+
+
 def test_the_command_of_a_comparisons_run_makes_it_again(studies, capsys, tmp_path):
     folder = next((studies[0] / "compared" / "runs").glob("*hiso*seed-1"))
     command = tune.reporting.subject_of(folder).command.split()
@@ -251,7 +271,7 @@ def test_a_figure_for_a_paper(studies, capsys, tmp_path, ending):
     # hiso and decomfl send as much a round, so bytes and passes would show the same curves.
     assert panels == ["rounds", "cost to accuracy 0.12 (decomfl = 1)"]
     labels = [text.get_text() for text in figure.axes[0].texts]
-    assert sorted(labels) == ["decomfl", "hiso", "target"]
+    assert sorted(labels) == ["decomfl", "hiso", "target 0.12"]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ class LedgerFile:
         """The number of rounds that the run is to have."""
         return self.extended[-1]["rounds"] if self.extended else self.header["config"]["rounds"]
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """The options of the run's experiment, with the rounds that it has by now; of a program's run its notes."""
+        about = self.header["about"]
+        return about | {"rounds": self.planned} if "rounds" in about else about
+
     def without_seal(self) -> "LedgerFile":
         """The ledger without its seal, so that the run can continue."""
         return replace(self, seal=None, size=self.unsealed)

@@ -22,7 +22,7 @@ from hiso_jax.models.lm.folder import IGNORED, SafeTensors, check_kind
 from hiso_jax.models.lm.hub import from_hub
 from hiso_jax.models.lm.names import Leaf, as_ours, checkpoint_name, gguf_name, leaves
 
-MISSING_EXTRA = "language models need the packages of the extra lm: pip install 'hiso-jax[lm]' (missing: {})"
+MISSING_EXTRA = "language models need the packages of the extra lm: pip install '.[lm]' (missing: {})"
 
 
 class Tensors(Protocol):

@@ -52,7 +52,7 @@ def rouge(answers: Sequence[str], golden: Sequence[Sequence[str]]) -> dict[str, 
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError as error:
-        raise ValueError("xsum needs the packages of the extra lm: pip install 'hiso-jax[lm]'") from error
+        raise ValueError("xsum needs the packages of the extra lm: pip install '.[lm]'") from error
     names = ("rouge1", "rouge2", "rougeL")
     if not answers:
         return dict.fromkeys(names, 0.0)
