@@ -17,6 +17,8 @@ WIDTHS = {1: 3.4, 2: 7.0}
 PANEL, ROW = 2.1, 0.2
 # Of more lines than LABELLED, only as many have a colour and a label: the baseline's and the best.
 LABELLED, FEW = 5, 12
+# Longest name of a line that stands beside its end, in characters.
+LONGEST = 20
 # Panels whose positions are proportional to the rounds up to this share show the same curves.
 SAME = 0.02
 FAR_APART, FAR_UP = 20, 3
@@ -80,11 +82,21 @@ def _draw(subjects: Sequence[Subject], against: Sequence[str], columns: int, tit
                 drawn.set_ylabel(f"test {metric.replace('_', ' ')}")
     for place, subject in enumerate(rated):
         _forest(figure.add_subplot(grid[len(rows) + place, :]), subject, is_wide=columns > 1)
+    long = {label: line for panel in figure.axes for line, label in _named_lines(panel, subjects)}
+    if long:
+        figure.legend(long.values(), long.keys(), loc="outside lower left", frameon=False, ncols=columns)
     if title:
         figure.suptitle(title)
     if notes:
         figure.supxlabel("; ".join(sorted(notes)), fontsize=6.5, color="0.35")
     return figure
+
+
+def _named_lines(panel: Any, subjects: Sequence[Subject]) -> list[tuple[Any, str]]:
+    """The lines of a panel whose names are too long to stand beside their ends."""
+    named = {name for each in subjects if _has_long_names(each) for name in short_names(list(each.compared)).values()}
+    lines, labels = panel.get_legend_handles_labels()
+    return [(line, label) for line, label in zip(lines, labels, strict=True) if label in named]
 
 
 def _panels(subject: Subject, against: Sequence[str]) -> list[tuple[str, str]]:
@@ -146,8 +158,13 @@ def _panel(drawn: Any, subject: Subject, axis: str, metric: str, *, labelled: bo
         up = (0, 1.5 if subject.metric.sign > 0 else -6)
         drawn.annotate(text, place, up, drawn.get_yaxis_transform(), "offset points", color="0.4", fontsize=6)
     shown = [(name, line) for name, line in ends if colors[name] != GREY]
-    if labelled and len(subject.compared) > 1:
+    if labelled and len(subject.compared) > 1 and not _has_long_names(subject):
         _label(drawn, [(names[name], colors[name], float(line.mean[-1])) for name, line in shown], len(ends))
+
+
+def _has_long_names(subject: Subject) -> bool:
+    """Whether the names of the lines would take the width of the panels; they are in a legend then."""
+    return max(map(len, short_names(list(subject.compared)).values())) > LONGEST
 
 
 def _colors(subject: Subject) -> dict[str, str]:

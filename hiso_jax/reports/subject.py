@@ -350,11 +350,15 @@ def _labels(runs: Sequence[Subject]) -> list[str]:
     methods = [next(iter(run.compared)) for run in runs]
     configs = [run.config for run in runs]
     known = [name for name in configs[0] if name not in UNTOLD and all(name in config for config in configs)]
-    differ = [name for name in known if any(config[name] != configs[0][name] for config in configs)]
     labels = []
     for method, run in zip(methods, runs, strict=True):
         # Methods differ in defaults of their own, which their names stand for.
-        own = [name for name in differ if name in OF_ALL or methods.count(method) > 1]
+        alike = [each.config for each, other in zip(runs, methods, strict=True) if other == method]
+        own = [
+            name
+            for name in known
+            if any(config[name] != run.config[name] for config in (configs if name in OF_ALL else alike))
+        ]
         labels.append(", ".join([method, *(f"{name.replace('_', ' ')} {run.config[name]}" for name in own[:FEW_TOLD])]))
     return [
         label if labels.count(label) == 1 else f"{method}, {run.path.name if run.path else 'run'}"

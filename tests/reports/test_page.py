@@ -134,7 +134,7 @@ def test_runs_side_by_side_are_named_by_the_options_in_which_they_differ(capsys,
     for folder, alpha, method in zip(folders, (0.5, 0.1, 0.1), ("hiso", "hiso", "decomfl"), strict=True):
         words = ("--cohort", 2, "--batch-size", 4, "--rounds", 1, "--alpha", alpha, "--algorithm", method)
         assert call(capsys, "run", *words, "--out", folder)[0] == 0
-    labels = {text.get_text() for text in tune.figure(*folders).axes[0].texts}
+    labels = {text.get_text() for axis in tune.figure(*folders).axes for text in axis.texts}
     assert labels >= {"hiso, alpha 0.5", "hiso, alpha 0.1", "decomfl, alpha 0.1"}
 
 
