@@ -21,7 +21,7 @@ class SimpleCNN(nnx.Module):
         self.hidden, self.output = nnx.Linear(14 * 14 * 64, 128, rngs=rngs), nnx.Linear(128, 10, rngs=rngs)
 
     def __call__(self, images):
-        x = nnx.max_pool(nnx.relu(self.conv2(nnx.relu(self.conv1(images)))), (2, 2), (2, 2))
+        x = models.max_pool(nnx.relu(self.conv2(nnx.relu(self.conv1(images)))), (2, 2))
         return self.output(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))))
 
 

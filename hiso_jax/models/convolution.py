@@ -1,10 +1,11 @@
-"""Convolutions whose derivatives are matrix products on CPU."""
+"""Convolutions and max-pools with fast derivatives on CPU."""
 
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -123,3 +124,37 @@ def _patches(inputs: Array, window: tuple[int, ...], strides: tuple[int, int], p
     offsets = [(i, j) for i in range(window[0]) for j in range(window[1])]
     cut = [padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]] for i, j in offsets]
     return jnp.concatenate(cut, -1)
+
+
+def max_pool(inputs: Float[Array, "B H W C"], window: tuple[int, int]) -> Float[Array, "B H/h W/w C"]:
+    """The maximum over windows that do not overlap, as ``nnx.max_pool(inputs, window, window)``, with a fast derivative.
+
+    Value and derivative have the bits of ``nnx.max_pool``: the derivative goes to the first maximum of a window. On CPU,
+    XLA computes that by a loop over windows; here it is a selection between strided slices, fifteen times as fast
+    (``docs/reference/benchmarks``).
+
+    Args:
+      inputs: images; rows and columns beyond the last complete window are dropped.
+      window: its height and width.
+    """
+    (height, width), (tall, wide) = inputs.shape[1:3], window
+    return _pooled(inputs[:, : height - height % tall, : width - width % wide], window)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _pooled(inputs: Array, window: tuple[int, int]) -> Array:
+    return nnx.max_pool(inputs, window, window)
+
+
+@_pooled.defjvp
+def _pooled_derivative(
+    window: tuple[int, int], primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    def slices(array: Array) -> list[Array]:
+        return [array[:, i :: window[0], j :: window[1]] for i in range(window[0]) for j in range(window[1])]
+
+    (best, *values), (chosen, *moved) = slices(*primals), slices(*tangents)
+    for value, move in zip(values, moved, strict=True):
+        later = value > best
+        best, chosen = jnp.where(later, value, best), jnp.where(later, move, chosen)
+    return best, chosen

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hiso_jax.models.convolution import convolution
+from hiso_jax.models.convolution import convolution, max_pool
 from hiso_jax.models.functional import Linear, Model, functional, lecun_normal
 
 
@@ -68,7 +68,7 @@ class CNN(nnx.Module):
     def __call__(self, images: Float[Array, "B H W 1"]) -> Float[Array, "B classes"]:
         """Logits."""
         x = nnx.relu(self.conv1(images))
-        x = nnx.relu(nnx.max_pool(self.conv2(x), (2, 2), (2, 2)))
+        x = nnx.relu(max_pool(self.conv2(x), (2, 2)))
         return self.output(x.reshape(x.shape[0], -1))
 
 

@@ -138,3 +138,15 @@ def test_convolution_passes_other_arguments_on():
         models.convolution(
             jnp.ones((1, 4, 4, 1)), jnp.ones((2, 2, 1, 1)), (1, 1), "SAME", dimension_numbers=layout, frobnicate=3
         )
+
+
+@pytest.mark.parametrize("window", [(2, 2), (3, 2)])
+def test_the_derivative_of_a_pool_has_the_bits_of_flax(window):
+    # Whole numbers from a small range: most windows have several maxima.
+    inputs = jnp.asarray(np.random.default_rng(0).integers(0, 3, (3, 7, 9, 4)), jnp.float32)
+    weights = jax.random.normal(jax.random.key(0), models.max_pool(inputs, window).shape)
+    ours, flax = (
+        jax.jit(jax.value_and_grad(lambda x, pool=pool: (pool(x) * weights).sum()))(inputs)
+        for pool in (lambda x: models.max_pool(x, window), lambda x: nnx.max_pool(x, window, window))
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, flax)
