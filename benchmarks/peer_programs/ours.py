@@ -1,4 +1,4 @@
-"""FedAvg, projections and mosaic here."""
+"""FedAvg, projections, mosaic and DeComFL here."""
 
 import json
 import sys
@@ -29,6 +29,7 @@ METHODS = {
     "fed_avg": hiso_jax.fed_avg,
     "local_mosaic": hiso_jax.local_mosaic,
     "mosaic": hiso_jax.mosaic,
+    "decomfl": hiso_jax.decomfl,
 }
 with np.load(SETTING["data"]) as data:
     train = {"input": data["images"], "label": data["labels"]}
@@ -40,7 +41,9 @@ config = fed.SimulationConfig(
     rounds=SETTING["rounds"],
     cohort=SETTING["cohort"],
     batch_size=SETTING["batch"],
-    local_steps=1 if SETTING["method"] == "mosaic" else SETTING["examples"] // SETTING["batch"],
+    local_steps=SETTING["local_steps"],
+    perturbations=SETTING.get("perturbations"),
+    local_learning_rate=SETTING["rate"],
     eval_every=10**9,
 )
 hiso_jax.Simulation(
