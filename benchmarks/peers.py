@@ -214,7 +214,7 @@ def measured(python: Path | str, entry: Entry, setting: dict[str, Any], argument
     threads.append(threading.Thread(target=lambda: tail.extend(run.stderr), daemon=True))
     for thread in threads:
         thread.start()
-    while run.poll() is None and (not lines or time.perf_counter() - begin - lines[0][0] < arguments.seconds):
+    while run.poll() is None and (len(lines) < 2 or time.perf_counter() - begin - lines[0][0] < arguments.seconds):
         time.sleep(0.05)
     peak[0] = max(peak[0], memory_of(mark))
     over.set()
@@ -243,7 +243,8 @@ def main(arguments: Arguments) -> None:
     data_folder = arguments.folder / "data"
     data_folder.mkdir(parents=True, exist_ok=True)
     pythons: dict[str, Path | str | None] = {"ours": sys.executable}
-    found: dict[str, Any] = {}
+    # Works that are not measured now are kept.
+    found: dict[str, Any] = json.loads(arguments.out.read_text())["works"] if arguments.out.exists() else {}
     for work in arguments.works.split(","):
         setting, entries = known[work]
         here = []

@@ -129,9 +129,9 @@ def _patches(inputs: Array, window: tuple[int, ...], strides: tuple[int, int], p
 def max_pool(inputs: Float[Array, "B H W C"], window: tuple[int, int]) -> Float[Array, "B H/h W/w C"]:
     """The maximum over windows that do not overlap, as ``nnx.max_pool(inputs, window, window)``, with a fast derivative.
 
-    Value and derivative have the bits of ``nnx.max_pool``: the derivative goes to the first maximum of a window. On CPU,
-    XLA computes that by a loop over windows; here it is a selection between strided slices, fifteen times as fast
-    (``docs/reference/benchmarks``).
+    Value and derivative have the bits of ``nnx.max_pool``: the derivative goes to the first maximum of a window. XLA
+    computes that by a loop over windows on CPU; here it is a selection between strided slices, fifteen times as
+    fast (``docs/reference/benchmarks``).
 
     Args:
       inputs: images; rows and columns beyond the last complete window are dropped.
@@ -147,9 +147,7 @@ def _pooled(inputs: Array, window: tuple[int, int]) -> Array:
 
 
 @_pooled.defjvp
-def _pooled_derivative(
-    window: tuple[int, int], primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
+def _pooled_derivative(window: tuple[int, int], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     def slices(array: Array) -> list[Array]:
         return [array[:, i :: window[0], j :: window[1]] for i in range(window[0]) for j in range(window[1])]
 

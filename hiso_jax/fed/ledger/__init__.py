@@ -5,16 +5,6 @@ from hiso_jax.fed.ledger.files import exists, links_in, read_regular, sync_direc
 from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint, sample
 from hiso_jax.fed.ledger.frames import Lost
 from hiso_jax.fed.ledger.ledger import FileLedger, Ledger, salvage
-from hiso_jax.fed.ledger.messages import (
-    GROUP_BYTES,
-    HEADER_BYTES,
-    SEED_BYTES,
-    Form,
-    catch_up,
-    catch_up_message,
-    form_of,
-    upload_message,
-)
 from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
 from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Updates
 from hiso_jax.fed.ledger.replay import replay
@@ -25,14 +15,10 @@ from hiso_jax.fed.ledger.storage import Storage, differences, lock
 
 __all__ = [
     "EXECUTION",
-    "GROUP_BYTES",
-    "HEADER_BYTES",
     "LEDGER",
-    "SEED_BYTES",
     "Delta",
     "Evaluation",
     "FileLedger",
-    "Form",
     "Ledger",
     "LedgerFile",
     "Lost",
@@ -44,13 +30,10 @@ __all__ = [
     "apply_delta",
     "base_fingerprints",
     "bytes_a_round",
-    "catch_up",
-    "catch_up_message",
     "delta_of",
     "differences",
     "exists",
     "fingerprint",
-    "form_of",
     "header_of",
     "links_in",
     "load",
@@ -64,6 +47,5 @@ __all__ = [
     "save_delta",
     "sums_bytes",
     "sync_directory",
-    "upload_message",
     "write_file",
 ]

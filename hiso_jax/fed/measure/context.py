@@ -98,6 +98,7 @@ class RoundContext(NamedTuple):
       relay: (one scalar of every client, p) → (the scalars as they arrive, their aggregate): sends one perturbation
         before the next is measured. None if an aggregate needs complete messages.
       sums_only: whether only the weighted mean of the messages is needed.
+      is_alone: whether this is the program of one client of a cohort, whose others are elsewhere.
     """
 
     estimator: Estimator
@@ -113,6 +114,7 @@ class RoundContext(NamedTuple):
     draw: Draw | None = None
     relay: Callable[[PyTree, Array], tuple[PyTree, PyTree]] | None = None
     sums_only: bool = False
+    is_alone: bool = False
 
     @property
     def params(self) -> PyTree:

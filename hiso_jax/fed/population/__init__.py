@@ -20,6 +20,7 @@ from hiso_jax.fed.population.participation import (
 )
 from hiso_jax.fed.population.partitions import by_column, dirichlet, dirichlet_balanced, iid, shards
 from hiso_jax.fed.population.population import AnyPopulation, Population, as_population
+from hiso_jax.fed.population.remote import RemotePopulation
 from hiso_jax.fed.population.selection import (
     Select,
     SelectionState,
@@ -45,6 +46,7 @@ __all__ = [
     "LogNormal",
     "Participation",
     "Population",
+    "RemotePopulation",
     "Select",
     "SelectionState",
     "Trace",

@@ -114,7 +114,7 @@ def server_round(
             (lambda numbers, p: channel.relay(numbers, cohort.weights, p)) if algorithm.is_separable else None,
             algorithm.combine.linear and not (algorithm.send or algorithm.rescale or algorithm.attack),
         )
-        context = context._replace(execution=_execution(context))
+        context = context._replace(execution=execution_of(context))
         return settle(channel, context, measure(channel, context))
 
     return on_all_devices(run, settings.mesh)
@@ -163,7 +163,7 @@ def _channel(algorithm: Algorithm, estimator: Estimator, server: ServerState, co
     return Channel(algorithm, senders, keys.channel, keys.secret)
 
 
-def _execution(context: RoundContext) -> Execution:
+def execution_of(context: RoundContext) -> Execution:
     """The number of clients in memory at a time."""
 
     def one_batch(context: RoundContext, batches: PyTree) -> PyTree:

@@ -23,6 +23,7 @@ from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
 from hiso_jax.fed.measure import Estimator, Mixed
 from hiso_jax.fed.part_digests import digest
+from hiso_jax.fed.population import RemotePopulation
 from hiso_jax.fed.round import first_memory, reads_loss, server_round, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import config_of
@@ -247,7 +248,7 @@ def header_for(
     reads = reads_loss(prepared.algorithm, shapes, server.params)
     said = {
         "base": base_fingerprints(initial, frozen_of(prepared.task)),
-        "data": fingerprint(prepared.given),
+        "data": "remote" if isinstance(prepared.given[1], RemotePopulation) else fingerprint(prepared.given),
         "algorithm": prepared.algorithm.description | ({"reads_loss": True} if reads else {}),
         "made_of": {
             **prepared.algorithm.part_digests,

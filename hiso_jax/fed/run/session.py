@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from hiso_jax.checks import function as check_function
 from hiso_jax.fed.devices import agree, in_all_processes
-from hiso_jax.fed.ledger import Evaluation, RunStore, Storage, fingerprint, run_store_of, sample
+from hiso_jax.fed.ledger import Evaluation, Records, RunStore, Storage, fingerprint, run_store_of, sample
 from hiso_jax.fed.population import check_selected
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.counters import Counters
@@ -219,6 +219,11 @@ class Session:
     def train_loss(self) -> float:
         """The mean loss of the last round's cohort; right after an evaluation, the mean since the previous one."""
         return float([*self._counters.losses[-1:], *(row.train_loss for row in self.history[-1:]), math.nan][0])
+
+    @property
+    def records(self) -> Records | None:
+        """The rounds so far, also those of a resumed run; None before the first."""
+        return self._store.ledger.records if self.round else None
 
     @property
     def bytes_total(self) -> int:

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int8, UInt64
 
-from hiso_jax.fed.ledger import GROUP_BYTES, HEADER_BYTES, SEED_BYTES, sums_bytes
+from hiso_jax.fed.ledger import sums_bytes
 from hiso_jax.fed.population import ABSENT, DROPPED
 from hiso_jax.fed.wire import BroadcastBytes
 
 NEVER_CAME = -1
+# Bytes of an invitation's or an answer's header, of the seed, and of a group's number.
+HEADER_BYTES, SEED_BYTES, GROUP_BYTES = 8, 8, 2
 
 
 class Costs(NamedTuple):

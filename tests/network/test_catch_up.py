@@ -7,14 +7,9 @@ import pytest
 
 import hiso_jax
 from hiso_jax import algorithms, fed
-from hiso_jax.fed.ledger import (
-    catch_up,
-    catch_up_message,
-    form_of,
-    upload_message,
-)
 from hiso_jax.fed.population import ABSENT, DROPPED
 from hiso_jax.fed.run.traffic import last_synced_rounds
+from hiso_jax.network.catch_up import catch_up, catch_up_message, form_of, upload_message
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task, optimizers
 from tests.marks import slow, thorough
 

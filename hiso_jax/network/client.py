@@ -1,0 +1,353 @@
+"""A client of a federation: bytes in, bytes out. It keeps its data, and sends scalars.
+
+A client keeps its parameters, its optimizer state and the number of the round that it stands at. It needs no trust in
+what the server believes of it: an invitation that begins at another round, or at another history, is answered by where
+the client stands, and the server sends what is missing. A new client, a lost disk, a torn file, a server that was
+resumed from an older ledger and a client that is ahead of it are this one case.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors.numpy
+from jaxtyping import PyTree
+
+from hiso_jax.checks import ParameterError
+from hiso_jax.fed.devices import ExecutionSettings, from_key_data, is_key, key_data, memory_budget
+from hiso_jax.fed.keys import channel_key, data_key, round_key
+from hiso_jax.fed.ledger import fingerprint, sample, write_file
+from hiso_jax.fed.measure import Keys
+from hiso_jax.fed.round import Message, Visit, client_round
+from hiso_jax.fed.run.secret import as_key, fresh
+from hiso_jax.fed.task import at_precision, frozen_of, perturbed_as_of
+from hiso_jax.fed.task_checks import check_examples
+from hiso_jax.fed.update import ServerState
+from hiso_jax.network.catch_up import (
+    CHECKPOINT,
+    HEADER,
+    SUMS,
+    BadMessage,
+    catch_up,
+    content_of,
+)
+from hiso_jax.network.description import are_near, read_description, run_of
+from hiso_jax.network.envelope import NO_RUN, Envelope, Kind, opened, refusal, sealed
+from hiso_jax.network.history import BEGIN, HISTORY_BYTES, after
+from hiso_jax.network.parts import Parts
+from hiso_jax.zo import fold_in
+from hiso_jax.zo.threefry import drawn
+
+logger = logging.getLogger("hiso_jax")
+STATE, SECRET, DESCRIPTION = "state.safetensors", "client.secret", "description.json"
+# Flags of an invitation and of an answer.
+HAS_FINGERPRINT, DIFFERS = 1, 1
+FINGERPRINT_BYTES = 8
+STANDING = struct.Struct("<If8s")
+GREETING = struct.Struct("<If")
+# The state is written at most this share of the time; who stands further back after a restart is caught up.
+WRITING_SHARE = 0.1
+
+
+class Standing(NamedTuple):
+    """Where a client stands.
+
+    Attributes:
+      round: the client knows all rounds before this one.
+      history: the digest of the rounds that it knows, see :mod:`hiso_jax.network.history`.
+      params: its parameters.
+      state: its optimizer's state.
+    """
+
+    round: int
+    history: bytes
+    params: PyTree
+    state: optax.OptState
+
+
+Build = Callable[[Mapping[str, Any]], Parts]
+"""The options of a run's description → its parts, made from this machine's own code."""
+
+
+class Client:
+    """A client: :meth:`answer` takes the server's messages and returns its own. It never raises for a message.
+
+    Args:
+      folder: where it keeps its state and its secret; None keeps them in memory.
+      data: its examples, a tree of arrays as the task's training examples.
+      build: makes the parts of a run from the options in its description.
+      number: its number in the population, if it may answer for no other.
+
+    Raises:
+      ParameterError: the data are no examples, or the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path | None, data: PyTree, build: Build, number: int | None = None) -> None:
+        """Check the data; nothing is compiled before the server describes its run."""
+        check_examples("data", data)
+        self._folder, self._data, self._build, self._number = folder, data, build, number
+        self._run: _Run | None = None
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ParameterError("folder", f"must be a folder that can be written: {error.strerror}") from error
+
+    @property
+    def examples(self) -> int:
+        """The number of examples that it holds."""
+        return jax.tree.leaves(self._data)[0].shape[0]
+
+    @property
+    def standing(self) -> Standing | None:
+        """Where it stands; None before a run was described to it."""
+        return None if self._run is None else self._run.standing
+
+    def answer(self, message: bytes) -> bytes:
+        """The answer to a message of the server: a refusal in one sentence if it is not one that this client obeys."""
+        run, number, client = NO_RUN, 0, self._number or 0
+        try:
+            envelope = opened(message)
+            run, number, client = envelope.run, envelope.round, envelope.client
+            return self._answered(envelope)
+        except (BadMessage, ParameterError) as error:
+            return refusal(str(error), run, number, client)
+        except Exception as error:  # a bug here must not end a client that others wait for
+            logger.exception("a message of round %d could not be answered", number)
+            return refusal(f"this client failed: {type(error).__name__}", run, number, client)
+
+    def _answered(self, envelope: Envelope) -> bytes:
+        if self._number is not None and envelope.client != self._number:
+            raise BadMessage(f"this is client {self._number}, and the message is for client {envelope.client}")
+        if envelope.kind is Kind.DESCRIBE:
+            self._take_up(envelope)
+            assert self._run is not None
+            greeting = GREETING.pack(self.examples, self._run.seconds_a_direction)
+            return sealed(envelope._replace(kind=Kind.HELLO, content=greeting + self._run.where()))
+        if self._run is None or self._run.name != envelope.run:
+            raise BadMessage("this client was not told of the run; the server describes it first")
+        if envelope.kind is Kind.INVITE:
+            return self._run.invited(envelope)
+        if envelope.kind is Kind.EVALUATE:
+            return self._run.evaluated(envelope)
+        if envelope.kind is Kind.END:
+            self._run.save()
+            return sealed(envelope._replace(kind=Kind.STANDS, content=self._run.where()))
+        raise BadMessage(f"a client takes no message of kind {envelope.kind.name}")
+
+    def _take_up(self, envelope: Envelope) -> None:
+        described = read_description(envelope.content)
+        if run_of(envelope.content) != envelope.run:
+            raise BadMessage("the description is of another run than its envelope says")
+        if self._run is not None and self._run.name == envelope.run:
+            return
+        parts = self._build(described["about"])
+        params = parts.initial()
+        # The number of rounds and other options that move no bit may differ from those here.
+        own = read_description(parts.description(params))
+        for name, words in (
+            ("parts", "its method is another than this machine's code makes"),
+            ("params", "its model is another than this machine's code makes"),
+            ("config", "its settings are others than this machine's code makes of them"),
+            ("prng_impl", "its generator of random numbers is another"),
+        ):
+            if own[name] != described[name]:
+                raise BadMessage(f"the run is refused: {words}")
+        if not are_near(params, described["sample"]):
+            raise BadMessage("the run is refused: its initial parameters are others than this machine makes")
+        self._run = _Run(envelope.run, parts, params, self._data, self._folder, envelope.client)
+
+
+class _Run:
+    """A client's part in a run."""
+
+    def __init__(
+        self, name: bytes, parts: Parts, params: PyTree, data: PyTree, folder: Path | None, client: int
+    ) -> None:
+        """Compile the client's program, and take up the state in the folder, if it is of this run."""
+        self.name, self._parts, self._folder, self._client = name, parts, folder, client
+        self._forms = parts.forms(params)
+        self._seed_key = jax.random.key(parts.config.seed)
+        state = parts.algorithm.optimizer.init(params)
+        self._start = Standing(0, BEGIN, params, state)
+        self.standing = self._found() or self._start
+        self._examples = jax.tree.leaves(data)[0].shape[0]
+        # Padded to a power of two, so that clients of one machine share a compiled program.
+        size = 1 << (self._examples - 1).bit_length()
+        self._data = jax.tree.map(
+            lambda a: jnp.pad(jnp.asarray(a), [(0, size - len(a))] + [(0, 0)] * (a.ndim - 1)), data
+        )
+        self._written, self._writing = 0.0, 0.0
+        self._secret = self._kept_secret() if parts.algorithm.needs_secret else None
+        self._warm_up()
+
+    @cached_property
+    def _measure(self) -> Callable[..., Message]:
+        parts, config = self._parts, self._parts.config
+        settings = ExecutionSettings(
+            config.client_chunk, memory_budget(), config.directions, None, perturbed_as_of(parts.task)
+        )
+        loss = at_precision(parts.task.loss, config.matmul_precision)
+        local = config.local_learning_rate
+        shape = config.local_steps or 1, config.batch_size
+
+        def measure(
+            standing: tuple[PyTree, Any], number: Any, client: Any, place: Any, data: PyTree, count: Any, rate: Any,
+            frozen: PyTree, secret: Any,
+        ) -> Message:  # fmt: skip
+            estimator = parts.estimator if rate is None else parts.estimator._replace(local_learning_rate=rate)
+            run = client_round(loss, parts.algorithm, estimator, settings, config.cohort)
+
+            def draw(key: Any, shape: Any) -> Any:
+                return jax.random.randint(key, shape, 0, count)
+
+            rows = drawn(draw, fold_in(data_key(self._seed_key, number), client), shape)
+            batches = jax.tree.map(lambda a: a[rows], data)
+            own = None if secret is None else channel_key(secret, number)
+            keys = Keys(round_key(self._seed_key, number), channel_key(self._seed_key, number), number, own)
+            return run(ServerState(*standing), keys, Visit(client, place, batches), frozen)
+
+        program = jax.jit(measure)
+        rate = None if callable(local) or local is None else float(local)
+        frozen = frozen_of(parts.task)
+        return lambda standing, number, place: jax.block_until_ready(
+            program(
+                (standing.params, standing.state), jnp.int32(number), jnp.int32(self._client), jnp.int32(place),
+                self._data, jnp.int32(self._examples), rate, frozen, self._secret,
+            )
+        )  # fmt: skip
+
+    def _warm_up(self) -> None:
+        """Compile everything before the first deadline runs, and time a direction."""
+        self._measure(self._start, 0, 0)
+        form, config = self._forms.down, self._parts.config
+        row = np.zeros(-(-form.clients // 8) if form.clients else form.row, np.uint8).tobytes()
+        begin = HEADER.pack(0, 1) + row
+
+        def once() -> float:
+            before = time.perf_counter()
+            self._caught_up(begin, self._start)
+            return time.perf_counter() - before
+
+        once()
+        directions = self._parts.estimator.measure.directions(config.local_steps or 1, form.perturbations)
+        self.seconds_a_direction = once() / max(directions, 1)
+
+    def _caught_up(self, message: bytes, standing: Standing) -> tuple[PyTree, Any]:
+        params, state, _ = catch_up(
+            message, standing.params, standing.state, self._parts.algorithm,
+            form=self._forms.down, clients=self._parts.config.cohort, seed_key=self._seed_key,
+        )  # fmt: skip
+        return params, state
+
+    def where(self) -> bytes:
+        """Where the client stands, as bytes."""
+        return STANDING.pack(self.standing.round, self.seconds_a_direction, self.standing.history)
+
+    def invited(self, envelope: Envelope) -> bytes:
+        """The answer to an invitation: the client's scalars, or where it stands."""
+        content, own = envelope.content, envelope.flags & HAS_FINGERPRINT
+        head = 2 * HISTORY_BYTES + FINGERPRINT_BYTES * own + HEADER.size
+        if len(content) < head:
+            raise BadMessage(f"an invitation has at least {head} bytes inside, got {len(content)}")
+        begin, end = content[:HISTORY_BYTES], content[HISTORY_BYTES : 2 * HISTORY_BYTES]
+        expected = content[2 * HISTORY_BYTES : 2 * HISTORY_BYTES + FINGERPRINT_BYTES] if own else None
+        body = content[head - HEADER.size :]
+        first, count = HEADER.unpack_from(body)
+        if envelope.place >= self._parts.config.cohort:
+            raise BadMessage(f"place {envelope.place} is outside a cohort of {self._parts.config.cohort}")
+        if count != CHECKPOINT and (first != self.standing.round or begin != self.standing.history):
+            return sealed(envelope._replace(kind=Kind.STANDS, flags=0, content=self.where()))
+        if count not in (CHECKPOINT, SUMS) and first + count != envelope.round:
+            raise BadMessage(f"the rounds end at {first + count}, and the invitation is to round {envelope.round}")
+        if count not in (CHECKPOINT, SUMS):
+            made = after(self.standing.history, body[HEADER.size :], count, self._forms.down)
+            if made != end:
+                raise BadMessage("the rounds lead to another history than the invitation says")
+        if count == 0 and len(body) == HEADER.size:
+            params, state = self.standing.params, self.standing.state
+        else:
+            params, state = self._caught_up(body, self.standing)
+        self.standing = Standing(envelope.round, end, params, state)
+        flags, differing = 0, b""
+        if expected is not None and bytes.fromhex(fingerprint(jax.tree.map(np.asarray, params)))[:8] != expected:
+            flags, differing = DIFFERS, np.asarray(sample(params), "<f4").tobytes()
+        message = self._measure(self.standing, envelope.round, envelope.place)
+        self._save_if_cheap()
+        loss = b"" if self._parts.algorithm.needs_secret else struct.pack("<f", float(message.loss))
+        answer = loss + content_of(jax.tree.map(np.asarray, message.content)) + differing
+        return sealed(envelope._replace(kind=Kind.ANSWER, flags=flags, content=answer))
+
+    def evaluated(self, envelope: Envelope) -> bytes:
+        """A client without held-out examples evaluates nothing."""
+        raise BadMessage("this client holds no examples out")
+
+    # ------------------------------------------------------------ its files
+
+    def _save_if_cheap(self) -> None:
+        if self._folder is None or time.monotonic() - self._written < self._writing / WRITING_SHARE:
+            return
+        self.save()
+
+    def save(self) -> None:
+        """Write where the client stands, as one file that is replaced whole."""
+        if self._folder is None:
+            return
+        before = time.monotonic()
+        leaves = jax.tree.leaves((self.standing.params, self.standing.state))
+        arrays = {str(place): np.asarray(key_data(leaf)) for place, leaf in enumerate(leaves)}
+        about = {"run": self.name.hex(), "round": self.standing.round, "history": self.standing.history.hex()}
+        content = safetensors.numpy.save(arrays, {"hiso_jax": json.dumps(about)})
+        write_file(self._folder / STATE, content + hashlib.sha256(content).digest())
+        self._written = time.monotonic()
+        self._writing = self._written - before
+
+    def _found(self) -> Standing | None:
+        """Where the state in the folder stands; None if there is none, or it is torn or of another run."""
+        if self._folder is None:
+            return None
+        try:
+            content = (self._folder / STATE).read_bytes()
+        except OSError:
+            return None
+        body, digest = content[:-32], content[-32:]
+        if hashlib.sha256(body).digest() != digest:
+            logger.warning("%s is torn; the server will send what is missing", self._folder / STATE)
+            return None
+        length = struct.unpack_from("<Q", body)[0]
+        about = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["hiso_jax"])
+        if about["run"] != self.name.hex():
+            return None
+        arrays = safetensors.numpy.load(body)
+        leaves, structure = jax.tree.flatten((self._start.params, self._start.state))
+        mine = [
+            from_key_data(arrays[str(place)], leaf) if is_key(leaf) else jnp.asarray(arrays[str(place)])
+            for place, leaf in enumerate(leaves)
+        ]
+        params, state = jax.tree.unflatten(structure, mine)
+        return Standing(about["round"], bytes.fromhex(about["history"]), params, state)
+
+    def _kept_secret(self) -> Any:
+        """The key of this client's own noise, which it made and which never leaves it."""
+        if self._folder is None:
+            return as_key(fresh())
+        path = self._folder / SECRET
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return as_key(json.loads(path.read_text()))
+        halves = fresh()
+        with os.fdopen(handle, "w") as file:
+            json.dump(halves, file)
+        return as_key(halves)

@@ -1,0 +1,160 @@
+"""The description of a run, by which server and clients know that they mean the same run."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from hiso_jax import fed
+from hiso_jax.checks import ParameterError
+from hiso_jax.fed.algorithm import Algorithm
+from hiso_jax.fed.ledger import sample
+from hiso_jax.fed.ledger.fingerprint import contents
+from hiso_jax.fed.ledger.schema import Finite, Leaf, Name, Size, Word, read_json
+from hiso_jax.fed.measure import Estimator
+from hiso_jax.fed.round import reads_loss, shapes_of
+from hiso_jax.fed.run.config import config_of
+from hiso_jax.network.catch_up import BadMessage, Form, form_of
+from hiso_jax.network.envelope import RUN_BYTES
+from hiso_jax.version import VERSION
+
+# Most bytes of a description, packed and unpacked.
+LONGEST = 2**20
+# Parameters of the same run may differ as far, relative to their root mean square, on another processor.
+NEAR = 1e-3
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    version: Name
+    about: dict[str, JsonValue]
+    config: dict[str, JsonValue]
+    seed: list[Word] = Field(min_length=1, max_length=16)
+    prng_impl: Name
+    parts: dict[Name, Name]
+    params: list[Leaf] = Field(max_length=100_000)
+    sample: list[Finite] = Field(max_length=64)
+    private: bool
+    cohort: Size
+
+
+class Forms(NamedTuple):
+    """The forms of a run's messages.
+
+    Attributes:
+      up: of a client's message.
+      down: of a round's broadcast.
+      groups: G, the number of groups of directions.
+    """
+
+    up: Form
+    down: Form
+    groups: int
+
+
+def forms_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int) -> Forms:
+    """The forms of a run's messages; only shapes are read.
+
+    Raises:
+      ParameterError: the method cannot run over a network.
+    """
+    if not algorithm.has_scalars:
+        raise ParameterError(
+            "algorithm", "must send scalars over a network; Flower and others federate methods that send vectors"
+        )
+    if algorithm.attack is not None:
+        raise ParameterError("attack", "is simulated; over a network clients are as hostile as they are")
+    if estimator.is_balanced:
+        raise ParameterError("backprop_share", "is simulated; over a network all clients measure alike")
+    shapes = shapes_of(algorithm, estimator, params, clients)
+    if reads_loss(algorithm, shapes, params):
+        raise ParameterError("algorithm", "must not read the loss of a round over a network: clients do not receive it")
+    one = jax.tree.map(lambda leaf: leaf, shapes.message)
+    try:
+        up, down = form_of(one), form_of(shapes.aggregate)
+    except ValueError as error:
+        raise ParameterError("algorithm", f"cannot run over a network: {error}") from error
+    return Forms(up._replace(clients=0), down, shapes.groups)
+
+
+def describe(
+    about: Mapping[str, Any],
+    algorithm: Algorithm,
+    estimator: Estimator,
+    config: fed.SimulationConfig,
+    params: PyTree,
+) -> bytes:
+    """The description of a run as packed JSON.
+
+    Args:
+      about: the options of its experiment; empty if a program makes the run's parts on both sides.
+      algorithm: the method.
+      estimator: how clients measure.
+      config: the configuration of the run.
+      params: the initial parameters.
+    """
+    key = jax.random.key(config.seed)
+    # What moves no bit of the run is left out, so that a resumed run may change it.
+    said = {
+        "version": VERSION.rpartition(".")[0],
+        "about": {name: value for name, value in about.items() if name not in _MOVABLE},
+        "config": {
+            name: value
+            for name, value in config_of(config, estimator.num_perturbations).items()
+            if name not in _MOVABLE
+        },
+        "seed": np.asarray(jax.random.key_data(key)).tolist(),
+        "prng_impl": str(jax.random.key_impl(key)),
+        "parts": algorithm.part_digests,
+        "params": contents(params),
+        "sample": sample(params),
+        "private": algorithm.needs_secret,
+        "cohort": config.cohort,
+    }
+    text = json.dumps(said, sort_keys=True, default=str).encode()
+    if len(text) > LONGEST:
+        raise ParameterError("task", f"has too many parameters by name for a description of {LONGEST} bytes")
+    return zlib.compress(text)
+
+
+_MOVABLE = ("rounds", "out", "resume", "eval_every", "snapshot_every", "log", "target", "data_dir", "model", "clients")
+
+
+def read_description(packed: bytes) -> dict[str, Any]:
+    """The inverse of :func:`describe`.
+
+    Raises:
+      BadMessage: it is no description; nothing larger than a megabyte is unpacked.
+    """
+    reader = zlib.decompressobj()
+    try:
+        text = reader.decompress(packed, LONGEST)
+    except zlib.error:
+        raise BadMessage("a description is compressed, and this one is torn") from None
+    if reader.unconsumed_tail or reader.unused_data or not reader.eof:
+        raise BadMessage(f"a description has at most {LONGEST} bytes, and ends where its message ends")
+    try:
+        return read_json(text, _Described)
+    except ValueError as error:
+        raise BadMessage(f"the description is refused: {error}") from None
+
+
+def run_of(packed: bytes) -> bytes:
+    """The run's name in every envelope: 8 bytes of the digest of its description."""
+    return hashlib.sha256(zlib.decompress(packed)).digest()[:RUN_BYTES]
+
+
+def are_near(mine: PyTree, theirs: Any) -> bool:
+    """Whether the sample of other parameters is as near as that of another processor's may be."""
+    own, other = np.asarray(sample(mine), np.float64), np.asarray(theirs, np.float64)
+    if own.shape != other.shape or not np.isfinite(other).all():
+        return False
+    scale = max(float(np.sqrt(np.square(own).mean())), 1e-12)
+    return bool(np.abs(own - other).max() <= NEAR * scale)
