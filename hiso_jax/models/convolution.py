@@ -127,7 +127,7 @@ def _patches(inputs: Array, window: tuple[int, ...], strides: tuple[int, int], p
 
 
 def max_pool(inputs: Float[Array, "B H W C"], window: tuple[int, int]) -> Float[Array, "B H/h W/w C"]:
-    """The maximum over windows that do not overlap, as ``nnx.max_pool(inputs, window, window)``, with a fast derivative.
+    """The maximum over windows that do not overlap: ``nnx.max_pool(inputs, window, window)`` with a fast derivative.
 
     Value and derivative have the bits of ``nnx.max_pool``: the derivative goes to the first maximum of a window. XLA
     computes that by a loop over windows on CPU; here it is a selection between strided slices, fifteen times as

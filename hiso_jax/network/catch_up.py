@@ -39,9 +39,8 @@ from jaxtyping import Array, Key, PyTree
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.codes import Coded, Relayed, pack, packed_size, unpack
 from hiso_jax.fed.devices import from_key_data, is_key, key_data
-from hiso_jax.fed.ledger import Updates, replay
-from hiso_jax.fed.ledger.seed_sums import add_sums, pack_sums, sums_bytes
-from hiso_jax.fed.run.traffic import GROUP_BYTES, HEADER_BYTES, SEED_BYTES
+from hiso_jax.fed.ledger import Updates, add_sums, pack_sums, replay, sums_bytes
+from hiso_jax.fed.run import GROUP_BYTES, HEADER_BYTES, SEED_BYTES
 
 HEADER = struct.Struct("<II")
 CHECKPOINT, SUMS = 2**32 - 1, 2**32 - 2

@@ -29,8 +29,9 @@ from hiso_jax.fed.devices import ExecutionSettings, from_key_data, is_key, key_d
 from hiso_jax.fed.keys import channel_key, data_key, round_key
 from hiso_jax.fed.ledger import fingerprint, sample, write_file
 from hiso_jax.fed.measure import Keys
+from hiso_jax.fed.population import draw_own
 from hiso_jax.fed.round import Message, Visit, client_round
-from hiso_jax.fed.run.secret import as_key, fresh
+from hiso_jax.fed.run import as_key, fresh
 from hiso_jax.fed.task import at_precision, frozen_of, perturbed_as_of
 from hiso_jax.fed.task_checks import check_examples
 from hiso_jax.fed.update import ServerState
@@ -46,8 +47,7 @@ from hiso_jax.network.description import are_near, read_description, run_of
 from hiso_jax.network.envelope import NO_RUN, Envelope, Kind, opened, refusal, sealed
 from hiso_jax.network.history import BEGIN, HISTORY_BYTES, after
 from hiso_jax.network.parts import Parts
-from hiso_jax.zo import fold_in
-from hiso_jax.zo.threefry import drawn
+from hiso_jax.program_cache import compiled, keep_compiled
 
 logger = logging.getLogger("hiso_jax")
 STATE, SECRET, DESCRIPTION = "state.safetensors", "client.secret", "description.json"
@@ -95,6 +95,7 @@ class Client:
 
     def __init__(self, folder: Path | None, data: PyTree, build: Build, number: int | None = None) -> None:
         """Check the data; nothing is compiled before the server describes its run."""
+        keep_compiled()
         check_examples("data", data)
         self._folder, self._data, self._build, self._number = folder, data, build, number
         self._run: _Run | None = None
@@ -209,24 +210,23 @@ class _Run:
             estimator = parts.estimator if rate is None else parts.estimator._replace(local_learning_rate=rate)
             run = client_round(loss, parts.algorithm, estimator, settings, config.cohort)
 
-            def draw(key: Any, shape: Any) -> Any:
-                return jax.random.randint(key, shape, 0, count)
-
-            rows = drawn(draw, fold_in(data_key(self._seed_key, number), client), shape)
+            rows = draw_own(data_key(self._seed_key, number), client, count, shape)
             batches = jax.tree.map(lambda a: a[rows], data)
             own = None if secret is None else channel_key(secret, number)
             keys = Keys(round_key(self._seed_key, number), channel_key(self._seed_key, number), number, own)
             return run(ServerState(*standing), keys, Visit(client, place, batches), frozen)
 
-        program = jax.jit(measure)
         rate = None if callable(local) or local is None else float(local)
         frozen = frozen_of(parts.task)
-        return lambda standing, number, place: jax.block_until_ready(
-            program(
-                (standing.params, standing.state), jnp.int32(number), jnp.int32(self._client), jnp.int32(place),
-                self._data, jnp.int32(self._examples), rate, frozen, self._secret,
-            )
-        )  # fmt: skip
+
+        def arguments(standing: Standing, number: int, place: int) -> tuple[Any, ...]:
+            numbers = jnp.int32(number), jnp.int32(self._client), jnp.int32(place)
+            own = self._data, jnp.int32(self._examples)
+            return (standing.params, standing.state), *numbers, *own, rate, frozen, self._secret
+
+        # Clients of one process whose programs are equal share them.
+        program = compiled(jax.jit(measure).lower(*arguments(self._start, 0, 0)), None)
+        return lambda *given: jax.block_until_ready(program(*arguments(*given)))
 
     def _warm_up(self) -> None:
         """Compile everything before the first deadline runs, and time a direction."""

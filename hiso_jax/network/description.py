@@ -4,7 +4,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,12 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm
-from hiso_jax.fed.ledger import sample
-from hiso_jax.fed.ledger.fingerprint import contents
-from hiso_jax.fed.ledger.schema import Finite, Leaf, Name, Size, Word, read_json
+from hiso_jax.fed.ledger import contents, read_json, sample
 from hiso_jax.fed.measure import Estimator
 from hiso_jax.fed.round import reads_loss, shapes_of
-from hiso_jax.fed.run.config import config_of
+from hiso_jax.fed.run import config_of
 from hiso_jax.network.catch_up import BadMessage, Form, form_of
 from hiso_jax.network.envelope import RUN_BYTES
 from hiso_jax.version import VERSION
@@ -28,6 +26,13 @@ from hiso_jax.version import VERSION
 LONGEST = 2**20
 # Parameters of the same run may differ as far, relative to their root mean square, on another processor.
 NEAR = 1e-3
+
+
+Word = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Size = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=2000)]
+Leaf = tuple[Name, Annotated[list[Size], Field(max_length=32)], Name]
 
 
 class _Described(BaseModel):

@@ -11,8 +11,7 @@ from hiso_jax.experiment import Experiment
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.measure import Estimator
-from hiso_jax.fed.run.local_rate import with_local_rate
-from hiso_jax.fed.run.prepared import estimator_of, with_defaults
+from hiso_jax.fed.run import completed
 from hiso_jax.network.description import Forms, describe, forms_of
 
 
@@ -34,7 +33,7 @@ class Parts(NamedTuple):
     @property
     def estimator(self) -> Estimator:
         """How clients measure."""
-        return estimator_of(self.algorithm, self.config)
+        return completed(self.task, self.algorithm, self.config)[1]
 
     def initial(self) -> PyTree:
         """The initial parameters."""
@@ -64,4 +63,4 @@ def parts(task: Any, algorithm: Algorithm, config: fed.SimulationConfig, about: 
       about: the options of its experiment, if it has them.
     """
     method = as_algorithm(algorithm)
-    return Parts(task, method, with_local_rate(method, with_defaults(method, config), task), about)
+    return Parts(task, method, completed(task, method, config)[0], about)

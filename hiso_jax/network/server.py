@@ -7,41 +7,18 @@ import logging
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError, integer, positive
-from hiso_jax.fed.algorithm import are_finite
-from hiso_jax.fed.devices import Placement, longest_axis, memory_budget
-from hiso_jax.fed.keys import channel_key, cohort_key, round_key
-from hiso_jax.fed.ledger import Storage, Updates, fingerprint, sample
-from hiso_jax.fed.ledger.seed_sums import pack_sums, sums_bytes
-from hiso_jax.fed.measure import Cohort, Keys
-from hiso_jax.fed.population import (
-    ABSENT,
-    DROPPED,
-    LATE,
-    REPORTED,
-    Participation,
-    RemotePopulation,
-    permute,
-)
-from hiso_jax.fed.round import Arrived, server_settle
-from hiso_jax.fed.run import RunSpec, as_callbacks
-from hiso_jax.fed.run import monitor as monitoring
-from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState
-from hiso_jax.fed.run.prepared import PreparedRun, prepare
-from hiso_jax.fed.run.programs import costs_of
-from hiso_jax.fed.run.secret import secret_of
-from hiso_jax.fed.run.session import Callback, Session
-from hiso_jax.fed.task_checks import check_given
+from hiso_jax.fed.ledger import Storage, fingerprint, pack_sums, sample, sums_bytes
+from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
+from hiso_jax.fed.run import Arrivals, RemoteRun
 from hiso_jax.fed.update import ServerState
 from hiso_jax.network.catch_up import (
     CHECKPOINT,
@@ -60,8 +37,8 @@ from hiso_jax.network.parts import Parts
 from hiso_jax.network.transport import Transport
 
 logger = logging.getLogger("hiso_jax")
-# How often a client is asked again in one round.
-TRIES = 3
+# How often a client is asked again in one round, and seconds between looks for clients.
+TRIES, POLL = 3, 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +69,6 @@ class NetworkSettings:
             positive(name, getattr(self, name))
         integer("quorum", self.quorum, 1)
         integer("check_every", self.check_every, 0)
-
-
-class _Remote:
-    """A task whose training examples are elsewhere: one example of zeros has their shapes."""
-
-    def __init__(self, task: Any) -> None:
-        self._task = task
-        self.train = jax.tree.map(lambda a: np.zeros((1, *a.shape[1:]), a.dtype), task.train)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
 
 
 class Known(NamedTuple):
@@ -150,32 +116,20 @@ class Server:
         notify: Callable[[str], None] = logger.info,
     ) -> None:
         """Check the run; :meth:`run` compiles its programs."""
-        check_given(parts.task)
         network = network or NetworkSettings()
-        integer("clients", clients, 1)
-        if parts.config.cohort > clients:
-            raise ParameterError(
-                "cohort", f"must be at most the number of clients, {clients}, got {parts.config.cohort}"
-            )
         if network.quorum > clients:
             raise ParameterError("quorum", f"must be at most the number of clients, {clients}, got {network.quorum}")
         if parts.algorithm.is_private and not parts.config.public_cohorts:
             raise ParameterError("public_cohorts", "must be given over a network: clients know whom they meet there")
-        if isinstance(storage, Path | str):
-            storage = Storage(storage)
-        config = replace(parts.config, rounds_per_dispatch=1)
-        shapes = jax.eval_shape(parts.task.init, jax.random.key(0))
-        parts.forms(shapes)
-        given = RunSpec(_Remote(parts.task), shapes, RemotePopulation(np.ones(clients, np.int32)), Participation())
-        secret = secret_of(storage, None) if parts.algorithm.needs_secret else None
-        budget = config.memory_budget or memory_budget()
-        self._prepared = prepare(given, parts.algorithm, config, Placement(None, longest_axis), budget, secret)
-        self._rounds = Rounds(self._prepared, parts, transport, network, notify)
-        self._storage, self._callbacks, self._stop = storage, as_callbacks(callbacks), False
+        parts.forms(jax.eval_shape(parts.task.init, jax.random.key(0)))
+        self._run = RemoteRun(
+            parts.task, parts.algorithm, parts.config, clients=clients, storage=storage, callbacks=callbacks
+        )
+        self._exchange = _Exchange(self._run, parts, clients, transport, network, notify)
 
     def stop(self) -> None:
         """Ask a running :meth:`run` to end after the round in flight."""
-        self._stop = True
+        self._run.stop()
 
     def run(self) -> fed.Result:
         """Run to the last round, to divergence, or until :meth:`stop`; a storage with ``resume`` continues its run.
@@ -185,130 +139,92 @@ class Server:
           NobodyCame: too few clients were online for too long; the rounds so far are kept.
           OSError: the directory cannot be written.
         """
-        callbacks = (self._rounds, *self._callbacks)
-        for callback in self._callbacks:
-            callback.open()
-        try:
-            with Session.begin(
-                self._prepared, self._storage, callbacks, lambda: self._stop, dispatch=self._rounds
-            ) as session:
-                return session.run()
-        finally:
-            for callback in self._callbacks:
-                callback.close()
+        return self._run.run(self._exchange, (self._exchange,))
 
 
 class NobodyCame(RuntimeError):
     """Too few clients were online for too long."""
 
 
-class Rounds(Callback):
-    """The dispatch of a run over a network: one round at a call."""
+class _Exchange(fed.Callback):
+    """Brings the messages of the rounds, one round at a call."""
 
     def __init__(
         self,
-        prepared: PreparedRun,
+        run: RemoteRun,
         parts: Parts,
+        clients: int,
         transport: Transport,
         network: NetworkSettings,
         notify: Callable[[str], None],
     ) -> None:
         """See :class:`Server`."""
         super().__init__()
-        self._prepared, self._parts, self._transport, self._network = prepared, parts, transport, network
-        self._notify = notify
+        self._parts, self._clients, self._transport, self._network = parts, clients, transport, network
+        self._notify, self._costs, self._cohort_size = notify, run.costs, run.config.cohort
         params = parts.initial()
         self._description = parts.description(params)
         self._run, self._forms = run_of(self._description), parts.forms(params)
         self._sample_bytes = 4 * len(sample(params))
-        state = jax.eval_shape(parts.algorithm.optimizer.init, params)
-        self._costs = costs_of(parts.algorithm, parts.estimator, ServerState(params, state), prepared.config.cohort)
         self._known: dict[int, Known] = {}
         self._broadcasts: list[bytes] = []
         self._histories: list[bytes] = [BEGIN]
-        self._settle = jax.jit(self._settled)
-        self._order = jax.jit(lambda key: permute(key, jnp.arange(prepared.clients, dtype=jnp.int32), prepared.clients))
+        self._session: fed.Session | None = None
 
-    def begin(self, session: Session) -> None:
+    def begin(self, session: fed.Session) -> None:
         """Take up the rounds of a resumed run, and tell the clients that are online of the run."""
-        self._session, records = session, session.records
-        if records is not None:
-            self._note(records.updates)
+        self._session = session
+        self._note_rounds()
         self._greet()
+
+    def _note_rounds(self) -> None:
+        """Add the rounds done since to those that clients may have missed."""
+        assert self._session is not None
+        records, first = self._session.records, len(self._broadcasts)
+        if records is None or self._session.round == first:
+            return
+        updates = records.updates
+        for number in range(first, self._session.round):
+            broadcast = broadcast_bytes(updates.between(number, number + 1))
+            self._broadcasts.append(broadcast)
+            self._histories.append(after(self._histories[-1], broadcast, 1, self._forms.down))
 
     # ------------------------------------------------------------ the round
 
-    def __call__(self, carry: RunState, begin: Any, end: Any, inputs: Inputs) -> tuple[RunState, RoundLog]:
-        """A round, as :data:`hiso_jax.fed.run.dispatch.Dispatch` runs many."""
-        number, before = int(begin), time.monotonic()
-        cohort = self._cohort(number, inputs)
-        arrived, status = self._exchanged(number, cohort, carry.server)
-        sizes = [self._known[client].examples if client in self._known else 1 for client in cohort.tolist()]
-        weighted = self._prepared.config.weighting == "examples"
-        weights = np.where(status == REPORTED, sizes if weighted else 1, 0).astype(np.float32)
-        server, monitor, record = self._settle(
-            carry.server, carry.monitor, jnp.int32(number), jnp.asarray(cohort), jnp.asarray(weights),
-            jnp.asarray(status == REPORTED), jax.tree.map(jnp.asarray, arrived), inputs,
-        )  # fmt: skip
-        assert carry.synced_to is not None
-        last = np.asarray(carry.synced_to)[cohort]
-        came = cohort[status != ABSENT]
-        seconds = np.float32(time.monotonic() - before)
-        log = RoundLog(*map(jnp.asarray, (cohort, status, last, seconds)), record)
-        applied = record.valid.any() if record.applied is None else record.applied
-        one = jax.tree.map(lambda a: np.asarray(a)[None], record.aggregate)
-        self._note(Updates(inputs.seed_key, np.array([number]), one, np.asarray(applied)[None], len(cohort)))
-        carry = carry._replace(server=server, monitor=monitor, synced_to=carry.synced_to.at[came].set(number))
-        return carry, jax.tree.map(lambda a: np.asarray(a)[None], log)
+    def __call__(self, number: int, order: np.ndarray, server: ServerState) -> Arrivals:
+        """The messages of a round, see :data:`hiso_jax.fed.run.Exchange`."""
+        self._note_rounds()
+        cohort = self._cohort(order)
+        found, status = self._exchanged(number, cohort, server)
+        form = self._forms.up
+        zero = jax.tree.map(np.zeros_like, read_content(bytes(form.row), form))
+        rows = [found[client][0] if client in found else zero for client in cohort.tolist()]
+        losses = [found[client][1] if client in found else 0.0 for client in cohort.tolist()]
+        examples = [self._known[client].examples if client in self._known else 1 for client in cohort.tolist()]
+        messages = jax.tree.map(lambda *each: np.stack(each), *rows)
+        return Arrivals(cohort, status, messages, np.asarray(losses, np.float32), np.asarray(examples))
 
-    def _settled(
-        self,
-        server: ServerState,
-        monitor: monitoring.Monitor,
-        number: Any,
-        clients: Any,
-        weights: Any,
-        reported: Any,
-        arrived: tuple[PyTree, Any],
-        inputs: Inputs,
-    ) -> tuple[ServerState, monitoring.Monitor, Any]:
-        algorithm, prepared = self._parts.algorithm, self._prepared
-        secret = None if inputs.secret is None else channel_key(inputs.secret, number)
-        keys = Keys(round_key(inputs.seed_key, number), channel_key(inputs.seed_key, number), number, secret)
-        messages, losses = arrived
-        valid = reported & are_finite(messages)
-        if algorithm.needs_secret:
-            losses = jnp.zeros_like(losses)
-        else:
-            valid &= jnp.isfinite(losses)
-        settle = server_settle(algorithm, prepared.estimator, prepared.settings)
-        cohort = Cohort(clients, weights, clients)
-        server, record = settle(server, cohort, keys, Arrived(messages, valid, losses))
-        monitor = monitoring.watch(
-            monitor, number, record, reported, server.params, server.state, algorithm.needs_secret
-        )
-        return server, monitor, record
-
-    def _cohort(self, number: int, inputs: Inputs) -> np.ndarray:
-        """The first C online clients of the round's permutation; offline clients fill up the places.
+    def _cohort(self, order: np.ndarray) -> np.ndarray:
+        """The first C online clients of the round's order; offline clients fill up the places.
 
         Raises:
           NobodyCame: fewer than the quorum are online for too long.
         """
-        order = np.asarray(self._order(cohort_key(inputs.seed_key, number)))
         until = time.monotonic() + self._network.patience
-        while len(online := self._transport.online() & set(range(self._prepared.clients))) < self._network.quorum:
+        while len(online := self._transport.online() & set(range(self._clients))) < self._network.quorum:
             if time.monotonic() > until:
                 raise NobodyCame(
                     f"{len(online)} clients are online and {self._network.quorum} are needed, for "
                     f"{self._network.patience:g} seconds by now"
                 )
-            time.sleep(0.2)
+            time.sleep(POLL)
         here = np.isin(order, list(online))
-        return np.concatenate([order[here], order[~here]])[: self._prepared.config.cohort].astype(np.int32)
+        return np.concatenate([order[here], order[~here]])[: self._cohort_size].astype(np.int32)
 
-    def _exchanged(self, number: int, cohort: np.ndarray, server: ServerState) -> tuple[tuple[PyTree, Any], np.ndarray]:
-        """The messages of a round with the losses, zeros where none came, and the status of every client."""
+    def _exchanged(
+        self, number: int, cohort: np.ndarray, server: ServerState
+    ) -> tuple[dict[int, tuple[Any, float]], np.ndarray]:
+        """Client → its scalars and its loss, of those that answered in time; and the status of every client."""
         places = {int(client): place for place, client in enumerate(cohort)}
         online = self._transport.online()
         status = np.array([LATE if client in online else ABSENT for client in places], np.int8)
@@ -334,15 +250,7 @@ class Rounds(Callback):
             if content is not None:
                 found[client] = content
                 status[places[client]] = REPORTED
-        return self._stacked(found, places), status
-
-    def _stacked(self, found: dict[int, tuple[Any, float]], places: dict[int, int]) -> tuple[PyTree, Any]:
-        form = self._forms.up
-        empty = read_content(bytes(form.row), form)
-        zero = jax.tree.map(np.zeros_like, empty)
-        rows = [found[client][0] if client in found else zero for client in places]
-        losses = np.array([found[client][1] if client in found else 0.0 for client in places], np.float32)
-        return jax.tree.map(lambda *each: np.stack(each), *rows), losses
+        return found, status
 
     # ------------------------------------------------------------ the messages
 
@@ -475,21 +383,13 @@ class Rounds(Callback):
             round=number if number < len(self._histories) else 2**31, seconds=_seconds(seconds), history=history
         )
 
-    def _note(self, updates: Updates) -> None:
-        """Add rounds to those that clients may have missed."""
-        first = int(updates.round[0])
-        for row in range(len(updates.round)):
-            broadcast = broadcast_bytes(updates.between(first + row, first + row + 1))
-            self._broadcasts.append(broadcast)
-            self._histories.append(after(self._histories[-1], broadcast, 1, self._forms.down))
-
     def _greet(self) -> None:
         """Describe the run to the clients that are online, so that they compile before the first deadline runs."""
         asking = _Asking(len(self._broadcasts), {}, None, None)
         outbox = {
             client: self._sealed(Kind.DESCRIBE, client, asking, self._description)
             for client in sorted(self._transport.online())
-            if client < self._prepared.clients
+            if client < self._clients
         }
         for client, message in self._transport.exchange(outbox, time.monotonic() + self._network.patience):
             try:
@@ -500,8 +400,6 @@ class Rounds(Callback):
                     self._note_hello(client, envelope.content)
             except BadMessage as error:
                 self._notify(f"client {client} is left out: {error}")
-
-    _session: Session | None = None
 
 
 def _seconds(told: float) -> float:

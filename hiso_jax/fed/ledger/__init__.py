@@ -2,7 +2,7 @@
 
 from hiso_jax.fed.ledger.delta import Delta, apply_delta, bytes_a_round, delta_of, load_delta, save_delta
 from hiso_jax.fed.ledger.files import exists, links_in, read_regular, sync_directory, write_file
-from hiso_jax.fed.ledger.fingerprint import base_fingerprints, fingerprint, sample
+from hiso_jax.fed.ledger.fingerprint import base_fingerprints, contents, fingerprint, sample
 from hiso_jax.fed.ledger.frames import Lost
 from hiso_jax.fed.ledger.ledger import FileLedger, Ledger, salvage
 from hiso_jax.fed.ledger.reading import LEDGER, LedgerFile, load
@@ -10,7 +10,8 @@ from hiso_jax.fed.ledger.records import Evaluation, Records, RoundRecord, Update
 from hiso_jax.fed.ledger.replay import replay
 from hiso_jax.fed.ledger.run_store import RunStore, run_store_of
 from hiso_jax.fed.ledger.same import EXECUTION, header_of
-from hiso_jax.fed.ledger.seed_sums import sums_bytes
+from hiso_jax.fed.ledger.schema import read_json
+from hiso_jax.fed.ledger.seed_sums import add_sums, pack_sums, sums_bytes
 from hiso_jax.fed.ledger.storage import Storage, differences, lock
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "RunStore",
     "Storage",
     "Updates",
+    "add_sums",
     "apply_delta",
     "base_fingerprints",
     "bytes_a_round",
+    "contents",
     "delta_of",
     "differences",
     "exists",
@@ -39,6 +42,8 @@ __all__ = [
     "load",
     "load_delta",
     "lock",
+    "pack_sums",
+    "read_json",
     "read_regular",
     "replay",
     "run_store_of",

@@ -19,7 +19,7 @@ from hiso_jax.fed.population.participation import (
     load_trace,
 )
 from hiso_jax.fed.population.partitions import by_column, dirichlet, dirichlet_balanced, iid, shards
-from hiso_jax.fed.population.population import AnyPopulation, Population, as_population
+from hiso_jax.fed.population.population import AnyPopulation, Population, as_population, draw_own
 from hiso_jax.fed.population.remote import RemotePopulation
 from hiso_jax.fed.population.selection import (
     Select,
@@ -60,6 +60,7 @@ __all__ = [
     "check_selected",
     "dirichlet",
     "dirichlet_balanced",
+    "draw_own",
     "iid",
     "load_trace",
     "no_records",

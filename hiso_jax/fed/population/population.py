@@ -119,6 +119,13 @@ class Population:
         return jax.vmap(draw)(clients)
 
 
+def draw_own(
+    key: Key[Array, ""], client: Int[Array, ""], examples: Int[Array, ""], shape: tuple[int, ...]
+) -> Int[Array, "..."]:
+    """A client's draw among its own examples, numbered from 0: what :meth:`Population.sample` draws for it."""
+    return drawn(lambda key, shape: jax.random.randint(key, shape, 0, examples), fold_in(key, client), shape)
+
+
 def as_population(given: Any) -> Any:
     """A population that a user gives: the value itself, or the pair that ``fed.by_column`` returns.
 
