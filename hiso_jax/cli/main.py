@@ -17,12 +17,14 @@ from hiso_jax.cli import errors, short_help
 from hiso_jax.cli.arguments import PROGRAM, as_typed, is_positional, parse
 from hiso_jax.cli.diagnose import Diagnose, diagnose_run
 from hiso_jax.cli.interrupt import exit_code, heeding
+from hiso_jax.cli.join import Join, join
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.output import forgiving
 from hiso_jax.cli.plan import Plan, plan_round
 from hiso_jax.cli.replay import Replay, replay
 from hiso_jax.cli.report import Plot, ReportOptions, plot, report
 from hiso_jax.cli.run import run
+from hiso_jax.cli.serve import Serve, serve
 from hiso_jax.cli.share import Apply, Export, apply, export
 from hiso_jax.cli.show import Show, show
 from hiso_jax.cli.studies import compare, sweep
@@ -45,6 +47,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
     "apply": (Apply, apply),
     "show": (Show, show),
     "diagnose": (Diagnose, diagnose_run),
+    "serve": (Serve, serve),
+    "join": (Join, join),
 }
 
 QUIET = {

@@ -8,6 +8,7 @@ from hiso_jax.network.client import Client
 from hiso_jax.network.parts import Parts, parts, parts_of
 from hiso_jax.network.server import NetworkSettings, NobodyCame, Server
 from hiso_jax.network.transport import InProcess, Transport
+from hiso_jax.network.worker import work
 
 __all__ = [
     "BadMessage",
@@ -20,4 +21,5 @@ __all__ = [
     "Transport",
     "parts",
     "parts_of",
+    "work",
 ]

@@ -115,6 +115,11 @@ class Client:
         """Where it stands; None before a run was described to it."""
         return None if self._run is None else self._run.standing
 
+    def save(self) -> None:
+        """Write where it stands, before its process ends; a client without a folder has no state to keep."""
+        if self._run is not None:
+            self._run.save()
+
     def answer(self, message: bytes) -> bytes:
         """The answer to a message of the server: a refusal in one sentence if it is not one that this client obeys."""
         run, number, client = NO_RUN, 0, self._number or 0

@@ -35,7 +35,7 @@ Name = Annotated[str, Field(max_length=2000)]
 Leaf = tuple[Name, Annotated[list[Size], Field(max_length=32)], Name]
 
 
-class _Described(BaseModel):
+class _Said(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     version: Name
@@ -48,6 +48,13 @@ class _Described(BaseModel):
     sample: list[Finite] = Field(max_length=64)
     private: bool
     cohort: Size
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    said: _Said
+    rounds: Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class Forms(NamedTuple):
@@ -123,17 +130,21 @@ def describe(
         "private": algorithm.needs_secret,
         "cohort": config.cohort,
     }
-    text = json.dumps(said, sort_keys=True, default=str).encode()
+    text = json.dumps({"said": said, "rounds": config.rounds}, sort_keys=True, default=str).encode()
     if len(text) > LONGEST:
         raise ParameterError("task", f"has too many parameters by name for a description of {LONGEST} bytes")
     return zlib.compress(text)
 
 
-_MOVABLE = ("rounds", "out", "resume", "eval_every", "snapshot_every", "log", "target", "data_dir", "model", "clients")
+# Options that move no bit of what a client does, and places on the server's machine.
+_MOVABLE = (
+    *("rounds", "out", "resume", "eval_every", "snapshot_every", "log", "target", "data_dir", "model", "from_snapshot"),
+    *("rounds_per_dispatch", "client_chunk", "memory_budget", "directions", "devices", "model_shards"),
+)
 
 
 def read_description(packed: bytes) -> dict[str, Any]:
-    """The inverse of :func:`describe`.
+    """The inverse of :func:`describe`: what it says, with the number of rounds among its options.
 
     Raises:
       BadMessage: it is no description; nothing larger than a megabyte is unpacked.
@@ -146,14 +157,20 @@ def read_description(packed: bytes) -> dict[str, Any]:
     if reader.unconsumed_tail or reader.unused_data or not reader.eof:
         raise BadMessage(f"a description has at most {LONGEST} bytes, and ends where its message ends")
     try:
-        return read_json(text, _Described)
+        read = read_json(text, _Described)
     except ValueError as error:
         raise BadMessage(f"the description is refused: {error}") from None
+    said = read["said"]
+    return {**said, "about": said["about"] and {**said["about"], "rounds": read["rounds"]}}
 
 
 def run_of(packed: bytes) -> bytes:
-    """The run's name in every envelope: 8 bytes of the digest of its description."""
-    return hashlib.sha256(zlib.decompress(packed)).digest()[:RUN_BYTES]
+    """The run's name in every envelope: 8 bytes of the digest of what its description says.
+
+    The number of rounds is not in it, so that a run may be extended.
+    """
+    said = json.loads(zlib.decompress(packed))["said"]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()[:RUN_BYTES]
 
 
 def are_near(mine: PyTree, theirs: Any) -> bool:

@@ -239,7 +239,7 @@ def test_who_lost_its_disk_or_has_a_torn_file_is_caught_up(tmp_path, undisturbed
     result, _ = served(parts(3), first)
     assert result.rounds == 3
     for client in first.values():
-        client._run.save()
+        client.save()
     ahead = first[0]
     (tmp_path / "1" / STATE).unlink()
     torn = tmp_path / "2" / STATE

@@ -1,0 +1,1 @@
+"""HiSo-JAX as an app of Flower."""

@@ -1,0 +1,153 @@
+"""A study over a network: a TOML file with the options of ``run``, and a table ``[network]``."""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hiso_jax import fed
+from hiso_jax.checks import ParameterError, did_you_mean, integer
+from hiso_jax.experiment import Clock, Experiment
+from hiso_jax.fed.ledger import exists
+from hiso_jax.network.client import Client
+from hiso_jax.network.parts import parts_of
+from hiso_jax.network.server import NetworkSettings, Server
+from hiso_jax.network.transport import InProcess, Transport
+from hiso_jax.reports import Progress, Report, create_directory
+
+# Options of a run that only simulate: over a network, clients have their own data, times and intentions.
+SIMULATED = (
+    "clients",
+    "partition",
+    "alpha",
+    "availability",
+    "select",
+    "attack",
+    "attackers",
+    "attackers_of",
+    "backprop_share",
+    *(each.name for each in fields(Clock)),
+)
+OWN = ("clients", "keys", *(each.name for each in fields(NetworkSettings)))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study.
+
+    Attributes:
+      options: the options of ``run``.
+      clients: N, the number of clients.
+      network: settings of the rounds.
+      keys: the file with the clients' public keys; None believes nodes.
+      title: the words for its progress.
+    """
+
+    options: Mapping[str, Any]
+    clients: int
+    network: NetworkSettings
+    keys: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """The task and the method."""
+        return f"{self.options.get('task', 'digits')} {self.options.get('algorithm', 'hiso')}"
+
+
+def read_study(path: Path) -> Study:
+    """The study in a TOML file.
+
+    Raises:
+      ParameterError: the file cannot be read, or an entry is unknown or simulates what is real here.
+    """
+    try:
+        entries = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ParameterError("study", f"must be a file that can be read; {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ParameterError("study", f"must be TOML; {path}: {error}") from error
+    own = entries.pop("network", None)
+    if not isinstance(own, dict) or "clients" not in own:
+        raise ParameterError("study", f"must have a table [network] with `clients`, their number; {path} has none")
+    for name in entries:
+        if name in SIMULATED:
+            raise ParameterError(name, "only simulates; over a network clients are as they are, see [network]")
+    for name in own:
+        if name not in OWN:
+            raise ParameterError(name, f"is no entry of [network]{did_you_mean(name, OWN)}")
+    clients, keys = own.pop("clients"), own.pop("keys", None)
+    integer("clients", clients, 1)
+    return Study(entries, clients, NetworkSettings(**own), None if keys is None else path.parent / keys)
+
+
+def experiment_of(study: Study) -> Experiment:
+    """The experiment of a study: its task, its method and its numbers.
+
+    Raises:
+      ParameterError: an option is unknown or out of range.
+    """
+    return Experiment(**{**study.options, "clients": study.clients})
+
+
+def run_study(
+    study: Study,
+    transport: Transport,
+    *,
+    out: Path | None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    callbacks: fed.Callbacks = (),
+) -> fed.Result:
+    """Run a study, and write the directory of a run.
+
+    Args:
+      study: the study.
+      transport: the way to its clients.
+      out: the directory; None keeps the run in memory.
+      resume: whether to continue the run in it.
+      say: takes a line for the user.
+      callbacks: called beside those that write the directory.
+
+    Raises:
+      ValueError: the directory holds another run.
+      NobodyCame: too few clients were there for too long.
+    """
+    experiment = experiment_of(study)
+    storage, own = None, fed.as_callbacks(callbacks)
+    if out is not None:
+        if not resume and not exists(out, "out"):
+            create_directory(out, "", experiment.about)
+        storage = fed.Storage(out, experiment.about, resume=resume)
+        own = (Report(), *own)
+    server = Server(
+        parts_of(experiment), transport, clients=study.clients, network=study.network, storage=storage,
+        callbacks=(*own, Progress(study.title)), notify=say,
+    )  # fmt: skip
+    return server.run()
+
+
+def rehearsed(study: Study) -> InProcess:
+    """The clients of a study in this process, with shares of the task's own training examples: a dry run."""
+    import jax
+    import numpy as np
+
+    experiment = experiment_of(study)
+    made, population = parts_of(experiment), experiment.population
+    if not isinstance(population, fed.Population):
+        raise ParameterError("clients", "must be few enough for shares of the task's own examples in a dry run")
+    held, offsets = np.asarray(population.indices), np.asarray(population.offsets)
+    return InProcess(
+        {
+            number: Client(
+                None,
+                jax.tree.map(
+                    lambda a, number=number: np.asarray(a)[held[offsets[number] : offsets[number + 1]]],
+                    experiment.task.train,
+                ),
+                lambda about: made,
+                number,
+            )
+            for number in range(study.clients)
+        }
+    )
