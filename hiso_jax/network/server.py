@@ -39,6 +39,8 @@ from hiso_jax.network.transport import Transport
 logger = logging.getLogger("hiso_jax")
 # How often a client is asked again in one round, and seconds between looks for clients.
 TRIES, POLL = 3, 0.2
+# Seconds that a client may take longer to catch up where that saves bytes.
+PATIENCE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class NetworkSettings:
       quorum: clients that must be online before a round begins.
       patience: seconds that the server waits for a quorum before it ends the run, which can be resumed.
       check_every: rounds between checks of the clients' parameters; 0 checks none.
-      bytes_a_second: the assumed speed of a client's link, by which the quickest way to catch up is chosen.
+      bytes_a_second: the assumed speed of a client's link, by which the way to catch up is chosen.
     """
 
     deadline: float = 60.0
@@ -265,7 +267,7 @@ class _Exchange(fed.Callback):
         return self._invitation(client, asking)
 
     def _invitation(self, client: int, asking: "_Asking", *, whole: bool = False) -> bytes:
-        """The invitation with what is missing: rounds, sums or a checkpoint, whichever takes the client least time."""
+        """The invitation with what is missing: rounds, sums or a checkpoint, of the quick ones the smallest."""
         known, number = self._known[client], asking.number
         follows = known.round <= number and self._histories[known.round] == known.history
         body = self._catch_up(known, asking, whole=whole or not follows)
@@ -280,27 +282,28 @@ class _Exchange(fed.Callback):
         if whole:
             return HEADER.pack(0, CHECKPOINT) + checkpoint[1]()
         missed = self._broadcasts[known.round : number]
-        ways: list[tuple[float, int, Callable[[], bytes]]] = [
-            (
-                sum(map(len, missed)) / speed + len(missed) * costs.replay_draws * known.seconds,
-                len(missed),
-                lambda: b"".join(missed),
-            ),
-            (costs.checkpoint / speed, *checkpoint),
+        if not missed:
+            return HEADER.pack(known.round, 0)
+        total, draws = sum(map(len, missed)), len(missed) * costs.replay_draws
+        ways = [
+            _Way(total, draws * known.seconds, len(missed), lambda: b"".join(missed)),
+            _Way(costs.checkpoint, 0.0, *checkpoint),
         ]
         records = None if self._session is None else self._session.records
-        if costs.pool_seeds and records is not None and number > known.round:
-            updates, algorithm = records.updates, self._parts.algorithm
+        if costs.pool_seeds and records is not None:
+            updates, algorithm, state = records.updates, self._parts.algorithm, asking.server.state
             ways.append(
-                (
-                    sums_bytes(costs.pool_seeds) / speed + costs.pool_seeds * known.seconds,
+                _Way(
+                    sums_bytes(costs.pool_seeds),
+                    costs.pool_seeds * known.seconds,
                     SUMS,
-                    lambda: pack_sums(updates, known.round, number, algorithm, asking.server.state),
+                    lambda: pack_sums(updates, known.round, number, algorithm, state),
                 )
             )
-        # A client that missed nothing is sent nothing.
-        _, count, made = min(ways, key=lambda way: way[0]) if missed else ways[0]
-        return HEADER.pack(known.round, count) + made()
+        soonest = min(way.bytes / speed + way.computing for way in ways)
+        soon = [way for way in ways if way.bytes / speed + way.computing <= soonest + PATIENCE]
+        way = min(soon, key=lambda way: way.bytes)
+        return HEADER.pack(known.round, way.count) + way.make()
 
     def _taken(
         self, client: int, envelope: Envelope, asking: "_Asking", outbox: dict[int, bytes]
@@ -405,6 +408,22 @@ class _Exchange(fed.Callback):
 def _seconds(told: float) -> float:
     """A client's word on its speed, within reason."""
     return float(np.clip(told, 0.0, 1e6)) if np.isfinite(told) else 1e6
+
+
+class _Way(NamedTuple):
+    """A way to catch a client up.
+
+    Attributes:
+      bytes: its size.
+      computing: seconds that it takes the client to apply it.
+      count: the number in the header of the message.
+      make: makes the bytes.
+    """
+
+    bytes: int
+    computing: float
+    count: int
+    make: Callable[[], bytes]
 
 
 class _Asking:
