@@ -21,7 +21,7 @@ from hiso_jax import network
 from hiso_jax.checks import ParameterError
 from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.network.study import Study, experiment_of, read_study, rehearsed, run_study
+from hiso_jax.network.study import Study, experiment_of, key_files, read_study, rehearsed, run_study
 from hiso_jax.reports import create_directory
 
 # Seconds for the SuperLink to listen, and for a process to end once it is asked to.
@@ -137,6 +137,7 @@ def _flower(options: Serve, study: Study, out: Path, console: Console) -> int:
         superlink = _started(link, own, log)
         try:
             _wait(options, superlink, log)
+            _register(study, own)
             console.print(f"listening at {address}; clients join with: hiso-jax join {address} …", highlight=False)
             given = {"study": options.study.resolve(), "out": out.resolve()}
             given |= {"resume": options.resume.resolve()} if options.resume is not None else {}
@@ -152,6 +153,20 @@ def _flower(options: Serve, study: Study, out: Path, console: Console) -> int:
                 ended(run)
         finally:
             ended(superlink)
+
+
+def _register(study: Study, own: Mapping[str, str]) -> None:
+    """Tell the SuperLink the keys of the nodes that it admits.
+
+    Raises:
+      UsageError: a key is refused.
+    """
+    for file in [] if study.keys is None else key_files(study.keys):
+        done = subprocess.run(
+            [program("flwr"), "supernode", "register", str(file), "hiso"], env=dict(own), capture_output=True, text=True
+        )
+        if done.returncode:
+            raise errors.UsageError(f"must name public keys that Flower takes; {file}: {done.stderr.strip()}", "keys")
 
 
 def _config(home: Path, address: str, connection: str) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hiso_jax.checks import ParameterError
+from hiso_jax.network.study import key_files, read_study, run_study
+
 logger = logging.getLogger("hiso_jax")
 # Seconds between looks for replies. Flower's own ``send_and_receive`` looks every three.
 POLL = 0.05
@@ -98,34 +101,26 @@ class FlowerTransport:
 
 
 def keys_of(path: Path) -> dict[bytes, int]:
-    """The clients' public keys in a ``clients.toml``: a table ``[clients]`` of number = "path to the public key".
+    """The public keys that a ``clients.toml`` names, as the grid tells them → the numbers of their clients.
 
     Raises:
       ParameterError: it cannot be read, or names no keys.
     """
-    import tomllib
-
     from cryptography.hazmat.primitives import serialization
 
-    from hiso_jax.checks import ParameterError
-
-    try:
-        named = tomllib.loads(path.read_text())["clients"]
-        found = {}
-        for number, file in named.items():
-            key = serialization.load_ssh_public_key((path.parent / file).read_bytes())
-            found[key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)] = int(
-                number
-            )
-    except (OSError, KeyError, ValueError, AttributeError) as error:
-        raise ParameterError("keys", f"must be a file whose table clients names public keys: {error}") from error
+    found = {}
+    for file, number in key_files(path).items():
+        try:
+            key = serialization.load_ssh_public_key(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ParameterError("keys", f"must name public keys of OpenSSH; {file}: {error}") from error
+        encoding, kind = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        found[key.public_bytes(encoding, kind)] = number
     return found
 
 
 def serve(grid: Any, config: Mapping[str, Any]) -> None:
     """Run a study as a ServerApp; ``config`` has the paths ``study``, ``out`` and ``resume``."""
-    from hiso_jax.network.study import read_study, run_study
-
     study = read_study(Path(str(config["study"])))
     keys = None if study.keys is None else keys_of(study.keys)
     resume = str(config.get("resume") or "")

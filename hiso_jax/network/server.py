@@ -300,9 +300,9 @@ class _Exchange(fed.Callback):
                     lambda: pack_sums(updates, known.round, number, algorithm, state),
                 )
             )
-        soonest = min(way.bytes / speed + way.computing for way in ways)
-        soon = [way for way in ways if way.bytes / speed + way.computing <= soonest + PATIENCE]
-        way = min(soon, key=lambda way: way.bytes)
+        soonest = min(way.size / speed + way.computing for way in ways)
+        soon = [way for way in ways if way.size / speed + way.computing <= soonest + PATIENCE]
+        way = min(soon, key=lambda way: way.size)
         return HEADER.pack(known.round, way.count) + way.make()
 
     def _taken(
@@ -414,13 +414,13 @@ class _Way(NamedTuple):
     """A way to catch a client up.
 
     Attributes:
-      bytes: its size.
+      size: its bytes.
       computing: seconds that it takes the client to apply it.
       count: the number in the header of the message.
       make: makes the bytes.
     """
 
-    bytes: int
+    size: int
     computing: float
     count: int
     make: Callable[[], bytes]

@@ -81,6 +81,21 @@ def read_study(path: Path) -> Study:
     return Study(entries, clients, NetworkSettings(**own), None if keys is None else path.parent / keys)
 
 
+def key_files(path: Path) -> dict[Path, int]:
+    """The files that a ``clients.toml`` names, as ``0 = "client0.pub"`` in a table ``[clients]`` → client numbers.
+
+    Raises:
+      ParameterError: it cannot be read, or has another form.
+    """
+    try:
+        named = tomllib.loads(path.read_text())["clients"]
+        return {path.parent / file: int(number) for number, file in named.items()}
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ParameterError(
+            "keys", f"must be a file with a table [clients] of public keys; {path}: {error}"
+        ) from error
+
+
 def experiment_of(study: Study) -> Experiment:
     """The experiment of a study: its task, its method and its numbers.
 
