@@ -303,7 +303,7 @@ class _Exchange(fed.Callback):
         soonest = min(way.size / speed + way.computing for way in ways)
         soon = [way for way in ways if way.size / speed + way.computing <= soonest + PATIENCE]
         way = min(soon, key=lambda way: way.size)
-        return HEADER.pack(known.round, way.count) + way.make()
+        return HEADER.pack(known.round, way.number) + way.make()
 
     def _taken(
         self, client: int, envelope: Envelope, asking: "_Asking", outbox: dict[int, bytes]
@@ -416,13 +416,13 @@ class _Way(NamedTuple):
     Attributes:
       size: its bytes.
       computing: seconds that it takes the client to apply it.
-      count: the number in the header of the message.
+      number: the number in the header of the message.
       make: makes the bytes.
     """
 
     size: int
     computing: float
-    count: int
+    number: int
     make: Callable[[], bytes]
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import hiso_jax
 from hiso_jax import fed, network
+from hiso_jax.cli.main import main as command
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
 from hiso_jax.network.client import STATE
 from hiso_jax.network.description import run_of
@@ -356,3 +357,66 @@ def test_a_message_is_its_scalars_and_a_known_envelope():
     # The step and 16 codes of 8 bits as in ``traffic``, the loss, the header and the checksum.
     assert {*sizes} == {HEAD.size + 4 + 4 + 16 + CHECKSUM_BYTES}
     assert jax.tree.leaves(sizes)
+
+
+STUDY = 'algorithm = "mosaic"\nrounds = 2\ncohort = 2\n{more}\n[network]\nclients = 2\n{own}\n'
+
+
+@pytest.mark.parametrize(
+    ("more", "own", "sentence"),
+    [
+        ("alpha = 0.1", "", "alpha only simulates; over a network clients are as they are"),
+        ('attack = "sign_flip"', "", "attack only simulates"),
+        ("dropout = 0.5", "", "dropout only simulates"),
+        ("round = 3", "", "round is no option of an experiment; did you mean rounds?"),
+        ("", "deadlin = 3", "deadlin is no entry of [network]; did you mean deadline?"),
+        ("", "deadline = -1", "deadline must be a positive finite number"),
+        ("", "quorum = 3", "quorum must be at most the number of clients, 2, got 3"),
+        ("cohort = 2", "", "study must be TOML"),
+    ],
+)
+def test_a_study_that_cannot_be_served_is_refused_in_one_line(tmp_path, capsys, more, own, sentence):
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.format(more=more, own=own))
+    with pytest.raises(SystemExit) as ended:
+        command(["serve", str(study), "--dry-run", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_a_method_that_sends_vectors_is_not_served(tmp_path, capsys):
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.format(more="", own="").replace("mosaic", "fed_avg"))
+    with pytest.raises(SystemExit):
+        command(["serve", str(study), "--dry-run"])
+    assert "algorithm must send scalars over a network; Flower and others" in capsys.readouterr().err
+
+
+def test_a_dry_run_writes_a_directory_that_replays(tmp_path, capsys):
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.format(more="eval_every = 1", own=""))
+    for words in (["serve", study, "--dry-run", "--out", tmp_path / "run"], ["replay", tmp_path / "run"]):
+        with pytest.raises(SystemExit) as ended:
+            command([str(word) for word in words])
+        assert ended.value.code == 0
+    assert "equal to the run's, bit for bit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nowhere", "--data", "none.npz"], "server must be HOST:PORT, got nowhere"),
+        (["h:1", "--data", "none.npz"], "--data must be an .npz file of arrays or FILE.py:FUNCTION; none.npz"),
+        (["h:1", "--data", "none.py:f"], "--data must name a Python file, none.py is none"),
+    ],
+)
+def test_data_that_cannot_be_read_are_refused_in_one_line(tmp_path, capsys, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        command(["join", *words])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert sentence in said
+    assert said.count("\n") == 1
