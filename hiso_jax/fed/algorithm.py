@@ -8,7 +8,7 @@ Messages and aggregates are trees of arrays. Methods that measure along directio
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -209,11 +209,12 @@ class Algorithm:
         parts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "recipe"}
         return {"optimizer" if name == "tx" else name: digest(part) for name, part in parts.items()}
 
-    @property
+    @cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
         """``tx`` with the keyword arguments of a round, and with its state in float32 or wider for any parameters.
 
-        By default optax keeps moments in the parameters' dtype; moments in bfloat16 would hardly change.
+        By default optax keeps moments in the parameters' dtype; moments in bfloat16 would hardly change. It is one
+        object, so that programs compiled for it are found again.
         """
         tx = optax.with_extra_args_support(self.tx)
         return optax.GradientTransformationExtraArgs(partial(_first_state, tx, self.has_scalars), tx.update)

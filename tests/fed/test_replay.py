@@ -151,3 +151,15 @@ def test_an_optimizer_that_reads_the_loss_is_replayed_from_ledger_and_delta(tmp_
     private = dataclasses.replace(algorithms.load("decomfl+private_mean").build(0.1, {}), tx=tx)
     with pytest.raises(ValueError, match="tx must not read the loss in a private run"):
         fed.Simulation(linear_task(), private, digits_population(), config)
+
+
+def test_a_second_replay_with_the_same_algorithm_compiles_nothing():
+    method = hiso_jax.mosaic(0.1)
+    config = fed.SimulationConfig(rounds=2, cohort=2, batch_size=4, perturbations=8, eval_every=2)
+    result = fed.Simulation(linear_task(), method, digits_population(), config).run()
+    fed.replay(result.initial_params, method, result.records)
+    with pytest.MonkeyPatch.context() as patch:
+        lowered = []
+        patch.setattr("jax._src.interpreters.mlir.lower_jaxpr_to_module", lambda *a, **k: lowered.append(a))
+        fed.replay(result.initial_params, method, result.records)
+    assert not lowered
