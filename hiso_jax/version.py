@@ -1,3 +1,3 @@
 """The release number, also for a checkout that is not installed."""
 
-VERSION = "0.4.0"
+VERSION = "0.5.0"

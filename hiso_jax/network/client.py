@@ -145,11 +145,6 @@ class Client:
             raise BadMessage("this client was not told of the run; the server describes it first")
         if envelope.kind is Kind.INVITE:
             return self._run.invited(envelope)
-        if envelope.kind is Kind.EVALUATE:
-            return self._run.evaluated(envelope)
-        if envelope.kind is Kind.END:
-            self._run.save()
-            return sealed(envelope._replace(kind=Kind.STANDS, content=self._run.where()))
         raise BadMessage(f"a client takes no message of kind {envelope.kind.name}")
 
     def _take_up(self, envelope: Envelope) -> None:
@@ -293,10 +288,6 @@ class _Run:
         loss = b"" if self._parts.algorithm.needs_secret else struct.pack("<f", float(message.loss))
         answer = loss + content_of(jax.tree.map(np.asarray, message.content)) + differing
         return sealed(envelope._replace(kind=Kind.ANSWER, flags=flags, content=answer))
-
-    def evaluated(self, envelope: Envelope) -> bytes:
-        """A client without held-out examples evaluates nothing."""
-        raise BadMessage("this client holds no examples out")
 
     # ------------------------------------------------------------ its files
 

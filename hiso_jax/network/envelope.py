@@ -30,17 +30,14 @@ SENTENCE = 500
 
 
 class Kind(IntEnum):
-    """The kinds of messages: the first four go down to a client, the others up to the server."""
+    """The kinds of messages: the first two go down to a client, the others up to the server."""
 
     DESCRIBE = 1
     INVITE = 2
-    EVALUATE = 3
-    END = 4
     HELLO = 16
     ANSWER = 17
     STANDS = 18
-    METRICS = 19
-    REFUSED = 20
+    REFUSED = 19
 
 
 class Envelope(NamedTuple):

@@ -39,6 +39,8 @@ from hiso_jax.network.transport import Transport
 logger = logging.getLogger("hiso_jax")
 # How often a client is asked again in one round, and seconds between looks for clients.
 TRIES, POLL = 3, 0.2
+# Deadlines that a client has to compile its program before the first round.
+FIRST = 10
 # Seconds that a client may take longer to catch up where that saves bytes.
 PATIENCE = 1.0
 
@@ -48,7 +50,7 @@ class NetworkSettings:
     """Settings of the rounds over a network.
 
     Attributes:
-      deadline: seconds that the clients of a round have to answer.
+      deadline: seconds that the clients of a round have to answer; ten times as long before the first round.
       quorum: clients that must be online before a round begins.
       patience: seconds that the server waits for a quorum before it ends the run, which can be resumed.
       check_every: rounds between checks of the clients' parameters; 0 checks none.
@@ -177,6 +179,7 @@ class _Exchange(fed.Callback):
         """Take up the rounds of a resumed run, and tell the clients that are online of the run."""
         self._session = session
         self._note_rounds()
+        self._quorum()
         self._greet()
 
     def _note_rounds(self) -> None:
@@ -207,7 +210,12 @@ class _Exchange(fed.Callback):
         return Arrivals(cohort, status, messages, np.asarray(losses, np.float32), np.asarray(examples))
 
     def _cohort(self, order: np.ndarray) -> np.ndarray:
-        """The first C online clients of the round's order; offline clients fill up the places.
+        """The first C online clients of the round's order; offline clients fill up the places."""
+        here = np.isin(order, list(self._quorum()))
+        return np.concatenate([order[here], order[~here]])[: self._cohort_size].astype(np.int32)
+
+    def _quorum(self) -> set[int]:
+        """The clients that are online, as soon as they are a quorum.
 
         Raises:
           NobodyCame: fewer than the quorum are online for too long.
@@ -220,8 +228,7 @@ class _Exchange(fed.Callback):
                     f"{self._network.patience:g} seconds by now"
                 )
             time.sleep(POLL)
-        here = np.isin(order, list(online))
-        return np.concatenate([order[here], order[~here]])[: self._cohort_size].astype(np.int32)
+        return online
 
     def _exchanged(
         self, number: int, cohort: np.ndarray, server: ServerState
@@ -252,6 +259,9 @@ class _Exchange(fed.Callback):
             if content is not None:
                 found[client] = content
                 status[places[client]] = REPORTED
+        late = [client for client, place in places.items() if status[place] == LATE]
+        if late:
+            self._notify(f"round {number}: no answer in time of client {', '.join(map(str, late))}")
         return found, status
 
     # ------------------------------------------------------------ the messages
@@ -394,7 +404,7 @@ class _Exchange(fed.Callback):
             for client in sorted(self._transport.online())
             if client < self._clients
         }
-        for client, message in self._transport.exchange(outbox, time.monotonic() + self._network.patience):
+        for client, message in self._transport.exchange(outbox, time.monotonic() + FIRST * self._network.deadline):
             try:
                 envelope = opened(message)
                 if envelope.kind is Kind.REFUSED:

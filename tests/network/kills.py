@@ -173,7 +173,7 @@ def drive(kills, rounds, seed):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=2_500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--role", choices=["drive", "server", "client"], default="drive")
     parser.add_argument("--folder", type=Path)

@@ -144,7 +144,7 @@ HOSTILE = {
     "another run": lambda answer, draw: _changed(answer, run=draw.to_bytes(8, "little")),
     "another place": lambda answer, draw: _changed(answer, place=(opened(answer).place + 1 + draw % 60_000) % 2**16),
     "another client": lambda answer, draw: _changed(answer, client=10 + draw),
-    "another kind": lambda answer, draw: _changed(answer, kind=(Kind.DESCRIBE, Kind.INVITE, Kind.END)[draw % 3]),
+    "another kind": lambda answer, draw: _changed(answer, kind=(Kind.DESCRIBE, Kind.INVITE)[draw % 2]),
     "another version": lambda answer, draw: b"HSO2" + answer[4:],
     "no content": lambda answer, draw: _changed(answer, content=b""),
     "longer content": lambda answer, draw: _changed(answer, content=opened(answer).content + bytes(draw % 90 + 1)),

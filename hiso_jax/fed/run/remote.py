@@ -23,6 +23,7 @@ from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.callbacks import Callbacks, as_callbacks
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState
+from hiso_jax.fed.run.interrupt import stopped_by_interrupt
 from hiso_jax.fed.run.local_rate import with_local_rate
 from hiso_jax.fed.run.prepared import RunSpec, estimator_of, prepare, with_defaults
 from hiso_jax.fed.run.programs import costs_of
@@ -146,11 +147,13 @@ class RemoteRun:
             return self._round(exchange, carry, int(begin), inputs)
 
         try:
-            for callback in (*callbacks, *self._callbacks):
-                callback.open()
-                opened.append(callback)
-            with Session.begin(self._prepared, self._storage, opened, lambda: self._stop, dispatch=dispatch) as session:
-                return session.run()
+            with stopped_by_interrupt("the run ends after the round in flight", self.stop):
+                for callback in (*callbacks, *self._callbacks):
+                    callback.open()
+                    opened.append(callback)
+                beginning = Session.begin(self._prepared, self._storage, opened, lambda: self._stop, dispatch=dispatch)
+                with beginning as session:
+                    return session.run()
         finally:
             for callback in opened:
                 callback.close()
