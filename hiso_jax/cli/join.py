@@ -31,7 +31,7 @@ class Join:
     Attributes:
       server: HOST:PORT of the server.
       data: examples of this client: an .npz file with the arrays of the task's training examples (input and label,
-        say), or FILE.py:FUNCTION, which returns them.
+        say), or FILE.py:FUNCTION, which returns them; without it the task reads its training examples from --data-dir.
       client: this client's number, 0 to N − 1.
       folder: where it keeps its state; by default hiso-client-NUMBER.
       task: this machine's own task, FILE:NAME, for a run whose task is the server's own code.
@@ -43,7 +43,7 @@ class Join:
     """
 
     server: Annotated[str, Positional]
-    data: str
+    data: str | None = None
     client: int = 0
     folder: Path | None = None
     task: str | None = None
@@ -111,7 +111,10 @@ def join(options: Join, console: Console) -> int:
     with errors.refusing():
         if ":" not in options.server:
             raise ParameterError("server", f"must be HOST:PORT, got {options.server}")
-        client = network.Client(folder, data_of(options.data), builder(options), options.client)
+        if options.data is None and options.data_dir is None:
+            raise ParameterError("data", "must be given, or `data_dir`, from which the task reads its examples")
+        data = None if options.data is None else data_of(options.data)
+        client = network.Client(folder, data, builder(options), options.client)
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.append(1))
@@ -128,8 +131,9 @@ def join(options: Join, console: Console) -> int:
         def told(line: str) -> None:
             console.print(f"client {options.client}, {line}", soft_wrap=True, highlight=False)
 
+        held = f"{client.examples:,} examples" if options.data else f"what the task reads from {options.data_dir}"
         console.print(
-            f"client {options.client} joins {options.server} with {client.examples:,} examples; state in {folder}",
+            f"client {options.client} joins {options.server} with {held}; its state is in {folder}",
             soft_wrap=True,
             highlight=False,
         )

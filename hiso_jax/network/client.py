@@ -85,7 +85,8 @@ class Client:
 
     Args:
       folder: where it keeps its state and its secret; None keeps them in memory.
-      data: its examples, a tree of arrays as the task's training examples.
+      data: its examples, a tree of arrays as the task's training examples; None takes the training examples of the task
+        that ``build`` makes, from files of this machine.
       build: makes the parts of a run from the options in its description.
       number: its number in the population, if it may answer for no other.
 
@@ -93,10 +94,11 @@ class Client:
       ParameterError: the data are no examples, or the folder cannot be used.
     """
 
-    def __init__(self, folder: Path | None, data: PyTree, build: Build, number: int | None = None) -> None:
+    def __init__(self, folder: Path | None, data: PyTree | None, build: Build, number: int | None = None) -> None:
         """Check the data; nothing is compiled before the server describes its run."""
         keep_compiled()
-        check_examples("data", data)
+        if data is not None:
+            check_examples("data", data)
         self._folder, self._data, self._build, self._number = folder, data, build, number
         self._run: _Run | None = None
         if folder is not None:
@@ -107,8 +109,8 @@ class Client:
 
     @property
     def examples(self) -> int:
-        """The number of examples that it holds."""
-        return jax.tree.leaves(self._data)[0].shape[0]
+        """The number of examples that it holds; 0 if they are a task's, before it was described."""
+        return 0 if self._data is None else jax.tree.leaves(self._data)[0].shape[0]
 
     @property
     def standing(self) -> Standing | None:
@@ -167,7 +169,25 @@ class Client:
                 raise BadMessage(f"the run is refused: {words}")
         if not are_near(params, described["sample"]):
             raise BadMessage("the run is refused: its initial parameters are others than this machine makes")
+        if self._data is None:
+            check_examples("data", parts.task.train)
+            self._data = parts.task.train
+        _check_alike(self._data, parts.task.train)
         self._run = _Run(envelope.run, parts, params, self._data, self._folder, envelope.client)
+
+
+def _check_alike(data: PyTree, like: PyTree) -> None:
+    """Refuse examples that the run's task cannot read.
+
+    Raises:
+      ParameterError: an array is missing, unknown, or of another shape.
+    """
+    own, wanted = (
+        {jax.tree_util.keystr(path): leaf.shape[1:] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (data, like)
+    )
+    if own != wanted:
+        raise ParameterError("data", f"must have arrays of examples of these shapes, {wanted}; got {own}")
 
 
 class _Run:

@@ -1,7 +1,10 @@
 """A federation over a transport: the bits of the simulation, and what strangers, absences and lost disks do to it."""
 
 import functools
+import os
 import struct
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +22,8 @@ from hiso_jax.network.description import run_of
 from hiso_jax.network.envelope import CHECKSUM_BYTES, HEAD, Envelope, Kind, opened, sealed
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 from tests.marks import thorough
+from tests.network import kills
+from tests.network.kills import Sockets
 
 CLIENTS = 4
 
@@ -420,3 +425,40 @@ def test_data_that_cannot_be_read_are_refused_in_one_line(tmp_path, capsys, monk
     assert ended.value.code == 2
     assert sentence in said
     assert said.count("\n") == 1
+
+
+class _Beside(network.InProcess):
+    """Clients in this process, and one in a process of its own."""
+
+    def __init__(self, clients, folder):
+        super().__init__(clients)
+        self._there = Sockets(folder)
+
+    def online(self):
+        return {0, 1, 2}
+
+    def exchange(self, outbox, until):
+        while outbox:
+            there = {client: outbox.pop(client) for client in [*outbox] if client == 2}
+            yield from self._there.exchange(there, until)
+            yield from super().exchange(outbox, until)
+
+
+@pytest.mark.thorough
+def test_a_client_whose_processor_has_other_last_bits_takes_part(tmp_path):
+    rounds, told = 12, []
+    made = kills.parts(rounds)
+    flags = {"XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2", "HISO_JAX_CACHE": "off", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    words = ["--role", "client", "--client", "2", "--folder", str(tmp_path), "--rounds", str(rounds)]
+    other = subprocess.Popen([sys.executable, "-m", "tests.network.kills", *words], env={**os.environ, **flags})
+    try:
+        here = {number: network.Client(None, kills.data_of(number), lambda about: made, number) for number in (0, 1)}
+        settings = network.NetworkSettings(check_every=3, deadline=120.0)
+        server = network.Server(made, _Beside(here, tmp_path), clients=3, network=settings, notify=told.append)
+        result = server.run()
+    finally:
+        other.kill()
+    assert (result.records.attendance == REPORTED).all()
+    assert any("client 2 computes other last bits" in line for line in told), told
+    replayed, _ = fed.replay(result.initial_params, made.algorithm, result.records)
+    assert_trees_identical(replayed, result.params)
