@@ -462,3 +462,11 @@ def test_a_client_whose_processor_has_other_last_bits_takes_part(tmp_path):
     assert any("client 2 computes other last bits" in line for line in told), told
     replayed, _ = fed.replay(result.initial_params, made.algorithm, result.records)
     assert_trees_identical(replayed, result.params)
+
+
+@pytest.mark.thorough
+def test_kills_of_clients_and_the_server_change_nothing():
+    found = kills.drive(6, 150, 1)
+    assert found["kills"] == 6
+    assert not found["answers missing"]
+    assert found["equal"]
