@@ -1,7 +1,6 @@
 """``hiso-jax join``: a client of a federation over a network."""
 
 import importlib.util
-import os
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from hiso_jax.choices import is_foreign
 from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.restore import options_of
-from hiso_jax.cli.serve import ended, environment, program
+from hiso_jax.cli.serve import die_with_parent, ended, environment, program
 from hiso_jax.experiment import KINDS, Experiment
 
 
@@ -155,17 +154,5 @@ def _supernode(options: Join, path: Path, place: Path) -> subprocess.Popen:
     home.mkdir(exist_ok=True)
     with (place / "supernode.log").open("ab") as log:
         return subprocess.Popen(
-            command, env=environment(home), stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
+            command, env=environment(home), stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
         )
-
-
-def _die_with_parent() -> None:
-    """Linux: end this process when the worker dies, so that no node takes messages that nobody answers."""
-    import ctypes
-
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    except (OSError, AttributeError):
-        return
-    if os.getppid() == 1:
-        os.kill(os.getpid(), signal.SIGTERM)

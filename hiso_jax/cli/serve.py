@@ -1,5 +1,6 @@
 """``hiso-jax serve``: the server of a federation over a network."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -104,6 +105,16 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
+def die_with_parent() -> None:
+    """In a new process, on Linux: end it when this process dies, so that no part of a federation is left alone."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    except (OSError, AttributeError):
+        return
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def ended(process: subprocess.Popen) -> None:
     """End a process and what it started."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
@@ -145,8 +156,9 @@ def _flower(options: Serve, study: Study, out: Path, console: Console) -> int:
             (home / "run.toml").write_text(text + "\n")
             command = [program("flwr"), "run", str(app), "hiso", "--stream", "--run-config", str(home / "run.toml")]
             run = subprocess.Popen(
-                command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-            )
+                command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                preexec_fn=die_with_parent,
+            )  # fmt: skip
             try:
                 return _followed(run, out, console)
             finally:
@@ -177,7 +189,9 @@ def _config(home: Path, address: str, connection: str) -> None:
 
 def _started(command: list[str], own: Mapping[str, str], log: Path) -> subprocess.Popen:
     with log.open("wb") as file:
-        return subprocess.Popen(command, env=dict(own), stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(
+            command, env=dict(own), stdout=file, stderr=file, start_new_session=True, preexec_fn=die_with_parent
+        )
 
 
 def _wait(options: Serve, superlink: subprocess.Popen, log: Path) -> None:
@@ -194,13 +208,17 @@ def _wait(options: Serve, superlink: subprocess.Popen, log: Path) -> None:
 
 def _followed(run: subprocess.Popen, out: Path, console: Console) -> int:
     """Print what the run says until it ends; its directory tells how."""
+    summary = out / "summary.json"
+    # A run that is continued has the summary of its first part.
+    before = summary.stat().st_mtime_ns if summary.exists() else 0
     assert run.stdout is not None
     for line in run.stdout:
         console.print(line.rstrip(), soft_wrap=True, highlight=False, markup=False)
-        if (out / "summary.json").exists():
+        if summary.exists() and summary.stat().st_mtime_ns > before:
             break
-    run.wait() if not (out / "summary.json").exists() else None
-    if not (out / "summary.json").exists():
+    else:
+        run.wait()
+    if not summary.exists() or summary.stat().st_mtime_ns == before:
         raise errors.Stopped(f"the run did not end; hiso-jax serve … --resume {out} goes on with it")
     console.print(f"written to {out}; hiso-jax show, replay and export read it as any run", highlight=False)
     return errors.DONE
