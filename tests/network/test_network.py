@@ -17,7 +17,7 @@ import hiso_jax
 from hiso_jax import fed, network
 from hiso_jax.cli.main import main as command
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
-from hiso_jax.network.client import STATE
+from hiso_jax.network.client import SECRET, STATE
 from hiso_jax.network.description import run_of
 from hiso_jax.network.envelope import CHECKSUM_BYTES, HEAD, Envelope, Kind, opened, sealed
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
@@ -470,3 +470,32 @@ def test_kills_of_clients_and_the_server_change_nothing():
     assert found["kills"] == 6
     assert not found["answers missing"]
     assert found["equal"]
+
+
+def test_a_private_answer_has_no_loss_and_the_noise_is_of_the_clients_own_secret(tmp_path):
+    own = hiso_jax.Experiment(
+        algorithm="decomfl+local_noise", noise_multiplier=0.5, rounds=2, cohort=2, clients=2, eval_every=2,
+        batch_size=8, learning_rate=0.01,
+    )  # fmt: skip
+    made, sizes = network.parts_of(own), []
+
+    class Weighing(Tampering):
+        @staticmethod
+        def rule(client, answer, count):
+            if opened(answer).kind is Kind.ANSWER:
+                sizes.append(len(opened(answer).content))
+            return answer
+
+    def run(folder):
+        clients = {n: network.Client(folder and folder / str(n), data_of(n), lambda about: made, n) for n in (0, 1)}
+        return network.Server(made, Weighing(clients), clients=2).run()
+
+    first, again = run(tmp_path), run(None)
+    # Five float32 scalars, and nothing else.
+    assert {*sizes} == {20}
+    assert np.isnan(first.records.loss).all()
+    # Other secrets, other noise: the description and the seed do not tell it.
+    assert (np.asarray(first.records.scalars) != np.asarray(again.records.scalars)).all()
+    assert {(tmp_path / str(n) / SECRET).stat().st_mode & 0o777 for n in (0, 1)} == {0o600}
+    replayed, _ = fed.replay(first.initial_params, made.algorithm, first.records)
+    assert_trees_identical(replayed, first.params)

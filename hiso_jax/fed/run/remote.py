@@ -174,6 +174,9 @@ class RemoteRun:
             jnp.asarray(came.losses),
             inputs,
         )
+        if self.algorithm.needs_secret:
+            # Private clients tell no loss, and a zero would look like one.
+            record = record._replace(loss=jnp.full_like(record.loss, jnp.nan))
         assert carry.synced_to is not None
         last = carry.synced_to[came.cohort]
         there = came.cohort[came.status != ABSENT]
