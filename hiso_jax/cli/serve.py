@@ -15,7 +15,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-import jax
 from rich.console import Console
 
 from hiso_jax import network
@@ -62,7 +61,7 @@ def serve(options: Serve, console: Console) -> int:
         study = read_study(options.study)
         # Refuse options before anything listens.
         made = experiment_of(study)
-        network.parts_of(made).forms(jax.eval_shape(made.task.init, jax.random.key(0)))
+        network.check_server(network.parts_of(made), study.clients, study.network)
         if options.resume is not None and options.out is not None:
             raise ParameterError("out", "must not be given beside `resume`")
         out = options.resume or create_directory(options.out, study.title.replace(" ", "-"), made.about)

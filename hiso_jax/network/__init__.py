@@ -6,7 +6,7 @@
 from hiso_jax.network.catch_up import BadMessage
 from hiso_jax.network.client import Client
 from hiso_jax.network.parts import Parts, parts, parts_of
-from hiso_jax.network.server import NetworkSettings, NobodyCame, Server
+from hiso_jax.network.server import NetworkSettings, NobodyCame, Server, check_server
 from hiso_jax.network.transport import InProcess, Transport
 from hiso_jax.network.worker import work
 
@@ -19,6 +19,7 @@ __all__ = [
     "Parts",
     "Server",
     "Transport",
+    "check_server",
     "parts",
     "parts_of",
     "work",

@@ -121,11 +121,7 @@ class Server:
     ) -> None:
         """Check the run; :meth:`run` compiles its programs."""
         network = network or NetworkSettings()
-        if network.quorum > clients:
-            raise ParameterError("quorum", f"must be at most the number of clients, {clients}, got {network.quorum}")
-        if parts.algorithm.is_private and not parts.config.public_cohorts:
-            raise ParameterError("public_cohorts", "must be given over a network: clients know whom they meet there")
-        parts.forms(jax.eval_shape(parts.task.init, jax.random.key(0)))
+        check_server(parts, clients, network)
         self._run = RemoteRun(
             parts.task, parts.algorithm, parts.config, clients=clients, storage=storage, callbacks=callbacks
         )
@@ -144,6 +140,20 @@ class Server:
           OSError: the directory cannot be written.
         """
         return self._run.run(self._exchange, (self._exchange,))
+
+
+def check_server(parts: Parts, clients: int, network: NetworkSettings) -> None:
+    """Refuse a run that no server can run over a network.
+
+    Raises:
+      ParameterError: the method, the cohort or a setting does not suit.
+    """
+    for name, number in (("cohort", parts.config.cohort), ("quorum", network.quorum)):
+        if number > clients:
+            raise ParameterError(name, f"must be at most the number of clients, {clients}, got {number}")
+    if parts.algorithm.is_private and not parts.config.public_cohorts:
+        raise ParameterError("public_cohorts", "must be true over a network: clients know whom they meet there")
+    parts.forms(jax.eval_shape(parts.task.init, jax.random.key(0)))
 
 
 class NobodyCame(RuntimeError):

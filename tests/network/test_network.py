@@ -378,6 +378,11 @@ STUDY = 'algorithm = "mosaic"\nrounds = 2\ncohort = 2\n{more}\n[network]\nclient
         ("", "deadline = -1", "deadline must be a positive finite number"),
         ("", "quorum = 3", "quorum must be at most the number of clients, 2, got 3"),
         ("cohort = 2", "", "study must be TOML"),
+        (
+            'combine = "private_mean"\nnoise_multiplier = 1.0\nlearning_rate = 0.1',
+            "",
+            "public_cohorts must be true over a network",
+        ),
     ],
 )
 def test_a_study_that_cannot_be_served_is_refused_in_one_line(tmp_path, capsys, more, own, sentence):
@@ -389,6 +394,7 @@ def test_a_study_that_cannot_be_served_is_refused_in_one_line(tmp_path, capsys, 
     assert ended.value.code == 2
     assert sentence in said
     assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_method_that_sends_vectors_is_not_served(tmp_path, capsys):
