@@ -136,7 +136,7 @@ def write_data(nodes: int, folder: Path) -> dict[int, dict[str, np.ndarray]]:
     return found
 
 
-def started(words: list[str], log: Path, told: Callable[[str], None] = lambda line: None) -> subprocess.Popen:
+def started(words: list[str], log: Path, on_line: Callable[[str], None] = lambda line: None) -> subprocess.Popen:
     process = subprocess.Popen(
         [str(COMMAND), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -146,7 +146,7 @@ def started(words: list[str], log: Path, told: Callable[[str], None] = lambda li
             for line in process.stdout:
                 file.write(line)
                 file.flush()
-                told(line)
+                on_line(line)
 
     threading.Thread(target=follow, daemon=True).start()
     return process

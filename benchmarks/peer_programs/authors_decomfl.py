@@ -7,7 +7,7 @@ from cezo_fl.models.cnn_mnist import CNN_MNIST
 from cezo_fl.server import CeZO_Server
 from cezo_fl.util.metrics import accuracy
 from torch.utils.data import DataLoader, TensorDataset
-from torch_networks import SETTING, clients_data, told
+from torch_networks import SETTING, clients_data, print_round
 
 torch.set_grad_enabled(False)
 device, criterion = torch.device("cpu"), torch.nn.CrossEntropyLoss()
@@ -34,4 +34,4 @@ model, optimizer, estimator = tools()
 server.set_server_model_and_criterion(model, lambda model, x: model(x), criterion, accuracy, optimizer, estimator)
 for number in range(SETTING["rounds"]):
     server.train_one_step(number)
-    told(number + 1)
+    print_round(number + 1)

@@ -5,7 +5,7 @@ from blazefl.contrib import FedAvgBaseClientTrainer, FedAvgBaseServerHandler, Fe
 from blazefl.core import ModelSelector, PartitionedDataset
 from blazefl.reproducibility import setup_reproducibility
 from torch.utils.data import DataLoader, TensorDataset
-from torch_networks import SETTING, clients_data, network, told
+from torch_networks import SETTING, clients_data, network, print_round
 
 
 class Networks(ModelSelector):
@@ -40,4 +40,4 @@ while not server.if_stop():
     trainer.local_process(package, sampled)
     for upload in trainer.uplink_package():
         server.load(upload)
-    told(server.round)
+    print_round(server.round)

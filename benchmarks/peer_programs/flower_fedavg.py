@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from torch_networks import SETTING, clients_data, network, told
+from torch_networks import SETTING, clients_data, network, print_round
 
 client_app, server_app, kept = ClientApp(), ServerApp(), {}
 
@@ -39,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
         initial_arrays=ArrayRecord(network().state_dict()),
         train_config=ConfigRecord({"rate": SETTING["rate"]}),
         num_rounds=SETTING["rounds"],
-        evaluate_fn=lambda number, arrays: told(number) if number else None,
+        evaluate_fn=lambda number, arrays: print_round(number) if number else None,
     )
 
 

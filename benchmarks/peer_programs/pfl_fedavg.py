@@ -13,12 +13,12 @@ from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from torch_networks import SETTING, clients_data, network, told
+from torch_networks import SETTING, clients_data, network, print_round
 
 
 class Tell(TrainingProcessCallback):
     def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
-        told(central_iteration + 1)
+        print_round(central_iteration + 1)
         return False, Metrics()
 
 

@@ -33,6 +33,6 @@ def clients_data() -> tuple[torch.Tensor, torch.Tensor]:
     return images.reshape(*shape, *images.shape[1:]), labels.reshape(shape)
 
 
-def told(number: int) -> None:
+def print_round(number: int) -> None:
     """Tell the script that a round is done; it reads the clock."""
     print(f"ROUND {number}", flush=True)

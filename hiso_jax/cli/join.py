@@ -19,7 +19,7 @@ from hiso_jax.choices import is_foreign
 from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.restore import options_of
-from hiso_jax.cli.serve import die_with_parent, ended, environment, program
+from hiso_jax.cli.serve import dying_with_this_process, ended, environment, program
 from hiso_jax.experiment import KINDS, Experiment
 
 
@@ -127,7 +127,7 @@ def join(options: Join, console: Console) -> int:
                 node.append(_supernode(options, path, Path(place)))
             return bool(stopping)
 
-        def told(line: str) -> None:
+        def notify(line: str) -> None:
             console.print(f"client {options.client}, {line}", soft_wrap=True, highlight=False)
 
         held = f"{client.examples:,} examples" if options.data else f"what the task reads from {options.data_dir}"
@@ -137,7 +137,7 @@ def join(options: Join, console: Console) -> int:
             highlight=False,
         )
         try:
-            network.work(client, path, told, is_over)
+            network.work(client, path, notify, is_over)
         finally:
             for each in node[-1:]:
                 ended(each)
@@ -154,5 +154,10 @@ def _supernode(options: Join, path: Path, place: Path) -> subprocess.Popen:
     home.mkdir(exist_ok=True)
     with (place / "supernode.log").open("ab") as log:
         return subprocess.Popen(
-            command, env=environment(home), stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
+            command,
+            env=environment(home),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=dying_with_this_process(),
         )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -104,14 +104,20 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def die_with_parent() -> None:
-    """In a new process, on Linux: end it when this process dies, so that no part of a federation is left alone."""
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    except (OSError, AttributeError):
-        return
-    if os.getppid() == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+def dying_with_this_process() -> Callable[[], None]:
+    """A function for a new process, on Linux: by it the new process ends when this one dies."""
+    parent = os.getpid()
+
+    def prepare() -> None:
+        try:
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        except (OSError, AttributeError):
+            return
+        # It may have died before.
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return prepare
 
 
 def ended(process: subprocess.Popen) -> None:
@@ -156,7 +162,7 @@ def _flower(options: Serve, study: Study, out: Path, console: Console) -> int:
             command = [program("flwr"), "run", str(app), "hiso", "--stream", "--run-config", str(home / "run.toml")]
             run = subprocess.Popen(
                 command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=dying_with_this_process(),
             )  # fmt: skip
             try:
                 return _followed(run, out, console)
@@ -189,7 +195,12 @@ def _config(home: Path, address: str, connection: str) -> None:
 def _started(command: list[str], own: Mapping[str, str], log: Path) -> subprocess.Popen:
     with log.open("wb") as file:
         return subprocess.Popen(
-            command, env=dict(own), stdout=file, stderr=file, start_new_session=True, preexec_fn=die_with_parent
+            command,
+            env=dict(own),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=dying_with_this_process(),
         )
 
 

@@ -127,16 +127,17 @@ def check_examples(split: str, data: PyTree) -> None:
         raise ParameterError(split, "must hold at least one example, and is empty")
 
 
+def example_shapes(data: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shape of an example in each array of ``data``, by the array's path."""
+    leaves = jax.tree_util.tree_leaves_with_path(data)
+    return {jax.tree_util.keystr(path): leaf.shape[1:] for path, leaf in leaves}
+
+
 def _check_alike(train: PyTree, test: PyTree) -> None:
     """Refuse test examples whose arrays are shaped otherwise than the training examples'."""
-    shapes = {
-        split: {
-            f"{jax.tree_util.keystr(path)}": leaf.shape[1:] for path, leaf in jax.tree_util.tree_leaves_with_path(data)
-        }
-        for split, data in (("train", train), ("test", test))
-    }
-    for place, shape in shapes["train"].items():
-        own = shapes["test"].get(place, shape)
+    tests = example_shapes(test)
+    for place, shape in example_shapes(train).items():
+        own = tests.get(place, shape)
         if own != shape:
             raise ParameterError(f"test{place}", f"must have examples of the shape of train{place}, {shape}, got {own}")
 

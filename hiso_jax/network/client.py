@@ -33,7 +33,7 @@ from hiso_jax.fed.population import draw_own
 from hiso_jax.fed.round import Message, Visit, client_round
 from hiso_jax.fed.run import as_key, fresh
 from hiso_jax.fed.task import at_precision, frozen_of, perturbed_as_of
-from hiso_jax.fed.task_checks import check_examples
+from hiso_jax.fed.task_checks import check_examples, example_shapes
 from hiso_jax.fed.update import ServerState
 from hiso_jax.network.catch_up import (
     CHECKPOINT,
@@ -182,10 +182,7 @@ def _check_alike(data: PyTree, like: PyTree) -> None:
     Raises:
       ParameterError: an array is missing, unknown, or of another shape.
     """
-    own, wanted = (
-        {jax.tree_util.keystr(path): leaf.shape[1:] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (data, like)
-    )
+    own, wanted = example_shapes(data), example_shapes(like)
     if own != wanted:
         raise ParameterError("data", f"must have arrays of examples of these shapes, {wanted}; got {own}")
 

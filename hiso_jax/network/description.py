@@ -88,9 +88,8 @@ def forms_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients
     shapes = shapes_of(algorithm, estimator, params, clients)
     if reads_loss(algorithm, shapes, params):
         raise ParameterError("algorithm", "must not read the loss of a round over a network: clients do not receive it")
-    one = jax.tree.map(lambda leaf: leaf, shapes.message)
     try:
-        up, down = form_of(one), form_of(shapes.aggregate)
+        up, down = form_of(shapes.message), form_of(shapes.aggregate)
     except ValueError as error:
         raise ParameterError("algorithm", f"cannot run over a network: {error}") from error
     return Forms(up._replace(clients=0), down, shapes.groups)

@@ -25,13 +25,15 @@ def _received(connection: socket.socket, count: int) -> bytes:
     return b"".join(parts)
 
 
-def work(client: Client, path: Path, told: Callable[[str], None], is_over: Callable[[], bool] = lambda: False) -> None:
+def work(
+    client: Client, path: Path, notify: Callable[[str], None], is_over: Callable[[], bool] = lambda: False
+) -> None:
     """Answer messages one after the other until ``is_over()``.
 
     Args:
       client: the client.
       path: the socket, which only this user may open.
-      told: receives a line for every message.
+      notify: receives a line for every message.
       is_over: asked twice a second.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -57,6 +59,6 @@ def work(client: Client, path: Path, told: Callable[[str], None], is_over: Calla
                     continue
             envelope = opened(answer)
             reason = f": {envelope.content.decode(errors='replace')}" if envelope.kind.name == "REFUSED" else ""
-            told(
+            notify(
                 f"round {envelope.round}: {length:,} bytes came, {envelope.kind.name.lower()} of {len(answer)}{reason}"
             )

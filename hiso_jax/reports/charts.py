@@ -78,6 +78,24 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
     return [step * 10.0**decade for decade in decades for step in steps]
 
 
+def _horizontal(axis: str, log_values: Sequence[float] | None) -> Spec:
+    """The horizontal axis of a curve; logarithmic over ``log_values``, if these are given."""
+    is_log = log_values is not None
+    return {
+        "field": "at",
+        "type": "quantitative",
+        "title": f"{AXES[axis]}, logarithmic" if is_log else AXES[axis],
+        "scale": {"type": "log"} if is_log else {"zero": False},
+        "axis": {
+            "grid": False,
+            "labelExpr": "format(datum.value, '.3~s')",
+            "tickCount": 5,
+            "labelOverlap": True,
+            **({} if log_values is None else {"values": _log_ticks(log_values)}),
+        },
+    }
+
+
 def curve(subject: Subject, axis: str, metric: str) -> Spec | None:
     """A metric against rounds, bytes, passes or seconds, a line for each method; None if nothing was recorded."""
     names, rows, ends = short_names(list(subject.compared)), [], []
@@ -97,19 +115,7 @@ def curve(subject: Subject, axis: str, metric: str) -> Spec | None:
         rows = [row for row in rows if row["at"] > 0]
     words = metric.replace("_", " ")
     shown = "test " + words if metric != "train_loss" else words
-    x = {
-        "field": "at",
-        "type": "quantitative",
-        "title": f"{AXES[axis]}, logarithmic" if is_log else AXES[axis],
-        "scale": {"type": "log"} if is_log else {"zero": False},
-        "axis": {
-            "grid": False,
-            "labelExpr": "format(datum.value, '.3~s')",
-            "tickCount": 5,
-            "labelOverlap": True,
-            **({"values": _log_ticks([row["at"] for row in rows])} if is_log else {}),
-        },
-    }
+    x = _horizontal(axis, [row["at"] for row in rows] if is_log else None)
     y = {
         "field": "mean",
         "type": "quantitative",

@@ -11,6 +11,7 @@ from hiso_jax.fed.devices.execution import (
     in_pieces,
     inner_jaxprs,
     keeps_directions,
+    looped_once,
     memory_budget,
 )
 from hiso_jax.fed.devices.layout import Layout, longest_axis, param_shardings, state_shardings
@@ -55,6 +56,7 @@ __all__ = [
     "keeps_directions",
     "key_data",
     "longest_axis",
+    "looped_once",
     "make_mesh",
     "memory_budget",
     "on_all_devices",

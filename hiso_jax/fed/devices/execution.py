@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from hiso_jax.factored import PerturbedAs
 from hiso_jax.zo import DirectionsMode, working_dtype
@@ -93,6 +93,24 @@ def in_pieces(function: Callable[[PyTree], PyTree], inputs: PyTree, size: int) -
     whole = filled(inputs, pieces * length)
     outputs = lax.map(function, jax.tree.map(lambda a: a.reshape(pieces, length, *a.shape[1:]), whole))
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], outputs)
+
+
+def looped_once(function: Callable[[PyTree], PyTree], inputs: PyTree, places: Int[jax.Array, "1"]) -> PyTree:
+    """``function`` of the only row of ``inputs``, compiled as the body of a loop.
+
+    A map over one row is no loop to the compiler, which fuses its body with what is around it; sums then have other
+    last bits than in a simulation, whose loop has a row for each client of the cohort. The trip count is therefore a
+    number that the compiler does not know: how many places are not negative.
+    """
+    two = jax.tree.map(lambda a: jnp.concatenate([a, a]), inputs)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda a: a[0], inputs))
+    zero = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), shapes)
+
+    def step(row: jax.Array, outputs: PyTree) -> PyTree:
+        made = function(jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, row, keepdims=False), two))
+        return jax.tree.map(lambda o, x: lax.dynamic_update_index_in_dim(o, x, row, 0), outputs, made)
+
+    return jax.tree.map(lambda a: a[:1], lax.fori_loop(0, (places >= 0).sum(), step, zero))
 
 
 def inner_jaxprs(equation: Any) -> list[Any]:

@@ -57,6 +57,22 @@ class Ledger:
             raise ValueError("the ledger is empty: no round has been run")
         return as_records(self.seed_key, np.concatenate(self._blocks), self._layout)
 
+    def since(self, first: int) -> Records:
+        """The rounds from ``first`` on, without a copy of those before.
+
+        Raises:
+          ValueError: there is none.
+        """
+        wanted = self.rounds - first
+        blocks: list[np.ndarray] = []
+        for block in reversed(self._blocks):
+            if wanted <= sum(len(each) for each in blocks):
+                break
+            blocks.append(block)
+        if wanted < 1:
+            raise ValueError(f"the ledger has no round from {first} on")
+        return as_records(self.seed_key, np.concatenate(blocks[::-1])[-wanted:], self._layout)
+
 
 class FileLedger(Ledger):
     """The ledger of a run, in memory and on disk."""

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.devices import Part, filled, in_pieces, keeps_directions
+from hiso_jax.fed.devices import Part, filled, in_pieces, keeps_directions, looped_once
 from hiso_jax.fed.measure.context import Cohort, Estimator, Measured, RoundContext
 from hiso_jax.zo import (
     Ascent,
@@ -226,7 +226,7 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
             return context.mean_losses(params, flat, count)
 
         if context.is_alone:
-            return _alone(piece, jax.tree.map(lambda a: a[:, None], batch), places)[:, 0]
+            return looped_once(piece, jax.tree.map(lambda a: a[:, None], batch), places)[:, 0]
         return in_pieces(piece, batch, context.execution.flat)
 
     def in_groups(a: Array) -> Array:
@@ -248,7 +248,7 @@ def _at_server(context: RoundContext, batch: PyTree, places: Int[Array, "C"]) ->
             return at(_perturbed(context, context.params, direction, scale, members[0] % groups), own)
 
         if context.is_alone:
-            return _alone(column, each, places).T.reshape(-1)
+            return looped_once(column, each, places).T.reshape(-1)
         return _one_by_one(column, each, together // rows).T.reshape(-1)[:clients]
 
     return evaluate
@@ -267,24 +267,6 @@ def _one_by_one(function: Callable[[PyTree], PyTree], inputs: PyTree, together: 
     return lax.map(function, inputs) if together <= 1 else in_pieces(jax.vmap(function), inputs, together)
 
 
-def _alone(function: Callable[[PyTree], PyTree], inputs: PyTree, places: Int[Array, "1"]) -> PyTree:
-    """``function`` of the only row of ``inputs``, compiled as the body of a loop.
-
-    A map over one row is no loop to the compiler, which fuses its body with what is around it; sums then have other
-    last bits than in a simulation, whose loop has a row for each client of the cohort. The trip count is therefore a
-    number that the compiler does not know: how many places are not negative.
-    """
-    two = jax.tree.map(lambda a: jnp.concatenate([a, a]), inputs)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda a: a[0], inputs))
-    zero = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), shapes)
-
-    def step(row: Array, outputs: PyTree) -> PyTree:
-        made = function(jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, row, keepdims=False), two))
-        return jax.tree.map(lambda o, x: lax.dynamic_update_index_in_dim(o, x, row, 0), outputs, made)
-
-    return jax.tree.map(lambda a: a[:1], lax.fori_loop(0, (places >= 0).sum(), step, zero))
-
-
 def _at_clients(context: RoundContext, local: PyTree, batch: PyTree, places: Int[Array, "C"]) -> Evaluate:
     """Client losses [C] at the clients' own parameters ``local`` [C, ...], perturbed along their group's direction."""
 
@@ -295,7 +277,7 @@ def _at_clients(context: RoundContext, local: PyTree, batch: PyTree, places: Int
             return context.mean_losses(perturbed, context.fetch(part))[0]
 
         if context.is_alone:
-            return _alone(one, (local, batch, places), places)
+            return looped_once(one, (local, batch, places), places)
         return _one_by_one(one, (local, batch, places), _together(context, context.execution.vmapped))
 
     return evaluate

@@ -220,10 +220,9 @@ class Session:
         """The mean loss of the last round's cohort; right after an evaluation, the mean since the previous one."""
         return float([*self._counters.losses[-1:], *(row.train_loss for row in self.history[-1:]), math.nan][0])
 
-    @property
-    def records(self) -> Records | None:
-        """The rounds so far, also those of a resumed run; None before the first."""
-        return self._store.ledger.records if self.round else None
+    def records_since(self, first: int) -> Records | None:
+        """The rounds from ``first`` on, also those of a resumed run; None if there is none."""
+        return self._store.ledger.since(first) if self.round > first else None
 
     @property
     def bytes_total(self) -> int:
