@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.restore import options_of
 from hiso_jax.cli.serve import dying_with_this_process, ended, environment, program
 from hiso_jax.experiment import KINDS, Experiment
+
+# The SuperNode's log, and seconds before it is started again.
+LOG, AGAIN = "supernode.log", 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +125,18 @@ def join(options: Join, console: Console) -> int:
         path = Path(place) / "worker"
         node: list[subprocess.Popen] = []
 
+        def notify(line: str) -> None:
+            console.print(f"client {options.client}, {line}", soft_wrap=True, highlight=False, markup=False)
+
         def is_over() -> bool:
             # A SuperNode that ended is started again: it and the worker live together.
             if not stopping and (not node or node[-1].poll() is not None):
-                node.append(_supernode(options, path, Path(place)))
+                if node:
+                    log = (Path(place) / LOG).read_text(errors="replace").strip().splitlines()
+                    notify(f"its SuperNode ended and is started again: {log[-1] if log else 'it said nothing'}")
+                    time.sleep(AGAIN)
+                node[:] = [_supernode(options, path, Path(place))]
             return bool(stopping)
-
-        def notify(line: str) -> None:
-            console.print(f"client {options.client}, {line}", soft_wrap=True, highlight=False)
 
         held = f"{client.examples:,} examples" if options.data else f"what the task reads from {options.data_dir}"
         console.print(
@@ -152,7 +160,7 @@ def _supernode(options: Join, path: Path, place: Path) -> subprocess.Popen:
     command += [] if options.key is None else ["--auth-supernode-private-key", str(options.key)]
     home = place / "flower"
     home.mkdir(exist_ok=True)
-    with (place / "supernode.log").open("ab") as log:
+    with (place / LOG).open("ab") as log:
         return subprocess.Popen(
             command,
             env=environment(home),

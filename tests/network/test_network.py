@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -504,3 +505,23 @@ def test_a_private_answer_has_no_loss_and_the_noise_is_of_the_clients_own_secret
     assert {(tmp_path / str(n) / SECRET).stat().st_mode & 0o777 for n in (0, 1)} == {0o600}
     replayed, _ = fed.replay(first.initial_params, made.algorithm, first.records)
     assert_trees_identical(replayed, first.params)
+
+
+def test_a_client_whose_parameters_are_far_is_sent_a_checkpoint(undisturbed):
+    clients, told = make_clients(parts()), []
+
+    class Astray(network.InProcess):
+        """Moves the parameters of client 1 before round 2, as a fault of its memory would."""
+
+        def exchange(self, outbox, until):
+            invited = {opened(message).round for message in outbox.values() if opened(message).kind is Kind.INVITE}
+            if invited == {2}:
+                run = clients[1]._run
+                run.standing = run.standing._replace(params=jax.tree.map(lambda x: x + 1, run.standing.params))
+            yield from super().exchange(outbox, until)
+
+    settings = network.NetworkSettings(check_every=2)
+    result = network.Server(parts(), Astray(clients), clients=CLIENTS, network=settings, notify=told.append).run()
+    assert any("client 1 has other parameters; it is sent a checkpoint" in line for line in told)
+    assert (result.records.attendance == REPORTED).all()
+    assert_trees_identical(result.params, undisturbed.params)
