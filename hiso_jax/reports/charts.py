@@ -275,7 +275,11 @@ def clients(subject: Subject) -> Spec | None:
             {
                 "mark": {"type": "rule"},
                 "encoding": {
-                    "x": {**x, "field": "least", "title": f"{words}, own training examples"},
+                    "x": {
+                        **x,
+                        "field": "least",
+                        "title": f"{words}, own training examples; line: all, bar: 10 to 90 %, tick: median",
+                    },
                     "x2": {"field": "most"},
                 },
             },

@@ -23,9 +23,20 @@ OF_RUNS = ("runs", "reached", "diverged", "ratios", "cost_of_trouble")
 # A target that is reached within fewer evaluations is known too coarsely for a ratio.
 COARSE = 4
 # Options that tell no runs apart, options that do whatever the methods are, and most of them in a label.
-UNTOLD = ("out", "resume", "algorithm", "algorithm_sha256", "log", "target")
-OF_ALL = ("alpha", "clients", "cohort", "partition", "rounds", "seed", "model", "attack", "attackers", "availability")
-FEW_TOLD = 2
+NOT_IN_LABELS = ("out", "resume", "algorithm", "algorithm_sha256", "log", "target")
+OF_EVERY_METHOD = (
+    "alpha",
+    "clients",
+    "cohort",
+    "partition",
+    "rounds",
+    "seed",
+    "model",
+    "attack",
+    "attackers",
+    "availability",
+)
+MOST_IN_LABEL = 2
 # An axis of a chart → its title.
 AXES = {
     "round": "rounds",
@@ -349,7 +360,7 @@ def _labels(runs: Sequence[Subject]) -> list[str]:
     """The method of each run with the options in which the runs differ; its directory's name if that is no label."""
     methods = [next(iter(run.compared)) for run in runs]
     configs = [run.config for run in runs]
-    known = [name for name in configs[0] if name not in UNTOLD and all(name in config for config in configs)]
+    known = [name for name in configs[0] if name not in NOT_IN_LABELS and all(name in config for config in configs)]
     labels = []
     for method, run in zip(methods, runs, strict=True):
         # Methods differ in defaults of their own, which their names stand for.
@@ -357,9 +368,11 @@ def _labels(runs: Sequence[Subject]) -> list[str]:
         own = [
             name
             for name in known
-            if any(config[name] != run.config[name] for config in (configs if name in OF_ALL else alike))
+            if any(config[name] != run.config[name] for config in (configs if name in OF_EVERY_METHOD else alike))
         ]
-        labels.append(", ".join([method, *(f"{name.replace('_', ' ')} {run.config[name]}" for name in own[:FEW_TOLD])]))
+        labels.append(
+            ", ".join([method, *(f"{name.replace('_', ' ')} {run.config[name]}" for name in own[:MOST_IN_LABEL])])
+        )
     return [
         label if labels.count(label) == 1 else f"{method}, {run.path.name if run.path else 'run'}"
         for label, method, run in zip(labels, methods, runs, strict=True)
