@@ -42,8 +42,10 @@ class PooledConv(nnx.Conv):
         copies = jnp.stack([jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i, j in shifts], 3)
         border = size // 2
         padded = jnp.pad(inputs, ((0, 0), (border, border), (border, border), (0, 0)))
-        offsets = [(i, j) for i in range(size + 1) for j in range(size + 1)]
-        patches = jnp.concatenate([padded[:, i : i + height - 1 : 2, j : j + width - 1 : 2] for i, j in offsets], -1)
+        # Windows along the width first, then along the height: the same patches in half the time, because the second
+        # step copies whole rows of a window.
+        windows = jnp.concatenate([padded[:, :, j : j + width - 1 : 2] for j in range(size + 1)], -1)
+        patches = jnp.concatenate([windows[:, i : i + height - 1 : 2] for i in range(size + 1)], -1)
         rows = patches.reshape(-1, (size + 1) ** 2 * channels)
         outputs = rows @ copies.reshape(-1, 4 * features)
         pooled = outputs.reshape(batch, height // 2, width // 2, 4, features).max(3)

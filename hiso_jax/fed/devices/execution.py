@@ -189,6 +189,11 @@ def memory_budget() -> int:
     return int(HOST_SHARE * host / jax.local_device_count())
 
 
+def has_few_parameters(params: PyTree) -> bool:
+    """Whether a direction of ``params`` costs almost nothing to make."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) < MANY_PARAMETERS
+
+
 def keeps_directions(params: PyTree, budget: int | None, copies: int) -> bool:
     """Whether to keep directions for the update: they are expensive to make and their copies fit.
 
@@ -198,7 +203,8 @@ def keeps_directions(params: PyTree, budget: int | None, copies: int) -> bool:
       copies: float32 copies of the parameters that kept directions need.
     """
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return count >= MANY_PARAMETERS and copies * 4 * count <= (memory_budget() if budget is None else budget)
+    fits = copies * 4 * count <= (memory_budget() if budget is None else budget)
+    return fits and not has_few_parameters(params)
 
 
 def execution_for(

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.devices import Part, filled, in_pieces, keeps_directions, looped_once
+from hiso_jax.fed.devices import Part, filled, has_few_parameters, in_pieces, keeps_directions, looped_once
 from hiso_jax.fed.measure.context import Cohort, Estimator, Measured, RoundContext
 from hiso_jax.zo import (
     Ascent,
@@ -288,12 +288,24 @@ def _as_messages(numbers: PyTree) -> PyTree[Shaped[Array, "C 1 P"]]:
     return jax.tree.map(lambda x: x.T[:, None], numbers)
 
 
+def _takes_pieces_first(context: RoundContext, clients: int) -> bool:
+    """Whether each piece of the cohort is evaluated along all directions before the next piece.
+
+    All forward passes of a piece then share what does not depend on the weights, such as the patches of a first
+    convolution, and find it in the cache. Each piece makes the directions again, which costs little for few parameters.
+    """
+    transformed = isinstance(zo_state(context.server.state).directions.sampler, Hadamard)
+    several = context.is_alone or clients > context.execution.flat
+    return several and context.groups == 1 and not transformed and has_few_parameters(context.params)
+
+
 def _measure_once(context: RoundContext, difference: Difference, batches: PyTree, part: Part) -> Measured:
     """Measure every client's message in a round of one local step.
 
     The outer loop is over directions and the inner loop over pieces of clients, so a direction is made once for the
-    measurement. In the mode "stream", each perturbation is aggregated and added to Δ, by the arithmetic of
-    ``zo.accumulate``, before the next direction is made.
+    measurement; models of few parameters take the pieces first (:func:`_takes_pieces_first`). In the mode "stream",
+    each perturbation is aggregated and added to Δ, by the arithmetic of ``zo.accumulate``, before the next direction is
+    made.
 
     Args:
       context: the context of the round.
@@ -301,9 +313,22 @@ def _measure_once(context: RoundContext, difference: Difference, batches: PyTree
       part: this device's part of the cohort.
     """
     first = jax.tree.map(lambda a: a[:, 0], context.drawn(batches, context.execution.stream))
-    evaluate = _at_server(*_gathered(context, first), part.places)
     perturbations = context.estimator.num_perturbations
     mode, relay = _mode(context), context.relay
+    if mode == "regenerate" and _takes_pieces_first(context, len(part.places)):
+
+        def piece(given: tuple[PyTree, Int[Array, "c"]]) -> tuple[PyTree, Float[Array, "c"]]:
+            own, batch = _gathered(context._replace(is_alone=False), given[0])
+            evaluate = _at_server(own, batch, given[1])
+            _, losses, numbers = _run(context, difference, evaluate, 0, lambda carry, _, own: (carry, own), None)
+            return _as_messages(numbers), losses
+
+        inputs = first, part.places
+        if context.is_alone:
+            made = looped_once(piece, jax.tree.map(lambda a: a[:, None], inputs), part.places)
+            return Measured(*part.join(jax.tree.map(lambda a: a[:, 0], made)))
+        return Measured(*part.join(in_pieces(piece, inputs, context.execution.flat)))
+    evaluate = _at_server(*_gathered(context, first), part.places)
     if mode == "stream":
         assert relay is not None
 
