@@ -2,10 +2,13 @@
 
     PYTHONPATH=. python benchmarks/accelerator.py --mnist FOLDER_WITH_IDX_FILES --out OUT
     PYTHONPATH=. python benchmarks/accelerator.py --stages replay,cross --out OUT
+    PYTHONPATH=. python benchmarks/accelerator.py --budget 700 --out OUT    # again with the same OUT: the stages left
 
-Every stage is a script of this folder or the test suite. The stages run one after the other, each in its own processes
-and with a time limit, so that a stage that fails takes nothing from the others. OUT/STAGE.log holds the output of a
-stage, OUT/*.json its figures, and OUT/stages.json how every stage ended.
+Every stage is a script of this folder or the test suite. The stages run one after the other, the most telling first,
+each in its own processes and with a time limit, so that a stage that fails takes nothing from the others. OUT/STAGE.log
+holds the output of a stage, OUT/*.json its figures, and OUT/stages.json how every stage ended. A stage that has ended
+well is not run again in the same folder. With a budget no stage runs past it, and a stage that needs more than what is
+left waits for the next call, while shorter ones take its place.
 """
 
 import json
@@ -36,6 +39,7 @@ class Arguments:
       smollm2, reviews: the language model as a GGUF file, and the folder with its reviews; without them the replay of a
         language model is left out.
       workers: processes of the test suite.
+      budget: seconds for all stages of this call; None has no limit but those of the stages.
       out: folder for logs and figures.
       worker: run one process of the stage cross.
     """
@@ -45,6 +49,7 @@ class Arguments:
     smollm2: Path | None = None
     reviews: Path | None = None
     workers: int = 12
+    budget: float | None = None
     out: Path = Path("runs/accelerator")
     worker: str = ""
 
@@ -118,6 +123,19 @@ def draws(arguments: Arguments) -> list[list[str]]:
     return [script("normals", "--millions", "480", "--out", str(arguments.out / "normals.json"))]
 
 
+def projections(arguments: Arguments) -> list[list[str]]:
+    """Projecting a client's progress on directions, and rebuilding it."""
+    words = ("--shapes", "mnist,opt-125m-lora,opt-125m", "--counts", "64,512")
+    return [script("projection_time", *words, "--out", str(arguments.out / "projection_time.json"))]
+
+
+def shardes(arguments: Arguments) -> list[list[str]]:
+    """Generations a second beside shardes; its environment must be in OUT/peers, or be made from a network."""
+    words = ("--works", "es", "--peers", "shardes", "--turns", "2", "--seconds", "8")
+    folder, out = arguments.out / "peers", arguments.out / "peers.json"
+    return [script("peers", *words, "--folder", str(folder), "--out", str(out))]
+
+
 CROSSED = {
     "hiso": ("hiso", 0.01, "gaussian"),
     "decomfl_signs": ("decomfl", 0.03, "rademacher"),
@@ -181,17 +199,21 @@ def worker(arguments: Arguments) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-STAGES: dict[str, tuple[Callable[[Arguments], list[list[str]]], int]] = {
-    "replay": (replay, 120),
-    "cross": (cross, 120),
-    "tests": (tests, 300),
-    "mnist": (rounds_of_mnist, 150),
-    "large": (large_model, 200),
-    "small": (small_model, 120),
-    "middle": (middle_model, 120),
-    "mezo": (mezo, 100),
-    "families": (families, 120),
-    "draws": (draws, 60),
+# In the order in which a loan that ends early leaves the least unknown: (commands, the longest it may take, the least
+# that is worth a start), in seconds.
+STAGES: dict[str, tuple[Callable[[Arguments], list[list[str]]], int, int]] = {
+    "middle": (middle_model, 120, 60),
+    "mezo": (mezo, 100, 60),
+    "cross": (cross, 120, 60),
+    "replay": (replay, 120, 60),
+    "families": (families, 120, 40),
+    "projections": (projections, 90, 30),
+    "tests": (tests, 300, 120),
+    "shardes": (shardes, 90, 40),
+    "mnist": (rounds_of_mnist, 150, 60),
+    "large": (large_model, 200, 120),
+    "small": (small_model, 120, 40),
+    "draws": (draws, 60, 15),
 }
 
 
@@ -225,17 +247,25 @@ def main() -> None:
     if unknown:
         sys.exit(f"--stages must be of {', '.join(STAGES)}; got {', '.join(unknown)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    ended = {}
+    kept, start = arguments.out / "stages.json", time.perf_counter()
+    ended = json.loads(kept.read_text()) if kept.exists() else {}
     for name in names:
-        make, limit = STAGES[name]
+        make, limit, least = STAGES[name]
+        if all(end == "done" for end in ended.get(name, {}).get("ends", ["not begun"])):
+            print(name, "is done already", flush=True)
+            continue
         begin, log = time.perf_counter(), arguments.out / f"{name}.log"
+        budget = float("inf") if arguments.budget is None else arguments.budget - (begin - start)
+        if budget < least:
+            print(name, f"is left out: it needs {least} s, and {max(0, budget):.0f} s are left", flush=True)
+            continue
         ends = []
         for words in make(arguments):
-            left = limit - (time.perf_counter() - begin)
+            left = min(limit, budget) - (time.perf_counter() - begin)
             ends.append(run(words, log, left) if left > 1 else "out of time")
         ended[name] = {"seconds": round(time.perf_counter() - begin, 1), "ends": ends}
         print(name, ended[name], flush=True)
-        (arguments.out / "stages.json").write_text(json.dumps(ended, indent=2) + "\n")
+        kept.write_text(json.dumps(ended, indent=2) + "\n")
 
 
 if __name__ == "__main__":
