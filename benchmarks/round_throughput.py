@@ -33,7 +33,11 @@ from hiso_jax import algorithms, fed, models, tasks
 
 CLIENTS = 64
 BATCH = 32
-METHODS = {"hiso": lambda: algorithms.hiso(1e-3), "mosaic": lambda: algorithms.mosaic(1e-3)}
+METHODS = {
+    "hiso": lambda: algorithms.hiso(1e-3),
+    "mosaic": lambda: algorithms.mosaic(1e-3),
+    "fed_avg": lambda: algorithms.fed_avg(1e-3),
+}
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Arguments:
       data_dir: folder with MNIST's IDX files; without it random bytes of MNIST's shape take their place.
       cohorts: cohort sizes, comma-separated.
       local_steps: values of K, comma-separated.
-      method: hiso, or mosaic.
+      method: hiso, mosaic, or fed_avg.
       perturbations: P.
       repeats: timed dispatches per setting.
       client_chunk: clients evaluated at a time once they have diverged; 0 leaves it to the library.
@@ -55,7 +59,7 @@ class Arguments:
     data_dir: Path | None = None
     cohorts: str = "8,64"
     local_steps: str = "1,5"
-    method: Literal["hiso", "mosaic"] = "hiso"
+    method: Literal["hiso", "mosaic", "fed_avg"] = "hiso"
     perturbations: int = 5
     repeats: int = 9
     client_chunk: int = 0
@@ -78,8 +82,8 @@ def load_task(data_dir: Path | None) -> tasks.Classification:
     )
 
 
-def evaluations(task, cohort):
-    """One evaluation of the cohort's losses in every layout: shared weights, then distinct ones."""
+def evaluations(task, cohort, *, gradients):
+    """One evaluation of the cohort's losses, or gradients, in every layout: shared weights, then distinct ones."""
     params = task.init(jax.random.key(1))
     rows = np.random.default_rng(1).integers(0, len(task.train["label"]), (cohort, BATCH))
     batch = {name: jnp.asarray(array[rows]) for name, array in task.train.items()}
@@ -87,6 +91,18 @@ def evaluations(task, cohort):
 
     def loss(params, examples):
         return task.loss(params, examples).mean()
+
+    if gradients:
+        # The mean gradient of clients with the same weights is one gradient, so that their own are taken here, too.
+        each = jax.value_and_grad(loss)
+
+        def summed(total, client):
+            return jax.tree.map(jnp.add, total, each(*client)[1]), None
+
+        distinct = {
+            "map": (jax.jit(lambda p, b: jax.lax.scan(summed, jax.tree.map(lambda x: x[0], p), (p, b))), (own, batch)),
+        }
+        return {"shared": distinct, "distinct": distinct}
 
     flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()}
     shared = {
@@ -111,7 +127,7 @@ def simulate(arguments, steps, cohort, callback, rounds_per_dispatch, repeats):
         rounds=rounds_per_dispatch * repeats,
         cohort=cohort,
         local_steps=steps,
-        perturbations=arguments.perturbations,
+        perturbations=None if arguments.method == "fed_avg" else arguments.perturbations,
         batch_size=BATCH,
         eval_every=10**6,
         rounds_per_dispatch=rounds_per_dispatch,
@@ -124,7 +140,8 @@ def simulate(arguments, steps, cohort, callback, rounds_per_dispatch, repeats):
 
 
 def measure_time(arguments, steps, cohort):
-    layouts = evaluations(load_task(arguments.data_dir), cohort)
+    first_order = arguments.method == "fed_avg"
+    layouts = evaluations(load_task(arguments.data_dir), cohort, gradients=first_order)
     own = arguments.method == "mosaic"
     if steps == 1 and not own:
         layouts["distinct"] = {}
@@ -150,8 +167,9 @@ def measure_time(arguments, steps, cohort):
     medians = {key: median(values[1:]) for key, values in times.items()}
     shared = min((seconds, name) for (kind, name), seconds in medians.items() if kind == "shared")
     distinct = min(((s, name) for (kind, name), s in medians.items() if kind == "distinct"), default=(0.0, "-"))
-    evaluations_of_first = shared[0] + arguments.perturbations * (distinct if own else shared)[0]
-    floor = evaluations_of_first + (arguments.perturbations + 1) * (steps - 1) * distinct[0]
+    perturbations = 0 if first_order else arguments.perturbations
+    evaluations_of_first = shared[0] + perturbations * (distinct if own else shared)[0]
+    floor = evaluations_of_first + (perturbations + 1) * (steps - 1) * distinct[0]
     round_seconds = median(rounds[1:])
     return {
         "rounds_per_second": 1 / round_seconds,
