@@ -310,7 +310,7 @@ def simulation_costs(simulation: fed.Simulation, result: fed.Result) -> Any:
 
     server = ServerState(result.params, result.state)
     return costs_of(
-        simulation.algorithm, estimator_of(simulation.algorithm, simulation.config), server, simulation.config.cohort
+        simulation.algorithm, estimator_of(simulation.algorithm, simulation.config), server, simulation.config
     )
 
 

@@ -56,7 +56,7 @@ def single(task: tasks.Classification, config: fed.SimulationConfig) -> tuple[An
         estimator = Estimator(fed.probes(), config.local_steps, config.perturbations, config.mu)
         settings = fed.ExecutionSettings()
         run_round = server_round(task.loss, algorithm, estimator, settings, draw_batches(config))
-        costs = costs_of(algorithm, estimator, carry.server, config.cohort)
+        costs = costs_of(algorithm, estimator, carry.server, config)
         dispatch = make_dispatch(run_round, config, costs, config.eval_every)
         carry, _ = dispatch(carry, begin, end, Inputs(key, train, population, fed.Participation()))
         return carry, fed.make_evaluate(task.metrics)(carry.server.params, test)

@@ -47,6 +47,7 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         "attendance": f"{attendance['reported']} reports, {missing}",
         "attacked by": summary["attacked_by"] or "",
         "clipped": "" if summary["clipped"] is None else _clipped(summary["clipped"], summary["clipped_by"]),
+        "staleness": _staleness(summary["staleness"]),
         "privacy": _privacy(summary["privacy"]),
         "simulated time": human_seconds(summary["simulated_seconds"]),
         "devices": f"{summary['device_count']} {summary['device']}: {per_device}{split}",
@@ -55,7 +56,7 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         "parameters": f"SHA-256 {summary['params_sha256']}",
         "written to": str(directory),
     }
-    for name in ("attacked by", "clipped", "privacy"):
+    for name in ("attacked by", "clipped", "staleness", "privacy"):
         if not rows[name]:
             del rows[name]
     if not summary["directions"]:
@@ -69,6 +70,11 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
     print_rows(console, rows)
     for concern in summary["concerns"]:
         console.print(f"warning: {concern}", soft_wrap=True, highlight=False)
+
+
+def _staleness(found: dict[str, float] | None) -> str:
+    """How many updates the server made between an invitation and its answer."""
+    return "" if found is None else f"{found['mean']:.2g} updates on average, at most {found['most']}"
 
 
 def _clipped(share: float, steps: Sequence[str]) -> str:

@@ -2,12 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hiso_jax.fed.codes import received
-from hiso_jax.zo import Ascent, apply_updates, like_before, update_with, zo_states
+from hiso_jax.fed.keys import round_key
+from hiso_jax.zo import Ascent, Visits, apply_updates, like_before, update_with, zo_states
 
 
 class ServerState(NamedTuple):
@@ -31,13 +33,31 @@ class AtHand(NamedTuple):
       loss: the cohort's loss at the start of the round, for an optimizer that reads it
         (``optax.contrib.reduce_on_plateau``); None if it is not known.
       ascent: Δ, and the scalars from which it was computed; None if it has to be recomputed.
+      visits: the visits of clients that the aggregate comes from, for a buffer of answers from several rounds; None if
+        all belong to this round.
     """
 
     loss: Float[Array, ""] | None = None
     ascent: Ascent | None = None
+    visits: Visits | None = None
 
 
 NOTHING = AtHand()
+
+
+def visits_of(
+    seed_key: Key[Array, ""], version: Int[Array, "B"], place: Int[Array, "B"], state: optax.OptState
+) -> Visits:
+    """The visits that a buffer's answers come from.
+
+    Args:
+      seed_key: the run's seed key.
+      version: the round in which each visit began.
+      place: its place among the clients that this round invited.
+      state: the optimizer's state; only its rule of directions is read.
+    """
+    keys = jax.vmap(lambda number: round_key(seed_key, number))(version)
+    return Visits(keys, place % zo_states(state)[0].directions.groups_of(len(place)))
 
 
 def server_update(
@@ -65,13 +85,23 @@ def server_update(
       clients: C, the number of clients that the round invited.
       at_hand: other values of the round.
     """
-    heads = zo_states(state)
-    numbers = received(aggregate, heads[0].directions.groups_of(clients) if heads else 1)
+    heads, visits = zo_states(state), at_hand.visits
+    groups = 1 if not heads else heads[0].directions.groups_of(clients) if visits is None else len(visits.groups)
+    numbers = received(aggregate, groups)
+    extra = {} if visits is None else {"visits": visits}
 
     def apply(operands: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         params, state = operands
         updates, after = update_with(
-            tx, numbers, state, params, value=at_hand.loss, key=round_key, ascent=at_hand.ascent, clients=clients
+            tx,
+            numbers,
+            state,
+            params,
+            value=at_hand.loss,
+            key=round_key,
+            ascent=at_hand.ascent,
+            clients=clients,
+            **extra,
         )
         return apply_updates(params, updates, round_key), like_before(after, state)
 

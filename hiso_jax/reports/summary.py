@@ -84,6 +84,7 @@ def run_summary(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]
         "simulated_seconds": result.simulated_seconds,
         "scalar_offset": result.offset,
         "clipped": result.clipped,
+        "staleness": result.staleness,
         "attacked_by": asked.attacked_by,
         "privacy": None if result.privacy is None else result.privacy._asdict(),
         "concerns": list(result.health_warnings),

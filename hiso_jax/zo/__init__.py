@@ -4,7 +4,7 @@ from typing import Any
 
 from hiso_jax.exact import PIN, pin, rounded
 from hiso_jax.renamed import successor
-from hiso_jax.zo.accumulate import Ascent, accumulate, by_direction, fold_directions
+from hiso_jax.zo.accumulate import Ascent, Visits, accumulate, by_direction, fold_directions
 from hiso_jax.zo.chain import check_chain, reads_loss, settled, update_with
 from hiso_jax.zo.curvature import CurvatureForm, CurvatureUpdate, hiso, mean_square, scale_by_hiso
 from hiso_jax.zo.differences import (
@@ -82,6 +82,7 @@ __all__ = [
     "SamplerName",
     "ScaleByZoState",
     "Subspace",
+    "Visits",
     "accumulate",
     "apply_updates",
     "as_difference",

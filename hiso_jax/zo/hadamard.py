@@ -184,8 +184,9 @@ class HadamardDirections:
         curvature: PyTree | None,
         groups: int,
         num_perturbations: int,
+        first: ArrayLike = 0,
     ) -> None:
-        """Draw D and the rule of the rows for every group and leaf."""
+        """Draw D and the rule of the rows for every leaf and for ``groups`` groups, from group ``first`` on."""
         assert isinstance(directions.sampler, Hadamard)
         if is_partitioned():
             raise ParameterError(
@@ -204,7 +205,7 @@ class HadamardDirections:
             return random_words(leaf_key, (RULE + leaf.turns * leaf.words,))
 
         self.drawn: list[UInt32[Array, "G ..."]] = lax.map(
-            lambda group: draw_leaves(fold_in(key, group), params, draw), jnp.arange(groups)
+            lambda group: draw_leaves(fold_in(key, group), params, draw), first + jnp.arange(groups)
         )
 
     def at(self, index: ArrayLike) -> Direction:

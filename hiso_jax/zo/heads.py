@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError, arrays, rate
 from hiso_jax.exact import pin
-from hiso_jax.zo.accumulate import Ascent, accumulate, groups_in
+from hiso_jax.zo.accumulate import Ascent, Visits, accumulate, groups_in
 from hiso_jax.zo.chain import PROBE, SKIP, Reached
 from hiso_jax.zo.differences import directional_derivatives
 from hiso_jax.zo.directions import Directions, as_directions, made_dense, subspaces, working_dtype
@@ -133,6 +133,7 @@ def head(
         key: Any = None,
         ascent: Ascent | None = None,
         clients: int | None = None,
+        visits: Visits | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByZoState]:
         if PROBE in extra_args:
@@ -142,8 +143,13 @@ def head(
         if SKIP in extra_args:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, working_dtype(x)), params), state
         groups = None if clients is None else state.directions.groups_of(clients)
-        groups = groups_in(state.directions, scalars, groups)
-        directions_at = partial(state.grouped_directions, groups=groups, num_perturbations=scalars.shape[1] // groups)
+        if visits is not None and state.curvature is not None:
+            raise ParameterError("tx", "must not keep a curvature where scalars of several rounds meet in an update")
+        count = None if visits is None else len(visits.groups)
+        groups = groups_in(state.directions, scalars, groups, count)
+        directions_at = partial(
+            state.grouped_directions, groups=groups, num_perturbations=scalars.shape[1] // (count or groups)
+        )
 
         # Tied to the scalars: with one perturbation XLA unrolls both loops over directions and would merge their
         # draws, so that all directions stay in memory from the first forward pass to the update.
@@ -151,7 +157,9 @@ def head(
         scalars = directional_derivatives(updates)
 
         shape = state.curvature
-        delta_of = partial(accumulate, key, params=params, curvature=shape, sampler=state.directions, groups=groups)
+        delta_of = partial(
+            accumulate, key, params=params, curvature=shape, sampler=state.directions, groups=groups, visits=visits
+        )
 
         def advance_at(shape: PyTree, delta: PyTree, step: int | Array, aggregate: PyTree) -> PyTree:
             own, directions_of = fold_in(key, step), directions_at(key, step, params).of

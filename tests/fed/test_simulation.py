@@ -229,7 +229,8 @@ def test_a_session_takes_its_dispatch_from_outside():
     """A server whose rounds are computed elsewhere stores, evaluates and reports them as its own."""
     run = simulation(rounds=6, eval_every=3)
     prepared, alone, bounds = run._prepared, run.run(), []
-    costs = costs_of(prepared.algorithm, prepared.estimator, first_state(prepared, alone.initial_params)[0].server, 4)
+    server = first_state(prepared, alone.initial_params)[0].server
+    costs = costs_of(prepared.algorithm, prepared.estimator, server, prepared.config)
     program = jax.jit(build_dispatch(prepared, costs))
 
     def elsewhere(carry, begin, end, inputs):

@@ -52,7 +52,7 @@ def compiled(mesh, method=None):
     assert sum(leaf.size for leaf in jax.tree.leaves(initial)) >= 10**6
     setup = simulation._prepared
     carry, shardings = programs.first_state(setup, initial)
-    costs = programs.costs_of(setup.algorithm, setup.estimator, carry.server, COHORT)
+    costs = programs.costs_of(setup.algorithm, setup.estimator, carry.server, setup.config)
     return programs.trace(setup, costs, carry, shardings).compile(setup)[0].as_text()
 
 

@@ -23,7 +23,7 @@ from hiso_jax.fed.ledger.ledger import json_bytes
 from hiso_jax.fed.ledger.reading import LedgerFile, seed_key_of
 from hiso_jax.fed.ledger.records import Codes, Updates, named, unnamed
 from hiso_jax.fed.ledger.replay import replay
-from hiso_jax.fed.ledger.schema import DeltaHeader, DeltaMetadata, check_key, read_json, shown
+from hiso_jax.fed.ledger.schema import DeltaHeader, DeltaMetadata, check_key, read_json, shown, width_of
 from hiso_jax.paths import as_path
 
 FORMAT = 1
@@ -87,8 +87,9 @@ def _tensors_of(updates: Updates) -> tuple[dict[str, np.ndarray], dict[str, list
             column = np.packbits(column, axis=-1)
         tensors[name] = np.ascontiguousarray(column)
     tensors["applied"] = np.packbits(updates.applied)
-    if updates.loss is not None:
-        tensors["loss"] = np.ascontiguousarray(updates.loss)
+    for name in ("loss", "version", "place"):
+        if getattr(updates, name) is not None:
+            tensors[name] = np.ascontiguousarray(getattr(updates, name))
     return tensors, coded
 
 
@@ -165,7 +166,7 @@ def _updates(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Up
     Raises:
       ValueError: the tensors do not have the types and shapes that the header states.
     """
-    rounds, clients = header["rounds"], header["config"]["cohort"]
+    rounds, clients = header["rounds"], width_of(header["config"])
     coded = header.get("coded", {})
     columns: dict[str, Any] = dict(tensors)
     bits = columns.pop("applied", None)
@@ -174,6 +175,14 @@ def _updates(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Up
     loss = columns.pop("loss", None)
     if loss is not None and (loss.shape != (rounds,) or not np.issubdtype(loss.dtype, np.floating)):
         raise ValueError(f"its tensor loss must be a number for each of {rounds} rounds")
+    version, place = (columns.pop(name, None) for name in ("version", "place"))
+    for name, column in (("version", version), ("place", place)):
+        if (column is None) != (header["config"].get("buffer") is None):
+            raise ValueError(f"its tensor {name} must be there if, and only if, the run had a buffer")
+        if column is not None and (column.shape != (rounds, clients) or column.dtype != np.int32 or (column < 0).any()):
+            raise ValueError(f"its tensor {name} must hold a number for each of {clients} visits in {rounds} rounds")
+    if version is not None and (version > np.arange(rounds)[:, None]).any():
+        raise ValueError("its tensor version must not name rounds that had not come")
     for name, column in columns.items():
         if column.ndim < 1 or len(column) != rounds:
             raise ValueError(f"its tensor {name} must have {rounds} rounds, and has shape {column.shape}")
@@ -198,7 +207,8 @@ def _updates(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Up
     if aggregate is None:
         raise ValueError("it has no tensor aggregate")
     applied = np.unpackbits(bits, count=rounds).astype(bool)
-    return Updates(seed_key_of(header), np.arange(rounds, dtype=np.int32), aggregate, applied, clients, loss)
+    numbers = np.arange(rounds, dtype=np.int32)
+    return Updates(seed_key_of(header), numbers, aggregate, applied, clients, loss, version, place)
 
 
 def _digest(array: np.ndarray) -> str:

@@ -288,6 +288,11 @@ def _check_rows(path: Path, rows: np.ndarray) -> None:
     if (rows["cohort"] < 0).any() or not np.isin(rows["attendance"], range(REPORTED + 1)).all():
         raise ValueError(f"{path} is refused: its rounds contain invalid client ids or attendances")
 
+    if "version" in (rows.dtype.names or ()):
+        version = rows["version"]
+        if (version < 0).any() or (version > rows["round"][:, None]).any() or (rows["place"] < 0).any():
+            raise ValueError(f"{path} is refused: its visits begin in rounds that had not come, or in no place")
+
 
 def _place(done: int, rounds: int, has_header: bool) -> str:
     """The name of the damaged part after ``done`` good rounds; its frame has ``rounds`` rounds, 0 if unknown."""

@@ -51,6 +51,8 @@ class Records(NamedTuple):
       bytes_up, bytes_down: bytes of all clients together, [R].
       clipped: the number of valid clients whose messages were clipped, [R]; None for a method that does not clip.
       applied: whether the aggregate was applied, [R]; None if it is applied exactly when a client is valid.
+      version: the round in which each client's visit began, [R, C], in an asynchronous run; None if it is the row's.
+      place: the place of each client among those that this round invited, [R, C]; None if it is that in the row.
     """
 
     seed_key: Key[Array, ""]
@@ -66,6 +68,8 @@ class Records(NamedTuple):
     bytes_down: UInt64[np.ndarray, "R"]
     clipped: Int[np.ndarray, "R"] | None = None
     applied: Bool[np.ndarray, "R"] | None = None
+    version: Int[np.ndarray, "R C"] | None = None
+    place: Int[np.ndarray, "R C"] | None = None
 
     @property
     def updates(self) -> "Updates":
@@ -80,7 +84,10 @@ class Records(NamedTuple):
                 "the model and are not kept"
             )
         applied = self.valid.any(1) if self.applied is None else self.applied
-        return Updates(self.seed_key, self.round, self.aggregate, np.asarray(applied), self.cohort.shape[1])
+        clients = self.cohort.shape[1]
+        return Updates(
+            self.seed_key, self.round, self.aggregate, np.asarray(applied), clients, None, self.version, self.place
+        )
 
     @property
     def updates_with_losses(self) -> "Updates":
@@ -126,6 +133,7 @@ class Updates(NamedTuple):
       applied: whether ĝ was applied, [R]: if a client was valid, and always for a private method.
       clients: the number of clients that a round invites, C.
       loss: the cohort's loss at the round's start, [R], for an optimizer that reads it; None if it is not known.
+      version, place: as in :class:`Records`; the aggregate then has P columns for each of the C visits.
     """
 
     seed_key: Key[Array, ""]
@@ -134,6 +142,8 @@ class Updates(NamedTuple):
     applied: Bool[np.ndarray, "R"]
     clients: int = 1
     loss: Float[np.ndarray, "R"] | None = None
+    version: Int[np.ndarray, "R C"] | None = None
+    place: Int[np.ndarray, "R C"] | None = None
 
     def between(self, begin: int, end: int | None = None) -> "Updates":
         """The updates of the rounds ``begin`` ≤ r < ``end``.
@@ -149,9 +159,8 @@ class Updates(NamedTuple):
                 "rounds", f"must be within {first} to {last}, which were recorded; got {begin} to {end}"
             )
         rows = slice(begin - first, end - first)
-        own = self.round, self.aggregate, self.applied, self.loss
-        number, aggregate, applied, loss = jax.tree.map(lambda column: column[rows], own)
-        return self._replace(round=number, aggregate=aggregate, applied=applied, loss=loss)
+        names = ("round", "aggregate", "applied", "loss", "version", "place")
+        return self._replace(**jax.tree.map(lambda column: column[rows], {name: getattr(self, name) for name in names}))
 
 
 def named(name: str, tree: PyTree) -> dict[str, Any]:

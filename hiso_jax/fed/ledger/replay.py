@@ -18,21 +18,23 @@ from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import on_all_devices, owned
 from hiso_jax.fed.keys import round_key
 from hiso_jax.fed.ledger.records import Records, Updates
-from hiso_jax.fed.update import AtHand, server_update
+from hiso_jax.fed.update import AtHand, server_update, visits_of
 from hiso_jax.program_cache import keep_compiled
 
 # One program serves every number of rounds: entries past the end are padding that changes nothing.
 ROUNDS_PER_DISPATCH = 64
-# A round: its number, the aggregate, whether it was applied, and the mean loss, or None if it is not kept.
-Entry = tuple[Array, PyTree, Array, Array | None]
+# A round: its number, the aggregate, whether it was applied, the mean loss, or None if it is not kept, and the visits'
+# rounds and places, or None in a synchronous run.
+Entry = tuple[Array, PyTree, Array, Array | None, Array | None, Array | None]
 
 
 def _block(tx: optax.GradientTransformationExtraArgs, clients: int) -> Callable[..., tuple[PyTree, Any]]:
     def run(params: PyTree, state: Any, seed_key: Array, entries: Entry) -> tuple[PyTree, Any]:
         def one(carry: tuple[PyTree, Any], entry: Entry) -> tuple[tuple[PyTree, Any], None]:
-            number, aggregate, applied, loss = entry
+            number, aggregate, applied, loss, version, place = entry
             key = round_key(seed_key, number)
-            return server_update(tx, *carry, aggregate, applied, key, clients, AtHand(loss)), None
+            visits = None if version is None or place is None else visits_of(seed_key, version, place, carry[1])
+            return server_update(tx, *carry, aggregate, applied, key, clients, AtHand(loss, None, visits)), None
 
         return lax.scan(one, (params, state), entries)[0]
 
@@ -101,7 +103,7 @@ def replay(
     params, state = owned((params, state))
     own = tx, updates.clients
     program = _program(*own) if mesh is None else _sharded_program(*own, mesh, (params, state))
-    columns = updates.round, updates.aggregate, updates.applied, updates.loss
+    columns = updates.round, updates.aggregate, updates.applied, updates.loss, updates.version, updates.place
     for begin in range(0, total, size):
         entries = jax.tree.map(partial(_block_of, begin=begin, size=size), columns)
         params, state = program(params, state, updates.seed_key, entries)

@@ -177,8 +177,8 @@ class FileRunStore(RunStore):
             return
         if self.primary:
             logger.warning(
-                "%s: its %d rounds behind the newest snapshot, after %d rounds, are dropped and run again: a method "
-                "without scalars cannot be replayed",
+                "%s: its %d rounds behind the newest snapshot, after %d rounds, are dropped and run again: only "
+                "a snapshot holds what continues this run",
                 found.path,
                 len(found.rows) - last,
                 last,

@@ -53,6 +53,7 @@ class _Environment(_Part):
 class _Config(_Part):
     rounds: Size
     cohort: Size
+    buffer: Size | None = None
     local_steps: Size
     perturbations: Size
 
@@ -184,6 +185,11 @@ def check_key(header: Mapping[str, Any]) -> None:
         raise ValueError(f"its seed must be {length[0]} words for {name}, and has {len(seed)}")
 
 
+def width_of(config: Mapping[str, Any]) -> int:
+    """The number of clients in a round's row: the cohort, or the answers that an asynchronous round takes."""
+    return config.get("buffer") or config["cohort"]
+
+
 def check_columns(columns: Sequence[Sequence[Any]], config: Mapping[str, Any]) -> None:
     """Refuse a ledger whose columns are not the columns of rounds.
 
@@ -197,7 +203,7 @@ def check_columns(columns: Sequence[Sequence[Any]], config: Mapping[str, Any]) -
     found = {name: (kind, list(shape)) for name, kind, shape in columns}
     if len(found) != len(columns):
         raise ValueError("its entry columns names a column twice")
-    cohort = [config["cohort"]]
+    cohort = [width_of(config)]
     wanted: dict[str, tuple[str, list[int]]] = {
         "round": ("<i4", []),
         "cohort": ("<i4", cohort),
@@ -216,9 +222,16 @@ def check_columns(columns: Sequence[Sequence[Any]], config: Mapping[str, Any]) -
     kind, shape = found.get("loss", ("", []))
     if kind not in ("<f4", "<f8") or shape:
         raise ValueError(f"its column loss must be one float, got {kind} of shape {shape}")
+    visits = {name: found[name] for name in ("version", "place") if name in found}
+    if visits != (dict.fromkeys(("version", "place"), ("<i4", cohort)) if config.get("buffer") else {}):
+        raise ValueError(f"its columns of visits must be version and place of a run with a buffer, got {visits}")
     for name, (kind, shape) in found.items():
         first = name.partition(".")[0]
-        if name not in wanted and first not in ("scalars", "aggregate", "loss", "clipped", "applied"):
+        if (
+            name not in wanted
+            and name not in visits
+            and first not in ("scalars", "aggregate", "loss", "clipped", "applied")
+        ):
             raise ValueError(f"its column {shown(name)} is not a column of a round")
         if kind.startswith("int") and len(shape) < 2:
             raise ValueError(f"its column {name} of codes must have two axes or more, got {shape}")

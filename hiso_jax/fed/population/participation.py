@@ -291,10 +291,13 @@ class Attendance(NamedTuple):
     Attributes:
       status: ABSENT, DROPPED, LATE or REPORTED for each client, [C].
       seconds: simulated duration of the round.
+      ends: seconds after which each visit ends, [C]: the client reports, the server no longer waits, or it notices that
+        the client does not come.
     """
 
     status: Int8[Array, "C"]
     seconds: Float[Array, ""]
+    ends: Float[Array, "C"]
 
 
 def attend(
@@ -329,8 +332,10 @@ def attend(
         if participation.deadline is not None:
             late = each > participation.deadline
     status = jnp.select([~available, dropped, late], [ABSENT, DROPPED, LATE], REPORTED).astype(jnp.int8)
-    seconds = jnp.where(status == REPORTED, each, 0).max()
+    ends = jnp.where(status == REPORTED, each, 0).astype(jnp.float32)
+    seconds = ends.max()
     if participation.deadline is not None:
-        missing = ((status == DROPPED) | (status == LATE)).any()
-        seconds = jnp.where(missing, participation.deadline, seconds)
-    return Attendance(status, seconds.astype(jnp.float32))
+        missing = (status == DROPPED) | (status == LATE)
+        seconds = jnp.where(missing.any(), participation.deadline, seconds)
+        ends = jnp.where(missing, participation.deadline, ends)
+    return Attendance(status, seconds.astype(jnp.float32), ends.astype(jnp.float32))

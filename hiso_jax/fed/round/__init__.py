@@ -2,7 +2,19 @@
 
 from hiso_jax.fed.round.channel import Channel, first_memory
 from hiso_jax.fed.round.client import ClientRound, Message, Visit, client_round
-from hiso_jax.fed.round.round import Arrived, Round, RoundInputs, check_round, server_round, server_settle
+from hiso_jax.fed.round.round import (
+    Arrived,
+    Invite,
+    Late,
+    Loss,
+    Round,
+    RoundInputs,
+    Settle,
+    check_round,
+    client_answers,
+    server_round,
+    server_settle,
+)
 from hiso_jax.fed.round.shapes import groups_of, reads_loss, shapes_of
 from hiso_jax.fed.round.standalone import Aside, make_round
 
@@ -11,11 +23,16 @@ __all__ = [
     "Aside",
     "Channel",
     "ClientRound",
+    "Invite",
+    "Late",
+    "Loss",
     "Message",
     "Round",
     "RoundInputs",
+    "Settle",
     "Visit",
     "check_round",
+    "client_answers",
     "client_round",
     "first_memory",
     "groups_of",

@@ -95,17 +95,24 @@ class Channel(NamedTuple):
             made = self._sent(send, made, send_key(self.key, place), first)
         return _where(hostile, made, messages)
 
-    def combine(self, messages: PyTree, weights: Float[Array, "C"], memory: PyTree) -> Combined:
+    def combine(
+        self,
+        messages: PyTree,
+        weights: Float[Array, "C"],
+        memory: PyTree,
+        discounts: Float[Array, "C"] | None = None,
+    ) -> Combined:
         """Clip and combine all messages into the aggregate that the server broadcasts.
 
         Args:
           messages: the messages as they arrived, [C, ...].
           weights: the clients' weights, zero for messages that do not count.
           memory: the server's memory.
+          discounts: a factor on each message, which does not change its weight; None is 1.
         """
         combine, values = self.algorithm.combine, decoded(messages)
         weights = weights.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(values)))
-        scales = self._scales(values, weights)
+        scales = self._scales(values, weights) if discounts is None else discounts
         if scales is not None:
             values = _times(values, scales, clips=False)
         factors, states, shortened = None, [], values

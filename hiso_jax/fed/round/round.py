@@ -5,12 +5,11 @@ from them, whether they come from :func:`measure` or from a network.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, Senders, are_finite
@@ -18,6 +17,7 @@ from hiso_jax.fed.devices import (
     MODEL,
     Execution,
     ExecutionSettings,
+    Part,
     a_device,
     execution_for,
     on_all_devices,
@@ -29,7 +29,7 @@ from hiso_jax.fed.round.channel import Channel, Combined
 from hiso_jax.fed.round.shapes import groups_of
 from hiso_jax.fed.task import bind
 from hiso_jax.fed.update import AtHand, ServerState, server_update
-from hiso_jax.zo import check_chain, check_directions, check_estimator, in_float32
+from hiso_jax.zo import Visits, check_chain, check_directions, check_estimator, in_float32
 
 Loss = Callable[..., Float[Array, "B"]]
 # A placeholder until the number of clients in memory at a time is known.
@@ -120,7 +120,56 @@ def server_round(
     return on_all_devices(run, settings.mesh)
 
 
-Settle = Callable[[ServerState, Cohort, Keys, "Arrived"], tuple[ServerState, RoundRecord]]
+Invite = Callable[[ServerState, Cohort, Keys, RoundInputs, Int[Array, ""]], "Arrived"]
+"""(server, some clients of a cohort, keys of the round, inputs, the place of the first in the cohort) → messages."""
+
+
+def client_answers(
+    loss: Loss, algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings, draw: Draw, groups: int
+) -> Invite:
+    """The clients' half of a round alone, for clients whose answers count in later rounds.
+
+    Args:
+      loss: as in :func:`server_round`, like all that is not named here.
+      algorithm: the algorithm, whose messages are scalars.
+      estimator: how clients measure.
+      settings: how the round is computed.
+      draw: the function that draws the clients' batches.
+      groups: G, the number of groups of directions in a round.
+
+    Raises:
+      ValueError: a value is out of range.
+    """
+    check_round(algorithm, estimator, settings)
+
+    def run(server: ServerState, cohort: Cohort, keys: Keys, inputs: RoundInputs, first: Int[Array, ""]) -> "Arrived":
+        places = first + jnp.arange(len(cohort.client_ids))
+        honest = (cohort.weights > 0) if cohort.hostile is None else (cohort.weights > 0) & ~cohort.hostile
+        senders = Senders(cohort.client_ids, places, cohort.hostile, honest, groups)
+        channel = Channel(algorithm, senders, keys.channel, keys.secret)
+        whole = in_float32(bind(loss, inputs.frozen))
+        context = RoundContext(
+            estimator, settings, NOBODY, server, cohort, keys, groups, whole, inputs.examples, inputs.source, draw
+        )
+        return measure(channel, context._replace(execution=execution_of(context)), first)
+
+    return on_all_devices(run, settings.mesh)
+
+
+class Late(NamedTuple):
+    """Which visits a buffer's answers come from, and what their lateness costs them.
+
+    Attributes:
+      visits: the visits, whose directions belong to the rounds in which they began.
+      discounts: the factor on each message, [B].
+    """
+
+    visits: Visits
+    discounts: Float[Array, "B"]
+
+
+Settle = Callable[..., tuple[ServerState, RoundRecord]]
+"""(server, cohort, keys, arrived, and for a buffer of answers from several rounds late) → (server, RoundRecord)."""
 
 
 def server_settle(algorithm: Algorithm, estimator: Estimator, settings: ExecutionSettings) -> Settle:
@@ -134,17 +183,23 @@ def server_settle(algorithm: Algorithm, estimator: Estimator, settings: Executio
       settings: how the round is computed.
 
     Returns:
-      ``(server, cohort, keys, arrived) → (server, RoundRecord)``.
+      ``(server, cohort, keys, arrived, late=None) → (server, RoundRecord)``; with ``late`` the messages are of several
+      rounds, see :class:`Late`.
 
     Raises:
       ValueError: a value is out of range.
     """
     check_round(algorithm, estimator, settings)
 
-    def run(server: ServerState, cohort: Cohort, keys: Keys, arrived: Arrived) -> tuple[ServerState, RoundRecord]:
+    def run(
+        server: ServerState, cohort: Cohort, keys: Keys, arrived: Arrived, late: Late | None = None
+    ) -> tuple[ServerState, RoundRecord]:
         channel = _channel(algorithm, estimator, server, cohort, keys)
+        if late is not None:
+            # Every answer has directions of its own: a group of one.
+            channel = channel._replace(senders=channel.senders._replace(groups=len(cohort.client_ids)))
         context = RoundContext(estimator, settings, NOBODY, server, cohort, keys, channel.groups, _no_loss)
-        return settle(channel, context, arrived)
+        return settle(channel, context, arrived, late)
 
     return on_all_devices(run, settings.mesh)
 
@@ -204,10 +259,14 @@ class Arrived(NamedTuple):
     measured: Measured | None = None
 
 
-def measure(channel: Channel, context: RoundContext) -> Arrived:
-    """The clients' half of a round: the clients measure and send."""
-    own = context.estimator.measure
-    measured = over_clients(partial(own.measure, context), context.settings.mesh)(context.cohort)
+def measure(channel: Channel, context: RoundContext, first: Int[Array, ""] | None = None) -> Arrived:
+    """The clients' half of a round: the clients measure and send; ``first`` is the place of the first of them."""
+
+    def own(cohort: Cohort, part: Part) -> Measured:
+        placed = part if first is None else part._replace(places=first + part.places)
+        return context.estimator.measure.measure(context, cohort, placed)
+
+    measured = over_clients(own, context.settings.mesh)(context.cohort)
     if measured.valid is not None:
         return Arrived(None, measured.valid, measured.losses, measured)
     valid = (context.cohort.weights > 0) & are_finite(measured.messages)
@@ -216,14 +275,17 @@ def measure(channel: Channel, context: RoundContext) -> Arrived:
     return Arrived(messages, valid & are_finite(messages), measured.losses, measured)
 
 
-def settle(channel: Channel, context: RoundContext, arrived: Arrived) -> tuple[ServerState, RoundRecord]:
+def settle(
+    channel: Channel, context: RoundContext, arrived: Arrived, late: Late | None = None
+) -> tuple[ServerState, RoundRecord]:
     """The server's half of a round: the server combines the messages and updates the model."""
     algorithm, server, cohort = channel.algorithm, context.server, context.cohort
     valid, measured, ascent = arrived.valid, arrived.measured, None
     if measured is not None and measured.mean is not None:
         combined = Combined(measured.mean, server.memory, jnp.zeros(len(valid), bool))
     else:
-        combined = channel.combine(arrived.messages, jnp.where(valid, cohort.weights, 0), server.memory)
+        discounts = None if late is None else late.discounts
+        combined = channel.combine(arrived.messages, jnp.where(valid, cohort.weights, 0), server.memory, discounts)
     aggregate = combined.aggregate
     if algorithm.has_scalars:
         numbers = channel.received(aggregate)
@@ -247,7 +309,7 @@ def settle(channel: Channel, context: RoundContext, arrived: Arrived) -> tuple[S
         applies,
         context.keys.round,
         len(cohort.client_ids),
-        AtHand(loss, ascent),
+        AtHand(loss, ascent, None if late is None else late.visits),
     )
     memory = jax.tree.map(lambda new, old: jnp.where(valid.any(), new, old), combined.memory, server.memory)
     kept = (arrived.messages, aggregate) if algorithm.has_scalars else (None, None)

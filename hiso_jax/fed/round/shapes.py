@@ -76,15 +76,19 @@ def reads_loss(algorithm: Algorithm, shapes: Shapes, params: PyTree) -> bool:
     return zo_reads_loss(algorithm.tx, params, taken)
 
 
-def shapes_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int) -> Shapes:
+def shapes_of(
+    algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int, groups: int | None = None
+) -> Shapes:
     """The shapes of the messages of ``clients`` clients; only the shapes and dtypes of ``params`` are read.
+
+    ``groups`` is the number of groups whose aggregates stand side by side; None is that of the algorithm's directions.
 
     Raises:
       ValueError: the ledger has no columns for the estimates of the difference.
     """
     dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
     measured = estimator.measure.message_shapes(estimator, params, clients, dtype)
-    groups = groups_of(algorithm, params, clients)
+    groups = groups_of(algorithm, params, clients) if groups is None else groups
 
     def through(messages: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         places = jnp.arange(clients)

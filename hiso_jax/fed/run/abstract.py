@@ -57,6 +57,6 @@ def describe(
     prepared = prepare(given, algorithm, config, placement, config.memory_budget or memory_budget, secret)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given.params)
     shapes, shardings = shapes_of_state(prepared, params)
-    costs = costs_of(algorithm, prepared.estimator, shapes.server, config.cohort)
+    costs = costs_of(algorithm, prepared.estimator, shapes.server, config)
     state = placement.at(shapes, shardings)
     return DescribedRun(prepared, trace_dispatch(prepared, build_dispatch(prepared, costs), state, shardings), state)

@@ -56,7 +56,7 @@ def round_costs(
     """
     params = jax.eval_shape(task.init, jax.random.key(0))
     state = jax.eval_shape(algorithm.optimizer.init, params)
-    costs = costs_of(algorithm, estimator_of(algorithm, config), ServerState(params, state), config.cohort)
+    costs = costs_of(algorithm, estimator_of(algorithm, config), ServerState(params, state), config)
     draw = random.Random(config.seed)
     drawn = jnp.asarray([draw.sample(range(clients), config.cohort) for _ in range(COHORTS)]).reshape(-1)
     probing = probing_clients(config, participation, jax.random.key(config.seed), clients)

@@ -5,10 +5,12 @@ from typing import Any, Literal, get_args
 
 import optax
 
-from hiso_jax.checks import ParameterError, between, fraction, integer, of_kind, positive, rate
+from hiso_jax.checks import ParameterError, between, finite, fraction, integer, of_kind, positive, rate
 from hiso_jax.renamed import IN_FILES, with_known_names
 from hiso_jax.zo import DirectionsMode, check_directions
 
+# The options of an asynchronous run.
+BUFFERING = ("buffer", "max_staleness", "staleness_exponent")
 MatmulPrecision = Literal["default", "high", "highest"]
 
 
@@ -19,7 +21,7 @@ class SimulationConfig:
 
     Attributes:
       rounds: number of rounds to run, R.
-      cohort: clients per round, C.
+      cohort: clients per round, C; with a buffer, the clients that are at work at the same time.
       local_steps: local steps that a client takes in a round, K; by default the number that the method is made for, 1
         for most.
       perturbations: perturbations per local step, P; by default the method's own number, 5 for most.
@@ -44,6 +46,13 @@ class SimulationConfig:
         server finds it in every round, from the lengths of the messages, at most 1; a private run needs a number.
       public_cohorts: whether the cohorts of a private run follow from its seed, which every client knows, and not from
         the server's secret; cohorts are then reproducible, and privacy is counted over a client's visits.
+      buffer: B, the answers that an update takes, in an asynchronous run: the server applies the first B answers, each
+        along the directions of the round that it was measured in, and invites B other clients, while C − B are still at
+        work. B divides C, and ``participation`` needs a fleet. None waits for the whole cohort.
+      max_staleness: the most updates that the server may make between an invitation and its answer; older answers are
+        late and do not count. None takes all.
+      staleness_exponent: a of the factor (1 + τ)^−a on an answer that is τ updates old; 0.5 as in FedBuff
+        (arXiv 2106.06639), 0 for none.
       delta: δ of a private run's differential privacy, well below one over the number of clients.
       client_chunk: diverged clients (K > 1) whose losses are computed together; 1 is one by one; a number above 1 also
         bounds the clients in memory at a time. None chooses by backend, model and memory.
@@ -73,6 +82,9 @@ class SimulationConfig:
     backprop_share: float | Literal["memory"] | None = None
     probe_scale: float | None = None
     public_cohorts: bool = False
+    buffer: int | None = None
+    max_staleness: int | None = None
+    staleness_exponent: float = 0.5
     delta: float = 1e-5
     client_chunk: int | None = None
     memory_budget: int | None = None
@@ -107,6 +119,7 @@ class SimulationConfig:
             positive("probe_scale", self.probe_scale)
             if self.backprop_share is None:
                 raise ParameterError("probe_scale", "is read with `backprop_share`; it would have no effect alone")
+        self._check_buffer()
         positive("delta", self.delta)
         if self.delta >= 1:
             raise ParameterError("delta", f"must be below 1, got {self.delta:g}")
@@ -119,6 +132,23 @@ class SimulationConfig:
         if self.local_learning_rate is not None:
             rate("local_learning_rate", self.local_learning_rate)
 
+    def _check_buffer(self) -> None:
+        finite("staleness_exponent", self.staleness_exponent)
+        if self.max_staleness is not None:
+            integer("max_staleness", self.max_staleness, 0)
+        if self.buffer is None:
+            if self.max_staleness is not None:
+                raise ParameterError("max_staleness", "is read with `buffer`; it would have no effect alone")
+            return
+        integer("buffer", self.buffer, 1)
+        if self.cohort % self.buffer:
+            raise ParameterError("buffer", f"must divide the cohort of {self.cohort} clients, got {self.buffer}")
+
+    @property
+    def answers(self) -> int:
+        """The answers that an update takes: the buffer's, or those of the cohort."""
+        return self.buffer or self.cohort
+
 
 def config_of(config: SimulationConfig, perturbations: int) -> dict[str, Any]:
     """The configuration as a ledger's header holds it; ``perturbations`` is P, chosen by the run or the method."""
@@ -128,4 +158,7 @@ def config_of(config: SimulationConfig, perturbations: int) -> dict[str, Any]:
         "difference": config.difference or "forward",
         "perturbations": perturbations,
     }
+    if config.buffer is None:
+        # As in ledgers of releases that had no buffer.
+        given = {name: value for name, value in given.items() if name not in BUFFERING}
     return {IN_FILES.get(name, name): value for name, value in given.items()}

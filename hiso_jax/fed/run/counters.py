@@ -41,24 +41,30 @@ class Counters:
         self._messages = 0
         self._valid = 0
         self._clipped: int | None = None
+        self._staleness: list[int] | None = None
 
     def add(self, seed_key: Key[Array, ""], rounds: Int[np.ndarray, "R"], log: RoundLog) -> Records:
         """Count some rounds, and return their records with their bytes; ``log`` is on the host."""
         attendance, synced_to, valid = map(np.asarray, (log.attendance, log.synced_to, log.record.valid))
-        sent = self.traffic.add(rounds, attendance, synced_to, valid, probing_in(self._probing, log.cohort))
+        version = None if log.version is None else np.asarray(log.version)
+        limited = probing_in(self._probing, log.cohort)
+        sent = self.traffic.add(rounds, attendance, synced_to, valid, limited, version)
         self._count(log.attendance, log.record.loss, log.seconds)
         self._note_offsets(log.record.scalars, log.record.valid)
         self._note_clipped(log.record.clipped, log.record.valid)
+        self._note_staleness(rounds, version, valid)
         return log.as_records(seed_key, rounds, *sent)
 
     def restore(self, records: Records, clients: int, evaluated: int) -> None:
         """Count the past rounds of a resumed run of ``clients`` clients, last evaluated after ``evaluated`` rounds."""
-        last_synced, _ = last_synced_rounds(records.round, records.cohort, records.attendance, clients)
+        begun = records.round if records.version is None else records.version
+        last_synced, _ = last_synced_rounds(begun, records.cohort, records.attendance, clients)
         limited = probing_in(self._probing, records.cohort)
-        self.traffic.add(records.round, records.attendance, last_synced, records.valid, limited)
+        self.traffic.add(records.round, records.attendance, last_synced, records.valid, limited, records.version)
         self._count(records.attendance, records.loss, records.seconds)
         self._note_offsets(records.scalars, records.valid)
         self._note_clipped(records.clipped, records.valid)
+        self._note_staleness(records.round, records.version, records.valid)
         self.losses = self.losses[evaluated:]
 
     def _count(self, attendance: Any, loss: Any, seconds: Any) -> None:
@@ -76,6 +82,21 @@ class Counters:
         if clipped is not None:
             self._clipped = (self._clipped or 0) + int(np.sum(clipped))
             self._valid += int(np.sum(valid))
+
+    def _note_staleness(self, rounds: Any, version: Any, valid: Any) -> None:
+        if version is not None:
+            self._staleness = self._staleness or [0, 0, 0]
+            ages = (np.asarray(rounds)[:, None] - np.asarray(version))[np.asarray(valid)]
+            before = self._staleness
+            self._staleness = [before[0] + int(ages.sum()), before[1] + len(ages), max([before[2], *ages.tolist()])]
+
+    @property
+    def staleness(self) -> dict[str, float] | None:
+        """The mean and the most updates between an invitation and its answer that counted; None if synchronous."""
+        if self._staleness is None:
+            return None
+        total, answers, most = self._staleness
+        return {"mean": total / max(answers, 1), "most": most}
 
     @property
     def clipped(self) -> float | None:

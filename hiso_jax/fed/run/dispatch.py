@@ -1,6 +1,7 @@
 """Many rounds in one program: invite, attend, measure, update and watch, scanned on the device."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.devices import on_all_devices
+from hiso_jax.fed.algorithm import Algorithm
+from hiso_jax.fed.devices import ExecutionSettings, on_all_devices
 from hiso_jax.fed.keys import (
     attackers_key,
     backprop_key,
@@ -23,11 +25,12 @@ from hiso_jax.fed.keys import (
     traits_key,
 )
 from hiso_jax.fed.ledger import Records, RoundRecord
-from hiso_jax.fed.measure import Cohort, Keys
+from hiso_jax.fed.measure import Cohort, Estimator, Keys
 from hiso_jax.fed.population import (
     ABSENT,
     REPORTED,
     AnyPopulation,
+    Attendance,
     Participation,
     SelectionState,
     Work,
@@ -36,8 +39,9 @@ from hiso_jax.fed.population import (
     permute,
     sample_cohort,
 )
-from hiso_jax.fed.round import Round, RoundInputs
+from hiso_jax.fed.round import Loss, Round, RoundInputs, client_answers, groups_of, server_round, server_settle
 from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run.buffered import AtWork, Buffer
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.traffic import NEVER_CAME, Costs, directions_made, download_bytes, upload_bytes
 from hiso_jax.fed.update import ServerState
@@ -88,12 +92,19 @@ class RunState(NamedTuple):
       synced_to: the round at which each client was last synced, int32 [N]. A population costs only these four bytes
         per client. None if bytes are not counted; no client then counts as having missed a round.
       selection: what a rule that selects cohorts reads; None for uniform cohorts.
+      at_work: the visits that began and did not end, in an asynchronous run; else None.
     """
 
     server: ServerState
     monitor: monitoring.Monitor
     synced_to: Int[Array, "N"] | None
     selection: SelectionState | None = None
+    at_work: AtWork | None = None
+
+    @property
+    def kept(self) -> tuple[PyTree, ...]:
+        """What a snapshot holds."""
+        return tuple(self.server) if self.at_work is None else (*self.server, self.at_work)
 
 
 class RoundLog(NamedTuple):
@@ -105,6 +116,7 @@ class RoundLog(NamedTuple):
       synced_to: the round at which each was last synced when it was invited, [C].
       seconds: the simulated duration of the round.
       record: the messages and their aggregate.
+      version, place: as in :class:`hiso_jax.fed.Records`.
     """
 
     cohort: Int[Array, "C"]
@@ -112,6 +124,8 @@ class RoundLog(NamedTuple):
     synced_to: Int[Array, "C"]
     seconds: Float[Array, ""]
     record: RoundRecord
+    version: Int[Array, "C"] | None = None
+    place: Int[Array, "C"] | None = None
 
     def on_host(self) -> "RoundLog":
         """The log of some rounds as NumPy arrays. The loss of a round without a valid client is NaN, not 0."""
@@ -180,6 +194,14 @@ def _invite(
     else:
         clients = rule(key, number, selection).astype(jnp.int32)
     last_synced = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
+    attendance = _attendance(config, costs, clients, last_synced, number, inputs)
+    return Invited(clients, attendance.status, last_synced, attendance.seconds)
+
+
+def _attendance(
+    config: SimulationConfig, costs: Costs, clients: Array, last_synced: Array, number: Array, inputs: Inputs
+) -> Attendance:
+    """Who of some clients comes in round ``number``, and when each has ended; [C] last synced at ``last_synced``."""
     missed = (number - jnp.maximum(last_synced, 0)).astype(jnp.float32)
     # The clock does not store how many clients of each round were valid, so it assumes that all were.
     broadcast = missed * float(costs.broadcast.most)
@@ -191,15 +213,8 @@ def _invite(
         passes if probing is None else jnp.where(probing(clients), float(costs.probe_passes), passes),
         directions_made(broadcast, missed, costs, jnp),
     )
-    attendance = attend(
-        inputs.participation,
-        presence_key(seed_key, number),
-        traits_key(seed_key),
-        clients,
-        number,
-        work,
-    )
-    return Invited(clients, attendance.status, last_synced, attendance.seconds)
+    keys = presence_key(inputs.seed_key, number), traits_key(inputs.seed_key)
+    return attend(inputs.participation, *keys, clients, number, work)
 
 
 def _hostile(config: SimulationConfig, inputs: Inputs, clients: Int[Array, "C"]) -> Bool[Array, "C"]:
@@ -265,6 +280,71 @@ def _live(
     server, record = run_round(server, cohort, keys, given)
     monitor = monitoring.watch(monitor, number, record, reported, server.params, server.state, secret is not None)
     return (server, monitor), record
+
+
+def _buffered(
+    buffer: Buffer, config: SimulationConfig, costs: Costs, carry: RunState, number: Array, inputs: Inputs
+) -> tuple[RunState, RoundLog]:
+    """An asynchronous round: clients are invited, and the server takes the first answers."""
+    assert carry.at_work is not None
+    server, synced_to = carry.server, carry.synced_to
+
+    def attending(clients: Array, last: Array) -> Attendance:
+        return _attendance(config, costs, clients, last, number, inputs)
+
+    hostile = partial(_hostile, config, inputs) if config.attackers else None
+    at_work, synced_to = buffer.invite(carry.at_work, server, synced_to, number, inputs, attending, hostile)
+    at_work, server, row, record = buffer.take(at_work, server, number, inputs)
+    reported = row.attendance == REPORTED
+    monitor = monitoring.watch(carry.monitor, number, record, reported, server.params, server.state)
+    log = RoundLog(row.cohort, row.attendance, row.synced_to, row.seconds, record, row.version, row.place)
+    return RunState(server, monitor, synced_to, None, at_work), log
+
+
+def make_buffered_dispatch(
+    buffer: Buffer, config: SimulationConfig, costs: Costs, length: int, mesh: Mesh | None = None
+) -> Dispatch:
+    """:func:`make_dispatch` for asynchronous rounds."""
+
+    def dispatch(
+        carry: RunState, begin: Int[Array, ""], end: Int[Array, ""], inputs: Inputs
+    ) -> tuple[RunState, RoundLog]:
+        living = jax.jit(partial(_buffered, buffer, config, costs))
+
+        def step(carry: RunState, number: Array) -> tuple[RunState, RoundLog]:
+            def idle(carry: RunState, number: Array, inputs: Inputs) -> tuple[RunState, RoundLog]:
+                shapes = jax.eval_shape(living, carry, number, inputs)[1]
+                return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+            lives = (number < end) & (carry.monitor.diverged_at == monitoring.NEVER)
+            return lax.cond(lives, living, idle, carry, number, inputs)
+
+        return lax.scan(step, carry, begin + jnp.arange(length, dtype=jnp.int32))
+
+    return on_all_devices(dispatch, mesh)
+
+
+def dispatch_for(
+    loss: Loss,
+    algorithm: Algorithm,
+    estimator: Estimator,
+    settings: ExecutionSettings,
+    config: SimulationConfig,
+    costs: Costs,
+    params: PyTree,
+    length: int,
+) -> Dispatch:
+    """The dispatch of a run, synchronous or not; ``params`` are the parameters or their shapes."""
+    draw, mesh = draw_batches(config), settings.mesh
+    if config.buffer is None:
+        return make_dispatch(server_round(loss, algorithm, estimator, settings, draw), config, costs, length, mesh)
+    groups = groups_of(algorithm, params, config.answers)
+    buffer = Buffer(
+        config,
+        client_answers(loss, algorithm, estimator, settings, draw, groups),
+        server_settle(algorithm, estimator, settings),
+    )
+    return make_buffered_dispatch(buffer, config, costs, length, mesh)
 
 
 def make_dispatch(

@@ -15,6 +15,7 @@ from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
 from hiso_jax.fed.measure import Estimator, Measure, Mixed, Projections, mixed
 from hiso_jax.fed.population import AnyPopulation, Participation, Trace, check_select
 from hiso_jax.fed.round import check_round, reads_loss, shapes_of
+from hiso_jax.fed.run.buffered import check_buffer
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, Probing, Rates, probing_clients
 from hiso_jax.fed.run.local_rate import with_local_rate
@@ -65,6 +66,11 @@ class PreparedRun(NamedTuple):
     def clients(self) -> int:
         """N, the number of clients."""
         return self.inputs.population.num_clients
+
+    @property
+    def needs_snapshots(self) -> bool:
+        """Whether the ledger alone cannot continue the run: it has no messages, or none of the visits at work."""
+        return not self.algorithm.has_scalars or self.config.buffer is not None
 
     @property
     def probing(self) -> Probing | None:
@@ -122,7 +128,8 @@ def prepare(
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, perturbed_as_of(task))
     check_round(algorithm, estimator, settings)
     check_channel(algorithm, config, participation, population.num_clients)
-    shapes = shapes_of(algorithm, estimator, params, config.cohort)
+    check_buffer(algorithm, config, participation, params)
+    shapes = shapes_of(algorithm, estimator, params, config.answers)
     if algorithm.needs_secret and reads_loss(algorithm, shapes, params):
         raise ParameterError("tx", "must not read the loss in a private run: the losses of its clients are not noised")
     _check_split(algorithm, params, placement.mesh)
@@ -194,7 +201,7 @@ def check_channel(
         backpropagate, that rounds to no client; weights that the combiner ignores; or an option that would reveal the
         clients of a private run.
     """
-    whole = config.cohort if config.attackers_of == "cohort" else clients
+    whole = config.answers if config.attackers_of == "cohort" else clients
     if config.attackers and whole is not None and not round(config.attackers * whole):
         raise ParameterError(
             "attackers",
@@ -222,7 +229,7 @@ def check_channel(
                 "select", "must not be given in a private run: a rule that reads losses reveals the clients they are of"
             )
         if clients is not None:
-            check_select(participation.select, clients, config.cohort)
+            check_select(participation.select, clients, config.answers)
     if isinstance(participation.availability, Trace) and algorithm.needs_secret:
         raise ParameterError(
             "participation", "must not follow a trace in a private run: the trace reveals when each client came"
@@ -251,7 +258,7 @@ def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -
     estimator = estimator_of(algorithm, config)
     # The rate of the clients' own steps is not known here.
     estimator.measure.check(estimator._replace(local_learning_rate=1.0), config.directions)
-    shapes_of(algorithm, estimator, params, config.cohort)
+    shapes_of(algorithm, estimator, params, config.answers)
     for head in zo_states(jax.eval_shape(algorithm.optimizer.init, params)):
         check_regenerated(head.directions, config.directions)
     return params

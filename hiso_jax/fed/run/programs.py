@@ -24,17 +24,17 @@ from hiso_jax.fed.ledger import base_fingerprints, fingerprint, header_of
 from hiso_jax.fed.measure import Estimator, Mixed
 from hiso_jax.fed.part_digests import digest
 from hiso_jax.fed.population import RemotePopulation
-from hiso_jax.fed.round import first_memory, reads_loss, server_round, shapes_of
+from hiso_jax.fed.round import first_memory, reads_loss, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
-from hiso_jax.fed.run.config import config_of
+from hiso_jax.fed.run.buffered import nobody_at_work
+from hiso_jax.fed.run.config import SimulationConfig, config_of
 from hiso_jax.fed.run.dispatch import (
     Dispatch,
     Inputs,
     RoundLog,
     RunState,
-    draw_batches,
+    dispatch_for,
     first_selection,
-    make_dispatch,
     newcomers,
 )
 from hiso_jax.fed.run.evaluation import make_evaluate
@@ -47,6 +47,8 @@ from hiso_jax.zo import Hadamard, zo_states
 
 # A round's loss is a float32. It is broadcast if the optimizer reads it.
 LOSS_BYTES = 4
+# The round and the place of an answer's visit, in the broadcast of an asynchronous round.
+VISIT_BYTES = 6
 
 
 def bytes_of(tree: PyTree) -> int:
@@ -54,14 +56,21 @@ def bytes_of(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, clients: int) -> Costs:
-    """The costs of a client's visit in a run with ``clients`` clients a cohort; only shapes of ``server`` are read."""
-    shapes, measure = shapes_of(algorithm, estimator, server.params, clients), estimator.measure
+def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, config: SimulationConfig) -> Costs:
+    """The costs of a client's visit; of ``server`` only shapes are read.
+
+    With a buffer the server broadcasts each answer by itself, with the round and the place of its visit.
+    """
+    clients, buffered, measure = config.answers, config.buffer is not None, estimator.measure
+    groups = clients if buffered else None
+    shapes = shapes_of(algorithm, estimator, server.params, clients, groups)
     # A client that cannot replay needs the parameters; a client that replays needs the optimizer's state, too.
     known = (server.params, server.state) if algorithm.has_scalars else server.params
     (up, broadcast), pool = shapes.bytes_of(algorithm), algorithm.pool_of(server.state)
     if algorithm.has_scalars and reads_loss(algorithm, shapes, server.params):
         broadcast = replace(broadcast, fixed=broadcast.fixed + LOSS_BYTES)
+    if buffered:
+        broadcast = replace(broadcast, fixed=broadcast.fixed + VISIT_BYTES * clients)
     draws = measure.directions(estimator.local_steps, estimator.num_perturbations)
     # Other groups' directions are signed copies of the first group's, or rows of one matrix.
     rules = [head.directions for head in zo_states(server.state)]
@@ -72,7 +81,7 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, cl
         checkpoint=bytes_of(known),
         passes=measure.passes(estimator.local_steps, estimator.num_perturbations),
         draws=draws,
-        replay_draws=draws * (shapes.groups if own else 1),
+        replay_draws=draws * (shapes.groups if own or buffered else 1),
         grouped=shapes.groups > 1,
         pool_seeds=0 if pool is None else pool.seeds,
         probe_passes=measure.probes.passes(1, estimator.num_perturbations) if isinstance(measure, Mixed) else 0,
@@ -104,7 +113,7 @@ def shapes_of_state(prepared: PreparedRun, params: PyTree) -> tuple[RunState, Ru
       params: the parameters; only their shapes and paths are read.
     """
     state = jax.eval_shape(prepared.algorithm.optimizer.init, params)
-    sent = shapes_of(prepared.algorithm, prepared.estimator, params, prepared.config.cohort).sent
+    sent = shapes_of(prepared.algorithm, prepared.estimator, params, prepared.config.answers).sent
     memory, *others = jax.eval_shape(lambda: _beside(prepared, sent))
     shapes = RunState(ServerState(params, state, memory), *others)
     assert prepared.mesh is not None
@@ -116,7 +125,7 @@ def shapes_of_state(prepared: PreparedRun, params: PyTree) -> tuple[RunState, Ru
 def first_state(prepared: PreparedRun, initial: PyTree) -> tuple[RunState, Any]:
     """The state of a run before its first round, and its shardings (None on one device)."""
     tx, mesh = prepared.algorithm.optimizer, prepared.mesh
-    sent = shapes_of(prepared.algorithm, prepared.estimator, initial, prepared.config.cohort).sent
+    sent = shapes_of(prepared.algorithm, prepared.estimator, initial, prepared.config.answers).sent
     memory, *others = _beside(prepared, sent)
     if mesh is None:
         # Copies: each dispatch takes the carry by donation, but the result keeps the parameters, an optimizer its keys.
@@ -132,8 +141,10 @@ def first_state(prepared: PreparedRun, initial: PyTree) -> tuple[RunState, Any]:
 def _beside(prepared: PreparedRun, sent: PyTree) -> tuple[Any, ...]:
     """The state before the first round, but for parameters and optimizer: memory, monitor, synced_to and selection."""
     participation, clients = prepared.inputs.participation, prepared.clients
-    selection = first_selection(participation, clients, prepared.config.cohort)
-    return first_memory(prepared.algorithm, sent), monitoring.start(), newcomers(clients), selection
+    loss_dtype = jnp.promote_types(prepared.loss_dtype or jnp.float32, jnp.float32)
+    selection = first_selection(participation, clients, prepared.config.answers)
+    at_work = nobody_at_work(prepared.config, sent, loss_dtype)
+    return first_memory(prepared.algorithm, sent), monitoring.start(), newcomers(clients), selection, at_work
 
 
 # JAX makes this attribute of its configuration at import, so type checkers do not know it.
@@ -191,8 +202,8 @@ def build_dispatch(prepared: PreparedRun, costs: Costs) -> Dispatch:
         algorithm = prepared.algorithm if server is None else prepared.algorithm.at(server)
         estimator = estimator_of(algorithm, config)
         estimator = estimator if local is None else estimator._replace(local_learning_rate=local)
-        run_round = server_round(loss, algorithm, estimator, prepared.settings, draw_batches(config))
-        return make_dispatch(run_round, config, costs, prepared.length, prepared.mesh)(carry, begin, end, inputs)
+        given = loss, algorithm, estimator, prepared.settings, config, costs
+        return dispatch_for(*given, carry.server.params, prepared.length)(carry, begin, end, inputs)
 
     return dispatch
 
@@ -244,7 +255,7 @@ def header_for(
     seed_key = jax.random.key(prepared.config.seed)
     rounds = jax.ShapeDtypeStruct(log.seconds.shape, np.int32)
     sent = jax.ShapeDtypeStruct(rounds.shape, np.uint64)
-    shapes = shapes_of(prepared.algorithm, prepared.estimator, server.params, prepared.config.cohort)
+    shapes = shapes_of(prepared.algorithm, prepared.estimator, server.params, prepared.config.answers)
     reads = reads_loss(prepared.algorithm, shapes, server.params)
     said = {
         "base": base_fingerprints(initial, frozen_of(prepared.task)),

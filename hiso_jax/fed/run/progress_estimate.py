@@ -39,7 +39,7 @@ def expected_seconds(prepared: PreparedRun, times: RoundTimes, done: int) -> flo
     """
     config, each = prepared.config, times.round_seconds
     if each is None and times.evaluation_seconds > TELLING_SECONDS:
-        examples = config.cohort * config.batch_size * times.passes
+        examples = config.answers * config.batch_size * times.passes
         each = examples * times.evaluation_seconds / examples_of(prepared.test)
     if each is None:
         return None

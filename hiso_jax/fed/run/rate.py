@@ -176,7 +176,7 @@ def _traffic(
     algorithm = as_algorithm(make(1.0))
     params = jax.eval_shape(task.init, init_key(jax.random.key(config.seed)))
     server = ServerState(params, jax.eval_shape(algorithm.optimizer.init, params), None)
-    traffic = Traffic(costs_of(algorithm, estimator_of(algorithm, config), server, config.cohort))
+    traffic = Traffic(costs_of(algorithm, estimator_of(algorithm, config), server, config))
     columns: dict[str, Float[np.ndarray, "R C"]] = {
         name: np.concatenate(parts[number]) for name, parts in watch.columns.items()
     }

@@ -122,7 +122,7 @@ class RemoteRun:
         self._prepared = prepare(given, algorithm, config, Placement(None, longest_axis), budget, secret)
         self.algorithm, self.config, self.estimator = algorithm, self._prepared.config, self._prepared.estimator
         state = jax.eval_shape(algorithm.optimizer.init, shapes)
-        self.costs: Costs = costs_of(algorithm, self.estimator, ServerState(shapes, state), config.cohort)
+        self.costs: Costs = costs_of(algorithm, self.estimator, ServerState(shapes, state), config)
         self._settle = jax.jit(self._settled)
         self._order = jax.jit(lambda key: permute(key, jnp.arange(clients, dtype=jnp.int32), clients))
 

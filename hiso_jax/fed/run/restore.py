@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Senders
 from hiso_jax.fed.keys import channel_key
 from hiso_jax.fed.ledger import Evaluation, Records, RunStore, fingerprint, replay
-from hiso_jax.fed.population import state_of
+from hiso_jax.fed.population import ABSENT, state_of
 from hiso_jax.fed.round import Channel, groups_of
 from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run.buffered import AtWork
 from hiso_jax.fed.run.dispatch import RunState
 from hiso_jax.fed.run.prepared import PreparedRun
 from hiso_jax.fed.run.traffic import last_synced_rounds
@@ -58,11 +59,15 @@ def restored(prepared: PreparedRun, store: RunStore, carry: RunState) -> RunStat
         raise ValueError(
             f"the run cannot be continued: a round of it names client {records.cohort.max()} of {prepared.clients}"
         )
-    server, start = carry.server, 0
+    server, start, at_work = carry.server, 0, carry.at_work
     for candidate in store.snapshots(prepared.placement):
-        tree = store.restore(candidate, tuple(server))
+        kept = carry.kept
+        tree = store.restore(candidate, kept)
         if tree is not None:
-            server, start = ServerState(*prepared.placement.like(tree, tuple(server))), candidate
+            restored_tree = prepared.placement.like(tree, kept)
+            server, start = ServerState(*restored_tree[:3]), candidate
+            if at_work is not None:
+                at_work = restored_tree[3]
             break
     if store.elsewhere and not start:
         raise ParameterError(
@@ -70,24 +75,37 @@ def restored(prepared: PreparedRun, store: RunStore, carry: RunState) -> RunStat
             "needs a snapshot, and the run has none that verifies: only a processor and a jaxlib like "
             "those that it began with can continue it",
         )
-    if not prepared.algorithm.has_scalars and start != len(records.round):
+    if prepared.needs_snapshots and start != len(records.round):
         raise ParameterError(
             "resume",
             f"must name a run whose newest snapshot is whole: that after {len(records.round)} rounds does not "
-            "verify, and a method without scalars cannot be replayed",
+            "verify, and the ledger of this run cannot continue it alone",
         )
     if prepared.algorithm.has_scalars:
         server = _replayed(prepared, store, server, start)
-        groups = groups_of(prepared.algorithm, server.params, prepared.config.cohort)
+        groups = groups_of(prepared.algorithm, server.params, prepared.config.answers)
         server = server._replace(memory=_remembered(prepared, records, server.memory, start, groups))
     rest = (
         monitoring.rebuilt(records, server.params, server.state, prepared.algorithm.needs_secret),
-        last_synced_rounds(records.round, records.cohort, records.attendance, prepared.clients)[1],
+        _synced_to(records, at_work, prepared.clients),
         None
         if carry.selection is None
         else state_of(records.round, records.cohort, records.valid, records.loss, prepared.clients),
     )
-    return RunState(server, *prepared.placement.replicate(rest))
+    monitor, synced_to, selection = prepared.placement.replicate(rest)
+    return RunState(server, monitor, synced_to, selection, at_work)
+
+
+def _synced_to(records: Records, at_work: AtWork | None, clients: int) -> Int[np.ndarray, "N"]:
+    """The round at which each client was last synced."""
+    begun = records.round if records.version is None else records.version
+    synced_to = last_synced_rounds(begun, records.cohort, records.attendance, clients)[1]
+    if at_work is not None:
+        # Those that are still at work were synced, too; the first B have ended.
+        ended = records.cohort.shape[1]
+        ids, version, status = (np.asarray(a)[ended:] for a in (at_work.clients, at_work.version, at_work.status))
+        synced_to[ids[status != ABSENT]] = version[status != ABSENT]
+    return synced_to
 
 
 def _replayed(prepared: PreparedRun, store: RunStore, server: ServerState, start: int) -> ServerState:

@@ -45,6 +45,8 @@ class Result:
       mesh_shape: devices along each axis of the mesh; empty without one.
       privacy: the (ε, δ) that the run has spent; None if the method adds no noise.
       clipped: the share of the valid messages that the server clipped; None for a method that clips none.
+      staleness: the ``mean`` and the ``most`` updates that the server made between an invitation and its answer, over
+        the answers that counted; None for a synchronous run.
       spent: seconds of this process on ``compiling``, ``rounds`` and ``evaluations``; a resumed run's earlier processes
         are not in it.
     """
@@ -73,6 +75,7 @@ class Result:
     mesh_shape: dict[str, int]
     privacy: PrivacySpent | None = None
     clipped: float | None = None
+    staleness: dict[str, float] | None = None
     spent: Mapping[str, float] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -139,7 +139,7 @@ class Session:
         self._initial = initial_parameters(prepared)
         in_all_processes(check_initial, self._initial)
         carry, shardings = first_state(prepared, self._initial)
-        costs = costs_of(prepared.algorithm, prepared.estimator, carry.server, prepared.config.cohort)
+        costs = costs_of(prepared.algorithm, prepared.estimator, carry.server, prepared.config)
         self._counters = Counters(costs, prepared.probing)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(carry.server.params))
         measure = prepared.estimator.measure
@@ -154,7 +154,7 @@ class Session:
         if storage is not None:
             header = header_for(prepared, programs.log, carry.server, self._initial, storage.about)
             found = agree(prepared.mesh, store.rounds)[0]
-            like = None if prepared.algorithm.has_scalars else tuple(carry.server)
+            like = carry.kept if prepared.needs_snapshots else None
             in_all_processes(lambda: store.begin(header, found, like=like))
         # A finished run needs neither rounds nor evaluations.
         if store.found is None or store.found.seal is None:
@@ -357,9 +357,9 @@ class Session:
         over = self.round >= config.rounds or self.diverged_at is not None
         due = store.wants_snapshot(self.round, self.seconds, evaluated=self._is_evaluated)
         # A finished run needs no snapshot if its method can be replayed.
-        due &= not (over and self.prepared.algorithm.has_scalars)
+        due &= not (over and not self.prepared.needs_snapshots)
         if agree(self.prepared.mesh, due)[0]:
-            tree = self.prepared.placement.to_host(tuple(self._carry.server))
+            tree = self.prepared.placement.to_host(self._carry.kept)
             in_all_processes(lambda: store.snapshot(self.round, self.seconds, tree))
 
     def _finish(self) -> Result:
@@ -401,4 +401,5 @@ class Session:
             mesh_shape={} if self.prepared.mesh is None else dict(self.prepared.mesh.shape),
             privacy=privacy_spent(self.prepared, records),
             clipped=self._counters.clipped,
+            staleness=self._counters.staleness,
         )

@@ -21,10 +21,11 @@ from hiso_jax.fed.devices import ExecutionSettings, a_device, evaluation_bytes, 
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.measure import Estimator, Projections
 from hiso_jax.fed.population import AnyPopulation, Participation, check_selected
-from hiso_jax.fed.round import first_memory, server_round, shapes_of
+from hiso_jax.fed.round import first_memory, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run.buffered import nobody_at_work
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, draw_batches, first_selection, make_dispatch
+from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, dispatch_for, first_selection
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.interrupt import stopped_by_interrupt
@@ -108,10 +109,10 @@ class _Bench(NamedTuple):
 
     def start(self, initial: PyTree, point: Point) -> RunState:
         algorithm = as_algorithm(self.make(_over_rounds(point)))
-        sent = shapes_of(algorithm, self.estimator(algorithm, point), initial, self.config.cohort).sent
+        sent = shapes_of(algorithm, self.estimator(algorithm, point), initial, self.config.answers).sent
         server = ServerState(initial, algorithm.optimizer.init(initial), first_memory(algorithm, sent))
-        selection = first_selection(self.participation, point.population.num_clients, self.config.cohort)
-        return RunState(server, monitoring.start(), None, selection)
+        selection = first_selection(self.participation, point.population.num_clients, self.config.answers)
+        return RunState(server, monitoring.start(), None, selection, nobody_at_work(self.config, sent, jnp.float32))
 
     def segment(
         self, carry: RunState, point: Point, bounds: tuple[Array, Array], data: PyTree
@@ -125,15 +126,15 @@ class _Bench(NamedTuple):
         loss, metrics = (
             at_precision(function, config.matmul_precision) for function in (self.task.loss, self.task.metrics)
         )
-        run_round = server_round(loss, algorithm, estimator, settings, draw_batches(config))
         train, test, frozen, secret = data
         if secret is not None:
             more = [numbers for numbers in (point.local, point.table) if numbers is not None]
             secret = of_setting(secret, point.seed_key, point.rate, point.mu, *more)
         inputs = Inputs(point.seed_key, train, point.population, self.participation, frozen, secret)
-        costs = costs_of(algorithm, estimator, carry.server, config.cohort)
+        costs = costs_of(algorithm, estimator, carry.server, config)
         length = min(config.eval_every, config.rounds)
-        carry, log = make_dispatch(run_round, config, costs, length)(carry, *bounds, inputs)
+        given = loss, algorithm, estimator, settings, config, costs
+        carry, log = dispatch_for(*given, carry.server.params, length)(carry, *bounds, inputs)
         outputs = make_evaluate(metrics, budget=budget)(carry.server.params, test, frozen)
         return carry, outputs, log if self.keeps_log else None
 
@@ -151,7 +152,7 @@ def _fits(task: Task, config: SimulationConfig, params: PyTree, state: PyTree, b
         # Distinct weights turn convolutions into grouped ones, which are slow on CPU. So are the matrix products of a
         # language model: with 135 million parameters, three rates took 5.5 times as long side by side as in turn.
         return 1
-    rows = config.cohort * config.batch_size
+    rows = config.answers * config.batch_size
     each = 4 * bytes_of((params, state)) + evaluation_bytes(loss, params, task.train, rows)
     return max(1, budget // each)
 

@@ -89,17 +89,19 @@ def directions_made(broadcast: Any, missed: Any, costs: Costs, xp: Any = np) -> 
 
 
 def last_synced_rounds(
-    rounds: Int[np.ndarray, "R"], cohorts: Int[np.ndarray, "R C"], attendance: Int8[np.ndarray, "R C"], clients: int
+    rounds: Int[np.ndarray, "R *C"], cohorts: Int[np.ndarray, "R C"], attendance: Int8[np.ndarray, "R C"], clients: int
 ) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "N"]]:
     """The round at which each invited client was last synced when it was invited, and that of every client at the end.
 
-    ``rounds`` must hold all rounds from the first.
+    ``rounds`` must hold all rounds from the first: their numbers, or in an asynchronous run the round in which each
+    visit began, [R, C]. A client's visits end in the order in which they began.
     """
     synced_to = np.full(clients, NEVER_CAME, np.int32)
     last_synced = np.empty(cohorts.shape, np.int32)
     for place, number in enumerate(rounds):
         last_synced[place] = synced_to[cohorts[place]]
-        synced_to[cohorts[place][attendance[place] != ABSENT]] = number
+        there = attendance[place] != ABSENT
+        synced_to[cohorts[place][there]] = np.broadcast_to(number, there.shape)[there]
     return last_synced, synced_to
 
 
@@ -135,6 +137,7 @@ class Traffic:
         synced_to: Int[np.ndarray, "R C"],
         valid: Bool[np.ndarray, "R C"],
         probing: Bool[np.ndarray, "R C"] | None = None,
+        version: Int[np.ndarray, "R C"] | None = None,
     ) -> tuple[UInt64[np.ndarray, "R"], UInt64[np.ndarray, "R"]]:
         """Count the next rounds.
 
@@ -144,6 +147,7 @@ class Traffic:
           synced_to: the round at which each was last synced when it was invited.
           valid: whether each client's message counted.
           probing: whether each client cannot backpropagate; None is no client.
+          version: the round in which each visit began; None is that of its row.
 
         Returns:
           The bytes that went up and the bytes that went down, in each round.
@@ -152,9 +156,10 @@ class Traffic:
         each_broadcast = self.costs.broadcast.fixed + self.costs.broadcast.each * np.count_nonzero(valid, axis=1)
         self.broadcast = np.concatenate([self.broadcast, self.broadcast[-1] + np.cumsum(each_broadcast)])
         since = np.maximum(synced_to, 0)
-        broadcast = self.broadcast[rounds][:, None] - self.broadcast[since]
+        begun = rounds[:, None] if version is None else version
+        broadcast = self.broadcast[begun] - self.broadcast[since]
         down = download_bytes(broadcast, synced_to == NEVER_CAME, self.costs)
-        made = directions_made(broadcast, rounds[:, None] - since, self.costs)
+        made = directions_made(broadcast, begun - since, self.costs)
         self.draws += int(np.where(came, made, 0).sum())
         each_down = np.where(came, down, 0).sum(1).astype(np.uint64)
         each_up = upload_bytes(self.costs) * np.count_nonzero(sent, axis=1).astype(np.uint64)
