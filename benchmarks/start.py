@@ -81,8 +81,8 @@ def main(arguments: Arguments) -> None:
     table = Table(title="Seconds to start")
     for column in ("", "median", "least to most"):
         table.add_column(column, justify="right")
-    for name, seconds in found.items():
-        table.add_row(name, f"{median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}")
+    for name, times in found.items():
+        table.add_row(name, f"{median(times):.2f}", f"{min(times):.2f} to {max(times):.2f}")
     Console().print(table)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n")

@@ -130,9 +130,15 @@ def _common(header: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, st
             ", "
         ),
         "model": f"{_shown(about['model'])}, " if about.get("model") else "",
-        "rounds of": f"{config['cohort']} clients, K = {config['local_steps']}, {messages}",
+        "rounds of": f"{_clients(config)}, K = {config['local_steps']}, {messages}",
         "options": settings,
         "made with": f"jax {made['versions'].get('jax', '?')} on {made['device']}",
     }
     rows["model"] += f"{trained:,} trained parameters"
     return {name: value for name, value in rows.items() if value}
+
+
+def _clients(config: Mapping[str, Any]) -> str:
+    """The clients of a round; with a buffer, its answers and the clients at work."""
+    cohort, buffer = config["cohort"], config.get("buffer")
+    return f"{cohort} clients" if buffer is None else f"{buffer} answers from {cohort} clients at work"

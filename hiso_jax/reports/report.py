@@ -89,7 +89,7 @@ class Report(fed.Callback):
             return
         write_json(folder / "summary.json", self.summary)
         write_metrics(folder, result.metrics)
-        title = f"{name}, {algorithm}: {prepared.clients:,} clients, {prepared.config.cohort} a round"
+        title = f"{name}, {algorithm}: {prepared.clients:,} clients, {prepared.config.answers} a round"
         done = Compared({"learning_rate": rate}, [self.summary], [list(result.metrics)])
         save_picture(Subject(title, {algorithm: done}, metric, target, None), folder / "curves.png", title)
 
@@ -102,7 +102,7 @@ def _folder(session: fed.Session) -> Path | None:
 def _hostile(session: fed.Session) -> str | None:
     """A description of the hostile clients, or None."""
     prepared = session.prepared
-    share, clients, cohort = prepared.config.attackers, prepared.clients, prepared.config.cohort
+    share, clients, cohort = prepared.config.attackers, prepared.clients, prepared.config.answers
     if not share:
         return None
     of = f"{round(share * cohort)} of every cohort of {cohort}"

@@ -77,8 +77,10 @@ def nobody_at_work(config: SimulationConfig, sent: PyTree, dtype: Any) -> AtWork
     return AtWork(clients, version, place, status, ends, last_synced, messages, valid, losses)
 
 
-def check_buffer(algorithm: Algorithm, config: SimulationConfig, participation: Participation, params: PyTree) -> None:
-    """Refuse an asynchronous run of a method, or with options, that cannot be one.
+def check_buffer(
+    algorithm: Algorithm, config: SimulationConfig, params: PyTree, participation: Participation | None = None
+) -> None:
+    """Refuse an asynchronous run of a method, or with options, that cannot be one; None is any participation.
 
     Raises:
       ParameterError: there is a buffer, and no fleet; a rule that selects cohorts; a method whose messages are not
@@ -90,9 +92,9 @@ def check_buffer(algorithm: Algorithm, config: SimulationConfig, participation: 
     def refuse(why: str) -> None:
         raise ParameterError("buffer", f"must not be given {why}")
 
-    if participation.fleet is None:
+    if participation is not None and participation.fleet is None:
         raise ParameterError("buffer", "needs a fleet: without the clients' speeds every answer comes at once")
-    if participation.select is not None:
+    if participation is not None and participation.select is not None:
         refuse("with a rule that selects cohorts, which reads the losses of the round before")
     if config.backprop_share is not None:
         refuse("with `backprop_share`, whose two kinds of messages are scaled within a cohort")

@@ -128,7 +128,7 @@ def prepare(
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, perturbed_as_of(task))
     check_round(algorithm, estimator, settings)
     check_channel(algorithm, config, participation, population.num_clients)
-    check_buffer(algorithm, config, participation, params)
+    check_buffer(algorithm, config, params, participation)
     shapes = shapes_of(algorithm, estimator, params, config.answers)
     if algorithm.needs_secret and reads_loss(algorithm, shapes, params):
         raise ParameterError("tx", "must not read the loss in a private run: the losses of its clients are not noised")
@@ -259,6 +259,7 @@ def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -
     # The rate of the clients' own steps is not known here.
     estimator.measure.check(estimator._replace(local_learning_rate=1.0), config.directions)
     shapes_of(algorithm, estimator, params, config.answers)
+    check_buffer(algorithm, config, params)
     for head in zo_states(jax.eval_shape(algorithm.optimizer.init, params)):
         check_regenerated(head.directions, config.directions)
     return params

@@ -109,6 +109,8 @@ class RemoteRun:
         """Check the run; :meth:`run` compiles its programs."""
         check_given(task)
         integer("clients", clients, 1)
+        if config.buffer is not None:
+            raise ParameterError("buffer", "is read by simulations; over a network a round waits for its deadline")
         if config.cohort > clients:
             raise ParameterError("cohort", f"must be at most the number of clients, {clients}, got {config.cohort}")
         self._storage = Storage(storage) if isinstance(storage, Path | str) else storage
