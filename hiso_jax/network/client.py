@@ -31,7 +31,7 @@ from hiso_jax.fed.ledger import fingerprint, sample, write_file
 from hiso_jax.fed.measure import Keys
 from hiso_jax.fed.population import draw_own
 from hiso_jax.fed.round import Message, Visit, client_round
-from hiso_jax.fed.run import as_key, fresh
+from hiso_jax.fed.run import as_key, fresh, make_evaluate
 from hiso_jax.fed.task import at_precision, frozen_of, perturbed_as_of
 from hiso_jax.fed.task_checks import check_examples, example_shapes
 from hiso_jax.fed.update import ServerState
@@ -141,12 +141,14 @@ class Client:
         if envelope.kind is Kind.DESCRIBE:
             self._take_up(envelope)
             assert self._run is not None
-            greeting = GREETING.pack(self.examples, self._run.seconds_a_direction)
+            greeting = GREETING.pack(self._run.examples, self._run.seconds_a_direction)
             return sealed(envelope._replace(kind=Kind.HELLO, content=greeting + self._run.where()))
         if self._run is None or self._run.name != envelope.run:
             raise BadMessage("this client was not told of the run; the server describes it first")
         if envelope.kind is Kind.INVITE:
             return self._run.invited(envelope)
+        if envelope.kind is Kind.EVALUATE:
+            return self._run.asked_to_evaluate(envelope)
         raise BadMessage(f"a client takes no message of kind {envelope.kind.name}")
 
     def _take_up(self, envelope: Envelope) -> None:
@@ -173,7 +175,8 @@ class Client:
             check_examples("data", parts.task.train)
             self._data = parts.task.train
         _check_alike(self._data, parts.task.train)
-        self._run = _Run(envelope.run, parts, params, self._data, self._folder, envelope.client)
+        train, held_out = _split(self._data, described["held_out"])
+        self._run = _Run(envelope.run, parts, params, train, held_out, self._folder, envelope.client)
 
 
 def _check_alike(data: PyTree, like: PyTree) -> None:
@@ -187,11 +190,35 @@ def _check_alike(data: PyTree, like: PyTree) -> None:
         raise ParameterError("data", f"must have arrays of examples of these shapes, {wanted}; got {own}")
 
 
+def _split(data: PyTree, share: float) -> tuple[PyTree, PyTree | None]:
+    """The examples to train on, and those held out for evaluation, the same at every start; None if none are.
+
+    Raises:
+      ParameterError: there are fewer than two examples to split.
+    """
+    count = jax.tree.leaves(data)[0].shape[0]
+    if not share:
+        return data, None
+    if count < 2:
+        raise ParameterError("data", f"must have two examples or more where some are held out, got {count}")
+    order = np.random.default_rng(count).permutation(count)
+    kept = min(max(1, round(share * count)), count - 1)
+    train, held_out = np.sort(order[kept:]), np.sort(order[:kept])
+    return jax.tree.map(lambda a: a[train], data), jax.tree.map(lambda a: a[held_out], data)
+
+
 class _Run:
     """A client's part in a run."""
 
     def __init__(
-        self, name: bytes, parts: Parts, params: PyTree, data: PyTree, folder: Path | None, client: int
+        self,
+        name: bytes,
+        parts: Parts,
+        params: PyTree,
+        data: PyTree,
+        held_out: PyTree | None,
+        folder: Path | None,
+        client: int,
     ) -> None:
         """Compile the client's program, and take up the state in the folder, if it is of this run."""
         self.name, self._parts, self._folder, self._client = name, parts, folder, client
@@ -200,12 +227,13 @@ class _Run:
         state = parts.algorithm.optimizer.init(params)
         self._start = Standing(0, BEGIN, params, state)
         self.standing = self._found() or self._start
-        self._examples = jax.tree.leaves(data)[0].shape[0]
+        self.examples = jax.tree.leaves(data)[0].shape[0]
         # Padded to a power of two, so that clients of one machine share a compiled program.
-        size = 1 << (self._examples - 1).bit_length()
+        size = 1 << (self.examples - 1).bit_length()
         self._data = jax.tree.map(
             lambda a: jnp.pad(jnp.asarray(a), [(0, size - len(a))] + [(0, 0)] * (a.ndim - 1)), data
         )
+        self._held_out = None if held_out is None else jax.tree.map(jnp.asarray, held_out)
         self._written, self._writing = 0.0, 0.0
         self._secret = self._kept_secret() if parts.algorithm.needs_secret else None
         self._warm_up()
@@ -238,16 +266,39 @@ class _Run:
 
         def arguments(standing: Standing, number: int, place: int) -> tuple[Any, ...]:
             numbers = jnp.int32(number), jnp.int32(self._client), jnp.int32(place)
-            own = self._data, jnp.int32(self._examples)
+            own = self._data, jnp.int32(self.examples)
             return (standing.params, standing.state), *numbers, *own, rate, frozen, self._secret
 
         # Clients of one process whose programs are equal share them.
         program = compiled(jax.jit(measure).lower(*arguments(self._start, 0, 0)), None)
         return lambda *given: jax.block_until_ready(program(*arguments(*given)))
 
+    @cached_property
+    def _metrics(self) -> Callable[[PyTree], Mapping[str, Any]]:
+        """Parameters → the metrics of every example held out."""
+        task, frozen = self._parts.task, frozen_of(self._parts.task)
+        evaluate = jax.jit(make_evaluate(at_precision(task.metrics, self._parts.config.matmul_precision)))
+        return lambda params: jax.block_until_ready(evaluate(params, self._held_out, frozen))
+
+    def asked_to_evaluate(self, envelope: Envelope) -> bytes:
+        """The sums of the metrics over the examples held out, in the order of their names, and their number."""
+        if self._held_out is None:
+            raise BadMessage("this run holds no examples out, so a client evaluates nothing")
+        stands = self._moved(envelope)
+        if stands is not None:
+            return stands
+        values = self._metrics(self.standing.params)
+        sums = [float(np.sum(np.asarray(values[name]), dtype=np.float64)) for name in sorted(values)]
+        count = jax.tree.leaves(self._held_out)[0].shape[0]
+        self._save_if_cheap()
+        content = struct.pack(f"<I{len(sums)}d", count, *sums)
+        return sealed(envelope._replace(kind=Kind.METRICS, flags=0, content=content))
+
     def _warm_up(self) -> None:
         """Compile everything before the first deadline runs, and time a direction."""
         self._measure(self._start, 0, 0)
+        if self._held_out is not None:
+            self._metrics(self._start.params)
         form, config = self._forms.down, self._parts.config
         row = np.zeros(-(-form.clients // 8) if form.clients else form.row, np.uint8).tobytes()
         begin = HEADER.pack(0, 1) + row
@@ -272,14 +323,13 @@ class _Run:
         """Where the client stands, as bytes."""
         return STANDING.pack(self.standing.round, self.seconds_a_direction, self.standing.history)
 
-    def invited(self, envelope: Envelope) -> bytes:
-        """The answer to an invitation: the client's scalars, or where it stands."""
+    def _moved(self, envelope: Envelope) -> bytes | None:
+        """Catch up by a message of the server; its answer if the client stands elsewhere than the message begins."""
         content, own = envelope.content, envelope.flags & HAS_FINGERPRINT
         head = 2 * HISTORY_BYTES + FINGERPRINT_BYTES * own + HEADER.size
         if len(content) < head:
             raise BadMessage(f"an invitation has at least {head} bytes inside, got {len(content)}")
         begin, end = content[:HISTORY_BYTES], content[HISTORY_BYTES : 2 * HISTORY_BYTES]
-        expected = content[2 * HISTORY_BYTES : 2 * HISTORY_BYTES + FINGERPRINT_BYTES] if own else None
         body = content[head - HEADER.size :]
         first, count = HEADER.unpack_from(body)
         if envelope.place >= self._parts.config.cohort:
@@ -297,6 +347,16 @@ class _Run:
         else:
             params, state = self._caught_up(body, self.standing)
         self.standing = Standing(envelope.round, end, params, state)
+        return None
+
+    def invited(self, envelope: Envelope) -> bytes:
+        """The answer to an invitation: the client's scalars, or where it stands."""
+        stands = self._moved(envelope)
+        if stands is not None:
+            return stands
+        own, params = envelope.flags & HAS_FINGERPRINT, self.standing.params
+        mark = slice(2 * HISTORY_BYTES, 2 * HISTORY_BYTES + FINGERPRINT_BYTES)
+        expected = envelope.content[mark] if own else None
         flags, differing = 0, b""
         if expected is not None and bytes.fromhex(fingerprint(jax.tree.map(np.asarray, params)))[:8] != expected:
             flags, differing = DIFFERS, np.asarray(sample(params), "<f4").tobytes()

@@ -48,6 +48,7 @@ class _Said(BaseModel):
     sample: list[Finite] = Field(max_length=64)
     private: bool
     cohort: Size
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class _Described(BaseModel):
@@ -101,6 +102,7 @@ def describe(
     estimator: Estimator,
     config: fed.SimulationConfig,
     params: PyTree,
+    held_out: float = 0.0,
 ) -> bytes:
     """The description of a run as packed JSON.
 
@@ -110,6 +112,7 @@ def describe(
       estimator: how clients measure.
       config: the configuration of the run.
       params: the initial parameters.
+      held_out: the share of its examples that a client keeps for evaluation.
     """
     key = jax.random.key(config.seed)
     # What moves no bit of the run is left out, so that a resumed run may change it.
@@ -128,6 +131,7 @@ def describe(
         "sample": sample(params),
         "private": algorithm.needs_secret,
         "cohort": config.cohort,
+        "held_out": held_out,
     }
     text = json.dumps({"said": said, "rounds": config.rounds}, sort_keys=True, default=str).encode()
     if len(text) > LONGEST:

@@ -30,14 +30,16 @@ SENTENCE = 500
 
 
 class Kind(IntEnum):
-    """The kinds of messages: the first two go down to a client, the others up to the server."""
+    """The kinds of messages: the first three go down to a client, the others up to the server."""
 
     DESCRIBE = 1
     INVITE = 2
+    EVALUATE = 3
     HELLO = 16
     ANSWER = 17
     STANDS = 18
     REFUSED = 19
+    METRICS = 20
 
 
 class Envelope(NamedTuple):

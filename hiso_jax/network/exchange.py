@@ -14,6 +14,7 @@ from hiso_jax.checks import integer, positive
 from hiso_jax.fed.ledger import fingerprint, pack_sums, sample, sums_bytes
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
 from hiso_jax.fed.run import Arrivals, RemoteRun
+from hiso_jax.fed.task import bind, frozen_of
 from hiso_jax.fed.update import ServerState
 from hiso_jax.network.catch_up import (
     CHECKPOINT,
@@ -110,6 +111,7 @@ class MessageExchange(fed.Callback):
         self._description = parts.description(params)
         self._run, self._forms = run_of(self._description), parts.forms(params)
         self._sample_bytes = 4 * len(sample(params))
+        self._metric_names = _metric_names(parts, params)
         self._known: dict[int, Known] = {}
         self._broadcasts: list[bytes] = []
         self._histories: list[bytes] = [BEGIN]
@@ -205,6 +207,53 @@ class MessageExchange(fed.Callback):
             self._notify(f"round {number}: no answer in time of client {', '.join(map(str, late))}")
         return found, status
 
+    def evaluate(self, params: Any, test: Any, frozen: Any) -> dict[str, np.ndarray]:
+        """The mean of every metric over the examples that the online clients hold out; NaN if nobody answers."""
+        assert self._session is not None
+        self._note_rounds()
+        number, names = self._session.round, self._metric_names
+        server = ServerState(self._session.params, self._session.state)
+        asking = _Asking(number, {client: 0 for client in sorted(self._quorum())}, server, None, Kind.EVALUATE)
+        outbox = {client: self._first(client, asking) for client in asking.places}
+        total, count, answered = np.zeros(len(names)), 0, set()
+        for client, message in self._transport.exchange(outbox, time.monotonic() + self._network.deadline):
+            if client not in asking.places or client in answered:
+                continue
+            try:
+                envelope = opened(message)
+                if envelope.round != number:
+                    continue
+                found = self._taken(client, envelope, asking, outbox)
+            except BadMessage as error:
+                self._notify(f"evaluation after round {number}: client {client} is left out: {error}")
+                continue
+            if found is not None:
+                answered.add(client)
+                total, count = total + found[0], count + int(found[1])
+        if count == 0:
+            self._notify(f"evaluation after round {number}: no client answered in time")
+        means = total / count if count else np.full(len(names), np.nan)
+        return {name: mean[None] for name, mean in zip(names, means, strict=True)}
+
+    def _sums(self, client: int, content: bytes) -> tuple[np.ndarray, int]:
+        """The sums and the number of examples in a client's answer to an evaluation.
+
+        Raises:
+          BadMessage: it has another length, or numbers that no examples give.
+        """
+        form = struct.Struct(f"<I{len(self._metric_names)}d")
+        if client not in self._known:
+            raise BadMessage("it answers before it was told of the run")
+        if len(content) != form.size:
+            raise BadMessage("its sums have another length")
+        count, *sums = form.unpack(content)
+        # Of n + h examples, of which it trains on n, h are held out.
+        share = self._parts.held_out
+        most = max(1, round(share / (1 - share) * self._known[client].examples) + 1)
+        if not 1 <= count <= most or not np.isfinite(sums).all():
+            raise BadMessage("its sums are of no examples, or are not finite")
+        return np.asarray(sums), count
+
     # ------------------------------------------------------------ the messages
 
     def _sealed(self, kind: Kind, client: int, asking: "_Asking", content: bytes, flags: int = 0) -> bytes:
@@ -225,7 +274,7 @@ class MessageExchange(fed.Callback):
         begin = known.history if follows else BEGIN
         mark = b"" if asking.mark is None or known.is_other else asking.mark
         content = begin + self._histories[number] + mark + body
-        return self._sealed(Kind.INVITE, client, asking, content, HAS_FINGERPRINT if mark else 0)
+        return self._sealed(asking.kind, client, asking, content, HAS_FINGERPRINT if mark else 0)
 
     def _catch_up(self, known: Known, asking: "_Asking", *, whole: bool) -> bytes:
         number, costs, speed = asking.number, self._costs, self._network.bytes_a_second
@@ -266,8 +315,13 @@ class MessageExchange(fed.Callback):
         """
         if envelope.client != client or envelope.run != self._run:
             raise BadMessage("its message is of another client or another run")
-        if envelope.kind is Kind.ANSWER:
+        if envelope.kind is Kind.ANSWER and asking.kind is Kind.INVITE:
             return self._answer(client, envelope, asking, outbox)
+        if envelope.kind is Kind.METRICS and asking.kind is Kind.EVALUATE:
+            found = self._sums(client, envelope.content)
+            known, history = self._known[client], self._histories[asking.number]
+            self._known[client] = known._replace(round=asking.number, history=history)
+            return found
         asking.tries[client] = asking.tries.get(client, 0) + 1
         if asking.tries[client] > TRIES:
             raise BadMessage(f"it was asked {TRIES} times in one round")
@@ -356,6 +410,12 @@ class MessageExchange(fed.Callback):
                 self._notify(f"client {client} is left out: {error}")
 
 
+def _metric_names(parts: Parts, params: Any) -> list[str]:
+    """The names of the task's metrics, in the order in which clients send their sums."""
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), parts.task.train)
+    return sorted(jax.eval_shape(bind(parts.task.metrics, frozen_of(parts.task)), params, batch))
+
+
 def _seconds(told: float) -> float:
     """A client's word on its speed, within reason."""
     return float(np.clip(told, 0.0, 1e6)) if np.isfinite(told) else 1e6
@@ -380,6 +440,8 @@ class _Way(NamedTuple):
 class _Asking:
     """A round while its messages are exchanged."""
 
-    def __init__(self, number: int, places: dict[int, int], server: Any, mark: bytes | None) -> None:
-        self.number, self.places, self.server, self.mark = number, places, server, mark
+    def __init__(
+        self, number: int, places: dict[int, int], server: Any, mark: bytes | None, kind: Kind = Kind.INVITE
+    ) -> None:
+        self.number, self.places, self.server, self.mark, self.kind = number, places, server, mark, kind
         self.tries: dict[int, int] = {}

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from hiso_jax import fed
+from hiso_jax.checks import ParameterError, fraction
 from hiso_jax.experiment import Experiment
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.keys import init_key
@@ -23,12 +24,14 @@ class Parts(NamedTuple):
       algorithm: the method.
       config: the configuration, with the method's defaults.
       about: the options of the experiment; empty if the parts were made by a program.
+      held_out: the share of its examples that every client keeps for evaluation; 0 leaves evaluation to the server.
     """
 
     task: Any
     algorithm: Algorithm
     config: fed.SimulationConfig
     about: Mapping[str, Any]
+    held_out: float = 0.0
 
     @property
     def estimator(self) -> Estimator:
@@ -45,15 +48,21 @@ class Parts(NamedTuple):
 
     def description(self, params: PyTree) -> bytes:
         """The run's description, packed."""
-        return describe(self.about, self.algorithm, self.estimator, self.config, params)
+        return describe(self.about, self.algorithm, self.estimator, self.config, params, self.held_out)
 
 
-def parts_of(experiment: Experiment) -> Parts:
-    """The parts of an experiment."""
-    return parts(experiment.task, experiment.algorithm, experiment.config, experiment.about)
+def parts_of(experiment: Experiment, held_out: float = 0.0) -> Parts:
+    """The parts of an experiment; see :func:`parts` for the rest."""
+    return parts(experiment.task, experiment.algorithm, experiment.config, experiment.about, held_out)
 
 
-def parts(task: Any, algorithm: Algorithm, config: fed.SimulationConfig, about: Mapping[str, Any] = {}) -> Parts:
+def parts(
+    task: Any,
+    algorithm: Algorithm,
+    config: fed.SimulationConfig,
+    about: Mapping[str, Any] = {},
+    held_out: float = 0.0,
+) -> Parts:
     """The parts of a run that a program makes.
 
     Args:
@@ -61,6 +70,15 @@ def parts(task: Any, algorithm: Algorithm, config: fed.SimulationConfig, about: 
       algorithm: the method, whose messages are scalars.
       config: the configuration.
       about: the options of its experiment, if it has them.
+      held_out: the share of its examples that every client keeps for evaluation, 0 ≤ share < 1.
+
+    Raises:
+      ParameterError: ``held_out`` is out of range, or its metrics would not be sums of examples.
     """
     method = as_algorithm(algorithm)
-    return Parts(task, method, completed(task, method, config)[0], about)
+    fraction("held_out", held_out)
+    if held_out and method.needs_secret:
+        raise ParameterError("held_out", "must be 0 in a private run: the metrics of clients are not noised")
+    if held_out and getattr(task, "summarise", None) is not None:
+        raise ParameterError("held_out", "must be 0 for a task that reduces its metrics by a rule of its own")
+    return Parts(task, method, completed(task, method, config)[0], about, held_out)

@@ -48,7 +48,7 @@ class Server:
         notify: Callable[[str], None] = logger.info,
     ) -> None:
         """Check the run; :meth:`run` compiles its programs."""
-        network = network or NetworkSettings()
+        network, self._parts = network or NetworkSettings(), parts
         check_server(parts, clients, network)
         self._run = RemoteRun(
             parts.task, parts.algorithm, parts.config, clients=clients, storage=storage, callbacks=callbacks
@@ -67,7 +67,8 @@ class Server:
           NobodyCame: too few clients were online for too long; the rounds so far are kept.
           OSError: the directory cannot be written.
         """
-        return self._run.run(self._exchange, (self._exchange,))
+        evaluate = self._exchange.evaluate if self._parts.held_out else None
+        return self._run.run(self._exchange, (self._exchange,), evaluate)
 
 
 def check_server(parts: Parts, clients: int, network: NetworkSettings) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso_jax import fed
-from hiso_jax.checks import ParameterError, did_you_mean, integer
+from hiso_jax.checks import ParameterError, did_you_mean, fraction, integer
 from hiso_jax.experiment import Clock, Experiment
 from hiso_jax.fed.ledger import exists
 from hiso_jax.network.client import Client
@@ -30,7 +30,7 @@ SIMULATED = (
     "backprop_share",
     *(each.name for each in fields(Clock)),
 )
-OWN = ("clients", "keys", *(each.name for each in fields(NetworkSettings)))
+OWN = ("clients", "keys", "held_out", *(each.name for each in fields(NetworkSettings)))
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Study:
       clients: N, the number of clients.
       network: settings of the rounds.
       keys: the file with the clients' public keys; None believes nodes.
+      held_out: the share of its examples that every client keeps for evaluation: at an evaluation the clients that are
+        online send sums of the metrics and counts. 0 evaluates on the server's test examples.
       title: the words for its progress.
     """
 
@@ -49,6 +51,7 @@ class Study:
     clients: int
     network: NetworkSettings
     keys: Path | None = None
+    held_out: float = 0.0
 
     @property
     def title(self) -> str:
@@ -77,9 +80,10 @@ def read_study(path: Path) -> Study:
     for name in own:
         if name not in OWN:
             raise ParameterError(name, f"is no entry of [network]{did_you_mean(name, OWN)}")
-    clients, keys = own.pop("clients"), own.pop("keys", None)
+    clients, keys, held_out = own.pop("clients"), own.pop("keys", None), own.pop("held_out", 0.0)
     integer("clients", clients, 1)
-    return Study(entries, clients, NetworkSettings(**own), None if keys is None else path.parent / keys)
+    fraction("held_out", held_out)
+    return Study(entries, clients, NetworkSettings(**own), None if keys is None else path.parent / keys, held_out)
 
 
 def key_files(path: Path) -> dict[Path, int]:
@@ -137,7 +141,7 @@ def run_study(
         storage = fed.Storage(out, experiment.about, resume=resume)
         own = (Report(), *own)
     server = Server(
-        parts_of(experiment), transport, clients=study.clients, network=study.network, storage=storage,
+        parts_of(experiment, study.held_out), transport, clients=study.clients, network=study.network, storage=storage,
         callbacks=(*own, Progress(study.title)), notify=say,
     )  # fmt: skip
     return server.run()

@@ -174,18 +174,21 @@ class Programs(NamedTuple):
         """The shapes of the log of a dispatch."""
         return self.dispatch.out_info[1]
 
-    def compile(self, prepared: PreparedRun, given: Dispatch | None = None) -> tuple[Callable, Callable]:
+    def compile(
+        self, prepared: PreparedRun, given: Dispatch | None = None, evaluated: Callable | None = None
+    ) -> tuple[Callable, Callable]:
         """Compile both at the same time; under ``jax.disable_jit()``, return functions to step through a loss.
 
         Args:
           prepared: the run.
           given: a dispatch to return in place of the traced one, which is then not compiled.
+          evaluated: an evaluation, likewise.
         """
         if without_jit():
-            return given or self.functions[0], self.functions[1]
+            return given or self.functions[0], evaluated or self.functions[1]
         with prepared.on_mesh():
             if given is not None:
-                return given, compiled(self.evaluate.lower(), prepared.mesh)
+                return given, evaluated or compiled(self.evaluate.lower(), prepared.mesh)
             dispatch, evaluate = self.dispatch.lower(), self.evaluate.lower()
         with ThreadPoolExecutor(1) as other:
             # Much of XLA's work runs in one thread, so two compilations run side by side.

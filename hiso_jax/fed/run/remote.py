@@ -132,12 +132,16 @@ class RemoteRun:
         """Ask a running :meth:`run` to end after the round in flight."""
         self._stop = True
 
-    def run(self, exchange: Exchange, callbacks: tuple[Callback, ...] = ()) -> Result:
+    def run(
+        self, exchange: Exchange, callbacks: tuple[Callback, ...] = (), evaluate: Callable[..., Any] | None = None
+    ) -> Result:
         """Run to the last round, to divergence, or until :meth:`stop`; a storage with ``resume`` continues its run.
 
         Args:
           exchange: brings the messages of a round.
           callbacks: called before the run's own.
+          evaluate: (parameters, test split, frozen parameters) → the metrics of examples by name, [n], in place of an
+            evaluation on the task's test split.
 
         Raises:
           ValueError: the directory holds another run, an altered run, or a run that is being written.
@@ -153,7 +157,8 @@ class RemoteRun:
                 for callback in (*callbacks, *self._callbacks):
                     callback.open()
                     opened.append(callback)
-                beginning = Session.begin(self._prepared, self._storage, opened, lambda: self._stop, dispatch=dispatch)
+                own = self._prepared, self._storage, opened, lambda: self._stop
+                beginning = Session.begin(*own, dispatch=dispatch, evaluate=evaluate)
                 with beginning as session:
                     return session.run()
         finally:

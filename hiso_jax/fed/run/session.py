@@ -96,6 +96,7 @@ class Session:
         callbacks: Sequence[Callback] = (),
         should_stop: Callable[[], bool] = lambda: False,
         dispatch: Dispatch | None = None,
+        evaluate: Callable[..., Any] | None = None,
     ) -> "Session":
         """A compiled session, at the beginning of the run or where a resumed run had ended.
 
@@ -106,6 +107,7 @@ class Session:
           should_stop: called before every dispatch; True ends the run.
           dispatch: a function that runs rounds in place of the compiled program, with the same arguments and outputs,
             for a server whose messages come from elsewhere.
+          evaluate: a function that evaluates in place of the compiled program, likewise.
 
         Raises:
           ValueError: the directory holds another run, a run that cannot be continued with these options, an altered
@@ -115,7 +117,7 @@ class Session:
         seed_key, primary = jax.random.key(prepared.config.seed), jax.process_index() == 0
         store = in_all_processes(lambda: run_store_of(storage, seed_key, primary=primary))
         try:
-            return cls(prepared, storage, store, callbacks, should_stop, dispatch)
+            return cls(prepared, storage, store, callbacks, should_stop, dispatch, evaluate)
         except BaseException:
             store.close()
             raise
@@ -128,6 +130,7 @@ class Session:
         callbacks: Sequence[Callback],
         should_stop: Callable[[], bool],
         dispatch: Dispatch | None,
+        evaluate: Callable[..., Any] | None,
     ) -> None:
         """See :meth:`begin`."""
         self.prepared, self.storage, self._store, self._callbacks = prepared, storage, store, tuple(callbacks)
@@ -158,7 +161,7 @@ class Session:
             in_all_processes(lambda: store.begin(header, found, like=like))
         # A finished run needs neither rounds nor evaluations.
         if store.found is None or store.found.seal is None:
-            self._dispatch, self._evaluate = programs.compile(prepared, dispatch)
+            self._dispatch, self._evaluate = programs.compile(prepared, dispatch, evaluate)
         self.compile_seconds = time.perf_counter() - before
         self._carry = self._take_up(carry)
 
