@@ -44,6 +44,8 @@ from hiso_jax.fed.run import GROUP_BYTES, HEADER_BYTES, SEED_BYTES
 
 HEADER = struct.Struct("<II")
 CHECKPOINT, SUMS = 2**32 - 1, 2**32 - 2
+# The round and the place in which a visit began, before the aggregate of an asynchronous round.
+VISIT = np.dtype([("version", "<u4"), ("place", "<u2")])
 # Rounds that are read and applied at a time.
 BLOCK = 64
 
@@ -59,12 +61,14 @@ class Form(NamedTuple):
       steps, perturbations: K, and P; G·P for an aggregate.
       bits: bits of a scalar; 32 for floats.
       clients: C if the server relays the clients' codes, else 0.
+      visits: B if a round applies answers of visits that began in other rounds, else 0.
     """
 
     steps: int
     perturbations: int
     bits: int = 32
     clients: int = 0
+    visits: int = 0
 
     @property
     def packed(self) -> int:
@@ -75,6 +79,15 @@ class Form(NamedTuple):
     def row(self) -> int:
         """The bytes of one message or aggregate."""
         return 4 * self.steps * self.perturbations if self.bits == 32 else 4 + self.packed
+
+    def round_bytes(self, body: bytes, begin: int) -> int:
+        """The bytes of the round whose broadcast begins at ``begin`` of ``body``, as far as they are there."""
+        visits = VISIT.itemsize * self.visits
+        if not self.clients:
+            return visits + self.row
+        mask = -(-self.clients // 8)
+        first = begin + visits
+        return visits + mask + int.from_bytes(body[first : first + mask], "big").bit_count() * self.row
 
 
 def form_of(aggregate: Any) -> Form:
@@ -143,6 +156,12 @@ def _floats(numbers: Any) -> bytes:
 
 def broadcast_bytes(updates: Updates) -> bytes:
     """The bytes that the server broadcasts for all rounds of ``updates``."""
+    if updates.version is not None and updates.place is not None:
+        rows = np.empty(updates.version.shape, VISIT)
+        rows["version"], rows["place"] = updates.version, updates.place
+        first, alone = int(updates.round[0]) if len(updates.round) else 0, updates._replace(version=None, place=None)
+        each = [broadcast_bytes(alone.between(number, number + 1)) for number in range(first, first + len(rows))]
+        return b"".join(row.tobytes() + own for row, own in zip(rows, each, strict=True))
     aggregate, applied = updates.aggregate, np.asarray(updates.applied)
     if isinstance(aggregate, Relayed):
         packed, steps = pack(np.asarray(aggregate.codes), aggregate.bits), np.asarray(aggregate.step)
@@ -221,6 +240,23 @@ def catch_up_message(
         count, body = CHECKPOINT, checkpoint_bytes(checkpoint)
     own = b"" if group is None else struct.pack("<H", group)
     return HEADER.pack(first, count) + own + (seed if synced_to is None else b"") + body
+
+
+def _without_visits(body: bytes, count: int, form: Form) -> tuple[bytes, np.ndarray]:
+    """The rounds in ``body`` without their visits, and the visits [R, B].
+
+    Raises:
+      BadMessage: the bytes end within a round.
+    """
+    parts, visits, place, size = [], [], 0, VISIT.itemsize * form.visits
+    for number in range(count):
+        end = place + form.round_bytes(body, place)
+        if end > len(body):
+            raise BadMessage(f"the message ends within round {number} of {count}")
+        visits.append(np.frombuffer(body, VISIT, form.visits, place))
+        parts.append(body[place + size : end])
+        place = end
+    return b"".join([*parts, body[place:]]), np.array(visits, VISIT).reshape(count, form.visits)
 
 
 def _blocks(body: bytes, count: int, form: Form) -> Iterator[tuple[int, Any, np.ndarray]]:
@@ -329,7 +365,11 @@ def catch_up(
         return *add_sums(body, params, state, algorithm, seed_key), seed_key
     if first + count >= 2**31 or count * min(form.row, math.ceil(form.clients / 8) or form.row) > len(body):
         raise BadMessage(f"{count} rounds from round {first} on are said to follow, and the message is too short")
-    done = first
+    done, visits = first, None
+    if form.visits:
+        body, visits = _without_visits(body, count, form)
+        if (visits["version"] > first + np.arange(count)[:, None]).any():
+            raise BadMessage("a visit begins in a round that had come")
     # Read to its end before anything is applied.
     parts = list(_blocks(body, count, form)) if count <= BLOCK else None
     if parts is None:
@@ -337,6 +377,10 @@ def catch_up(
             pass
     for size, aggregate, applied in parts or _blocks(body, count, form):
         updates = Updates(seed_key, done + np.arange(size, dtype=np.int32), aggregate, applied, clients)
+        if visits is not None:
+            own = visits[done - first : done - first + size]
+            began = {name: own[name].astype(np.int32) for name in ("version", "place")}
+            updates = updates._replace(version=began["version"], place=began["place"])
         params, state = replay(params, tx, updates, state=state)
         done += size
     return params, state, seed_key

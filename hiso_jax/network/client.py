@@ -253,7 +253,7 @@ class _Run:
             frozen: PyTree, secret: Any,
         ) -> Message:  # fmt: skip
             estimator = parts.estimator if rate is None else parts.estimator._replace(local_learning_rate=rate)
-            run = client_round(loss, parts.algorithm, estimator, settings, config.cohort)
+            run = client_round(loss, parts.algorithm, estimator, settings, config.answers)
 
             rows = draw_own(data_key(self._seed_key, number), client, count, shape)
             batches = jax.tree.map(lambda a: a[rows], data)
@@ -300,7 +300,7 @@ class _Run:
         if self._held_out is not None:
             self._metrics(self._start.params)
         form, config = self._forms.down, self._parts.config
-        row = np.zeros(-(-form.clients // 8) if form.clients else form.row, np.uint8).tobytes()
+        row = bytes(form.round_bytes(b"", 0))
         begin = HEADER.pack(0, 1) + row
 
         def once() -> float:
@@ -315,7 +315,7 @@ class _Run:
     def _caught_up(self, message: bytes, standing: Standing) -> tuple[PyTree, Any]:
         params, state, _ = catch_up(
             message, standing.params, standing.state, self._parts.algorithm,
-            form=self._forms.down, clients=self._parts.config.cohort, seed_key=self._seed_key,
+            form=self._forms.down, clients=self._parts.config.answers, seed_key=self._seed_key,
         )  # fmt: skip
         return params, state
 

@@ -72,8 +72,12 @@ class Forms(NamedTuple):
     groups: int
 
 
-def forms_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int) -> Forms:
+def forms_of(
+    algorithm: Algorithm, estimator: Estimator, params: PyTree, clients: int, *, buffered: bool = False
+) -> Forms:
     """The forms of a run's messages; only shapes are read.
+
+    ``clients`` are those whose answers an update takes; with a buffer each of them has columns of its own.
 
     Raises:
       ParameterError: the method cannot run over a network.
@@ -86,14 +90,14 @@ def forms_of(algorithm: Algorithm, estimator: Estimator, params: PyTree, clients
         raise ParameterError("attack", "is simulated; over a network clients are as hostile as they are")
     if estimator.is_balanced:
         raise ParameterError("backprop_share", "is simulated; over a network all clients measure alike")
-    shapes = shapes_of(algorithm, estimator, params, clients)
+    shapes = shapes_of(algorithm, estimator, params, clients, clients if buffered else None)
     if reads_loss(algorithm, shapes, params):
         raise ParameterError("algorithm", "must not read the loss of a round over a network: clients do not receive it")
     try:
         up, down = form_of(shapes.message), form_of(shapes.aggregate)
     except ValueError as error:
         raise ParameterError("algorithm", f"cannot run over a network: {error}") from error
-    return Forms(up._replace(clients=0), down, shapes.groups)
+    return Forms(up._replace(clients=0), down._replace(visits=clients if buffered else 0), shapes.groups)
 
 
 def describe(
@@ -178,7 +182,12 @@ def run_of(packed: bytes) -> bytes:
 
 def are_near(mine: PyTree, theirs: Any) -> bool:
     """Whether the sample of other parameters is as near as that of another processor's may be."""
-    own, other = np.asarray(sample(mine), np.float64), np.asarray(theirs, np.float64)
+    return are_near_samples(sample(mine), theirs)
+
+
+def are_near_samples(mine: Any, theirs: Any) -> bool:
+    """:func:`are_near` for a sample of one's own parameters."""
+    own, other = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
     if own.shape != other.shape or not np.isfinite(other).all():
         return False
     scale = max(float(np.sqrt(np.square(own).mean())), 1e-12)

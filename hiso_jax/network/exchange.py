@@ -26,7 +26,7 @@ from hiso_jax.network.catch_up import (
     read_content,
 )
 from hiso_jax.network.client import DIFFERS, FINGERPRINT_BYTES, GREETING, HAS_FINGERPRINT, STANDING
-from hiso_jax.network.description import are_near, run_of
+from hiso_jax.network.description import are_near_samples, run_of
 from hiso_jax.network.envelope import Envelope, Kind, opened, sealed
 from hiso_jax.network.history import BEGIN, after
 from hiso_jax.network.parts import Parts
@@ -91,6 +91,22 @@ class Known(NamedTuple):
     is_other: bool = False
 
 
+class Begun(NamedTuple):
+    """A visit of a client that the server waits for.
+
+    Attributes:
+      version: the round to which it was invited.
+      place: its place among the clients of this round.
+      until: the time, of ``time.monotonic``, at which the server no longer waits.
+      sample: a sample of the parameters of this round, if the client's are compared with them.
+    """
+
+    version: int
+    place: int
+    until: float
+    sample: Any = None
+
+
 class MessageExchange(fed.Callback):
     """Brings the messages of the rounds, one round at a call."""
 
@@ -144,13 +160,21 @@ class MessageExchange(fed.Callback):
         self._note_rounds()
         cohort = self._cohort(order)
         found, status = self._exchanged(number, cohort, server)
+        return self._arrivals(cohort, status, found)
+
+    def _arrivals(
+        self, cohort: np.ndarray, status: np.ndarray, found: dict[int, tuple[Any, float]], visits: Any = None
+    ) -> Arrivals:
+        """What came of some visits; ``visits`` are their rounds and places, if they are not this round's."""
         form = self._forms.up
         zero = jax.tree.map(np.zeros_like, read_content(bytes(form.row), form))
         rows = [found[client][0] if client in found else zero for client in cohort.tolist()]
         losses = [found[client][1] if client in found else 0.0 for client in cohort.tolist()]
         examples = [self._known[client].examples if client in self._known else 1 for client in cohort.tolist()]
         messages = jax.tree.map(lambda *each: np.stack(each), *rows)
-        return Arrivals(cohort, status, messages, np.asarray(losses, np.float32), np.asarray(examples))
+        version, place = (None, None) if visits is None else visits
+        losses32 = np.asarray(losses, np.float32)
+        return Arrivals(cohort, status, messages, losses32, np.asarray(examples), version, place)
 
     def _cohort(self, order: np.ndarray) -> np.ndarray:
         """The first C online clients of the round's order; offline clients fill up the places."""
@@ -181,10 +205,7 @@ class MessageExchange(fed.Callback):
         online = self._transport.online()
         status = np.array([LATE if client in online else ABSENT for client in places], np.int8)
         found: dict[int, tuple[Any, float]] = {}
-        check = self._network.check_every and number % self._network.check_every == 0
-        host = jax.tree.map(np.asarray, server.params) if check else None
-        mark = None if host is None else bytes.fromhex(fingerprint(host))[:FINGERPRINT_BYTES]
-        asking = _Asking(number, places, server, mark)
+        asking = self._asking(number, places, server)
         outbox = {client: self._first(client, asking) for client in places if client in online}
         for client, message in self._transport.exchange(outbox, time.monotonic() + self._network.deadline):
             if client not in places or client in found:
@@ -213,7 +234,7 @@ class MessageExchange(fed.Callback):
         self._note_rounds()
         number, names = self._session.round, self._metric_names
         server = ServerState(self._session.params, self._session.state)
-        asking = _Asking(number, {client: 0 for client in sorted(self._quorum())}, server, None, Kind.EVALUATE)
+        asking = Asking(number, {client: 0 for client in sorted(self._quorum())}, server, None, Kind.EVALUATE)
         outbox = {client: self._first(client, asking) for client in asking.places}
         total, count, answered = np.zeros(len(names)), 0, set()
         for client, message in self._transport.exchange(outbox, time.monotonic() + self._network.deadline):
@@ -254,19 +275,33 @@ class MessageExchange(fed.Callback):
             raise BadMessage("its sums are of no examples, or are not finite")
         return np.asarray(sums), count
 
+    def _asking(self, number: int, places: dict[int, int], server: ServerState) -> "Asking":
+        """The round while its messages are exchanged; with the marks of its parameters, if it checks the clients'."""
+        check = self._network.check_every and number % self._network.check_every == 0
+        if not check:
+            return Asking(number, places, server, None)
+        host = jax.tree.map(np.asarray, server.params)
+        asking = Asking(number, places, server, bytes.fromhex(fingerprint(host))[:FINGERPRINT_BYTES])
+        asking.sample = sample(host)
+        return asking
+
+    def _begun(self, client: int, asking: "Asking") -> Begun:
+        """The visit that a client's answer is of."""
+        return Begun(asking.number, asking.places[client], 0.0, asking.sample)
+
     # ------------------------------------------------------------ the messages
 
-    def _sealed(self, kind: Kind, client: int, asking: "_Asking", content: bytes, flags: int = 0) -> bytes:
+    def _sealed(self, kind: Kind, client: int, asking: "Asking", content: bytes, flags: int = 0) -> bytes:
         place = asking.places.get(client, 0)
         return sealed(Envelope(kind, self._run, asking.number, client, place, content, flags))
 
-    def _first(self, client: int, asking: "_Asking") -> bytes:
+    def _first(self, client: int, asking: "Asking") -> bytes:
         """The first message of a round to a client: the run's description, or the invitation."""
         if client not in self._known:
             return self._sealed(Kind.DESCRIBE, client, asking, self._description)
         return self._invitation(client, asking)
 
-    def _invitation(self, client: int, asking: "_Asking", *, whole: bool = False) -> bytes:
+    def _invitation(self, client: int, asking: "Asking", *, whole: bool = False) -> bytes:
         """The invitation with what is missing: rounds, sums or a checkpoint, of the quick ones the smallest."""
         known, number = self._known[client], asking.number
         follows = known.round <= number and self._histories[known.round] == known.history
@@ -276,7 +311,7 @@ class MessageExchange(fed.Callback):
         content = begin + self._histories[number] + mark + body
         return self._sealed(asking.kind, client, asking, content, HAS_FINGERPRINT if mark else 0)
 
-    def _catch_up(self, known: Known, asking: "_Asking", *, whole: bool) -> bytes:
+    def _catch_up(self, known: Known, asking: "Asking", *, whole: bool) -> bytes:
         number, costs, speed = asking.number, self._costs, self._network.bytes_a_second
         checkpoint = (CHECKPOINT, lambda: checkpoint_bytes((asking.server.params, asking.server.state)))
         if whole:
@@ -306,7 +341,7 @@ class MessageExchange(fed.Callback):
         return HEADER.pack(known.round, way.number) + way.make()
 
     def _taken(
-        self, client: int, envelope: Envelope, asking: "_Asking", outbox: dict[int, bytes]
+        self, client: int, envelope: Envelope, asking: "Asking", outbox: dict[int, bytes]
     ) -> tuple[Any, float] | None:
         """The scalars and the loss in a client's answer; None if the client is asked again, in ``outbox``.
 
@@ -344,9 +379,10 @@ class MessageExchange(fed.Callback):
         return None
 
     def _answer(
-        self, client: int, envelope: Envelope, asking: "_Asking", outbox: dict[int, bytes]
+        self, client: int, envelope: Envelope, asking: "Asking", outbox: dict[int, bytes]
     ) -> tuple[Any, float] | None:
-        if client not in self._known or envelope.place != asking.places[client]:
+        visit = self._begun(client, asking)
+        if client not in self._known or envelope.place != visit.place:
             raise BadMessage("it answers for a place that is not its own")
         private, content = self._parts.algorithm.needs_secret, envelope.content
         differing = b""
@@ -357,9 +393,9 @@ class MessageExchange(fed.Callback):
                 raise BadMessage("its message ends before its loss")
             loss, content = struct.unpack_from("<f", content)[0], content[4:]
         numbers = read_content(content, self._forms.up)
-        known = self._known[client]._replace(round=asking.number, history=self._histories[asking.number])
+        known = self._known[client]._replace(round=visit.version, history=self._histories[visit.version])
         if differing:
-            if not are_near(asking.server.params, np.frombuffer(differing, "<f4")):
+            if visit.sample is None or not are_near_samples(visit.sample, np.frombuffer(differing, "<f4")):
                 asking.tries[client] = asking.tries.get(client, 0) + 1
                 if asking.tries[client] > TRIES:
                     raise BadMessage("its parameters are far from the run's, also after a checkpoint")
@@ -393,7 +429,7 @@ class MessageExchange(fed.Callback):
 
     def _greet(self) -> None:
         """Describe the run to the clients that are online, so that they compile before the first deadline runs."""
-        asking = _Asking(len(self._broadcasts), {}, None, None)
+        asking = Asking(len(self._broadcasts), {}, None, None)
         outbox = {
             client: self._sealed(Kind.DESCRIBE, client, asking, self._description)
             for client in sorted(self._transport.online())
@@ -437,11 +473,12 @@ class _Way(NamedTuple):
     make: Callable[[], bytes]
 
 
-class _Asking:
+class Asking:
     """A round while its messages are exchanged."""
 
     def __init__(
         self, number: int, places: dict[int, int], server: Any, mark: bytes | None, kind: Kind = Kind.INVITE
     ) -> None:
         self.number, self.places, self.server, self.mark, self.kind = number, places, server, mark, kind
+        self.sample: Any = None
         self.tries: dict[int, int] = {}

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class FlowerTransport:
         self._clients: dict[int, int] = {}
         self._asked: dict[str, tuple[int, float]] = {}
         self._online: set[int] = set()
+        # Message → the client that owes an answer to it, and when it is dead; answers that nobody has read.
+        self._owed: dict[str, tuple[int, float]] = {}
+        self._came: list[tuple[int, bytes]] = []
         self._looked = 0.0
 
     def online(self) -> set[int]:
@@ -67,12 +70,14 @@ class FlowerTransport:
                 self._clients[node] = int(reply.content["hiso"]["client"])
         self._asked = {each: given for each, given in self._asked.items() if given[1] > now}
 
-    def exchange(self, outbox: dict[int, bytes], until: float) -> Iterator[tuple[int, bytes]]:
+    def exchange(
+        self, outbox: dict[int, bytes], until: float, waiting: Collection[int] = ()
+    ) -> Iterator[tuple[int, bytes]]:
         """See :class:`hiso_jax.network.Transport`."""
         from flwr.app import ConfigRecord, Message, RecordDict
 
         nodes = {number: node for node, number in self._clients.items()}
-        waiting: dict[str, int] = {}
+        own: set[str] = set()
         while True:
             sent = {number: outbox.pop(number) for number in list(outbox) if number in nodes}
             outbox.clear()
@@ -87,16 +92,26 @@ class FlowerTransport:
                     )
                     for number, content in sent.items()
                 ]
-                waiting |= dict(zip(self._grid.push_messages(messages), sent, strict=True))
-            if not waiting or time.monotonic() >= until:
+                pushed, dead = self._grid.push_messages(messages), time.monotonic() + ttl
+                self._owed |= {each: (number, dead) for each, number in zip(pushed, sent, strict=True)}
+                own |= set(pushed)
+            while self._came:
+                yield self._came.pop(0)
+            if outbox:
+                continue
+            now = time.monotonic()
+            self._owed = {each: given for each, given in self._owed.items() if given[1] > now}
+            owing = [each for each, (number, _) in self._owed.items() if each in own or number in waiting]
+            if not owing or now >= until:
                 return
-            for reply in self._grid.pull_messages(list(waiting)):
-                number = waiting.pop(reply.metadata.reply_to_message_id, None)
+            for reply in self._grid.pull_messages(owing):
+                number, _ = self._owed.pop(reply.metadata.reply_to_message_id, (None, 0.0))
                 if number is None or not reply.has_content():
                     logger.info("client %s: its node answers with an error", number)
                     continue
-                yield number, bytes(reply.content["hiso"]["bytes"])
-            if waiting and not outbox:
+                # Kept until they are asked for: who iterates may stop before the last of them.
+                self._came.append((number, bytes(reply.content["hiso"]["bytes"])))
+            if not self._came:
                 time.sleep(POLL)
 
 

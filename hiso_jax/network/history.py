@@ -18,12 +18,8 @@ def after(history: bytes, broadcast: bytes, count: int, form: Form) -> bytes:
       BadMessage: the bytes end before the last round.
     """
     place = 0
-    mask = -(-form.clients // 8)
     for number in range(count):
-        end = place + form.row
-        if form.clients:
-            valid = int.from_bytes(broadcast[place : place + mask], "big").bit_count()
-            end = place + mask + valid * form.row
+        end = place + form.round_bytes(broadcast, place)
         if end > len(broadcast):
             raise BadMessage(f"the message ends within round {number} of {count}")
         history = hashlib.blake2b(history + broadcast[place:end], digest_size=HISTORY_BYTES).digest()

@@ -44,7 +44,8 @@ class Parts(NamedTuple):
 
     def forms(self, params: PyTree) -> Forms:
         """The forms of the run's messages; only the shapes of ``params`` are read."""
-        return forms_of(self.algorithm, self.estimator, params, self.config.cohort)
+        buffered = self.config.buffer is not None
+        return forms_of(self.algorithm, self.estimator, params, self.config.answers, buffered=buffered)
 
     def description(self, params: PyTree) -> bytes:
         """The run's description, packed."""

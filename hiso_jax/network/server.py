@@ -13,6 +13,7 @@ from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.run import RemoteRun
+from hiso_jax.network.buffered import BufferedExchange
 from hiso_jax.network.exchange import MessageExchange, NetworkSettings
 from hiso_jax.network.parts import Parts
 from hiso_jax.network.transport import Transport
@@ -53,7 +54,8 @@ class Server:
         self._run = RemoteRun(
             parts.task, parts.algorithm, parts.config, clients=clients, storage=storage, callbacks=callbacks
         )
-        self._exchange = MessageExchange(self._run, parts, clients, transport, network, notify)
+        kind = MessageExchange if parts.config.buffer is None else BufferedExchange
+        self._exchange = kind(self._run, parts, clients, transport, network, notify)
 
     def stop(self) -> None:
         """Ask a running :meth:`run` to end after the round in flight."""

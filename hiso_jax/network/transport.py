@@ -1,6 +1,6 @@
 """Transports: how the server's messages reach clients, and theirs the server."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
 from hiso_jax.network.client import Client
@@ -13,13 +13,17 @@ class Transport(Protocol):
         """The numbers of the clients that can be reached now."""
         ...
 
-    def exchange(self, outbox: dict[int, bytes], until: float) -> Iterator[tuple[int, bytes]]:
+    def exchange(
+        self, outbox: dict[int, bytes], until: float, waiting: Collection[int] = ()
+    ) -> Iterator[tuple[int, bytes]]:
         """Send messages, and yield the answers as they come.
 
         Args:
           outbox: client → message. Messages are taken out as they are sent; the caller may put in more while it
             iterates.
           until: the time, of ``time.monotonic``, at which it ends if somebody still owes an answer.
+          waiting: clients that were sent messages in earlier exchanges and owe answers, too; without them it ends when
+            those to whom it sent have answered.
 
         Yields:
           (client, answer), also answers that come late to an earlier exchange.
@@ -38,7 +42,9 @@ class InProcess:
         """All of them."""
         return set(self._clients)
 
-    def exchange(self, outbox: dict[int, bytes], until: float) -> Iterator[tuple[int, bytes]]:
+    def exchange(
+        self, outbox: dict[int, bytes], until: float, waiting: Collection[int] = ()
+    ) -> Iterator[tuple[int, bytes]]:
         """Answers at once; nobody is late."""
         while outbox:
             client = min(outbox)

@@ -116,6 +116,14 @@ def _has_plain_head(state: Any) -> bool:
     return state in zo_states(state)
 
 
+def late_of(
+    config: SimulationConfig, server: ServerState, seed_key: Any, number: Any, version: Array, place: Array
+) -> Late:
+    """What round ``number`` makes of answers whose visits began in the rounds ``version`` [B] at ``place`` [B]."""
+    age = (number - version).astype(jnp.float32)
+    return Late(visits_of(seed_key, version, place, server.state), (1 + age) ** -config.staleness_exponent)
+
+
 class Row(NamedTuple):
     """The visits that a round's row of the ledger holds, [B].
 
@@ -219,14 +227,12 @@ class Buffer:
         weights = (status == REPORTED).astype(jnp.float32)
         if config.weighting == "examples":
             weights *= inputs.population.sizes_of(ended.clients)
-        visits = visits_of(inputs.seed_key, ended.version, ended.place, server.state)
-        discounts = (1 + age.astype(jnp.float32)) ** -config.staleness_exponent
         server, record = self.settle(
             server,
             Cohort(ended.clients, weights, ended.clients),
             Keys(round_key(inputs.seed_key, number), channel_key(inputs.seed_key, number), number),
             Arrived(ended.messages, ended.valid & (status == REPORTED), ended.losses),
-            Late(visits, discounts),
+            late_of(config, server, inputs.seed_key, number, ended.version, ended.place),
         )
         row = Row(ended.clients, status, ended.last_synced, ended.version, ended.place, seconds)
         return at_work, server, row, record

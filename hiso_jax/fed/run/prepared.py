@@ -13,7 +13,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm, measured_by
 from hiso_jax.fed.devices import MODEL, ExecutionSettings, Placement
 from hiso_jax.fed.measure import Estimator, Measure, Mixed, Projections, mixed
-from hiso_jax.fed.population import AnyPopulation, Participation, Trace, check_select
+from hiso_jax.fed.population import AnyPopulation, Participation, RemotePopulation, Trace, check_select
 from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.buffered import check_buffer
 from hiso_jax.fed.run.config import SimulationConfig
@@ -70,7 +70,9 @@ class PreparedRun(NamedTuple):
     @property
     def needs_snapshots(self) -> bool:
         """Whether the ledger alone cannot continue the run: it has no messages, or none of the visits at work."""
-        return not self.algorithm.has_scalars or self.config.buffer is not None
+        # Over a network the answers of the visits at work come, or do not.
+        simulates_visits = self.config.buffer is not None and not isinstance(self.given[1], RemotePopulation)
+        return not self.algorithm.has_scalars or simulates_visits
 
     @property
     def probing(self) -> Probing | None:
@@ -128,7 +130,7 @@ def prepare(
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, perturbed_as_of(task))
     check_round(algorithm, estimator, settings)
     check_channel(algorithm, config, participation, population.num_clients)
-    check_buffer(algorithm, config, params, participation)
+    check_buffer(algorithm, config, params, None if isinstance(population, RemotePopulation) else participation)
     shapes = shapes_of(algorithm, estimator, params, config.answers)
     if algorithm.needs_secret and reads_loss(algorithm, shapes, params):
         raise ParameterError("tx", "must not read the loss in a private run: the losses of its clients are not noised")

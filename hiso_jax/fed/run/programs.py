@@ -83,7 +83,8 @@ def costs_of(algorithm: Algorithm, estimator: Estimator, server: ServerState, co
         draws=draws,
         replay_draws=draws * (shapes.groups if own or buffered else 1),
         grouped=shapes.groups > 1,
-        pool_seeds=0 if pool is None else pool.seeds,
+        # Sums over a pool are of rounds whose answers share their directions.
+        pool_seeds=0 if pool is None or buffered else pool.seeds,
         probe_passes=measure.probes.passes(1, estimator.num_perturbations) if isinstance(measure, Mixed) else 0,
     )
 

@@ -17,9 +17,10 @@ from hiso_jax.fed.devices import Placement, longest_axis, memory_budget
 from hiso_jax.fed.keys import channel_key, cohort_key, round_key
 from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.measure import Cohort, Estimator, Keys
-from hiso_jax.fed.population import ABSENT, REPORTED, Participation, RemotePopulation, permute
+from hiso_jax.fed.population import ABSENT, LATE, REPORTED, Participation, RemotePopulation, permute
 from hiso_jax.fed.round import Arrived, server_settle
 from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run.buffered import late_of
 from hiso_jax.fed.run.callbacks import Callbacks, as_callbacks
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState
@@ -45,6 +46,8 @@ class Arrivals(NamedTuple):
       messages: their messages as they arrived, [C, ...]; any numbers where none came.
       losses: their losses at the start of the round, [C]; not read in a private run.
       examples: the number of examples that each holds, [C].
+      version, place: the round in which each visit began, and its place among those that this round invited, [C]; None
+        in a synchronous round.
     """
 
     cohort: Int[np.ndarray, "C"]
@@ -52,6 +55,8 @@ class Arrivals(NamedTuple):
     messages: PyTree
     losses: Float[np.ndarray, "C"]
     examples: Int[np.ndarray, "C"]
+    version: Int[np.ndarray, "C"] | None = None
+    place: Int[np.ndarray, "C"] | None = None
 
 
 Exchange = Callable[[int, Int[np.ndarray, "N"], ServerState], Arrivals]
@@ -109,8 +114,6 @@ class RemoteRun:
         """Check the run; :meth:`run` compiles its programs."""
         check_given(task)
         integer("clients", clients, 1)
-        if config.buffer is not None:
-            raise ParameterError("buffer", "is read by simulations; over a network a round waits for its deadline")
         if config.cohort > clients:
             raise ParameterError("cohort", f"must be at most the number of clients, {clients}, got {config.cohort}")
         self._storage = Storage(storage) if isinstance(storage, Path | str) else storage
@@ -170,7 +173,13 @@ class RemoteRun:
         before = time.monotonic()
         came = exchange(number, np.asarray(self._order(cohort_key(inputs.seed_key, number))), carry.server)
         weights = came.examples if self.config.weighting == "examples" else np.ones(len(came.cohort))
-        reported = came.status == REPORTED
+        status, visits = came.status, None
+        if came.version is not None and came.place is not None:
+            most, visits = self.config.max_staleness, (jnp.asarray(came.version), jnp.asarray(came.place))
+            if most is not None:
+                late = (status == REPORTED) & (number - came.version > most)
+                status = np.where(late, LATE, status).astype(np.int8)
+        reported = status == REPORTED
         server, monitor, record = self._settle(
             (carry.server, carry.monitor),
             jnp.int32(number),
@@ -179,6 +188,7 @@ class RemoteRun:
             jnp.asarray(reported),
             jax.tree.map(jnp.asarray, came.messages),
             jnp.asarray(came.losses),
+            visits,
             inputs,
         )
         if self.algorithm.needs_secret:
@@ -186,11 +196,13 @@ class RemoteRun:
             record = record._replace(loss=jnp.full_like(record.loss, jnp.nan))
         assert carry.synced_to is not None
         last = carry.synced_to[came.cohort]
-        there = came.cohort[came.status != ABSENT]
+        here = status != ABSENT
+        there = came.cohort[here]
+        known = number if came.version is None else jnp.asarray(came.version[here])
         # The time that the round took is real here.
         seconds = jnp.float32(time.monotonic() - before)
-        log = RoundLog(jnp.asarray(came.cohort), jnp.asarray(came.status), last, seconds, record)
-        carry = carry._replace(server=server, monitor=monitor, synced_to=carry.synced_to.at[there].set(number))
+        log = RoundLog(jnp.asarray(came.cohort), jnp.asarray(status), last, seconds, record, *(visits or ()))
+        carry = carry._replace(server=server, monitor=monitor, synced_to=carry.synced_to.at[there].set(known))
         return carry, jax.tree.map(lambda a: a[None], log)
 
     def _settled(
@@ -202,6 +214,7 @@ class RemoteRun:
         reported: Any,
         messages: PyTree,
         losses: Any,
+        visits: tuple[Any, Any] | None,
         inputs: Inputs,
     ) -> tuple[ServerState, monitoring.Monitor, Any]:
         server, monitor = run
@@ -212,6 +225,7 @@ class RemoteRun:
         # A client whose loss is not finite has no finite scalars, whatever it says.
         valid, losses = (valid, jnp.zeros_like(losses)) if private else (valid & jnp.isfinite(losses), losses)
         settle = server_settle(self.algorithm, self.estimator, self._prepared.settings)
-        server, record = settle(server, Cohort(clients, weights, clients), keys, Arrived(messages, valid, losses))
+        late = None if visits is None else late_of(self.config, server, inputs.seed_key, number, *visits)
+        server, record = settle(server, Cohort(clients, weights, clients), keys, Arrived(messages, valid, losses), late)
         monitor = monitoring.watch(monitor, number, record, reported, server.params, server.state, private)
         return server, monitor, record
