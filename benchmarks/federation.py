@@ -1,7 +1,8 @@
 """A federation over Flower on this machine: its accuracy, seconds a round, and bytes, beside a simulation's.
 
     pip install '.[flower]' && python benchmarks/federation.py --nodes 4 --rounds 24
-    python benchmarks/federation.py --tls --rounds 8          # with certificates, and keys that are registered
+    python benchmarks/federation.py --tls                     # with certificates, and keys that are registered
+    python benchmarks/federation.py --buffer 2 --rounds 48    # asynchronous: a round takes two answers
 
 The server is ``hiso-jax serve``, the clients are ``hiso-jax join``, each a process with a SuperNode of its own. A proxy
 between the nodes and the SuperLink counts bytes. The bytes of this package's messages are those that the clients tell;
@@ -45,6 +46,8 @@ class Arguments:
       algorithm: the method.
       tls: make certificates and keys, and register the keys.
       kill: the round after which a client is killed; 0 kills none.
+      buffer: answers that a round takes, in an asynchronous run, which no run in one process repeats; 0 takes all.
+      held_out: the share of its examples that every client keeps for evaluation; 0 evaluates on the server.
       deadline: seconds that a client has to answer.
       out: JSON file to write.
     """
@@ -54,6 +57,8 @@ class Arguments:
     algorithm: str = "mosaic"
     tls: bool = False
     kill: int = 0
+    buffer: int = 0
+    held_out: float = 0.0
     deadline: float = 60.0
     out: Path = Path("benchmarks/results/federation.json")
 
@@ -116,10 +121,12 @@ def make_certificates(folder: Path, nodes: int) -> None:
 def write_study(arguments: Arguments, folder: Path) -> Path:
     path = folder / "study.toml"
     keys = 'keys = "clients.toml"\n' if arguments.tls else ""
+    buffer = f"buffer = {arguments.buffer}\n" if arguments.buffer else ""
     path.write_text(
         f'task = "digits"\nalgorithm = "{arguments.algorithm}"\nrounds = {arguments.rounds}\n'
-        f"cohort = {arguments.nodes}\neval_every = 4\nmemory_budget = 1\n\n[network]\nclients = {arguments.nodes}\n"
-        f"quorum = {arguments.nodes}\ndeadline = {arguments.deadline}\n{keys}"
+        f"cohort = {arguments.nodes}\neval_every = 4\nmemory_budget = 1\n{buffer}\n"
+        f"[network]\nclients = {arguments.nodes}\n"
+        f"quorum = {arguments.nodes}\ndeadline = {arguments.deadline}\nheld_out = {arguments.held_out}\n{keys}"
     )
     return path
 
@@ -213,6 +220,8 @@ def main(arguments: Arguments) -> None:
             "rounds": len(ledger.rows),
             "tls": arguments.tls,
             "killed_after": arguments.kill,
+            "buffer": arguments.buffer,
+            "held_out": arguments.held_out,
             "reported": int((ledger.records.attendance == 3).sum()),
             "accuracy": ledger.evaluations[-1].metrics["accuracy"],
             "seconds": seconds,
@@ -229,8 +238,11 @@ def main(arguments: Arguments) -> None:
             },
             "params_sha256": ledger.seal["params_sha256"],
         }
+        if ledger.records.version is not None:
+            ages = ledger.records.round[:, None] - ledger.records.version
+            found["staleness"] = {"mean": float(ages.mean()), "most": int(ages.max())}
         experiment = experiment_of(read_study(study))
-        parts = network.parts_of(experiment)
+        parts = network.parts_of(experiment, arguments.held_out)
         here = network.InProcess(
             {node: network.Client(None, own, lambda about: parts, node) for node, own in data.items()}
         )

@@ -1,3 +1,3 @@
 """The release number, also for a checkout that is not installed."""
 
-VERSION = "0.5.0"
+VERSION = "0.6.0"
