@@ -94,7 +94,7 @@ class LMConfig:
     """A decoder-only transformer.
 
     Attributes:
-      family: opt, llama, mistral or qwen2, as in transformers' ``model_type``.
+      family: opt, llama, mistral, qwen2, qwen3 or smollm3, as in transformers' ``model_type``.
       vocab_size: V.
       hidden_size: H, the width of the residual stream.
       embedding_size: the width of the token embedding; if it is not H (OPT-350M), projections connect the two.
@@ -113,9 +113,11 @@ class LMConfig:
       qkv_bias, out_bias, mlp_bias: which projections have a bias.
       tied: whether the head is the token embedding.
       windows: how many tokens back each layer attends; None means that every layer attends to all tokens.
+      qk_norm: whether every head's queries and keys pass an RMSNorm before they are rotated (Qwen3).
+      rotated: which layers rotate queries and keys; None means all (SmolLM3 rotates three of four).
     """
 
-    family: Literal["opt", "llama", "mistral", "qwen2"]
+    family: Literal["opt", "llama", "mistral", "qwen2", "qwen3", "smollm3"]
     vocab_size: int
     hidden_size: int
     embedding_size: int
@@ -138,6 +140,8 @@ class LMConfig:
     mlp_bias: bool = False
     tied: bool = True
     windows: tuple[int, ...] | None = None
+    qk_norm: bool = False
+    rotated: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the sizes and flags.
@@ -231,7 +235,7 @@ def _opt(config: Mapping[str, Any]) -> LMConfig:
 def _llama(config: Mapping[str, Any]) -> LMConfig:
     family, hidden, heads = config["model_type"], config["hidden_size"], config["num_attention_heads"]
     layers, max_positions = config["num_hidden_layers"], config["max_position_embeddings"]
-    qwen, biased = family == "qwen2", family == "llama" and config.get("attention_bias", False)
+    biased = family in ("llama", "qwen3", "smollm3") and config.get("attention_bias", False)
     return LMConfig(
         # Ministral is a Mistral whose configuration says for each layer whether it has a sliding window.
         family="mistral" if family == "ministral" else family,
@@ -241,7 +245,8 @@ def _llama(config: Mapping[str, Any]) -> LMConfig:
         layers=layers,
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
+        # Qwen3's configuration has its own default.
+        head_dim=config.get("head_dim") or (128 if family == "qwen3" else hidden // heads),
         mlp_size=config["intermediate_size"],
         gated=True,
         activation=_activation(config.get("hidden_act", "silu")),
@@ -249,12 +254,32 @@ def _llama(config: Mapping[str, Any]) -> LMConfig:
         norm_eps=config["rms_norm_eps"],
         max_positions=max_positions,
         rope=_rope(config, max_positions),
-        qkv_bias=qwen or biased,
+        qkv_bias=family == "qwen2" or biased,
         out_bias=biased,
-        mlp_bias=family == "llama" and config.get("mlp_bias", False),
-        tied=config.get("tie_word_embeddings", False),
+        mlp_bias=family in ("llama", "smollm3") and config.get("mlp_bias", False),
+        tied=config.get("tie_word_embeddings", family == "smollm3"),
         windows=_windows(config, layers),
+        qk_norm=family == "qwen3",
+        rotated=_rotated(config, layers) if family == "smollm3" else None,
     )
+
+
+def _rotated(config: Mapping[str, Any], layers: int) -> tuple[bool, ...] | None:
+    """Which layers of a SmolLM3 rotate; its entry ``no_rope_layers`` has 1 for those that do."""
+    given, every = config.get("no_rope_layers"), config.get("no_rope_layer_interval", 4)
+    if given is None:
+        if not is_integer(every) or every < 1:
+            raise ParameterError(
+                "model", f"must have a no_rope_layer_interval of at least 1; its configuration has {every!r}"
+            )
+        given = [int((layer + 1) % every != 0) for layer in range(layers)]
+    if not isinstance(given, list | tuple) or len(given) != layers or any(each not in (0, 1) for each in given):
+        raise ParameterError(
+            "model",
+            f"must have no_rope_layers of 0 or 1 for each of its {layers} layers; its configuration has "
+            f"{str(given)[:80]}",
+        )
+    return None if all(given) else tuple(map(bool, given))
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -265,7 +290,8 @@ LAYER_TYPES = {FULL: FULL, "attention": FULL, SLIDING: SLIDING}
 def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
     """The attention window of each layer, from ``layer_types`` or from the older entries."""
     family, window, everywhere = config["model_type"], config.get("sliding_window"), config["max_position_embeddings"]
-    if family == "llama" or (family == "qwen2" and not config.get("use_sliding_window", False)):
+    qwen = family in ("qwen2", "qwen3")
+    if family == "llama" or ((qwen or family == "smollm3") and not config.get("use_sliding_window", False)):
         window = None
     if window is not None and (not is_integer(window) or window < 1):
         raise ParameterError(
@@ -273,8 +299,12 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
         )
     types = config.get("layer_types")
     if types is None or family == "llama":
-        full = config.get("max_window_layers", layers) if family == "qwen2" else 0
-        types = [FULL if window is None or layer < full else SLIDING for layer in range(layers)]
+        full = config.get("max_window_layers", layers) if qwen else 0
+        near = [layer >= full for layer in range(layers)]
+        if family == "smollm3":
+            # Its windows are those of the layers that do not rotate.
+            near = [not each for each in _rotated(config, layers) or [True] * layers]
+        types = [SLIDING if window is not None and each else FULL for each in near]
     if not isinstance(types, list | tuple) or len(types) != layers or any(each not in LAYER_TYPES for each in types):
         raise ParameterError(
             "model",

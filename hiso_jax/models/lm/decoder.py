@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from hiso_jax.factored import product, take
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.layout import placed
-from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters, Block, Cache, Reading, norm
+from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters, Block, Cache, LayerKind, Reading, norm
 from hiso_jax.models.lm.rope import rotations
 from hiso_jax.stacked import Stacked, scan, scan_to_last
 
@@ -103,16 +103,23 @@ class Decoder:
         x, reading = self._begin(params, tokens, mask)
         if last is None:
             return self._layers(params, x, reading, None, None)[0]
-        windows = self.config.windows
 
         def layer(read: int | None) -> Callable[..., tuple[Array, None]]:
-            def run(x: Array, block: PyTree, window: Any) -> tuple[Array, None]:
-                return self._at(block)(x, reading, window, None, None, read)[0], None
+            def run(x: Array, block: PyTree, kind: LayerKind) -> tuple[Array, None]:
+                return self._at(block)(x, reading, kind, None, None, read)[0], None
 
             return run
 
-        per_layer = None if windows is None else np.array(windows, np.int32)
-        return self._normed(params, scan_to_last(params["layers"], layer(None), layer(last), x, per_layer))
+        return self._normed(params, scan_to_last(params["layers"], layer(None), layer(last), x, self._kinds))
+
+    @property
+    def _kinds(self) -> LayerKind:
+        """What distinguishes the layers, one entry for each."""
+        windows, rotated = self.config.windows, self.config.rotated
+        return LayerKind(
+            None if windows is None else np.array(windows, np.int32),
+            None if rotated is None else np.array(rotated, bool),
+        )
 
     def _begin(
         self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
@@ -150,10 +157,9 @@ class Decoder:
     def _layers(
         self, params: PyTree, x: Array, reading: Reading, cache: Cache | None, at: Any
     ) -> tuple[Float[Array, "B T H"], Cache]:
-        windows = self.config.windows
-        per_layer = (None if windows is None else np.array(windows, np.int32), cache)
+        per_layer = (self._kinds, cache)
 
-        def layer(x: Array, block: PyTree, inputs: tuple[Any, Cache | None]) -> tuple[Array, Cache]:
+        def layer(x: Array, block: PyTree, inputs: tuple[LayerKind, Cache | None]) -> tuple[Array, Cache]:
             return self._at(block)(x, reading, *inputs, at)
 
         x, caches = scan(params["layers"], layer, x, per_layer)

@@ -33,6 +33,8 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "ministral": "MinistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }
 # The values of Llama 3.1 to 3.3; a GGUF file keeps only the factors that follow from them.
 LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -209,11 +211,18 @@ def transformers_config(pretrained: Pretrained, config: LMConfig, dtype: str = "
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
         **_rope_config(config),
-        **({} if config.family == "qwen2" else {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}),
+        **_bias_config(config),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def _bias_config(config: LMConfig) -> dict[str, Any]:
+    if config.family == "qwen2":
+        return {}
+    attention = {"attention_bias": config.qkv_bias}
+    return attention if config.family == "qwen3" else {**attention, "mlp_bias": config.mlp_bias}
 
 
 def _rope_config(config: LMConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hiso_jax.models.lm.gguf_fields import Fields, check_fields, rope_of
 # The most characters of a token, and the largest sum of squares over all tokens: every split of a token is tried, which
 # costs the square of its length. The pieces of SentencePiece have at most a few dozen characters.
 MOST_CHARACTERS, MOST_SQUARED = 1024, 2**28
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 # The patterns by which byte-level tokenizers split text before merging, and llama.cpp's names of them.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -185,6 +185,7 @@ def _config(fields: Fields, tensors: Sequence[Any]) -> LMConfig:
         qkv_bias="blk.0.attn_q.bias" in names,
         out_bias="blk.0.attn_output.bias" in names,
         tied="output.weight" not in names,
+        qk_norm=family == "qwen3",
     )
 
 

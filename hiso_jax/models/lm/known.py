@@ -4,9 +4,9 @@ Many programs write configurations, and many read them. A reader that silently i
 the same weights. So every entry of a file belongs to one of three groups: ``config.py`` reads it, it does not change a
 forward pass, or its value must mean "as if it were absent".
 
-Sources: transformers 5.24 and 4.5x (configurations and modelling code of the five families), and files of the hub.
+Sources: transformers 5.24 and 4.5x (configurations and modelling code of the families), and files of the hub.
 Transformers does not read some entries of ``NEUTRAL`` for these families; they belong to other families (Granite,
-Gemma, Cohere, Qwen3, SmolLM3). Refusing them is stricter than transformers, which ignores them.
+Gemma, Cohere). Refusing them is stricter than transformers, which ignores them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from typing import Any
 
 from hiso_jax.checks import ParameterError
 
-FAMILIES = ("opt", "llama", "mistral", "ministral", "qwen2")
+FAMILIES = ("opt", "llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3")
 # The neutral values of an entry that is not listed.
 NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
@@ -39,6 +39,12 @@ READ: Mapping[str, frozenset[str]] = {
     "mistral": LLAMA_READ | {"sliding_window", "layer_types"},
     "ministral": LLAMA_READ | {"sliding_window", "layer_types"},
     "qwen2": LLAMA_READ | {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"},
+    "qwen3": LLAMA_READ
+    | {"attention_bias", "use_sliding_window", "sliding_window", "max_window_layers", "layer_types"},
+    "smollm3": LLAMA_READ
+    | names(
+        "attention_bias mlp_bias no_rope_layers no_rope_layer_interval use_sliding_window sliding_window layer_types"
+    ),
 }
 
 # Entries that do not change a forward pass: metadata, the form of outputs, tasks and heads that a language model does
@@ -86,6 +92,9 @@ OWN_HARMLESS: Mapping[str, frozenset[str]] = {
     "ministral": frozenset({"max_window_layers"}),
     # Queries, keys and values always have biases; outputs never do.
     "qwen2": frozenset({"attention_bias"}),
+    "qwen3": frozenset(),
+    # An entry of Qwen's that its configurations have and its code does not read.
+    "smollm3": frozenset({"max_window_layers"}),
 }
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -127,6 +136,8 @@ OWN_NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "mistral": {"use_sliding_window": (None, True)},
     "ministral": {"use_sliding_window": (None, True)},
     "qwen2": {},
+    "qwen3": {"use_qk_norm": (None, True)},
+    "smollm3": {},
 }
 
 # Entries of the rotary embeddings: those that each kind reads, and those that must be neutral.

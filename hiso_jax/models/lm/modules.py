@@ -56,6 +56,18 @@ class Reading(NamedTuple):
     distance: Int[Array, "B T S"]
 
 
+class LayerKind(NamedTuple):
+    """What distinguishes a layer from others of the same shapes.
+
+    Attributes:
+      window: how many tokens back it attends; None in a model whose layers attend to all tokens.
+      rotates: whether it rotates queries and keys; None in a model whose layers all do, or none.
+    """
+
+    window: Any = None
+    rotates: Any = None
+
+
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, [B, S, kv_heads, head_dim]; for all layers [L, B, S, ...]."""
 
@@ -100,6 +112,10 @@ class Attention(nnx.Module):
         self.k_proj = Linear(config.hidden_size, keys, name="k_proj", use_bias=config.qkv_bias, **shared)
         self.v_proj = Linear(config.hidden_size, keys, name="v_proj", use_bias=config.qkv_bias, **shared)
         self.o_proj = Linear(queries, config.hidden_size, name="o_proj", use_bias=config.out_bias, **shared)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm = nnx.RMSNorm(self.head_dim, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
+            self.k_norm = nnx.RMSNorm(self.head_dim, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
         self.prefix = adapters.prefix
         if self.prefix:
             shape = (self.prefix, self.kv_heads, self.head_dim)
@@ -110,7 +126,7 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T H"],
         reading: Reading,
-        window: Any,
+        kind: LayerKind,
         cache: Cache | None,
         at: Any,
         last: int | None = None,
@@ -123,14 +139,19 @@ class Attention(nnx.Module):
         queries = self.q_proj(asked).reshape(*asked.shape[:2], self.heads, self.head_dim)
         keys = self.k_proj(x).reshape(*x.shape[:2], self.kv_heads, self.head_dim)
         values = self.v_proj(x).reshape(*x.shape[:2], self.kv_heads, self.head_dim)
+        if self.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
         if reading.rotation is not None:
             own = [turn[:, -asked.shape[1] :] for turn in reading.rotation]
-            queries, keys = rotate(queries, *own), rotate(keys, *reading.rotation)
+            plain, turned = (queries, keys), (rotate(queries, *own), rotate(keys, *reading.rotation))
+            if kind.rotates is not None:
+                turned = jax.tree.map(lambda new, old: jnp.where(kind.rotates, new, old), turned, plain)
+            queries, keys = turned
         if cache is not None:
             keys = lax.dynamic_update_slice_in_dim(cache.keys, keys.astype(cache.keys.dtype), at, 1)
             values = lax.dynamic_update_slice_in_dim(cache.values, values.astype(cache.values.dtype), at, 1)
         new = Cache(keys, values)
-        mask = reading.mask if window is None else reading.mask & (reading.distance < window)
+        mask = reading.mask if kind.window is None else reading.mask & (reading.distance < kind.window)
         mask = mask[:, -asked.shape[1] :]
         if self.prefix:
             keys = self._behind(self.prefix_keys[...], keys)
@@ -184,7 +205,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T H"],
         reading: Reading,
-        window: Any,
+        kind: LayerKind,
         cache: Cache | None,
         at: Any,
         last: int | None = None,
@@ -192,9 +213,9 @@ class Block(nnx.Module):
         """The residual stream after the layer at the last N positions, by default all, and the keys and values."""
         asked = x if last is None else x[:, -last:]
         if self.norm_first:
-            mixed, new = self.self_attn(self.attention_norm(x), reading, window, cache, at, last)
+            mixed, new = self.self_attn(self.attention_norm(x), reading, kind, cache, at, last)
             x = asked + mixed
             return x + self.mlp(self.mlp_norm(x)), new
-        mixed, new = self.self_attn(x, reading, window, cache, at, last)
+        mixed, new = self.self_attn(x, reading, kind, cache, at, last)
         x = self.attention_norm(asked + mixed)
         return self.mlp_norm(x + self.mlp(x)), new

@@ -56,6 +56,8 @@ GGUF_PARTS = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -79,7 +81,7 @@ def opt_name(name: str, layer: int | None) -> str:
 
 
 def llama_name(name: str, layer: int | None) -> str:
-    """The name in a Hugging Face Llama, Mistral or Qwen2 checkpoint."""
+    """The name in a Hugging Face Llama, Mistral, Qwen or SmolLM checkpoint."""
     if name.startswith("lm_head"):
         return "lm_head.weight"
     if layer is None:

@@ -34,6 +34,27 @@ CONFIGS = {
         "max_window_layers": 1,
     },
     "mistral": {**LLAMA, "model_type": "mistral", "sliding_window": 4},
+    "qwen3": {**LLAMA, "model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
+    "qwen3-windowed": {
+        **LLAMA,
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+    },
+    "smollm3": {**LLAMA, "model_type": "smollm3", "pad_token_id": 1, "no_rope_layer_interval": 2},
+    "smollm3-windowed": {
+        **LLAMA,
+        "model_type": "smollm3",
+        "pad_token_id": 1,
+        "tie_word_embeddings": False,
+        "mlp_bias": True,
+        "no_rope_layers": [1, 0, 1],
+        "use_sliding_window": True,
+        "sliding_window": 4,
+    },
 }
 LENGTHS, WIDTH = (12, 9, 5), 12
 
@@ -70,7 +91,7 @@ def tensor_shapes(config):
     heads, kv, mlp = config["num_attention_heads"], config["num_key_value_heads"], config["intermediate_size"]
     width = config.get("head_dim", hidden // heads)
     top = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
-    if not config.get("tie_word_embeddings", False):
+    if not config.get("tie_word_embeddings", config["model_type"] == "smollm3"):
         top["lm_head.weight"] = (config["vocab_size"], hidden)
     biased = config.get("attention_bias", False)
     for layer in range(layers):
@@ -82,6 +103,8 @@ def tensor_shapes(config):
         top[f"{prefix}self_attn.o_proj.weight"] = (hidden, heads * width)
         if biased:
             top[f"{prefix}self_attn.o_proj.bias"] = (hidden,)
+        if config["model_type"] == "qwen3":
+            top |= {f"{prefix}self_attn.{name}.weight": (width,) for name in ("q_norm", "k_norm")}
         for name, shape in (("gate_proj", (mlp, hidden)), ("up_proj", (mlp, hidden)), ("down_proj", (hidden, mlp))):
             top[f"{prefix}mlp.{name}.weight"] = shape
             if config.get("mlp_bias", False):

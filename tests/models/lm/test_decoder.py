@@ -37,7 +37,7 @@ def plain_greedy(model, tokens, mask, count):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["mistral", *(slow(name) for name in ("opt", "llama"))])
+@pytest.mark.parametrize("name", ["mistral", *(slow(name) for name in ("opt", "llama", "qwen3", "smollm3-windowed"))])
 def test_cached_decoding_is_decoding_without_a_cache(name):
     model, (tokens, mask) = pretrained(name), inputs("left")
     generate = jax.jit(
@@ -93,7 +93,7 @@ def test_lora_begins_as_the_model_and_is_what_the_formula_says():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["llama", slow("opt")])
+@pytest.mark.parametrize("name", ["llama", "smollm3", slow("opt"), slow("qwen3")])
 def test_a_prefix_begins_as_tokens_before_the_text(name):
     model, (tokens, mask) = pretrained(name), inputs("left")
     tuned = tune(model, "prefix", prefix_tokens=3, seed=5)

@@ -10,6 +10,7 @@ import pytest
 
 from hiso_jax.models import lm
 from hiso_jax.models.lm.checkpoint import read_config, read_safetensors
+from hiso_jax.models.lm.config import from_transformers
 from hiso_jax.models.lm.decoder import Decoder
 from tests.models.lm.checkpoints import CONFIGS, LLAMA, rope, weights, write
 from tests.models.lm.reading import head_width, logits, plain_angles, yarn_angles
@@ -95,12 +96,37 @@ def test_biases_are_those_that_the_family_has(tmp_path):
         ("llama", "some_new_thing", 3),
         ("llama", "query_pre_attn_scalar", 16),
         ("qwen2", "use_qk_norm", True),
+        ("qwen3", "use_qk_norm", False),
+        ("qwen3", "mlp_bias", True),
+        ("smollm3", "query_pre_attn_scalar", 16),
         ("opt", "layer_norm_eps", 1e-6),
     ],
 )
 def test_an_entry_that_is_not_known_and_says_something_is_refused_by_name(family, entry, value, tmp_path):
     with pytest.raises(ValueError, match=f"that of {family} has an entry {entry} of"):
         read_config(write(tmp_path, {**CONFIGS[family], entry: value}))
+
+
+@pytest.mark.parametrize(
+    ("entries", "rotated"),
+    [
+        ({}, (True, False, True)),
+        ({"no_rope_layer_interval": 3}, (True, True, False)),
+        ({"no_rope_layer_interval": 4}, None),
+        ({"no_rope_layers": [0, 1, 1]}, (False, True, True)),
+        ({"no_rope_layers": [1, 1, 1]}, None),
+    ],
+)
+def test_smollm3_says_which_layers_rotate(entries, rotated, tmp_path):
+    assert read_config(write(tmp_path, {**CONFIGS["smollm3"], **entries})).rotated == rotated
+
+
+@pytest.mark.parametrize(
+    "entries", [{"no_rope_layers": [1, 0]}, {"no_rope_layers": [1, 2, 1]}, {"no_rope_layer_interval": 0}]
+)
+def test_layers_that_cannot_rotate_so_are_refused(entries):
+    with pytest.raises(ValueError, match="no_rope_layer"):
+        from_transformers({**CONFIGS["smollm3"], **entries})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Loading: a file that cannot be read is refused in one clear sentence, and every format gives the same model."""
 
+import dataclasses
 import json
 
 import jax
@@ -87,7 +88,7 @@ def damaged(kind, folder):
         ("empty", "has none"),
         ("pickle", "model must have safetensors files"),
         ("shard", "lacks model-00002-of-00002.safetensors, which its index names"),
-        ("gpt2", "architectures opt, llama, mistral, ministral, qwen2; got gpt2"),
+        ("gpt2", "architectures opt, llama, mistral, ministral, qwen2, qwen3, smollm3; got gpt2"),
         ("kind", "rotary embeddings of the kinds default, linear, dynamic, llama3, yarn; got longrope"),
         ("norms", "OPT without layer_norm_elementwise_affine"),
         ("json", "readable config.json"),
@@ -160,6 +161,9 @@ def write_gguf(path, config=WIDE, kind="F32", extra=(), fields=(), architecture=
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(10000.0)
+    if "head_dim" in config:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     writer.add_tokenizer_model("gpt2")
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     if tokens:
@@ -173,6 +177,7 @@ def write_gguf(path, config=WIDE, kind="F32", extra=(), fields=(), architecture=
         "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk",
         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
         "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     }  # fmt: skip
     stored = {}
@@ -180,7 +185,7 @@ def write_gguf(path, config=WIDE, kind="F32", extra=(), fields=(), architecture=
         for theirs, ours in names.items():
             name = name.replace(theirs, ours)
         heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-        permute = heads.get(name.split(".")[-2])
+        permute = heads.get(name.split(".")[-2]) if architecture == "llama" else None
         stored[name] = tensor if permute is None else permuted(tensor, permute)
     for name, tensor in [*stored.items(), *extra]:
         quantized = gguf.GGMLQuantizationType["F32" if tensor.ndim == 1 else kind]
@@ -219,6 +224,20 @@ def test_gguf_tensors_are_those_of_the_checkpoint(kind, tmp_path):
         assert np.abs(ours - theirs).max() <= ERROR[kind] * np.abs(theirs).max()
 
     jax.tree.map(close, params, expected)
+
+
+def test_a_gguf_file_of_qwen3_is_the_model_of_its_folder(tmp_path):
+    given = {**WIDE, "model_type": "qwen3", "head_dim": 32}
+    config, tensors, _ = open_gguf(write_gguf(tmp_path / "m.gguf", config=given, architecture="qwen3"))
+    from hiso_jax.models.lm.checkpoint import read_parameters
+    from hiso_jax.models.lm.names import gguf_name
+
+    folder = write(tmp_path / "folder", given)
+    whole = read_config(folder)
+    found = read_parameters(tensors, config, gguf_name, jnp.float32, tmp_path)
+    identical(found, read_safetensors(folder, whole))
+    # A GGUF file has a float32.
+    assert dataclasses.replace(config, norm_eps=whole.norm_eps, vocab_size=whole.vocab_size) == whole
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
@@ -290,7 +309,7 @@ def test_llama_3_begins_with_its_token_and_takes_whole_words_that_no_merge_makes
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"architecture": "gemma"}, "architectures llama, qwen2; got gemma"),
+        ({"architecture": "gemma"}, "architectures llama, qwen2, qwen3; got gemma"),
         ({"fields": [("tokenizer.ggml.pre", "strange")]}, "splits text by strange"),
         ({"tokens": False}, "lacks the field tokenizer.ggml.tokens"),
         ({"cut": 2000}, "is no GGUF file, or a truncated one"),

@@ -28,7 +28,7 @@ def test_logits_are_the_golden_ones(name, tmp_path):
     folder = write(tmp_path, CONFIGS[name])
     for side in ("left", "right"):
         ours = our_logits(folder, side)[inputs(side)[1]][:, ::7]
-        np.testing.assert_allclose(ours, GOLDEN[f"{name} {side}"], atol=1e-4, rtol=0)
+        np.testing.assert_allclose(ours, GOLDEN[f"{name} {side}"], atol=1e-5, rtol=0)
         assert np.ptp(ours) > 0.5
 
 
@@ -39,4 +39,4 @@ def test_logits_are_those_of_torch(name, tmp_path):
     folder = write(tmp_path, CONFIGS[name])
     for side in ("left", "right"):
         mask = inputs(side)[1]
-        np.testing.assert_allclose(our_logits(folder, side)[mask], torch_logits(folder, side)[mask], atol=1e-4, rtol=0)
+        np.testing.assert_allclose(our_logits(folder, side)[mask], torch_logits(folder, side)[mask], atol=1e-5, rtol=0)
