@@ -9,12 +9,12 @@ from hiso_jax.choices import Listed
 from hiso_jax.cli.devices import Devices
 from hiso_jax.experiment import Clock, Single
 from hiso_jax.fed.ledger import EXECUTION
-from hiso_jax.fed.run.config import BUFFERING
 
 # The headings of --help-all and the options under each; the options of chosen factories follow the first heading.
 GROUPS: dict[str, tuple[str, ...]] = {
     "experiment": (
         "task",
+        "objective",
         "algorithm",
         "algorithms",
         "protocol",
@@ -38,7 +38,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "hostile clients": ("combine", "attack", "attackers", "attackers_of"),
     "privacy": ("epsilon", "delta", "public_cohorts"),
     "measurement": ("perturbations", "mu", "difference", "backprop_share", "probe_scale", "matmul_precision"),
-    "participation": ("select", "availability", *BUFFERING, *(field.name for field in fields(Clock))),
+    "participation": (
+        *("select", "availability", "buffer", "max_staleness", "staleness_exponent"),
+        *(field.name for field in fields(Clock)),
+    ),
     "devices and memory": (
         *(field.name for field in fields(Devices)),
         "directions",

@@ -13,6 +13,8 @@ from hiso_jax.reports import human_bytes, human_count, human_seconds, print_rows
 LARGE_OFFSET = 0.5
 # Least change of the loss that counts, as a share of the loss at the start.
 UNMOVED = 0.01
+# Share of scalars that are zero, from which on it is told.
+NOTABLE = 0.01
 
 
 def print_summary(console: Console, summary: dict, directory: Path) -> None:
@@ -48,6 +50,7 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         "attacked by": summary["attacked_by"] or "",
         "clipped": "" if summary["clipped"] is None else _clipped(summary["clipped"], summary["clipped_by"]),
         "staleness": _staleness(summary["staleness"]),
+        "zero scalars": f"{summary['zero_scalars']:.1%}" if (summary["zero_scalars"] or 0) > NOTABLE else "",
         "privacy": _privacy(summary["privacy"]),
         "simulated time": human_seconds(summary["simulated_seconds"]),
         "devices": f"{summary['device_count']} {summary['device']}: {per_device}{split}",
@@ -56,7 +59,7 @@ def print_summary(console: Console, summary: dict, directory: Path) -> None:
         "parameters": f"SHA-256 {summary['params_sha256']}",
         "written to": str(directory),
     }
-    for name in ("attacked by", "clipped", "staleness", "privacy"):
+    for name in ("attacked by", "clipped", "staleness", "zero scalars", "privacy"):
         if not rows[name]:
             del rows[name]
     if not summary["directions"]:

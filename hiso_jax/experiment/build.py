@@ -35,8 +35,9 @@ def build_task(options: Settings) -> AnyTask:
     Raises:
       ParameterError: the data or the model is not available, or they do not fit together.
     """
-    task = choice_of("task", options)
-    return task.build(given_to(task, options), options.seed)
+    task, objective = choice_of("task", options), choice_of("objective", options)
+    made, value = task.build(given_to(task, options), options.seed), objective.build(given_to(objective, options))
+    return made if value is None else fed.maximise(made, value)
 
 
 def target_of(options: Settings, task: AnyTask) -> float | None:

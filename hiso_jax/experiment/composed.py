@@ -11,6 +11,7 @@ from hiso_jax.availabilities import AVAILABILITIES
 from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Choice, Kind, Option, shared_options, texts_of
 from hiso_jax.fed.task_checks import check_given
+from hiso_jax.objectives import OBJECTIVES
 from hiso_jax.partitions import PARTITIONS
 from hiso_jax.renamed import IN_FILES
 from hiso_jax.samplers import SAMPLERS
@@ -22,7 +23,9 @@ from hiso_jax.tasks.trainables import TRAINABLES
 # Names of --help and --help-all, and names that options have in files, under which no other option can be kept.
 RESERVED = ("help", "help_all", "h", *IN_FILES.values())
 # The option of the same name chooses each kind; algorithms are chosen separately, see ``Method``.
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (TASKS, PARTITIONS, SELECTIONS, AVAILABILITIES, SCHEDULES)}
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (TASKS, PARTITIONS, SELECTIONS, AVAILABILITIES, SCHEDULES, OBJECTIVES)
+}
 # An option of a method or a task chooses each of these kinds.
 NESTED: dict[str, Kind] = {kind.name: kind for kind in (SAMPLERS, TRAINABLES)}
 

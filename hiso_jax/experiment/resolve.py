@@ -344,6 +344,10 @@ def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
     if any(method.is_private for method in methods) and "direction_groups" in flat:
         # One group, unless several are requested: see ``Method.build``.
         flat["direction_groups"] = replace(flat["direction_groups"], default="shared")
+    for choice in choices:
+        if choice.kind.name == "objective":
+            declared = {name: value for name, value in choice.defaults.items() if name in flat}
+            flat |= {name: replace(flat[name], default=value) for name, value in declared.items()}
     for name, value in choices[0].defaults.items():
         if name in flat:
             flat[name] = replace(flat[name], default=value)

@@ -92,7 +92,7 @@ from hiso_jax.fed.run import (
     round_costs,
     sweep,
 )
-from hiso_jax.fed.task import Metric, Task, hold_out, metric_of
+from hiso_jax.fed.task import Maximised, Metric, Task, Value, hold_out, maximise, metric_of, of_metric
 from hiso_jax.fed.task_checks import check_examples, check_task
 from hiso_jax.renamed import successor
 
@@ -121,6 +121,7 @@ __all__ = [
     "Local",
     "LocalClient",
     "LogNormal",
+    "Maximised",
     "Metric",
     "Mixed",
     "Noise",
@@ -150,6 +151,7 @@ __all__ = [
     "Traffic",
     "UniformRates",
     "Updates",
+    "Value",
     "VirtualPopulation",
     "Wire",
     "apply_delta",
@@ -177,10 +179,12 @@ __all__ = [
     "make_evaluate",
     "make_mesh",
     "make_round",
+    "maximise",
     "mean",
     "metric_of",
     "mixed",
     "next_rates",
+    "of_metric",
     "permute",
     "probes",
     "projections",

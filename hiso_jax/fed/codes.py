@@ -174,6 +174,21 @@ def offsets_of(scalars: PyTree, valid: Bool[np.ndarray, "R C"]) -> list[Float[np
     return found
 
 
+def zeros_of(scalars: PyTree, valid: Bool[np.ndarray, "R C"]) -> tuple[int, int]:
+    """How many scalars of the valid messages are zero, and how many there are; (0, 0) if none are kept.
+
+    A message of codes is zero as a whole, when its step is.
+    """
+    own = directional_derivatives(scalars)
+    if own is None:
+        return 0, 0
+    if isinstance(own, Coded):
+        each = math.prod(own.codes.shape[2:])
+        return each * int((np.asarray(own.step) == 0)[valid].sum()), each * int(np.sum(valid))
+    counted = np.asarray(own)[valid]
+    return int((counted == 0).sum()), counted.size
+
+
 # ---------------------------------------------------------------- bytes
 
 

@@ -1,10 +1,13 @@
 """The keys of a run: every round's keys of directions, data and cohort are derived from one seed key."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
-from hiso_jax.zo import fold_in
+from hiso_jax.zo import Visits, fold_in, zo_states
 
 DATA_STREAM = 0xDA7A0001
 COHORT_STREAM = 0xC0480001
@@ -85,3 +88,16 @@ def combine_key(channel_key: Key[Array, ""]) -> Key[Array, ""]:
 def client_key(channel_key: Key[Array, ""], client: ArrayLike) -> Key[Array, ""]:
     """The key of a client's own draws."""
     return fold_in(fold_in(channel_key, 2), client)
+
+
+def visits_of(seed_key: Key[Array, ""], version: Int[Array, "B"], place: Int[Array, "B"], state: Any) -> Visits:
+    """The visits that a buffer's answers come from.
+
+    Args:
+      seed_key: the run's seed key.
+      version: the round in which each visit began.
+      place: its place among the clients that this round invited.
+      state: the optimizer's state; only its rule of directions is read.
+    """
+    keys = jax.vmap(lambda number: round_key(seed_key, number))(version)
+    return Visits(keys, place % zo_states(state)[0].directions.groups_of(len(place)))

@@ -8,10 +8,11 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from hiso_jax.checks import ParameterError, first_line
+from hiso_jax.checks import ParameterError, first_line, function
 from hiso_jax.factored import PerturbedAs
 from hiso_jax.renamed import refuse_renamed
 
@@ -39,6 +40,8 @@ class Task(Protocol):
       tuning. Without it, both splits are cut along their leading axis.
     - ``layout(name, shape, shards)``: the axis along which a parameter is split over ``shards`` devices; None does not
       split it. Without it, the longest axis that ``shards`` divides is split.
+    - ``is_differentiable``: whether the loss has a useful gradient; by default it has. Methods whose clients take
+      gradients refuse a task without.
     - ``perturbed_as(name)``: how the model reads a parameter perturbed along a direction
       (:data:`hiso_jax.factored.PerturbedAs`), so that directions of low rank need no perturbed copy of it. Without it,
       perturbed parameters are arrays.
@@ -138,6 +141,106 @@ def hold_out(task: Any, examples: int, *, seed: int = 0) -> Any:
         raise ParameterError("examples", f"must be at least 1 and below {total}, got {examples}")
     held, kept = np.split(np.random.default_rng(seed).permutation(total), [examples])
     return HeldOut(task, *(jax.tree.map(lambda a, rows=rows: a[rows], task.train) for rows in (kept, held)))
+
+
+Value = Callable[[Mapping[str, Array], Any], Float[Array, "B"]]
+"""(metrics of a batch by name, batch) → a value of each example."""
+
+
+def of_metric(name: str) -> Value:
+    """The task's metric ``name``, maximised.
+
+    Raises:
+      ParameterError: at the call, the task has no such metric.
+    """
+
+    def value(metrics: Mapping[str, Array], batch: Any) -> Float[Array, "B"]:
+        if name not in metrics:
+            raise ParameterError(
+                "objective", f"must be loss or one of the task's metrics, {', '.join(metrics)}; got {name}"
+            )
+        return metrics[name]
+
+    return value
+
+
+@dataclass(frozen=True)
+class Maximised:
+    """A task whose loss is the negative of a value of each example; all other members are the task's.
+
+    Attributes:
+      task: the task.
+      value: (metrics of a batch by name, batch) → [B].
+    """
+
+    task: Any
+    value: Value
+    # A value may have steps, so that nothing may differentiate it.
+    is_differentiable = False
+
+    @property
+    def train(self) -> PyTree:
+        """The task's training examples."""
+        return self.task.train
+
+    @property
+    def test(self) -> PyTree:
+        """The task's test examples."""
+        return self.task.test
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        """The task's initial parameters."""
+        return self.task.init(key)
+
+    def metrics(self, params: PyTree, batch: Any, *frozen: PyTree) -> Any:
+        """The task's metrics."""
+        return self.task.metrics(params, batch, *frozen)
+
+    def loss(self, params: PyTree, batch: Any, *frozen: PyTree) -> Float[Array, "B"]:
+        """The negative of each example's value."""
+        return -jnp.asarray(self.value(self.task.metrics(params, batch, *frozen), batch)).astype(jnp.float32)
+
+    def hold_out(self, examples: int, *, seed: int = 0) -> "Maximised":
+        """The same objective on a part of the training examples."""
+        return Maximised(hold_out(self.task, examples, seed=seed), self.value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Read every other member from the task."""
+        # Copying and unpickling read attributes before ``task`` is set.
+        if name == "task" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.task, name)
+
+
+def maximise(task: Any, value: Value | str) -> Any:
+    """The task with another objective: it maximises a value of each example, which may have steps.
+
+    Along directions nothing is differentiated, so accuracy, F1, exact match or a reward can be trained themselves. Take
+    a larger μ than for a loss, 0.1 for small networks: where a value does not change between two evaluations, the
+    scalar is zero. Reports then have the share of such scalars.
+
+    Args:
+      task: the task, whose metrics have a number for each example.
+      value: a metric's name, or ``(metrics, batch) → [B]``.
+
+    Raises:
+      ParameterError: the task has no such metric, or the value is not a number for each example.
+
+    Example:
+      >>> from hiso_jax import fed, tasks
+      >>> task = fed.maximise(tasks.digits(), "accuracy")
+    """
+    value = of_metric(value) if isinstance(value, str) else value
+    function("objective", value, "metrics, batch")
+    made = Maximised(task, value)
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype), task.train)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    found = jax.eval_shape(bind(made.loss, frozen_of(task)), params, batch)
+    if found.shape != (2,):
+        raise ParameterError(
+            "objective", f"must be a number for each example, of shape (2,) for two of them; got {found.shape}"
+        )
+    return made
 
 
 def examples_of(data: PyTree) -> int:

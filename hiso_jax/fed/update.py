@@ -2,13 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from hiso_jax.fed.codes import received
-from hiso_jax.fed.keys import round_key
 from hiso_jax.zo import Ascent, Visits, apply_updates, like_before, update_with, zo_states
 
 
@@ -43,21 +41,6 @@ class AtHand(NamedTuple):
 
 
 NOTHING = AtHand()
-
-
-def visits_of(
-    seed_key: Key[Array, ""], version: Int[Array, "B"], place: Int[Array, "B"], state: optax.OptState
-) -> Visits:
-    """The visits that a buffer's answers come from.
-
-    Args:
-      seed_key: the run's seed key.
-      version: the round in which each visit began.
-      place: its place among the clients that this round invited.
-      state: the optimizer's state; only its rule of directions is read.
-    """
-    keys = jax.vmap(lambda number: round_key(seed_key, number))(version)
-    return Visits(keys, place % zo_states(state)[0].directions.groups_of(len(place)))
 
 
 def server_update(

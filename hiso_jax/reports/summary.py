@@ -85,6 +85,7 @@ def run_summary(asked: Asked, result: fed.Result, wall: float) -> dict[str, Any]
         "scalar_offset": result.offset,
         "clipped": result.clipped,
         "staleness": result.staleness,
+        "zero_scalars": result.zeros,
         "attacked_by": asked.attacked_by,
         "privacy": None if result.privacy is None else result.privacy._asdict(),
         "concerns": list(result.health_warnings),

@@ -18,4 +18,15 @@ def __getattr__(name: str) -> ModuleType:
     raise AttributeError(f"{__name__} has no attribute {name!r}")
 
 
-__all__ = ["NETWORKS", "Classification", "Partial", "digits", "fashion_mnist", "mnist", "mnist_shapes", "train_only"]
+__all__ = [
+    "NETWORKS",
+    "Classification",
+    "Maximised",
+    "Partial",
+    "digits",
+    "fashion_mnist",
+    "maximise",
+    "mnist",
+    "mnist_shapes",
+    "train_only",
+]

@@ -16,9 +16,9 @@ from hiso_jax.checks import ParameterError, of_kind
 from hiso_jax.checks import arrays as check_arrays
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import on_all_devices, owned
-from hiso_jax.fed.keys import round_key
+from hiso_jax.fed.keys import round_key, visits_of
 from hiso_jax.fed.ledger.records import Records, Updates
-from hiso_jax.fed.update import AtHand, server_update, visits_of
+from hiso_jax.fed.update import AtHand, server_update
 from hiso_jax.program_cache import keep_compiled
 
 # One program serves every number of rounds: entries past the end are padding that changes nothing.

@@ -21,13 +21,13 @@ from jaxtyping import Array, Bool, Float, Int, Int8, PyTree
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm
-from hiso_jax.fed.keys import channel_key, cohort_key, data_key, round_key
+from hiso_jax.fed.keys import channel_key, cohort_key, data_key, round_key, visits_of
 from hiso_jax.fed.ledger import RoundRecord
 from hiso_jax.fed.measure import Cohort, Keys
 from hiso_jax.fed.population import ABSENT, LATE, REPORTED, Participation, sample_cohort
 from hiso_jax.fed.round import Arrived, Invite, Late, RoundInputs, Settle
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.update import ServerState, visits_of
+from hiso_jax.fed.update import ServerState
 from hiso_jax.zo import zo_states
 
 NOT_BEGUN = -1

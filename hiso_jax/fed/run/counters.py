@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from hiso_jax.fed.codes import offsets_of
+from hiso_jax.fed.codes import offsets_of, zeros_of
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED, STATUS_NAMES
 from hiso_jax.fed.run.dispatch import Probing, RoundLog, probing_in
@@ -42,6 +42,7 @@ class Counters:
         self._valid = 0
         self._clipped: int | None = None
         self._staleness: list[int] | None = None
+        self._zeros = [0, 0]
 
     def add(self, seed_key: Key[Array, ""], rounds: Int[np.ndarray, "R"], log: RoundLog) -> Records:
         """Count some rounds, and return their records with their bytes; ``log`` is on the host."""
@@ -53,6 +54,7 @@ class Counters:
         self._note_offsets(log.record.scalars, log.record.valid)
         self._note_clipped(log.record.clipped, log.record.valid)
         self._note_staleness(rounds, version, valid)
+        self._note_zeros(log.record.scalars, valid)
         return log.as_records(seed_key, rounds, *sent)
 
     def restore(self, records: Records, clients: int, evaluated: int) -> None:
@@ -65,6 +67,7 @@ class Counters:
         self._note_offsets(records.scalars, records.valid)
         self._note_clipped(records.clipped, records.valid)
         self._note_staleness(records.round, records.version, records.valid)
+        self._note_zeros(records.scalars, records.valid)
         self.losses = self.losses[evaluated:]
 
     def _count(self, attendance: Any, loss: Any, seconds: Any) -> None:
@@ -89,6 +92,15 @@ class Counters:
             ages = (np.asarray(rounds)[:, None] - np.asarray(version))[np.asarray(valid)]
             before = self._staleness
             self._staleness = [before[0] + int(ages.sum()), before[1] + len(ages), max([before[2], *ages.tolist()])]
+
+    def _note_zeros(self, scalars: Any, valid: Any) -> None:
+        self._zeros = [a + b for a, b in zip(self._zeros, zeros_of(scalars, np.asarray(valid)), strict=True)]
+
+    @property
+    def zeros(self) -> float | None:
+        """The share of the valid scalars that are zero; None if there are no scalars."""
+        zero, whole = self._zeros
+        return zero / whole if whole else None
 
     @property
     def staleness(self) -> dict[str, float] | None:

@@ -42,6 +42,8 @@ class HealthWarnings:
         dtype: Any = None,
         probing: Probing | None = None,
         scale: float | None = None,
+        *,
+        has_steps: bool = False,
     ) -> None:
         """Begin without warnings.
 
@@ -51,7 +53,9 @@ class HealthWarnings:
           dtype: the dtype in which the task computes its loss; None if it is not known.
           probing: client ids → which of them measure with μ; None if all do.
           scale: factor on the scalars of these clients; None is 1.
+          has_steps: whether the objective has steps, so that a scalar may be zero because nothing changed.
         """
+        self._has_steps = has_steps
         self._probing, self._scale = probing, 1.0 if scale is None else scale
         self.about_parameters, self.about_divergence, self._dtype = "", "", dtype
         self.invalid, self.reports = 0, 0
@@ -138,7 +142,8 @@ class HealthWarnings:
             measured = np.abs(np.asarray(numbers, np.float64))[valid].reshape(-1)
         loss = np.broadcast_to(losses.astype(np.float64)[:, None], valid.shape)[valid]
         dtype = self._dtype if self._dtype is not None and is_half(self._dtype) else losses.dtype
-        least = LAST_PLACES * float(jnp.finfo(dtype).eps) * np.abs(loss) / self._mu * self._scale
+        places = 0 if self._has_steps else LAST_PLACES
+        least = places * float(jnp.finfo(dtype).eps) * np.abs(loss) / self._mu * self._scale
         each = len(measured) // max(len(loss), 1)
         self._seen += len(measured)
         self._small += int((measured <= np.repeat(least, each)).sum())
@@ -147,8 +152,16 @@ class HealthWarnings:
         self.is_rounding = 2 * self._small > self._seen
         if not self.is_rounding:
             return
-        better = suggested_mu(self._loss, dtype, self._dimension)
         what = "messages" if isinstance(numbers, Coded) else "scalars"
+        if self._has_steps:
+            self.about_rounding = (
+                f"mu is too small for this objective: at {self._mu:g}, {self._small} of the first {self._seen} {what} "
+                "are zero, because the value of a batch did not change; take a larger mu, or larger batches"
+            )
+            if not silent:
+                _warn(self.about_rounding)
+            return
+        better = suggested_mu(self._loss, dtype, self._dimension)
         self.about_rounding = (
             f"mu is too small for losses in {dtype}: at {self._mu:g}, {self._small} of the first {self._seen} "
             f"{what} are within the rounding of the loss; {better:g} suits a loss of {self._loss:.3g} and "

@@ -129,6 +129,7 @@ def prepare(
     estimator = estimator_of(algorithm, config)
     settings = ExecutionSettings(config.client_chunk, budget, config.directions, placement.mesh, perturbed_as_of(task))
     check_round(algorithm, estimator, settings)
+    check_objective(task, estimator)
     check_channel(algorithm, config, participation, population.num_clients)
     check_buffer(algorithm, config, params, None if isinstance(population, RemotePopulation) else participation)
     shapes = shapes_of(algorithm, estimator, params, config.answers)
@@ -181,6 +182,20 @@ def _check_split(algorithm: Algorithm, params: PyTree, mesh: Mesh | None) -> Non
             "mesh",
             "must not split parameters along model with a curvature of means, a factored one say: split means sum "
             "in another order",
+        )
+
+
+def check_objective(task: Task, estimator: Estimator) -> None:
+    """Refuse to differentiate an objective that may have steps.
+
+    Raises:
+      ParameterError: the task's objective has no gradient, and clients would take one.
+    """
+    if not getattr(task, "is_differentiable", True) and getattr(estimator.measure, "backpropagates", False):
+        raise ParameterError(
+            "objective",
+            "must be loss for a method whose clients take gradients, because a value with steps has none; methods of "
+            "finite differences (mosaic, decomfl, hiso) take any",
         )
 
 
@@ -260,6 +275,7 @@ def check_messages(task: Task, algorithm: Algorithm, config: SimulationConfig) -
     estimator = estimator_of(algorithm, config)
     # The rate of the clients' own steps is not known here.
     estimator.measure.check(estimator._replace(local_learning_rate=1.0), config.directions)
+    check_objective(task, estimator)
     shapes_of(algorithm, estimator, params, config.answers)
     check_buffer(algorithm, config, params)
     for head in zo_states(jax.eval_shape(algorithm.optimizer.init, params)):

@@ -47,6 +47,8 @@ class Result:
       clipped: the share of the valid messages that the server clipped; None for a method that clips none.
       staleness: the ``mean`` and the ``most`` updates that the server made between an invitation and its answer, over
         the answers that counted; None for a synchronous run.
+      zeros: the share of the valid scalars that are zero; None for a method without scalars. An objective with steps
+        has them where a batch's value does not change at μ.
       spent: seconds of this process on ``compiling``, ``rounds`` and ``evaluations``; a resumed run's earlier processes
         are not in it.
     """
@@ -76,6 +78,7 @@ class Result:
     privacy: PrivacySpent | None = None
     clipped: float | None = None
     staleness: dict[str, float] | None = None
+    zeros: float | None = None
     spent: Mapping[str, float] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:

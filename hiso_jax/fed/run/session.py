@@ -148,7 +148,12 @@ class Session:
         measure = prepared.estimator.measure
         measured_by = prepared.config.mu if measure.has_scalars and "mu" in measure.reads else None
         self.health_warnings = HealthWarnings(
-            measured_by, dimension, prepared.loss_dtype, prepared.probing, prepared.config.probe_scale
+            measured_by,
+            dimension,
+            prepared.loss_dtype,
+            prepared.probing,
+            prepared.config.probe_scale,
+            has_steps=not getattr(prepared.task, "is_differentiable", True),
         )
         self.health_warnings.begun(self._initial)
         before = time.perf_counter()
@@ -405,4 +410,5 @@ class Session:
             privacy=privacy_spent(self.prepared, records),
             clipped=self._counters.clipped,
             staleness=self._counters.staleness,
+            zeros=self._counters.zeros,
         )
