@@ -215,7 +215,7 @@ class Maximised:
 def maximise(task: Any, value: Value | str) -> Any:
     """The task with another objective: it maximises a value of each example, which may have steps.
 
-    Along directions nothing is differentiated, so accuracy, F1, exact match or a reward can be trained themselves. Take
+    Along directions nothing is differentiated, so a share of correct answers, F1, exact match or a reward can be trained themselves. Take
     a larger μ than for a loss, 0.1 for small networks: where a value does not change between two evaluations, the
     scalar is zero. Reports then have the share of such scalars.
 
@@ -228,7 +228,8 @@ def maximise(task: Any, value: Value | str) -> Any:
 
     Example:
       >>> from hiso_jax import fed, tasks
-      >>> task = fed.maximise(tasks.digits(), "accuracy")
+      >>> digits = tasks.digits()
+      >>> task = fed.maximise(digits, digits.metric)
     """
     value = of_metric(value) if isinstance(value, str) else value
     function("objective", value, "metrics, batch")

@@ -21,11 +21,9 @@ def __getattr__(name: str) -> ModuleType:
 __all__ = [
     "NETWORKS",
     "Classification",
-    "Maximised",
     "Partial",
     "digits",
     "fashion_mnist",
-    "maximise",
     "mnist",
     "mnist_shapes",
     "train_only",
