@@ -215,9 +215,9 @@ class Maximised:
 def maximise(task: Any, value: Value | str) -> Any:
     """The task with another objective: it maximises a value of each example, which may have steps.
 
-    Along directions nothing is differentiated, so a share of correct answers, F1, exact match or a reward can be trained themselves. Take
-    a larger μ than for a loss, 0.1 for small networks: where a value does not change between two evaluations, the
-    scalar is zero. Reports then have the share of such scalars.
+    Along directions nothing is differentiated, so a share of correct answers, F1, exact match or a reward can be
+    trained themselves. Take a larger μ than for a loss, 0.1 for small networks: where a value does not change between
+    two evaluations, the scalar is zero. Reports then have the share of such scalars.
 
     Args:
       task: the task, whose metrics have a number for each example.
