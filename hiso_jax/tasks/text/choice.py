@@ -73,10 +73,11 @@ class TextChoice(PretrainedTask):
     def metrics(
         self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None
     ) -> dict[str, Shaped[Array, "B"]]:
-        """``loss``, ``prediction`` and ``label`` of each example."""
+        """``loss``, ``accuracy``, ``prediction`` and ``label`` of each example."""
         logits = self.logits(params, batch, frozen)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return {"loss": loss, "prediction": logits.argmax(-1), "label": batch["label"]}
+        predicted, label = logits.argmax(-1), batch["label"]
+        return {"loss": loss, "accuracy": predicted == label, "prediction": predicted, "label": label}
 
     def summarise(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Mean ``loss``, ``accuracy`` and ``macro_f1``."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm import Tuned, greedy
+from hiso_jax.tasks.text import token_scores
 from hiso_jax.tasks.text.encode import (
     at_bucket,
     buckets_for,
@@ -85,7 +86,11 @@ class TextGeneration(PretrainedTask):
     def metrics(
         self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None
     ) -> dict[str, Shaped[Array, "B ..."]]:
-        """``loss`` of each golden answer, ``generated`` tokens [B, max_new_tokens], and ``row``."""
+        """``loss`` of each golden answer, ``generated`` tokens [B, max_new_tokens], and ``row`` of a test example.
+
+        ``f1`` and ``exact_match`` compare the generated tokens with those of the training target, so that a program can
+        maximise them; reports compare texts with all golden answers.
+        """
         whole = self.model.whole(params, frozen)
 
         def generate(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Int[Array, "B N"]:
@@ -99,8 +104,17 @@ class TextGeneration(PretrainedTask):
                 pad_token=pad_token(self.tokenizer),
             )
 
-        generated = at_bucket(generate, self.buckets, batch["prompt"], batch["prompt_length"])
-        return {"loss": self.loss(params, batch, frozen), "generated": generated, "row": batch["row"]}
+        generated = at_bucket(generate, self.buckets, *_prompts(batch))
+        golden = batch["tokens"][:, -self.answer_length :]
+        real = jnp.arange(self.answer_length) >= self.answer_length - batch["answer"][:, None]
+        stops = jnp.array(self.stop_tokens, jnp.int32)
+        # A row is filled up after its stop token.
+        kept = ~jnp.cumsum(jnp.isin(generated, stops), 1).astype(bool)
+        wanted = real & ~jnp.isin(golden, stops)
+        compared = generated, kept, golden, wanted
+        scores = {"f1": token_scores.token_f1(*compared), "exact_match": token_scores.exact_match(*compared)}
+        rows = {"row": batch["row"]} if "row" in batch else {}
+        return {"loss": self.loss(params, batch, frozen), "generated": generated, **scores, **rows}
 
     def answers(self, generated: Int[np.ndarray, "n N"]) -> list[str]:
         """The generated answers as text, cut after the first line, because a token may hold more than a line break."""
@@ -233,3 +247,13 @@ def _encode(prompt: Prompt, tokenizer: Any, rows: Sequence[Row], split: str) -> 
     prompts = tokenize(tokenizer, [prompt.render(row) for row in rows])
     texts = [prompt.answer_template.format(answer=given[0]) for given in answers]
     return list(zip(prompts, tokenize(tokenizer, texts, special=False), strict=True))
+
+
+def _prompts(batch: Mapping[str, Array]) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
+    """The left-padded prompts of a batch and their lengths; training examples hold them in front of the answers."""
+    if "prompt" in batch:
+        return batch["prompt"], batch["prompt_length"]
+    tokens, answer = batch["tokens"], batch["answer"]
+    places = jnp.arange(tokens.shape[1]) - answer[:, None]
+    # What wraps around lies in the padding.
+    return jnp.take_along_axis(tokens, places % tokens.shape[1], 1), batch["length"] - answer

@@ -1,19 +1,20 @@
 """Text tasks on a small language model: encoding, buckets, losses, metrics, generated answers and data."""
 
 import dataclasses
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hiso_jax
 from hiso_jax import fed
 from hiso_jax.models import lm
 from hiso_jax.models.lm.trainable import tune
-from hiso_jax.tasks.text import answers, text_data, text_task
+from hiso_jax.tasks.text import answers, text_data, text_task, token_scores
 from hiso_jax.tasks.text.encode import buckets_for, tokenize, truncate
 from hiso_jax.tasks.text.scores import exact_match, macro_f1, rouge, token_f1
 from tests.marks import slow
@@ -334,3 +335,48 @@ def test_answers_are_those_that_the_task_scores(pretrained, trainable, tmp_path)
 def test_what_has_no_answer_is_refused(pretrained, prompts, words, sentence):
     with pytest.raises(ValueError, match=sentence):
         answers(pretrained, prompts, words)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=5, max_size=5),
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=4, max_size=4),
+)
+def test_scores_of_tokens_are_those_of_bags_and_lists(generated, golden):
+    arrays = [jnp.array([column]) for pairs in (generated, golden) for column in zip(*pairs, strict=True)]
+    ours, theirs = ([token for token, counts in pairs if counts] for pairs in (generated, golden))
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    f1 = 2 * shared / (len(ours) + len(theirs)) if ours or theirs else 1.0
+    assert float(token_scores.token_f1(*arrays)[0]) == pytest.approx(f1)
+    assert bool(token_scores.exact_match(*arrays)[0]) == (ours == theirs)
+
+
+@pytest.mark.thorough
+def test_generated_tokens_are_scored_in_the_program_for_training_examples_too(answering):
+    train = jax.tree.map(lambda a: jnp.asarray(a[:2]), dict(answering.train))
+    outputs = jax.tree.map(np.asarray, dict(jax.jit(answering.metrics)(answering.init(None), train)))
+    # The prompts in front of the answers are those of the same test rows.
+    test = jax.tree.map(jnp.asarray, dict(answering.test))
+    other = jax.tree.map(np.asarray, dict(jax.jit(answering.metrics)(answering.init(None), test)))
+    order = np.argsort(other["row"])
+    np.testing.assert_array_equal(outputs["generated"], other["generated"][order])
+    np.testing.assert_array_equal(outputs["f1"], other["f1"][order])
+    assert "row" not in outputs
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["f1", "exact_match"])
+def test_a_run_can_maximise_a_score_of_what_is_generated(answering, name):
+    config = fed.SimulationConfig(rounds=2, cohort=2, perturbations=2, batch_size=2, eval_every=2, mu=0.5)
+    task = fed.maximise(answering, name)
+    result = fed.Simulation(task, hiso_jax.decomfl(0.1), fed.iid(8, 2), config).run()
+    assert set(result.metrics[-1].metrics) == {"loss", "exact_match", "f1"}
+    assert -1 <= result.metrics[-1].train_loss <= 0
+
+
+@pytest.mark.thorough
+def test_a_run_can_maximise_the_accuracy_of_a_language_model(task):
+    config = fed.SimulationConfig(rounds=2, cohort=2, perturbations=2, batch_size=8, eval_every=2, mu=0.5)
+    result = fed.Simulation(fed.maximise(task, "accuracy"), hiso_jax.decomfl(0.1), fed.iid(40, 4), config).run()
+    assert set(result.metrics[-1].metrics) == {"loss", "accuracy", "macro_f1"}
+    assert -1 <= result.metrics[-1].train_loss <= 0
