@@ -5,9 +5,9 @@
 
 from hiso_jax.network.catch_up import BadMessage
 from hiso_jax.network.client import Client
-from hiso_jax.network.exchange import NetworkSettings, NobodyCame
 from hiso_jax.network.parts import Parts, parts, parts_of
 from hiso_jax.network.server import Server, check_server
+from hiso_jax.network.settings import NetworkSettings, NobodyCame
 from hiso_jax.network.transport import InProcess, Transport
 from hiso_jax.network.worker import work
 

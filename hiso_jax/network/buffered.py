@@ -5,6 +5,7 @@ with an answer, with none that counts, or late, which is a deadline after their 
 """
 
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
 from hiso_jax.fed.run import Arrivals
 from hiso_jax.fed.update import ServerState
+from hiso_jax.network.asking import Asking, Begun
 from hiso_jax.network.catch_up import BadMessage
-from hiso_jax.network.envelope import Kind, opened
-from hiso_jax.network.exchange import POLL, Asking, Begun, MessageExchange
+from hiso_jax.network.envelope import Envelope, Kind, opened
+from hiso_jax.network.exchange import POLL, MessageExchange
 
 
 class _Ended(NamedTuple):
@@ -36,6 +38,8 @@ class BufferedExchange(MessageExchange):
         self._most, self._takes = config.cohort, config.answers
         self._at_work: dict[int, Begun] = {}
         self._outbox: dict[int, bytes] = {}
+        # Answers that came while the server evaluated.
+        self._early: list[tuple[int, bytes]] = []
 
     def __call__(self, number: int, order: np.ndarray, server: ServerState) -> Arrivals:
         """The first answers, see :data:`hiso_jax.fed.run.Exchange`."""
@@ -72,7 +76,7 @@ class BufferedExchange(MessageExchange):
         if ended:
             return ended
         until = min(visit.until for visit in self._at_work.values())
-        for client, message in self._transport.exchange(self._outbox, until, set(self._at_work)):
+        for client, message in self._coming(until):
             one = self._received(client, message, asking)
             if one is not None:
                 ended.append(one)
@@ -82,6 +86,18 @@ class BufferedExchange(MessageExchange):
             # Whoever is at work owes an answer that the transport does not know of.
             time.sleep(min(POLL, max(0.0, until - time.monotonic())))
         return ended
+
+    def _coming(self, until: float) -> Iterator[tuple[int, bytes]]:
+        """The messages that came during an evaluation, then those of the transport."""
+        while self._early:
+            yield self._early.pop(0)
+        yield from self._transport.exchange(self._outbox, until, set(self._at_work))
+
+    def _is_of_another(self, client: int, message: bytes, envelope: Envelope, asking: Asking) -> bool:
+        """Whether a message is no answer to an evaluation; an answer of a visit at work is kept for the next round."""
+        if envelope.kind is Kind.ANSWER:
+            self._early.append((client, message))
+        return envelope.kind is Kind.ANSWER or super()._is_of_another(client, message, envelope, asking)
 
     def _late(self, asking: Asking, most: int) -> list[_Ended]:
         """The visits, at most ``most``, whose deadline has passed."""

@@ -2,20 +2,19 @@
 
 import struct
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from hiso_jax import fed
-from hiso_jax.checks import integer, positive
 from hiso_jax.fed.ledger import fingerprint, pack_sums, sample, sums_bytes
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
 from hiso_jax.fed.run import Arrivals, RemoteRun
 from hiso_jax.fed.task import bind, frozen_of
 from hiso_jax.fed.update import ServerState
+from hiso_jax.network.asking import Asking, Begun, Known, Way
 from hiso_jax.network.catch_up import (
     CHECKPOINT,
     HEADER,
@@ -30,6 +29,7 @@ from hiso_jax.network.description import are_near_samples, run_of
 from hiso_jax.network.envelope import Envelope, Kind, opened, sealed
 from hiso_jax.network.history import BEGIN, after
 from hiso_jax.network.parts import Parts
+from hiso_jax.network.settings import NetworkSettings, NobodyCame
 from hiso_jax.network.transport import Transport
 
 # How often a client is asked again in one round, and seconds between looks for clients.
@@ -38,73 +38,6 @@ TRIES, POLL = 3, 0.2
 FIRST = 10
 # Seconds that a client may take longer to catch up where that saves bytes.
 PATIENCE = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkSettings:
-    """Settings of the rounds over a network.
-
-    Attributes:
-      deadline: seconds that the clients of a round have to answer; ten times as long before the first round.
-      quorum: clients that must be online before a round begins.
-      patience: seconds that the server waits for a quorum before it ends the run, which can be resumed.
-      check_every: rounds between checks of the clients' parameters; 0 checks none.
-      bytes_a_second: the assumed speed of a client's link, by which the way to catch up is chosen.
-    """
-
-    deadline: float = 60.0
-    quorum: int = 1
-    patience: float = 3600.0
-    check_every: int = 5
-    bytes_a_second: float = 1e6
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-          ParameterError: a number is out of range.
-        """
-        for name in ("deadline", "patience", "bytes_a_second"):
-            positive(name, getattr(self, name))
-        integer("quorum", self.quorum, 1)
-        integer("check_every", self.check_every, 0)
-
-
-class NobodyCame(RuntimeError):
-    """Too few clients were online for too long."""
-
-
-class Known(NamedTuple):
-    """What the server believes of a client; the client knows better.
-
-    Attributes:
-      examples: the number of its examples.
-      seconds: seconds that a direction takes it.
-      round, history: where it stands.
-      is_other: whether its parameters differ by rounding, as on another processor.
-    """
-
-    examples: int
-    seconds: float
-    round: int
-    history: bytes
-    is_other: bool = False
-
-
-class Begun(NamedTuple):
-    """A visit of a client that the server waits for.
-
-    Attributes:
-      version: the round to which it was invited.
-      place: its place among the clients of this round.
-      until: the time, of ``time.monotonic``, at which the server no longer waits.
-      sample: a sample of the parameters of this round, if the client's are compared with them.
-    """
-
-    version: int
-    place: int
-    until: float
-    sample: Any = None
 
 
 class MessageExchange(fed.Callback):
@@ -165,7 +98,7 @@ class MessageExchange(fed.Callback):
     def _arrivals(
         self, cohort: np.ndarray, status: np.ndarray, found: dict[int, tuple[Any, float]], visits: Any = None
     ) -> Arrivals:
-        """What came of some visits; ``visits`` are their rounds and places, if they are not this round's."""
+        """The outcome of some visits, with their rounds and places if these are not this round's."""
         form = self._forms.up
         zero = jax.tree.map(np.zeros_like, read_content(bytes(form.row), form))
         rows = [found[client][0] if client in found else zero for client in cohort.tolist()]
@@ -207,52 +140,64 @@ class MessageExchange(fed.Callback):
         found: dict[int, tuple[Any, float]] = {}
         asking = self._asking(number, places, server)
         outbox = {client: self._first(client, asking) for client in places if client in online}
-        for client, message in self._transport.exchange(outbox, time.monotonic() + self._network.deadline):
-            if client not in places or client in found:
-                continue
-            try:
-                # Answers to an earlier round are late: they were counted there.
-                envelope = opened(message)
-                if envelope.round != number:
-                    continue
-                content = self._taken(client, envelope, asking, outbox)
-            except BadMessage as error:
-                self._notify(f"round {number}: client {client} is left out: {error}")
-                status[places[client]] = DROPPED
-                continue
+        for client, content in self._collected(asking, outbox, f"round {number}"):
+            status[places[client]] = DROPPED if content is None else REPORTED
             if content is not None:
                 found[client] = content
-                status[places[client]] = REPORTED
         late = [client for client, place in places.items() if status[place] == LATE]
         if late:
             self._notify(f"round {number}: no answer in time of client {', '.join(map(str, late))}")
         return found, status
 
-    def evaluate(self, params: Any, test: Any, frozen: Any) -> dict[str, np.ndarray]:
-        """The mean of every metric over the examples that the online clients hold out; NaN if nobody answers."""
-        assert self._session is not None
-        self._note_rounds()
-        number, names = self._session.round, self._metric_names
-        server = ServerState(self._session.params, self._session.state)
-        asking = Asking(number, {client: 0 for client in sorted(self._quorum())}, server, None, Kind.EVALUATE)
-        outbox = {client: self._first(client, asking) for client in asking.places}
-        total, count, answered = np.zeros(len(names)), 0, set()
+    def _collected(
+        self, asking: Asking, outbox: dict[int, bytes], when: str
+    ) -> Iterator[tuple[int, tuple[Any, float] | None]]:
+        """The content of every client's answer, or None for a client that is left out; each client answers once.
+
+        Args:
+          asking: the clients that are asked, and for what.
+          outbox: their messages.
+          when: the round or the evaluation, for sentences about clients.
+        """
+        answered: set[int] = set()
         for client, message in self._transport.exchange(outbox, time.monotonic() + self._network.deadline):
             if client not in asking.places or client in answered:
                 continue
             try:
                 envelope = opened(message)
-                if envelope.round != number:
+                if self._is_of_another(client, message, envelope, asking):
                     continue
-                found = self._taken(client, envelope, asking, outbox)
+                content = self._taken(client, envelope, asking, outbox)
             except BadMessage as error:
-                self._notify(f"evaluation after round {number}: client {client} is left out: {error}")
+                self._notify(f"{when}: client {client} is left out: {error}")
+                yield client, None
                 continue
-            if found is not None:
+            if content is not None:
                 answered.add(client)
-                total, count = total + found[0], count + int(found[1])
+                yield client, content
+
+    def _is_of_another(self, client: int, message: bytes, envelope: Envelope, asking: Asking) -> bool:
+        """Whether a message answers an earlier round, where its client was counted as late."""
+        return envelope.round != asking.number
+
+    def evaluate(self, params: Any, test: Any, frozen: Any) -> dict[str, np.ndarray]:
+        """The mean of every metric over the examples that the online clients hold out, [1]; NaN if nobody answers.
+
+        Args:
+          params, test, frozen: not read; clients evaluate the parameters of the session on their own examples.
+        """
+        assert self._session is not None
+        self._note_rounds()
+        number, names, when = self._session.round, self._metric_names, f"evaluation after round {self._session.round}"
+        server = ServerState(self._session.params, self._session.state)
+        asking = Asking(number, dict.fromkeys(sorted(self._quorum()), 0), server, Kind.EVALUATE)
+        outbox = {client: self._first(client, asking) for client in asking.places}
+        total, count = np.zeros(len(names)), 0
+        for _, content in self._collected(asking, outbox, when):
+            if content is not None:
+                total, count = total + content[0], count + int(content[1])
         if count == 0:
-            self._notify(f"evaluation after round {number}: no client answered in time")
+            self._notify(f"{when}: no client answered in time")
         means = total / count if count else np.full(len(names), np.nan)
         return {name: mean[None] for name, mean in zip(names, means, strict=True)}
 
@@ -264,7 +209,7 @@ class MessageExchange(fed.Callback):
         """
         form = struct.Struct(f"<I{len(self._metric_names)}d")
         if client not in self._known:
-            raise BadMessage("it answers before it was told of the run")
+            raise BadMessage("it answers before the server described the run to it")
         if len(content) != form.size:
             raise BadMessage("its sums have another length")
         count, *sums = form.unpack(content)
@@ -275,33 +220,31 @@ class MessageExchange(fed.Callback):
             raise BadMessage("its sums are of no examples, or are not finite")
         return np.asarray(sums), count
 
-    def _asking(self, number: int, places: dict[int, int], server: ServerState) -> "Asking":
-        """The round while its messages are exchanged; with the marks of its parameters, if it checks the clients'."""
-        check = self._network.check_every and number % self._network.check_every == 0
-        if not check:
-            return Asking(number, places, server, None)
+    def _asking(self, number: int, places: dict[int, int], server: ServerState) -> Asking:
+        """A round while its messages are exchanged; with the marks of its parameters, if it checks the clients'."""
+        if not self._network.check_every or number % self._network.check_every:
+            return Asking(number, places, server)
         host = jax.tree.map(np.asarray, server.params)
-        asking = Asking(number, places, server, bytes.fromhex(fingerprint(host))[:FINGERPRINT_BYTES])
-        asking.sample = sample(host)
-        return asking
+        mark = bytes.fromhex(fingerprint(host))[:FINGERPRINT_BYTES]
+        return Asking(number, places, server, mark=mark, sample=sample(host))
 
-    def _begun(self, client: int, asking: "Asking") -> Begun:
+    def _begun(self, client: int, asking: Asking) -> Begun:
         """The visit that a client's answer is of."""
         return Begun(asking.number, asking.places[client], 0.0, asking.sample)
 
     # ------------------------------------------------------------ the messages
 
-    def _sealed(self, kind: Kind, client: int, asking: "Asking", content: bytes, flags: int = 0) -> bytes:
+    def _sealed(self, kind: Kind, client: int, asking: Asking, content: bytes, flags: int = 0) -> bytes:
         place = asking.places.get(client, 0)
         return sealed(Envelope(kind, self._run, asking.number, client, place, content, flags))
 
-    def _first(self, client: int, asking: "Asking") -> bytes:
+    def _first(self, client: int, asking: Asking) -> bytes:
         """The first message of a round to a client: the run's description, or the invitation."""
         if client not in self._known:
             return self._sealed(Kind.DESCRIBE, client, asking, self._description)
         return self._invitation(client, asking)
 
-    def _invitation(self, client: int, asking: "Asking", *, whole: bool = False) -> bytes:
+    def _invitation(self, client: int, asking: Asking, *, whole: bool = False) -> bytes:
         """The invitation with what is missing: rounds, sums or a checkpoint, of the quick ones the smallest."""
         known, number = self._known[client], asking.number
         follows = known.round <= number and self._histories[known.round] == known.history
@@ -311,7 +254,7 @@ class MessageExchange(fed.Callback):
         content = begin + self._histories[number] + mark + body
         return self._sealed(asking.kind, client, asking, content, HAS_FINGERPRINT if mark else 0)
 
-    def _catch_up(self, known: Known, asking: "Asking", *, whole: bool) -> bytes:
+    def _catch_up(self, known: Known, asking: Asking, *, whole: bool) -> bytes:
         number, costs, speed = asking.number, self._costs, self._network.bytes_a_second
         checkpoint = (CHECKPOINT, lambda: checkpoint_bytes((asking.server.params, asking.server.state)))
         if whole:
@@ -321,14 +264,14 @@ class MessageExchange(fed.Callback):
             return HEADER.pack(known.round, 0)
         total, draws = sum(map(len, missed)), len(missed) * costs.replay_draws
         ways = [
-            _Way(total, draws * known.seconds, len(missed), lambda: b"".join(missed)),
-            _Way(costs.checkpoint, 0.0, *checkpoint),
+            Way(total, draws * known.seconds, len(missed), lambda: b"".join(missed)),
+            Way(costs.checkpoint, 0.0, *checkpoint),
         ]
         records = self._session.records_since(0) if costs.pool_seeds and self._session is not None else None
         if records is not None:
             updates, algorithm, state = records.updates, self._parts.algorithm, asking.server.state
             ways.append(
-                _Way(
+                Way(
                     sums_bytes(costs.pool_seeds),
                     costs.pool_seeds * known.seconds,
                     SUMS,
@@ -341,7 +284,7 @@ class MessageExchange(fed.Callback):
         return HEADER.pack(known.round, way.number) + way.make()
 
     def _taken(
-        self, client: int, envelope: Envelope, asking: "Asking", outbox: dict[int, bytes]
+        self, client: int, envelope: Envelope, asking: Asking, outbox: dict[int, bytes]
     ) -> tuple[Any, float] | None:
         """The scalars and the loss in a client's answer; None if the client is asked again, in ``outbox``.
 
@@ -379,7 +322,7 @@ class MessageExchange(fed.Callback):
         return None
 
     def _answer(
-        self, client: int, envelope: Envelope, asking: "Asking", outbox: dict[int, bytes]
+        self, client: int, envelope: Envelope, asking: Asking, outbox: dict[int, bytes]
     ) -> tuple[Any, float] | None:
         visit = self._begun(client, asking)
         if client not in self._known or envelope.place != visit.place:
@@ -429,7 +372,7 @@ class MessageExchange(fed.Callback):
 
     def _greet(self) -> None:
         """Describe the run to the clients that are online, so that they compile before the first deadline runs."""
-        asking = Asking(len(self._broadcasts), {}, None, None)
+        asking = Asking(len(self._broadcasts), {}, None)
         outbox = {
             client: self._sealed(Kind.DESCRIBE, client, asking, self._description)
             for client in sorted(self._transport.online())
@@ -455,30 +398,3 @@ def _metric_names(parts: Parts, params: Any) -> list[str]:
 def _seconds(told: float) -> float:
     """A client's word on its speed, within reason."""
     return float(np.clip(told, 0.0, 1e6)) if np.isfinite(told) else 1e6
-
-
-class _Way(NamedTuple):
-    """A way to catch a client up.
-
-    Attributes:
-      size: its bytes.
-      computing: seconds that it takes the client to apply it.
-      number: the number in the header of the message.
-      make: makes the bytes.
-    """
-
-    size: int
-    computing: float
-    number: int
-    make: Callable[[], bytes]
-
-
-class Asking:
-    """A round while its messages are exchanged."""
-
-    def __init__(
-        self, number: int, places: dict[int, int], server: Any, mark: bytes | None, kind: Kind = Kind.INVITE
-    ) -> None:
-        self.number, self.places, self.server, self.mark, self.kind = number, places, server, mark, kind
-        self.sample: Any = None
-        self.tries: dict[int, int] = {}

@@ -14,8 +14,9 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.fed.ledger import Storage
 from hiso_jax.fed.run import RemoteRun
 from hiso_jax.network.buffered import BufferedExchange
-from hiso_jax.network.exchange import MessageExchange, NetworkSettings
+from hiso_jax.network.exchange import MessageExchange
 from hiso_jax.network.parts import Parts
+from hiso_jax.network.settings import NetworkSettings
 from hiso_jax.network.transport import Transport
 
 logger = logging.getLogger("hiso_jax")

@@ -11,9 +11,9 @@ from hiso_jax.checks import ParameterError, did_you_mean, fraction, integer
 from hiso_jax.experiment import Clock, Experiment
 from hiso_jax.fed.ledger import exists
 from hiso_jax.network.client import Client
-from hiso_jax.network.exchange import NetworkSettings
 from hiso_jax.network.parts import parts_of
 from hiso_jax.network.server import Server
+from hiso_jax.network.settings import NetworkSettings
 from hiso_jax.network.transport import InProcess, Transport
 from hiso_jax.reports import Progress, Report, create_directory
 

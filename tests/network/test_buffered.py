@@ -142,6 +142,28 @@ def test_the_ledger_is_right_whatever_a_client_sends(name):
     assert_trees_identical(replayed, result.params)
 
 
+def test_answers_that_come_while_clients_evaluate_are_kept():
+    """The slow clients' answers come in any exchange, also that of an evaluation; none of them may be lost."""
+    given = parts(rounds=8, eval_every=1)
+    made = network.parts(given.task, given.algorithm, given.config, held_out=0.2)
+
+    class Counting(Uneven):
+        late_in_evaluations = 0
+
+        def exchange(self, outbox, until, waiting=()):
+            evaluates = any(opened(message).kind is Kind.EVALUATE for message in outbox.values())
+            for client, message in super().exchange(outbox, until, waiting):
+                Counting.late_in_evaluations += evaluates and opened(message).kind is Kind.ANSWER
+                yield client, message
+
+    result, told = served(made, make_clients(made), Counting, network=network.NetworkSettings(deadline=30.0))
+    assert Counting.late_in_evaluations > 0
+    assert (result.records.attendance == REPORTED).all(), told
+    assert np.isfinite([row.metrics["loss"] for row in result.metrics]).all()
+    replayed, _ = fed.replay(result.initial_params, made.algorithm, result.records)
+    assert_trees_identical(replayed, result.params)
+
+
 def test_duplicates_count_once():
     class Twice(Uneven):
         rule = staticmethod(lambda client, answer: [answer, answer])
