@@ -6,28 +6,23 @@ the client stands, and the server sends what is missing. A new client, a lost di
 resumed from an older ledger and a client that is ahead of it are this one case.
 """
 
-import hashlib
-import json
 import logging
-import os
 import struct
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import safetensors.numpy
 from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.devices import ExecutionSettings, from_key_data, is_key, key_data, memory_budget
+from hiso_jax.fed.devices import ExecutionSettings, memory_budget
 from hiso_jax.fed.keys import channel_key, data_key, round_key
-from hiso_jax.fed.ledger import fingerprint, sample, write_file
+from hiso_jax.fed.ledger import fingerprint, sample
 from hiso_jax.fed.measure import Keys
 from hiso_jax.fed.population import draw_own
 from hiso_jax.fed.round import Message, Visit, client_round
@@ -43,6 +38,7 @@ from hiso_jax.network.catch_up import (
     catch_up,
     content_of,
 )
+from hiso_jax.network.client_files import ClientFiles, Standing
 from hiso_jax.network.description import are_near, read_description, run_of
 from hiso_jax.network.envelope import NO_RUN, Envelope, Kind, opened, refusal, sealed
 from hiso_jax.network.history import BEGIN, HISTORY_BYTES, after
@@ -50,30 +46,11 @@ from hiso_jax.network.parts import Parts
 from hiso_jax.program_cache import compiled, keep_compiled
 
 logger = logging.getLogger("hiso_jax")
-STATE, SECRET, DESCRIPTION = "state.safetensors", "client.secret", "description.json"
 # Flags of an invitation and of an answer.
 HAS_FINGERPRINT, DIFFERS = 1, 1
 FINGERPRINT_BYTES = 8
 STANDING = struct.Struct("<If8s")
 GREETING = struct.Struct("<If")
-# The state is written at most this share of the time; who stands further back after a restart is caught up.
-WRITING_SHARE = 0.1
-
-
-class Standing(NamedTuple):
-    """Where a client stands.
-
-    Attributes:
-      round: the client knows all rounds before this one.
-      history: the digest of the rounds that it knows, see :mod:`hiso_jax.network.history`.
-      params: its parameters.
-      state: its optimizer's state.
-    """
-
-    round: int
-    history: bytes
-    params: PyTree
-    state: optax.OptState
 
 
 Build = Callable[[Mapping[str, Any]], Parts]
@@ -221,12 +198,13 @@ class _Run:
         client: int,
     ) -> None:
         """Compile the client's program, and take up the state in the folder, if it is of this run."""
-        self.name, self._parts, self._folder, self._client = name, parts, folder, client
+        self.name, self._parts, self._client = name, parts, client
+        self._files = None if folder is None else ClientFiles(folder)
         self._forms = parts.forms(params)
         self._seed_key = jax.random.key(parts.config.seed)
         state = parts.algorithm.optimizer.init(params)
         self._start = Standing(0, BEGIN, params, state)
-        self.standing = self._found() or self._start
+        self.standing = (self._files and self._files.found(name, self._start)) or self._start
         self.examples = jax.tree.leaves(data)[0].shape[0]
         # Padded to a power of two, so that clients of one machine share a compiled program.
         size = 1 << (self.examples - 1).bit_length()
@@ -234,8 +212,10 @@ class _Run:
             lambda a: jnp.pad(jnp.asarray(a), [(0, size - len(a))] + [(0, 0)] * (a.ndim - 1)), data
         )
         self._held_out = None if held_out is None else jax.tree.map(jnp.asarray, held_out)
-        self._written, self._writing = 0.0, 0.0
-        self._secret = self._kept_secret() if parts.algorithm.needs_secret else None
+        self._secret = None
+        if parts.algorithm.needs_secret:
+            # The key of this client's own noise, which it made and which never leaves it.
+            self._secret = as_key(fresh()) if self._files is None else self._files.secret()
         self._warm_up()
 
     @cached_property
@@ -366,61 +346,11 @@ class _Run:
         answer = loss + content_of(jax.tree.map(np.asarray, message.content)) + differing
         return sealed(envelope._replace(kind=Kind.ANSWER, flags=flags, content=answer))
 
-    # ------------------------------------------------------------ its files
-
     def _save_if_cheap(self) -> None:
-        if self._folder is None or time.monotonic() - self._written < self._writing / WRITING_SHARE:
-            return
-        self.save()
+        if self._files is not None and self._files.is_cheap:
+            self.save()
 
     def save(self) -> None:
         """Write where the client stands, as one file that is replaced whole."""
-        if self._folder is None:
-            return
-        before = time.monotonic()
-        leaves = jax.tree.leaves((self.standing.params, self.standing.state))
-        arrays = {str(place): np.asarray(key_data(leaf)) for place, leaf in enumerate(leaves)}
-        about = {"run": self.name.hex(), "round": self.standing.round, "history": self.standing.history.hex()}
-        content = safetensors.numpy.save(arrays, {"hiso_jax": json.dumps(about)})
-        write_file(self._folder / STATE, content + hashlib.sha256(content).digest())
-        self._written = time.monotonic()
-        self._writing = self._written - before
-
-    def _found(self) -> Standing | None:
-        """Where the state in the folder stands; None if there is none, or it is torn or of another run."""
-        if self._folder is None:
-            return None
-        try:
-            content = (self._folder / STATE).read_bytes()
-        except OSError:
-            return None
-        body, digest = content[:-32], content[-32:]
-        if hashlib.sha256(body).digest() != digest:
-            logger.warning("%s is torn; the server will send what is missing", self._folder / STATE)
-            return None
-        length = struct.unpack_from("<Q", body)[0]
-        about = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["hiso_jax"])
-        if about["run"] != self.name.hex():
-            return None
-        arrays = safetensors.numpy.load(body)
-        leaves, structure = jax.tree.flatten((self._start.params, self._start.state))
-        mine = [
-            from_key_data(arrays[str(place)], leaf) if is_key(leaf) else jnp.asarray(arrays[str(place)])
-            for place, leaf in enumerate(leaves)
-        ]
-        params, state = jax.tree.unflatten(structure, mine)
-        return Standing(about["round"], bytes.fromhex(about["history"]), params, state)
-
-    def _kept_secret(self) -> Any:
-        """The key of this client's own noise, which it made and which never leaves it."""
-        if self._folder is None:
-            return as_key(fresh())
-        path = self._folder / SECRET
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return as_key(json.loads(path.read_text()))
-        halves = fresh()
-        with os.fdopen(handle, "w") as file:
-            json.dump(halves, file)
-        return as_key(halves)
+        if self._files is not None:
+            self._files.save(self.name, self.standing)

@@ -26,7 +26,7 @@ import numpy as np
 
 import hiso_jax
 from hiso_jax import fed, network
-from hiso_jax.network.client import STATE
+from hiso_jax.network.client_files import STATE
 from tests.fed.problems import digits_population, linear_task
 
 CLIENTS, LENGTH = 3, struct.Struct("<Q")

@@ -17,7 +17,7 @@ import hiso_jax
 from hiso_jax import fed, network
 from hiso_jax.cli.main import main as command
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
-from hiso_jax.network.client import SECRET, STATE
+from hiso_jax.network.client_files import SECRET, STATE
 from hiso_jax.network.description import run_of
 from hiso_jax.network.envelope import CHECKSUM_BYTES, HEAD, Envelope, Kind, opened, sealed
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
