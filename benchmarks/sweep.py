@@ -24,8 +24,10 @@ from hiso_jax import fed, tasks
 from hiso_jax.fed.measure import Estimator
 from hiso_jax.fed.round import server_round
 from hiso_jax.fed.run import monitor
-from hiso_jax.fed.run.dispatch import Inputs, RunState, draw_batches, make_dispatch
+from hiso_jax.fed.run.dispatch import make_dispatch
+from hiso_jax.fed.run.invitation import draw_batches
 from hiso_jax.fed.run.programs import costs_of
+from hiso_jax.fed.run.state import Inputs, RunState
 from hiso_jax.fed.update import ServerState
 
 RATES = tuple(float(rate) for rate in np.geomspace(0.001, 0.1, 8))

@@ -14,6 +14,7 @@ from hiso_jax.fed.keys import round_key, traits_key
 from hiso_jax.fed.ledger.reading import _check_rows
 from hiso_jax.fed.ledger.records import as_rows
 from hiso_jax.fed.population import LATE, REPORTED, Work
+from hiso_jax.fed.run import describe
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
 
 CLIENTS, COHORT, BUFFER = 24, 8, 2
@@ -148,7 +149,7 @@ def test_answers_older_than_the_most_are_late():
     assert not limited.valid[age > 2].any()
 
 
-def test_clients_that_do_not_come_free_their_place(tmp_path):
+def test_clients_that_do_not_come_free_their_place():
     there = fed.Participation(fed.Bernoulli(0.6), dropout=0.2, fleet=FLEET, deadline=2.0)
     result = simulation(rounds=20, participation=there).run()
     counted = result.attendance
@@ -216,3 +217,16 @@ def test_a_sweep_of_asynchronous_runs_is_those_runs():
     swept = fed.sweep(linear_task(), hiso_jax.decomfl, population, config, grid, participation=there)
     alone = [row.metrics["loss"] for row in simulation("decomfl", rounds=8).run().metrics]
     np.testing.assert_allclose(swept.metrics["loss"].reshape(2, -1)[1], alone, rtol=1e-3)
+
+
+def test_the_memory_of_a_round_does_not_grow_with_the_population():
+    """The round at which each client was last synced, int32 [N], is updated in place and never copied."""
+    task, clients = linear_task(), 1_000_000
+    config = fed.SimulationConfig(rounds=2, cohort=COHORT, buffer=BUFFER, batch_size=4)
+    population = fed.virtual(np.zeros(8, np.int32), clients)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    given = fed.RunSpec(task, shapes, population, fed.Participation(fleet=FLEET))
+    run = describe(given, hiso_jax.decomfl(0.05), config, fed.make_mesh(1), memory_budget=10**8)
+    memory = run.dispatch.lower().compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= 4 * clients
+    assert memory.temp_size_in_bytes < clients

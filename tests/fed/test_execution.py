@@ -12,7 +12,7 @@ from hiso_jax import fed, tasks
 from hiso_jax.fed.devices import evaluation_bytes, execution, execution_for, has_convolution, in_pieces
 from hiso_jax.fed.measure import Cohort, Estimator, Keys
 from hiso_jax.fed.round import RoundInputs, server_round
-from hiso_jax.fed.run.dispatch import draw_batches
+from hiso_jax.fed.run.invitation import draw_batches
 from hiso_jax.fed.update import ServerState
 from tests.fed.problems import linear_task
 from tests.marks import slow

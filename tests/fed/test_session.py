@@ -12,7 +12,7 @@ from hiso_jax.fed import round as rounds
 from hiso_jax.fed.keys import channel_key, round_key
 from hiso_jax.fed.measure import Cohort, Keys
 from hiso_jax.fed.run import monitor, programs
-from hiso_jax.fed.run.dispatch import RoundLog, RunState
+from hiso_jax.fed.run.state import RoundLog, RunState
 from tests.fed.problems import assert_trees_identical, digits_population, linear_task
 from tests.marks import thorough
 

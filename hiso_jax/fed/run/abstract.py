@@ -10,9 +10,9 @@ from jax.stages import Traced
 from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.devices import Described, check_mesh, longest_axis
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import RunState
 from hiso_jax.fed.run.prepared import PreparedRun, RunSpec, prepare
 from hiso_jax.fed.run.programs import build_dispatch, costs_of, shapes_of_state, trace_dispatch
+from hiso_jax.fed.run.state import RunState
 
 
 class DescribedRun(NamedTuple):

@@ -11,7 +11,7 @@ from hiso_jax.fed.algorithm import Algorithm
 from hiso_jax.fed.keys import traits_key
 from hiso_jax.fed.population import Participation, Work
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import probing_clients
+from hiso_jax.fed.run.invitation import probing_clients
 from hiso_jax.fed.run.prepared import estimator_of
 from hiso_jax.fed.run.programs import costs_of
 from hiso_jax.fed.run.traffic import directions_made, download_bytes, upload_bytes

@@ -10,71 +10,31 @@ says that the visit has ended. That is why a run is measured in cohorts, as a sy
 work are a part of its snapshots.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int8, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.algorithm import Algorithm
+from hiso_jax.fed.devices import on_all_devices
 from hiso_jax.fed.keys import channel_key, cohort_key, data_key, round_key, visits_of
 from hiso_jax.fed.ledger import RoundRecord
 from hiso_jax.fed.measure import Cohort, Keys
 from hiso_jax.fed.population import ABSENT, LATE, REPORTED, Participation, sample_cohort
 from hiso_jax.fed.round import Arrived, Invite, Late, RoundInputs, Settle
+from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.config import SimulationConfig
+from hiso_jax.fed.run.invitation import attendance_of, hostile_in
+from hiso_jax.fed.run.state import AtWork, Dispatch, Inputs, RoundLog, RunState, blank
+from hiso_jax.fed.run.traffic import Costs
 from hiso_jax.fed.update import ServerState
 from hiso_jax.zo import zo_states
-
-NOT_BEGUN = -1
-
-
-class AtWork(NamedTuple):
-    """The visits of a run that began and did not end, [C, ...]; the first B rows ended in the last round.
-
-    Attributes:
-      clients: the client ids.
-      version: the round in which each visit began; NOT_BEGUN for a row that holds no visit yet.
-      place: its place among the clients that this round invited.
-      status: its attendance.
-      ends: simulated seconds until it ends.
-      last_synced: the round at which the client was last synced when it was invited.
-      messages: the messages.
-      valid: whether they are finite.
-      losses: the losses at x of the visit's round.
-    """
-
-    clients: Int[Array, "C"]
-    version: Int[Array, "C"]
-    place: Int[Array, "C"]
-    status: Int8[Array, "C"]
-    ends: Float[Array, "C"]
-    last_synced: Int[Array, "C"]
-    messages: PyTree
-    valid: Bool[Array, "C"]
-    losses: Float[Array, "C"]
-
-
-def nobody_at_work(config: SimulationConfig, sent: PyTree, dtype: Any) -> AtWork | None:
-    """The visits before the first round; None for a synchronous run.
-
-    Args:
-      config: the configuration.
-      sent: the shapes of the messages of B clients as they arrive, [B, ...].
-      dtype: that of a loss.
-    """
-    if config.buffer is None:
-        return None
-    # Every array is its own, because a dispatch takes the state by donation.
-    clients, version, place, last_synced = (jnp.full(config.cohort, NOT_BEGUN, jnp.int32) for _ in range(4))
-    messages = jax.tree.map(lambda x: jnp.zeros((config.cohort, *x.shape[1:]), x.dtype), sent)
-    status, ends = jnp.full(config.cohort, ABSENT, jnp.int8), jnp.zeros(config.cohort, jnp.float32)
-    valid, losses = jnp.zeros(config.cohort, bool), jnp.zeros(config.cohort, dtype)
-    return AtWork(clients, version, place, status, ends, last_synced, messages, valid, losses)
 
 
 def check_buffer(
@@ -119,25 +79,18 @@ def _has_plain_head(state: Any) -> bool:
 def late_of(
     config: SimulationConfig, server: ServerState, seed_key: Any, number: Any, version: Array, place: Array
 ) -> Late:
-    """What round ``number`` makes of answers whose visits began in the rounds ``version`` [B] at ``place`` [B]."""
+    """The directions and the discounts of B answers that round ``number`` takes.
+
+    Args:
+      config: the configuration.
+      server: the server's state.
+      seed_key: the run's seed key.
+      number: the round.
+      version: the rounds in which their visits began, [B].
+      place: their places among the clients that those rounds invited, [B].
+    """
     age = (number - version).astype(jnp.float32)
     return Late(visits_of(seed_key, version, place, server.state), (1 + age) ** -config.staleness_exponent)
-
-
-class Row(NamedTuple):
-    """The visits that a round's row of the ledger holds, [B].
-
-    Attributes:
-      cohort, attendance, synced_to, version, place: as in :class:`AtWork`.
-      seconds: the simulated duration of the round.
-    """
-
-    cohort: Int[Array, "B"]
-    attendance: Int8[Array, "B"]
-    synced_to: Int[Array, "B"]
-    version: Int[Array, "B"]
-    place: Int[Array, "B"]
-    seconds: Float[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -146,34 +99,27 @@ class Buffer:
 
     Attributes:
       config: the configuration.
+      costs: the costs of a client's visit.
       answers: the clients' half.
       settle: the server's half.
     """
 
     config: SimulationConfig
+    costs: Costs
     answers: Invite
     settle: Settle
 
     def invite(
-        self,
-        at_work: AtWork,
-        server: ServerState,
-        synced_to: Int[Array, "N"] | None,
-        number: Int[Array, ""],
-        inputs: Any,
-        attend: Callable[[Int[Array, "B"], Int[Array, "B"]], Any],
-        hostile: Callable[[Int[Array, "B"]], Bool[Array, "B"]] | None,
-    ) -> tuple[AtWork, Int[Array, "N"] | None]:
-        """The visits with those that begin in round r in place of those that ended, and the synced rounds of all.
+        self, at_work: AtWork, server: ServerState, synced_to: Int[Array, "N"] | None, number: Array, inputs: Inputs
+    ) -> AtWork:
+        """The visits with those that begin in round r in place of those that ended.
 
         Args:
           at_work: the visits.
           server: the server's state.
-          synced_to: the round at which each client was last synced.
+          synced_to: the round at which each client was last synced; None counts no missed rounds.
           number: r.
           inputs: the run's inputs.
-          attend: (clients, rounds at which they were last synced) → their attendance.
-          hostile: clients → which are hostile; None is no client.
         """
         config, count = self.config, self.config.answers
         whole = inputs.population.num_clients
@@ -181,20 +127,16 @@ class Buffer:
         keys = Keys(round_key(inputs.seed_key, number), channel_key(inputs.seed_key, number), number)
         given = RoundInputs(inputs.train, (inputs.population, data_key(inputs.seed_key, number)), inputs.frozen)
 
-        def some(turn: Int[Array, ""], before: tuple[AtWork, Any]) -> tuple[AtWork, Any]:
-            at_work, synced_to = before
+        def some(turn: Int[Array, ""], at_work: AtWork) -> AtWork:
             kept = jax.tree.map(lambda a: a[count:], at_work)
             # A client that is at work is not invited again: of C candidates at most C − B are.
             busy = (candidates[:, None] == kept.clients).any(1)
             clients = candidates[jnp.argsort(busy, stable=True)[:count]]
             last = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
-            attendance = attend(clients, last)
+            attendance = attendance_of(config, self.costs, clients, last, number, inputs)
             weights = (attendance.status == REPORTED).astype(jnp.float32)
-            cohort = Cohort(clients, weights, clients, None if hostile is None else hostile(clients))
-            arrived = self.answers(server, cohort, keys, given, turn * count)
-            if synced_to is not None:
-                places = jnp.where(attendance.status == ABSENT, len(synced_to), clients)
-                synced_to = synced_to.at[places].set(number, mode="drop")
+            hostile = hostile_in(config, inputs, clients) if config.attackers else None
+            arrived = self.answers(server, Cohort(clients, weights, clients, hostile), keys, given, turn * count)
             begun = AtWork(
                 clients,
                 jnp.full_like(clients, number),
@@ -206,33 +148,79 @@ class Buffer:
                 arrived.valid,
                 arrived.losses.astype(kept.losses.dtype),
             )
-            return jax.tree.map(lambda old, new: jnp.concatenate([old, new]), kept, begun), synced_to
+            return jax.tree.map(lambda old, new: jnp.concatenate([old, new]), kept, begun)
 
         turns = jnp.where(number == 0, config.cohort // count, 1)
-        return lax.fori_loop(0, turns, some, (at_work, synced_to))
+        return lax.fori_loop(0, turns, some, at_work)
 
     def take(
-        self, at_work: AtWork, server: ServerState, number: Int[Array, ""], inputs: Any
-    ) -> tuple[AtWork, ServerState, Row, RoundRecord]:
-        """The first B visits to end, and the server after them; see :meth:`invite` for the arguments."""
+        self, at_work: AtWork, server: ServerState, number: Array, inputs: Inputs
+    ) -> tuple[AtWork, ServerState, AtWork, RoundRecord]:
+        """The server's update from the first B visits to end; see :meth:`invite` for the arguments.
+
+        Returns:
+          The visits, with their times from now on; the server; the B visits of this round, [B, ...], whose status is
+          LATE where an answer is too old; and the record of the round, which took as long as the last of them.
+        """
         config, count = self.config, self.config.answers
         order = jnp.argsort(at_work.ends, stable=True)
         at_work = jax.tree.map(lambda a: a[order], at_work)
         ended = jax.tree.map(lambda a: a[:count], at_work)
-        seconds = ended.ends[-1]
-        at_work = at_work._replace(ends=at_work.ends - seconds)
-        age, status = number - ended.version, ended.status
+        at_work = at_work._replace(ends=at_work.ends - ended.ends[-1])
         if config.max_staleness is not None:
-            status = jnp.where((status == REPORTED) & (age > config.max_staleness), LATE, status).astype(jnp.int8)
-        weights = (status == REPORTED).astype(jnp.float32)
+            late = (ended.status == REPORTED) & (number - ended.version > config.max_staleness)
+            ended = ended._replace(status=jnp.where(late, LATE, ended.status).astype(jnp.int8))
+        weights = (ended.status == REPORTED).astype(jnp.float32)
         if config.weighting == "examples":
             weights *= inputs.population.sizes_of(ended.clients)
         server, record = self.settle(
             server,
             Cohort(ended.clients, weights, ended.clients),
             Keys(round_key(inputs.seed_key, number), channel_key(inputs.seed_key, number), number),
-            Arrived(ended.messages, ended.valid & (status == REPORTED), ended.losses),
+            Arrived(ended.messages, ended.valid & (ended.status == REPORTED), ended.losses),
             late_of(config, server, inputs.seed_key, number, ended.version, ended.place),
         )
-        row = Row(ended.clients, status, ended.last_synced, ended.version, ended.place, seconds)
-        return at_work, server, row, record
+        return at_work, server, ended, record
+
+
+Live = tuple[ServerState, monitoring.Monitor, AtWork]
+
+
+def _live(buffer: Buffer, run: Live, synced_to: Array | None, number: Array, inputs: Inputs) -> tuple[Live, RoundLog]:
+    """An asynchronous round: clients are invited, and the server takes the first answers."""
+    server, monitor, at_work = run
+    at_work = buffer.invite(at_work, server, synced_to, number, inputs)
+    at_work, server, ended, record = buffer.take(at_work, server, number, inputs)
+    monitor = monitoring.watch(monitor, number, record, ended.status == REPORTED, server.params, server.state)
+    seconds = ended.ends[-1]
+    log = RoundLog(ended.clients, ended.status, ended.last_synced, seconds, record, ended.version, ended.place)
+    return (server, monitor, at_work), log
+
+
+def make_buffered_dispatch(buffer: Buffer, length: int, mesh: Mesh | None = None) -> Dispatch:
+    """A program for up to ``length`` asynchronous rounds; see :func:`hiso_jax.fed.run.dispatch.make_dispatch`."""
+
+    def dispatch(
+        carry: RunState, begin: Int[Array, ""], end: Int[Array, ""], inputs: Inputs
+    ) -> tuple[RunState, RoundLog]:
+        living = jax.jit(partial(_live, buffer))
+
+        def step(carry: RunState, number: Array) -> tuple[RunState, RoundLog]:
+            assert carry.at_work is not None
+
+            def idle(run: Live, *others: Any) -> tuple[Live, RoundLog]:
+                return run, blank(living, run, *others)[1]
+
+            lives = (number < end) & (carry.monitor.diverged_at == monitoring.NEVER)
+            run, synced_to = (carry.server, carry.monitor, carry.at_work), carry.synced_to
+            (server, monitor, at_work), log = lax.cond(lives, living, idle, run, synced_to, number, inputs)
+            if synced_to is not None:
+                # Outside any conditional, so that the array [N] is updated in place and never copied.
+                came = (at_work.version == number) & (at_work.status != ABSENT)
+                places = jnp.where(came, at_work.clients, len(synced_to))
+                synced_to = synced_to.at[places].set(number, mode="drop")
+            return RunState(server, monitor, synced_to, None, at_work), log
+
+        return lax.scan(step, carry, begin + jnp.arange(length, dtype=jnp.int32))
+
+    return on_all_devices(dispatch, mesh)

@@ -9,7 +9,8 @@ from jaxtyping import Array, Int, Key
 from hiso_jax.fed.codes import offsets_of, zeros_of
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED, STATUS_NAMES
-from hiso_jax.fed.run.dispatch import Probing, RoundLog, probing_in
+from hiso_jax.fed.run.invitation import Probing, probing_in
+from hiso_jax.fed.run.state import RoundLog
 from hiso_jax.fed.run.traffic import Costs, Traffic, last_synced_rounds
 
 

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from hiso_jax.fed.codes import Coded
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED
-from hiso_jax.fed.run.dispatch import Probing, probing_in
+from hiso_jax.fed.run.invitation import Probing, probing_in
 from hiso_jax.zo import directional_derivatives, is_half, suggested_mu, unmoved_share
 
 logger = logging.getLogger("hiso_jax")

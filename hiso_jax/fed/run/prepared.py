@@ -17,8 +17,9 @@ from hiso_jax.fed.population import AnyPopulation, Participation, RemotePopulati
 from hiso_jax.fed.round import check_round, reads_loss, shapes_of
 from hiso_jax.fed.run.buffered import check_buffer
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import Inputs, Probing, Rates, probing_clients
+from hiso_jax.fed.run.invitation import Probing, probing_clients
 from hiso_jax.fed.run.local_rate import with_local_rate
+from hiso_jax.fed.run.state import Inputs, Rates
 from hiso_jax.fed.task import Task, frozen_of, perturbed_as_of
 from hiso_jax.zo import Hadamard, check_regenerated, sphere, zo_states
 

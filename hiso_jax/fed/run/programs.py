@@ -26,19 +26,11 @@ from hiso_jax.fed.part_digests import digest
 from hiso_jax.fed.population import RemotePopulation
 from hiso_jax.fed.round import first_memory, reads_loss, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
-from hiso_jax.fed.run.buffered import nobody_at_work
 from hiso_jax.fed.run.config import SimulationConfig, config_of
-from hiso_jax.fed.run.dispatch import (
-    Dispatch,
-    Inputs,
-    RoundLog,
-    RunState,
-    dispatch_for,
-    first_selection,
-    newcomers,
-)
+from hiso_jax.fed.run.dispatch import dispatch_for
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.prepared import PreparedRun, estimator_of
+from hiso_jax.fed.run.state import Dispatch, Inputs, RoundLog, RunState, first_selection, newcomers, nobody_at_work
 from hiso_jax.fed.run.traffic import Costs
 from hiso_jax.fed.task import at_precision, frozen_of
 from hiso_jax.fed.update import ServerState

@@ -15,10 +15,11 @@ from hiso_jax.fed.algorithm import as_algorithm
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.population import AnyPopulation, Participation
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import RoundLog, probing_clients, probing_in
 from hiso_jax.fed.run.grid import Grid
+from hiso_jax.fed.run.invitation import probing_clients, probing_in
 from hiso_jax.fed.run.prepared import estimator_of
 from hiso_jax.fed.run.programs import costs_of
+from hiso_jax.fed.run.state import RoundLog
 from hiso_jax.fed.run.sweep import MakeAlgorithm, sweep
 from hiso_jax.fed.run.traffic import Traffic, last_synced_rounds
 from hiso_jax.fed.task import HeldOut, Task

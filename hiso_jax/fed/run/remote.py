@@ -23,7 +23,6 @@ from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.buffered import late_of
 from hiso_jax.fed.run.callbacks import Callbacks, as_callbacks
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState
 from hiso_jax.fed.run.interrupt import stopped_by_interrupt
 from hiso_jax.fed.run.local_rate import with_local_rate
 from hiso_jax.fed.run.prepared import RunSpec, estimator_of, prepare, with_defaults
@@ -31,6 +30,7 @@ from hiso_jax.fed.run.programs import costs_of
 from hiso_jax.fed.run.result import Result
 from hiso_jax.fed.run.secret import secret_of
 from hiso_jax.fed.run.session import Callback, Session
+from hiso_jax.fed.run.state import Inputs, RoundLog, RunState
 from hiso_jax.fed.run.traffic import Costs
 from hiso_jax.fed.task import Task
 from hiso_jax.fed.task_checks import check_given

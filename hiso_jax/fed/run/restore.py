@@ -15,9 +15,8 @@ from hiso_jax.fed.ledger import Evaluation, Records, RunStore, fingerprint, repl
 from hiso_jax.fed.population import ABSENT, state_of
 from hiso_jax.fed.round import Channel, groups_of
 from hiso_jax.fed.run import monitor as monitoring
-from hiso_jax.fed.run.buffered import AtWork
-from hiso_jax.fed.run.dispatch import RunState
 from hiso_jax.fed.run.prepared import PreparedRun
+from hiso_jax.fed.run.state import AtWork, RunState
 from hiso_jax.fed.run.traffic import last_synced_rounds
 from hiso_jax.fed.task import metric_of
 from hiso_jax.fed.update import ServerState

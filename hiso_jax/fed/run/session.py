@@ -17,7 +17,6 @@ from hiso_jax.fed.ledger import Evaluation, Records, RunStore, Storage, fingerpr
 from hiso_jax.fed.population import check_selected
 from hiso_jax.fed.run import monitor as monitoring
 from hiso_jax.fed.run.counters import Counters
-from hiso_jax.fed.run.dispatch import Dispatch, RunState
 from hiso_jax.fed.run.evaluation import as_numbers
 from hiso_jax.fed.run.health_warnings import HealthWarnings
 from hiso_jax.fed.run.prepared import PreparedRun
@@ -26,6 +25,7 @@ from hiso_jax.fed.run.programs import costs_of, first_state, header_for, initial
 from hiso_jax.fed.run.progress_estimate import RoundTimes, expected_seconds, next_length
 from hiso_jax.fed.run.restore import regular_evaluations, restored
 from hiso_jax.fed.run.result import Result
+from hiso_jax.fed.run.state import Dispatch, RunState
 from hiso_jax.fed.task import metric_of, summarise
 from hiso_jax.fed.task_checks import check_initial
 

@@ -23,15 +23,15 @@ from hiso_jax.fed.measure import Estimator, Projections
 from hiso_jax.fed.population import AnyPopulation, Participation, check_selected
 from hiso_jax.fed.round import first_memory, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
-from hiso_jax.fed.run.buffered import nobody_at_work
 from hiso_jax.fed.run.config import SimulationConfig
-from hiso_jax.fed.run.dispatch import Inputs, RoundLog, RunState, dispatch_for, first_selection
+from hiso_jax.fed.run.dispatch import dispatch_for
 from hiso_jax.fed.run.evaluation import make_evaluate
 from hiso_jax.fed.run.grid import Grid, SweepResult
 from hiso_jax.fed.run.interrupt import stopped_by_interrupt
 from hiso_jax.fed.run.prepared import check_channel, estimator_of, with_defaults
 from hiso_jax.fed.run.programs import bytes_of, costs_of, without_jit
 from hiso_jax.fed.run.secret import as_key, fresh, of_setting
+from hiso_jax.fed.run.state import Inputs, RoundLog, RunState, first_selection, nobody_at_work
 from hiso_jax.fed.task import Task, at_precision, bind, examples_of, frozen_of, metric_of, perturbed_as_of, summarise
 from hiso_jax.fed.task_checks import check_initial, check_task
 from hiso_jax.fed.update import ServerState
