@@ -98,7 +98,8 @@ def server_round(
     check_round(algorithm, estimator, settings)
 
     def run(server: ServerState, cohort: Cohort, keys: Keys, inputs: RoundInputs) -> tuple[ServerState, RoundRecord]:
-        channel = _channel(algorithm, estimator, server, cohort, keys)
+        groups = groups_of(algorithm, server.params, len(cohort.client_ids))
+        channel = _channel(algorithm, estimator, cohort, keys, groups)
         context = RoundContext(
             estimator,
             settings,
@@ -106,7 +107,7 @@ def server_round(
             server,
             cohort,
             keys,
-            channel.groups,
+            groups,
             in_float32(bind(loss, inputs.frozen)),
             inputs.examples,
             inputs.source,
@@ -143,10 +144,7 @@ def client_answers(
     check_round(algorithm, estimator, settings)
 
     def run(server: ServerState, cohort: Cohort, keys: Keys, inputs: RoundInputs, first: Int[Array, ""]) -> "Arrived":
-        places = first + jnp.arange(len(cohort.client_ids))
-        honest = (cohort.weights > 0) if cohort.hostile is None else (cohort.weights > 0) & ~cohort.hostile
-        senders = Senders(cohort.client_ids, places, cohort.hostile, honest, groups)
-        channel = Channel(algorithm, senders, keys.channel, keys.secret)
+        channel = _channel(algorithm, estimator, cohort, keys, groups, first)
         whole = in_float32(bind(loss, inputs.frozen))
         context = RoundContext(
             estimator, settings, NOBODY, server, cohort, keys, groups, whole, inputs.examples, inputs.source, draw
@@ -194,11 +192,11 @@ def server_settle(algorithm: Algorithm, estimator: Estimator, settings: Executio
     def run(
         server: ServerState, cohort: Cohort, keys: Keys, arrived: Arrived, late: Late | None = None
     ) -> tuple[ServerState, RoundRecord]:
-        channel = _channel(algorithm, estimator, server, cohort, keys)
-        if late is not None:
-            # Every answer has directions of its own: a group of one.
-            channel = channel._replace(senders=channel.senders._replace(groups=len(cohort.client_ids)))
-        context = RoundContext(estimator, settings, NOBODY, server, cohort, keys, channel.groups, _no_loss)
+        clients = len(cohort.client_ids)
+        # Every late answer has directions of its own: a group of one.
+        groups = groups_of(algorithm, server.params, clients) if late is None else clients
+        channel = _channel(algorithm, estimator, cohort, keys, groups)
+        context = RoundContext(estimator, settings, NOBODY, server, cohort, keys, groups, _no_loss)
         return settle(channel, context, arrived, late)
 
     return on_all_devices(run, settings.mesh)
@@ -208,13 +206,24 @@ def _no_loss(params: PyTree, batch: PyTree) -> Array:
     raise AssertionError("a server evaluates no loss")
 
 
-def _channel(algorithm: Algorithm, estimator: Estimator, server: ServerState, cohort: Cohort, keys: Keys) -> Channel:
-    """The message path of the round."""
-    clients = len(cohort.client_ids)
-    groups, hostile = groups_of(algorithm, server.params, clients), cohort.hostile
-    honest = (cohort.weights > 0) if hostile is None else (cohort.weights > 0) & ~hostile
-    probing = cohort.probing if estimator.is_balanced else None
-    senders = Senders(cohort.client_ids, jnp.arange(clients), hostile, honest, groups, probing)
+def _channel(
+    algorithm: Algorithm,
+    estimator: Estimator,
+    cohort: Cohort,
+    keys: Keys,
+    groups: int,
+    first: Int[Array, ""] | None = None,
+) -> Channel:
+    """The message path of the round; ``first`` is the place of the first of these clients."""
+    places, hostile, honest = jnp.arange(len(cohort.client_ids)), cohort.hostile, cohort.weights > 0
+    senders = Senders(
+        cohort.client_ids,
+        places if first is None else first + places,
+        hostile,
+        honest if hostile is None else honest & ~hostile,
+        groups,
+        cohort.probing if estimator.is_balanced else None,
+    )
     return Channel(algorithm, senders, keys.channel, keys.secret)
 
 
