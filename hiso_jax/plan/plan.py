@@ -234,7 +234,7 @@ def _messages(found: list[Collective], rounds: int) -> tuple[Messages, ...]:
 def _floor(run: DescribedRun, mesh: Mesh) -> int:
     """Floating-point operations of the forward passes of one device's clients."""
     prepared, config = run.prepared, run.prepared.config
-    clients = -(-config.cohort // mesh.shape[CLIENTS])
+    clients = -(-config.answers // mesh.shape[CLIENTS])
     rows = clients * config.batch_size
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), prepared.task.train)
     params, frozen = run.state.server.params, frozen_of(prepared.task)

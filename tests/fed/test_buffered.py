@@ -230,3 +230,14 @@ def test_the_memory_of_a_round_does_not_grow_with_the_population():
     memory = run.dispatch.lower().compile().memory_analysis()
     assert memory.alias_size_in_bytes >= 4 * clients
     assert memory.temp_size_in_bytes < clients
+
+
+@pytest.mark.parametrize(
+    ("method", "fleet", "error"),
+    [(hiso_jax.decomfl, None, "buffer needs a fleet"), (hiso_jax.hiso, FLEET, "buffer must not be given for a method")],
+)
+def test_a_sweep_refuses_as_a_simulation_does(method, fleet, error):
+    config = fed.SimulationConfig(rounds=2, cohort=COHORT, buffer=BUFFER, batch_size=4)
+    there, population = fed.Participation(fleet=fleet), digits_population(CLIENTS)
+    with pytest.raises(ParameterError, match=error):
+        fed.sweep(linear_task(), method, [population], config, fed.Grid((0.01,), (0,)), participation=there)

@@ -1,6 +1,7 @@
 """Equal budgets: the numbers of tuning runs, and the cost of rounds."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import jax
@@ -106,6 +107,26 @@ def test_a_round_costs_what_a_run_counts(name, passes):
     if name == "decomfl":
         # Twelve clients have their own speeds: the mean over many cohorts is the run's, except for the run's own draws.
         np.testing.assert_allclose(cost.seconds, result.simulated_seconds / result.rounds, rtol=0.1)
+
+
+@pytest.mark.thorough
+def test_an_asynchronous_round_costs_what_a_run_counts():
+    """A budget of passes, bytes or seconds buys more rounds with a buffer than rounds of whole cohorts."""
+    task, population, cohort, buffer = linear_task(), digits_population(200), 20, 5
+    fleet = fed.Fleet(fed.LogNormal(0.1, 1.0), fed.LogNormal(1e5, 0.5), fed.LogNormal(1e5, 0.5))
+    config = fed.SimulationConfig(rounds=600, cohort=cohort, buffer=buffer, batch_size=4, eval_every=600)
+    participation, algorithm = fed.Participation(fleet=fleet), algorithms.load("decomfl").build(0.01, {})
+    cost = fed.round_costs(task, algorithm, config, 200, participation)
+    result = fed.Simulation(task, algorithm, population, config, participation=participation).run()
+    assert cost.passes == result.forward_passes / result.rounds
+    assert cost.bytes == result.traffic["bytes_up"] / result.rounds
+    np.testing.assert_allclose(cost.seconds, result.simulated_seconds / result.rounds, rtol=0.1)
+    few = replace(config, rounds=60)
+    found = fed.find_rate(task, hiso_jax.decomfl, population, few, [0.01], participation=participation)
+    tried = fed.Simulation(task, algorithm, population, few, participation=participation).run()
+    assert (found.bytes_up, found.forward_passes) == (tried.traffic["bytes_up"], tried.forward_passes)
+    # A search knows no missed rounds in its clock, so a few answers come in another order.
+    np.testing.assert_allclose(found.bytes_down, tried.traffic["bytes_down"], rtol=0.01)
 
 
 def test_what_a_client_holds_first_is_read_where_not_all_is():

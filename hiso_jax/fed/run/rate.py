@@ -73,18 +73,20 @@ class _Watch:
     def __init__(self, rates: int, rounds: int) -> None:
         self.losses = np.full((rates, rounds), np.nan)
         self.columns: dict[str, list[list[np.ndarray]]] = {
-            name: [[] for _ in range(rates)] for name in ("cohort", "attendance", "valid")
+            name: [[] for _ in range(rates)] for name in ("cohort", "attendance", "valid", "version")
         }
 
     def __call__(self, group: tuple[int, ...], rounds: Int[np.ndarray, "R"], log: RoundLog) -> None:
         numbers = range(self.losses.shape[0]) if len(group) < 3 else [group[2]]
         flat = {"loss": log.record.loss, "valid": log.record.valid, "cohort": log.cohort, "attendance": log.attendance}
+        if log.version is not None:
+            flat["version"] = log.version
         lead = 3 - len(group)
         for place, rate in enumerate(numbers):
             own = {name: np.asarray(array).reshape(-1, *np.shape(array)[lead:])[place] for name, array in flat.items()}
             self.losses[rate, rounds] = own["loss"]
-            for name, columns in self.columns.items():
-                columns[rate].append(own[name])
+            for name in own.keys() & self.columns.keys():
+                self.columns[name][rate].append(own[name])
 
 
 def _means(losses: Float[np.ndarray, "L R"]) -> Float[np.ndarray, "L"]:
@@ -179,11 +181,12 @@ def _traffic(
     server = ServerState(params, jax.eval_shape(algorithm.optimizer.init, params), None)
     traffic = Traffic(costs_of(algorithm, estimator_of(algorithm, config), server, config))
     columns: dict[str, Float[np.ndarray, "R C"]] = {
-        name: np.concatenate(parts[number]) for name, parts in watch.columns.items()
+        name: np.concatenate(parts[number]) for name, parts in watch.columns.items() if parts[number]
     }
-    rounds = np.arange(len(columns["cohort"]))
-    last_synced, _ = last_synced_rounds(rounds, columns["cohort"], columns["attendance"], clients)
+    rounds, version = np.arange(len(columns["cohort"])), columns.get("version")
+    begun = rounds if version is None else version
+    last_synced, _ = last_synced_rounds(begun, columns["cohort"], columns["attendance"], clients)
     probing = probing_clients(config, participation, jax.random.key(config.seed), clients)
     limited = probing_in(probing, columns["cohort"])
-    traffic.add(rounds, columns["attendance"], last_synced, columns["valid"], limited)
+    traffic.add(rounds, columns["attendance"], last_synced, columns["valid"], limited, version)
     return traffic

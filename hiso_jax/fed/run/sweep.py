@@ -23,6 +23,7 @@ from hiso_jax.fed.measure import Estimator, Projections
 from hiso_jax.fed.population import AnyPopulation, Participation, check_selected
 from hiso_jax.fed.round import first_memory, shapes_of
 from hiso_jax.fed.run import monitor as monitoring
+from hiso_jax.fed.run.buffered import check_buffer
 from hiso_jax.fed.run.config import SimulationConfig
 from hiso_jax.fed.run.dispatch import dispatch_for
 from hiso_jax.fed.run.evaluation import make_evaluate
@@ -235,7 +236,8 @@ def sweep(
 
     The settings run side by side (vmapped) if they fit the memory budget and the model suits it: all settings, or else
     the rates of one seed and μ. Otherwise one program runs them in turn, with one setting in memory at a time.
-    A sweep keeps no ledger and counts no bytes; under a deadline, its clients never have missed rounds to catch up on.
+    A sweep keeps no ledger and counts no bytes. Its clients never have missed rounds to catch up on: under a deadline
+    or with a buffer, a run of the same setting may therefore count other answers.
     In a program that does not handle Ctrl-C itself, the first Ctrl-C ends the sweep after its next evaluation, and the
     result says so; the second ends the program.
 
@@ -252,8 +254,8 @@ def sweep(
         shapes of their grids; new programs are added.
 
     Raises:
-      ValueError: the number of populations is not the number of seeds; or a rule selects a client twice, or one that
-        does not exist.
+      ValueError: the number of populations is not the number of seeds; the method or the participation does not fit an
+        asynchronous run; or a rule selects a client twice, or one that does not exist.
     """
     keep_compiled()
     if len(populations) != len(grid.seeds):
@@ -272,6 +274,7 @@ def sweep(
     budget = memory_budget() if config.memory_budget is None else config.memory_budget
     algorithm = as_algorithm(make(grid.learning_rates[0]))
     check_channel(algorithm, config, participation, populations[0].num_clients)
+    check_buffer(algorithm, config, initials[0], participation)
     config = with_defaults(algorithm, config)
     state = algorithm.optimizer.init(initials[0])
     fitting, rates = _fits(task, config, initials[0], state, budget), len(grid.learning_rates)
