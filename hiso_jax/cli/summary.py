@@ -13,7 +13,7 @@ from hiso_jax.reports import human_bytes, human_count, human_seconds, print_rows
 LARGE_OFFSET = 0.5
 # Least change of the loss that counts, as a share of the loss at the start.
 UNMOVED = 0.01
-# Share of scalars that are zero, from which on it is told.
+# The summary names the share of zero scalars above this share.
 NOTABLE = 0.01
 
 

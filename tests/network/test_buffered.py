@@ -60,9 +60,9 @@ class Uneven(network.InProcess):
 def test_its_ledger_replays_and_the_clients_follow_it(method):
     made = parts(method)
     clients = make_clients(made)
-    result, told = served(made, clients, Uneven)
+    result, notices = served(made, clients, Uneven)
     records = result.records
-    assert (records.attendance == REPORTED).all(), told
+    assert (records.attendance == REPORTED).all(), notices
     assert records.valid.all()
     age = records.round[:, None] - records.version
     assert age.max() >= 1
@@ -101,11 +101,11 @@ def test_a_client_that_is_silent_is_late_and_its_place_is_free_again():
         )
 
     made = parts(rounds=12)
-    result, told = served(made, make_clients(made), Silent, network=network.NetworkSettings(deadline=0.02))
+    result, notices = served(made, make_clients(made), Silent, network=network.NetworkSettings(deadline=0.02))
     records = result.records
     assert (records.attendance[records.cohort == 1] == LATE).sum() >= 1
     assert not (records.attendance[records.cohort == 1] == REPORTED).any()
-    assert any("no answer in time of client" in line for line in told)
+    assert any("no answer in time of client" in line for line in notices)
     replayed, _ = fed.replay(result.initial_params, made.algorithm, records)
     assert_trees_identical(replayed, result.params)
 
@@ -157,13 +157,13 @@ def test_answers_that_come_while_clients_evaluate_are_kept():
                     came.append((client, opened(message).round))
                 yield client, message
 
-    result, told = served(made, make_clients(made), Noting)
+    result, notices = served(made, make_clients(made), Noting)
     records = result.records
     visits = set(zip(records.cohort.ravel().tolist(), records.version.ravel().tolist(), strict=True))
     # Those of the last evaluation have no round to count in.
     kept = [visit for visit in came if visit[1] < 6]
     assert kept
-    assert set(kept) <= visits, told
+    assert set(kept) <= visits, notices
     assert np.isfinite([row.metrics["loss"] for row in result.metrics]).all()
     replayed, _ = fed.replay(result.initial_params, made.algorithm, records)
     assert_trees_identical(replayed, result.params)

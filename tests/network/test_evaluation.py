@@ -47,14 +47,14 @@ class Altered(network.InProcess):
 
 def test_the_metrics_are_means_over_all_examples_held_out():
     made = parts()
-    result, told = served(made, make_clients(made))
+    result, notices = served(made, make_clients(made))
     assert [row.round for row in result.metrics] == [0, 2, 4]
     first, last = by_hand(result.initial_params), by_hand(result.params)
     for name, value in last.items():
         assert result.metrics[-1].metrics[name] == pytest.approx(value, rel=1e-5)
         assert result.metrics[0].metrics[name] == pytest.approx(first[name], rel=1e-5)
     assert result.metrics[-1].metrics["loss"] < result.metrics[0].metrics["loss"]
-    assert not [line for line in told if "left out" in line]
+    assert not [line for line in notices if "left out" in line]
 
 
 def test_examples_held_out_are_not_trained_on():
@@ -98,8 +98,8 @@ def test_a_forged_answer_is_left_out(name):
         )
 
     made = parts(2)
-    result, told = served(made, make_clients(made), Forging)
-    assert any("client 0 is left out: its sums" in line for line in told)
+    result, notices = served(made, make_clients(made), Forging)
+    assert any("client 0 is left out: its sums" in line for line in notices)
     assert np.isfinite(result.metrics[-1].metrics["loss"])
     assert result.attendance["reported"] == 2 * CLIENTS
 
@@ -109,9 +109,9 @@ def test_an_evaluation_that_nobody_answers_has_no_metrics():
         change = staticmethod(lambda client, envelope: None)
 
     made = parts(2)
-    result, told = served(made, make_clients(made), Silent, network=network.NetworkSettings(deadline=0.2))
+    result, notices = served(made, make_clients(made), Silent, network=network.NetworkSettings(deadline=0.2))
     assert np.isnan(result.metrics[-1].metrics["loss"])
-    assert any("no client answered in time" in line for line in told)
+    assert any("no client answered in time" in line for line in notices)
     assert result.rounds == 2
 
 

@@ -60,10 +60,10 @@ def make_clients(made, folder=None):
 
 
 def served(made, clients, transport=network.InProcess, **given):
-    told = []
+    notices = []
     own = transport(clients)
-    result = network.Server(made, own, clients=CLIENTS, notify=told.append, **given).run()
-    return result, told
+    result = network.Server(made, own, clients=CLIENTS, notify=notices.append, **given).run()
+    return result, notices
 
 
 @pytest.fixture(scope="module")

@@ -191,7 +191,11 @@ def memory_budget() -> int:
 
 def has_few_parameters(params: PyTree) -> bool:
     """Whether a direction of ``params`` costs almost nothing to make."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params)) < MANY_PARAMETERS
+    return _numbers(params) < MANY_PARAMETERS
+
+
+def _numbers(params: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def keeps_directions(params: PyTree, budget: int | None, copies: int) -> bool:
@@ -202,9 +206,8 @@ def keeps_directions(params: PyTree, budget: int | None, copies: int) -> bool:
       budget: bytes that the cohort may take; None means :func:`memory_budget`.
       copies: float32 copies of the parameters that kept directions need.
     """
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    fits = copies * 4 * count <= (memory_budget() if budget is None else budget)
-    return fits and not has_few_parameters(params)
+    count = _numbers(params)
+    return count >= MANY_PARAMETERS and copies * 4 * count <= (memory_budget() if budget is None else budget)
 
 
 def execution_for(

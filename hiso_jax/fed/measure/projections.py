@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.devices import Part, in_pieces
 from hiso_jax.fed.measure.context import Cohort, Estimator, Measured, RoundContext
-from hiso_jax.fed.measure.probes import directions_of
+from hiso_jax.fed.measure.evaluations import directions_of
 from hiso_jax.zo import Ascent, working_dtype, zo_state
 
 # A gradient is counted as three evaluations of the loss: forward, and a backward pass of about two.

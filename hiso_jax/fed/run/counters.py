@@ -98,6 +98,17 @@ class Counters:
         self._zeros = [a + b for a, b in zip(self._zeros, zeros_of(scalars, np.asarray(valid)), strict=True)]
 
     @property
+    def of_messages(self) -> dict[str, Any]:
+        """The totals of a result that are of its messages: attendance, offset, clipped, staleness and zeros."""
+        return {
+            "attendance": self.attendance,
+            "offset": self.offset,
+            "clipped": self.clipped,
+            "staleness": self.staleness,
+            "zeros": self.zeros,
+        }
+
+    @property
     def zeros(self) -> float | None:
         """The share of the valid scalars that are zero; None if there are no scalars."""
         zero, whole = self._zeros

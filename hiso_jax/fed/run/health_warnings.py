@@ -12,6 +12,7 @@ from hiso_jax.fed.codes import Coded
 from hiso_jax.fed.ledger import Records
 from hiso_jax.fed.population import REPORTED
 from hiso_jax.fed.run.invitation import Probing, probing_in
+from hiso_jax.fed.run.prepared import PreparedRun
 from hiso_jax.zo import directional_derivatives, is_half, suggested_mu, unmoved_share
 
 logger = logging.getLogger("hiso_jax")
@@ -66,6 +67,21 @@ class HealthWarnings:
         self._seen = self._small = 0
         self._loss: float | None = None
         self._said = False
+
+    @classmethod
+    def of(cls, prepared: PreparedRun, params: PyTree) -> "HealthWarnings":
+        """The warnings about a run before its first round, from the parameters that it begins with."""
+        config, measure = prepared.config, prepared.estimator.measure
+        warnings = cls(
+            config.mu if measure.has_scalars and "mu" in measure.reads else None,
+            sum(leaf.size for leaf in jax.tree.leaves(params)),
+            prepared.loss_dtype,
+            prepared.probing,
+            config.probe_scale,
+            has_steps=not getattr(prepared.task, "is_differentiable", True),
+        )
+        warnings.begun(params)
+        return warnings
 
     def begun(self, params: PyTree) -> None:
         """Check the parameters that a run begins with."""

@@ -63,10 +63,10 @@ def restored(prepared: PreparedRun, store: RunStore, carry: RunState) -> RunStat
         kept = carry.kept
         tree = store.restore(candidate, kept)
         if tree is not None:
-            restored_tree = prepared.placement.like(tree, kept)
-            server, start = ServerState(*restored_tree[:3]), candidate
+            placed = prepared.placement.like(tree, kept)
+            server, start = ServerState(*placed[:3]), candidate
             if at_work is not None:
-                at_work = restored_tree[3]
+                at_work = placed[3]
             break
     if store.elsewhere and not start:
         raise ParameterError(

@@ -144,18 +144,7 @@ class Session:
         carry, shardings = first_state(prepared, self._initial)
         costs = costs_of(prepared.algorithm, prepared.estimator, carry.server, prepared.config)
         self._counters = Counters(costs, prepared.probing)
-        dimension = sum(leaf.size for leaf in jax.tree.leaves(carry.server.params))
-        measure = prepared.estimator.measure
-        measured_by = prepared.config.mu if measure.has_scalars and "mu" in measure.reads else None
-        self.health_warnings = HealthWarnings(
-            measured_by,
-            dimension,
-            prepared.loss_dtype,
-            prepared.probing,
-            prepared.config.probe_scale,
-            has_steps=not getattr(prepared.task, "is_differentiable", True),
-        )
-        self.health_warnings.begun(self._initial)
+        self.health_warnings = HealthWarnings.of(prepared, self._initial)
         before = time.perf_counter()
         programs = trace(prepared, costs, carry, shardings)
         # Before the long compilation, so that a run that cannot be continued is refused at once.
@@ -402,13 +391,9 @@ class Session:
             run_seconds=self.seconds,
             spent={"compiling": self.compile_seconds, **self._spent},
             simulated_seconds=self._simulated_seconds,
-            attendance=self._counters.attendance,
             invalid=self.health_warnings.invalid,
             health_warnings=self.health_warnings.sentences,
-            offset=self._counters.offset,
             mesh_shape={} if self.prepared.mesh is None else dict(self.prepared.mesh.shape),
             privacy=privacy_spent(self.prepared, records),
-            clipped=self._counters.clipped,
-            staleness=self._counters.staleness,
-            zeros=self._counters.zeros,
+            **self._counters.of_messages,
         )

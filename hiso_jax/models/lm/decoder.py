@@ -114,7 +114,7 @@ class Decoder:
 
     @property
     def _kinds(self) -> LayerKind:
-        """What distinguishes the layers, one entry for each."""
+        """The windows and the rotations of all layers, [L]."""
         windows, rotated = self.config.windows, self.config.rotated
         return LayerKind(
             None if windows is None else np.array(windows, np.int32),

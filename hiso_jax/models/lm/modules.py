@@ -57,7 +57,7 @@ class Reading(NamedTuple):
 
 
 class LayerKind(NamedTuple):
-    """What distinguishes a layer from others of the same shapes.
+    """The window and the rotation of a layer; they are values, so layers of the same shapes share one program.
 
     Attributes:
       window: how many tokens back it attends; None in a model whose layers attend to all tokens.
@@ -114,8 +114,8 @@ class Attention(nnx.Module):
         self.o_proj = Linear(queries, config.hidden_size, name="o_proj", use_bias=config.out_bias, **shared)
         self.qk_norm = config.qk_norm
         if self.qk_norm:
-            self.q_norm = nnx.RMSNorm(self.head_dim, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
-            self.k_norm = nnx.RMSNorm(self.head_dim, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
+            self.q_norm = norm(config, dtype, self.head_dim, rngs=rngs)
+            self.k_norm = norm(config, dtype, self.head_dim, rngs=rngs)
         self.prefix = adapters.prefix
         if self.prefix:
             shape = (self.prefix, self.kv_heads, self.head_dim)
@@ -184,10 +184,10 @@ class MLP(nnx.Module):
         return self.down_proj(self.activation(self.up_proj(x)))
 
 
-def norm(config: LMConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The norm of the family, with statistics in float32."""
+def norm(config: LMConfig, dtype: DTypeLike, width: int | None = None, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The norm of the family over ``width`` numbers, by default H, with statistics in float32."""
     kind: Any = nnx.RMSNorm if config.rms else nnx.LayerNorm
-    return kind(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    return kind(width or config.hidden_size, epsilon=config.norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
 class Block(nnx.Module):
