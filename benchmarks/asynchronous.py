@@ -18,13 +18,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 import hiso_jax
-from hiso_jax import fed, tasks
+from hiso_jax import fed, reports, tasks
 
 CLIENTS, COHORT, TARGET, FACTOR = 100, 20, 0.90, 20
 # Four standard deviations of the logarithm between the two ends.
@@ -79,9 +78,8 @@ def run(method: str, buffer: int, exponent: float, rate: float, seed: int, task:
     population = fed.dirichlet(task.train["label"], CLIENTS, alpha=0.5, seed=seed)
 
     def reached(rows: list[fed.Evaluation]) -> fed.Evaluation | None:
-        accuracy = np.array([row.metrics["accuracy"] for row in rows])
-        means = np.convolve(accuracy, np.ones(3) / 3, "valid") if len(rows) > 2 else np.zeros(0)
-        return rows[int(np.argmax(means >= TARGET))] if (means >= TARGET).any() else None
+        place = fed.first_at_target([row.metrics["accuracy"] for row in rows], TARGET)
+        return None if place is None else rows[place]
 
     def stop(session: fed.Session, evaluation: fed.Evaluation | None) -> None:
         if reached(session.history) is not None:
@@ -102,13 +100,6 @@ def run(method: str, buffer: int, exponent: float, rate: float, seed: int, task:
         "bytes": float(at.bytes_up + at.bytes_down),
         "staleness": stale,
     }
-
-
-def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """The geometric mean of paired ratios, and its 95 % interval by Student's t."""
-    logs = np.log(ratios)
-    half = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.776}.get(len(logs), 1.96) * logs.std(ddof=1) / math.sqrt(len(logs))
-    return tuple(float(x) for x in np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]))  # type: ignore[return-value]
 
 
 def main(arguments: Arguments) -> None:
@@ -134,7 +125,8 @@ def main(arguments: Arguments) -> None:
             if whole is not rows[-1]:
                 for name in ("seconds", "answers", "bytes_up", "bytes"):
                     pairs = zip(found, whole["runs"], strict=True)
-                    rows[-1][f"{name}_ratio"] = interval([own[name] / other[name] for own, other in pairs])
+                    mean = reports.interval([math.log(own[name] / other[name]) for own, other in pairs])
+                    rows[-1][f"{name}_ratio"] = [None if each is None else math.exp(each) for each in mean]
             print(
                 f"{time.perf_counter() - begin:.0f} s: {row} {[round(each['seconds']) for each in found]}", flush=True
             )
@@ -156,7 +148,10 @@ def cells(row: dict[str, Any]) -> list[str]:
 
     def of_synchronous(name: str) -> str:
         ratio = row.get(f"{name}_ratio")
-        return "" if ratio is None else f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})"
+        if ratio is None:
+            return ""
+        mean, low, high = ratio
+        return f"{mean:.2f}" if low is None else f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
     return [
         row["method"],

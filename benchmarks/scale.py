@@ -26,7 +26,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -48,7 +48,7 @@ class Point:
       local_steps: K.
       chunk: clients in memory at a time; 0 leaves it to the library.
       dtype: of the parameters.
-      sampler: of the directions; HiSo if empty, else DeComFL with these.
+      sampler: of DeComFL's directions; HiSo if empty.
       devices: virtual CPU devices.
       processes: processes of one job.
     """
@@ -61,11 +61,15 @@ class Point:
     local_steps: int = 1
     chunk: int = 0
     dtype: str = "float32"
-    sampler: str = ""
+    sampler: Literal["", "gaussian", "low_rank"] = ""
     devices: int = 1
     processes: int = 1
 
 
+KINDS: list[tuple[str, str, Literal["gaussian", "low_rank"]]] = [
+    ("float32", "float32", "gaussian"),
+    ("bfloat16, low rank", "bfloat16", "low_rank"),
+]
 LARGE = Point(clients=100, cohort=2, perturbations=1, batch=8, sampler="gaussian")
 WIDE = Point(clients=100_000, cohort=1024)
 CHUNKED = Point(clients=10_000, cohort=10_000, local_steps=5)
@@ -75,7 +79,7 @@ AXES: dict[str, list[tuple[str, float, Point]]] = {
     "chunked": [("all at once", 1, replace(CHUNKED, chunk=10_000)), ("256 at a time", 1, replace(CHUNKED, chunk=256))],
     "parameters": [
         (f"10^{e} {name}", 10**e, replace(LARGE, parameters=10**e, dtype=dtype, sampler=sampler))
-        for name, dtype, sampler in (("float32", "float32", "gaussian"), ("bfloat16, low rank", "bfloat16", "low_rank"))
+        for name, dtype, sampler in KINDS
         for e in range(3, 10)
     ],
     "devices": [
@@ -150,7 +154,8 @@ def measure(point: Point) -> dict[str, Any]:
     from hiso_jax import fed
 
     task = task_of(point)
-    method = hiso_jax.decomfl(1e-4, sampler=point.sampler) if point.sampler else hiso_jax.hiso(1e-2)  # type: ignore[arg-type]
+    sampler = point.sampler
+    method = hiso_jax.decomfl(1e-4, sampler=sampler) if sampler else hiso_jax.hiso(1e-2)
     work = point.cohort * point.local_steps * max(1, point.parameters // 10_000)
     per_dispatch = max(1, 2000 // work)
     ends: list[float] = []
