@@ -78,7 +78,7 @@ def texts_of(documented: Any) -> dict[str, str]:
 
 
 def defaults(**values: Any) -> Callable[[AnyFactory], AnyFactory]:
-    """Declare the defaults of options for when this task is chosen, as in ``@defaults(rounds=24)``."""
+    """Declare the defaults of options for when this choice is made, as in ``@defaults(rounds=24)``."""
 
     def declare(factory: AnyFactory) -> AnyFactory:
         vars(factory)["defaults"] = values

@@ -24,13 +24,13 @@ def accuracy() -> Value:
 
 @defaults(mu=MU)
 def f1() -> Value:
-    """The F1 of each answer's words, maximised."""
+    """The F1 of each generated answer's tokens, maximised."""
     return of_metric("f1")
 
 
 @defaults(mu=MU)
 def exact_match() -> Value:
-    """The share of answers that are equal to a reference, maximised."""
+    """The share of generated answers whose tokens are those of the training target, maximised."""
     return of_metric("exact_match")
 
 

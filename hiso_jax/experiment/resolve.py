@@ -320,6 +320,27 @@ def _declared(own: Mapping[str, Option], names: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def _defaults_of(choice: Choice, options: Mapping[str, Option]) -> dict[str, Option]:
+    """The options that have other defaults with a choice, see ``hiso_jax.choices.defaults``.
+
+    Raises:
+      ParameterError: it declares a default that is no option, or one that decides which options exist, as only a task
+        may.
+    """
+    found = {}
+    for name, value in choice.defaults.items():
+        hint = did_you_mean(name, options, cutoff=0.8)
+        if name in DECIDING and choice.kind.name != "task":
+            raise ParameterError(choice.kind.name, f"{choice.name} must not declare a default of {name}: a task may")
+        if name in options:
+            found[name] = replace(options[name], default=value)
+        elif hint and name not in OF_STUDIES:
+            raise ParameterError(
+                choice.kind.name, f"{choice.name} declares a default of {name}, which is no option{hint}"
+            )
+    return found
+
+
 def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
     """The choices that ``names`` make, and the options that exist with them.
 
@@ -344,15 +365,7 @@ def resolve(kind: type, names: Mapping[str, Any]) -> Resolved:
     if any(method.is_private for method in methods) and "direction_groups" in flat:
         # One group, unless several are requested: see ``Method.build``.
         flat["direction_groups"] = replace(flat["direction_groups"], default="shared")
-    for choice in choices:
-        if choice.kind.name == "objective":
-            declared = {name: value for name, value in choice.defaults.items() if name in flat}
-            flat |= {name: replace(flat[name], default=value) for name, value in declared.items()}
-    for name, value in choices[0].defaults.items():
-        if name in flat:
-            flat[name] = replace(flat[name], default=value)
-            continue
-        hint = did_you_mean(name, flat, cutoff=0.8)
-        if hint and name not in OF_STUDIES:
-            raise ParameterError("task", f"{choices[0].name} declares a default of {name}, which is no option{hint}")
+    # The task is the first choice, and its defaults go before those of the others.
+    for choice in reversed(choices):
+        flat |= _defaults_of(choice, flat)
     return Resolved(kind, tuple(map(str, typed)), added, tuple(methods), tuple(choices), flat, whole)

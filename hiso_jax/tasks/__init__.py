@@ -18,13 +18,4 @@ def __getattr__(name: str) -> ModuleType:
     raise AttributeError(f"{__name__} has no attribute {name!r}")
 
 
-__all__ = [
-    "NETWORKS",
-    "Classification",
-    "Partial",
-    "digits",
-    "fashion_mnist",
-    "mnist",
-    "mnist_shapes",
-    "train_only",
-]
+__all__ = ["NETWORKS", "Classification", "Partial", "digits", "fashion_mnist", "mnist", "mnist_shapes", "train_only"]

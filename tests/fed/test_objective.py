@@ -124,3 +124,20 @@ def test_an_objective_of_one_s_own_file(tmp_path, capsys):
     assert "--objective must be given again, as FILE:NAME" in capsys.readouterr().err
     words = ["--rounds", "4", "--objective", f"{path}:reward"]
     assert ended("run", "--resume", str(tmp_path / "run"), *words) == 0
+
+
+@pytest.mark.parametrize(
+    ("declared", "error"),
+    [
+        ("round=4", "mine declares a default of round, which is no option; did you mean rounds"),
+        ("sampler='sign'", "a task may"),
+    ],
+)
+def test_a_default_that_an_objective_cannot_declare(tmp_path, declared, error):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"from hiso_jax.choices import defaults\n\n\n@defaults({declared})\ndef mine():\n"
+        "    return lambda metrics, batch: metrics['accuracy']\n"
+    )
+    with pytest.raises(ParameterError, match=error):
+        hiso_jax.Experiment(objective=f"{path}:mine", algorithm="decomfl", learning_rate=0.5, rounds=2)
