@@ -236,7 +236,9 @@ def maximise(task: Any, value: Value | str) -> Any:
     made = Maximised(task, value)
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype), task.train)
     params = jax.eval_shape(task.init, jax.random.key(0))
-    found = jax.eval_shape(bind(made.loss, frozen_of(task)), params, batch)
+    # Frozen parameters are arguments, because a model cannot index constants of NumPy by traced integers.
+    frozen = frozen_of(task)
+    found = jax.eval_shape(made.loss, params, batch, *([] if frozen is None else [frozen]))
     if found.shape != (2,):
         raise ParameterError(
             "objective", f"must be a number for each example, of shape (2,) for two of them; got {found.shape}"

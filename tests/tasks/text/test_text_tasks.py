@@ -366,9 +366,12 @@ def test_generated_tokens_are_scored_in_the_program_for_training_examples_too(an
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["f1", "exact_match"])
-def test_a_run_can_maximise_a_score_of_what_is_generated(answering, name):
+def test_a_run_can_maximise_a_score_of_what_is_generated(answering, pretrained, name):
     config = fed.SimulationConfig(rounds=2, cohort=2, perturbations=2, batch_size=2, eval_every=2, mu=0.5)
-    task = fed.maximise(answering, name)
+    adapted = tune(pretrained, "lora")
+    # Models are read from files as arrays of NumPy.
+    adapted = dataclasses.replace(adapted, frozen=jax.tree.map(np.asarray, adapted.frozen))
+    task = fed.maximise(dataclasses.replace(answering, model=adapted), name)
     result = fed.Simulation(task, hiso_jax.decomfl(0.1), fed.iid(8, 2), config).run()
     assert set(result.metrics[-1].metrics) == {"loss", "exact_match", "f1"}
     assert -1 <= result.metrics[-1].train_loss <= 0
