@@ -1,6 +1,6 @@
 """Training on accuracy itself beside training on the loss: where each ends, and how many scalars are zero.
 
-    python benchmarks/objectives.py                                    # the digits, a quarter of an hour
+    python benchmarks/objectives.py                                    # the digits, ten minutes
     python benchmarks/objectives.py --model SmolLM2-135M-Instruct.Q4_1.gguf    # four topics, 40 minutes
 
 Digits: 100 clients, Dirichlet 0.5, 10 a round, batch 32. Every pair of objective and μ has its learning rate from one
@@ -28,11 +28,11 @@ METHODS: dict[str, Any] = {"mosaic": hiso_jax.mosaic, "decomfl": hiso_jax.decomf
 ROUNDS = {"mosaic": 200, "decomfl": 1000}
 GRIDS = {
     ("mosaic", "loss"): (0.2, 0.4, 0.8, 1.6),
-    ("mosaic", "accuracy"): (0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
+    ("mosaic", "accuracy"): (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4),
     ("decomfl", "loss"): (0.01, 0.02, 0.04, 0.08),
-    ("decomfl", "accuracy"): (0.02, 0.04, 0.08, 0.16, 0.32, 0.64),
+    ("decomfl", "accuracy"): (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56),
 }
-MUS = {"loss": (1e-3,), "accuracy": (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)}
+MUS = {"loss": (1e-3,), "accuracy": (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)}
 TOPICS = (" weather", " sport", " food", " music")
 
 
