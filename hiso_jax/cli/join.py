@@ -21,7 +21,8 @@ from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
 from hiso_jax.cli.restore import options_of
 from hiso_jax.cli.serve import dying_with_this_process, ended, environment, program
-from hiso_jax.experiment import KINDS, Experiment
+from hiso_jax.experiment import KINDS, choice_of, is_language_model
+from hiso_jax.network.study import remote_experiment
 
 # The SuperNode's log, and seconds before it is started again.
 LOG, AGAIN = "supernode.log", 3.0
@@ -70,7 +71,14 @@ def builder(options: Join) -> Callable[[Mapping[str, Any]], network.Parts]:
         made = options_of(about, again, tuple(KINDS))
         moved = {"model": options.model, "data_dir": options.data_dir}
         moved = {name: value for name, value in moved.items() if value is not None and hasattr(made, name)}
-        return network.parts_of(Experiment.of(replace(made, **moved)))
+        made = replace(made, **moved)
+        if options.data is None:
+            return network.parts_of(remote_experiment(made, ("train",)))
+        if is_language_model(choice_of("task", made)):
+            raise ParameterError(
+                "data", f"is for arrays; {made.task} reads text: join with --data-dir, a folder of files"
+            )
+        return network.parts_of(remote_experiment(made, ()))
 
     return build
 

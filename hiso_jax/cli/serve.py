@@ -21,7 +21,7 @@ from hiso_jax import network
 from hiso_jax.checks import ParameterError
 from hiso_jax.cli import errors
 from hiso_jax.cli.arguments import Positional
-from hiso_jax.network.study import Study, experiment_of, key_files, read_study, rehearsed, run_study
+from hiso_jax.network.study import Study, experiment_of, key_files, read_study, rehearsed, run_study, whole_experiment
 from hiso_jax.reports import create_directory
 
 # Seconds for the SuperLink to listen, and for a process to end once it is asked to.
@@ -60,7 +60,7 @@ def serve(options: Serve, console: Console) -> int:
     with errors.refusing():
         study = read_study(options.study)
         # Refuse options before anything listens.
-        made = experiment_of(study)
+        made = whole_experiment(study) if options.dry_run else experiment_of(study)
         network.check_server(network.parts_of(made), study.clients, study.network)
         if options.resume is not None and options.out is not None:
             raise ParameterError("out", "must not be given beside `resume`")
@@ -70,8 +70,8 @@ def serve(options: Serve, console: Console) -> int:
     with errors.refusing():
         try:
             result = run_study(
-                study, rehearsed(study), out=out, resume=options.resume is not None,
-                say=lambda line: console.print(line, soft_wrap=True, highlight=False),
+                study, rehearsed(made), out=out, resume=options.resume is not None,
+                say=lambda line: console.print(line, soft_wrap=True, highlight=False), experiment=made,
             )  # fmt: skip
         except network.NobodyCame as error:
             raise errors.Stopped(str(error)) from error

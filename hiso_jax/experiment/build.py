@@ -1,7 +1,7 @@
 """Builders: options → task, population, algorithm, configuration, and their form in a run's files."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,21 @@ def is_language_model(task: Choice) -> bool:
     return getattr(task.factory, "from_checkpoint", False)
 
 
-def build_task(options: Settings) -> AnyTask:
+def build_task(options: Settings, splits: Collection[str] | None = None) -> AnyTask:
     """The task, with its data and its model loaded.
+
+    Args:
+      options: the settings.
+      splits: those of the splits ``train`` and ``test`` that are read; examples of the same shapes stand in for the
+        others. By default, and for tasks that cannot be loaded in parts, all are read.
 
     Raises:
       ParameterError: the data or the model is not available, or they do not fit together.
     """
     task, objective = choice_of("task", options), choice_of("objective", options)
+    partial = getattr(task.factory, "of_splits", None)
+    if splits is not None and partial is not None:
+        task = replace(task, factory=partial(splits))
     made, value = task.build(given_to(task, options), options.seed), objective.build(given_to(objective, options))
     return made if value is None else fed.maximise(made, value)
 

@@ -32,6 +32,8 @@ class Task(Protocol):
       ``loss`` and ``metrics``.
     - ``summarise(outputs)``: reduces the metrics of all test examples, {name: array [n, ...]}, to the reported
       {name: number}. Without it, means are reported.
+    - ``mean_metrics``: the names of the metrics that ``summarise`` reports as means over examples. Clients that
+      evaluate for a server over a network send the sums of these.
     - ``name``: the task's name in reports.
     - ``metric``: the name of the metric that counts. Higher is better, except for ``loss``. Without it, ``loss``
       counts, or else the first metric.
@@ -278,6 +280,12 @@ def at_precision(function: Callable[..., Any], precision: str) -> Callable[..., 
             return function(*arguments)
 
     return run
+
+
+def mean_metrics(task: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a task's metrics that are reported as means over examples, in the order of their names."""
+    names = metrics if getattr(task, "summarise", None) is None else getattr(task, "mean_metrics", ())
+    return {name: metrics[name] for name in sorted(names)}
 
 
 def summarise(task: Task, outputs: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> dict[str, float]:

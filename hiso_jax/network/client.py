@@ -27,7 +27,7 @@ from hiso_jax.fed.measure import Keys
 from hiso_jax.fed.population import draw_own
 from hiso_jax.fed.round import Message, Visit, client_round
 from hiso_jax.fed.run import as_key, fresh, make_evaluate
-from hiso_jax.fed.task import at_precision, frozen_of, perturbed_as_of
+from hiso_jax.fed.task import at_precision, frozen_of, mean_metrics, perturbed_as_of
 from hiso_jax.fed.task_checks import check_examples, example_shapes
 from hiso_jax.fed.update import ServerState
 from hiso_jax.network.catch_up import (
@@ -267,8 +267,8 @@ class _Run:
         stands = self._moved(envelope)
         if stands is not None:
             return stands
-        values = self._metrics(self.standing.params)
-        sums = [float(np.sum(np.asarray(values[name]), dtype=np.float64)) for name in sorted(values)]
+        values = mean_metrics(self._parts.task, self._metrics(self.standing.params))
+        sums = [float(np.sum(np.asarray(each), dtype=np.float64)) for each in values.values()]
         count = jax.tree.leaves(self._held_out)[0].shape[0]
         self._save_if_cheap()
         content = struct.pack(f"<I{len(sums)}d", count, *sums)

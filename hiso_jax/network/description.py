@@ -4,6 +4,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -122,7 +123,7 @@ def describe(
     # What moves no bit of the run is left out, so that a resumed run may change it.
     said = {
         "version": VERSION.rpartition(".")[0],
-        "about": {name: value for name, value in about.items() if name not in _MOVABLE},
+        "about": {name: value for name, value in about.items() if not _is_movable(name, value)},
         "config": {
             name: value
             for name, value in config_of(config, estimator.num_perturbations).items()
@@ -145,9 +146,14 @@ def describe(
 
 # Options that move no bit of what a client does, and places on the server's machine.
 _MOVABLE = (
-    *("rounds", "out", "resume", "eval_every", "snapshot_every", "log", "target", "data_dir", "model", "from_snapshot"),
+    *("rounds", "out", "resume", "eval_every", "snapshot_every", "log", "target", "data_dir", "from_snapshot"),
     *("rounds_per_dispatch", "client_chunk", "memory_budget", "directions", "devices", "model_shards"),
 )
+
+
+def _is_movable(name: str, value: Any) -> bool:
+    """Whether an option may differ between machines: a model is known by its name, but not by its place."""
+    return name in _MOVABLE or (name == "model" and isinstance(value, str) and Path(value).is_absolute())
 
 
 def read_description(packed: bytes) -> dict[str, Any]:

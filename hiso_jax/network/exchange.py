@@ -12,7 +12,7 @@ from hiso_jax import fed
 from hiso_jax.fed.ledger import fingerprint, pack_sums, sample, sums_bytes
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
 from hiso_jax.fed.run import Arrivals, RemoteRun
-from hiso_jax.fed.task import bind, frozen_of
+from hiso_jax.fed.task import bind, frozen_of, mean_metrics
 from hiso_jax.fed.update import ServerState
 from hiso_jax.network.asking import Asking, Begun, Known, Way
 from hiso_jax.network.catch_up import (
@@ -180,8 +180,8 @@ class MessageExchange(fed.Callback):
         """Whether a message answers an earlier round, where its client was counted as late."""
         return envelope.round != asking.number
 
-    def evaluate(self, params: Any, test: Any, frozen: Any) -> dict[str, np.ndarray]:
-        """The mean of every metric over the examples that the online clients hold out, [1]; NaN if nobody answers.
+    def evaluate(self, params: Any, test: Any, frozen: Any) -> dict[str, float]:
+        """The mean of every metric over the examples that the online clients hold out; NaN if nobody answers.
 
         Args:
           params, test, frozen: not read; clients evaluate the parameters of the session on their own examples.
@@ -199,7 +199,7 @@ class MessageExchange(fed.Callback):
         if count == 0:
             self._notify(f"{when}: no client answered in time")
         means = total / count if count else np.full(len(names), np.nan)
-        return {name: mean[None] for name, mean in zip(names, means, strict=True)}
+        return {name: float(mean) for name, mean in zip(names, means, strict=True)}
 
     def _sums(self, client: int, content: bytes) -> tuple[np.ndarray, int]:
         """The sums and the number of examples in a client's answer to an evaluation.
@@ -392,7 +392,8 @@ class MessageExchange(fed.Callback):
 def _metric_names(parts: Parts, params: Any) -> list[str]:
     """The names of the task's metrics, in the order in which clients send their sums."""
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), parts.task.train)
-    return sorted(jax.eval_shape(bind(parts.task.metrics, frozen_of(parts.task)), params, batch))
+    shapes = jax.eval_shape(bind(parts.task.metrics, frozen_of(parts.task)), params, batch)
+    return list(mean_metrics(parts.task, shapes))
 
 
 def _seconds(told: float) -> float:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.network.study import key_files, read_study, run_study
@@ -16,8 +16,26 @@ POLL = 0.05
 NAMING, LOOK = 30.0, 1.0
 
 
+class _Owed(NamedTuple):
+    """A message that a client owes an answer to.
+
+    Attributes:
+      client: the client's number.
+      node: the node that it was sent to.
+      content: its bytes.
+      until: the time, of ``time.monotonic``, at which Flower drops it.
+      is_lost: whether the node has gone since.
+    """
+
+    client: int
+    node: int
+    content: bytes
+    until: float
+    is_lost: bool = False
+
+
 class FlowerTransport:
-    """Clients at Flower's SuperNodes.
+    """Clients at Flower's SuperNodes. A client that goes away and comes back is sent again what it owes an answer to.
 
     Args:
       grid: the grid of a ServerApp.
@@ -28,26 +46,33 @@ class FlowerTransport:
     def __init__(self, grid: Any, keys: Mapping[bytes, int] | None = None) -> None:
         """See the class."""
         self._grid, self._keys = grid, keys
+        # Node → client, of all nodes that told; client → its newest node, of those that are connected.
         self._clients: dict[int, int] = {}
+        self._online: dict[int, int] = {}
         self._asked: dict[str, tuple[int, float]] = {}
-        self._online: set[int] = set()
-        # Message → the client that owes an answer to it, and when it is dead; answers that nobody has read.
-        self._owed: dict[str, tuple[int, float]] = {}
+        # Message → the answer that is owed to it; answers that nobody has read.
+        self._owed: dict[str, _Owed] = {}
         self._came: list[tuple[int, bytes]] = []
         self._looked = 0.0
 
     def online(self) -> set[int]:
         """The numbers of the clients whose nodes are connected."""
-        if time.monotonic() - self._looked > LOOK:
-            self._looked = time.monotonic()
-            nodes = {node.node_id: bytes(node.public_key) for node in self._grid.get_nodes()}
-            if self._keys is None:
-                self._name([node for node in nodes if node not in self._clients])
-            else:
-                found = {node: self._keys.get(key) for node, key in nodes.items()}
-                self._clients |= {node: number for node, number in found.items() if number is not None}
-            self._online = {self._clients[node] for node in nodes if node in self._clients}
+        self._look()
         return set(self._online)
+
+    def _look(self) -> bool:
+        """See who is connected, at most once in a while; return whether it looked."""
+        if time.monotonic() - self._looked <= LOOK:
+            return False
+        self._looked = time.monotonic()
+        nodes = {node.node_id: bytes(node.public_key) for node in self._grid.get_nodes()}
+        if self._keys is None:
+            self._name([node for node in nodes if node not in self._clients])
+        else:
+            found = {node: self._keys.get(key) for node, key in nodes.items()}
+            self._clients |= {node: number for node, number in found.items() if number is not None}
+        self._online = {number: node for node, number in self._clients.items() if node in nodes}
+        return True
 
     def _name(self, nodes: list[int]) -> None:
         """Ask nodes for their clients' numbers, and take the answers that have come."""
@@ -74,45 +99,64 @@ class FlowerTransport:
         self, outbox: dict[int, bytes], until: float, waiting: Collection[int] = ()
     ) -> Iterator[tuple[int, bytes]]:
         """See :class:`hiso_jax.network.Transport`."""
-        from flwr.app import ConfigRecord, Message, RecordDict
-
-        nodes = {number: node for node, number in self._clients.items()}
         own: set[str] = set()
         while True:
-            sent = {number: outbox.pop(number) for number in list(outbox) if number in nodes}
-            outbox.clear()
-            if sent:
-                ttl = max(until - time.monotonic(), 1.0) + NAMING
-                messages = [
-                    Message(
-                        RecordDict({"hiso": ConfigRecord({"bytes": content})}),
-                        dst_node_id=nodes[number],
-                        message_type="train",
-                        ttl=ttl,
-                    )
-                    for number, content in sent.items()
-                ]
-                pushed, dead = self._grid.push_messages(messages), time.monotonic() + ttl
-                self._owed |= {each: (number, dead) for each, number in zip(pushed, sent, strict=True)}
-                own |= set(pushed)
+            own |= self._pushed({number: outbox.pop(number) for number in list(outbox)}, until)
             while self._came:
                 yield self._came.pop(0)
             if outbox:
                 continue
             now = time.monotonic()
-            self._owed = {each: given for each, given in self._owed.items() if given[1] > now}
-            owing = [each for each, (number, _) in self._owed.items() if each in own or number in waiting]
+            self._owed = {each: owed for each, owed in self._owed.items() if owed.until > now}
+            if self._look():
+                own |= self._again(own, waiting, until)
+            owing = [each for each, owed in self._owed.items() if each in own or owed.client in waiting]
             if not owing or now >= until:
                 return
             for reply in self._grid.pull_messages(owing):
-                number, _ = self._owed.pop(reply.metadata.reply_to_message_id, (None, 0.0))
-                if number is None or not reply.has_content():
-                    logger.info("client %s: its node answers with an error", number)
+                owed = self._owed.pop(reply.metadata.reply_to_message_id, None)
+                if owed is None or not reply.has_content():
+                    logger.info("client %s: its node answers with an error", owed and owed.client)
                     continue
                 # Kept until they are asked for: who iterates may stop before the last of them.
-                self._came.append((number, bytes(reply.content["hiso"]["bytes"])))
+                self._came.append((owed.client, bytes(reply.content["hiso"]["bytes"])))
             if not self._came:
                 time.sleep(POLL)
+
+    def _pushed(self, outbox: Mapping[int, bytes], until: float) -> set[str]:
+        """Send messages to the clients' newest nodes, and return Flower's names of the messages."""
+        from flwr.app import ConfigRecord, Message, RecordDict
+
+        # A node that has just gone is sent a message, too: the client is sent it again when it is back.
+        nodes = {number: node for node, number in self._clients.items()} | self._online
+        sent = {number: content for number, content in outbox.items() if number in nodes}
+        if not sent:
+            return set()
+        ttl = max(until - time.monotonic(), 1.0) + NAMING
+        messages = [
+            Message(
+                RecordDict({"hiso": ConfigRecord({"bytes": content})}),
+                dst_node_id=nodes[number],
+                message_type="train",
+                ttl=ttl,
+            )
+            for number, content in sent.items()
+        ]
+        pushed, dead = list(self._grid.push_messages(messages)), time.monotonic() + ttl
+        for each, (number, content) in zip(pushed, sent.items(), strict=True):
+            self._owed[each] = _Owed(number, nodes[number], content, dead)
+        return set(pushed)
+
+    def _again(self, own: set[str], waiting: Collection[int], until: float) -> set[str]:
+        """Send again what clients owe that went away and are back, perhaps as another node."""
+        there, again = set(self._online.values()), {}
+        for each, owed in list(self._owed.items()):
+            if owed.node not in there:
+                self._owed[each] = owed._replace(is_lost=True)
+            is_awaited = each in own or owed.client in waiting
+            if is_awaited and owed.client in self._online and (owed.is_lost or owed.node != self._online[owed.client]):
+                again[owed.client] = self._owed.pop(each).content
+        return self._pushed(again, until)
 
 
 def keys_of(path: Path) -> dict[bytes, int]:

@@ -81,5 +81,9 @@ def parts(
     if held_out and method.needs_secret:
         raise ParameterError("held_out", "must be 0 in a private run: the metrics of clients are not noised")
     if held_out and getattr(task, "summarise", None) is not None:
-        raise ParameterError("held_out", "must be 0 for a task that reduces its metrics by a rule of its own")
+        means, metric = getattr(task, "mean_metrics", ()), getattr(task, "metric", None)
+        if not means or (metric is not None and metric not in means):
+            raise ParameterError(
+                "held_out", f"must be 0 for this task, whose {metric or 'metric'} is not a mean over examples"
+            )
     return Parts(task, method, completed(task, method, config)[0], about, held_out)

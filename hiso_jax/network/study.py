@@ -1,15 +1,20 @@
 """A study over a network: a TOML file with the options of ``run``, and a table ``[network]``."""
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from hiso_jax import fed
 from hiso_jax.checks import ParameterError, did_you_mean, fraction, integer
-from hiso_jax.experiment import Clock, Experiment
+from hiso_jax.experiment import DECIDING, Clock, Experiment, Settings, Single, build_task, resolve
 from hiso_jax.fed.ledger import exists
+from hiso_jax.fed.population import RemotePopulation
 from hiso_jax.network.client import Client
 from hiso_jax.network.parts import parts_of
 from hiso_jax.network.server import Server
@@ -102,11 +107,38 @@ def key_files(path: Path) -> dict[Path, int]:
 
 
 def experiment_of(study: Study) -> Experiment:
-    """The experiment of a study: its task, its method and its numbers.
+    """The experiment of a study on the server, which reads no training examples.
+
+    Without evaluation on clients it reads the task's test examples. A task of the server's own code is made whole.
 
     Raises:
       ParameterError: an option is unknown or out of range.
     """
+    names = {name: value for name, value in study.options.items() if name in DECIDING}
+    settings = resolve(Single, names).settings({**study.options, "clients": study.clients})
+    return remote_experiment(settings, () if study.held_out else ("test",))
+
+
+def remote_experiment(settings: Settings, splits: Collection[str] | None) -> Experiment:
+    """The experiment of settings whose clients are on machines of their own.
+
+    Args:
+      settings: the settings, see :func:`hiso_jax.experiment.resolve`.
+      splits: the splits of the task that are read on this machine; None reads all.
+
+    Raises:
+      ParameterError: the learning rate would have to be searched for, or an option is out of range.
+    """
+    if getattr(settings, "learning_rate", None) == "auto":
+        raise ParameterError(
+            "learning_rate", "cannot be auto over a network, where the server holds no training examples; give a number"
+        )
+    population = RemotePopulation(np.ones(settings.clients, np.int32))
+    return Experiment.of(settings, task=partial(build_task, splits=splits), population=population)
+
+
+def whole_experiment(study: Study) -> Experiment:
+    """The experiment of a study with all of its task's examples, for clients in this process."""
     return Experiment(**{**study.options, "clients": study.clients})
 
 
@@ -118,6 +150,7 @@ def run_study(
     resume: bool = False,
     say: Callable[[str], None] = print,
     callbacks: fed.Callbacks = (),
+    experiment: Experiment | None = None,
 ) -> fed.Result:
     """Run a study, and write the directory of a run.
 
@@ -128,12 +161,13 @@ def run_study(
       resume: whether to continue the run in it.
       say: takes a line for the user.
       callbacks: called beside those that write the directory.
+      experiment: the study's experiment, if it is made already.
 
     Raises:
       ValueError: the directory holds another run.
       NobodyCame: too few clients were there for too long.
     """
-    experiment = experiment_of(study)
+    experiment = experiment or experiment_of(study)
     storage, own = None, fed.as_callbacks(callbacks)
     if out is not None:
         if not resume and not exists(out, "out"):
@@ -147,12 +181,8 @@ def run_study(
     return server.run()
 
 
-def rehearsed(study: Study) -> InProcess:
-    """The clients of a study in this process, with shares of the task's own training examples: a dry run."""
-    import jax
-    import numpy as np
-
-    experiment = experiment_of(study)
+def rehearsed(experiment: Experiment) -> InProcess:
+    """The clients of an experiment in this process, with shares of its task's training examples: a dry run."""
     made, population = parts_of(experiment), experiment.population
     if not isinstance(population, fed.Population):
         raise ParameterError("clients", "must be few enough for shares of the task's own examples in a dry run")
@@ -168,6 +198,6 @@ def rehearsed(study: Study) -> InProcess:
                 lambda about: made,
                 number,
             )
-            for number in range(study.clients)
+            for number in range(population.num_clients)
         }
     )

@@ -209,7 +209,7 @@ def _label(drawn: Any, labels: Sequence[tuple[str, str, float]], count: int) -> 
 
 def _leave_out_what_diverged(drawn: Any, lines: Sequence[Line]) -> None:
     """If a line rises far above its start, limit the axis to the others; the line leaves the panel."""
-    begun = max(abs(line.mean[0]) for line in lines)
+    begun = max((abs(line.mean[0]) for line in lines), default=np.nan)
     low, high = drawn.get_ylim()
     lowest = min((float(np.nanmin(line.low)) for line in lines), default=0.0)
     if np.isfinite(begun) and high > FAR_UP * begun > 0:

@@ -2,7 +2,7 @@
 
 import gzip
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,9 +78,11 @@ def _find(folder: Path, name: str) -> Path:
     raise ParameterError("data_dir", f"must hold {name} or {name}.gz; {folder} has neither")
 
 
-def _from_files(folder: Path, images_of: Images) -> dict[str, dict[str, np.ndarray]]:
+def _from_files(folder: Path, images_of: Images, wanted: Collection[str]) -> dict[str, dict[str, np.ndarray]]:
     splits: dict[str, dict[str, np.ndarray]] = {}
     for split, (image_name, label_name) in FILES.items():
+        if split not in wanted:
+            continue
         images, labels = read_idx(_find(folder, image_name)), read_idx(_find(folder, label_name))
         if images.shape != (len(labels), 28, 28) or labels.ndim != 1 or (labels.size and labels.max() > 9):
             raise ValueError(
@@ -127,34 +129,45 @@ def mnist_network(model: str | None = None) -> Model:
     raise ParameterError("model", f"must be cnn or mlp for mnist, got {model}")
 
 
-def mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classification:
+def mnist(
+    data_dir: str | Path | None = None, model: str = "cnn", *, splits: Collection[str] = tuple(FILES)
+) -> Classification:
     """MNIST, 60,000 training and 10,000 test images, kept as bytes and standardised on the device.
 
     Args:
       data_dir: a folder with the four IDX files, gzip-compressed or not; None loads from the ``datasets`` hub.
       model: ``"cnn"`` (5×5×16, 5×5×32, linear; 28,938 parameters) or ``"mlp"`` (one hidden layer of 32).
+      splits: the splits that are here; one image of zeros stands in for each of the others.
 
     Raises:
       ValueError: ``model`` is unknown, or the data is missing, truncated or not MNIST.
     """
-    return _loaded(MNIST, data_dir, model)
+    return _loaded(MNIST, data_dir, model, splits)
 
 
-def fashion_mnist(data_dir: str | Path | None = None, model: str = "cnn") -> Classification:
+def fashion_mnist(
+    data_dir: str | Path | None = None, model: str = "cnn", *, splits: Collection[str] = tuple(FILES)
+) -> Classification:
     """Fashion-MNIST, with the file names and networks of :func:`mnist` and its own normalisation and target.
 
     Args:
       data_dir: a folder with the four IDX files, gzip-compressed or not; None loads from the ``datasets`` hub.
       model: ``"cnn"`` or ``"mlp"``.
+      splits: as in :func:`mnist`.
 
     Raises:
       ValueError: as in :func:`mnist`.
     """
-    return _loaded(FASHION, data_dir, model)
+    return _loaded(FASHION, data_dir, model, splits)
 
 
-def _loaded(images_of: Images, data_dir: str | Path | None, model: str) -> Classification:
-    splits = _from_hub(images_of) if data_dir is None else _from_files(Path(data_dir), images_of)
+def _loaded(images_of: Images, data_dir: str | Path | None, model: str, wanted: Collection[str]) -> Classification:
+    if data_dir is not None:
+        here = _from_files(Path(data_dir), images_of, wanted)
+    else:
+        here = _from_hub(images_of) if wanted else {}
+    stand_in = {"input": np.zeros((1, 28, 28, 1), np.uint8), "label": np.zeros(1, np.int32)}
+    splits = {split: here[split] if split in wanted else stand_in for split in FILES}
     return _task(images_of, splits, mnist_network(model))
 
 

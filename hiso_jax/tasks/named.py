@@ -1,14 +1,16 @@
 """Tasks by name: a model, its loss and its data, as ``--task`` and ``Experiment`` choose them.
 
 A task is a factory ``name(seed, *, options)`` that returns a :class:`hiso_jax.fed.Task`; a task that draws nothing at
-random takes no seed. ``@hiso_jax.choices.defaults`` declares the options whose defaults the task changes. A factory
-may carry two functions of its options, for callers that do not need the data: ``base``, the initial model of a run, and
-``shapes``, the task with shapes instead of arrays. ``from_checkpoint`` says that the task fine-tunes a pretrained
-model; ``labelled`` says whether its examples have labels, by which they can be partitioned.
+random takes no seed. ``@hiso_jax.choices.defaults`` declares the options whose defaults the task changes. A factory may
+carry functions for callers that do not need all of the data: ``base``, options → the initial model of a run;
+``shapes``, options → the task with shapes instead of arrays; and ``of_splits``, splits → the factory of a task of which
+only these splits are here, and examples of the same shapes stand in for the others. ``from_checkpoint`` says that it
+fine-tunes a pretrained model; ``labelled`` says whether its examples have labels, by which they can be partitioned.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -64,13 +66,20 @@ class Base(NamedTuple):
     tuned: Any = None
 
 
-def _network(factory: Factory, network: Callable[[Any], Any], shapes: Callable[..., Any]) -> Factory:
-    """The factory of an image task, with its functions ``base`` and ``shapes``."""
+def _network(
+    factory: Factory, network: Callable[[Any], Any], shapes: Callable[..., Any], load: Factory | None = None
+) -> Factory:
+    """The factory of an image task, with its functions ``base`` and ``shapes``, and ``of_splits`` if it has files.
+
+    ``load(*, model, data_dir, splits)`` loads a task with files.
+    """
 
     def base(seed: int, key: Any, *, model: Any = None, **rest: Any) -> Base:
         return Base(network(model).init(key))
 
     vars(factory).update(base=base, shapes=shapes)
+    if load is not None:
+        vars(factory)["of_splits"] = lambda splits: wraps(factory)(partial(load, splits=splits))
     return factory
 
 
@@ -135,6 +144,7 @@ def text(
     trainable: str = "lora",
     dtype: Precision = "float32",
     param_dtype: Precision = "float32",
+    splits: Collection[str] = ("train", "test"),
 ) -> Any:
     """A text task for a language model.
 
@@ -161,6 +171,7 @@ def text(
         path/to/file.py:name.
       dtype: dtype of the computation; losses are always float32.
       param_dtype: dtype of the parameters; bfloat16 is rounded stochastically, so that no update is lost.
+      splits: the splits that are here, see :func:`hiso_jax.tasks.text_data`.
     """
     from hiso_jax.tasks.text import text_data, text_task
 
@@ -176,6 +187,7 @@ def text(
         test_rows=test_rows,
         client_column=column,
         seed=seed,
+        splits=splits,
     )
     pretrained, tuned = _language_model(name, seed, model, revision, dtype, param_dtype, trainable)
     return text_task(data, tuned, pretrained, max_length=max_length, max_new_tokens=max_new_tokens)
@@ -253,6 +265,9 @@ def _text(name: str, *without: str, **changed: Any) -> Factory:
     def make(seed: int, **options: Any) -> Any:
         return text(name, seed, **options)
 
+    def of_splits(splits: Collection[str]) -> Factory:
+        return wraps(make)(partial(make, splits=splits))
+
     def base(seed: int, key: Any, **options: Any) -> Base:
         own = {each: (without_options | options)[each] for each in LOADED}
         pretrained, tuned = _language_model(name, seed, **own)
@@ -266,12 +281,13 @@ def _text(name: str, *without: str, **changed: Any) -> Factory:
     kept = [
         each.replace(default=changed.get(each.name, each.default))
         for each in hidden.values()
-        if each.name != "name" and each.name not in without
+        if each.name not in ("name", "splits") and each.name not in without
     ]
     vars(make).update(
         __signature__=inspect.Signature(kept),
         base=base,
         shapes=shapes,
+        of_splits=of_splits,
         from_checkpoint=True,
         labelled=name in _CLASSIFIES,
     )
@@ -284,8 +300,8 @@ TASKS = Kind(
     "task",
     {
         "digits": _network(digits, digits_network, _digits_shapes),
-        "mnist": _network(mnist, mnist_network, _mnist_shapes("mnist")),
-        "fashion-mnist": _network(fashion_mnist, mnist_network, _mnist_shapes("fashion-mnist")),
+        "mnist": _network(mnist, mnist_network, _mnist_shapes("mnist"), load_mnist),
+        "fashion-mnist": _network(fashion_mnist, mnist_network, _mnist_shapes("fashion-mnist"), load_fashion_mnist),
         **{
             name: defaults(**TEXT_DEFAULTS, **LABELLED)(_text(name, "max_new_tokens", test_rows=200))
             for name in _CLASSIFIES[:-1]

@@ -12,6 +12,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.network.client import _split
 from hiso_jax.network.envelope import Kind, opened, sealed
 from hiso_jax.network.study import read_study
+from hiso_jax.reports import Report
 from tests.fed.problems import linear_task
 from tests.network.test_network import CLIENTS, config, data_of, make_clients, served
 
@@ -104,15 +105,17 @@ def test_a_forged_answer_is_left_out(name):
     assert result.attendance["reported"] == 2 * CLIENTS
 
 
-def test_an_evaluation_that_nobody_answers_has_no_metrics():
+def test_an_evaluation_that_nobody_answers_has_no_metrics(tmp_path):
     class Silent(Altered):
         change = staticmethod(lambda client, envelope: None)
 
     made = parts(2)
-    result, notices = served(made, make_clients(made), Silent, network=network.NetworkSettings(deadline=0.2))
+    files = {"storage": tmp_path / "run", "callbacks": (Report(),)}
+    result, notices = served(made, make_clients(made), Silent, network=network.NetworkSettings(deadline=0.2), **files)
     assert np.isnan(result.metrics[-1].metrics["loss"])
     assert any("no client answered in time" in line for line in notices)
     assert result.rounds == 2
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
 def test_a_run_that_evaluates_on_clients_goes_on(tmp_path):

@@ -143,7 +143,7 @@ class RemoteRun:
         Args:
           exchange: brings the messages of a round.
           callbacks: called before the run's own.
-          evaluate: (parameters, test split, frozen parameters) → the metrics of examples by name, [n], in place of an
+          evaluate: (parameters, test split, frozen parameters) → the metrics as numbers by name, in place of an
             evaluation on the task's test split.
 
         Raises:

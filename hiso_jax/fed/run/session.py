@@ -107,7 +107,8 @@ class Session:
           should_stop: called before every dispatch; True ends the run.
           dispatch: a function that runs rounds in place of the compiled program, with the same arguments and outputs,
             for a server whose messages come from elsewhere.
-          evaluate: a function that evaluates in place of the compiled program, likewise.
+          evaluate: a function (parameters, test split, frozen parameters) → the metrics as numbers by name, in place of
+            the compiled program and of the task's ``summarise``.
 
         Raises:
           ValueError: the directory holds another run, a run that cannot be continued with these options, an altered
@@ -135,6 +136,7 @@ class Session:
         """See :meth:`begin`."""
         self.prepared, self.storage, self._store, self._callbacks = prepared, storage, store, tuple(callbacks)
         self._should_stop, self._stopping = should_stop, False
+        self._reduce = summarise if evaluate is None else lambda _, metrics: as_numbers(metrics)
         self.seconds, self._evaluation_seconds, self._spent = 0.0, 0.0, {"rounds": 0.0, "evaluations": 0.0}
         self.history: list[Evaluation] = []
         self.diverged_at: int | None = None
@@ -317,7 +319,7 @@ class Session:
         outputs = jax.block_until_ready(self._evaluate(self.params, prepared.test, prepared.inputs.frozen))
         self._evaluation_seconds = time.perf_counter() - before
         self._spent["evaluations"] += self._evaluation_seconds
-        metrics = summarise(prepared.task, jax.tree.map(np.asarray, outputs))
+        metrics = self._reduce(prepared.task, jax.tree.map(np.asarray, outputs))
         for callback in self._callbacks:
             metrics |= as_numbers(callback.metrics(self))
         if getattr(prepared.task, "metric", None) is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +42,7 @@ class TextChoice(PretrainedTask):
       name: the name in reports.
       target: the accuracy at which methods are compared, or None.
       metric: the main metric.
+      mean_metrics: the metrics that are means over examples.
       label_words: a sentence that says which word stands for which label.
     """
 
@@ -52,6 +53,7 @@ class TextChoice(PretrainedTask):
     name: str
     target: float | None = None
     metric: str = "accuracy"
+    mean_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
     label_words: str = ""
 
     def logits(

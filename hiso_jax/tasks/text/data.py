@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ SPLITS = {"train": ("train",), "test": ("validation", "valid", "val", "dev", "te
 NAMED = 5
 
 
-def load_rows(source: Source | None, data_dir: str | Path | None, columns: Sequence[str]) -> dict[str, list[Row]]:
+def load_rows(
+    source: Source | None, data_dir: str | Path | None, columns: Sequence[str], splits: Collection[str] = tuple(SPLITS)
+) -> dict[str, list[Row]]:
     """The rows of the splits ``train`` and ``test``, in their original order.
 
     Args:
@@ -27,14 +29,17 @@ def load_rows(source: Source | None, data_dir: str | Path | None, columns: Seque
       data_dir: a folder with ``train`` and ``validation`` (or ``valid``, ``val``, ``dev``, ``test``) files, jsonl, csv,
         tsv or parquet, compressed or in parts, as the hub and other tools write them; None loads from the hub.
       columns: the columns that the task needs.
+      splits: the splits to read.
 
     Raises:
       ValueError: the data cannot be found or read, has no rows, or lacks a column.
     """
     if data_dir is not None:
-        rows = _from_files(Path(data_dir))
+        rows = _from_files(Path(data_dir), splits)
+    elif not splits:
+        rows = {}
     elif source is not None:
-        rows = _from_hub(source)
+        rows = {split: rows for split, rows in _from_hub(source).items() if split in splits}
     else:
         raise ParameterError("data_dir", "must name a folder with train and validation files for text-classification")
     _check_columns(rows, columns, "data_dir")
@@ -63,9 +68,11 @@ def _check_columns(rows: Mapping[str, Sequence[Row]], columns: Sequence[str], op
                 raise ValueError(f"row {number} of {split} has no {empty[0]}")
 
 
-def _from_files(folder: Path) -> dict[str, list[Row]]:
+def _from_files(folder: Path, splits: Collection[str]) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
     for split, names in SPLITS.items():
+        if split not in splits:
+            continue
         paths = split_files(folder, names)
         if not paths:
             there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

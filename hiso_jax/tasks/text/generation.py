@@ -69,6 +69,11 @@ class TextGeneration(PretrainedTask):
         """The score by which runs are compared."""
         return "rougeL" if self.scoring == "summary" else "f1"
 
+    @property
+    def mean_metrics(self) -> tuple[str, ...]:
+        """The metrics that are means over examples; those of :meth:`metrics` compare tokens, not texts."""
+        return ("loss",) if self.scoring == "summary" else ("exact_match", "f1", "loss")
+
     def loss(self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None) -> Float[Array, "B"]:
         """The mean cross-entropy of each answer's tokens, float32."""
         whole, decoder, count = self.model.whole(params, frozen), self.model.decoder, self.answer_length

@@ -1,6 +1,6 @@
 """Text tasks by name: tasks made of data, prompts and a language model."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,12 @@ TEXT_TASKS = (*CLASSIFICATION, *GENERATION)
 GENERATION_ROWS = (1000, 100)
 NEW_TOKENS = {"squad": 32, "drop": 32, "xsum": 64}
 DEFAULT_MAX_LENGTH = 128
+# The columns of right answers, with an answer that stands in for those of a split that is elsewhere.
+ANSWERS: dict[str, dict[str, Any]] = {
+    "squad": {"answers": {"text": ["-"]}},
+    "drop": {"answers_spans": {"spans": ["-"]}},
+    "xsum": {"summary": "-"},
+}
 EXAMPLES = {"template": "'{text} It was'", "verbalizer": "' bad, good'"}
 
 
@@ -80,6 +86,7 @@ def text_data(
     test_rows: int | None = None,
     client_column: str | None = None,
     seed: int = 0,
+    splits: Collection[str] = ("train", "test"),
 ) -> TextData:
     """The data and the prompt of a text task, read and checked before any model is loaded.
 
@@ -98,6 +105,8 @@ def text_data(
       client_column: the column that names the client of each training row; the task's training data then has
         ``client``, the client ids, for :func:`hiso_jax.fed.by_column`.
       seed: the seed of the choice of rows.
+      splits: the splits that are here. The others are not read; a row for each label stands in for them, so that a
+        machine that holds no training examples, or no test examples, has a task of the same shapes.
 
     Raises:
       ValueError: an option, the data or its columns do not fit the task.
@@ -121,10 +130,10 @@ def text_data(
         prompt = user_prompt(template, tuple(verbalizer or prompt.words))
     elif source is not None and verbalizer is not None:
         prompt = replace(prompt, words=checked_words(verbalizer))
-    answer_columns = {"squad": ("answers",), "drop": ("answers_spans",), "xsum": ("summary",)}.get(name, ("label",))
+    answer_columns = (*ANSWERS.get(name, ("label",)),)
     derived = {"wsc": ("span2_text",)}.get(name, ()) if template is None else ()
     columns = (*prompt.columns, *derived, *answer_columns)
-    found = load_rows(source, data_dir, columns) if rows is None else given_rows(rows, columns)
+    found = load_rows(source, data_dir, columns, splits) if rows is None else given_rows(rows, columns)
     found = with_text(found, (*prompt.columns, *derived, *(("summary",) if name == "xsum" else ())))
     names: tuple[str, ...] = ()
     if name in CLASSIFICATION:
@@ -133,12 +142,16 @@ def text_data(
         found = number_labels(found, names)
     else:
         train_rows, test_rows = train_rows or GENERATION_ROWS[0], test_rows or GENERATION_ROWS[1]
+    stand_in = {**dict.fromkeys(columns, "-"), **ANSWERS.get(name, {})}
+    absent = [{**stand_in, "label": label} for label in range(max(len(names), 1))]
+    limits = {"train": train_rows, "test": test_rows}
     chosen = {
-        "train": sample_rows(found["train"], train_rows, seed),
-        "test": sample_rows(found["test"], test_rows, seed),
+        split: sample_rows(found[split], limit, seed) if split in found else absent for split, limit in limits.items()
     }
     length = source.max_length if source is not None else DEFAULT_MAX_LENGTH
-    clients = None if client_column is None else numbered_clients(chosen["train"], client_column)
+    clients = (
+        None if client_column is None or "train" not in found else numbered_clients(chosen["train"], client_column)
+    )
     return TextData(name, prompt, chosen, names, length, None if source is None else source.target, clients)
 
 
