@@ -243,6 +243,7 @@ def test_a_language_model_is_exported_and_applied_alike(capsys, tuned, tmp_path)
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 def test_transformers_gives_an_exported_model_the_accuracy_of_the_run(capsys, tuned, tmp_path):
     import torch

@@ -16,6 +16,7 @@ from hiso_jax.fed.ledger.records import as_rows
 from hiso_jax.fed.population import LATE, REPORTED, Work
 from hiso_jax.fed.run import describe
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
+from tests.marks import thorough
 
 CLIENTS, COHORT, BUFFER = 24, 8, 2
 FLEET = fed.Fleet(fed.LogNormal(0.1, 1.5), fed.LogNormal(2.5e6, 0.5), fed.LogNormal(6e5, 0.5))
@@ -53,7 +54,7 @@ def own_directions(head, key, place, params, perturbations, groups):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["decomfl", thorough("mosaic"), thorough("local_mosaic")])
 def test_a_buffer_of_the_whole_cohort_is_a_synchronous_run(method):
     late, whole = simulation(method, rounds=3, buffer=COHORT).run(), simulation(method, rounds=3, buffer=None).run()
     for a, b in zip(jax.tree.leaves(late.params), jax.tree.leaves(whole.params), strict=True):
@@ -65,7 +66,7 @@ def test_a_buffer_of_the_whole_cohort_is_a_synchronous_run(method):
     np.testing.assert_array_equal(np.sort(late.records.cohort), np.sort(whole.records.cohort))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [thorough("decomfl"), "mosaic", thorough("local_mosaic")])
 def test_its_rounds_replay_to_the_bit_and_as_a_delta(method, tmp_path):
     run = simulation(method, storage=tmp_path / "run")
     result = run.run()
@@ -158,7 +159,7 @@ def test_clients_that_do_not_come_free_their_place():
     assert (result.records.valid == (result.records.attendance == REPORTED)).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["decomfl", thorough("mosaic"), thorough("local_mosaic")])
 def test_a_stopped_run_goes_on_with_the_visits_at_work(method, tmp_path):
     whole = simulation(method, rounds=16, storage=tmp_path / "whole").run()
 
@@ -210,6 +211,7 @@ def test_what_cannot_be_asynchronous_is_refused_in_a_sentence(change, message):
         simulation(**change)
 
 
+@pytest.mark.thorough
 def test_a_sweep_of_asynchronous_runs_is_those_runs():
     config, there = replace(simulation().config, rounds=8), fed.Participation(fleet=FLEET)
     grid = fed.Grid([0.02, 0.05])

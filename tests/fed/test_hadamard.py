@@ -19,7 +19,7 @@ def algorithm(name, *, backprop=False):
 @pytest.mark.parametrize(
     ("name", "backprop", "steps"),
     [
-        ("mosaic", False, 1),
+        thorough("mosaic", False, 1),
         thorough("mosaic", True, 2),
         slow("hiso", False, 2),
         slow("decomfl", True, 1),
@@ -51,6 +51,7 @@ def test_a_pool_has_no_such_directions():
         algorithm("fed_kseed")
 
 
+@pytest.mark.thorough
 def test_own_directions_of_clients_differ():
     """With shared directions the run has another result."""
     own = algorithm("mosaic")

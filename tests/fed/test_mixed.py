@@ -101,7 +101,7 @@ def run(algorithm=None, **settings):
     return run_projections(algorithm or algorithms.local_mosaic(0.05), **given)
 
 
-@pytest.mark.parametrize("name", ["local_mosaic", slow("hiso")])
+@pytest.mark.parametrize("name", [thorough("local_mosaic"), slow("hiso")])
 def test_a_run_is_replayed_resumed_and_shared_to_the_bit(tmp_path, name):
     algorithm = algorithms.load(name).build(0.05, {"measure": "projections"} if name == "hiso" else {})
     settings = {"rounds_per_dispatch": 1}

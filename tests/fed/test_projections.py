@@ -15,7 +15,7 @@ from hiso_jax.fed.ledger import delta_of, load_delta, save_delta
 from tests.callbacks import StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, digits_task, linear_task
 from tests.fed.test_mosaic import coded
-from tests.marks import slow
+from tests.marks import slow, thorough
 
 CLIENTS, LOCAL = 5, 0.03
 
@@ -142,7 +142,7 @@ def test_another_local_optimizer_starts_afresh_each_round(x64):
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["hiso", "mosaic"])
+@pytest.mark.parametrize("name", ["hiso", thorough("mosaic")])
 def test_finite_differences_tend_to_projections(name, x64):
     rng = np.random.default_rng(5)
     targets, start = jnp.asarray(rng.normal(size=(CLIENTS, 1, 3, 9))), jnp.asarray(rng.normal(size=9))
@@ -169,7 +169,7 @@ def test_finite_differences_tend_to_projections(name, x64):
 
 
 @pytest.mark.parametrize("steps", [1, slow(3)])
-@pytest.mark.parametrize("name", ["mosaic", "hiso", slow("zo_adam"), slow("fed_kseed")])
+@pytest.mark.parametrize("name", ["mosaic", thorough("hiso"), slow("zo_adam"), slow("fed_kseed")])
 def test_a_run_is_replayed_to_the_bit_and_shared_as_a_delta(tmp_path, name, steps):
     algorithm = projected(algorithms.load(name).build(0.05, {}))
     result = run(algorithm, storage=fed.Storage(tmp_path / "run"), local_steps=steps)
@@ -184,6 +184,7 @@ def test_a_run_is_replayed_to_the_bit_and_shared_as_a_delta(tmp_path, name, step
     assert_trees_identical(applied, result.params)
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
     algorithm, settings = projected(hiso_jax.mosaic(0.05)), {"local_steps": 2, "rounds_per_dispatch": 1}
     whole = run(algorithm, **settings)
@@ -262,12 +263,12 @@ def test_an_optimizer_at_rate_zero_makes_no_progress():
     np.testing.assert_array_equal(found, start)
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("implementation", ["threefry2x32", thorough("rbg")])
 @pytest.mark.parametrize(
     ("make", "exact"),
     [
         (lambda: hiso_jax.mosaic(0.1, scalar_bits=32, clipping=False), False),
-        (lambda: projected(hiso_jax.mosaic(0.1, scalar_bits=32, clipping=False)), True),
+        thorough(lambda: projected(hiso_jax.mosaic(0.1, scalar_bits=32, clipping=False)), True),
         (lambda: algorithms.fed_kseed(0.1), False),
     ],
     ids=["signs", "projected", "drawn"],

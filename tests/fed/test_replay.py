@@ -16,6 +16,7 @@ from tests.fed.problems import (
     linear_task,
     optimizers,
 )
+from tests.marks import thorough
 
 ROUNDS = 24
 
@@ -69,7 +70,7 @@ def test_replay_of_a_run_dispatched_round_by_round_is_exact(steps, perturbations
     ("name", "steps", "perturbations"),
     [
         ("hiso-all", 3, 5),
-        ("momentum", 1, 1),
+        thorough("momentum", 1, 1),
         pytest.param("decomfl", 1, 1, marks=slow),
         pytest.param("adam", 3, 2, marks=slow),
     ],
@@ -79,6 +80,7 @@ def test_replay_is_exact_through_any_chain(name, steps, perturbations, per_dispa
     check(optimizers()[name], steps=steps, perturbations=perturbations, per_dispatch=per_dispatch)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("per_dispatch", [None, pytest.param(1, marks=slow)])
 def test_replay_is_exact_for_a_network(per_dispatch):
     tx = optimizers()["hiso"]

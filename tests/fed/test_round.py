@@ -41,7 +41,7 @@ def one_round(steps=1, perturbations=3, tx=None, mask=None, batches=None, task_l
     return params, state, jax.jit(run)(params, state, batches or drawn, mask, KEY)
 
 
-@pytest.mark.parametrize("method", ["forward", slow("central")])
+@pytest.mark.parametrize("method", [thorough("forward"), slow("central")])
 def test_a_round_is_its_clients_one_by_one(method, x64):
     """K = 3 local steps are compared with a plain loop over clients, each with its own parameters."""
     steps, perturbations, rate, mu = 3, 2, 0.05, 1e-3
@@ -91,7 +91,7 @@ def test_masked_clients_do_not_count(steps):
 
 @pytest.mark.parametrize(
     ("steps", "bad"),
-    [(1, np.nan), (3, np.inf), *(slow(*case) for case in [(1, np.inf), (3, np.nan)])],
+    [(1, np.nan), thorough(3, np.inf), *(slow(*case) for case in [(1, np.inf), (3, np.nan)])],
 )
 def test_one_non_finite_scalar_invalidates_its_client(steps, bad):
     _, (inputs, targets) = problem(steps)

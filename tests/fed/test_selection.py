@@ -112,6 +112,7 @@ def test_a_private_run_selects_uniformly():
         run(in_turn, algorithm=algorithm)
 
 
+@pytest.mark.thorough
 def test_a_sweep_selects_as_a_run_does():
     population, config = digits_population(CLIENTS), fed.SimulationConfig(rounds=4, cohort=4, eval_every=4)
     participation = fed.Participation(select=reading)
@@ -123,6 +124,7 @@ def test_a_sweep_selects_as_a_run_does():
     np.testing.assert_allclose(swept.reshape(-1)[-1], alone.metrics[-1].metrics["loss"], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_names_select_too(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import jax.numpy as jnp\n"

@@ -95,7 +95,7 @@ def test_a_method_of_the_user_never_gets_a_traced_rate(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, low, high)
 
 
-FAST = ("decomfl", "hiso", "fed_avg")
+FAST = ("decomfl",)
 
 
 @pytest.mark.parametrize("name", [name if name in FAST else thorough(name) for name in algorithms.NAMES])

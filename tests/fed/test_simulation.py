@@ -20,7 +20,7 @@ from hiso_jax.fed.run.programs import build_dispatch, costs_of, first_state
 from hiso_jax.fed.run.progress_estimate import RoundTimes, expected_seconds
 from tests.callbacks import Dispatches, StopAt
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
-from tests.marks import slow
+from tests.marks import slow, thorough
 
 SETTINGS = {"rounds": 30, "cohort": 4, "perturbations": 2, "batch_size": 8, "eval_every": 10}
 
@@ -306,8 +306,8 @@ def test_the_first_interrupt_ends_a_run_and_keeps_what_was_done(monkeypatch):
 @pytest.mark.parametrize(
     ("algorithm", "task_name", "expected"),
     [
-        (hiso_jax.algorithms.decomfl(0.2), "mine", 0.2),
-        (hiso_jax.algorithms.local_mosaic(0.2), "mine", 0.1),
+        thorough(hiso_jax.algorithms.decomfl(0.2), "mine", 0.2),
+        thorough(hiso_jax.algorithms.local_mosaic(0.2), "mine", 0.1),
         (hiso_jax.algorithms.local_mosaic(0.2), "digits", 0.6),
     ],
 )
@@ -325,6 +325,7 @@ def test_local_steps_have_a_rate_by_default(algorithm, task_name, expected):
     assert_trees_identical(run(None).params, run(expected).params)
 
 
+@pytest.mark.thorough
 def test_a_schedule_is_also_the_default_of_local_steps():
     schedule = optax.exponential_decay(0.2, 1, 0.5)
     task = tasks.digits()

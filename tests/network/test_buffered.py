@@ -13,6 +13,7 @@ from hiso_jax.network.catch_up import HEADER, BadMessage, broadcast_bytes, catch
 from hiso_jax.network.envelope import Kind, opened
 from hiso_jax.network.history import BEGIN, after
 from tests.fed.problems import assert_trees_identical, linear_task
+from tests.marks import thorough
 from tests.network.test_network import CLIENTS, HOSTILE, INVALID, config, make_clients, served
 
 BUFFER = 2
@@ -56,7 +57,7 @@ class Uneven(network.InProcess):
                 yield client, each
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["mosaic", thorough("decomfl"), thorough("local_mosaic")])
 def test_its_ledger_replays_and_the_clients_follow_it(method):
     made = parts(method)
     clients = make_clients(made)

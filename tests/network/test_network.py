@@ -72,7 +72,7 @@ def undisturbed():
     return result
 
 
-@pytest.mark.parametrize("name", ["mosaic", "local_mosaic", "decomfl"])
+@pytest.mark.parametrize("name", ["mosaic", "local_mosaic", thorough("decomfl")])
 def test_a_network_in_process_has_the_bits_of_a_simulation_that_takes_clients_one_by_one(name):
     method = {
         "mosaic": lambda: hiso_jax.mosaic(0.6),

@@ -118,6 +118,7 @@ def test_the_command_of_a_report_makes_the_same_again(studies, capsys, tmp_path)
         assert digests[0] == digests[1]
 
 
+@pytest.mark.thorough
 def test_the_command_of_a_resumed_run_has_the_rounds_that_it_has_now(capsys, tmp_path):
     words = ("--cohort", 2, "--batch-size", 4, "--eval-every", 2)
     assert call(capsys, "run", *words, "--rounds", 2, "--out", tmp_path / "run")[0] == 0
@@ -129,6 +130,7 @@ def test_the_command_of_a_resumed_run_has_the_rounds_that_it_has_now(capsys, tmp
     assert "--rounds 4" in call(capsys, "show", tmp_path / "run")[1]
 
 
+@pytest.mark.thorough
 def test_runs_side_by_side_are_named_by_the_options_in_which_they_differ(capsys, tmp_path):
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder, alpha, method in zip(folders, (0.5, 0.1, 0.1), ("hiso", "hiso", "decomfl"), strict=True):

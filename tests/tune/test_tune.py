@@ -88,6 +88,7 @@ def test_a_comparison_is_that_of_the_command_line_and_goes_on(capsys, tmp_path):
         tune.compare(["decomfl"], out=tmp_path / "python", **asked)
 
 
+@pytest.mark.thorough
 def test_the_first_interrupt_ends_a_study_and_keeps_what_was_done(monkeypatch, tmp_path):
     """It comes while a method is tuned; the comparison says so, and goes on later."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

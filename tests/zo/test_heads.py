@@ -8,6 +8,7 @@ import pytest
 
 import hiso_jax
 from hiso_jax import zo
+from tests.marks import thorough
 
 KEY = jax.random.key(7)
 
@@ -139,7 +140,7 @@ def test_inject_hyperparams_schedules_and_overrides():
         assert all(not leaf.any() for leaf in jax.tree.leaves(updates))
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [thorough(1), 3])
 def test_decay_one_is_decomfl_bit_for_bit(steps):
     params = params_of()
     one, other = hiso_jax.hiso(0.1, decay=1), hiso_jax.decomfl(0.1)

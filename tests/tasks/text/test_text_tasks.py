@@ -17,7 +17,7 @@ from hiso_jax.models.lm.trainable import tune
 from hiso_jax.tasks.text import answers, text_data, text_task, token_scores
 from hiso_jax.tasks.text.encode import buckets_for, tokenize, truncate
 from hiso_jax.tasks.text.scores import exact_match, macro_f1, rouge, token_f1
-from tests.marks import slow
+from tests.marks import slow, thorough
 from tests.models.lm.checkpoints import WORDS
 from tests.tasks.text.problems import data_folder, model_folder, reviews, write_rows
 
@@ -306,7 +306,7 @@ def test_hub_data_is_loaded_by_name(pretrained, monkeypatch):
         text_task("sst2", tune(pretrained), pretrained)
 
 
-@pytest.mark.parametrize("trainable", ["all", "lora"])
+@pytest.mark.parametrize("trainable", [thorough("all"), "lora"])
 def test_answers_are_those_that_the_task_scores(pretrained, trainable, tmp_path):
     task, words = classification(pretrained, data_folder(tmp_path), trainable), [" bad", " good"]
     prompts = [f"{row['text']} It was" for row in reviews(20)]
