@@ -1,6 +1,7 @@
 """Asynchronous rounds beside synchronous ones: simulated seconds, answers and bytes to 0.90 on the digits.
 
     python benchmarks/asynchronous.py                # half an hour on two cores
+    python benchmarks/asynchronous.py --day 200 --buffers 0,5 --exponents "" --out …/asynchronous_days.json
 
 100 clients, Dirichlet 0.5, 20 at work at a time; between the fastest and the slowest 2.5 % of the clients lies a factor
 of 20, in computing and in both bandwidths. A synchronous round waits for all 20; a buffer takes the first 10, 5 or 2.
@@ -50,6 +51,8 @@ class Arguments:
       buffers: comma-separated; 0 is synchronous.
       exponents: staleness exponents to compare at a buffer of 5, comma-separated.
       tuning_seeds, seeds: how many.
+      day: seconds of a day, for clients that come by the time of day, each with a time zone of its own: half of them at
+        a time, all at its noon, none at its midnight; 0 has all come.
       out: JSON file to write.
     """
 
@@ -58,10 +61,11 @@ class Arguments:
     exponents: str = "0"
     tuning_seeds: int = 2
     seeds: int = 5
+    day: float = 0.0
     out: Path = Path("benchmarks/results/asynchronous.json")
 
 
-def run(method: str, buffer: int, exponent: float, rate: float, seed: int, task: Any) -> dict[str, float]:
+def run(method: str, buffer: int, exponent: float, rate: float, seed: int, task: Any, day: float) -> dict[str, float]:
     """Seconds, answers and bytes to the target, infinite if it is not reached; and the mean staleness."""
     each = buffer or COHORT
     config = fed.SimulationConfig(
@@ -74,7 +78,8 @@ def run(method: str, buffer: int, exponent: float, rate: float, seed: int, task:
         **METHODS[method][1],
     )
     bandwidth = [fed.LogNormal(megabits * 1e6 / 8, SPREAD) for megabits in (20, 5)]
-    there = fed.Participation(fleet=fed.Fleet(fed.LogNormal(0.1, SPREAD), *bandwidth))
+    comes = fed.Diurnal(0.5, 1.0, day, in_seconds=True) if day else None
+    there = fed.Participation(comes, fleet=fed.Fleet(fed.LogNormal(0.1, SPREAD), *bandwidth))
     population = fed.dirichlet(task.train["label"], CLIENTS, alpha=0.5, seed=seed)
 
     def reached(rows: list[fed.Evaluation]) -> fed.Evaluation | None:
@@ -111,14 +116,14 @@ def main(arguments: Arguments) -> None:
         for buffer, exponent in settings:
             tried = {
                 rate: median(
-                    run(method, buffer, exponent, rate, 1000 + seed, task)["seconds"]
+                    run(method, buffer, exponent, rate, 1000 + seed, task, arguments.day)["seconds"]
                     for seed in range(arguments.tuning_seeds)
                 )
                 for rate in GRIDS[method]
             }
             rate = min(tried, key=lambda rate: tried[rate])
             at_end = rate in (GRIDS[method][0], GRIDS[method][-1])
-            found = [run(method, buffer, exponent, rate, seed, task) for seed in range(arguments.seeds)]
+            found = [run(method, buffer, exponent, rate, seed, task, arguments.day) for seed in range(arguments.seeds)]
             row = {"method": method, "buffer": buffer, "exponent": exponent, "rate": rate, "at_end": at_end}
             rows.append({**row, "tried": tried, "runs": found})
             whole = next(each for each in rows if each["method"] == method and not each["buffer"])
@@ -131,7 +136,9 @@ def main(arguments: Arguments) -> None:
                 f"{time.perf_counter() - begin:.0f} s: {row} {[round(each['seconds']) for each in found]}", flush=True
             )
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps({"factor": FACTOR, "rows": rows}, indent=2) + "\n")
+            arguments.out.write_text(
+                json.dumps({"factor": FACTOR, "day": arguments.day, "rows": rows}, indent=2) + "\n"
+            )
     table = Table(title=f"To {TARGET:g}: medians, and ratios to the synchronous run with 95 % intervals")
     for column in ("method", "buffer", "a", "rate", "staleness", "seconds", "of sync", "answers", "of sync", "bytes"):
         table.add_column(column, justify="right")

@@ -46,20 +46,26 @@ def per_client(*, availability_rate: float = 0.8, availability_spread: float = 0
     return fed.UniformRates(availability_rate - spread, availability_rate + spread)
 
 
-def diurnal(*, availability_rate: float = 0.8, rounds_per_day: float = 100.0) -> fed.Diurnal:
+def diurnal(
+    *, availability_rate: float = 0.8, rounds_per_day: float = 100.0, seconds_per_day: float | None = None
+) -> fed.Diurnal:
     """Clients come by the time of day.
 
     Args:
       availability_rate: mean probability that a client comes.
       rounds_per_day: period of the wave, from twice the mean, at most 1, to as far below the mean; each client has its
         own time zone.
+      seconds_per_day: the period in seconds of the simulated clock, in place of rounds.
 
     Raises:
-      ParameterError: ``availability_rate`` is not in [0, 1], or ``rounds_per_day`` is not positive and finite.
+      ParameterError: ``availability_rate`` is not in [0, 1], or a period is not positive and finite.
     """
     between("availability_rate", availability_rate, 0, 1)
     positive("rounds_per_day", rounds_per_day)
     amplitude = min(1.0, 1 / availability_rate - 1) if availability_rate else 0.0
+    if seconds_per_day is not None:
+        positive("seconds_per_day", seconds_per_day)
+        return fed.Diurnal(availability_rate, amplitude, seconds_per_day, in_seconds=True)
     return fed.Diurnal(availability_rate, amplitude, rounds_per_day)
 
 

@@ -10,10 +10,10 @@ import pytest
 import hiso_jax
 from hiso_jax import algorithms, channels, fed, zo
 from hiso_jax.checks import ParameterError
-from hiso_jax.fed.keys import round_key, traits_key
+from hiso_jax.fed.keys import presence_key, round_key, traits_key
 from hiso_jax.fed.ledger.reading import _check_rows
 from hiso_jax.fed.ledger.records import as_rows
-from hiso_jax.fed.population import LATE, REPORTED, Work
+from hiso_jax.fed.population import ABSENT, LATE, REPORTED, Work
 from hiso_jax.fed.run import describe
 from tests.fed.problems import assert_trees_identical, digits_population, double_task, linear_task
 from tests.marks import thorough
@@ -243,3 +243,46 @@ def test_a_sweep_refuses_as_a_simulation_does(method, fleet, error):
     there, population = fed.Participation(fleet=fleet), digits_population(CLIENTS)
     with pytest.raises(ParameterError, match=error):
         fed.sweep(linear_task(), method, [population], config, fed.Grid((0.01,), (0,)), participation=there)
+
+
+def days(buffer):
+    # A synchronous round takes seconds, and a few fast answers take hundredths.
+    return fed.Diurnal(0.6, 2 / 3, 0.05 if buffer else 1.5, in_seconds=True)
+
+
+def clocked(buffer, **given):
+    there = fed.Participation(days(buffer), fleet=FLEET)
+    return simulation("decomfl", **{"rounds": 12, "buffer": buffer, "participation": there, **given})
+
+
+@pytest.mark.parametrize("buffer", [BUFFER, None])
+def test_the_time_of_day_may_be_that_of_the_clock(buffer):
+    """Against the rule itself, at the sum of the recorded seconds before the round in which a visit began."""
+    day, records = days(buffer), clocked(buffer).run().records
+    before = np.concatenate([[0], np.add.accumulate(records.seconds.astype(np.float32))[:-1]])
+    # Days pass, and clients sleep.
+    assert before[-1] > 3 * day.period
+    assert 0.1 < (records.attendance == ABSENT).mean() < 0.8
+    begun = np.broadcast_to(records.round[:, None], records.cohort.shape) if buffer is None else records.version
+    for row, clients in enumerate(records.cohort):
+        for place, client in enumerate(clients):
+            number = int(begun[row, place])
+            key = jax.random.fold_in(presence_key(records.seed_key, number), 0)
+            traits = jax.random.fold_in(traits_key(records.seed_key), 0)
+            is_there = bool(day(key, traits, jnp.array([client]), jnp.float32(before[number]))[0])
+            assert is_there == (records.attendance[row, place] != ABSENT)
+
+
+@pytest.mark.parametrize("buffer", [BUFFER, thorough(None)])
+def test_a_run_that_reads_the_clock_goes_on_to_the_same_bits(buffer, tmp_path):
+    whole = clocked(buffer).run()
+    stop = fed.Callback(lambda session, _: session.stop() if session.round >= 7 else None)
+    clocked(buffer, storage=tmp_path / "run", callbacks=[stop], rounds_per_dispatch=2).run()
+    again = clocked(buffer, storage=fed.Storage(tmp_path / "run", resume=True)).run()
+    assert_trees_identical(again.params, whole.params)
+    np.testing.assert_array_equal(again.records.attendance, whole.records.attendance)
+
+
+def test_a_clock_needs_a_fleet():
+    with pytest.raises(ParameterError, match="without a fleet"):
+        simulation(buffer=None, participation=fed.Participation(days(None)))

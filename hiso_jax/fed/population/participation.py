@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -25,7 +25,11 @@ STATUS_NAMES = ("absent", "dropped", "late", "reported")
 
 @runtime_checkable
 class Availability(Protocol):
-    """A rule that says which invited clients can take part; a pytree, so that it can enter a compiled program."""
+    """A rule that says which invited clients can take part; a pytree, so that it can enter a compiled program.
+
+    A rule with an attribute ``reads_clock`` that is true is given, in place of the round, the simulated seconds from
+    the begin of the run to the begin of the round, float32.
+    """
 
     def __call__(
         self, key: Key[Array, ""], traits_key: Key[Array, ""], clients: Int[Array, "C"], round_number: Int[Array, ""]
@@ -103,17 +107,25 @@ class UniformRates:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Diurnal:
-    """Availability that follows the time of day: rate · (1 + amplitude · sin 2π(round / period + φ)), φ per client.
+    """Availability that follows the time of day: rate · (1 + amplitude · sin 2π(time / period + φ)), φ per client.
 
     Attributes:
       rate: mean probability.
       amplitude: amplitude of the daily wave, in [0, 1]; probabilities above 1 count as 1.
-      period: rounds in a day.
+      period: rounds in a day, or seconds.
+      in_seconds: whether the time is that of the simulated clock, and not the round. Methods whose rounds take
+        different times then meet the same days.
     """
 
     rate: Any
     amplitude: Any = 1.0
     period: Any = 100.0
+    in_seconds: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the rule reads the simulated clock."""
+        return self.in_seconds
 
     def __post_init__(self) -> None:
         """Raise a ValueError if an option is out of range."""
@@ -254,13 +266,21 @@ class Participation:
             if value is not None and not _is_number(value):
                 raise ParameterError(name, f"must be a number or None, got {value!r}")
 
+    def first_clock(self) -> Float[Array, ""] | None:
+        """The simulated seconds before the first round, for an availability that reads the clock; else None."""
+        # A function stands in a Partial.
+        rule = getattr(self.availability, "func", self.availability)
+        return jnp.float32(0) if getattr(rule, "reads_clock", False) else None
+
     def check(self, clients: int) -> None:
         """Refuse rules that do not fit a population of ``clients`` clients.
 
         Raises:
-          ValueError: the availability has rates, but not one for each client.
+          ValueError: the availability has rates, but not one for each client; or it reads the clock, and there is none.
         """
         self._check_numbers()
+        if self.fleet is None and self.first_clock() is not None:
+            raise ParameterError("availability", "must not read the clock without a fleet, whose speeds make it run")
         if isinstance(self.availability, ClientRates) and len(self.availability.rates) != clients:
             raise ParameterError(
                 "rates", f"must be one for each of {clients} clients, got {len(self.availability.rates)}"
@@ -269,16 +289,18 @@ class Participation:
 
 def _check_rule(rule: Any) -> None:
     """Refuse a rule whose fields are not the numbers, or the array, that it needs."""
-    for field in dataclasses.fields(rule):
-        value = getattr(rule, field.name)
+    for each in dataclasses.fields(rule):
+        if each.metadata.get("static"):
+            continue
+        value = getattr(rule, each.name)
         if isinstance(rule, ClientRates | Trace):
             wanted = "one number for each client" if isinstance(rule, ClientRates) else "an array, rounds × clients"
             ndim = 1 if isinstance(rule, ClientRates) else 2
             if getattr(value, "ndim", None) != ndim:
                 hint = "; fed.load_trace reads a file" if isinstance(value, str) else ""
-                raise ParameterError(field.name, f"must be {wanted}, got {value!r}{hint}")
+                raise ParameterError(each.name, f"must be {wanted}, got {value!r}{hint}")
         elif not _is_number(value):
-            raise ParameterError(field.name, f"must be a number, got {value!r}")
+            raise ParameterError(each.name, f"must be a number, got {value!r}")
 
 
 def _is_number(value: Any) -> bool:
@@ -305,7 +327,7 @@ def attend(
     key: Key[Array, ""],
     traits_key: Key[Array, ""],
     clients: Int[Array, "C"],
-    round_number: Int[Array, ""],
+    moment: Int[Array, ""] | Float[Array, ""],
     work: Work,
 ) -> Attendance:
     """Decide which clients of the cohort report, and how long the server waits.
@@ -318,13 +340,13 @@ def attend(
       key: the presence key of the round.
       traits_key: the traits key of the run.
       clients: the ids of the cohort, [C].
-      round_number: r.
+      moment: r, or the simulated seconds for an availability that reads the clock.
       work: the work of each client.
     """
     available, dropped = jnp.ones(clients.shape, bool), jnp.zeros(clients.shape, bool)
     late, each = dropped, jnp.zeros(clients.shape, jnp.float32)
     if participation.availability is not None:
-        available = participation.availability(fold_in(key, 0), fold_in(traits_key, 0), clients, round_number)
+        available = participation.availability(fold_in(key, 0), fold_in(traits_key, 0), clients, moment)
     if participation.dropout is not None:
         dropped = _uniform(fold_in(key, 1), clients) < participation.dropout
     if participation.fleet is not None:

@@ -110,7 +110,13 @@ class Buffer:
     settle: Settle
 
     def invite(
-        self, at_work: AtWork, server: ServerState, synced_to: Int[Array, "N"] | None, number: Array, inputs: Inputs
+        self,
+        at_work: AtWork,
+        server: ServerState,
+        synced_to: Int[Array, "N"] | None,
+        clock: Array | None,
+        number: Array,
+        inputs: Inputs,
     ) -> AtWork:
         """The visits with those that begin in round r in place of those that ended.
 
@@ -118,6 +124,7 @@ class Buffer:
           at_work: the visits.
           server: the server's state.
           synced_to: the round at which each client was last synced; None counts no missed rounds.
+          clock: the simulated seconds so far; None if nobody reads them.
           number: r.
           inputs: the run's inputs.
         """
@@ -133,7 +140,7 @@ class Buffer:
             busy = (candidates[:, None] == kept.clients).any(1)
             clients = candidates[jnp.argsort(busy, stable=True)[:count]]
             last = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
-            attendance = attendance_of(config, self.costs, clients, last, number, inputs)
+            attendance = attendance_of(config, self.costs, clients, last, number, inputs, clock)
             weights = (attendance.status == REPORTED).astype(jnp.float32)
             hostile = hostile_in(config, inputs, clients) if config.attackers else None
             arrived = self.answers(server, Cohort(clients, weights, clients, hostile), keys, given, turn * count)
@@ -186,10 +193,12 @@ class Buffer:
 Live = tuple[ServerState, monitoring.Monitor, AtWork]
 
 
-def _live(buffer: Buffer, run: Live, synced_to: Array | None, number: Array, inputs: Inputs) -> tuple[Live, RoundLog]:
+def _live(
+    buffer: Buffer, run: Live, synced_to: Array | None, clock: Array | None, number: Array, inputs: Inputs
+) -> tuple[Live, RoundLog]:
     """An asynchronous round: clients are invited, and the server takes the first answers."""
     server, monitor, at_work = run
-    at_work = buffer.invite(at_work, server, synced_to, number, inputs)
+    at_work = buffer.invite(at_work, server, synced_to, clock, number, inputs)
     at_work, server, ended, record = buffer.take(at_work, server, number, inputs)
     monitor = monitoring.watch(monitor, number, record, ended.status == REPORTED, server.params, server.state)
     seconds = ended.ends[-1]
@@ -213,13 +222,14 @@ def make_buffered_dispatch(buffer: Buffer, length: int, mesh: Mesh | None = None
 
             lives = (number < end) & (carry.monitor.diverged_at == monitoring.NEVER)
             run, synced_to = (carry.server, carry.monitor, carry.at_work), carry.synced_to
-            (server, monitor, at_work), log = lax.cond(lives, living, idle, run, synced_to, number, inputs)
+            (server, monitor, at_work), log = lax.cond(lives, living, idle, run, synced_to, carry.clock, number, inputs)
             if synced_to is not None:
                 # Outside any conditional, so that the array [N] is updated in place and never copied.
                 came = (at_work.version == number) & (at_work.status != ABSENT)
                 places = jnp.where(came, at_work.clients, len(synced_to))
                 synced_to = synced_to.at[places].set(number, mode="drop")
-            return RunState(server, monitor, synced_to, None, at_work), log
+            clock = None if carry.clock is None else carry.clock + log.seconds
+            return RunState(server, monitor, synced_to, None, at_work, clock), log
 
         return lax.scan(step, carry, begin + jnp.arange(length, dtype=jnp.int32))
 

@@ -96,7 +96,7 @@ def make_dispatch(
             # This conditional is separate from that of the round, and ``end`` is separate from divergence. In a sweep,
             # settings diverge one by one, so a conditional on divergence becomes a selection; the end is the same
             # for all settings.
-            asked = carry.synced_to, carry.selection, number, inputs
+            asked = carry.synced_to, carry.selection, number, inputs, carry.clock
             invited = lax.cond(number < end, inviting, lambda *a: blank(inviting, *a), *asked)
             came = (number < end) & (invited.status != ABSENT)
             synced_to = carry.synced_to
@@ -117,7 +117,8 @@ def make_dispatch(
             if selection is not None:
                 selection = selection.after(number, invited.clients, record.valid, record.loss)
             log = RoundLog(invited.clients, invited.status, invited.last_synced, invited.seconds, record)
-            return RunState(server, monitor, synced_to, selection), log
+            clock = None if carry.clock is None else carry.clock + invited.seconds
+            return RunState(server, monitor, synced_to, selection, None, clock), log
 
         return lax.scan(step, carry, begin + jnp.arange(length, dtype=jnp.int32))
 

@@ -56,8 +56,9 @@ def invite(
     selection: SelectionState | None,
     number: Array,
     inputs: Inputs,
+    clock: Array | None = None,
 ) -> Invited:
-    """The cohort of round ``number``, and who of it comes."""
+    """The cohort of round ``number``, and who of it comes; ``clock`` as in :class:`RunState`."""
     seed_key = inputs.seed_key
     # Public cohorts follow from the seed, which every client knows.
     drawn_from = seed_key if inputs.secret is None or config.public_cohorts else inputs.secret
@@ -67,12 +68,18 @@ def invite(
     else:
         clients = rule(key, number, selection).astype(jnp.int32)
     last_synced = jnp.full_like(clients, number) if synced_to is None else synced_to[clients]
-    attendance = attendance_of(config, costs, clients, last_synced, number, inputs)
+    attendance = attendance_of(config, costs, clients, last_synced, number, inputs, clock)
     return Invited(clients, attendance.status, last_synced, attendance.seconds)
 
 
 def attendance_of(
-    config: SimulationConfig, costs: Costs, clients: Array, last_synced: Array, number: Array, inputs: Inputs
+    config: SimulationConfig,
+    costs: Costs,
+    clients: Array,
+    last_synced: Array,
+    number: Array,
+    inputs: Inputs,
+    clock: Array | None,
 ) -> Attendance:
     """Who of some clients comes in round ``number``, and when each visit ends.
 
@@ -83,6 +90,7 @@ def attendance_of(
       last_synced: the rounds at which they were last synced, [C].
       number: r.
       inputs: the run's inputs.
+      clock: the simulated seconds before the round; None if the availability reads the round.
     """
     missed = (number - jnp.maximum(last_synced, 0)).astype(jnp.float32)
     # The clock does not store how many clients of each round were valid, so it assumes that all were.
@@ -96,7 +104,7 @@ def attendance_of(
         directions_made(broadcast, missed, costs, jnp),
     )
     keys = presence_key(inputs.seed_key, number), traits_key(inputs.seed_key)
-    return attend(inputs.participation, *keys, clients, number, work)
+    return attend(inputs.participation, *keys, clients, number if clock is None else clock, work)
 
 
 def hostile_in(config: SimulationConfig, inputs: Inputs, clients: Int[Array, "C"]) -> Bool[Array, "C"]:

@@ -132,12 +132,13 @@ def first_state(prepared: PreparedRun, initial: PyTree) -> tuple[RunState, Any]:
 
 
 def _beside(prepared: PreparedRun, sent: PyTree) -> tuple[Any, ...]:
-    """The state before the first round, but for parameters and optimizer: memory, monitor, synced_to and selection."""
+    """The state before the first round, but for parameters and optimizer: memory, monitor, synced_to and so on."""
     participation, clients = prepared.inputs.participation, prepared.clients
     loss_dtype = jnp.promote_types(prepared.loss_dtype or jnp.float32, jnp.float32)
     selection = first_selection(participation, clients, prepared.config.answers)
     at_work = nobody_at_work(prepared.config, sent, loss_dtype)
-    return first_memory(prepared.algorithm, sent), monitoring.start(), newcomers(clients), selection, at_work
+    beside = monitoring.start(), newcomers(clients), selection, at_work, participation.first_clock()
+    return first_memory(prepared.algorithm, sent), *beside
 
 
 # JAX makes this attribute of its configuration at import, so type checkers do not know it.

@@ -90,9 +90,11 @@ def restored(prepared: PreparedRun, store: RunStore, carry: RunState) -> RunStat
         None
         if carry.selection is None
         else state_of(records.round, records.cohort, records.valid, records.loss, prepared.clients),
+        # Summed one by one, as the rounds did.
+        None if carry.clock is None else np.add.accumulate(records.seconds.astype(np.float32))[-1],
     )
-    monitor, synced_to, selection = prepared.placement.replicate(rest)
-    return RunState(server, monitor, synced_to, selection, at_work)
+    monitor, synced_to, selection, clock = prepared.placement.replicate(rest)
+    return RunState(server, monitor, synced_to, selection, at_work, clock)
 
 
 def _synced_to(records: Records, at_work: AtWork | None, clients: int) -> Int[np.ndarray, "N"]:

@@ -107,6 +107,8 @@ class RunState(NamedTuple):
         per client. None if bytes are not counted; no client then counts as having missed a round.
       selection: what a rule that selects cohorts reads; None for uniform cohorts.
       at_work: the visits that began and did not end, in an asynchronous run; else None.
+      clock: the simulated seconds so far, for an availability that reads them; else None. They are the sum of the
+        recorded seconds of the rounds, in their order.
     """
 
     server: ServerState
@@ -114,6 +116,7 @@ class RunState(NamedTuple):
     synced_to: Int[Array, "N"] | None
     selection: SelectionState | None = None
     at_work: AtWork | None = None
+    clock: Float[Array, ""] | None = None
 
     @property
     def kept(self) -> tuple[PyTree, ...]:

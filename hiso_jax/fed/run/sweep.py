@@ -113,7 +113,8 @@ class _Bench(NamedTuple):
         sent = shapes_of(algorithm, self.estimator(algorithm, point), initial, self.config.answers).sent
         server = ServerState(initial, algorithm.optimizer.init(initial), first_memory(algorithm, sent))
         selection = first_selection(self.participation, point.population.num_clients, self.config.answers)
-        return RunState(server, monitoring.start(), None, selection, nobody_at_work(self.config, sent, jnp.float32))
+        at_work, clock = nobody_at_work(self.config, sent, jnp.float32), self.participation.first_clock()
+        return RunState(server, monitoring.start(), None, selection, at_work, clock)
 
     def segment(
         self, carry: RunState, point: Point, bounds: tuple[Array, Array], data: PyTree
