@@ -5,6 +5,8 @@ operation: the function can be jitted, vmapped and differentiated, and torch is 
 the extra ``torch``.
 """
 
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +37,8 @@ def from_torch(module: Any, *, output: Callable[[Any], Any] | None = None) -> Mo
 
     Raises:
       ParameterError: the extra is not installed; ``module`` is not a module, or is on a device of torch's; or, where
-        the function is traced, the module has an operator that torchax does not translate.
+        the function is traced, the module has an operator that torchax does not translate, or computes by the values
+        of its inputs.
 
     Example:
       >>> import torch, jax  # doctest: +SKIP
@@ -59,7 +62,8 @@ def from_torch(module: Any, *, output: Callable[[Any], Any] | None = None) -> Mo
         module.set_attn_implementation("eager")
     if hasattr(getattr(module, "config", None), "use_cache"):
         module.config.use_cache = False
-    states, function = torchax.extract_jax(module)
+    with warnings.catch_warnings(action="ignore"):  # it looks at every attribute, also at deprecated ones
+        states, function = torchax.extract_jax(module)
     own = {name for name, each in tensors.items() if isinstance(each, torch.nn.Parameter) and each.is_floating_point()}
     # Copies of NumPy: a program takes them as arguments, and does not hold them.
     params = {name: np.array(each) for name, each in states.items() if name in own}
@@ -77,8 +81,21 @@ def from_torch(module: Any, *, output: Callable[[Any], Any] | None = None) -> Mo
             return take(function(*given))
         except torchax.tensor.OperatorNotFound as error:
             raise ParameterError("module", f"has an operator that torchax does not translate: {error}") from error
+        except jax.errors.JAXTypeError as error:
+            raise ParameterError(
+                "module",
+                "must compute alike whatever the values of its inputs, without .item(), .numpy(), branches on values "
+                f"or shapes that depend on them{_place(error)}",
+            ) from error
 
     return Model(init, apply, lambda name: None)
+
+
+def _place(error: BaseException) -> str:
+    """The last line outside of libraries that an error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [each for each in frames if "site-packages" not in each.filename and each.filename != __file__]
+    return f"; {own[-1].filename}:{own[-1].lineno} does not: {own[-1].line}" if own else ""
 
 
 def _logits(returned: Any) -> Any:

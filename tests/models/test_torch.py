@@ -160,10 +160,19 @@ def test_refusals():
 
     class Odd(torch.nn.Module):
         def forward(self, x):
-            return torch.kthvalue(x, 2).values
+            return torch.special.airy_ai(x)
 
     model = from_torch(Odd())
-    with pytest.raises(ParameterError, match=r"has an operator that torchax does not translate: .*kthvalue"):
+    with pytest.raises(ParameterError, match=r"has an operator that torchax does not translate: .*airy_ai"):
         jax.jit(model.apply)({}, np.ones(4, np.float32))
+
+    class Branch(torch.nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(
+        ParameterError, match=r"whatever the values of its inputs.*test_torch.py:\d+ does not: return x if"
+    ):
+        jax.jit(from_torch(Branch()).apply)({}, np.ones(4, np.float32))
     with pytest.raises(ParameterError, match="must be on the CPU"):
         from_torch(torch.nn.Linear(2, 2, device="meta"))
