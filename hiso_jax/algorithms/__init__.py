@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from optax import GradientTransformation
 
 from hiso_jax import channels
+from hiso_jax.algorithms._anchored import anchored
 from hiso_jax.algorithms._guarded import guarded
 from hiso_jax.algorithms._wire_options import grouped, in_few_bits, measured
 from hiso_jax.checks import ParameterError
@@ -78,7 +79,7 @@ ALGORITHMS = Kind("algorithm", FACTORIES, ("learning_rate",), "Algorithm")
 # The options of every method that sends scalars.
 SHARED = [
     Choice(Kind("algorithm", {}, ("algorithm",), "Algorithm"), factory.__name__, factory)
-    for factory in (measured, grouped, in_few_bits, guarded)
+    for factory in (measured, grouped, in_few_bits, guarded, anchored)
 ]
 
 __all__ = [

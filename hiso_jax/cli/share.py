@@ -30,18 +30,19 @@ LOCAL = ("data_dir", "out", "resume", "trace")
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Again):
-    """Write the model of a run: as a delta of its scalars, or as a complete model for transformers.
+    """Write the model of a run: a delta of its scalars, a complete model for transformers, or adapters for PEFT.
 
     Attributes:
       run: directory of the run.
-      format: delta, one small file of scalars and fingerprints; or hf, a folder with weights, config and tokenizer.
+      format: delta, one small file of scalars and fingerprints; hf, a folder with weights, config and tokenizer; or
+        peft, a folder with the low-rank adapters of --trainable lora.
       unfinished: accept a run that has not finished, and export the rounds that it has.
-      out: file or folder to write; by default delta.safetensors or hf in the run's directory.
-      model: where the base checkpoint is now, for hf; by default where it was.
+      out: file or folder to write; by default delta.safetensors, hf or peft in the run's directory.
+      model: where the base checkpoint is now, for hf and peft; by default where it was.
     """
 
     run: Annotated[Path, Positional]
-    format: Literal["delta", "hf"] = "delta"
+    format: Literal["delta", "hf", "peft"] = "delta"
     unfinished: bool = False
     out: Path | None = None
     model: str | None = None
@@ -80,20 +81,27 @@ def export(options: Export, console: Console) -> int:
         ledger = recorded(options.run, unfinished=options.unfinished)
         if not len(ledger.rows):
             raise ValueError(f"{options.run} has no rounds to export")
-        default = "delta.safetensors" if options.format == "delta" else "hf"
+        default = "delta.safetensors" if options.format == "delta" else options.format
         out = _fresh(options.out or options.run / default)
         about = ledger.header["about"]
         if options.format == "delta":
             for name, value in {"model": options.model, **options.again}.items():
                 if value is not None:
-                    raise ParameterError(name, "is read with `format` hf; a delta names no code and no checkpoint")
+                    raise ParameterError(
+                        name, "is read with `format` hf or peft; a delta names no code and no checkpoint"
+                    )
             return _export_delta(delta_of(ledger, _without_places(about)), out, console)
         run = options_of(about | ({} if options.model is None else {"model": options.model}), options.again)
         if not is_language_model(choice_of("task", run)):
             raise ParameterError("format", f"must be delta for {run.task}: transformers has no such model")
         base = base_of(run, ledger.header["base"], "model")
+        if options.format == "peft":
+            from hiso_jax.models.lm import check_adapters
+
+            check_adapters(base.tuned)
         known = Known(ledger.checks.get(len(ledger.rows)), None, True)
-        _write_model(run, base, ledger.records.updates_with_losses, known, out, console)
+        given = run, base, ledger.records.updates_with_losses, known, out, console
+        _write_model(*given, is_adapter=options.format == "peft")
     return errors.DONE
 
 
@@ -214,7 +222,16 @@ def _export_delta(delta: Delta, out: Path, console: Console) -> int:
     return errors.DONE
 
 
-def _write_model(run: Any, base: Base, updates: fed.Updates, known: Known, out: Path, console: Console) -> None:
+def _write_model(
+    run: Any,
+    base: Base,
+    updates: fed.Updates,
+    known: Known,
+    out: Path,
+    console: Console,
+    *,
+    is_adapter: bool = False,
+) -> None:
     params, _ = rebuild(run, base, updates)
     rebuilt = fed.fingerprint(params)
     verdict = "" if known.sha256 is None else ", the run's"
@@ -229,12 +246,12 @@ def _write_model(run: Any, base: Base, updates: fed.Updates, known: Known, out: 
     if base.tuned is None:
         write_tree(params, out)
     else:
-        from hiso_jax.models.lm import save_pretrained
+        from hiso_jax.models.lm import save_adapters, save_pretrained
 
         # The folder gets its name once it is complete.
         half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
         try:
-            files = save_pretrained(base.pretrained, base.tuned, params, half)
+            files = (save_adapters if is_adapter else save_pretrained)(base.pretrained, base.tuned, params, half)
             os.replace(half, out)
         except OSError as error:
             raise ParameterError("out", f"cannot be written: {out} ({error.strerror})") from error

@@ -5,6 +5,7 @@ from typing import Any
 from hiso_jax.exact import PIN, pin, rounded
 from hiso_jax.renamed import successor
 from hiso_jax.zo.accumulate import Ascent, Visits, accumulate, by_direction, fold_directions
+from hiso_jax.zo.anchor import AnchorState, anchored_decay
 from hiso_jax.zo.chain import check_chain, reads_loss, settled, update_with
 from hiso_jax.zo.curvature import CurvatureForm, CurvatureUpdate, hiso, mean_square, scale_by_hiso
 from hiso_jax.zo.differences import (
@@ -63,6 +64,7 @@ __all__ = [
     "DIFFERENCES",
     "PIN",
     "SAMPLERS",
+    "AnchorState",
     "Ascent",
     "Blocks",
     "CurvatureForm",
@@ -84,6 +86,7 @@ __all__ = [
     "Subspace",
     "Visits",
     "accumulate",
+    "anchored_decay",
     "apply_updates",
     "as_difference",
     "as_directions",

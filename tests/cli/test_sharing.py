@@ -244,6 +244,25 @@ def test_a_language_model_is_exported_and_applied_alike(capsys, tuned, tmp_path)
 
 
 @pytest.mark.thorough
+def test_adapters_are_exported_for_peft(capsys, tuned, finished, tmp_path):
+    from safetensors.numpy import load_file
+
+    code, text, errors = call(capsys, "export", tuned / "run", "--format", "peft", "--out", tmp_path / "adapters")
+    assert (code, errors) == (0, "")
+    assert ", the run's" in text
+    found = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
+    assert len(found) == 2 * 2 * 2
+    assert max(np.abs(each).max() for name, each in found.items() if "lora_B" in name) > 0
+    assert json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())["target_modules"] == [
+        "q_proj",
+        "v_proj",
+    ]
+    code, _, errors = call(capsys, "export", finished, "--format", "peft", "--out", tmp_path / "other")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "--format must be delta for digits" in errors
+
+
+@pytest.mark.thorough
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 def test_transformers_gives_an_exported_model_the_accuracy_of_the_run(capsys, tuned, tmp_path):
     import torch

@@ -7,6 +7,7 @@ from hiso_jax.models.lm.decoder import Decoder, greedy
 from hiso_jax.models.lm.export import save_pretrained
 from hiso_jax.models.lm.layout import layout_of
 from hiso_jax.models.lm.modules import Adapters
+from hiso_jax.models.lm.peft import check_adapters, save_adapters
 from hiso_jax.models.lm.shapes import SHAPES
 from hiso_jax.models.lm.trainable import Tuned, tune, tuned_shapes
 
@@ -18,11 +19,13 @@ __all__ = [
     "Pretrained",
     "Rope",
     "Tuned",
+    "check_adapters",
     "from_transformers",
     "greedy",
     "layout_of",
     "load",
     "read_architecture",
+    "save_adapters",
     "save_pretrained",
     "tune",
     "tuned_shapes",
