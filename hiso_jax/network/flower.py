@@ -101,7 +101,8 @@ class FlowerTransport:
         """See :class:`hiso_jax.network.Transport`."""
         own: set[str] = set()
         while True:
-            own |= self._pushed({number: outbox.pop(number) for number in list(outbox)}, until)
+            dead = max(until, time.monotonic() + 1.0) + NAMING
+            own |= self._pushed([(number, outbox.pop(number), dead) for number in list(outbox)])
             while self._came:
                 yield self._came.pop(0)
             if outbox:
@@ -109,7 +110,7 @@ class FlowerTransport:
             now = time.monotonic()
             self._owed = {each: owed for each, owed in self._owed.items() if owed.until > now}
             if self._look():
-                own |= self._again(own, waiting, until)
+                own |= self._again(own, waiting)
             owing = [each for each, owed in self._owed.items() if each in own or owed.client in waiting]
             if not owing or now >= until:
                 return
@@ -123,40 +124,44 @@ class FlowerTransport:
             if not self._came:
                 time.sleep(POLL)
 
-    def _pushed(self, outbox: Mapping[int, bytes], until: float) -> set[str]:
-        """Send messages to the clients' newest nodes, and return Flower's names of the messages."""
+    def _pushed(self, outbox: list[tuple[int, bytes, float]]) -> set[str]:
+        """Send messages to the clients' newest nodes, and return Flower's names of the messages.
+
+        ``outbox`` has the client, the bytes, and the time at which Flower drops them.
+        """
         from flwr.app import ConfigRecord, Message, RecordDict
 
         # A node that has just gone is sent a message, too: the client is sent it again when it is back.
         nodes = {number: node for node, number in self._clients.items()} | self._online
-        sent = {number: content for number, content in outbox.items() if number in nodes}
+        sent = [each for each in outbox if each[0] in nodes]
         if not sent:
             return set()
-        ttl = max(until - time.monotonic(), 1.0) + NAMING
+        now = time.monotonic()
         messages = [
             Message(
                 RecordDict({"hiso": ConfigRecord({"bytes": content})}),
                 dst_node_id=nodes[number],
                 message_type="train",
-                ttl=ttl,
+                ttl=dead - now,
             )
-            for number, content in sent.items()
+            for number, content, dead in sent
         ]
-        pushed, dead = list(self._grid.push_messages(messages)), time.monotonic() + ttl
-        for each, (number, content) in zip(pushed, sent.items(), strict=True):
+        pushed = list(self._grid.push_messages(messages))
+        for each, (number, content, dead) in zip(pushed, sent, strict=True):
             self._owed[each] = _Owed(number, nodes[number], content, dead)
         return set(pushed)
 
-    def _again(self, own: set[str], waiting: Collection[int], until: float) -> set[str]:
+    def _again(self, own: set[str], waiting: Collection[int]) -> set[str]:
         """Send again what clients owe that went away and are back, perhaps as another node."""
-        there, again = set(self._online.values()), {}
+        there, again = set(self._online.values()), []
         for each, owed in list(self._owed.items()):
             if owed.node not in there:
                 self._owed[each] = owed._replace(is_lost=True)
             is_awaited = each in own or owed.client in waiting
             if is_awaited and owed.client in self._online and (owed.is_lost or owed.node != self._online[owed.client]):
-                again[owed.client] = self._owed.pop(each).content
-        return self._pushed(again, until)
+                del self._owed[each]
+                again.append((owed.client, owed.content, owed.until))
+        return self._pushed(again)
 
 
 def keys_of(path: Path) -> dict[bytes, int]:

@@ -127,6 +127,28 @@ def test_a_client_that_went_away_is_asked_again(monkeypatch, flower, comes_back_
     assert not transport._owed
 
 
+def test_all_that_it_owes_is_asked_again(monkeypatch, flower):
+    """Also an answer to an exchange before, of an asynchronous run."""
+    grid = Grid()
+    grid.nodes = {1: b"key"}
+    transport = flower.FlowerTransport(grid, {b"key": 7})
+    transport.online()
+    # The first exchange ends before its answer comes.
+    assert list(transport.exchange({7: b"first"}, time.monotonic())) == []
+    looks = iter([{}, {2: b"key"}])
+
+    def later():
+        for number in range(2, len(grid.sent)):
+            grid.answer(number, b"to " + grid.sent[number][1])
+        grid.nodes = next(looks, grid.nodes)
+        return Grid.get_nodes(grid)
+
+    monkeypatch.setattr(grid, "get_nodes", later)
+    found = list(transport.exchange({7: b"second"}, time.monotonic() + 20, waiting=[7]))
+    assert sorted(found) == [(7, b"to first"), (7, b"to second")]
+    assert sorted(grid.sent[2:]) == [(2, b"first"), (2, b"second")]
+
+
 def test_a_client_that_stays_is_asked_once(flower):
     grid = Grid()
     grid.nodes = {1: b"key", 2: b"other"}
