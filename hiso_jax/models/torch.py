@@ -58,10 +58,11 @@ def from_torch(module: Any, *, output: Callable[[Any], Any] | None = None) -> Mo
             f"must be on the CPU, from where JAX takes its numbers; {elsewhere} is on {tensors[elsewhere].device}",
         )
     module.eval()
-    if hasattr(module, "set_attn_implementation"):
-        module.set_attn_implementation("eager")
-    if hasattr(getattr(module, "config", None), "use_cache"):
-        module.config.use_cache = False
+    for each in module.modules():
+        if hasattr(each, "set_attn_implementation"):
+            each.set_attn_implementation("eager")
+        if hasattr(getattr(each, "config", None), "use_cache"):
+            each.config.use_cache = False
     with warnings.catch_warnings(action="ignore"):  # it looks at every attribute, also at deprecated ones
         states, function = torchax.extract_jax(module)
     own = {name for name, each in tensors.items() if isinstance(each, torch.nn.Parameter) and each.is_floating_point()}
