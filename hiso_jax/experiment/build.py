@@ -78,8 +78,14 @@ def notes(task: Any, population: AnyPopulation) -> list[str]:
     """Notes for the user about the data, shown before a run."""
     from hiso_jax.reports import plain
 
-    words = getattr(task, "label_words", "")
-    return [*virtual_note(population), *([f"labels: {plain(words)}"] if words else [])]
+    words, cut = getattr(task, "label_words", ""), getattr(task, "cut", (0, 0))
+    said = [f"labels: {plain(words)}"] if words else []
+    if any(cut):
+        said.append(
+            f"to fit --max-length and --max-new-tokens, {cut[0]:,} training prompts lost their beginning and "
+            f"{cut[1]:,} answers their end"
+        )
+    return [*virtual_note(population), *said]
 
 
 def build_population(options: Settings, task: AnyTask, seed: int) -> AnyPopulation:

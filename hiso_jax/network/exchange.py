@@ -12,7 +12,6 @@ from hiso_jax import fed
 from hiso_jax.fed.ledger import fingerprint, pack_sums, sample, sums_bytes
 from hiso_jax.fed.population import ABSENT, DROPPED, LATE, REPORTED
 from hiso_jax.fed.run import Arrivals, RemoteRun
-from hiso_jax.fed.task import bind, frozen_of, mean_metrics
 from hiso_jax.fed.update import ServerState
 from hiso_jax.network.asking import Asking, Begun, Known, Way
 from hiso_jax.network.catch_up import (
@@ -60,7 +59,7 @@ class MessageExchange(fed.Callback):
         self._description = parts.description(params)
         self._run, self._forms = run_of(self._description), parts.forms(params)
         self._sample_bytes = 4 * len(sample(params))
-        self._metric_names = _metric_names(parts, params)
+        self._metric_names = parts.metric_names(params)
         self._known: dict[int, Known] = {}
         self._broadcasts: list[bytes] = []
         self._histories: list[bytes] = [BEGIN]
@@ -387,13 +386,6 @@ class MessageExchange(fed.Callback):
                     self._note_hello(client, envelope.content)
             except BadMessage as error:
                 self._notify(f"client {client} is left out: {error}")
-
-
-def _metric_names(parts: Parts, params: Any) -> list[str]:
-    """The names of the task's metrics, in the order in which clients send their sums."""
-    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), parts.task.train)
-    shapes = jax.eval_shape(bind(parts.task.metrics, frozen_of(parts.task)), params, batch)
-    return list(mean_metrics(parts.task, shapes))
 
 
 def _seconds(told: float) -> float:

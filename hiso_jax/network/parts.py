@@ -13,6 +13,7 @@ from hiso_jax.fed.algorithm import Algorithm, as_algorithm
 from hiso_jax.fed.keys import init_key
 from hiso_jax.fed.measure import Estimator
 from hiso_jax.fed.run import completed
+from hiso_jax.fed.task import frozen_of, mean_metrics
 from hiso_jax.network.description import Forms, describe, forms_of
 
 
@@ -41,6 +42,14 @@ class Parts(NamedTuple):
     def initial(self) -> PyTree:
         """The initial parameters."""
         return self.task.init(init_key(jax.random.key(self.config.seed)))
+
+    def metric_names(self, params: PyTree) -> list[str]:
+        """The names of the metrics whose sums clients send, in their order; only the shapes of ``params`` are read."""
+        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), self.task.train)
+        # Frozen parameters are arguments: they may be arrays of NumPy, which a trace cannot index.
+        frozen = frozen_of(self.task)
+        shapes = jax.eval_shape(self.task.metrics, params, batch, *([] if frozen is None else [frozen]))
+        return list(mean_metrics(self.task, shapes))
 
     def forms(self, params: PyTree) -> Forms:
         """The forms of the run's messages; only the shapes of ``params`` are read."""

@@ -28,6 +28,7 @@ from hiso_jax.tasks.trainables import TRAINABLES, Trainable
 
 _CLASSIFIES = ("sst2", "qqp", "rte", "boolq", "cb", "wic", "wsc", "multirc", "ag_news", "text-classification")
 _GENERATES = ("squad", "drop", "xsum")
+_CONVERSES = "chat"
 # Options of the language model, not of the data.
 LOADED = ("model", "revision", "dtype", "param_dtype", "trainable")
 Precision = Literal["float32", "bfloat16"]
@@ -310,6 +311,9 @@ TASKS = Kind(
             name: defaults(**TEXT_DEFAULTS, **UNLABELLED)(_text(name, "template", "verbalizer", "labels"))
             for name in _GENERATES
         },
+        _CONVERSES: defaults(**TEXT_DEFAULTS, **UNLABELLED)(
+            _text(_CONVERSES, "template", "verbalizer", "labels", "prompts")
+        ),
         "text-classification": defaults(**TEXT_DEFAULTS, **LABELLED)(
             _text("text-classification", "max_new_tokens", "prompts", test_rows=200)
         ),

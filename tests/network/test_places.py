@@ -11,7 +11,6 @@ from hiso_jax.experiment import about_of, resolve
 from hiso_jax.experiment.settings import Single
 from hiso_jax.network.client import _split
 from hiso_jax.network.study import experiment_of, read_study, run_study
-from tests.marks import thorough
 from tests.tasks.text.problems import model_folder, reviews, write_rows
 
 CLIENTS, SHARE = 2, 0.25
@@ -61,14 +60,16 @@ def text(model, more="", columns='template = "{text} It was"\nverbalizer = [" ba
     return f'task = "text-classification"\nmodel = "{model}"\nalgorithm = "decomfl"\n{columns}\n{more}'
 
 
-@thorough
+@pytest.mark.thorough
 def test_a_language_model_is_trained_by_a_server_without_rows_and_clients_with_training_rows_alone(tmp_path, model):
     study, folders = study_of(tmp_path, text(model)), {}
     for number in range(CLIENTS):
         folders[number] = tmp_path / f"client{number}"
         # Their longest prompts differ, and so do the widths of their arrays.
         write_rows(folders[number], reviews(12 + 20 * number), "train")
-    transport = network.InProcess({number: client(number, data_dir=own) for number, own in folders.items()})
+    transport = network.InProcess(
+        {number: client(number, data_dir=own, model=str(model)) for number, own in folders.items()}
+    )
     result = run_study(study, transport, out=tmp_path / "run", say=lambda line: None)
     assert result.attendance["reported"] == 2 * CLIENTS
     last = result.metrics[-1].metrics

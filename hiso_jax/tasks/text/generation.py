@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm import Tuned, greedy
-from hiso_jax.tasks.text import token_scores
+from hiso_jax.tasks.text import chat, token_scores
 from hiso_jax.tasks.text.encode import (
     at_bucket,
     buckets_for,
@@ -27,7 +28,7 @@ from hiso_jax.tasks.text.pretrained import PretrainedTask
 from hiso_jax.tasks.text.prompts import Prompt, Row
 from hiso_jax.tasks.text.scores import exact_match, rouge, token_f1
 
-Scoring = Literal["span", "summary"]
+Scoring = Literal["span", "summary", "chat"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class TextGeneration(PretrainedTask):
       answer_length: A, the most tokens of an answer.
       max_new_tokens: the most tokens to generate.
       stop_tokens: the tokens that end an answer.
-      scoring: ``span`` for exact match and F1, ``summary`` for ROUGE.
+      scoring: ``span`` for exact match and F1, ``summary`` for ROUGE, ``chat`` for the loss, with exact match and F1 of
+        whole answers beside it.
       train: {"tokens": int32 [n, T], prompts and answers, left-padded; "length": int32 [n], of prompt and answer;
         "answer": int32 [n], the length of the answer, at most A}.
       test: the same, with "prompt" [n, T] and "prompt_length" [n], the prompts alone, and "row" [n], the index in
@@ -50,6 +52,7 @@ class TextGeneration(PretrainedTask):
       golden: the right answers of each test row.
       name: the name in reports.
       target: the score at which methods are compared, or None.
+      cut: the numbers of training prompts that lost their beginning, and of answers that lost their end, to fit.
     """
 
     tokenizer: Any
@@ -63,11 +66,12 @@ class TextGeneration(PretrainedTask):
     golden: tuple[tuple[str, ...], ...] = field(repr=False)
     name: str = "generation"
     target: float | None = None
+    cut: tuple[int, int] = (0, 0)
 
     @property
     def metric(self) -> str:
         """The score by which runs are compared."""
-        return "rougeL" if self.scoring == "summary" else "f1"
+        return {"summary": "rougeL", "span": "f1", "chat": "loss"}[self.scoring]
 
     @property
     def mean_metrics(self) -> tuple[str, ...]:
@@ -122,12 +126,17 @@ class TextGeneration(PretrainedTask):
         return {"loss": self.loss(params, batch, frozen), "generated": generated, **scores, **rows}
 
     def answers(self, generated: Int[np.ndarray, "n N"]) -> list[str]:
-        """The generated answers as text, cut after the first line, because a token may hold more than a line break."""
+        """The generated answers as text; but for conversations they end with their first line.
+
+        They are cut there because a token may hold more than a line break.
+        """
         # A row is filled up after its stop token, with any token if the tokenizer has no pad token.
         ends = np.isin(generated, self.stop_tokens)
         lengths = np.where(ends.any(1), ends.argmax(1), generated.shape[1])
         rows = [row[:length] for row, length in zip(generated.tolist(), lengths, strict=True)]
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        if self.scoring == "chat":
+            return [text.strip() for text in texts]
         return [(text.strip().splitlines() or [""])[0].strip() for text in texts]
 
     def summarise(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -183,7 +192,7 @@ def text_generation(
       max_length: the most tokens of prompt and answer; a longer prompt keeps its beginning-of-text token and its end,
         a longer answer its beginning.
       max_new_tokens: the most tokens to generate.
-      scoring: ``span`` or ``summary``.
+      scoring: ``span``, ``summary`` or ``chat``; conversations have prompts of the tokenizer's chat template.
       name: the name in reports.
 
     Raises:
@@ -199,7 +208,8 @@ def text_generation(
         # A missing package is reported before anything is run.
         rouge([], [])
     bos = tokenizer.bos_token_id
-    encoded = {split: _encode(prompt, tokenizer, rows[split], split) for split in ("train", "test")}
+    read = partial(chat.encode, tokenizer) if scoring == "chat" else partial(_encode, prompt, tokenizer)
+    encoded = {split: read(rows[split], split) for split in ("train", "test")}
     answer_length = min(max_new_tokens, max(len(answer) for pairs in encoded.values() for _, answer in pairs))
     splits: dict[str, dict[str, list]] = {}
     for split, pairs in encoded.items():
@@ -220,7 +230,13 @@ def text_generation(
     train = _arrays(splits["train"], buckets[-1], fill)
     check_tokens(train["tokens"], model)
     check_tokens(test["tokens"], model)
-    ends = [tokenizer.eos_token_id, *tokenize(tokenizer, ["\n"], special=False)[0][-1:]]
+    if scoring == "chat":
+        ends = sorted(chat.ends(tokenizer, encoded["train"]) - {None})
+    else:
+        ends = [tokenizer.eos_token_id, *tokenize(tokenizer, ["\n"], special=False)[0][-1:]]
+    pairs = encoded["train"]
+    long_prompts = sum(len(ids) > max_length - min(len(answer), answer_length) for ids, answer in pairs)
+    cut = long_prompts, sum(len(answer) > answer_length for _, answer in pairs)
     return TextGeneration(
         model=model,
         tokenizer=tokenizer,
@@ -233,6 +249,7 @@ def text_generation(
         test=sorted_by_length(test),
         golden=tuple(tuple(prompt.answers(row)) for row in rows["test"]),
         name=name,
+        cut=cut,
     )
 
 

@@ -11,7 +11,7 @@ from hiso_jax.tasks.text.choice import TextChoice
 from hiso_jax.tasks.text.encode import check_length
 from hiso_jax.tasks.text.generation import TextGeneration
 from hiso_jax.tasks.text.prompts import SOURCES
-from hiso_jax.tasks.text.tasks import DEFAULT_MAX_LENGTH, GENERATION, NEW_TOKENS
+from hiso_jax.tasks.text.tasks import DEFAULT_MAX_LENGTH, GENERATION, NEW_TOKENS, SCORINGS
 
 ROWS = (8192, 1000)
 
@@ -64,7 +64,7 @@ def text_shapes(
         answer_length=answer,
         max_new_tokens=answer,
         stop_tokens=(),
-        scoring="summary" if name == "xsum" else "span",
+        scoring=SCORINGS.get(name, "span"),
         golden=(),
         name=name,
         **data,

@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from hiso_jax.checks import ParameterError, integer, of_kind
 from hiso_jax.models.lm import Pretrained, Tuned
+from hiso_jax.tasks.text.chat import CHAT, turns
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.data import (
     given_rows,
@@ -22,23 +23,26 @@ from hiso_jax.tasks.text.data import (
     with_labels,
     with_text,
 )
-from hiso_jax.tasks.text.generation import TextGeneration, text_generation
+from hiso_jax.tasks.text.generation import Scoring, TextGeneration, text_generation
 from hiso_jax.tasks.text.prompts import SOURCES, Prompt, PromptSet, Row, checked_words, prompt_for, user_prompt
 
 TEXT_CLASSIFICATION = "text-classification"
 CLASSIFICATION = ("sst2", "qqp", "rte", "boolq", "cb", "wic", "wsc", "multirc", "ag_news", TEXT_CLASSIFICATION)
-GENERATION = ("squad", "drop", "xsum")
+CONVERSATION = "chat"
+GENERATION = ("squad", "drop", "xsum", CONVERSATION)
 TEXT_TASKS = (*CLASSIFICATION, *GENERATION)
 # The authors' numbers of training and test rows for generation.
 GENERATION_ROWS = (1000, 100)
-NEW_TOKENS = {"squad": 32, "drop": 32, "xsum": 64}
+NEW_TOKENS = {"squad": 32, "drop": 32, "xsum": 64, CONVERSATION: 64}
 DEFAULT_MAX_LENGTH = 128
 # The columns of right answers, with an answer that stands in for those of a split that is elsewhere.
 ANSWERS: dict[str, dict[str, Any]] = {
     "squad": {"answers": {"text": ["-"]}},
     "drop": {"answers_spans": {"spans": ["-"]}},
     "xsum": {"summary": "-"},
+    CONVERSATION: {"messages": [{"role": "user", "content": "-"}, {"role": "assistant", "content": "-"}]},
 }
+SCORINGS: dict[str, Scoring] = {"xsum": "summary", CONVERSATION: "chat"}
 EXAMPLES = {"template": "'{text} It was'", "verbalizer": "' bad, good'"}
 
 
@@ -119,13 +123,17 @@ def text_data(
     verbalizer, labels = _words_and_labels(verbalizer, labels)
     source = SOURCES.get(name)
     for option, value in (("template", template), ("verbalizer", verbalizer)):
-        if source is None and value is None:
+        if source is None and value is None and name != CONVERSATION:
             raise ParameterError(option, f"must be given for text-classification, like {EXAMPLES[option]}")
         if name in GENERATION and value is not None:
             raise ParameterError(option, f"is for classification; {name} generates its answers")
     if labels is not None and name in GENERATION:
         raise ParameterError("labels", f"are for classification; {name} generates its answers")
-    prompt = prompt_for(name, prompts) if source is not None else user_prompt(template or "", tuple(verbalizer or ()))
+    if name == CONVERSATION:
+        prompt = CHAT
+    else:
+        own = template or "", tuple(verbalizer or ())
+        prompt = prompt_for(name, prompts) if source is not None else user_prompt(*own)
     if source is not None and template is not None:
         prompt = user_prompt(template, tuple(verbalizer or prompt.words))
     elif source is not None and verbalizer is not None:
@@ -134,7 +142,10 @@ def text_data(
     derived = {"wsc": ("span2_text",)}.get(name, ()) if template is None else ()
     columns = (*prompt.columns, *derived, *answer_columns)
     found = load_rows(source, data_dir, columns, splits) if rows is None else given_rows(rows, columns)
-    found = with_text(found, (*prompt.columns, *derived, *(("summary",) if name == "xsum" else ())))
+    if name == CONVERSATION:
+        found = turns(found)
+    else:
+        found = with_text(found, (*prompt.columns, *derived, *(("summary",) if name == "xsum" else ())))
     names: tuple[str, ...] = ()
     if name in CLASSIFICATION:
         found = with_labels(found)
@@ -222,7 +233,7 @@ def _task(
             data.rows,
             max_length=length,
             max_new_tokens=max_new_tokens or NEW_TOKENS[data.name],
-            scoring="summary" if data.name == "xsum" else "span",
+            scoring=SCORINGS.get(data.name, "span"),
             name=data.name,
         )
     return text_choice(
