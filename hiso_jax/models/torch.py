@@ -128,7 +128,7 @@ def _libraries() -> tuple[Any, Any]:
 def _overloads_of_names(torch: Any) -> Iterator[None]:
     """While it lasts, overloads for tensors with named axes have stand-ins.
 
-    torchax 0.0.13 lists such overloads, and torch dropped them in 2.12; no call can reach them.
+    torchax 0.0.13 lists such overloads, and torch 2.13 has them no longer; no call can reach them.
     """
     packet = torch._ops.OpOverloadPacket
     original = packet.__getattr__
