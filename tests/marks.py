@@ -6,7 +6,13 @@ import pytest
 
 
 def thorough(*values: Any) -> Any:
-    """A case that takes seconds."""
+    """A case that takes seconds. A whole test is marked with ``@pytest.mark.thorough``.
+
+    Raises:
+      TypeError: it decorates a test, which would vanish without a word.
+    """
+    if getattr(values[0], "__name__", "").startswith("test_"):
+        raise TypeError("a whole test is marked with @pytest.mark.thorough")
     return pytest.param(*values, marks=pytest.mark.thorough)
 
 
