@@ -220,8 +220,8 @@ def test_a_private_run_replays_goes_on_and_keeps_its_secret(tmp_path):
         assert not any(form in content for form in (secret.encode(), raw, raw[::-1], words))
     # The delta contains no client's row, loss or validity either.
     given = fed.load_delta(tmp_path / "delta.safetensors")
-    assert set(given.updates._fields) == {"seed_key", "round", "aggregate", "applied", "clients", "loss"}
-    assert given.updates.loss is None
+    held = {name for name, value in given.updates._asdict().items() if value is not None}
+    assert held == {"seed_key", "round", "aggregate", "applied", "clients"}
     assert given.updates.applied.all()
     assert "loss" not in json.dumps(given.header["config"])
 
