@@ -173,7 +173,7 @@ def test_a_rate_of_a_million_diverges_with_code_3(capsys, tmp_path):
         (["run", "--devices", "2000"], "--devices must be at most 128 where they are virtual, got 2000"),
         (["run", "--target", "nan"], "--target must be a finite number, got nan"),
         (["run", "--coordinator", "x:1"], "--coordinator must be given together with --process-id and --num-processes"),
-        (["export", "x", "--format", "pt"], "--format must be one of delta, hf, got 'pt'"),
+        (["export", "x", "--format", "pt"], "--format must be one of delta, hf, peft, got 'pt'"),
         (["run", "--algorithm", "adam"], "--algorithm must be one of adamezo, bszo, decomfl, fed_adagrad"),
         (["run", "--sampler", "cauchy"], "--sampler must be one of gaussian, rademacher, binomial, uniform, sphere"),
         (["run", "--model", "vit"], "--model must be one of mlp, cnn, got 'vit'"),

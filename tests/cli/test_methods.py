@@ -187,7 +187,7 @@ def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine)
         (["--shards-per-client", "7"], "--shards-per-client is an option of --partition shards; it would have no"),
         (
             ["--task", "digits", "--data-dir", "X"],
-            "--data-dir is an option of --task mnist, fashion-mnist, sst2 and 12 more",
+            "--data-dir is an option of --task mnist, fashion-mnist, sst2 and 13 more",
         ),
         (["--availability-rate", "0.5"], "--availability-rate is an option of --availability bernoulli, per-client"),
         (
@@ -262,8 +262,8 @@ def test_methods_that_share_an_option_have_their_own_defaults(tmp_path):
         return [given_to(algorithms.load(name), options) for name in names]
 
     # A factory uses its own default for an option that is not passed on.
-    assert given() == [{"guard": True}] * 2
-    assert given("--beta", "0.5") == [{"beta": 0.5, "guard": True}] * 2
+    assert given() == [{"guard": True, "anchor_decay": 0.0}] * 2
+    assert given("--beta", "0.5") == [{"beta": 0.5, "guard": True, "anchor_decay": 0.0}] * 2
 
 
 BAD_FILES = {

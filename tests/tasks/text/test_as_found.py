@@ -222,7 +222,7 @@ def test_what_fills_an_answer_up_is_no_part_of_it():
     decoded = types.SimpleNamespace(
         batch_decode=lambda rows, skip_special_tokens: [" ".join(words[token] for token in row) for row in rows]
     )
-    task = types.SimpleNamespace(stop_tokens=(3,), tokenizer=decoded)
+    task = types.SimpleNamespace(stop_tokens=(3,), tokenizer=decoded, scoring="span")
     generated = np.array([[1, 3, 0, 0], [1, 2, 1, 2], [3, 0, 0, 0]])
     assert TextGeneration.answers(task, generated) == ["paris", "paris is paris is", ""]
 
