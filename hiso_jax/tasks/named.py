@@ -152,8 +152,8 @@ def text(
     Args:
       name: name of the task.
       seed: seed of the choice of rows and of adapters.
-      model: language model (OPT, Llama, Mistral, Qwen2, Qwen3, SmolLM3) as hub name, folder with safetensors, or .gguf
-        file.
+      model: language model (OPT, Llama, Mistral, Qwen2, Qwen3, SmolLM3, Gemma 2, Gemma 3, Phi-3) as hub name, folder
+        with safetensors, or .gguf file.
       revision: branch, tag or commit of a hub model; converted takes the pull request of the hub's converter, which
         has the safetensors that old checkpoints lack.
       data_dir: folder with train and validation files (.jsonl, .csv, .parquet) of the task's columns; by default the

@@ -20,7 +20,7 @@ from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.files import check_files, read_json
 from hiso_jax.models.lm.folder import IGNORED, SafeTensors, check_kind
 from hiso_jax.models.lm.hub import from_hub
-from hiso_jax.models.lm.names import Leaf, as_ours, checkpoint_name, gguf_name, leaves
+from hiso_jax.models.lm.names import Leaf, as_ours, checkpoint_name, gguf_name, leaves, part_of
 
 MISSING_EXTRA = "language models need the packages of the extra lm: pip install '.[lm]' (missing: {})"
 
@@ -86,9 +86,8 @@ def load(
 
         with needing("gguf", "transformers", "tokenizers"):
             config, tensors, tokenizer = open_gguf(path)
-        return Pretrained(
-            Decoder(config, dtype), read_parameters(tensors, config, gguf_name, param_dtype, path), tokenizer, path.name
-        )
+        params = read_parameters(tensors, config, gguf_name(config), param_dtype, path)
+        return Pretrained(Decoder(config, dtype), params, tokenizer, path.name)
     with needing("transformers", "tokenizers", "safetensors"):
         folder = path if path.is_dir() else from_hub(str(model), revision)
         check_files(folder)
@@ -221,19 +220,20 @@ def read_parameters(
     # Sizes are checked before anything is allocated, because a configuration may claim any size.
     for leaf in leaves(shapes):
         for layer in [None] if leaf.layers is None else range(leaf.layers):
-            name = called(leaf.name, layer)
+            name, part = called(leaf.name, layer), part_of(config, leaf.name)
             if name not in left:
                 raise ValueError(f"{source} lacks the tensor {name}, which its architecture needs")
-            if tensors.size(name) != math.prod(leaf.shape):
+            shape = leaf.shape if part is None else (leaf.shape[0], part.rows)
+            if tensors.size(name) != math.prod(shape):
                 raise ValueError(
                     f"{source}: tensor {name} has {tensors.size(name):,} numbers where the architecture has "
-                    f"{math.prod(leaf.shape):,}, of shape {leaf.shape} (as input × output)"
+                    f"{math.prod(shape):,}, of shape {shape} (as input × output)"
                 )
 
     def read(leaf: Leaf, layer: int | None) -> np.ndarray:
-        name = called(leaf.name, layer)
+        name, part = called(leaf.name, layer), part_of(config, leaf.name)
         left.discard(name)
-        tensor = as_ours(leaf.name, tensors.read(name))
+        tensor = as_ours(leaf.name, tensors.read(name) if part is None else tensors.read(name)[part.start : part.stop])
         if tensor.shape != leaf.shape:
             raise ValueError(
                 f"{source}: tensor {name} has shape {tensor.shape} (as input × output) where the architecture has "

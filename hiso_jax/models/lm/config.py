@@ -1,4 +1,4 @@
-"""The architecture of a decoder-only language model: one description for the OPT and the Llama families."""
+"""The architecture of a decoder-only language model: one description for OPT, and the Llama and Gemma families."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from hiso_jax.checks import ParameterError, is_integer, is_real
 from hiso_jax.models.lm.known import FAMILIES, check_known, check_rope
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +19,14 @@ class Rope:
     Attributes:
       theta: the base of the frequencies.
       kind: default, linear (Chen et al., arXiv 2306.15595), dynamic NTK, llama3, yarn (Peng et al., arXiv
-        2309.00071), or factors: each frequency has its own divisor, as in GGUF files of Llama 3.
+        2309.00071), or factors: each frequency has its own divisor, as in GGUF files of Llama 3 and in LongRoPE.
       factor: the factor by which the context is stretched.
       original: the context length of pre-training, in tokens.
       low_freq_factor, high_freq_factor: options of llama3.
       beta_fast, beta_slow, truncate: options of yarn.
-      attention_factor: the scale of the rotated queries and keys (yarn).
+      attention_factor: the scale of the rotated queries and keys (yarn and LongRoPE).
       factors: the divisor of each frequency, for kind factors.
+      share: the share of each head that is rotated, its first coordinates (Phi-4-mini: 0.75).
     """
 
     theta: float = 10_000.0
@@ -39,6 +40,7 @@ class Rope:
     truncate: bool = True
     attention_factor: float = 1.0
     factors: tuple[float, ...] = ()
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -61,6 +63,12 @@ class Rope:
                 "must have a low_freq_factor below the high_freq_factor of its rotary embeddings; it has "
                 f"{self.low_freq_factor!r} and {self.high_freq_factor!r}",
             )
+        if not is_real(self.share) or not 0 < self.share <= 1:
+            raise ParameterError("model", f"must rotate a share of each head of at most 1; it has {self.share!r}")
+
+    def width(self, head_dim: int) -> int:
+        """The number of rotated coordinates of a head."""
+        return int(head_dim * self.share)
 
 
 # The largest accepted value of each size. The largest models today have a hundredth of it, or a tenth.
@@ -94,7 +102,7 @@ class LMConfig:
     """A decoder-only transformer.
 
     Attributes:
-      family: opt, llama, mistral, qwen2, qwen3 or smollm3, as in transformers' ``model_type``.
+      family: the architecture, as in transformers' ``model_type``; gemma3 is the text model (gemma3_text).
       vocab_size: V.
       hidden_size: H, the width of the residual stream.
       embedding_size: the width of the token embedding; if it is not H (OPT-350M), projections connect the two.
@@ -113,11 +121,18 @@ class LMConfig:
       qkv_bias, out_bias, mlp_bias: which projections have a bias.
       tied: whether the head is the token embedding.
       windows: how many tokens back each layer attends; None means that every layer attends to all tokens.
-      qk_norm: whether every head's queries and keys pass an RMSNorm before they are rotated (Qwen3).
+      qk_norm: whether every head's queries and keys pass an RMSNorm before they are rotated (Qwen3, Gemma 3).
       rotated: which layers rotate queries and keys; None means all (SmolLM3 rotates three of four).
+      local_rope: the rotary embeddings of the layers ``local``, if they have their own (Gemma 3's with a window).
+      local: which layers rotate by ``local_rope``.
+      norm_offset: whether norms multiply by 1 + scale, and not by their scale (Gemma).
+      output_norms: whether attention and feed-forward outputs pass a norm before they are added (Gemma 2 and 3).
+      embedding_scale: the factor of the token embeddings (Gemma: √H).
+      attention_scale: the factor of queries times keys; None means 1/√head_dim.
+      attention_cap, logit_cap: c of a soft cap c·tanh(x/c) on attention scores and on logits (Gemma 2), or None.
     """
 
-    family: Literal["opt", "llama", "mistral", "qwen2", "qwen3", "smollm3"]
+    family: Literal["opt", "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "phi3"]
     vocab_size: int
     hidden_size: int
     embedding_size: int
@@ -142,6 +157,14 @@ class LMConfig:
     windows: tuple[int, ...] | None = None
     qk_norm: bool = False
     rotated: tuple[bool, ...] | None = None
+    local_rope: Rope | None = None
+    local: tuple[bool, ...] | None = None
+    norm_offset: bool = False
+    output_norms: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
 
     def __post_init__(self) -> None:
         """Check the sizes and flags.
@@ -160,7 +183,11 @@ class LMConfig:
             raise ParameterError(
                 "model", f"must have heads in groups of {self.kv_heads}; its configuration has {self.heads}"
             )
-        flags = (self.gated, self.rms, self.norm_first, self.final_norm, self.tied)
+        for name in ("embedding_scale", "attention_scale", "attention_cap", "logit_cap"):
+            value = getattr(self, name)
+            if value is not None and (not is_real(value) or not 0 < value < float("inf")):
+                raise ParameterError("model", f"must have a positive {name}; its configuration has {value!r}")
+        flags = (self.gated, self.rms, self.norm_first, self.final_norm, self.tied, self.norm_offset, self.output_norms)
         if not all(isinstance(flag, bool) for flag in (*flags, self.qkv_bias, self.out_bias, self.mlp_bias)):
             raise ParameterError(
                 "model", "must have true or false for its biases, norms and tied embeddings; its configuration does not"
@@ -180,7 +207,7 @@ def from_transformers(config: Mapping[str, Any]) -> LMConfig:
     if family not in FAMILIES:
         raise ParameterError("model", f"must be of the architectures {', '.join(FAMILIES)}; got {family}")
     check_known(config)
-    return _opt(config) if family == "opt" else _llama(config)
+    return _opt(config) if family == "opt" else _gemma(config) if family in GEMMA else _llama(config)
 
 
 ACTIVATIONS = {
@@ -236,6 +263,7 @@ def _llama(config: Mapping[str, Any]) -> LMConfig:
     family, hidden, heads = config["model_type"], config["hidden_size"], config["num_attention_heads"]
     layers, max_positions = config["num_hidden_layers"], config["max_position_embeddings"]
     biased = family in ("llama", "qwen3", "smollm3") and config.get("attention_bias", False)
+    rope = _rope(config, max_positions)
     return LMConfig(
         # Ministral is a Mistral whose configuration says for each layer whether it has a sliding window.
         family="mistral" if family == "ministral" else family,
@@ -252,8 +280,9 @@ def _llama(config: Mapping[str, Any]) -> LMConfig:
         activation=_activation(config.get("hidden_act", "silu")),
         rms=True,
         norm_eps=config["rms_norm_eps"],
-        max_positions=max_positions,
-        rope=_rope(config, max_positions),
+        # LongRoPE rotates longer sequences by other factors; here every sequence has those of the original context.
+        max_positions=rope.original if rope.kind == "factors" else max_positions,
+        rope=rope,
         qkv_bias=family == "qwen2" or biased,
         out_bias=biased,
         mlp_bias=family in ("llama", "smollm3") and config.get("mlp_bias", False),
@@ -262,6 +291,61 @@ def _llama(config: Mapping[str, Any]) -> LMConfig:
         qk_norm=family == "qwen3",
         rotated=_rotated(config, layers) if family == "smollm3" else None,
     )
+
+
+# transformers' names of Gemma's text models, and ours.
+GEMMA: dict[str, Any] = {"gemma2": "gemma2", "gemma3_text": "gemma3"}
+
+
+def _gemma(config: Mapping[str, Any]) -> LMConfig:
+    family, hidden, heads = GEMMA[config["model_type"]], config["hidden_size"], config["num_attention_heads"]
+    layers, max_positions = config["num_hidden_layers"], config["max_position_embeddings"]
+    biased, third = config.get("attention_bias", False), family == "gemma3"
+    ropes = [_rope(_of_layers(config, kind), max_positions) for kind in (FULL, SLIDING)]
+    return LMConfig(
+        family=family,
+        vocab_size=config["vocab_size"],
+        hidden_size=hidden,
+        embedding_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or 256,
+        mlp_size=config["intermediate_size"],
+        gated=True,
+        activation=_activation(config.get("hidden_activation") or "gelu_pytorch_tanh"),
+        rms=True,
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        max_positions=max_positions,
+        rope=ropes[0],
+        local_rope=ropes[1] if third else None,
+        local=tuple(_sliding(config, layers)) if third else None,
+        qkv_bias=biased,
+        out_bias=biased,
+        tied=config.get("tie_word_embeddings", True),
+        windows=_windows(config, layers),
+        qk_norm=third,
+        norm_offset=True,
+        output_norms=True,
+        embedding_scale=hidden**0.5,
+        attention_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
+        # transformers' Gemma 3 reads no cap of its attention scores.
+        attention_cap=None if third else config.get("attn_logit_softcapping"),
+        logit_cap=config.get("final_logit_softcapping"),
+    )
+
+
+def _of_layers(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The configuration with the rotary embeddings of the layers of one kind, FULL or SLIDING (Gemma 3)."""
+    given = config.get("rope_parameters")
+    if isinstance(given, Mapping) and kind in given:
+        return {**config, "rope_parameters": given[kind]}
+    if config["model_type"] == "gemma2":
+        return config
+    # transformers 4.5x: one base for each kind of layers, and a scaling of the layers without a window.
+    if kind == FULL:
+        return {**config, "rope_theta": config.get("rope_theta", 1_000_000.0)}
+    return {**config, "rope_theta": config.get("rope_local_base_freq", 10_000.0), "rope_scaling": None}
 
 
 def _rotated(config: Mapping[str, Any], layers: int) -> tuple[bool, ...] | None:
@@ -288,8 +372,16 @@ LAYER_TYPES = {FULL: FULL, "attention": FULL, SLIDING: SLIDING}
 
 
 def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
-    """The attention window of each layer, from ``layer_types`` or from the older entries."""
-    family, window, everywhere = config["model_type"], config.get("sliding_window"), config["max_position_embeddings"]
+    """The attention window of each layer."""
+    slides = _sliding(config, layers)
+    if not any(slides):
+        return None
+    return tuple(int(config["sliding_window"]) if each else config["max_position_embeddings"] for each in slides)
+
+
+def _sliding(config: Mapping[str, Any], layers: int) -> list[bool]:
+    """Which layers have a sliding window, from ``layer_types`` or from the older entries."""
+    family, window = config["model_type"], config.get("sliding_window")
     qwen = family in ("qwen2", "qwen3")
     if family == "llama" or ((qwen or family == "smollm3") and not config.get("use_sliding_window", False)):
         window = None
@@ -301,6 +393,9 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
     if types is None or family == "llama":
         full = config.get("max_window_layers", layers) if qwen else 0
         near = [layer >= full for layer in range(layers)]
+        if family in GEMMA:
+            every = config.get("sliding_window_pattern", 2 if family == "gemma2" else 6)
+            near = [(layer + 1) % every != 0 for layer in range(layers)]
         if family == "smollm3":
             # Its windows are those of the layers that do not rotate.
             near = [not each for each in _rotated(config, layers) or [True] * layers]
@@ -312,11 +407,9 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
             f"configuration has {str(types)[:80]}",
         )
     slides = [LAYER_TYPES[each] == SLIDING for each in types]
-    if not any(slides):
-        return None
-    if window is None:
+    if window is None and any(slides):
         raise ParameterError("model", "must have a sliding_window for its layers of sliding_attention; it has none")
-    return tuple(int(window) if each else everywhere for each in slides)
+    return slides
 
 
 def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
@@ -330,15 +423,23 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
     kind: Any = given.get("rope_type") or given.get("type") or "default"
     if kind not in ROPE_KINDS:
         raise ParameterError("model", f"must have rotary embeddings of the kinds {', '.join(ROPE_KINDS)}; got {kind}")
-    if given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
-        raise ParameterError("model", "must rotate whole heads; partial_rotary_factor is not known")
+    share = given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0
+    phi = config["model_type"] == "phi3"
+    if share != 1.0 and not phi:
+        raise ParameterError("model", "must rotate whole heads; partial_rotary_factor is known of phi3 alone")
+    if (kind == "longrope") != (phi and kind != "default"):
+        raise ParameterError(
+            "model", f"must have rotary embeddings of its family; {config['model_type']} with {kind} is not known"
+        )
     check_rope(kind, given)
     original = given.get("original_max_position_embeddings") or max_positions
     if kind in ("llama3", "yarn") and config.get("original_max_position_embeddings"):
         # In transformers the model's entry takes precedence over the entry of its embeddings.
         original = config["original_max_position_embeddings"]
     if kind == "default":
-        return Rope(theta=theta, original=int(original))
+        return Rope(theta=theta, original=int(original), share=share)
+    if kind == "longrope":
+        return _longrope(config, given, theta, share)
     if kind == "yarn" and "factor" in given and given["factor"] is None:
         given["factor"] = max_positions / original
     needed = ("factor", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ("factor",)
@@ -355,6 +456,25 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
         numbers["attention_factor"] = _attention_factor(given, numbers["factor"])
     # Dynamic scaling begins where the model's positions end, whatever its original context is.
     return Rope(theta=theta, kind=kind, original=int(max_positions if kind == "dynamic" else original), **numbers)
+
+
+def _longrope(config: Mapping[str, Any], given: Mapping[str, Any], theta: float, share: float) -> Rope:
+    """LongRoPE (Ding et al., arXiv 2402.13753) within the context of pre-training, whose factors are the short ones."""
+    original = given.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
+    factors, scale = given["short_factor"], given.get("attention_factor")
+    stretch = given.get("factor") or config["max_position_embeddings"] / original
+    if scale is None:
+        scale = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
+    if not isinstance(factors, list | tuple) or not all(is_real(each) and each > 0 for each in factors):
+        raise ParameterError("model", f"must have positive short_factor of LongRoPE; it has {str(factors)[:60]}")
+    return Rope(
+        theta=theta,
+        kind="factors",
+        original=int(original),
+        attention_factor=float(scale),
+        factors=tuple(map(float, factors)),
+        share=share,
+    )
 
 
 def temperature(factor: float, scale: float = 1.0) -> float:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hiso_jax.factored import product, take
-from hiso_jax.models.lm.config import LMConfig
+from hiso_jax.models.lm.config import LMConfig, Rope
 from hiso_jax.models.lm.layout import placed
 from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters, Block, Cache, LayerKind, Reading, norm
 from hiso_jax.models.lm.rope import rotations
@@ -49,7 +49,7 @@ class Decoder:
         return nnx.graphdef(nnx.eval_shape(lambda: norm(self.config, self.dtype, rngs=nnx.Rngs(0))))
 
     def init(self, key: Key[Array, ""]) -> PyTree:
-        """Random parameters, float32: normal with standard deviation 0.02, norms at one, biases at zero."""
+        """Random parameters, float32: normal with standard deviation 0.02, norms as identities, biases at zero."""
         config = self.config
 
         def pure(module: nnx.Module) -> PyTree:
@@ -115,10 +115,11 @@ class Decoder:
     @property
     def _kinds(self) -> LayerKind:
         """The windows and the rotations of all layers, [L]."""
-        windows, rotated = self.config.windows, self.config.rotated
+        windows, rotated, local = self.config.windows, self.config.rotated, self.config.local
         return LayerKind(
             None if windows is None else np.array(windows, np.int32),
             None if rotated is None else np.array(rotated, bool),
+            None if local is None else np.array(local, bool),
         )
 
     def _begin(
@@ -142,11 +143,16 @@ class Decoder:
     def _reading(
         self, positions: Int[Array, "B T"], mask: Bool[Array, "B T S"], distance: Int[Array, "B T S"]
     ) -> Reading:
-        rope = self.config.rope
-        return Reading(None if rope is None else rotations(rope, self.config.head_dim, positions), mask, distance)
+
+        def turns(rope: Rope | None) -> Any:
+            return None if rope is None else rotations(rope, self.config.head_dim, positions)
+
+        return Reading(turns(self.config.rope), mask, distance, turns(self.config.local_rope))
 
     def _embed(self, params: PyTree, tokens: Array, positions: Array) -> Float[Array, "B T H"]:
         x = take(params["embed_tokens"]["embedding"], tokens).astype(self.dtype)
+        if self.config.embedding_scale != 1:
+            x = x * jnp.asarray(self.config.embedding_scale, self.dtype)
         if "project_in" in params:
             x = product(x, params["project_in"]["kernel"])
         if self.config.learned_positions:
@@ -182,7 +188,9 @@ class Decoder:
         if columns is not None:
             weights = take(weights, columns, axis=0 if tied else 1)
         # The sum is float32: bfloat16 logits would lose the differences of losses that make the scalars.
-        return product(hidden, weights, transposed=tied, to=jnp.float32)
+        logits = product(hidden, weights, transposed=tied, to=jnp.float32)
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def prefill(
         self, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], room: int

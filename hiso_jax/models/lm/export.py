@@ -15,7 +15,7 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm.checkpoint import Pretrained, needing
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.decoder import Decoder
-from hiso_jax.models.lm.names import as_theirs, checkpoint_name, leaves
+from hiso_jax.models.lm.names import as_theirs, checkpoint_name, leaves, part_of
 from hiso_jax.models.lm.rope import frequencies
 from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.paths import as_path
@@ -35,7 +35,11 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }
+THEIRS = {"gemma3": "gemma3_text"}
 # The values of Llama 3.1 to 3.3; a GGUF file keeps only the factors that follow from them.
 LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -148,10 +152,17 @@ def _tensors(params: PyTree, decoder: Decoder) -> Iterator[tuple[str, np.ndarray
     """Every tensor with its name and its layout in a checkpoint; views where possible."""
     called = checkpoint_name(decoder.config)
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    joined: dict[str, dict[int, np.ndarray]] = {}
     for leaf, array in zip(leaves(params), arrays, strict=True):
         for layer in [None] if leaf.layers is None else range(leaf.layers):
-            own = array if layer is None else array[layer]
-            yield called(leaf.name, layer), as_theirs(leaf.name, own)
+            own = as_theirs(leaf.name, array if layer is None else array[layer])
+            part = part_of(decoder.config, leaf.name)
+            if part is None:
+                yield called(leaf.name, layer), own
+            else:
+                joined.setdefault(called(leaf.name, layer), {})[part.start] = own
+    for name, parts in joined.items():
+        yield name, np.concatenate([parts[start] for start in sorted(parts)])
 
 
 def _write_weights(tensors: Mapping[str, np.ndarray], folder: Path) -> list[Path]:
@@ -187,7 +198,7 @@ def transformers_config(pretrained: Pretrained, config: LMConfig, dtype: str = "
       ValueError: transformers cannot express the rotary embeddings.
     """
     # Ministral is Mistral here; the base's configuration says which of the two transformers must build.
-    theirs = (pretrained.hf_config or {}).get("model_type", config.family)
+    theirs = (pretrained.hf_config or {}).get("model_type", THEIRS.get(config.family, config.family))
     common = {
         "architectures": [ARCHITECTURES[theirs]],
         "tie_word_embeddings": config.tied,
@@ -199,7 +210,7 @@ def transformers_config(pretrained: Pretrained, config: LMConfig, dtype: str = "
     tokenizer = pretrained.tokenizer
     return {
         **common,
-        "model_type": config.family,
+        "model_type": theirs,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.mlp_size,
@@ -207,11 +218,13 @@ def transformers_config(pretrained: Pretrained, config: LMConfig, dtype: str = "
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": config.activation,
+        **({} if config.norm_offset else {"hidden_act": config.activation}),
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
         **_rope_config(config),
         **_bias_config(config),
+        **_window_config(config),
+        **(_gemma_config(config) if config.norm_offset else {}),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -219,17 +232,38 @@ def transformers_config(pretrained: Pretrained, config: LMConfig, dtype: str = "
 
 
 def _bias_config(config: LMConfig) -> dict[str, Any]:
-    if config.family == "qwen2":
+    if config.family in ("qwen2", "phi3"):
         return {}
     attention = {"attention_bias": config.qkv_bias}
-    return attention if config.family == "qwen3" else {**attention, "mlp_bias": config.mlp_bias}
+    return {**attention, "mlp_bias": config.mlp_bias} if config.family == "llama" else attention
+
+
+def _window_config(config: LMConfig) -> dict[str, Any]:
+    if config.windows is None:
+        return {}
+    types = ["full_attention" if window >= config.max_positions else "sliding_attention" for window in config.windows]
+    return {"sliding_window": min(config.windows)} | ({} if config.family == "phi3" else {"layer_types": types})
+
+
+def _gemma_config(config: LMConfig) -> dict[str, Any]:
+    assert config.attention_scale is not None
+    own: dict[str, Any] = {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": round(config.attention_scale**-2),
+        "final_logit_softcapping": config.logit_cap,
+    }
+    if config.local_rope is None:
+        return own | {"attn_logit_softcapping": config.attention_cap}
+    return own | {"rope_local_base_freq": config.local_rope.theta}
 
 
 def _rope_config(config: LMConfig) -> dict[str, Any]:
     rope = config.rope
     assert rope is not None
     if rope.kind == "default":
-        return {"rope_theta": rope.theta}
+        return {"rope_theta": rope.theta, **({"partial_rotary_factor": rope.share} if rope.share != 1 else {})}
+    if config.family == "phi3":
+        raise ParameterError("format", "must be delta for a Phi-3 with LongRoPE from a GGUF file")
     scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
     if rope.kind == "yarn":
         scaling |= {"original_max_position_embeddings": rope.original, "attention_factor": rope.attention_factor}

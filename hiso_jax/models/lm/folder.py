@@ -29,7 +29,9 @@ BUFFERS = ("BOOL", "I64")
 # Prefixes of files with other forms of the same checkpoint: Meta's and Mistral's own, and adapters.
 BESIDE = ("consolidated", "adapter_model", "original")
 # Buffers that some checkpoints keep and no architecture reads.
-IGNORED = ("rotary_emb.inv_freq", "position_ids", "rope_freqs.weight")
+IGNORED = (
+    "rotary_emb.inv_freq", "position_ids", "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+)  # fmt: skip
 
 
 def check_kind(folder: Path) -> None:

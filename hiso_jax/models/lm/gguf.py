@@ -12,12 +12,12 @@ import numpy as np
 from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.gguf_bounds import check_claims
-from hiso_jax.models.lm.gguf_fields import Fields, check_fields, rope_of
+from hiso_jax.models.lm.gguf_fields import Fields, check_fields, gemma_parts, rope_of
 
 # The most characters of a token, and the largest sum of squares over all tokens: every split of a token is tried, which
 # costs the square of its length. The pieces of SentencePiece have at most a few dozen characters.
 MOST_CHARACTERS, MOST_SQUARED = 1024, 2**28
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 # The patterns by which byte-level tokenizers split text before merging, and llama.cpp's names of them.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -34,18 +34,19 @@ CONTROL, USER_DEFINED = 3, 4
 class GGUFTensors:
     """The tensors of a GGUF file, dequantised when they are read."""
 
-    def __init__(self, readers: Sequence[Any], heads: dict[str, int]) -> None:
+    def __init__(self, readers: Sequence[Any], heads: dict[str, int], offset_norms: bool = False) -> None:
         """Collect the tensors of a file, or of all its parts.
 
         Args:
           readers: the reader of each part.
           heads: the number of heads of each projection whose rows the file keeps in llama.cpp's order.
+          offset_norms: whether the file keeps 1 + scale for each norm, as it does for Gemma.
 
         Raises:
           ValueError: the ``gguf`` package cannot dequantise the type of a tensor.
         """
         self._tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
-        self._heads = heads
+        self._heads, self._offset = heads, offset_norms
         for name, tensor in self._tensors.items():
             if not _is_readable(tensor.tensor_type):
                 raise ParameterError(
@@ -73,6 +74,8 @@ class GGUFTensors:
         else:
             values = dequantize(tensor.data, tensor.tensor_type)
         values = values.reshape(tensor.shape[::-1]).astype(np.float32)
+        if self._offset and name.endswith("norm.weight"):
+            return values - 1
         heads = self._heads.get(name.split(".")[-2])
         # llama.cpp rotates neighbouring coordinates, so its Llama files keep the rows in that order.
         return values if heads is None else _unpermuted(values, heads)
@@ -110,7 +113,7 @@ def open_gguf(path: Path) -> tuple[LMConfig, GGUFTensors, Any]:
     try:
         config = _config(fields, [tensor for reader in readers for tensor in reader.tensors])
         permuted = {"attn_q": config.heads, "attn_k": config.kv_heads} if config.family == "llama" else {}
-        return config, GGUFTensors(readers, permuted), _tokenizer(fields, path)
+        return config, GGUFTensors(readers, permuted, config.norm_offset), _tokenizer(fields, path)
     except (KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} has a field of another kind than a model's ({reason})") from error
@@ -165,27 +168,35 @@ def _config(fields: Fields, tensors: Sequence[Any]) -> LMConfig:
     hidden, heads = field("embedding_length"), field("attention.head_count")
     head_dim = fields.get(f"{family}.attention.key_length") or hidden // heads
     check_fields(fields, family, head_dim)
-    factors = [tensor for tensor in tensors if tensor.name == "rope_freqs.weight"]
+    layers, context = field("block_count"), field("context_length")
+    called = "rope_factors_short.weight" if family == "phi3" else "rope_freqs.weight"
+    factors = [tensor for tensor in tensors if tensor.name == called]
+    rope = rope_of(fields, family, head_dim, np.asarray(factors[0].data, np.float32) if factors else None)
+    parts: dict[str, Any] = {"activation": "silu", "qk_norm": family == "qwen3"}
+    if family in ("gemma2", "gemma3"):
+        parts = gemma_parts(fields, family, layers, heads, hidden, head_dim)
+    if family == "phi3" and field("attention.sliding_window", 0):
+        # llama.cpp attends to all tokens, and says that results may be worse; the folder's model has the window.
+        parts["windows"] = (int(field("attention.sliding_window")),) * layers
     return LMConfig(
+        **parts,
         family=family,
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
         hidden_size=hidden,
         embedding_size=hidden,
-        layers=field("block_count"),
+        layers=layers,
         heads=heads,
         kv_heads=field("attention.head_count_kv", heads),
         head_dim=head_dim,
         mlp_size=field("feed_forward_length"),
         gated=True,
-        activation="silu",
         rms=True,
         norm_eps=field("attention.layer_norm_rms_epsilon"),
-        max_positions=field("context_length"),
-        rope=rope_of(fields, family, head_dim, np.asarray(factors[0].data, np.float32) if factors else None),
+        max_positions=rope.original if family == "phi3" and factors else context,
+        rope=rope,
         qkv_bias="blk.0.attn_q.bias" in names,
         out_bias="blk.0.attn_output.bias" in names,
         tied="output.weight" not in names,
-        qk_norm=family == "qwen3",
     )
 
 

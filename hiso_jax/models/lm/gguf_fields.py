@@ -48,6 +48,16 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention.indexer.kpool_select_tail": (True, False),
     "kda.gate_lower_bound": (float("-inf"), 0),
 }
+# What the families read beside ``READ``.
+_GEMMA = names(
+    "attention.sliding_window attention.sliding_window_pattern rope.freq_base_swa final_logit_softcapping "
+    "attention.key_length_swa attention.value_length_swa hidden_activation"
+)
+OWN_READ: Mapping[str, frozenset[str]] = {
+    "gemma2": _GEMMA | {"attn_logit_softcapping"},
+    "gemma3": _GEMMA,
+    "phi3": frozenset({"attention.sliding_window"}),
+}
 KINDS: Mapping[str, RopeKind] = {"none": "default", "linear": "linear", "yarn": "yarn"}
 
 
@@ -89,13 +99,15 @@ def check_fields(fields: Fields, family: str, head_dim: int) -> None:
         )
     for name in ("rope.dimension_count", "attention.value_length"):
         width = fields.of(family, name, head_dim)
-        if width not in (0, head_dim):
+        # Phi-3 may rotate a part of each head.
+        partial = family == "phi3" and name == "rope.dimension_count" and 0 < width < head_dim
+        if width not in (0, head_dim) and not partial:
             raise ParameterError(
                 "model", f"must have a {name} of its heads' width, {head_dim}; {fields.path} has {width}"
             )
     for full, value in fields.items():
         prefix, _, name = full.partition(".")
-        if prefix != family or name in READ or name in HARMLESS:
+        if prefix != family or name in READ or name in HARMLESS or name in OWN_READ.get(family, ()):
             continue
         listed = value if isinstance(value, list) else [value]
         allowed = NEUTRAL.get(name, (0, ""))
@@ -120,7 +132,8 @@ def rope_of(fields: Fields, family: str, head_dim: int, factors: np.ndarray | No
       fields: the metadata of the file.
       family: the architecture.
       head_dim: the width of a head.
-      factors: the factor of each frequency, from the tensor ``rope_freqs.weight``; None for a file without it.
+      factors: the factor of each frequency, from the tensor ``rope_freqs.weight`` (Phi-3:
+        ``rope_factors_short.weight``); None for a file without it.
 
     Raises:
       ValueError: the kind is not supported, or its values do not fit together.
@@ -133,6 +146,8 @@ def rope_of(fields: Fields, family: str, head_dim: int, factors: np.ndarray | No
         return float(value or default)
 
     theta, named = number("freq_base", 10_000.0), fields.get(f"{family}.rope.scaling.type", "linear")
+    if family == "phi3":
+        return _phi3_rope(fields, theta, head_dim, factors)
     if named not in KINDS:
         raise ParameterError("model", f"must have GGUF rope scaling {', '.join(KINDS)}; got {named}")
     context = int(fields.of(family, "context_length"))
@@ -170,3 +185,70 @@ def rope_of(fields: Fields, family: str, head_dim: int, factors: np.ndarray | No
         beta_slow=number("scaling.yarn_beta_slow", 1.0),
         attention_factor=scale * attention,
     )
+
+
+def _phi3_rope(fields: Fields, theta: float, head_dim: int, factors: np.ndarray | None) -> Rope:
+    """The rotary embeddings of a Phi-3, with LongRoPE's short factors if the file has them.
+
+    Raises:
+      ValueError: there is not one positive factor for each frequency.
+    """
+    context = int(fields.of("phi3", "context_length"))
+    width = int(fields.of("phi3", "rope.dimension_count", head_dim)) or head_dim
+    share = width / head_dim
+    if factors is None:
+        return Rope(theta=theta, original=context, share=share)
+    if len(factors) != width // 2 or not (np.isfinite(factors) & (factors > 0)).all():
+        raise ParameterError(
+            "model", f"must have a positive factor for each of its {width // 2} frequencies; {fields.path} has not"
+        )
+    original = int(fields.of("phi3", "rope.scaling.original_context_length", context))
+    return Rope(
+        theta=theta,
+        kind="factors",
+        original=original,
+        attention_factor=float(fields.of("phi3", "rope.scaling.attn_factor", 1.0)),
+        factors=tuple(factors.tolist()),
+        share=share,
+    )
+
+
+def gemma_parts(fields: Fields, family: str, layers: int, heads: int, hidden: int, head_dim: int) -> dict[str, Any]:
+    """What an ``LMConfig`` of Gemma 2 or 3 has beside the fields of all families.
+
+    As in llama.cpp's loader: every sixth layer of Gemma 3, and every second of Gemma 2, attends to all tokens, and the
+    models of 27 billion parameters scale their queries by the width per head.
+
+    Raises:
+      ValueError: the pattern of the windows is of another form.
+    """
+    third = family == "gemma3"
+    pattern = fields.get(f"{family}.attention.sliding_window_pattern", 6 if third else 2)
+    if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern >= 1:
+        slides = [(layer + 1) % pattern != 0 for layer in range(layers)]
+    elif isinstance(pattern, list) and len(pattern) == layers:
+        slides = [bool(each) for each in pattern]
+    else:
+        raise ParameterError(
+            "model", f"must have a sliding_window_pattern for its {layers} layers; {fields.path} has {pattern!r}"
+        )
+    window, context = fields.of(family, "attention.sliding_window"), fields.of(family, "context_length")
+    large = layers == (62 if third else 46)
+
+    def cap(name: str) -> float | None:
+        return float(fields.get(f"{family}.{name}", 0.0)) or None
+
+    local = Rope(theta=float(fields.get(f"{family}.rope.freq_base_swa", 10_000.0)), original=int(context))
+    return {
+        "activation": "gelu_tanh",
+        "windows": tuple(int(window) if each else int(context) for each in slides) if any(slides) else None,
+        "local_rope": local if third else None,
+        "local": tuple(slides) if third else None,
+        "qk_norm": third,
+        "norm_offset": True,
+        "output_norms": True,
+        "embedding_scale": hidden**0.5,
+        "attention_scale": (hidden // heads if large else head_dim) ** -0.5,
+        "attention_cap": None if third else cap("attn_logit_softcapping"),
+        "logit_cap": cap("final_logit_softcapping"),
+    }

@@ -6,7 +6,7 @@ forward pass, or its value must mean "as if it were absent".
 
 Sources: transformers 5.24 and 4.5x (configurations and modelling code of the families), and files of the hub.
 Transformers does not read some entries of ``NEUTRAL`` for these families; they belong to other families (Granite,
-Gemma, Cohere). Refusing them is stricter than transformers, which ignores them.
+Cohere). Refusing them is stricter than transformers, which ignores them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,9 @@ from typing import Any
 
 from hiso_jax.checks import ParameterError
 
-FAMILIES = ("opt", "llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3")
+FAMILIES = (
+    "opt", "llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3"
+)  # fmt: skip
 # The neutral values of an entry that is not listed.
 NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
@@ -28,6 +30,10 @@ LLAMA_READ = names(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "hidden_act rms_norm_eps max_position_embeddings tie_word_embeddings rope_theta rope_scaling rope_parameters "
     "partial_rotary_factor original_max_position_embeddings"
+)
+GEMMA_READ = (LLAMA_READ - {"hidden_act"}) | names(
+    "hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types sliding_window_pattern "
+    "final_logit_softcapping"
 )
 READ: Mapping[str, frozenset[str]] = {
     "opt": names(
@@ -45,6 +51,9 @@ READ: Mapping[str, frozenset[str]] = {
     | names(
         "attention_bias mlp_bias no_rope_layers no_rope_layer_interval use_sliding_window sliding_window layer_types"
     ),
+    "gemma2": GEMMA_READ | {"attn_logit_softcapping"},
+    "gemma3_text": GEMMA_READ | {"rope_local_base_freq"},
+    "phi3": LLAMA_READ | {"sliding_window"},
 }
 
 # Entries that do not change a forward pass: metadata, the form of outputs, tasks and heads that a language model does
@@ -95,6 +104,10 @@ OWN_HARMLESS: Mapping[str, frozenset[str]] = {
     "qwen3": frozenset(),
     # An entry of Qwen's that its configurations have and its code does not read.
     "smollm3": frozenset({"max_window_layers"}),
+    # Their code reads hidden_activation.
+    "gemma2": frozenset({"hidden_act"}),
+    "gemma3_text": frozenset({"hidden_act"}),
+    "phi3": frozenset(),
 }
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -138,6 +151,9 @@ OWN_NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "qwen2": {},
     "qwen3": {"use_qk_norm": (None, True)},
     "smollm3": {},
+    "gemma2": {},
+    "gemma3_text": {},
+    "phi3": {},
 }
 
 # Entries of the rotary embeddings: those that each kind reads, and those that must be neutral.
@@ -149,6 +165,7 @@ ROPE_READ: Mapping[str, frozenset[str]] = {
     "yarn": names(
         "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate"
     ),
+    "longrope": names("short_factor long_factor factor attention_factor original_max_position_embeddings"),
 }
 ROPE_COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 ROPE_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -166,6 +183,7 @@ ROPE_IGNORED: Mapping[str, frozenset[str]] = {
     "dynamic": frozenset({"original_max_position_embeddings"}),
     "llama3": frozenset(),
     "yarn": frozenset(),
+    "longrope": frozenset(),
 }
 
 

@@ -49,11 +49,13 @@ class Reading(NamedTuple):
       rotation: cosines and sines of the positions, or None.
       mask: which keys each query attends to, before any window is applied.
       distance: how many positions each key lies behind the query.
+      local_rotation: cosines and sines for the layers with a window, or None if they are those of all layers.
     """
 
     rotation: tuple[Float[Array, "B T D"], Float[Array, "B T D"]] | None
     mask: Bool[Array, "B T S"]
     distance: Int[Array, "B T S"]
+    local_rotation: tuple[Float[Array, "B T D"], Float[Array, "B T D"]] | None = None
 
 
 class LayerKind(NamedTuple):
@@ -62,10 +64,12 @@ class LayerKind(NamedTuple):
     Attributes:
       window: how many tokens back it attends; None in a model whose layers attend to all tokens.
       rotates: whether it rotates queries and keys; None in a model whose layers all do, or none.
+      is_local: whether it rotates as layers with a window do; None in a model whose layers all rotate alike.
     """
 
     window: Any = None
     rotates: Any = None
+    is_local: Any = None
 
 
 class Cache(NamedTuple):
@@ -106,6 +110,7 @@ class Attention(nnx.Module):
     def __init__(self, config: LMConfig, adapters: Adapters, dtype: DTypeLike, *, rngs: nnx.Rngs) -> None:
         """Of the shapes of ``config``, computing in ``dtype``."""
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.scale, self.cap = config.attention_scale, config.attention_cap
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shared: dict[str, Any] = {"adapters": adapters, "dtype": dtype, "rngs": rngs}
         self.q_proj = Linear(config.hidden_size, queries, name="q_proj", use_bias=config.qkv_bias, **shared)
@@ -142,8 +147,13 @@ class Attention(nnx.Module):
         if self.qk_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         if reading.rotation is not None:
-            own = [turn[:, -asked.shape[1] :] for turn in reading.rotation]
-            plain, turned = (queries, keys), (rotate(queries, *own), rotate(keys, *reading.rotation))
+            turns = reading.rotation
+            if reading.local_rotation is not None:
+                turns = jax.tree.map(
+                    lambda local, plain: jnp.where(kind.is_local, local, plain), reading.local_rotation, turns
+                )
+            own = [turn[:, -asked.shape[1] :] for turn in turns]
+            plain, turned = (queries, keys), (rotate(queries, *own), rotate(keys, *turns))
             if kind.rotates is not None:
                 turned = jax.tree.map(lambda new, old: jnp.where(kind.rotates, new, old), turned, plain)
             queries, keys = turned
@@ -157,11 +167,30 @@ class Attention(nnx.Module):
             keys = self._behind(self.prefix_keys[...], keys)
             values = self._behind(self.prefix_values[...], values)
             mask = jnp.pad(mask, ((0, 0), (0, 0), (self.prefix, 0)), constant_values=True)
-        mixed = jax.nn.dot_product_attention(queries, keys, values, mask=mask[:, None])
+        mixed = _attended(queries, keys, values, mask[:, None], self.scale, self.cap)
         return self.o_proj(mixed.reshape(*asked.shape[:2], -1)), new
 
     def _behind(self, prefix: Array, own: Array) -> Array:
         return jnp.concatenate([jnp.broadcast_to(prefix.astype(own.dtype), (len(own), *prefix.shape)), own], 1)
+
+
+def _attended(
+    queries: Float[Array, "B T N D"],
+    keys: Float[Array, "B S K D"],
+    values: Float[Array, "B S K D"],
+    mask: Bool[Array, "B 1 T S"],
+    scale: float | None,
+    cap: float | None,
+) -> Float[Array, "B T N D"]:
+    """The values, mixed by the softmax of queries times keys times ``scale``, with a soft cap if there is one."""
+    if cap is None:
+        return jax.nn.dot_product_attention(queries, keys, values, mask=mask, scale=scale)
+    batch, length, heads, width = queries.shape
+    grouped = queries.reshape(batch, length, keys.shape[2], -1, width)
+    scores = jnp.einsum("BTKGD,BSKD->BKGTS", grouped, keys, preferred_element_type=jnp.float32)
+    scores = cap * jnp.tanh(scores * (width**-0.5 if scale is None else scale) / cap)
+    shares = jax.nn.softmax(jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min), -1)
+    return jnp.einsum("BKGTS,BSKD->BTKGD", shares.astype(values.dtype), values).reshape(batch, length, heads, width)
 
 
 class MLP(nnx.Module):
@@ -186,8 +215,31 @@ class MLP(nnx.Module):
 
 def norm(config: LMConfig, dtype: DTypeLike, width: int | None = None, *, rngs: nnx.Rngs) -> nnx.Module:
     """The norm of the family over ``width`` numbers, by default H, with statistics in float32."""
-    kind: Any = nnx.RMSNorm if config.rms else nnx.LayerNorm
+    kind: Any = OffsetNorm if config.norm_offset else nnx.RMSNorm if config.rms else nnx.LayerNorm
     return kind(width or config.hidden_size, epsilon=config.norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+class OffsetNorm(nnx.Module):
+    """RMSNorm that multiplies by 1 + scale, in float32, as Gemma's does."""
+
+    def __init__(
+        self, width: int, *, epsilon: float, dtype: DTypeLike, use_fast_variance: bool, rngs: nnx.Rngs
+    ) -> None:
+        """Over ``width`` numbers; other arguments as of ``flax.nnx.RMSNorm``."""
+        self.scale = nnx.Param(jnp.zeros(width, jnp.float32))
+        self.plain = nnx.RMSNorm(
+            width,
+            epsilon=epsilon,
+            dtype=jnp.float32,
+            use_scale=False,
+            use_fast_variance=use_fast_variance,
+            rngs=rngs,
+        )
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        """The numbers, divided by the root of their mean square and multiplied by 1 + scale."""
+        return (self.plain(x) * (1 + self.scale[...].astype(jnp.float32))).astype(self.dtype)
 
 
 class Block(nnx.Module):
@@ -200,6 +252,10 @@ class Block(nnx.Module):
         self.self_attn = Attention(config, adapters, dtype, rngs=rngs)
         self.mlp_norm = norm(config, dtype, rngs=rngs)
         self.mlp = MLP(config, adapters, dtype, rngs=rngs)
+        self.output_norms = config.output_norms
+        if self.output_norms:
+            self.attention_output_norm = norm(config, dtype, rngs=rngs)
+            self.mlp_output_norm = norm(config, dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -214,8 +270,9 @@ class Block(nnx.Module):
         asked = x if last is None else x[:, -last:]
         if self.norm_first:
             mixed, new = self.self_attn(self.attention_norm(x), reading, kind, cache, at, last)
-            x = asked + mixed
-            return x + self.mlp(self.mlp_norm(x)), new
+            x = asked + (self.attention_output_norm(mixed) if self.output_norms else mixed)
+            fed = self.mlp(self.mlp_norm(x))
+            return x + (self.mlp_output_norm(fed) if self.output_norms else fed), new
         mixed, new = self.self_attn(x, reading, kind, cache, at, last)
         x = self.attention_norm(asked + mixed)
         return self.mlp_norm(x + self.mlp(x)), new

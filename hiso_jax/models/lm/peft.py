@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm.checkpoint import Pretrained, needing
-from hiso_jax.models.lm.names import checkpoint_name, leaves
+from hiso_jax.models.lm.names import JOINED, checkpoint_name, leaves
 from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.paths import as_path
 
@@ -69,9 +69,16 @@ def check_adapters(tuned: Tuned) -> None:
     """Refuse a model without low-rank adapters.
 
     Raises:
-      ParameterError: it has none.
+      ParameterError: it has none, or they are of projections that the base model joins with others.
     """
     if not tuned.decoder.adapters.rank:
         raise ParameterError(
             "format", "must be hf or delta for a run without --trainable lora: PEFT's format is for low-rank adapters"
+        )
+    joined = [name for name in tuned.decoder.adapters.targets if name in sum(JOINED, ())]
+    if tuned.decoder.config.family == "phi3" and joined:
+        raise ParameterError(
+            "format",
+            f"must be hf or delta for adapters of {', '.join(joined)} in a Phi-3: transformers joins these projections "
+            "with others, and PEFT's adapters are for whole projections",
         )

@@ -11,6 +11,7 @@ from hiso_jax.models.lm.config import Rope
 
 def frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, "head_dim/2"]:
     """The angle per position of each pair of coordinates, in radians; for ``dynamic``, before it adapts."""
+    head_dim = rope.width(head_dim)
     powers = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
     plain = 1.0 / rope.theta**powers
     if rope.kind == "linear":
@@ -50,7 +51,7 @@ def _yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> np.ndarray:
 def rotations(
     rope: Rope, head_dim: int, positions: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
-    """Cosines and sines of every position, D = head_dim / 2, float32."""
+    """Cosines and sines of every position, float32; 2·D coordinates of a head are rotated."""
     angle = jnp.asarray(frequencies(rope, head_dim), jnp.float32)
     if rope.kind == "dynamic":
         # The base grows with the sequence once the sequence is longer than in pre-training (NTK-aware scaling).
@@ -65,7 +66,10 @@ def rotations(
 def rotate(
     x: Float[Array, "B T N head_dim"], cos: Float[Array, "B T D"], sin: Float[Array, "B T D"]
 ) -> Float[Array, "B T N head_dim"]:
-    """Every head, rotated by its position; coordinates i and i + D are a pair."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Every head, rotated by its position; coordinates i and i + D are a pair, those after 2·D stay."""
+    width = 2 * cos.shape[-1]
+    turned, kept = x[..., :width], x[..., width:]
+    first, second = jnp.split(turned.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+    return jnp.concatenate([turned, kept], -1) if kept.size else turned

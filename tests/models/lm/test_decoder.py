@@ -37,7 +37,14 @@ def plain_greedy(model, tokens, mask, count):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["mistral", *(slow(name) for name in ("opt", "llama", "qwen3", "smollm3-windowed"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mistral",
+        "gemma3",
+        *(slow(name) for name in ("opt", "llama", "qwen3", "smollm3-windowed", "gemma2", "phi3-partial")),
+    ],
+)
 def test_cached_decoding_is_decoding_without_a_cache(name):
     model, (tokens, mask) = pretrained(name), inputs("left")
     generate = jax.jit(
@@ -184,7 +191,7 @@ def test_a_deep_model_compiles_as_fast_as_a_shallow_one():
 
 
 # Of each kind of last layer one: biased, with a projection of embeddings, with windows, without rotary embedding.
-KINDS = ("opt-350m", "llama", "qwen3", "smollm3-windowed")
+KINDS = ("opt-350m", "llama", "qwen3", "smollm3-windowed", "gemma3")
 
 
 @pytest.mark.parametrize("name", [name if name in KINDS else thorough(name) for name in CONFIGS])
@@ -236,7 +243,7 @@ def test_published_architectures_have_their_published_sizes():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["opt-350m", "llama"])
+@pytest.mark.parametrize("name", ["opt-350m", "llama", "gemma2"])
 @pytest.mark.usefixtures("x64")
 def test_a_model_moved_along_factors_is_the_one_that_is_made_whole(name):
     """Every kernel and table is read beside its factors; in double precision the scores are the dense ones."""

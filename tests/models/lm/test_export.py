@@ -22,7 +22,7 @@ def folder_of(folder, config):
     return folder
 
 
-FAST = ("opt-350m", "llama-biased", "llama3", "qwen2-windowed")
+FAST = ("opt-350m", "llama-biased", "llama3", "qwen2-windowed", "gemma3-capped", "phi3-partial")
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else slow(n) for n in CONFIGS])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from hiso_jax.models import lm
-from hiso_jax.models.lm.checkpoint import read_config, read_safetensors
+from hiso_jax.models.lm.checkpoint import Pretrained, read_config, read_safetensors
+from hiso_jax.models.lm.export import transformers_config
 from hiso_jax.models.lm.gguf import open_gguf
 from tests.models.lm.checkpoints import CONFIGS, LLAMA, WORDS, weights, write, write_tokenizer
 
@@ -88,8 +90,8 @@ def damaged(kind, folder):
         ("empty", "has none"),
         ("pickle", "model must have safetensors files"),
         ("shard", "lacks model-00002-of-00002.safetensors, which its index names"),
-        ("gpt2", "architectures opt, llama, mistral, ministral, qwen2, qwen3, smollm3; got gpt2"),
-        ("kind", "rotary embeddings of the kinds default, linear, dynamic, llama3, yarn; got longrope"),
+        ("gpt2", "architectures opt, llama, mistral, ministral, qwen2, qwen3, smollm3, .*; got gpt2"),
+        ("kind", "rotary embeddings of its family; llama with longrope is not known"),
         ("norms", "OPT without layer_norm_elementwise_affine"),
         ("json", "readable config.json"),
     ],
@@ -148,6 +150,23 @@ def permuted(rows, heads):
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+OWN_GGUF_NAMES = {
+    "gemma": {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+    "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+}
+
+
 def write_gguf(path, config=WIDE, kind="F32", extra=(), fields=(), architecture="llama", tokens=True):
     """A GGUF file of a Llama checkpoint, with the layout and names that llama.cpp's converter gives it."""
     import gguf
@@ -173,19 +192,15 @@ def write_gguf(path, config=WIDE, kind="F32", extra=(), fields=(), architecture=
     for name, value in fields:
         add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, bool: writer.add_bool}
         add[type(value)](name, value)
-    names = {
-        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk",
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-        "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
+    names = GGUF_NAMES | OWN_GGUF_NAMES.get(architecture.rstrip("23"), OWN_GGUF_NAMES.get(architecture, {}))
     stored = {}
     for name, tensor in weights(config).items():
         for theirs, ours in names.items():
             name = name.replace(theirs, ours)
         heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
         permute = heads.get(name.split(".")[-2]) if architecture == "llama" else None
+        # llama.cpp keeps 1 + scale for the norms of Gemma.
+        tensor = tensor + 1 if architecture.startswith("gemma") and name.endswith("norm.weight") else tensor
         stored[name] = tensor if permute is None else permuted(tensor, permute)
     for name, tensor in [*stored.items(), *extra]:
         quantized = gguf.GGMLQuantizationType["F32" if tensor.ndim == 1 else kind]
@@ -215,7 +230,7 @@ def test_gguf_tensors_are_those_of_the_checkpoint(kind, tmp_path):
     from hiso_jax.models.lm.checkpoint import read_parameters
     from hiso_jax.models.lm.names import gguf_name
 
-    params = read_parameters(tensors, config, gguf_name, jnp.float32, tmp_path)
+    params = read_parameters(tensors, config, gguf_name(config), jnp.float32, tmp_path)
     folder = write(tmp_path / "folder", WIDE)
     expected = read_safetensors(folder, read_config(folder))
     assert config.rope.theta == read_config(folder).rope.theta
@@ -226,18 +241,79 @@ def test_gguf_tensors_are_those_of_the_checkpoint(kind, tmp_path):
     jax.tree.map(close, params, expected)
 
 
-def test_a_gguf_file_of_qwen3_is_the_model_of_its_folder(tmp_path):
-    given = {**WIDE, "model_type": "qwen3", "head_dim": 32}
-    config, tensors, _ = open_gguf(write_gguf(tmp_path / "m.gguf", config=given, architecture="qwen3"))
+GEMMA = {**WIDE, "head_dim": 32, "num_hidden_layers": 3, "sliding_window": 8, "query_pre_attn_scalar": 32}
+LONG = {
+    "rope_type": "longrope",
+    "attention_factor": 1.25,
+    "short_factor": np.linspace(1, 2, 32).tolist(),
+    "long_factor": [4.0] * 32,
+}
+GGUF_CASES = {
+    "qwen3": ({**WIDE, "model_type": "qwen3", "head_dim": 32}, [], []),
+    "gemma2": (
+        {**GEMMA, "model_type": "gemma2", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        [
+            ("gemma2.attention.sliding_window", 8),
+            ("gemma2.attn_logit_softcapping", 50.0),
+            ("gemma2.final_logit_softcapping", 30.0),
+        ],
+        [],
+    ),
+    "gemma3": (
+        {
+            **GEMMA,
+            "model_type": "gemma3_text",
+            "sliding_window_pattern": 6,
+            "rope_theta": 10000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+        [
+            ("gemma3.attention.sliding_window", 8),
+            ("gemma3.rope.scaling.type", "linear"),
+            ("gemma3.rope.scaling.factor", 8.0),
+        ],
+        [],
+    ),
+    "phi3": (
+        {**WIDE, "model_type": "phi3", "pad_token_id": 0, "rope_scaling": LONG, "original_max_position_embeddings": 16},
+        [("phi3.rope.scaling.original_context_length", 16), ("phi3.rope.scaling.attn_factor", 1.25)],
+        [
+            ("rope_factors_short.weight", np.array(LONG["short_factor"], np.float32)),
+            ("rope_factors_long.weight", np.array(LONG["long_factor"], np.float32)),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", GGUF_CASES)
+def test_a_gguf_file_is_the_model_of_its_folder(architecture, tmp_path):
+    given, fields, extra = GGUF_CASES[architecture]
+    path = write_gguf(tmp_path / "m.gguf", config=given, architecture=architecture, fields=fields, extra=extra)
+    config, tensors, _ = open_gguf(path)
     from hiso_jax.models.lm.checkpoint import read_parameters
     from hiso_jax.models.lm.names import gguf_name
 
     folder = write(tmp_path / "folder", given)
     whole = read_config(folder)
-    found = read_parameters(tensors, config, gguf_name, jnp.float32, tmp_path)
-    identical(found, read_safetensors(folder, whole))
-    # A GGUF file has a float32.
-    assert dataclasses.replace(config, norm_eps=whole.norm_eps, vocab_size=whole.vocab_size) == whole
+    found = read_parameters(tensors, config, gguf_name(config), jnp.float32, tmp_path)
+    # 1 + scale - 1 is rounded.
+    tolerance = 2e-7 if architecture.startswith("gemma") else 0
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=0),
+        found,
+        read_safetensors(folder, whole),
+    )
+    # A GGUF file has float32.
+    same = {"norm_eps": whole.norm_eps, "vocab_size": whole.vocab_size}
+    if architecture == "phi3":
+        factors = np.asarray(whole.rope.factors, np.float32).tolist()
+        whole = dataclasses.replace(whole, rope=dataclasses.replace(whole.rope, factors=tuple(factors)))
+    assert dataclasses.replace(config, **same) == whole
+    # What an export writes describes the same architecture.
+    if architecture != "phi3":
+        pretrained = Pretrained(None, None, types.SimpleNamespace(bos_token_id=0, eos_token_id=1, pad_token_id=1), "")
+        written = transformers_config(pretrained, config)
+        assert dataclasses.replace(lm.from_transformers(written), **same) == whole
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
@@ -309,7 +385,7 @@ def test_llama_3_begins_with_its_token_and_takes_whole_words_that_no_merge_makes
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"architecture": "gemma"}, "architectures llama, qwen2, qwen3; got gemma"),
+        ({"architecture": "gemma"}, "architectures llama, qwen2, qwen3, gemma2, gemma3, phi3; got gemma"),
         ({"fields": [("tokenizer.ggml.pre", "strange")]}, "splits text by strange"),
         ({"tokens": False}, "lacks the field tokenizer.ggml.tokens"),
         ({"cut": 2000}, "is no GGUF file, or a truncated one"),

@@ -26,7 +26,7 @@ def adapted(folder, name):
     return base, tuned, trained
 
 
-@pytest.mark.parametrize("name", ["opt", thorough("llama-biased"), "qwen3", thorough("smollm3")])
+@pytest.mark.parametrize("name", ["opt", thorough("llama-biased"), "qwen3", thorough("smollm3"), thorough("gemma3")])
 def test_kernels_with_the_adapters_are_those_of_the_merged_model(name, tmp_path):
     base, tuned, trained = adapted(tmp_path / "base", name)
     lm.save_pretrained(base, tuned, trained, tmp_path / "merged")
@@ -54,9 +54,18 @@ def test_other_parts_are_no_adapters(tmp_path):
     assert not (tmp_path / "adapters").exists()
 
 
+def test_joined_projections_are_no_adapters_of_peft(tmp_path):
+    base = lm.load(folder_of(tmp_path / "base", CONFIGS["phi3"]))
+    tuned = lm.tune(base, "lora", lora_targets=TARGETS)
+    with pytest.raises(ParameterError, match="must be hf or delta for adapters of q_proj, up_proj in a Phi-3"):
+        lm.save_adapters(base, tuned, tuned.trained, tmp_path / "adapters")
+    own = lm.tune(base, "lora", lora_targets=("o_proj", "down_proj"))
+    lm.save_adapters(base, own, own.trained, tmp_path / "adapters")
+
+
 @pytest.mark.thorough
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
-@pytest.mark.parametrize("name", ["opt", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["opt", "llama", "qwen3", "gemma3"])
 def test_peft_gives_the_logits_of_the_run(name, tmp_path):
     import peft
     import torch
