@@ -16,7 +16,7 @@ from hiso_jax.cli.interrupt import exit_code, stop_on_interrupt
 from hiso_jax.cli.options import Run
 from hiso_jax.cli.progress import load_task, working
 from hiso_jax.cli.resume import continuing, resumed
-from hiso_jax.cli.summary import hint, print_summary, warn_of_offset
+from hiso_jax.cli.summary import hint, print_samples, print_summary, warn_of_offset
 from hiso_jax.experiment import Experiment, choice_of, notes, tried_rates
 from hiso_jax.fed.devices import in_all_processes
 from hiso_jax.fed.ledger import Lost, lock
@@ -118,6 +118,7 @@ def _run(
         print(f"{own}: after {result.rounds} rounds the parameters have SHA-256 {fed.fingerprint(result.params)}")
         return _exit_code(result)
     print_summary(console, report.summary, directory)
+    print_samples(console, directory)
     if result.interrupted:
         again = continuing("run", options, directory)
         console.print(f"interrupted after {result.rounds} rounds; go on with: {again}", soft_wrap=True)

@@ -7,7 +7,8 @@ import numpy as np
 from rich.console import Console
 
 from hiso_jax import fed
-from hiso_jax.reports import human_bytes, human_count, human_seconds, print_rows
+from hiso_jax.reports import human_bytes, human_count, human_seconds, plain, print_rows
+from hiso_jax.reports.directory import SAMPLES, read_samples
 
 # In standard deviations. At this offset 1 bit tells 9 % less of a Gaussian scalar, and 2 bits 3 % less.
 LARGE_OFFSET = 0.5
@@ -15,6 +16,8 @@ LARGE_OFFSET = 0.5
 UNMOVED = 0.01
 # The summary names the share of zero scalars above this share.
 NOTABLE = 0.01
+# Characters of a prompt's end, and of an answer, on a terminal.
+SHOWN = 60
 
 
 def print_summary(console: Console, summary: dict, directory: Path) -> None:
@@ -131,3 +134,15 @@ def warn_of_offset(algorithm: fed.Algorithm, difference: str | None, result: fed
             "range on: --difference central removes it, for 2·P forward passes in place of P + 1",
             soft_wrap=True,
         )
+
+
+def print_samples(console: Console, directory: Path) -> None:
+    """Print the answers of the last evaluation to a few test prompts, if the run shows any."""
+    rows = read_samples(directory)
+    for row in [each for each in rows if each["round"] == rows[-1]["round"]]:
+        prompt, answer, golden = (row[name].strip() for name in ("prompt", "answer", "golden"))
+        prompt = prompt if len(prompt) <= SHOWN else "…" + prompt[-SHOWN:]
+        said = f"answer: {plain(prompt)} → {answer[:SHOWN]!r}, right: {golden[:SHOWN]!r}"
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
+    if rows:
+        console.print(f"answers of all evaluations: {directory / SAMPLES}", soft_wrap=True, highlight=False)

@@ -45,6 +45,11 @@ def build_task(options: Settings, splits: Collection[str] | None = None) -> AnyT
     if splits is not None and partial is not None:
         task = replace(task, factory=partial(splits))
     made, value = task.build(given_to(task, options), options.seed), objective.build(given_to(objective, options))
+    temperature = getattr(made, "temperature", 0.0)
+    if value is None and temperature:
+        raise ParameterError(
+            "temperature", "is read by objectives of generated answers, f1 say; `objective` loss samples nothing"
+        )
     return made if value is None else fed.maximise(made, value)
 
 
@@ -84,6 +89,11 @@ def notes(task: Any, population: AnyPopulation) -> list[str]:
         said.append(
             f"to fit --max-length and --max-new-tokens, {cut[0]:,} training prompts lost their beginning and "
             f"{cut[1]:,} answers their end"
+        )
+    if getattr(task, "is_on_host", False):
+        said.append(
+            "the objective is Python on the host: every evaluation of a batch waits for it (a function of tokens, "
+            "metrics['generated'], is compiled)"
         )
     return [*virtual_note(population), *said]
 

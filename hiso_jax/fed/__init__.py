@@ -92,7 +92,7 @@ from hiso_jax.fed.run import (
     round_costs,
     sweep,
 )
-from hiso_jax.fed.task import Maximised, Metric, Task, Value, hold_out, maximise, metric_of, of_metric
+from hiso_jax.fed.task import Maximised, Metric, Task, Value, ValueOfTask, hold_out, maximise, metric_of, of_metric
 from hiso_jax.fed.task_checks import check_examples, check_task
 from hiso_jax.renamed import successor
 
@@ -152,6 +152,7 @@ __all__ = [
     "UniformRates",
     "Updates",
     "Value",
+    "ValueOfTask",
     "VirtualPopulation",
     "Wire",
     "apply_delta",

@@ -85,6 +85,11 @@ def combine_key(channel_key: Key[Array, ""]) -> Key[Array, ""]:
     return fold_in(channel_key, 1)
 
 
+def sampling_key(channel_key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key of a loss that samples: one for all evaluations of a round, so that they differ by their parameters."""
+    return fold_in(channel_key, 3)
+
+
 def client_key(channel_key: Key[Array, ""], client: ArrayLike) -> Key[Array, ""]:
     """The key of a client's own draws."""
     return fold_in(fold_in(channel_key, 2), client)

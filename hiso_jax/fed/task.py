@@ -1,10 +1,11 @@
 """The interface of a task, and helpers for its optional members."""
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -32,6 +33,10 @@ class Task(Protocol):
       ``loss`` and ``metrics``.
     - ``summarise(outputs)``: reduces the metrics of all test examples, {name: array [n, ...]}, to the reported
       {name: number}. Without it, means are reported.
+    - a parameter ``key`` of ``loss``, ``key=None``: a loss that samples gets a key of JAX in training, one for all
+      evaluations of a round. Its bits must not depend on the places of examples in a batch.
+    - ``samples(outputs)``: a list of dicts of text that shows what the model does on some test examples; ``outputs``
+      as in ``summarise``.
     - ``mean_metrics``: the names of the metrics that ``summarise`` reports as means over examples. Clients that
       evaluate for a server over a network send the sums of these.
     - ``name``: the task's name in reports.
@@ -173,10 +178,12 @@ class Maximised:
     Attributes:
       task: the task.
       value: (metrics of a batch by name, batch) → [B].
+      is_on_host: whether the value is computed by Python on the host, for which every evaluation waits.
     """
 
     task: Any
     value: Value
+    is_on_host: bool = False
     # A value may have steps, so that nothing may differentiate it.
     is_differentiable = False
 
@@ -198,13 +205,14 @@ class Maximised:
         """The task's metrics."""
         return self.task.metrics(params, batch, *frozen)
 
-    def loss(self, params: PyTree, batch: Any, *frozen: PyTree) -> Float[Array, "B"]:
-        """The negative of each example's value."""
-        return -jnp.asarray(self.value(self.task.metrics(params, batch, *frozen), batch)).astype(jnp.float32)
+    def loss(self, params: PyTree, batch: Any, *frozen: PyTree, key: Key[Array, ""] | None = None) -> Float[Array, "B"]:
+        """The negative of each example's value; a task whose metrics sample gets ``key``."""
+        keyed = {"key": key} if key is not None and takes_key(self.task.metrics) else {}
+        return -jnp.asarray(self.value(self.task.metrics(params, batch, *frozen, **keyed), batch)).astype(jnp.float32)
 
     def hold_out(self, examples: int, *, seed: int = 0) -> "Maximised":
         """The same objective on a part of the training examples."""
-        return Maximised(hold_out(self.task, examples, seed=seed), self.value)
+        return Maximised(hold_out(self.task, examples, seed=seed), self.value, self.is_on_host)
 
     def __getattr__(self, name: str) -> Any:
         """Read every other member from the task."""
@@ -214,7 +222,26 @@ class Maximised:
         return getattr(self.task, name)
 
 
-def maximise(task: Any, value: Value | str) -> Any:
+@runtime_checkable
+class ValueOfTask(Protocol):
+    """A value that is made for a task, such as a reward that decodes its tokens.
+
+    Attributes:
+      is_on_host: whether Python on the host computes it.
+    """
+
+    is_on_host: bool
+
+    def of_task(self, task: Any) -> Value:
+        """The value for examples of ``task``.
+
+        Raises:
+          ParameterError: the task does not have what the value reads.
+        """
+        ...
+
+
+def maximise(task: Any, value: Value | ValueOfTask | str) -> Any:
     """The task with another objective: it maximises a value of each example, which may have steps.
 
     Along directions nothing is differentiated, so a share of correct answers, F1, exact match or a reward can be
@@ -223,7 +250,8 @@ def maximise(task: Any, value: Value | str) -> Any:
 
     Args:
       task: the task, whose metrics have a number for each example.
-      value: a metric's name, or ``(metrics, batch) → [B]``.
+      value: a metric's name; or ``(metrics, batch) → [B]``; or an object that makes such a function for a task, as
+        :func:`hiso_jax.tasks.text.text_reward` returns it.
 
     Raises:
       ParameterError: the task has no such metric, or the value is not a number for each example.
@@ -233,9 +261,12 @@ def maximise(task: Any, value: Value | str) -> Any:
       >>> digits = tasks.digits()
       >>> task = fed.maximise(digits, digits.metric)
     """
-    value = of_metric(value) if isinstance(value, str) else value
-    function("objective", value, "metrics, batch")
-    made = Maximised(task, value)
+    if isinstance(value, ValueOfTask):
+        made = Maximised(task, value.of_task(task), value.is_on_host)
+    else:
+        value = of_metric(value) if isinstance(value, str) else value
+        function("objective", value, "metrics, batch")
+        made = Maximised(task, value)
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype), task.train)
     params = jax.eval_shape(task.init, jax.random.key(0))
     # Frozen parameters are arguments, because a model cannot index constants of NumPy by traced integers.
@@ -270,14 +301,20 @@ def bind(function: Callable[..., Any], frozen: PyTree | None) -> Callable[[PyTre
     return function if frozen is None else lambda params, batch: function(params, batch, frozen)
 
 
+def takes_key(function: Callable[..., Any]) -> bool:
+    """Whether a task's ``loss`` or ``metrics`` samples: it then has a parameter ``key``, for a key of JAX."""
+    return "key" in inspect.signature(function).parameters
+
+
 def at_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:
     """A task's ``loss`` or ``metrics`` with float32 products at JAX's ``default_matmul_precision`` of ``precision``."""
     if precision == "default":
         return function
 
-    def run(*arguments: Any) -> Any:
+    @wraps(function)
+    def run(*arguments: Any, **named: Any) -> Any:
         with jax.default_matmul_precision(precision):
-            return function(*arguments)
+            return function(*arguments, **named)
 
     return run
 

@@ -15,6 +15,8 @@ from hiso_jax import fed
 from hiso_jax.checks import ParameterError
 from hiso_jax.fed.ledger import exists, sync_directory, write_file
 
+SAMPLES = "samples.jsonl"
+
 
 def as_json(value: Any) -> Any:
     """``value`` in a form that JSON can hold: paths as strings, NumPy's numbers as Python's, non-finite as null."""
@@ -49,6 +51,31 @@ def append_evaluation(directory: Path, row: fed.Evaluation) -> None:
     """Append an evaluation to ``metrics.jsonl``."""
     with (directory / "metrics.jsonl").open("a") as file:
         file.write(evaluation_line(row))
+
+
+def append_samples(directory: Path, rounds: int, samples: Sequence[Mapping[str, str]]) -> None:
+    """Append what the model does after ``rounds`` rounds to ``samples.jsonl``."""
+    with (directory / SAMPLES).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"round": rounds, **each}, ensure_ascii=False) + "\n" for each in samples)
+
+
+def read_samples(directory: Path) -> list[dict[str, Any]]:
+    """The lines of ``samples.jsonl``; without a torn last line, and empty without the file."""
+    rows = []
+    try:
+        for line in (directory / SAMPLES).read_text(encoding="utf-8").splitlines():
+            rows.append(json.loads(line))
+    except (OSError, ValueError):
+        return rows
+    return rows
+
+
+def cut_samples(directory: Path, rounds: int) -> None:
+    """Drop the lines of ``samples.jsonl`` that a resumed run will write again: those after ``rounds`` rounds."""
+    if exists(directory / SAMPLES):
+        kept = [row for row in read_samples(directory) if row["round"] <= rounds]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        write_file(directory / SAMPLES, text.encode())
 
 
 def create_directory(out: Path | None, name: str, config: Mapping[str, Any] | None = None) -> Path:

@@ -19,7 +19,7 @@ import numpy as np
 from hiso_jax import fed
 from hiso_jax.reports.charts import charts_of, colors_of
 from hiso_jax.reports.comparison import Compared, ratio_words
-from hiso_jax.reports.directory import as_json
+from hiso_jax.reports.directory import as_json, read_samples
 from hiso_jax.reports.figures import figure_of_subjects
 from hiso_jax.reports.subject import Subject, caveats, spread_in_words
 from hiso_jax.reports.text import NEVER, human_bytes, human_count, human_seconds, short_names
@@ -275,6 +275,11 @@ def _caveats(subject: Subject) -> str:
 def _details(subject: Subject) -> str:
     """The command, the versions, the digests and all options."""
     names, parts = short_names(list(subject.compared)), []
+    samples = [] if subject.path is None else read_samples(subject.path)
+    if samples:
+        last = samples[-1]["round"]
+        rows = [[row["prompt"], row["golden"], row["answer"]] for row in samples if row["round"] == last]
+        parts.append(f"<h3>Answers after {last:,} rounds</h3>{_table(['prompt', 'right answer', 'model'], rows)}")
     if subject.command:
         parts.append(f"<h3>Make it again</h3><pre><code>{escape(subject.command)}</code></pre>")
     facts: dict[str, Any] = dict(subject.made_with)

@@ -10,7 +10,7 @@ import jax
 
 from hiso_jax import fed
 from hiso_jax.reports.comparison import Compared
-from hiso_jax.reports.directory import append_evaluation, write_json, write_metrics
+from hiso_jax.reports.directory import append_evaluation, append_samples, cut_samples, write_json, write_metrics
 from hiso_jax.reports.figures import save_picture
 from hiso_jax.reports.subject import Subject
 from hiso_jax.reports.summary import Asked, run_summary
@@ -19,7 +19,8 @@ from hiso_jax.reports.summary import Asked, run_summary
 class Report(fed.Callback):
     """Writes a run's report beside its ledger: ``metrics.jsonl``, ``summary.json`` and ``curves.png``.
 
-    ``metrics.jsonl`` gets a line per evaluation during the run; the other files are written at its end. The names of
+    ``metrics.jsonl`` gets a line per evaluation during the run; the other files are written at its end. A task that
+    shows what its model does on test examples also gets ``samples.jsonl``, a line for each. The names of
     the task and the algorithm, and a ``learning_rate`` and a ``target``, come from the storage's ``about``. A run
     without a storage only gets :attr:`summary`. If there are several processes, one of them writes.
 
@@ -59,12 +60,15 @@ class Report(fed.Callback):
         folder = _folder(session)
         if folder is not None and session.storage is not None and session.storage.resume:
             write_metrics(folder, session.history)
+            cut_samples(folder, session.history[-1].round if session.history else -1)
 
     def after(self, session: fed.Session, evaluation: fed.Evaluation | None) -> None:
-        """Append a line to ``metrics.jsonl``."""
+        """Append a line to ``metrics.jsonl``, and the task's samples to ``samples.jsonl``."""
         folder = _folder(session)
         if folder is not None and evaluation is not None:
             append_evaluation(folder, evaluation)
+            if session.samples:
+                append_samples(folder, evaluation.round, session.samples)
 
     def end(self, session: fed.Session, result: fed.Result) -> None:
         """Write the report.

@@ -140,6 +140,8 @@ def text(
     column: str | None = None,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    samples: int = 0,
     train_rows: int | None = None,
     test_rows: int | None = None,
     trainable: str = "lora",
@@ -166,6 +168,9 @@ def text(
       column: column of the text data that names the client of each training row.
       max_length: most tokens of a prompt (a longer prompt keeps its end); by default the task's or the model's.
       max_new_tokens: most tokens to generate; by default the task's.
+      temperature: temperature at which an objective of generated answers samples them in training; 0 is greedy, as
+        evaluations always are.
+      samples: number of test prompts that each evaluation shows with the model's answers.
       train_rows: number of random training rows to use; by default all, for generation 1,000.
       test_rows: number of random test rows to use; None means all, for generation 100.
       trainable: all, lora, prefix, head, a regular expression over the parameters' dotted paths, or your own as
@@ -191,7 +196,15 @@ def text(
         splits=splits,
     )
     pretrained, tuned = _language_model(name, seed, model, revision, dtype, param_dtype, trainable)
-    return text_task(data, tuned, pretrained, max_length=max_length, max_new_tokens=max_new_tokens)
+    return text_task(
+        data,
+        tuned,
+        pretrained,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        samples=samples,
+    )
 
 
 def check_model(name: str, model: str | None) -> None:
@@ -297,6 +310,8 @@ def _text(name: str, *without: str, **changed: Any) -> Factory:
     return make
 
 
+# Options of tasks that generate.
+_GENERATING = ("max_new_tokens", "temperature", "samples")
 TASKS = Kind(
     "task",
     {
@@ -304,7 +319,7 @@ TASKS = Kind(
         "mnist": _network(mnist, mnist_network, _mnist_shapes("mnist"), load_mnist),
         "fashion-mnist": _network(fashion_mnist, mnist_network, _mnist_shapes("fashion-mnist"), load_fashion_mnist),
         **{
-            name: defaults(**TEXT_DEFAULTS, **LABELLED)(_text(name, "max_new_tokens", test_rows=200))
+            name: defaults(**TEXT_DEFAULTS, **LABELLED)(_text(name, *_GENERATING, test_rows=200))
             for name in _CLASSIFIES[:-1]
         },
         **{
@@ -315,7 +330,7 @@ TASKS = Kind(
             _text(_CONVERSES, "template", "verbalizer", "labels", "prompts")
         ),
         "text-classification": defaults(**TEXT_DEFAULTS, **LABELLED)(
-            _text("text-classification", "max_new_tokens", "prompts", test_rows=200)
+            _text("text-classification", *_GENERATING, "prompts", test_rows=200)
         ),
     },
     ("seed",),

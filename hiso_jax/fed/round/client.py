@@ -11,9 +11,8 @@ from hiso_jax.fed.algorithm import Algorithm, Senders, are_finite
 from hiso_jax.fed.devices import ExecutionSettings, Part
 from hiso_jax.fed.measure import Cohort, Estimator, Keys, RoundContext
 from hiso_jax.fed.round.channel import Channel
-from hiso_jax.fed.round.round import NOBODY, Loss, check_round, execution_of
+from hiso_jax.fed.round.round import NOBODY, Loss, check_round, execution_of, loss_of_round
 from hiso_jax.fed.round.shapes import groups_of
-from hiso_jax.fed.task import bind
 from hiso_jax.fed.update import ServerState
 from hiso_jax.zo import in_float32
 
@@ -77,7 +76,7 @@ def client_round(
         senders = Senders(cohort.client_ids, places, None, one > 0, groups)
         channel = Channel(algorithm, senders, keys.channel, keys.secret)
         context = RoundContext(
-            estimator, settings, NOBODY, server, cohort, keys, groups, in_float32(bind(loss, frozen))
+            estimator, settings, NOBODY, server, cohort, keys, groups, in_float32(loss_of_round(loss, frozen, keys))
         )
         context = context._replace(execution=execution_of(context), is_alone=True)
         part = Part(places, lambda outputs: outputs, lambda sums: sums)

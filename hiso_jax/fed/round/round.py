@@ -5,6 +5,7 @@ from them, whether they come from :func:`measure` or from a network.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,11 +24,12 @@ from hiso_jax.fed.devices import (
     on_all_devices,
     over_clients,
 )
+from hiso_jax.fed.keys import sampling_key
 from hiso_jax.fed.ledger import RoundRecord
 from hiso_jax.fed.measure import Cohort, Draw, Estimator, Keys, Measured, RoundContext
 from hiso_jax.fed.round.channel import Channel, Combined
 from hiso_jax.fed.round.shapes import groups_of
-from hiso_jax.fed.task import bind
+from hiso_jax.fed.task import bind, takes_key
 from hiso_jax.fed.update import AtHand, ServerState, server_update
 from hiso_jax.zo import Visits, check_chain, check_directions, check_estimator, in_float32
 
@@ -108,7 +110,7 @@ def server_round(
             cohort,
             keys,
             groups,
-            in_float32(bind(loss, inputs.frozen)),
+            in_float32(loss_of_round(loss, inputs.frozen, keys)),
             inputs.examples,
             inputs.source,
             draw,
@@ -119,6 +121,12 @@ def server_round(
         return settle(channel, context, measure(channel, context))
 
     return on_all_devices(run, settings.mesh)
+
+
+def loss_of_round(loss: Loss, frozen: PyTree | None, keys: Keys) -> Callable[[PyTree, PyTree], Array]:
+    """A task's loss as a function of trained parameters and batch; a loss that samples gets the round's key."""
+    keyed = partial(loss, key=sampling_key(keys.channel)) if takes_key(loss) else loss
+    return bind(keyed, frozen)
 
 
 Invite = Callable[[ServerState, Cohort, Keys, RoundInputs, Int[Array, ""]], "Arrived"]
@@ -145,7 +153,7 @@ def client_answers(
 
     def run(server: ServerState, cohort: Cohort, keys: Keys, inputs: RoundInputs, first: Int[Array, ""]) -> "Arrived":
         channel = _channel(algorithm, estimator, cohort, keys, groups, first)
-        whole = in_float32(bind(loss, inputs.frozen))
+        whole = in_float32(loss_of_round(loss, inputs.frozen, keys))
         context = RoundContext(
             estimator, settings, NOBODY, server, cohort, keys, groups, whole, inputs.examples, inputs.source, draw
         )

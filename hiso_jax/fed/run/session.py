@@ -86,6 +86,7 @@ class Session:
       seconds: time spent in rounds, without compilation and evaluation.
       compile_seconds: time spent compiling.
       health_warnings: the warnings about its rounds.
+      samples: what the model does on some test examples, from the last evaluation of a task with ``samples``.
     """
 
     @classmethod
@@ -136,9 +137,11 @@ class Session:
         """See :meth:`begin`."""
         self.prepared, self.storage, self._store, self._callbacks = prepared, storage, store, tuple(callbacks)
         self._should_stop, self._stopping = should_stop, False
+        self._show = getattr(prepared.task, "samples", None) if evaluate is None else None
         self._reduce = summarise if evaluate is None else lambda _, metrics: as_numbers(metrics)
         self.seconds, self._evaluation_seconds, self._spent = 0.0, 0.0, {"rounds": 0.0, "evaluations": 0.0}
         self.history: list[Evaluation] = []
+        self.samples: list[dict[str, str]] = []
         self.diverged_at: int | None = None
         self._length = prepared.length if prepared.config.rounds_per_dispatch else 1
         self._initial = initial_parameters(prepared)
@@ -319,7 +322,10 @@ class Session:
         outputs = jax.block_until_ready(self._evaluate(self.params, prepared.test, prepared.inputs.frozen))
         self._evaluation_seconds = time.perf_counter() - before
         self._spent["evaluations"] += self._evaluation_seconds
-        metrics = self._reduce(prepared.task, jax.tree.map(np.asarray, outputs))
+        outputs = jax.tree.map(np.asarray, outputs)
+        metrics = self._reduce(prepared.task, outputs)
+        if self._show is not None:
+            self.samples = self._show(outputs)
         for callback in self._callbacks:
             metrics |= as_numbers(callback.metrics(self))
         if getattr(prepared.task, "metric", None) is not None:

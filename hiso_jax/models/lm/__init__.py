@@ -3,7 +3,7 @@
 from hiso_jax.models.lm.architecture import read_architecture
 from hiso_jax.models.lm.checkpoint import Pretrained, load
 from hiso_jax.models.lm.config import LMConfig, Rope, from_transformers
-from hiso_jax.models.lm.decoder import Decoder, greedy
+from hiso_jax.models.lm.decoder import Decoder, greedy, sampled
 from hiso_jax.models.lm.export import save_pretrained
 from hiso_jax.models.lm.layout import layout_of
 from hiso_jax.models.lm.modules import Adapters
@@ -25,6 +25,7 @@ __all__ = [
     "layout_of",
     "load",
     "read_architecture",
+    "sampled",
     "save_adapters",
     "save_pretrained",
     "tune",

@@ -240,6 +240,58 @@ def greedy(
       stop_tokens: the tokens that end a sequence; they are not returned.
       pad_token: the token that fills the output after the end.
     """
+    limits = max_new_tokens, stop_tokens, pad_token
+    return _continued(decoder, params, tokens, mask, *limits, lambda logits, count: logits.argmax(-1))
+
+
+def sampled(
+    decoder: Decoder,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    temperature: float,
+    keys: Key[Array, "B"],
+    max_new_tokens: int,
+    stop_tokens: tuple[int, ...],
+    pad_token: int,
+) -> Int[Array, "B N"]:
+    """A sampled continuation of each prompt, token by token, with a cache of keys and values.
+
+    Token n of row b is drawn with the key ``fold_in(keys[b], n)`` by adding Gumbel noise to the logits (Maddison et
+    al., arXiv 1411.0030). The same keys give close parameters mostly the same tokens, so that two losses along a
+    direction differ by the direction more than by the draw.
+
+    Args:
+      decoder: the model.
+      params: its parameters.
+      tokens: left-padded prompts.
+      mask: which tokens are real.
+      temperature: the divisor of the logits, positive.
+      keys: a key for each row.
+      max_new_tokens: N, the most tokens to generate.
+      stop_tokens: the tokens that end a sequence; they are not returned.
+      pad_token: the token that fills the output after the end.
+    """
+
+    def choose(logits: Float[Array, "B V"], count: Int[Array, ""]) -> Int[Array, "B"]:
+        noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, count), logits.shape[1:]))(keys)
+        return (logits / temperature + noise).argmax(-1)
+
+    return _continued(decoder, params, tokens, mask, max_new_tokens, stop_tokens, pad_token, choose)
+
+
+def _continued(
+    decoder: Decoder,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    max_new_tokens: int,
+    stop_tokens: tuple[int, ...],
+    pad_token: int,
+    choose: Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, "B"]],
+) -> Int[Array, "B N"]:
+    """A continuation of prompts; ``choose`` takes a token from the logits of each row, and the number of the token."""
     length = tokens.shape[1]
     state, cache = decoder.prefill(params, tokens, mask, max_new_tokens)
     full = jnp.pad(mask, ((0, 0), (0, max_new_tokens)))
@@ -252,7 +304,7 @@ def greedy(
 
     def turn(carry: tuple) -> tuple:
         count, state, cache, full, output, ended = carry
-        token = decoder.logits(params, state).argmax(-1).astype(jnp.int32)
+        token = choose(decoder.logits(params, state), count).astype(jnp.int32)
         ended = ended | jnp.isin(token, jnp.array(stop_tokens, jnp.int32))
         output = output.at[:, count].set(jnp.where(ended, pad_token, token))
         full = full.at[:, length + count].set(True)

@@ -4,6 +4,7 @@ from hiso_jax.tasks.text.answers import answers
 from hiso_jax.tasks.text.choice import TextChoice, text_choice
 from hiso_jax.tasks.text.generation import TextGeneration, text_generation
 from hiso_jax.tasks.text.prompts import PROMPTS, SOURCES, Prompt, PromptSet, user_prompt
+from hiso_jax.tasks.text.rewards import TextReward, text_reward
 from hiso_jax.tasks.text.shapes import text_shapes
 from hiso_jax.tasks.text.tasks import CLASSIFICATION, GENERATION, TEXT_TASKS, TextData, text_data, text_task
 
@@ -18,10 +19,12 @@ __all__ = [
     "TextChoice",
     "TextData",
     "TextGeneration",
+    "TextReward",
     "answers",
     "text_choice",
     "text_data",
     "text_generation",
+    "text_reward",
     "text_shapes",
     "text_task",
     "user_prompt",

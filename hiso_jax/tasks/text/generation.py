@@ -1,17 +1,18 @@
-"""Generation of answers and summaries by a language model: the loss of right answers, and scores of greedy answers."""
+"""Generation of answers and summaries by a language model: the loss of right answers, and scores of its own answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from hiso_jax.checks import ParameterError
-from hiso_jax.models.lm import Tuned, greedy
+from hiso_jax.checks import ParameterError, finite, integer
+from hiso_jax.models.lm import Tuned, greedy, sampled
 from hiso_jax.tasks.text import chat, token_scores
 from hiso_jax.tasks.text.encode import (
     at_bucket,
@@ -52,6 +53,9 @@ class TextGeneration(PretrainedTask):
       golden: the right answers of each test row.
       name: the name in reports.
       target: the score at which methods are compared, or None.
+      temperature: the temperature at which an objective of generated answers samples them in training; 0 is greedy.
+        Evaluations are greedy.
+      shown: how many test prompts each evaluation shows with the model's answers.
       cut: the numbers of training prompts that lost their beginning, and of answers that lost their end, to fit.
     """
 
@@ -66,6 +70,8 @@ class TextGeneration(PretrainedTask):
     golden: tuple[tuple[str, ...], ...] = field(repr=False)
     name: str = "generation"
     target: float | None = None
+    temperature: float = 0.0
+    shown: int = 0
     cut: tuple[int, int] = (0, 0)
 
     @property
@@ -93,27 +99,33 @@ class TextGeneration(PretrainedTask):
         return jnp.where(real, losses, 0).sum(1) / batch["answer"]
 
     def metrics(
-        self, params: PyTree, batch: Mapping[str, Array], frozen: PyTree | None = None
+        self,
+        params: PyTree,
+        batch: Mapping[str, Array],
+        frozen: PyTree | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
     ) -> dict[str, Shaped[Array, "B ..."]]:
         """``loss`` of each golden answer, ``generated`` tokens [B, max_new_tokens], and ``row`` of a test example.
 
-        ``f1`` and ``exact_match`` compare the generated tokens with those of the training target, so that a program can
-        maximise them; reports compare texts with all golden answers.
+        With a ``key`` and a temperature the tokens are sampled, else they are greedy. ``f1`` and ``exact_match``
+        compare the generated tokens with those of the training target, so that a program can maximise them; reports
+        compare texts with all golden answers.
         """
         whole = self.model.whole(params, frozen)
+        limits: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "stop_tokens": self.stop_tokens,
+            "pad_token": pad_token(self.tokenizer),
+        }
 
         def generate(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Int[Array, "B N"]:
-            return greedy(
-                self.model.decoder,
-                whole,
-                tokens,
-                mask,
-                max_new_tokens=self.max_new_tokens,
-                stop_tokens=self.stop_tokens,
-                pad_token=pad_token(self.tokenizer),
-            )
+            if key is None or not self.temperature:
+                return greedy(self.model.decoder, whole, tokens, mask, **limits)
+            keys = _keys_of(key, tokens, mask)
+            return sampled(self.model.decoder, whole, tokens, mask, temperature=self.temperature, keys=keys, **limits)
 
-        generated = at_bucket(generate, self.buckets, *_prompts(batch))
+        generated = at_bucket(generate, self.buckets, *prompts_of(batch))
         golden = batch["tokens"][:, -self.answer_length :]
         real = jnp.arange(self.answer_length) >= self.answer_length - batch["answer"][:, None]
         stops = jnp.array(self.stop_tokens, jnp.int32)
@@ -138,6 +150,20 @@ class TextGeneration(PretrainedTask):
         if self.scoring == "chat":
             return [text.strip() for text in texts]
         return [(text.strip().splitlines() or [""])[0].strip() for text in texts]
+
+    def samples(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        """The first ``shown`` test rows: ``prompt``, the model's ``answer``, and the ``golden`` one."""
+        places = np.argsort(outputs["row"])[: self.shown]
+        answers = self.answers(outputs["generated"][places])
+        rows, where = outputs["row"][places], np.argsort(self.test["row"])
+        prompts = []
+        for row in rows:
+            tokens, length = self.test["prompt"][where[row]], self.test["prompt_length"][where[row]]
+            prompts.append(self.tokenizer.decode(tokens[len(tokens) - length :], skip_special_tokens=True))
+        return [
+            {"prompt": prompt, "answer": answer, "golden": self.golden[row][0]}
+            for prompt, answer, row in zip(prompts, answers, rows, strict=True)
+        ]
 
     def summarise(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Mean ``loss``, and the scores: ``exact_match`` and ``f1``, or ``rouge1``, ``rouge2`` and ``rougeL``."""
@@ -181,6 +207,8 @@ def text_generation(
     max_new_tokens: int,
     scoring: Scoring,
     name: str,
+    temperature: float = 0.0,
+    samples: int = 0,
 ) -> TextGeneration:
     """A generation task over rows of text.
 
@@ -194,11 +222,15 @@ def text_generation(
       max_new_tokens: the most tokens to generate.
       scoring: ``span``, ``summary`` or ``chat``; conversations have prompts of the tokenizer's chat template.
       name: the name in reports.
+      temperature: the temperature of objectives of generated answers in training; 0 is greedy.
+      samples: how many test prompts each evaluation shows with the model's answers.
 
     Raises:
       ValueError: ``max_length`` or ``max_new_tokens`` is out of range, or a row has no answer.
     """
     check_length(max_length, model)
+    finite("temperature", temperature)
+    integer("samples", samples, 0)
     if not 1 <= max_new_tokens < max_length:
         raise ParameterError(
             "max_new_tokens", f"must be at least 1 and below `max_length`, {max_length}, got {max_new_tokens}"
@@ -249,6 +281,8 @@ def text_generation(
         test=sorted_by_length(test),
         golden=tuple(tuple(prompt.answers(row)) for row in rows["test"]),
         name=name,
+        temperature=float(temperature),
+        shown=samples,
         cut=cut,
     )
 
@@ -271,7 +305,23 @@ def _encode(prompt: Prompt, tokenizer: Any, rows: Sequence[Row], split: str) -> 
     return list(zip(prompts, tokenize(tokenizer, texts, special=False), strict=True))
 
 
-def _prompts(batch: Mapping[str, Array]) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
+# An odd number of 32 bits whose multiples spread well (2³² divided by the golden ratio; Knuth, TAOCP 3, 6.4).
+SPREAD = np.uint32(0x9E3779B1)
+
+
+def _keys_of(key: Key[Array, ""], tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Key[Array, "B"]:
+    """A key for each prompt, from the prompt's tokens.
+
+    It depends on neither the padding nor the other rows, so that a client's bits are those of the simulation however
+    the cohort is cut into pieces.
+    """
+    places = np.arange(tokens.shape[1])[::-1]
+    powers = np.array([pow(int(SPREAD), int(place) + 1, 2**32) for place in places], np.uint32)
+    hashes = jnp.where(mask, (tokens.astype(jnp.uint32) + 1) * powers, 0).sum(1, dtype=jnp.uint32)
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(hashes)
+
+
+def prompts_of(batch: Mapping[str, Array]) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
     """The left-padded prompts of a batch and their lengths; training examples hold them in front of the answers."""
     if "prompt" in batch:
         return batch["prompt"], batch["prompt_length"]

@@ -195,6 +195,8 @@ def text_task(
     *,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    samples: int = 0,
     **given: Any,
 ) -> TextChoice | TextGeneration:
     """A text task, made of its data and a language model.
@@ -205,6 +207,8 @@ def text_task(
       pretrained: the pretrained model, for its tokenizer.
       max_length: the most tokens of a prompt; by default the task's or the model's, whichever is less.
       max_new_tokens: the most tokens to generate.
+      temperature: the temperature at which an objective of generated answers samples them in training; 0 is greedy.
+      samples: how many test prompts each evaluation shows with the model's answers, for tasks that generate.
       given: keywords of :func:`text_data`, if ``data`` is a name.
 
     Raises:
@@ -218,12 +222,12 @@ def text_task(
         raise ParameterError(next(iter(given)), "must be given to text_data, which has read the data")
     most = model.decoder.config.max_positions - model.decoder.adapters.prefix
     length = min(data.max_length, most) if max_length is None else max_length
-    task = _task(data, model, pretrained, length, max_new_tokens)
+    task = _task(data, model, pretrained, length, max_new_tokens, temperature=temperature, samples=samples)
     return task if data.clients is None else replace(task, train={**task.train, "client": data.clients})
 
 
 def _task(
-    data: TextData, model: Tuned, pretrained: Pretrained, length: int, max_new_tokens: int | None
+    data: TextData, model: Tuned, pretrained: Pretrained, length: int, max_new_tokens: int | None, **generating: Any
 ) -> TextChoice | TextGeneration:
     if data.name in GENERATION:
         return text_generation(
@@ -235,6 +239,7 @@ def _task(
             max_new_tokens=max_new_tokens or NEW_TOKENS[data.name],
             scoring=SCORINGS.get(data.name, "span"),
             name=data.name,
+            **generating,
         )
     return text_choice(
         model,
