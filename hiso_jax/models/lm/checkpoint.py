@@ -20,7 +20,9 @@ from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.files import check_files, read_json
 from hiso_jax.models.lm.folder import IGNORED, SafeTensors, check_kind
 from hiso_jax.models.lm.hub import from_hub
+from hiso_jax.models.lm.known import FAMILIES
 from hiso_jax.models.lm.names import Leaf, as_ours, checkpoint_name, gguf_name, leaves, part_of
+from hiso_jax.models.lm.torch_decoder import TorchDecoder, load_torch
 
 MISSING_EXTRA = "language models need the packages of the extra lm: pip install '.[lm]' (missing: {})"
 
@@ -49,14 +51,16 @@ class Pretrained:
       name: the argument ``model`` of :func:`load`; for a GGUF file, the file's name.
       hf_config: the contents of its config.json; None for a GGUF file.
       generation_config: the contents of its generation_config.json, or None.
+      folder: where its files are; None for a GGUF file.
     """
 
-    decoder: Decoder
+    decoder: Decoder | TorchDecoder
     params: PyTree
     tokenizer: Any
     name: str
     hf_config: Mapping[str, Any] | None = None
     generation_config: Mapping[str, Any] | None = None
+    folder: Path | None = None
 
 
 def load(
@@ -70,6 +74,7 @@ def load(
 
     Args:
       model: ``facebook/opt-125m``; a folder with config.json, tokenizer files and safetensors; or a ``.gguf`` file.
+        Folders of an architecture that this library does not compute itself run by torch (extra ``torch``).
       revision: the branch, tag or commit of a hub model, by default ``main``; ``converted`` takes the pull request of
         the hub's own converter, which has the safetensors that old checkpoints lack.
       dtype: the dtype of the computation.
@@ -92,13 +97,24 @@ def load(
         folder = path if path.is_dir() else from_hub(str(model), revision)
         check_files(folder)
         check_kind(folder)
-        config = read_config(folder)
         content = read_json(folder / "config.json")
+        by_torch = content.get("model_type", "opt") not in FAMILIES
+        known = None if by_torch else read_config(folder)
         tokenizer = read_tokenizer(folder)
         generation = folder / "generation_config.json"
         generating = read_json(generation) if generation.is_file() else None
-        params = read_safetensors(folder, config, param_dtype)
-    return Pretrained(Decoder(config, dtype), params, tokenizer, str(model), content, generating)
+        decoder: Decoder | TorchDecoder
+        if known is None:
+            decoder, params = load_torch(folder, content, dtype)
+            params = {name: value.astype(_stored(param_dtype)) for name, value in params.items()}
+        else:
+            decoder, params = Decoder(known, dtype), read_safetensors(folder, known, param_dtype)
+    return Pretrained(decoder, params, tokenizer, str(model), content, generating, folder)
+
+
+def _stored(param_dtype: DTypeLike) -> np.dtype:
+    """The dtype of NumPy of stored parameters."""
+    return np.dtype(ml_dtypes.bfloat16 if jnp.dtype(param_dtype) == jnp.bfloat16 else np.float32)
 
 
 def check_dtype(name: str, dtype: DTypeLike) -> None:
@@ -246,7 +262,7 @@ def read_parameters(
             )
         return tensor
 
-    dtype = np.dtype(ml_dtypes.bfloat16 if jnp.dtype(param_dtype) == jnp.bfloat16 else np.float32)
+    dtype = _stored(param_dtype)
     arrays = []
     for leaf in leaves(shapes):
         if leaf.layers is None:

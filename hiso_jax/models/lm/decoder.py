@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hiso_jax.factored import product, take
 from hiso_jax.models.lm.config import LMConfig, Rope
-from hiso_jax.models.lm.layout import placed
+from hiso_jax.models.lm.layout import layout_of, placed
 from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters, Block, Cache, LayerKind, Reading, norm
 from hiso_jax.models.lm.rope import rotations
 from hiso_jax.stacked import Stacked, scan, scan_to_last
@@ -82,6 +82,11 @@ class Decoder:
         """How a :class:`hiso_jax.factored.PerturbedParameter` is read: kernels and embeddings may be one."""
         parameter = name.rpartition(".")[2]
         return "table" if parameter == "embedding" else "matrix" if parameter == "kernel" else None
+
+    @property
+    def layout(self) -> Callable[[str, tuple[int, ...], int], int | None]:
+        """How the parameters are split over devices."""
+        return layout_of(self.config)
 
     def hidden(
         self,
@@ -219,8 +224,24 @@ class Decoder:
         return hidden[:, 0], cache
 
 
+class Generates(Protocol):
+    """What generation needs of a model: see :class:`Decoder`."""
+
+    def prefill(self, params: PyTree, tokens: Any, mask: Any, room: int) -> tuple[Array, Any]:
+        """The last state of prompts, and a cache."""
+        ...
+
+    def decode(self, params: PyTree, token: Any, mask: Any, cache: Any, at: Any) -> tuple[Array, Any]:
+        """The state after one more token, and the cache with it."""
+        ...
+
+    def logits(self, params: PyTree, hidden: Any) -> Array:
+        """The logits of states."""
+        ...
+
+
 def greedy(
-    decoder: Decoder,
+    decoder: Generates,
     params: PyTree,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
@@ -245,7 +266,7 @@ def greedy(
 
 
 def sampled(
-    decoder: Decoder,
+    decoder: Generates,
     params: PyTree,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
@@ -282,7 +303,7 @@ def sampled(
 
 
 def _continued(
-    decoder: Decoder,
+    decoder: Generates,
     params: PyTree,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],

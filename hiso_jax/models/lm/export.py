@@ -17,6 +17,7 @@ from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.names import as_theirs, checkpoint_name, leaves, part_of
 from hiso_jax.models.lm.rope import frequencies
+from hiso_jax.models.lm.torch_decoder import TorchDecoder, save_torch
 from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.paths import as_path
 from hiso_jax.stacked import Stacked, merge
@@ -61,6 +62,12 @@ def save_pretrained(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folde
       OSError: the folder cannot be written.
     """
     folder, decoder = as_path("folder", folder), tuned.decoder
+    if isinstance(decoder, TorchDecoder):
+        assert pretrained.folder is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        files = save_torch(pretrained.folder, decoder, tuned.whole(trained, tuned.frozen), folder)
+        pretrained.tokenizer.save_pretrained(folder)
+        return files
     if decoder.adapters.prefix:
         raise ParameterError(
             "format", "must be delta for --trainable prefix: transformers has no place for a learned prefix"

@@ -1,6 +1,7 @@
 """Low-rank adapters as a folder that PEFT loads on top of the base model."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from jaxtyping import PyTree
 
 from hiso_jax.checks import ParameterError
 from hiso_jax.models.lm.checkpoint import Pretrained, needing
+from hiso_jax.models.lm.modules import Adapters
 from hiso_jax.models.lm.names import JOINED, checkpoint_name, leaves
+from hiso_jax.models.lm.torch_decoder import TorchDecoder
 from hiso_jax.models.lm.trainable import Tuned
 from hiso_jax.paths import as_path
 
@@ -36,14 +39,37 @@ def save_adapters(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folder:
       OSError: the folder cannot be written.
     """
     check_adapters(tuned)
-    folder, adapters = as_path("folder", folder), tuned.decoder.adapters
-    called, tensors = checkpoint_name(tuned.decoder.config), {}
+    folder, adapters, decoder = as_path("folder", folder), tuned.decoder.adapters, tuned.decoder
+    if isinstance(decoder, TorchDecoder):
+        return _write(folder, pretrained, adapters, _torch_tensors(trained), dict(decoder.kernels))
+    called, tensors = checkpoint_name(decoder.config), {}
     for leaf, array in zip(leaves(trained), map(np.asarray, jax.tree.leaves(trained)), strict=True):
         module, _, side = leaf.name.rpartition(".lora_")
         for layer in range(leaf.layers or 0):
             # Their matrices are outputs × inputs.
             stem = called(f"{module}.kernel", layer).removesuffix(".weight")
             tensors[f"base_model.model.{stem}.lora_{side.upper()}.weight"] = np.ascontiguousarray(array[layer].T)
+    return _write(folder, pretrained, adapters, tensors, {})
+
+
+def _torch_tensors(trained: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Adapters of a torch module under PEFT's names, outputs × inputs."""
+    found = {}
+    for name, value in trained.items():
+        module, _, side = name.rpartition(".lora_")
+        found[f"base_model.model.{module}.lora_{side.upper()}.weight"] = np.ascontiguousarray(np.asarray(value).T)
+    return found
+
+
+def _write(
+    folder: Path,
+    pretrained: Pretrained,
+    adapters: Adapters,
+    tensors: dict[str, np.ndarray],
+    kernels: Mapping[str, bool],
+) -> list[Path]:
+    """The two files of PEFT's format; ``kernels`` are those of a torch module."""
+    targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors})
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -52,9 +78,10 @@ def save_adapters(pretrained: Pretrained, tuned: Tuned, trained: PyTree, folder:
         "lora_alpha": adapters.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        # Whether weights are stored as inputs × outputs.
+        "fan_in_fan_out": any(plain for name, plain in kernels.items() if name.split(".")[-2] in targets),
         "inference_mode": True,
-        "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors}),
+        "target_modules": targets,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -16,6 +16,7 @@ from hiso_jax.models.lm.config import LMConfig
 from hiso_jax.models.lm.decoder import Decoder
 from hiso_jax.models.lm.modules import NO_ADAPTERS, Adapters
 from hiso_jax.models.lm.names import leaves
+from hiso_jax.models.lm.torch_decoder import TorchDecoder, chosen_of, with_adapters
 from hiso_jax.stacked import Stacked, merge, path_name
 
 LORA_TARGETS = ("q_proj", "v_proj")
@@ -34,7 +35,7 @@ class Tuned:
       frozen: the frozen parameters, or None.
     """
 
-    decoder: Decoder
+    decoder: Decoder | TorchDecoder
     trained: PyTree
     frozen: PyTree | None
 
@@ -96,16 +97,21 @@ def tune(
       ValueError: a rank or a number of tokens is below 1, α is not positive, a target is unknown, or a pattern is
         malformed or matches no parameter.
     """
-    base, key = pretrained.params, jax.random.key(seed)
+    base, key, decoder = pretrained.params, jax.random.key(seed), pretrained.decoder
+    adapters = Adapters(lora_rank, lora_alpha, tuple(lora_targets))
     if trainable == "all":
-        return Tuned(pretrained.decoder, base, None)
-    if trainable == "lora":
-        return _lora(pretrained, Adapters(lora_rank, lora_alpha, tuple(lora_targets)), key)
-    if trainable == "prefix":
-        return _prefix(pretrained, prefix_tokens, key)
-    if trainable == "head":
-        return _head(pretrained)
-    return Tuned(pretrained.decoder, *_named(base, trainable))
+        return Tuned(decoder, base, None)
+    if isinstance(decoder, TorchDecoder):
+        chosen_of(decoder, trainable)
+        if trainable == "lora":
+            return Tuned(*with_adapters(decoder, base, adapters, key), base)
+    elif trainable == "lora":
+        return _lora(decoder, base, adapters, key)
+    elif trainable == "prefix":
+        return _prefix(decoder, base, prefix_tokens, key)
+    elif trainable == "head":
+        return _head(decoder, base)
+    return Tuned(decoder, *_named(base, trainable))
 
 
 def tuned_shapes(
@@ -225,29 +231,25 @@ def check_prefix(tokens: int, config: LMConfig) -> None:
         raise ParameterError("prefix_tokens", f"must be at least 1 and at most {most}, got {tokens}")
 
 
-def _lora(pretrained: Pretrained, adapters: Adapters, key: jax.Array) -> Tuned:
-    check_lora(adapters, pretrained.decoder.config)
-    decoder = replace(pretrained.decoder, adapters=adapters)
+def _lora(plain: Decoder, params: PyTree, adapters: Adapters, key: jax.Array) -> Tuned:
+    check_lora(adapters, plain.config)
+    decoder = replace(plain, adapters=adapters)
     # Only the adapters are computed: the rest of the program is dead code.
     added = jax.jit(lambda key: partition(decoder.init(key), _is_lora)[0])(key)
-    return Tuned(decoder, jax.tree.map(np.asarray, added), pretrained.params)
+    return Tuned(decoder, jax.tree.map(np.asarray, added), params)
 
 
-def _prefix(pretrained: Pretrained, tokens: int, key: jax.Array) -> Tuned:
-    plain = pretrained.decoder
+def _prefix(plain: Decoder, params: PyTree, tokens: int, key: jax.Array) -> Tuned:
     check_prefix(tokens, plain.config)
     numbers = jax.random.randint(key, (1, tokens), 0, plain.config.vocab_size)
-    _, cache = jax.jit(lambda params: plain.prefill(params, numbers, jnp.ones(numbers.shape, bool), 0))(
-        pretrained.params
-    )
+    _, cache = jax.jit(lambda params: plain.prefill(params, numbers, jnp.ones(numbers.shape, bool), 0))(params)
     added = {"prefix_keys": cache.keys[:, 0], "prefix_values": cache.values[:, 0]}
     added = jax.tree.map(lambda a: np.asarray(a, np.float32), added)
     decoder = replace(plain, adapters=Adapters(prefix=tokens))
-    return Tuned(decoder, {"layers": Stacked({"self_attn": added})}, pretrained.params)
+    return Tuned(decoder, {"layers": Stacked({"self_attn": added})}, params)
 
 
-def _head(pretrained: Pretrained) -> Tuned:
-    decoder, params = pretrained.decoder, pretrained.params
+def _head(decoder: Decoder, params: PyTree) -> Tuned:
     if "lm_head" not in params:
         decoder = replace(decoder, config=replace(decoder.config, tied=False))
         params = {**params, "lm_head": {"kernel": np.ascontiguousarray(params["embed_tokens"]["embedding"].T)}}

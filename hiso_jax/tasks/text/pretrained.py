@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Array, Key, PyTree
 
 from hiso_jax.factored import PerturbedAs
-from hiso_jax.models.lm import Tuned, layout_of
+from hiso_jax.models.lm import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class PretrainedTask:
     @property
     def layout(self) -> Callable[[str, tuple[int, ...], int], int | None]:
         """How the parameters are split over devices."""
-        return layout_of(self.model.decoder.config)
+        return self.model.decoder.layout
 
     @property
     def perturbed_as(self) -> PerturbedAs:

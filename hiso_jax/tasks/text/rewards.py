@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hiso_jax.checks import ParameterError, first_line, function
-from hiso_jax.fed import Value
 from hiso_jax.tasks.text.generation import TextGeneration, prompts_of
 
 Score = Callable[[str, str, str], float]
 """(prompt, the model's answer, the training target) → a reward."""
+Value = Callable[[Mapping[str, Array], Mapping[str, Array]], Float[Array, "B"]]
+"""(metrics of a batch by name, batch) → a value of each example, as :data:`hiso_jax.fed.Value`."""
 
 
 @dataclass(frozen=True)
