@@ -82,9 +82,10 @@ class Settings(SimulationConfig, Clock):
     """The settings of every experiment: the names of its choices, and its numbers.
 
     Attributes:
-      task: digits (embedded), mnist, fashion-mnist, a text task for a language model (sst2, qqp, rte, boolq, cb, wic,
-        wsc, multirc, ag_news, squad, drop, xsum, text-classification, chat), or your own as path/to/file.py:name. All
-        but digits need --data-dir or a hub. Like every choice it has its own options, which --help-all lists.
+      task: digits (embedded), mnist, fashion-mnist, cifar10, folders of images (image-classification), a text task for
+        a language model (sst2, qqp, rte, boolq, cb, wic, wsc, multirc, ag_news, squad, drop, xsum,
+        text-classification, chat), or your own as path/to/file.py:name. All but digits need --data-dir or a hub. Like
+        every choice it has its own options, which --help-all lists.
       objective: what the clients' scalars measure: the task's loss (loss), or a value to maximise that may have steps:
         accuracy, f1, exact-match, or your own as path/to/file.py:name.
       clients: number of clients in the population, N; they are virtual if they outnumber the training examples.

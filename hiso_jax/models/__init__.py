@@ -5,7 +5,7 @@ from types import ModuleType
 
 from hiso_jax.models.convolution import convolution, max_pool
 from hiso_jax.models.functional import Model, functional
-from hiso_jax.models.vision import cnn, mlp
+from hiso_jax.models.vision import cnn, lenet, mlp, resnet18
 
 
 def __getattr__(name: str) -> ModuleType:
@@ -15,4 +15,4 @@ def __getattr__(name: str) -> ModuleType:
     raise AttributeError(f"{__name__} has no attribute {name!r}")
 
 
-__all__ = ["Model", "cnn", "convolution", "functional", "max_pool", "mlp"]
+__all__ = ["Model", "cnn", "convolution", "functional", "lenet", "max_pool", "mlp", "resnet18"]

@@ -21,6 +21,9 @@ from hiso_jax.checks import ParameterError
 from hiso_jax.choices import Factory, Kind, Listed, defaults
 from hiso_jax.tasks.digits import digits as load_digits
 from hiso_jax.tasks.digits import digits_network
+from hiso_jax.tasks.images import CIFAR10_LABELS, cifar10_shapes, classes_in, image_model, image_network, trained_names
+from hiso_jax.tasks.images import cifar10 as load_cifar10
+from hiso_jax.tasks.images import image_classification as load_images
 from hiso_jax.tasks.mnist import fashion_mnist as load_fashion_mnist
 from hiso_jax.tasks.mnist import mnist as load_mnist
 from hiso_jax.tasks.mnist import mnist_network, mnist_shapes
@@ -111,6 +114,92 @@ def fashion_mnist(*, model: Literal["cnn", "mlp"] = "cnn", data_dir: Path | None
       data_dir: folder with the four IDX files, gzip-compressed or not; by default the datasets hub.
     """
     return load_fashion_mnist(data_dir, model)
+
+
+def cifar10(*, model: Literal["cnn", "lenet", "resnet18"] = "cnn", data_dir: Path | None = None) -> Any:
+    """CIFAR-10.
+
+    Args:
+      model: cnn, lenet or resnet18.
+      data_dir: folder with CIFAR-10's files as they are distributed (binary or pickles), unpacked or not; by default
+        the datasets hub.
+    """
+    return load_cifar10(data_dir, model)
+
+
+def images(
+    *,
+    model: str = "cnn",
+    data_dir: Path | None = None,
+    side: int | None = None,
+    labels: Names = None,
+    trained: str | None = None,
+) -> Any:
+    """Images in folders by class.
+
+    Args:
+      model: cnn, lenet, resnet18, or a folder of a vision model of transformers, which runs by torch.
+      data_dir: folder with train/CLASS/* and test/CLASS/*, or CLASS/* alone, or Parquet files with columns image and
+        label.
+      side: pixels along a side, to which images are scaled and cut; by default the pretrained model's, or 32.
+      labels: names of the classes in their order; by default those of the data, in alphabetical order.
+      trained: regular expression over the entries of the parameters; those that match are trained, by default all.
+    """
+    return _images(model, data_dir, side, labels, trained)
+
+
+def _images(model: str, data_dir: Path | None, side: Any, labels: Any, trained: Any, **splits: Any) -> Any:
+    if data_dir is None:
+        raise ParameterError("data_dir", "must be given for image-classification: a folder of images by class")
+    return load_images(data_dir, model, side=side, labels=labels, trained=trained, **splits)
+
+
+def _image_shapes(**options: Any) -> Any:
+    raise ParameterError("task", "must not be image-classification where nothing is read; cifar10 has its networks")
+
+
+def _image_folder() -> Factory:
+    """The factory of ``image-classification``, with its functions."""
+
+    def base(
+        seed: int,
+        key: Any,
+        *,
+        model: str = "cnn",
+        data_dir: Path | None = None,
+        side: int | None = None,
+        labels: Any = None,
+        trained: str | None = None,
+    ) -> Base:
+        if labels is None and data_dir is None:
+            raise ParameterError("labels", "must be given for a run whose folder of images is not here")
+        classes = len(labels) if labels is not None else classes_in(Path(str(data_dir)))
+        network = image_model(model, classes, side)[0]
+        params = network.init(key)
+        if trained is None:
+            return Base(params)
+        # As tasks.train_only takes them.
+        kept, chosen = network.init(jax.random.key(0)), trained_names(list(params), trained)
+        frozen = {name: value for name, value in kept.items() if name not in chosen}
+        return Base({name: params[name] for name in chosen}, frozen or None)
+
+    vars(images).update(
+        base=base,
+        shapes=_image_shapes,
+        of_splits=lambda splits: wraps(images)(partial(_images_of, splits=splits)),
+    )
+    return images
+
+
+def _images_of(
+    *, model: str, data_dir: Path | None, side: Any, labels: Any, trained: Any, splits: Collection[str]
+) -> Any:
+    return _images(model, data_dir, side, labels, trained, splits=splits)
+
+
+def _cifar10_shapes(*, model: str = "cnn", data_dir: Any = None) -> Any:
+    task = cifar10_shapes(model)
+    return task, jax.eval_shape(task.init, jax.random.key(0))
 
 
 def _mnist_shapes(name: str) -> Callable[..., Any]:
@@ -318,6 +407,13 @@ TASKS = Kind(
         "digits": _network(digits, digits_network, _digits_shapes),
         "mnist": _network(mnist, mnist_network, _mnist_shapes("mnist"), load_mnist),
         "fashion-mnist": _network(fashion_mnist, mnist_network, _mnist_shapes("fashion-mnist"), load_fashion_mnist),
+        "cifar10": _network(
+            cifar10,
+            lambda model: image_network(model or "cnn", side=32, classes=len(CIFAR10_LABELS)),
+            _cifar10_shapes,
+            load_cifar10,
+        ),
+        "image-classification": _image_folder(),
         **{
             name: defaults(**TEXT_DEFAULTS, **LABELLED)(_text(name, *_GENERATING, test_rows=200))
             for name in _CLASSIFIES[:-1]
