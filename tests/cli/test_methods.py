@@ -187,7 +187,7 @@ def test_a_method_without_a_rate_of_its_own_asks_for_one(capsys, tmp_path, mine)
         (["--shards-per-client", "7"], "--shards-per-client is an option of --partition shards; it would have no"),
         (
             ["--task", "digits", "--data-dir", "X"],
-            "--data-dir is an option of --task mnist, fashion-mnist, sst2 and 13 more",
+            "--data-dir is an option of --task mnist, fashion-mnist, cifar10 and 15 more",
         ),
         (["--availability-rate", "0.5"], "--availability-rate is an option of --availability bernoulli, per-client"),
         (
