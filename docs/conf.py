@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
@@ -44,6 +45,9 @@ nb_merge_streams = True
 nb_output_stderr = "remove"
 # Stored with their outputs: they need a model of 93 MB.
 nb_execution_excludepatterns = ["tutorials/language_model.ipynb"]
+if find_spec("torchax") is None or find_spec("torch") is None:
+    # Shown without outputs where the extra torch is not installed.
+    nb_execution_excludepatterns.append("guides/torch.md")
 
 smartquotes = False
 python_use_unqualified_type_names = True
