@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import jax
 import numpy as np
 import pytest
@@ -111,6 +112,17 @@ def write(folder, conversations):
         lines = [json.dumps({"messages": messages}) for messages in conversations]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def test_columns_of_datasets_and_parquet_are_those_of_rows(pretrained, tmp_path):
+    expected = task_of(pretrained, SHORT, LONG)
+    rows = datasets.Dataset.from_list([{"messages": SHORT}, {"messages": LONG}])
+    for name in ("train", "validation"):
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+    for given in ({"rows": {"train": rows, "test": rows}}, {"data_dir": tmp_path}):
+        task = text_task("chat", lm.tune(pretrained), pretrained, max_new_tokens=6, **given)
+        np.testing.assert_array_equal(np.sort(task.train["length"]), np.sort(expected.train["length"]))
+        assert sorted(task.golden) == sorted(expected.golden)
 
 
 @pytest.mark.thorough
