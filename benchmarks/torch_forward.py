@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jax
 import numpy as np
@@ -84,7 +85,12 @@ def main(arguments: Arguments) -> None:
             times[name].append(time.perf_counter() - before)
     own_median = median(times["this package's decoder"])
     table = Table("model", "first call, s", "median, s", "least, s", "of the decoder", "largest difference from torch")
-    result = {"batch": arguments.batch, "length": arguments.length, "layers": arguments.layers, "rows": {}}
+    result: dict[str, Any] = {
+        "batch": arguments.batch,
+        "length": arguments.length,
+        "layers": arguments.layers,
+        "rows": {},
+    }
     for name, values in times.items():
         away = float(np.abs(outputs[name] - outputs["torch"]).max())
         row = {"first": compiled[name], "median": median(values), "least": min(values), "difference": away}

@@ -272,6 +272,10 @@ def image_classification(
     """
     if side is not None:
         integer("side", side, 16)
+    if labels is None and set(splits) != set(SPLITS):
+        raise ParameterError(
+            "labels", "must be given where only one of the splits is here: its classes may not be those of the other"
+        )
     found = _rows_of(data, splits)
     names = _classes_of(found, labels)
     network, scale, size = image_model(model, len(names), side)
@@ -289,7 +293,7 @@ def image_model(model: str, classes: int, side: int | None) -> tuple[Model, Scal
     Raises:
       ParameterError: the model is unknown, or does not take images of this size.
     """
-    if Path(model).is_dir():
+    if model not in NETWORKS and Path(model).is_dir():
         return _pretrained(Path(model), classes, side)
     size = DEFAULT_SIDE if side is None else side
     return image_network(model, side=size, classes=classes), IMAGENET_SCALE, size
@@ -375,6 +379,8 @@ def _of_tables(paths: Sequence[Path], folder: Path, split: str) -> Rows:
         raise ParameterError("data_dir", f"must hold Parquet files {split}*.parquet; {folder} has none")
     parquet = import_extra("pyarrow.parquet", "data_dir", "must hold folders of images")
     tables = [parquet.read_table(path).to_pydict() for path in paths]
+    if any(table.keys() != tables[0].keys() for table in tables):
+        raise ParameterError("data_dir", f"must hold Parquet files of the same columns; those of {split} differ")
     columns = {name: [value for table in tables for value in table[name]] for name in tables[0]}
     return _columns(columns, split)
 
@@ -459,7 +465,14 @@ def _pretrained(folder: Path, classes: int, side: int | None) -> tuple[Model, Sc
     """
     from hiso_jax.models.torch import from_torch, libraries
 
-    torch = libraries()[0]
+    try:
+        torch = libraries()[0]
+    except ParameterError as error:
+        raise ParameterError(
+            "model",
+            f"must be {', '.join(NETWORKS)}, or the extra torch be installed for a folder of a vision model "
+            f"(pip install '.[torch]'); got {folder}",
+        ) from error
     transformers = import_extra("transformers", "model", f"must be {', '.join(NETWORKS)}")
     torch.manual_seed(0)  # of a new head
     try:

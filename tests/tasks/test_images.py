@@ -261,6 +261,15 @@ def test_what_is_no_task_is_one_sentence(change, given, sentence, tmp_path):
         tasks.image_classification(tmp_path, **{"side": 16, **given})
 
 
+def test_a_machine_with_one_split_is_given_the_classes(tmp_path):
+    write_folder(tmp_path, splits=("train",))
+    with pytest.raises(ParameterError, match="labels must be given where only one of the splits is here"):
+        tasks.image_classification(tmp_path, side=16, splits=("train",))
+    task = tasks.image_classification(tmp_path, side=16, splits=("train",), labels=["blue", "green", "red"])
+    assert task.train["label"].tolist() == [0] * 6 + [2] * 6
+    assert len(task.test["label"]) == 1
+
+
 def test_one_class_is_none(tmp_path):
     (tmp_path / "train" / "red").mkdir(parents=True)
     (tmp_path / "test" / "red").mkdir(parents=True)
